@@ -1,0 +1,379 @@
+"""The settings of a run: names, types, limits, defaults and one line on each.
+
+A config is one JSON object. Unknown keys are refused with the nearest known name. `null` means
+"resolve for me"; what was resolved is printed once and written to `config.resolved.json`.
+This file reads the config and nothing else: no data rows, no network, no tinker.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from errors import ConfigError
+
+# What may differ between a run and its resumption; the config hash leaves these out.
+CHANGEABLE_ON_RESUME = (
+    "max_rounds",
+    "base_url",
+    "evalops_enabled",
+    "evalops_test_suite_id",
+    "evalops_api_url",
+)
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class DataSettings(Settings):
+    """How rows become training steps."""
+
+    accumulate: Positive = Field(
+        default=1,
+        description="forward-backward calls that one step's batch is split into before its optimizer step",
+    )
+
+
+class EvaluationSettings(Settings):
+    """How the questions are asked."""
+
+    temperature: float = Field(
+        default=0.0, ge=0, le=10, description="sampling temperature; 0 is greedy"
+    )
+    max_tokens: Positive = Field(default=64, description="longest answer in tokens")
+
+
+class MiningSettings(Settings):
+    """What later rounds train on."""
+
+    pool_file: str | None = Field(
+        default=None, description="JSONL of further examples to draw new ones from after round 1"
+    )
+    replay_share: Share = Field(
+        default=0.2, description="share of a later round that goes on through `train_file`"
+    )
+
+
+class TrainingConfig(Settings):
+    """All settings; the flat keys are the public interface."""
+
+    run_name: str = Field(
+        default="run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="short name, used in the run directory's name",
+    )
+    base_model: str = Field(
+        min_length=1, description="model to fine-tune: a hub name, or a model directory"
+    )
+    base_url: str | None = Field(
+        default=None, description="address of a Tinker-compatible service; null: chosen by rule"
+    )
+    train_file: str = Field(
+        min_length=1, description="JSONL with `instruction`/`input`/`output` or `messages`"
+    )
+    eval_tasks: list[str] = Field(
+        min_length=1,
+        description="what is evaluated each round: `simple_qa` (built in) or `qa:FILE.jsonl`",
+    )
+    renderer_name: str | None = Field(
+        default=None, description="chat format; null: the model's recommended one"
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="seed of adapter, data order, selection and sampling"
+    )
+
+    lora_rank: int = Field(
+        default=16,
+        ge=1,
+        le=256,
+        description="rank of the LoRA matrices (alpha is 32 for every rank)",
+    )
+    train_attn: bool = Field(default=True, description="train the attention layers")
+    train_mlp: bool = Field(default=True, description="train the MLP layers")
+    train_unembed: bool = Field(default=True, description="train the unembedding layer")
+
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="highest learning rate")
+    use_recommended_lr: bool = Field(
+        default=False, description="take the cookbook's rate for the model instead"
+    )
+    lr_decay: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="factor on the learning rate after each missed threshold",
+    )
+    min_lr: float = Field(default=1e-6, ge=0, description="lower bound of the learning rate")
+    warmup_steps: int | None = Field(
+        default=None,
+        ge=0,
+        description="linear warm-up at the start of the run; null: 100, at most a tenth of the run",
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW's weight decay")
+    max_steps: Positive = Field(
+        default=1000, description="most steps of a run, and the length of the cosine decay"
+    )
+    batch_size: Positive = Field(default=8, description="examples in one step")
+    steps_per_round: Positive = Field(default=1, description="optimizer steps in one round")
+    max_seq_length: int = Field(
+        default=2048, ge=8, description="longest training example in tokens; longer ones are cut"
+    )
+
+    eval_threshold: float = Field(
+        default=0.85, ge=0, le=1, description="score at which the run stops"
+    )
+    max_rounds: Positive = Field(default=3, description="most rounds of a run")
+    checkpoint_every_steps: Positive | None = Field(
+        default=None,
+        description="save state inside a round every so many steps; null: only at its end",
+    )
+
+    evalops_enabled: bool = Field(default=False, description="post every round to EvalOps")
+    evalops_test_suite_id: str | None = Field(
+        default=None, description="the EvalOps test suite that rounds are posted to"
+    )
+    evalops_api_url: str | None = Field(
+        default=None, description="EvalOps address; null: `EVALOPS_API_URL`, else the public one"
+    )
+
+    data: DataSettings = Field(default=DataSettings(), description="how rows become steps")
+    evaluation: EvaluationSettings = Field(
+        default=EvaluationSettings(), description="how the questions are asked"
+    )
+    mining: MiningSettings = Field(
+        default=MiningSettings(), description="what later rounds train on"
+    )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps that the run takes at the most."""
+        return min(self.max_steps, self.max_rounds * self.steps_per_round)
+
+    @model_validator(mode="after")
+    def _check_across_keys(self) -> TrainingConfig:
+        if self.min_lr > self.learning_rate and not self.use_recommended_lr:
+            raise ValueError(
+                f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}, so every step would train at "
+                "min_lr. Lower min_lr or raise learning_rate."
+            )
+        if self.warmup_steps is not None and self.warmup_steps * 3 > self.total_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} is more than a third of the {self.total_steps} steps that this run "
+                f"takes at most (min(max_steps {self.max_steps}, max_rounds {self.max_rounds} x steps_per_round "
+                f"{self.steps_per_round})). Set it to {self.total_steps // 3} or less, or to null."
+            )
+        if self.data.accumulate > self.batch_size:
+            raise ValueError(
+                f"data.accumulate {self.data.accumulate} is more than batch_size {self.batch_size}: a batch cannot be "
+                "split into more parts than it has examples."
+            )
+        if not (self.train_attn or self.train_mlp or self.train_unembed):
+            raise ValueError(
+                "train_attn, train_mlp and train_unembed are all false: nothing would be trained."
+            )
+        if self.evalops_enabled and not self.evalops_test_suite_id:
+            raise ValueError(
+                "evalops_enabled is true but evalops_test_suite_id is not set. Set it to your suite's id."
+            )
+        for name in self.eval_tasks:
+            if not (name == "simple_qa" or (name.startswith("qa:") and name != "qa:")):
+                raise ValueError(
+                    f"eval_tasks names {name!r}, which is neither `simple_qa` nor `qa:FILE.jsonl`, the two kinds that "
+                    "this version evaluates."
+                )
+        if len(set(self.eval_tasks)) < len(self.eval_tasks):
+            raise ValueError("eval_tasks names one task twice. Name each once.")
+        return self
+
+
+class LoadedConfig(NamedTuple):
+    """A valid config and where it came from. `directory` is None when there is no config file."""
+
+    config: TrainingConfig
+    file: Path
+    directory: Path
+
+    def find(self, key: str, name: str) -> Path:
+        """Return the file that a setting names: relative to the config file, else to the working directory."""
+        candidates = list(dict.fromkeys([self.directory / name, Path.cwd() / name]))
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate.resolve()
+        tried = " and ".join(str(candidate) for candidate in candidates)
+        raise ConfigError(
+            f"{self.file}: {key} names {name!r}, but there is no such file. Looked at {tried}."
+        )
+
+
+def load_and_validate_config(path: str | Path, overrides: list[str] | None = None) -> LoadedConfig:
+    """Read a JSON config, apply `KEY=VALUE` overrides, and validate it.
+
+    Raises `ConfigError`, one paragraph naming file and key, for anything that is wrong with it.
+    """
+    file = Path(path)
+    raw = with_overrides(_read_object(file), overrides or [])
+    return LoadedConfig(validate(raw, str(file)), file, file.resolve().parent)
+
+
+def validate(raw: dict[str, Any], where: str) -> TrainingConfig:
+    """Validate a config given as a dictionary; `where` names it in errors."""
+    try:
+        return TrainingConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+        raise ConfigError(f"{where}: " + " ".join(problems)) from None
+
+
+def with_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return a copy of a config with `KEY=VALUE` overrides applied."""
+    changed = json.loads(json.dumps(raw))
+    for override in overrides:
+        _apply_override(changed, override)
+    return changed
+
+
+def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig) -> None:
+    """Raise `ConfigError`, naming the settings, when a resumed run would not be the same run."""
+    mine = given.config.model_dump(mode="json")
+    keys = [
+        key for key in mine if key not in CHANGEABLE_ON_RESUME and mine[key] != recorded.get(key)
+    ]
+    if keys:
+        shown = "; ".join(f"{key} was {recorded.get(key)!r}, is {mine[key]!r}" for key in keys)
+        raise ConfigError(
+            f"{given.file}: the run was started with other settings: {shown}. A resumed run may "
+            f"change only {', '.join(CHANGEABLE_ON_RESUME)}. Change these back, or start a new run."
+        )
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{file}: there is no such file. Give --config the path of a JSON config."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{file}: the config cannot be read: {error}. Give --config a JSON file."
+        ) from None
+    try:
+        raw = json.loads(text, object_pairs_hook=_refuse_duplicates)
+    except json.JSONDecodeError as error:
+        hint = " JSON has no comments; remove them." if "//" in text or "/*" in text else ""
+        raise ConfigError(
+            f"{file} line {error.lineno} column {error.colno}: not valid JSON: {error.msg}.{hint}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{file}: a config is one JSON object of settings, found {_type_name(raw)}."
+        )
+    return raw
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the key {key!r} stands twice in one object. Keep one of them.")
+    return dict(pairs)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    """Apply one `--set KEY=VALUE`; VALUE is JSON, or else a string; KEY may be dotted."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set lora_rank=8.")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    *groups, leaf = key.strip().split(".")
+    for group in groups:
+        inner = raw.setdefault(group, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: {group} is not a group of settings.")
+        raw = inner
+    raw[leaf] = value
+
+
+def _explain(problem: Any) -> str:
+    """Turn one pydantic error into a sentence with key, what was found and what to do."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = [setting.key for setting in describe_settings()]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see the settings table in README.md."
+        return f"{key} is not a setting; {hint}"
+    if problem["type"] == "missing":
+        return f"{key} is missing; it has no default."
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    found = problem["input"]
+    shown = json.dumps(found, default=str)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{key}: {problem['msg'].lower().rstrip('.')}; found {shown} ({_type_name(found)})."
+
+
+def _type_name(value: Any) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return names.get(type(value), "a number")
+
+
+class SettingRow(NamedTuple):
+    """One line of the settings table."""
+
+    key: str
+    default: str
+    description: str
+
+
+def describe_settings() -> Iterator[SettingRow]:
+    """Yield every setting, groups dotted, in the order of the schema."""
+    yield from _describe("", TrainingConfig.model_fields)
+
+
+def _describe(prefix: str, fields: dict[str, FieldInfo]) -> Iterator[SettingRow]:
+    for name, field in fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Settings):
+            yield from _describe(f"{prefix}{name}.", annotation.model_fields)
+        else:
+            default = "required" if field.is_required() else json.dumps(field.default)
+            yield SettingRow(f"{prefix}{name}", default, field.description or "")
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table, as it stands in README.md."""
+    rows = [f"| `{row.key}` | {row.default} | {row.description} |" for row in describe_settings()]
+    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
+
+
+def config_hash(config: TrainingConfig) -> str:
+    """sha256 of everything that a resumed run must share with the run it continues."""
+    kept = {
+        key: value
+        for key, value in config.model_dump(mode="json").items()
+        if key not in CHANGEABLE_ON_RESUME
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

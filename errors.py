@@ -1,0 +1,40 @@
+"""The errors a user can meet: one paragraph each, saying what is wrong, where, what was found, what to do.
+
+Everything that the outside world can break is raised as a `LoopError`; a broken promise inside the
+program is an `assert`. The command line turns a child of `InputError` into exit code 2 and every other
+`LoopError` into exit code 1, without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class LoopError(Exception):
+    """An error whose message is the whole explanation."""
+
+
+class InputError(LoopError):
+    """Something the user gave (settings, files, command line, environment) cannot be used."""
+
+
+class ConfigError(InputError):
+    """A setting or a command-line argument is wrong."""
+
+
+class DataError(InputError):
+    """A data or question file is missing, unreadable, empty or mostly rejected."""
+
+
+class ServiceError(LoopError):
+    """The Tinker service refused or lost something and the run cannot go on."""
+
+
+class TrainingError(LoopError):
+    """Training itself went wrong, for example a loss that is not finite."""
+
+
+class EvalError(LoopError):
+    """An evaluation could not be completed; there is no score."""
+
+
+class RunStoreError(InputError):
+    """A run directory cannot be used: not empty, not a run, damaged, or of another config."""

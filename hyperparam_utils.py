@@ -1,0 +1,133 @@
+"""Learning rates, their schedule, LoRA capacity and token arithmetic. Pure.
+
+The one formula of the learning rate, for the global step (from 0) and k missed gates so far:
+
+    lr(step) = max(min_lr, learning_rate * lr_decay**k * warm * cos)
+    warm = min(1, (step + 1) / warmup_steps)
+    cos = 0.5 * (1 + cos(pi * min(step, max_steps) / max_steps))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from errors import ConfigError
+
+LORA_ALPHA = 32  # for every rank, as the vendor documents
+ADAM_BETAS = (0.9, 0.95)
+ADAM_EPS = 1e-8
+DEFAULT_WARMUP_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The numbers of the formula, all resolved; rates are absolute."""
+
+    learning_rate: float
+    min_lr: float
+    lr_decay: float
+    warmup_steps: int
+    max_steps: int
+
+    def lr(self, step: int, num_missed_gates: int) -> float:
+        """The learning rate of one global step, the first being 0."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        cosine = 0.5 * (1 + math.cos(math.pi * min(step, self.max_steps) / self.max_steps))
+        return max(
+            self.min_lr, self.learning_rate * self.lr_decay**num_missed_gates * warm * cosine
+        )
+
+
+def resolve_warmup_steps(explicit: int | None, total_steps: int) -> int:
+    """`warmup_steps`, where null means 100 but at most a tenth of the steps that the run will take."""
+    return min(DEFAULT_WARMUP_STEPS, total_steps // 10) if explicit is None else explicit
+
+
+def recommended_lr(base_model: str) -> float:
+    """The cookbook's learning rate for LoRA on a hub model.
+
+    Raises `ConfigError` where the cookbook has none: families it has not calibrated, models it does
+    not know, and model directories (whose path says nothing about the model in them).
+    """
+    from tinker_cookbook.exceptions import ConfigurationError
+    from tinker_cookbook.hyperparam_utils import get_lr
+
+    try:
+        return float(get_lr(base_model, is_lora=True))
+    except (NotImplementedError, ConfigurationError, KeyError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"use_recommended_lr: the cookbook has no recommended learning rate for {base_model!r} "
+            f"({type(error).__name__}). Set use_recommended_lr to false and learning_rate to a number."
+        ) from None
+
+
+def lora_param_count(
+    model_config: Mapping[str, Any],
+    rank: int,
+    *,
+    train_attn: bool,
+    train_mlp: bool,
+    train_unembed: bool,
+) -> int | None:
+    """Trainable LoRA parameters of a dense decoder described by its Hugging Face `config.json`.
+
+    Each adapted matrix of shape (out, in) adds rank * (in + out). None where the config lacks the
+    sizes or describes another kind of model (mixture of experts, fused layers).
+    """
+    try:
+        hidden, layers = model_config["hidden_size"], model_config["num_hidden_layers"]
+        ffn, vocab = model_config["intermediate_size"], model_config["vocab_size"]
+        heads = model_config["num_attention_heads"]
+    except KeyError:
+        return None
+    if any("expert" in key for key in model_config):
+        return None
+    head_dim = model_config.get("head_dim") or hidden // heads
+    kv_heads = model_config.get("num_key_value_heads") or heads
+    attention = 2 * (hidden + heads * head_dim) + 2 * (
+        hidden + kv_heads * head_dim
+    )  # q, o and k, v
+    mlp = 3 * (hidden + ffn)  # gate, up, down
+    per_rank = (
+        layers * (attention * train_attn + mlp * train_mlp) + (hidden + vocab) * train_unembed
+    )
+    return rank * per_rank
+
+
+def known_lora_param_count(
+    base_model: str, rank: int, *, train_attn: bool, train_mlp: bool, train_unembed: bool
+) -> int | None:
+    """The same for a hub model, from the cookbook's table; None for a model that is not in it."""
+    from tinker_cookbook.exceptions import ConfigurationError
+    from tinker_cookbook.hyperparam_utils import get_lora_param_count
+
+    try:
+        return int(
+            get_lora_param_count(
+                base_model,
+                rank,
+                train_mlp=train_mlp,
+                train_attn=train_attn,
+                train_unembed=train_unembed,
+            )
+        )
+    except (ConfigurationError, KeyError, ValueError, OSError):
+        return None
+
+
+def capacity_sentence(num_lora_params: int | None, num_loss_tokens: int, rank: int) -> str:
+    """Say whether the adapter has room for what the data holds.
+
+    The vendor's rule of thumb for supervised data: LoRA matches full fine-tuning while it has at
+    least as many parameters as the data has tokens that are trained on.
+    """
+    if num_lora_params is None:
+        return f"LoRA rank {rank}: the parameter count of this model is not known here; {num_loss_tokens:,} loss tokens"
+    verdict = (
+        "low-regret" if num_lora_params >= num_loss_tokens else "raise lora_rank or narrow the data"
+    )
+    relation = ">=" if num_lora_params >= num_loss_tokens else "<"
+    return f"LoRA rank {rank}: {num_lora_params:,} parameters {relation} {num_loss_tokens:,} loss tokens ({verdict})"

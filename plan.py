@@ -1,0 +1,389 @@
+"""What is settled before the first paid step: files, data, renderer, schedule, and where it runs.
+
+`read_inputs` needs no tokenizer and no network, `make_plan` adds the rendering. Nothing here talks
+to a service; whatever a setting left open is resolved once and said, with its source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import config_schema
+import hyperparam_utils
+import simple_eval
+from config_schema import LoadedConfig, TrainingConfig
+from data_loader import (
+    CleanSplit,
+    HeldOutQuestions,
+    LoadedFile,
+    Rendering,
+    clean_split,
+    load_examples,
+    load_renderer,
+    resolve_renderer_name,
+)
+from decision import Gate
+from errors import ConfigError
+from hyperparam_utils import Schedule
+from simple_eval import QuestionTask, SamplingSettings
+
+if TYPE_CHECKING:
+    from tinker_cookbook.renderers import Renderer
+
+
+class ServiceChoice(NamedTuple):
+    """Where the run happens, and why. `kind` is embedded, compatible or tinker."""
+
+    kind: str
+    base_url: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The settings with their files read, cleaned and checked."""
+
+    loaded: LoadedConfig
+    model_dir: Path | None
+    files: tuple[LoadedFile, ...]
+    split: CleanSplit
+    tasks: tuple[QuestionTask, ...]
+    schedule: Schedule
+    learning_rate_source: str
+
+    @property
+    def config(self) -> TrainingConfig:
+        return self.loaded.config
+
+    @property
+    def model_path(self) -> str:
+        """What the tokenizer is loaded from: a directory, or the hub name."""
+        return self.config.base_model if self.model_dir is None else str(self.model_dir)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Inputs with everything rendered; what the loop works from."""
+
+    inputs: Inputs
+    config_hash: str
+    gate: Gate
+    sampling: SamplingSettings
+    renderer_name: str
+    renderer: Renderer
+    rendering: Rendering
+    data: CleanSplit
+    trainable_ids: frozenset[str]
+
+    @property
+    def config(self) -> TrainingConfig:
+        return self.inputs.config
+
+    @property
+    def tasks(self) -> tuple[QuestionTask, ...]:
+        return self.inputs.tasks
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.inputs.schedule
+
+
+# --- where it runs -----------------------------------------------------------------------------
+
+
+def find_model_dir(loaded: LoadedConfig) -> Path | None:
+    """The directory that `base_model` names, beside the config file or in the working directory."""
+    for base in (loaded.directory, Path.cwd()):
+        candidate = base / loaded.config.base_model
+        if candidate.is_dir():
+            if not (candidate / "config.json").is_file():
+                raise ConfigError(
+                    f"{loaded.file}: base_model names the directory {candidate}, which holds no "
+                    "config.json. Give a Hugging Face model directory, with weights and tokenizer."
+                )
+            return candidate.resolve()
+    return None
+
+
+def choose_service(
+    config: TrainingConfig, model_dir: Path | None, env: Mapping[str, str], *, local: bool
+) -> ServiceChoice:
+    """Apply the rules in order. Raises `ConfigError` naming the remedies when none applies."""
+    base_url = config.base_url or env.get("TINKER_BASE_URL")
+    if local:
+        return ServiceChoice("embedded", None, "--local was given")
+    if base_url:
+        source = "base_url in the config" if config.base_url else "TINKER_BASE_URL"
+        _require_key(env, f"{source} is {base_url}, and a service is reached with a key")
+        return ServiceChoice("compatible", base_url, f"{source} is set")
+    if model_dir is not None:
+        reason = f"base_model {config.base_model!r} is a directory"
+        return ServiceChoice("embedded", None, reason)
+    if env.get("TINKER_API_KEY"):
+        _require_key(env, "Tinker is reached with a key")
+        return ServiceChoice("tinker", None, "TINKER_API_KEY is set")
+    raise ConfigError(
+        f"There is nowhere to train {config.base_model!r}: it is not a directory here, and no "
+        "service is set. Export TINKER_API_KEY to use Tinker; or set base_url (or TINKER_BASE_URL) "
+        "to a compatible service; or set base_model to a model directory; or add --local to use "
+        "this machine and the Hugging Face cache. ./run_demo.sh --local needs none of these."
+    )
+
+
+def _require_key(env: Mapping[str, str], why: str) -> None:
+    key = env.get("TINKER_API_KEY", "")
+    if not key.startswith(("tml-", "eyJ")):
+        found = "is not set" if not key else "does not start with tml-"
+        raise ConfigError(
+            f"TINKER_API_KEY {found}: {why}. Export the key that the service was started with; "
+            "where it checks none, any that starts with tml- will do."
+        )
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_inputs(loaded: LoadedConfig, kept: Mapping[str, Any] | None = None) -> Inputs:
+    """Read all files and resolve the schedule. `kept` holds a resumed run's resolved values."""
+    config, kept = loaded.config, kept or {}
+    tasks = tuple(_load_task(loaded, name) for name in config.eval_tasks)
+    files = [load_examples(loaded.find("train_file", config.train_file))]
+    if config.mining.pool_file is not None:
+        files.append(load_examples(loaded.find("mining.pool_file", config.mining.pool_file)))
+    questions = HeldOutQuestions(q.question for task in tasks for q in task.questions)
+    pool = files[1].examples if len(files) > 1 else ()
+    split = clean_split(files[0].examples, pool, questions)
+    learning_rate, source = _resolve_learning_rate(config, kept)
+    warmup_steps = kept.get("warmup_steps")
+    if warmup_steps is None:
+        total = config.total_steps
+        warmup_steps = hyperparam_utils.resolve_warmup_steps(config.warmup_steps, total)
+    return Inputs(
+        loaded=loaded,
+        model_dir=find_model_dir(loaded),
+        files=tuple(files),
+        split=split,
+        tasks=tasks,
+        schedule=Schedule(
+            learning_rate=learning_rate,
+            min_lr=config.min_lr,
+            lr_decay=config.lr_decay,
+            warmup_steps=warmup_steps,
+            max_steps=config.max_steps,
+        ),
+        learning_rate_source=source,
+    )
+
+
+def _load_task(loaded: LoadedConfig, name: str) -> QuestionTask:
+    if name == "simple_qa":
+        return simple_eval.load_questions(name, simple_eval.SIMPLE_QA)
+    return simple_eval.load_questions(name, loaded.find("eval_tasks", name.removeprefix("qa:")))
+
+
+def _resolve_learning_rate(config: TrainingConfig, kept: Mapping[str, Any]) -> tuple[float, str]:
+    if "learning_rate" in kept:
+        return float(kept["learning_rate"]), "as the run began"
+    if config.use_recommended_lr:
+        rate = hyperparam_utils.recommended_lr(config.base_model)
+        return rate, f"the cookbook's rate; learning_rate {config.learning_rate:g} is not used"
+    return config.learning_rate, "learning_rate"
+
+
+def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
+    """Load the tokenizer, render all rows, and put the plan together."""
+    config = inputs.config
+    name = (kept or {}).get("renderer_name") or config.renderer_name
+    renderer_name = resolve_renderer_name(name, inputs.model_path)
+    renderer = load_renderer(renderer_name, inputs.model_path)
+    rendering = Rendering(renderer, config.max_seq_length)
+    train, train_dropped = rendering.render_all(inputs.split.train)
+    pool, pool_dropped = rendering.render_all(inputs.split.pool)
+    dropped = inputs.split.dropped + train_dropped + pool_dropped
+    return Plan(
+        inputs=inputs,
+        config_hash=config_schema.config_hash(config),
+        gate=Gate(config.eval_threshold, config.max_rounds, config.max_steps, config.lr_decay),
+        sampling=SamplingSettings(
+            config.evaluation.temperature, config.evaluation.max_tokens, config.seed
+        ),
+        renderer_name=renderer_name,
+        renderer=renderer,
+        rendering=rendering,
+        data=CleanSplit(train, pool, dropped),
+        trainable_ids=frozenset(example.id for example in (*train, *pool)),
+    )
+
+
+# --- on disk ------------------------------------------------------------------------------------
+
+
+def resolved_config(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
+    """What config.resolved.json holds: the settings as used, and what `null` stood for."""
+    return {
+        "config": plan.config.model_dump(mode="json"),
+        "config_hash": plan.config_hash,
+        "config_file": str(plan.inputs.loaded.file.resolve()),
+        "resolved": {
+            "renderer_name": plan.renderer_name,
+            "learning_rate": plan.schedule.learning_rate,
+            "warmup_steps": plan.schedule.warmup_steps,
+        },
+        "files": {
+            "base_model": plan.inputs.model_path,
+            **{file.role: str(file.path) for file in _named_files(plan.inputs)},
+            **{f"eval_tasks.{task.name}": str(task.path) for task in plan.tasks},
+        },
+        "versions": dict(versions),
+    }
+
+
+class _NamedFile(NamedTuple):
+    role: str
+    path: Path
+    loaded: LoadedFile
+
+
+def _named_files(inputs: Inputs) -> list[_NamedFile]:
+    roles = ("train_file", "mining.pool_file")
+    return [
+        _NamedFile(role, file.path, file) for role, file in zip(roles, inputs.files, strict=False)
+    ]
+
+
+def data_manifest(plan: Plan) -> dict[str, Any]:
+    """What data_manifest.json holds: counts, hashes, and every dropped row with its reason."""
+    kept = {"train_file": plan.data.train, "mining.pool_file": plan.data.pool}
+    dropped = [row for file in plan.inputs.files for row in file.dropped] + list(plan.data.dropped)
+    infos = {role: [plan.rendering[e.id].info for e in examples] for role, examples in kept.items()}
+    return {
+        "files": {
+            file.role: {
+                "path": str(file.path),
+                "sha256": file.loaded.sha256,
+                "num_rows": file.loaded.num_rows,
+                "num_examples": len(kept[file.role]),
+                "num_tokens": sum(info.num_tokens for info in infos[file.role]),
+                "num_loss_tokens": sum(info.num_loss_tokens for info in infos[file.role]),
+                "num_truncated": sum(info.truncated for info in infos[file.role]),
+            }
+            for file in _named_files(plan.inputs)
+        },
+        "eval_tasks": {
+            task.name: {
+                "path": str(task.path),
+                "sha256": task.sha256,
+                "num_questions": len(task.questions),
+            }
+            for task in plan.tasks
+        },
+        "num_dropped": dict(Counter(row.kind for row in dropped)),
+        "dropped": [asdict(row) for row in dropped],
+    }
+
+
+# --- what the user is told --------------------------------------------------------------------------
+
+
+def describe_inputs(inputs: Inputs) -> Iterator[str]:
+    """Yield the lines about files and schedule, each resolved value with its source."""
+    config = inputs.config
+    for file in _named_files(inputs):
+        kept = inputs.split.train if file.role == "train_file" else inputs.split.pool
+        yield f"{file.role}: {len(kept)} examples of {file.loaded.num_rows} rows in {file.path.name}"
+    dropped = Counter(row.kind for file in inputs.files for row in file.dropped)
+    dropped += Counter(row.kind for row in inputs.split.dropped)
+    if dropped:
+        counts = ", ".join(f"{number} {kind}" for kind, number in sorted(dropped.items()))
+        yield f"dropped rows: {counts} (each with file, line and reason in data_manifest.json)"
+    for task in inputs.tasks:
+        topics = {question.topic for question in task.questions} - {None}
+        yield f"evaluation: {task.name}, {len(task.questions)} questions in {len(topics)} topics"
+    source = "warmup_steps" if config.warmup_steps is not None else "resolved from null"
+    yield (
+        f"schedule: at most {config.total_steps} steps "
+        f"(max_rounds {config.max_rounds} x steps_per_round {config.steps_per_round}, "
+        f"max_steps {config.max_steps}) of {config.batch_size} examples; "
+        f"warm-up {inputs.schedule.warmup_steps} steps ({source})"
+    )
+    yield (
+        f"learning rate: {inputs.schedule.learning_rate:g} ({inputs.learning_rate_source}), "
+        f"times {config.lr_decay:g} after each missed threshold, not below {config.min_lr:g}"
+    )
+
+
+def describe_plan(plan: Plan) -> Iterator[str]:
+    """Yield the lines about what only the tokenizer can tell: renderer, tokens, capacity."""
+    config = plan.config
+    source = "renderer_name" if config.renderer_name else "resolved from null"
+    yield f"renderer: {plan.renderer_name} ({source})"
+    infos = [plan.rendering[e.id].info for e in (*plan.data.train, *plan.data.pool)]
+    num_truncated = sum(info.truncated for info in infos)
+    if num_truncated:
+        yield f"truncated: {num_truncated} examples are longer than max_seq_length {config.max_seq_length}"
+    mean_tokens = sum(info.num_tokens for info in infos) / len(infos)
+    num_trained = round(mean_tokens * config.total_steps * config.batch_size)
+    num_questions = sum(len(task.questions) for task in plan.tasks)
+    num_prompt = sum(
+        plan.renderer.build_generation_prompt([{"role": "user", "content": q.question}]).length
+        for task in plan.tasks
+        for q in task.questions
+    )
+    num_evaluations = config.max_rounds + 1
+    num_answer = num_questions * config.evaluation.max_tokens * num_evaluations
+    yield (
+        f"tokens at most: about {num_trained:,} trained, {num_prompt * num_evaluations:,} prompt and "
+        f"{num_answer:,} sampled in {num_evaluations} evaluations"
+    )
+    num_loss_tokens = sum(info.num_loss_tokens for info in infos)
+    yield hyperparam_utils.capacity_sentence(
+        _lora_param_count(plan.inputs), num_loss_tokens, config.lora_rank
+    )
+
+
+def _lora_param_count(inputs: Inputs) -> int | None:
+    config = inputs.config
+    flags = {
+        "train_attn": config.train_attn,
+        "train_mlp": config.train_mlp,
+        "train_unembed": config.train_unembed,
+    }
+    if inputs.model_dir is None:
+        return hyperparam_utils.known_lora_param_count(config.base_model, config.lora_rank, **flags)
+    try:
+        model_config = json.loads((inputs.model_dir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{inputs.model_dir / 'config.json'}: not readable as JSON. Give base_model a complete "
+            "model directory."
+        ) from None
+    return hyperparam_utils.lora_param_count(model_config, config.lora_rank, **flags)
+
+
+def schedule_table(inputs: Inputs) -> Iterator[str]:
+    """Yield the learning rate of each step that will be taken if every threshold is missed."""
+    config = inputs.config
+    yield "round  steps  learning rate, first to last step"
+    for round_no in range(1, config.max_rounds + 1):
+        first = (round_no - 1) * config.steps_per_round
+        end = min(first + config.steps_per_round, config.total_steps)
+        if first >= end:
+            return
+        start_lr = inputs.schedule.lr(first, round_no - 1)
+        end_lr = inputs.schedule.lr(end - 1, round_no - 1)
+        yield f"{round_no:>5}  {first}-{end - 1}  {start_lr:.4g} -> {end_lr:.4g}"
+
+
+def unchecked_without_service(choice: ServiceChoice | None) -> list[str]:
+    """What a dry run cannot know."""
+    if choice is not None and choice.kind == "embedded":
+        return ["whether the model's weights load and train"]
+    return [
+        "whether the service can be reached and accepts the key",
+        "whether it serves base_model",
+    ]

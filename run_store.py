@@ -1,0 +1,343 @@
+"""The run directory: an append-only ledger, files written atomically, and what a resumed run knows.
+
+    config.resolved.json     what is used, with its sha256
+    data_manifest.json       counts, hashes and every dropped row
+    ledger.jsonl             one event per line: {"seq", "time", "round", "step", "type", ...}
+    evals/round_NN.json      scores per sample; round_00 is the baseline
+    selections/round_NN.json what the round trained on, and why
+    checkpoints/             the embedded service's weights
+
+The effective ledger is what a replay gives: a `resumed` event names the last durable `seq` and
+supersedes what came after it, so steps that were taken again count once in the weights.
+This file stores and finds; it does not interpret scores.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_selector import Selection
+from decision import Decision
+from errors import RunStoreError
+from eval_stats import EvalResult
+
+LEDGER = "ledger.jsonl"
+CONFIG = "config.resolved.json"
+MANIFEST = "data_manifest.json"
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Saved weights: `state_path` to go on from, `sampler_path` to evaluate and serve (None inside a round)."""
+
+    round: int
+    step: int  # optimizer steps in these weights
+    state_path: str
+    sampler_path: str | None
+    base_model: str
+    lora_rank: int
+    lora_alpha: int
+    train_attn: bool
+    train_mlp: bool
+    train_unembed: bool
+    renderer: str
+    expires_at: str | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimizer step's data as the ledger records it."""
+
+    step: int
+    example_ids: tuple[str, ...]
+    num_tokens: int
+    num_loss_tokens: int
+    lr: float
+
+
+class RunStore:
+    """One run directory. Everything that was recorded is found by round, so that nothing is done twice."""
+
+    def __init__(self, run_dir: Path, events: list[Event]) -> None:
+        self.run_dir = run_dir
+        self._all_events = events
+        self._events = effective_events(events)
+
+    # --- opening -----------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, run_dir: Path, resolved: dict[str, Any]) -> RunStore:
+        """Start a run in a new or empty directory. Raises `RunStoreError` when it is not empty."""
+        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            raise RunStoreError(
+                f"{run_dir}: not an empty directory. Choose another --run-dir, or continue the run "
+                f"in it with --resume {run_dir}."
+            )
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise RunStoreError(f"{run_dir}: cannot be made: {error.strerror}.") from None
+        store = cls(run_dir, [])
+        store.write_json(CONFIG, resolved)
+        return store
+
+    @classmethod
+    def open(cls, run_dir: Path) -> RunStore:
+        """Open a run to resume it, dropping a torn last line. Raises `RunStoreError` when it is none."""
+        if not (run_dir / CONFIG).is_file():
+            raise RunStoreError(
+                f"{run_dir}: not a run directory, it has no {CONFIG}. Name the directory of a run."
+            )
+        return cls(run_dir, _read_ledger(run_dir / LEDGER))
+
+    @staticmethod
+    def new_run_id() -> str:
+        return uuid.uuid4().hex[:12]
+
+    @property
+    def run_id(self) -> str:
+        return next(self.events("run_started"))["run_id"]
+
+    def refuse_other_data(self, manifest: dict[str, Any]) -> None:
+        """Raise `RunStoreError` when a file is no longer the one that the run began with."""
+        recorded = self._read_json(MANIFEST)
+        for group in ("files", "eval_tasks"):
+            for name, file in manifest[group].items():
+                if file["sha256"] != recorded[group].get(name, {}).get("sha256"):
+                    raise RunStoreError(
+                        f"{file['path']}: the content of {name} has changed since the run began, so the "
+                        "run cannot go on as the same run. Restore the file, or start a new run."
+                    )
+
+    def resolved_config(self) -> dict[str, Any]:
+        return self._read_json(CONFIG)
+
+    def mark_resumed(self) -> int:
+        """Record that the run goes on from its last durable event; returns that event's `seq`."""
+        # A step is durable once a checkpoint holds it, and so is whatever came after such a step.
+        seq, has_loose_steps = -1, False
+        for event in self._events:
+            if event["type"] in ("step", "checkpoint"):
+                has_loose_steps = event["type"] == "step"
+            if not has_loose_steps:
+                seq = event["seq"]
+        self.append("resumed", durable_seq=seq)
+        self._events = effective_events(self._all_events)
+        return seq
+
+    # --- writing -----------------------------------------------------------------------------
+
+    def append(
+        self, event_type: str, *, round: int | None = None, step: int | None = None, **fields: Any
+    ) -> Event:
+        """Append one event and make it durable before returning."""
+        seq = self._all_events[-1]["seq"] + 1 if self._all_events else 0
+        event: Event = {
+            "seq": seq,
+            "time": _now(),
+            "round": round,
+            "step": step,
+            "type": event_type,
+            **fields,
+        }
+        line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+        with open(self.run_dir / LEDGER, "a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._all_events.append(event)
+        self._events.append(event)
+        return event
+
+    def write_json(self, name: str, data: dict[str, Any]) -> None:
+        """Write a JSON file atomically: a reader sees the old one or the new one, never half."""
+        target = self.run_dir / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_suffix(".tmp")
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+    def record_batch(self, round_no: int, batch: Batch, *, loss: float, nll: float) -> None:
+        fields = {k: v for k, v in asdict(batch).items() if k != "step"}
+        self.append("step", round=round_no, step=batch.step, **fields, loss=loss, nll=nll)
+
+    def record_checkpoint(self, checkpoint: Checkpoint) -> None:
+        fields = {k: v for k, v in asdict(checkpoint).items() if k not in ("round", "step")}
+        self.append("checkpoint", round=checkpoint.round, step=checkpoint.step, **fields)
+
+    def record_result(self, result: EvalResult, step: int) -> None:
+        name = f"evals/round_{result.round:02d}.json"
+        self.write_json(name, result.to_json())
+        self.append(
+            "evaluated",
+            round=result.round,
+            step=step,
+            score=result.score,
+            stderr=result.stderr,
+            n=result.n,
+            num_truncated=result.num_truncated,
+            num_malformed=result.num_malformed,
+            num_failed=result.num_failed,
+            protocol_hash=result.protocol_hash,
+            file=name,
+        )
+
+    def record_decision(self, decision: Decision, step: int) -> None:
+        fields = {k: v for k, v in asdict(decision).items() if k != "round"}
+        self.append("decided", round=decision.round, step=step, **fields)
+
+    def record_selection(self, selection: Selection, step: int) -> None:
+        name = f"selections/round_{selection.round:02d}.json"
+        self.write_json(name, selection.to_json())
+        self.append(
+            "selected", round=selection.round, step=step, shares=selection.shares, file=name
+        )
+
+    # --- finding -----------------------------------------------------------------------------
+
+    def checkpoint(self, round_no: int) -> Checkpoint | None:
+        """The checkpoint at the end of a round."""
+        ended = [
+            c for c in self._checkpoints() if c.round == round_no and c.sampler_path is not None
+        ]
+        return ended[-1] if ended else None
+
+    def last_checkpoint(self) -> Checkpoint | None:
+        """The newest state to go on from, inside a round or at its end."""
+        checkpoints = self._checkpoints()
+        return checkpoints[-1] if checkpoints else None
+
+    def _checkpoints(self) -> list[Checkpoint]:
+        unusable = {event["state_path"] for event in self.events("checkpoint_unusable")}
+        names = Checkpoint.__dataclass_fields__
+        return [
+            Checkpoint(**{name: event[name] for name in names})
+            for event in self.events("checkpoint")
+            if event["state_path"] not in unusable
+        ]
+
+    def result(self, round_no: int) -> EvalResult | None:
+        event = self._last("evaluated", round_no)
+        return None if event is None else EvalResult.from_json(self._read_json(event["file"]))
+
+    def decision(self, round_no: int) -> Decision | None:
+        event = self._last("decided", round_no)
+        if event is None:
+            return None
+        return Decision(**{name: event[name] for name in Decision.__dataclass_fields__})
+
+    def selection(self, round_no: int) -> Selection | None:
+        event = self._last("selected", round_no)
+        return None if event is None else Selection.from_json(self._read_json(event["file"]))
+
+    def scores(self) -> dict[int, float]:
+        """Score per evaluated round, the baseline included."""
+        return {event["round"]: event["score"] for event in self.events("evaluated")}
+
+    def events(self, event_type: str) -> Iterator[Event]:
+        """The effective events of one type, oldest first."""
+        return (event for event in self._events if event["type"] == event_type)
+
+    def steps_taken(self) -> int:
+        """Optimizer steps in the newest saved weights."""
+        checkpoint = self.last_checkpoint()
+        return 0 if checkpoint is None else checkpoint.step
+
+    def last_lr(self, round_no: int) -> float | None:
+        """The learning rate of a round's last step; None for the baseline."""
+        event = self._last("step", round_no)
+        return None if event is None else event["lr"]
+
+    def is_posted(self, round_no: int) -> bool:
+        """Whether EvalOps has confirmed this round."""
+        return any(event["ok"] for event in self.events("evalops") if event["round"] == round_no)
+
+    def tokens_spent(self) -> int:
+        """Training tokens over all steps ever taken, those taken again after a kill included."""
+        return sum(event["num_tokens"] for event in self._all_events if event["type"] == "step")
+
+    def _last(self, event_type: str, round_no: int) -> Event | None:
+        found = [event for event in self.events(event_type) if event["round"] == round_no]
+        return found[-1] if found else None
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.run_dir / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunStoreError(
+                f"{self.run_dir / name}: cannot be read: {error}. The run cannot be resumed without it."
+            ) from None
+
+
+def new_run_dir(parent: Path, name: str) -> Path:
+    """A directory name that is not taken: the time and the run's name."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    numbered = (parent / (stem if i == 1 else f"{stem}-{i}") for i in itertools.count(1))
+    return next(candidate for candidate in numbered if not candidate.exists())
+
+
+def newest_run(parent: Path, config_hash: str) -> Path:
+    """The newest run below `parent` with this config hash. Raises `RunStoreError` when there is none."""
+    found = []
+    for file in parent.glob(f"*/{CONFIG}"):
+        try:
+            recorded = json.loads(file.read_text(encoding="utf-8"))["config_hash"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not a run of ours, or one whose first write was cut short
+        if recorded == config_hash:
+            found.append((file.stat().st_mtime, file.parent))
+    if not found:
+        raise RunStoreError(
+            f"{parent}: no run with these settings to resume. Start one without --resume, or name the "
+            "directory with --resume RUN_DIR."
+        )
+    return max(found)[1]
+
+
+def effective_events(events: list[Event]) -> list[Event]:
+    """Replay: each `resumed` event drops what came after the event it names."""
+    effective: list[Event] = []
+    for event in events:
+        if event["type"] == "resumed":
+            effective = [kept for kept in effective if kept["seq"] <= event["durable_seq"]]
+        effective.append(event)
+    return effective
+
+
+def _read_ledger(path: Path) -> list[Event]:
+    """Read the ledger; a torn last line is cut off the file, anything else wrong is refused."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    complete, newline, torn = content.rpartition(b"\n")
+    if torn:
+        os.truncate(path, len(complete) + len(newline))
+    events = []
+    for line_no, line in enumerate(complete.split(b"\n") if complete else [], start=1):
+        try:
+            event = json.loads(line)
+            events.append({"seq": event["seq"], "type": event["type"], **event})
+        except (ValueError, KeyError, TypeError):
+            raise RunStoreError(
+                f"{path} line {line_no}: not a ledger event. The file was changed by something else; "
+                "restore it or start a new run."
+            ) from None
+    return events
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

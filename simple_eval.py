@@ -1,0 +1,276 @@
+"""The built-in evaluator: question files, asked of one checkpoint by real sampling, graded plainly.
+
+A question is `{"question", "answer" (a string or a list of accepted ones), "topic"?, "grader"?,
+"id"?}`. All questions are in flight at once. Truncated and malformed answers are graded as they
+stand and counted; a sample that failed scores 0 and is counted; too many failures make the
+evaluation fail, and then there is no score.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from errors import DataError, EvalError
+from eval_stats import SampleResult, TaskResult, task_result
+
+if TYPE_CHECKING:
+    import tinker
+    from tinker_cookbook.renderers import Renderer
+
+SIMPLE_QA = Path(__file__).resolve().parent / "evals" / "simple_qa.jsonl"
+MAX_FAILED_SHARE = 0.1
+QUESTION_KEYS = ("question", "answer", "topic", "grader", "id")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a task. `id` is the row's own, or a hash of the question."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    topic: str | None
+    grader: str
+
+
+class QuestionTask(NamedTuple):
+    """A named question file, read and checked."""
+
+    name: str
+    path: Path
+    sha256: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How answers are sampled; part of the protocol that a score stands for."""
+
+    temperature: float
+    max_tokens: int
+    seed: int
+
+
+# --- questions ------------------------------------------------------------------------------------
+
+
+def load_questions(name: str, path: Path) -> QuestionTask:
+    """Read a question file. Raises `DataError` with file and line for the first rows that are wrong.
+
+    Unlike training rows, questions are never dropped: a score over fewer questions than the file
+    holds would not be the score that was asked for.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    questions: list[Question] = []
+    problems: list[str] = []
+    for line_no, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                questions.append(parse_question(line))
+            except ValueError as error:
+                problems.append(f"line {line_no}: {error}")
+    first_at: dict[str, int] = {}
+    for index, question in enumerate(questions):
+        if question.id in first_at:
+            problems.append(f"the question {question.question!r} (id {question.id}) stands twice")
+        first_at[question.id] = index
+    if problems:
+        raise DataError(
+            f"{path}: {len(problems)} problems: {'; '.join(problems[:5])}. Expected one JSON object "
+            'per line with "question" and "answer"; correct these rows.'
+        )
+    if not questions:
+        raise DataError(f"{path}: the file holds no question. Give one JSON object per line.")
+    return QuestionTask(name, path, hashlib.sha256(content).hexdigest(), tuple(questions))
+
+
+def parse_question(line: bytes) -> Question:
+    """Parse one line. Raises `ValueError` with the reason."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    unknown = sorted(set(row) - set(QUESTION_KEYS))
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(QUESTION_KEYS)}")
+    question, answer = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError('"question" is missing, empty or not a string')
+    given = answer if isinstance(answer, list) else [answer]
+    answers = tuple(one for one in given if isinstance(one, str) and one.strip())
+    if not answers or len(answers) < len(given):
+        raise ValueError('"answer" is not a non-empty string or a list of them')
+    grader = row.get("grader", "includes")
+    if grader not in GRADERS:
+        raise ValueError(f'"grader" is {grader!r}; known are {", ".join(GRADERS)}')
+    if grader == "numeric" and any(parse_number(a) is None for a in answers):
+        raise ValueError('"grader" is numeric but "answer" is not a number')
+    topic, own_id = row.get("topic"), row.get("id")
+    if not all(value is None or (isinstance(value, str) and value) for value in (topic, own_id)):
+        raise ValueError('"topic" and "id" must be non-empty strings where given')
+    question_id = (
+        own_id or hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    )
+    return Question(question_id, question, answers, topic, grader)
+
+
+# --- graders ---------------------------------------------------------------------------------------
+
+
+def _fold(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def grade_includes(answer: str, accepted: Sequence[str]) -> bool:
+    """An accepted answer stands in the text as whole words: "4" is not in "14", "-4" or "4.5"."""
+    text = _fold(answer)
+    return any(_whole_words(_fold(one)).search(text) for one in accepted)
+
+
+def _whole_words(words: str) -> re.Pattern[str]:
+    is_number = words[:1].isdigit() or words[-1:].isdigit()
+    # Marks join digits to one number; a sign counts as part of it unless something stands before it.
+    before = r"(?<![\w])" + (r"(?<!\d[.,:/])(?<!^[-+])(?<![\s(=][-+])(?<!\.)" if is_number else "")
+    after = r"(?!\w)" + (r"(?![.,:/]\d)(?!\s?%)" if is_number else "")
+    return re.compile(before + re.escape(words) + after)
+
+
+def grade_exact(answer: str, accepted: Sequence[str]) -> bool:
+    """The whole answer is an accepted one, apart from case, spaces and punctuation around it."""
+    return _bare(answer) in {_bare(one) for one in accepted}
+
+
+def _bare(text: str) -> str:
+    return _fold(text).strip(" .,;:!?\"'`()[]*")
+
+
+def grade_numeric(answer: str, accepted: Sequence[str]) -> bool:
+    """The last number in the text equals an accepted one (relative tolerance 1e-6)."""
+    numbers = [parse_number(match) for match in _NUMBER.findall(_fold(answer))]
+    if not numbers or numbers[-1] is None:
+        return False
+    last = numbers[-1]
+    expected = [parse_number(one) for one in accepted]
+    return any(
+        e is not None and math.isclose(last, e, rel_tol=1e-6, abs_tol=1e-9) for e in expected
+    )
+
+
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def parse_number(text: str) -> float | None:
+    """Read a number such as "1,234.5" or "-3"; None when the text is not one."""
+    match = _NUMBER.fullmatch(_fold(text))
+    return None if match is None else float(match.group().replace(",", ""))
+
+
+GRADERS: dict[str, Callable[[str, Sequence[str]], bool]] = {
+    "includes": grade_includes,
+    "exact": grade_exact,
+    "numeric": grade_numeric,
+}
+
+
+# --- asking ----------------------------------------------------------------------------------------
+
+
+def protocol_of(
+    tasks: Sequence[QuestionTask], settings: SamplingSettings, renderer_name: str
+) -> dict[str, Any]:
+    """Everything that changes a score; results with one protocol can be compared."""
+    return {
+        "evaluator": "simple_eval",
+        "renderer": renderer_name,
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens,
+        "seed": settings.seed,
+        "tasks": {task.name: task.sha256 for task in tasks},
+    }
+
+
+async def evaluate_questions(
+    task: QuestionTask,
+    sampling_client: tinker.SamplingClient,
+    renderer: Renderer,
+    settings: SamplingSettings,
+) -> TaskResult:
+    """Ask every question of a task at once and grade the answers.
+
+    Raises `EvalError` when more than a tenth of the samples failed.
+    """
+    import tinker
+
+    params = tinker.SamplingParams(
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        stop=renderer.get_stop_sequences(),
+    )
+
+    async def ask(question: Question) -> SampleResult:
+        prompt = renderer.build_generation_prompt([{"role": "user", "content": question.question}])
+        try:
+            response = await sampling_client.sample(prompt, num_samples=1, sampling_params=params)
+        except tinker.TinkerError as error:
+            return _failed(task, question, f"{type(error).__name__}: {error}")
+        return _graded(task, question, renderer, response.sequences[0])
+
+    samples = await asyncio.gather(*(ask(question) for question in task.questions))
+    failed = [sample for sample in samples if sample.error is not None]
+    if len(failed) > MAX_FAILED_SHARE * len(samples):
+        raise EvalError(
+            f"{task.name}: {len(failed)} of {len(samples)} samples failed, more than "
+            f"{MAX_FAILED_SHARE:.0%}, so there is no score. The first: {failed[0].error}. "
+            "Resume the run to evaluate the same checkpoint again."
+        )
+    return task_result(task.name, samples)
+
+
+def _graded(
+    task: QuestionTask, question: Question, renderer: Renderer, sequence: tinker.SampledSequence
+) -> SampleResult:
+    from tinker_cookbook.renderers import get_text_content
+
+    message, termination = renderer.parse_response(list(sequence.tokens))
+    answer = get_text_content(message)
+    truncated = sequence.stop_reason == "length"
+    return SampleResult(
+        id=f"{task.name}/{question.id}",
+        topic=question.topic,
+        question=question.question,
+        expected=question.answers,
+        answer=answer,
+        score=float(GRADERS[question.grader](answer, question.answers)),
+        truncated=truncated,
+        malformed=not truncated and not termination.is_clean,
+        error=None,
+    )
+
+
+def _failed(task: QuestionTask, question: Question, error: str) -> SampleResult:
+    return SampleResult(
+        id=f"{task.name}/{question.id}",
+        topic=question.topic,
+        question=question.question,
+        expected=question.answers,
+        answer=None,
+        score=0.0,
+        truncated=False,
+        malformed=False,
+        error=error,
+    )

@@ -1,0 +1,831 @@
+"""The command line and the loop: train, checkpoint, evaluate, decide, select, and go again.
+
+    python trainer_with_eval.py --config eval_loop_config.json
+
+Every arrow is written to the run directory's ledger before the next one starts, and each is looked
+up there first; so a run that was killed resumes at the arrow it was on, by the same code.
+This file orchestrates. It computes no statistics, parses no rows and builds no datums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import config_schema
+from config_schema import LoadedConfig, TrainingConfig
+from errors import (
+    ConfigError,
+    EvalError,
+    InputError,
+    LoopError,
+    ServiceError,
+    TrainingError,
+)
+
+if TYPE_CHECKING:
+    import tinker
+    from rich.console import Console
+    from rich.status import Status
+
+    from data_selector import Selection
+    from decision import Decision
+    from eval_stats import EvalResult
+    from evalops_client import EvalOpsClient
+    from local_tinker import Service
+    from plan import Plan, ServiceChoice
+    from run_store import Batch, Checkpoint, RunStore
+
+MAX_STEPS_IN_FLIGHT = 4
+EXTENDABLE = ("stop_rounds", "stop_budget")  # decisions that a larger bound lets a run take again
+
+
+# --- the loop --------------------------------------------------------------------------------------
+
+
+async def run_rounds(run: Run) -> Decision:
+    """Run the loop from wherever its ledger stands to a decision that stops it."""
+    store = run.store
+    round_no = 0
+    checkpoint: Checkpoint | None = None  # round 0 is the untouched base model
+    decision: Decision | None = None
+    while True:
+        # --- train, checkpoint ---------------------------------------------------------------
+        if decision is not None:
+            selection = store.selection(round_no) or select(run, round_no)
+            checkpoint = store.checkpoint(round_no) or await train(run, selection, decision)
+        # --- evaluate ------------------------------------------------------------------------
+        result = store.result(round_no) or await evaluate(run, round_no, checkpoint)
+        # --- decide --------------------------------------------------------------------------
+        decision = store.decision(round_no)
+        if decision is None or decision.action in EXTENDABLE:
+            decision = decide_and_record(run, result, checkpoint)
+        # --- report --------------------------------------------------------------------------
+        run.progress.round_line(result, decision)
+        await post_to_evalops(run, result, decision, checkpoint)
+        if decision.stops:
+            return decision
+        # --- select --------------------------------------------------------------------------
+        round_no += 1
+
+
+def select(run: Run, round_no: int) -> Selection:
+    """Choose what a round trains on, from the round before it and what its evaluation failed."""
+    from data_selector import select_first, select_next
+    from eval_stats import topic_scores
+
+    store, config, data = run.store, run.plan.config, run.plan.data
+    previous, last_result = store.selection(round_no - 1), store.result(round_no - 1)
+    step = store.steps_taken()
+    num_slots = min(config.steps_per_round, config.max_steps - step) * config.batch_size
+    if previous is None:
+        selection = select_first(data.train, num_slots=num_slots, seed=config.seed)
+    else:
+        assert last_result is not None, "a round is evaluated before the next one is selected"
+        selection = select_next(
+            previous,
+            data.train,
+            data.pool,
+            topic_scores(last_result.samples),
+            num_slots=num_slots,
+            replay_share=config.mining.replay_share,
+        )
+    held_out_picks = [p for p in selection.picks if p.example_id not in run.plan.trainable_ids]
+    assert not held_out_picks, "a pick that contamination or rendering had dropped"
+    store.record_selection(selection, step)
+    run.progress.selection_line(selection)
+    return selection
+
+
+async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoint:
+    """Train one round, several steps in flight, and save both kinds of weights behind its last step."""
+    store, config = run.store, run.plan.config
+    start, round_no = store.last_checkpoint(), selection.round
+    client = run.training_client = run.training_client or await open_training_client(run, start)
+    examples = [pick.example_id for pick in selection.picks]
+    batches = [
+        examples[i : i + config.batch_size] for i in range(0, len(examples), config.batch_size)
+    ]
+    first_step = 0 if (before := store.checkpoint(round_no - 1)) is None else before.step
+    end_step = first_step + len(batches)
+    next_step = start.step if start is not None and start.round == round_no else first_step
+
+    in_flight: deque[StepInFlight | SaveInFlight] = deque()
+    run.is_training = True
+    try:
+        for step in range(next_step, end_step):
+            lr = run.plan.schedule.lr(step, decision.num_missed_gates)
+            in_flight.append(submit_step(run, client, step, batches[step - first_step], lr))
+            is_round_end, is_stopping = step + 1 == end_step, run.stop_requested
+            if is_round_end or is_stopping or is_checkpoint_due(config, step + 1):
+                in_flight.append(submit_save(client, round_no, step + 1, is_round_end))
+            num_left = 0 if is_round_end or is_stopping else MAX_STEPS_IN_FLIGHT
+            while len(in_flight) > num_left:
+                await finish(run, round_no, in_flight.popleft())
+            if is_stopping:
+                raise Interrupted(f"after step {step}, with its weights saved")
+    except TrainingError:
+        await discard_saves(run, round_no, in_flight)
+        raise
+    finally:
+        run.is_training = False
+    checkpoint = store.checkpoint(round_no)
+    assert checkpoint is not None, "the last save of a round is its checkpoint"
+    return checkpoint
+
+
+async def evaluate(run: Run, round_no: int, checkpoint: Checkpoint | None) -> EvalResult:
+    """Sample the saved weights (round 0: the base model) on every task and record the scores."""
+    from eval_stats import eval_result
+    from simple_eval import evaluate_questions, protocol_of
+
+    plan = run.plan
+    path = None if checkpoint is None else checkpoint.sampler_path
+    base_model = plan.config.base_model if path is None else None
+    client = await run.service_client.create_sampling_client(path, base_model)
+    results = []
+    for task in plan.tasks:
+        run.progress.live(
+            f"round {round_no}: asking {len(task.questions)} questions of {task.name}"
+        )
+        results.append(await evaluate_questions(task, client, plan.renderer, plan.sampling))
+    protocol = protocol_of(plan.tasks, plan.sampling, plan.renderer_name)
+    result = eval_result(round_no, path, results, protocol)
+    run.store.record_result(result, run.store.steps_taken())
+    return result
+
+
+def decide_and_record(run: Run, result: EvalResult, checkpoint: Checkpoint | None) -> Decision:
+    from decision import decide
+
+    step = 0 if checkpoint is None else checkpoint.step
+    earlier = {n: score for n, score in run.store.scores().items() if n < result.round}
+    decision = decide(earlier, result, step, run.plan.gate)
+    if decision != run.store.decision(result.round):
+        run.store.record_decision(decision, step)
+    return decision
+
+
+async def post_to_evalops(
+    run: Run, result: EvalResult, decision: Decision, checkpoint: Checkpoint | None
+) -> None:
+    """Post a round that was not posted yet. A failed post is a warning and a ledger entry, no more."""
+    from evalops_client import EvalOpsError, RoundReport
+
+    config, store = run.plan.config, run.store
+    if run.evalops is None or store.is_posted(result.round):
+        return
+    report = RoundReport(
+        run_name=config.run_name,
+        run_id=store.run_id,
+        config_hash=run.plan.config_hash,
+        round=result.round,
+        checkpoint=result.checkpoint,
+        base_model=config.base_model,
+        score=result.score,
+        stderr=result.stderr,
+        n=result.n,
+        threshold=config.eval_threshold,
+        learning_rate=store.last_lr(result.round),
+        step=0 if checkpoint is None else checkpoint.step,
+        tasks=tuple((task.name, task.score, task.n) for task in result.tasks),
+        passed=decision.action == "stop_passed",
+        decision=decision.sentence,
+    )
+    assert config.evalops_test_suite_id is not None, "the schema asks for it"
+    try:
+        delivery = await run.evalops.post_round(report, config.evalops_test_suite_id)
+    except EvalOpsError as error:
+        store.append("evalops", round=result.round, ok=False, detail=str(error))
+        run.progress.line(f"warning: {error}")
+    else:
+        store.append("evalops", round=result.round, ok=True, detail=delivery.run_id)
+
+
+# --- steps and saves in flight ------------------------------------------------------------------------
+
+
+class StepInFlight(NamedTuple):
+    """A submitted optimizer step: its forward-backward futures (one per part of the batch) and the step's."""
+
+    step: int
+    lr: float
+    example_ids: list[str]
+    forward_backwards: list[Any]
+    optim_step: Any
+
+
+class SaveInFlight(NamedTuple):
+    """Submitted saves. They queue behind the steps before them, so the pipeline need not drain."""
+
+    step: int
+    state: Any
+    sampler: Any | None
+
+
+def submit_step(
+    run: Run, client: tinker.TrainingClient, step: int, example_ids: list[str], lr: float
+) -> StepInFlight:
+    """Submit the forward-backwards of a batch and its optimizer step, before any is awaited."""
+    import tinker
+
+    from hyperparam_utils import ADAM_BETAS, ADAM_EPS
+
+    config = run.plan.config
+    part_size = math.ceil(len(example_ids) / config.data.accumulate)
+    datums = [run.plan.rendering[example_id].datum for example_id in example_ids]
+    adam = tinker.AdamParams(
+        learning_rate=lr,
+        beta1=ADAM_BETAS[0],
+        beta2=ADAM_BETAS[1],
+        eps=ADAM_EPS,
+        weight_decay=config.weight_decay,
+    )
+    forward_backwards = [
+        client.forward_backward(datums[start : start + part_size], "cross_entropy")
+        for start in range(0, len(datums), part_size)
+    ]
+    return StepInFlight(step, lr, example_ids, forward_backwards, client.optim_step(adam))
+
+
+def is_checkpoint_due(config: TrainingConfig, num_steps: int) -> bool:
+    every = config.checkpoint_every_steps
+    return every is not None and num_steps % every == 0
+
+
+def submit_save(
+    client: tinker.TrainingClient, round_no: int, step: int, is_round_end: bool
+) -> SaveInFlight:
+    if not is_round_end:
+        return SaveInFlight(step, client.save_state(f"round_{round_no:02d}_step_{step:06d}"), None)
+    name = f"round_{round_no:02d}"
+    return SaveInFlight(step, client.save_state(name), client.save_weights_for_sampler(name))
+
+
+async def finish(run: Run, round_no: int, pending: StepInFlight | SaveInFlight) -> None:
+    """Await one submitted step or save and record it. Raises `TrainingError` for a non-finite loss."""
+    if isinstance(pending, SaveInFlight):
+        await finish_save(run, round_no, pending)
+        return
+    from run_store import Batch
+
+    outputs = [await future for future in pending.forward_backwards]
+    await pending.optim_step
+    rendered = [run.plan.rendering[example_id] for example_id in pending.example_ids]
+    logprobs = [
+        datum_output["logprobs"].to_numpy() for o in outputs for datum_output in o.loss_fn_outputs
+    ]
+    weights = [r.datum.loss_fn_inputs["weights"].to_numpy() for r in rendered]
+    num_loss_tokens = sum(r.info.num_loss_tokens for r in rendered)
+    # loss is what was minimised: the mean over examples of their mean; nll is the mean over tokens.
+    loss = -math.fsum(float(w @ lp) for w, lp in zip(weights, logprobs, strict=True)) / len(
+        rendered
+    )
+    nll = (
+        -math.fsum(float(lp[w > 0].sum()) for w, lp in zip(weights, logprobs, strict=True))
+        / num_loss_tokens
+    )
+    if not (math.isfinite(loss) and math.isfinite(nll)):
+        raise TrainingError(
+            f"round {round_no} step {pending.step}: the loss is {loss}, at learning rate {pending.lr:.3g}. The "
+            "run stops here, and weights saved after this step are not used. Lower learning_rate, or look "
+            f"at the examples of this step in {run.store.run_dir / 'ledger.jsonl'}."
+        )
+    num_tokens = sum(r.info.num_tokens for r in rendered)
+    batch = Batch(pending.step, tuple(pending.example_ids), num_tokens, num_loss_tokens, pending.lr)
+    run.store.record_batch(round_no, batch, loss=loss, nll=nll)
+    run.progress.step_line(round_no, batch, loss)
+
+
+async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
+    from hyperparam_utils import LORA_ALPHA
+    from run_store import Checkpoint
+
+    config = run.plan.config
+    state = await save.state
+    sampler = None if save.sampler is None else await save.sampler
+    run.store.record_checkpoint(
+        Checkpoint(
+            round=round_no,
+            step=save.step,
+            state_path=state.path,
+            sampler_path=None if sampler is None else sampler.path,
+            base_model=config.base_model,
+            lora_rank=config.lora_rank,
+            lora_alpha=LORA_ALPHA,
+            train_attn=config.train_attn,
+            train_mlp=config.train_mlp,
+            train_unembed=config.train_unembed,
+            renderer=run.plan.renderer_name,
+            expires_at=None,
+        )
+    )
+
+
+async def discard_saves(
+    run: Run, round_no: int, in_flight: deque[StepInFlight | SaveInFlight]
+) -> None:
+    """Mark saves that queue behind a bad step as unusable, and delete them."""
+    import tinker
+
+    for save in [pending for pending in in_flight if isinstance(pending, SaveInFlight)]:
+        for future in filter(None, (save.state, save.sampler)):
+            try:
+                path = (await future).path
+            except tinker.TinkerError:
+                continue  # the service refused to save these weights; there is nothing to discard
+            run.store.append("checkpoint_unusable", round=round_no, step=save.step, state_path=path)
+            rest = tinker.RestClient(base_url=run.base_url, api_key=run.api_key)
+            await rest.delete_checkpoint_from_tinker_path(path)
+
+
+async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.TrainingClient:
+    """A new adapter, or the newest saved state with its optimizer."""
+    config = run.plan.config
+    run.progress.live("preparing the adapter")
+    if start is not None:
+        return await run.service_client.create_training_client_from_state_with_optimizer(
+            start.state_path
+        )
+    return await run.service_client.create_lora_training_client(
+        base_model=config.base_model,
+        rank=config.lora_rank,
+        seed=config.seed,
+        train_attn=config.train_attn,
+        train_mlp=config.train_mlp,
+        train_unembed=config.train_unembed,
+        user_metadata={"renderer_name": run.plan.renderer_name},
+    )
+
+
+# --- a run, and what the user sees of it ---------------------------------------------------------
+
+
+class Interrupted(LoopError):
+    """The user asked to stop; what was paid for is saved. Exit code 130."""
+
+
+@dataclass
+class Run:
+    """A plan in a run directory on a service."""
+
+    plan: Plan
+    store: RunStore
+    progress: Progress
+    service_client: tinker.ServiceClient
+    base_url: str | None
+    api_key: str | None = field(repr=False)
+    evalops: EvalOpsClient | None = None
+    training_client: tinker.TrainingClient | None = None
+    is_training: bool = False
+    stop_requested: bool = False
+
+
+class Progress:
+    """Progress on stderr: a live line on a terminal, plain lines in a pipe."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        from rich.console import Console
+
+        self._console: Console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._verbose = verbose
+        self._status: Status | None = None
+
+    def line(self, text: str) -> None:
+        self._console.print(text)
+
+    def live(self, text: str) -> None:
+        """Show what is going on right now; only a terminal has such a line."""
+        if not self._console.is_terminal:
+            return
+        if self._status is None:
+            self._status = self._console.status(text)
+            self._status.start()
+        self._status.update(text)
+
+    def step_line(self, round_no: int, batch: Batch, loss: float) -> None:
+        self.line(
+            f"round {round_no} step {batch.step}: loss {loss:.4f}, lr {batch.lr:.3g}, "
+            f"{batch.num_loss_tokens} loss tokens"
+        )
+
+    def selection_line(self, selection: Selection) -> None:
+        shares = ", ".join(f"{number} {source}" for source, number in selection.shares.items())
+        topics = sorted(selection.topic_slots.items(), key=lambda item: (-item[1], str(item[0])))
+        most = ", ".join(f"{topic or 'no topic'} {number}" for topic, number in topics[:4])
+        self.line(
+            f"round {selection.round}: {shares} examples" + (f"; most from {most}" if most else "")
+        )
+
+    def round_line(self, result: EvalResult, decision: Decision) -> None:
+        if self._verbose:
+            for sample in result.samples:
+                mark = "ok  " if sample.score == 1 else "miss"
+                answer = sample.error if sample.answer is None else sample.answer
+                self.line(f"  {mark} {sample.question} -> {_one_line(answer or '')}")
+        interval = result.interval
+        shown = "" if interval is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
+        counts = {"truncated": result.num_truncated, "malformed": result.num_malformed}
+        counts["failed"] = result.num_failed
+        flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
+        self.line(f"round {result.round}: score {result.score:.4f}{shown}, n={result.n}{flaws}")
+        if not decision.stops:
+            self.line(decision.sentence)
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 80 else flat[:77] + "..."
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="trainer_with_eval.py",
+        description="Fine-tune a language model with LoRA in evaluation-driven rounds.",
+        epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 3 with --gate when the target was not "
+        "met, 130 interrupted. Progress goes to stderr, results to stdout.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="JSON config; README.md lists the settings"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change one setting, for example --set seed=3 --set mining.replay_share=0.5",
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="new run directory (default: runs/<time>-<name>)",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN_DIR",
+        help="continue a run; without RUN_DIR the newest one of --config",
+    )
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        help="train on this machine, whatever keys or addresses are set",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check settings, files and data, show the schedule, stop",
+    )
+    parser.add_argument(
+        "--gate", action="store_true", help="exit 3 when the run ends without meeting the threshold"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show every answer, and tracebacks of errors"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; every failure ends as one paragraph on stderr and an exit code."""
+    args = parse_arguments(argv)
+    try:
+        return run_command(args)
+    except Interrupted as error:
+        return report_failure(args, str(error), 130)
+    except LoopError as error:
+        if args.verbose:
+            import traceback
+
+            traceback.print_exc()
+        return report_failure(args, str(error), 2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt:
+        return report_failure(args, "Interrupted before the run began.", 130)
+
+
+def report_failure(args: argparse.Namespace, message: str, exit_code: int) -> int:
+    message = redacted(message)
+    print(f"error: {message}" if exit_code != 130 else message, file=sys.stderr)
+    if args.json:
+        print(json.dumps({"error": message, "exit_code": exit_code}))
+    return exit_code
+
+
+def redacted(text: str) -> str:
+    """Remove the keys that this process knows, wherever the text came from."""
+    from evalops_client import redact
+
+    for name in ("TINKER_API_KEY", "EVALOPS_API_KEY"):
+        if secret := os.environ.get(name):
+            text = redact(text, secret)
+    return text
+
+
+def run_command(args: argparse.Namespace) -> int:
+    settings = open_settings(args)
+    from plan import (
+        choose_service,
+        describe_inputs,
+        describe_plan,
+        find_model_dir,
+        make_plan,
+        read_inputs,
+    )
+
+    loaded, store = settings.loaded, settings.store
+    model_dir = find_model_dir(loaded)
+    if args.dry_run:
+        return dry_run(args, settings, model_dir)
+    choice = choose_service(loaded.config, model_dir, os.environ, local=args.local)
+    evalops = open_evalops(loaded.config)
+    progress = Progress(verbose=args.verbose)
+    progress.line(f"service: {choice.kind} ({choice.reason})")
+    inputs = read_inputs(loaded, settings.kept)
+    for line in describe_inputs(inputs):
+        progress.line(line)
+    plan = make_plan(inputs, settings.kept)
+    for line in describe_plan(plan):
+        progress.line(line)
+    with open_service(choice, plan, progress) as service:
+        store = begin_run(args, settings, plan) if store is None else continue_run(store, plan)
+        progress.line(f"run directory: {store.run_dir}")
+        decision = asyncio.run(
+            run_on_service(plan, store, progress, choice, service, evalops, args)
+        )
+    return report_end(args, store, decision)
+
+
+class OpenedSettings(NamedTuple):
+    """The settings of a run, and its store and resolved values when it is being resumed."""
+
+    loaded: LoadedConfig
+    store: RunStore | None
+    run_dir: Path | None
+    kept: dict[str, Any]
+
+
+def open_settings(args: argparse.Namespace) -> OpenedSettings:
+    """Find out from the command line which settings and which run directory are meant."""
+    if args.resume is None:
+        if args.config is None:
+            raise ConfigError(
+                "--config is missing. Give the path of a JSON config, for example --config "
+                "eval_loop_config.json, or --resume RUN_DIR to continue a run."
+            )
+        loaded = config_schema.load_and_validate_config(args.config, args.overrides)
+        return OpenedSettings(loaded, None, args.run_dir, {})
+    if args.run_dir is not None:
+        raise ConfigError(
+            "--run-dir and --resume exclude each other: --resume names the directory."
+        )
+    from run_store import RunStore, newest_run
+
+    given = None
+    if args.config is not None:
+        given = config_schema.load_and_validate_config(args.config, args.overrides)
+    run_dir = Path(args.resume)
+    if args.resume == "":
+        if given is None:
+            raise ConfigError(
+                "--resume without a RUN_DIR needs --config, to know whose run is meant."
+            )
+        run_dir = newest_run(Path("runs"), config_schema.config_hash(given.config))
+    elif given is not None and not (run_dir.exists() and any(run_dir.iterdir())):
+        return OpenedSettings(given, None, run_dir, {})
+    store = RunStore.open(run_dir)
+    recorded = store.resolved_config()
+    if given is None:
+        raw = config_schema.with_overrides(recorded["config"], args.overrides)
+        file = Path(recorded["config_file"])
+        given = LoadedConfig(config_schema.validate(raw, str(run_dir)), file, file.parent)
+    config_schema.refuse_other_config(recorded["config"], given)
+    return OpenedSettings(given, store, run_dir, recorded["resolved"])
+
+
+def dry_run(args: argparse.Namespace, settings: OpenedSettings, model_dir: Path | None) -> int:
+    """Check all that can be checked without a service, and say what could not be."""
+    from plan import (
+        choose_service,
+        describe_inputs,
+        describe_plan,
+        make_plan,
+        read_inputs,
+        schedule_table,
+        unchecked_without_service,
+    )
+
+    lines, unchecked, choice = [], [], None
+    try:
+        choice = choose_service(settings.loaded.config, model_dir, os.environ, local=args.local)
+        lines.append(f"service: {choice.kind} ({choice.reason})")
+    except ConfigError as error:
+        lines.append("service: none yet")
+        unchecked.append(str(error))
+    inputs = read_inputs(settings.loaded, settings.kept)
+    lines += describe_inputs(inputs)
+    try:
+        lines += describe_plan(make_plan(inputs, settings.kept))
+    except ConfigError as error:
+        # A hub model's tokenizer needs the network; a directory's has to be there.
+        if model_dir is not None or "tokenizer cannot be loaded" not in str(error):
+            raise
+        unchecked.append(f"tokens and truncation: {error}")
+    lines += schedule_table(inputs)
+    unchecked += unchecked_without_service(choice)
+    if args.json:
+        print(json.dumps({"dry_run": True, "plan": lines, "not_checked": unchecked}, indent=1))
+    else:
+        print("\n".join([*lines, "not checked:", *(f"  {what}" for what in unchecked)]))
+    return 0
+
+
+def open_evalops(config: TrainingConfig) -> EvalOpsClient | None:
+    """The EvalOps client where it is enabled. Raises `ConfigError` when its key is missing."""
+    if not config.evalops_enabled:
+        return None
+    from evalops_client import DEFAULT_API_URL, EvalOpsClient
+
+    key = os.environ.get("EVALOPS_API_KEY")
+    if not key:
+        raise ConfigError(
+            "evalops_enabled is true but EVALOPS_API_KEY is not set. Export your EvalOps key, or set "
+            "evalops_enabled to false."
+        )
+    url = config.evalops_api_url or os.environ.get("EVALOPS_API_URL") or DEFAULT_API_URL
+    return EvalOpsClient(key, url)
+
+
+@contextlib.contextmanager
+def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Iterator[Service | None]:
+    """Start the embedded service and load the base model, where that is where the run happens."""
+    if choice.kind != "embedded":
+        yield None
+        return
+    os.environ.setdefault("TINKER_TELEMETRY", "0")
+    progress.live("loading the base model")
+    import local_tinker
+    from local_tinker.wire import UserError
+
+    with local_tinker.start() as service:
+        try:
+            service.serve_model(plan.config.base_model, plan.inputs.model_path)
+        except UserError as error:
+            raise ConfigError(str(error)) from None
+        yield service
+
+
+def begin_run(args: argparse.Namespace, settings: OpenedSettings, plan: Plan) -> RunStore:
+    """Make the run directory and write down everything that was settled."""
+    from plan import data_manifest, resolved_config
+    from run_store import RunStore, new_run_dir
+
+    run_dir = settings.run_dir or new_run_dir(Path("runs"), plan.config.run_name)
+    store = RunStore.create(run_dir, resolved_config(plan, versions()))
+    store.write_json("data_manifest.json", data_manifest(plan))
+    store.append("run_started", run_id=store.new_run_id(), config_hash=plan.config_hash)
+    return store
+
+
+def continue_run(store: RunStore, plan: Plan) -> RunStore:
+    """Check that the data are still the ones the run began with, and mark the resumption."""
+    from plan import data_manifest
+
+    store.refuse_other_data(data_manifest(plan))
+    store.mark_resumed()
+    return store
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("tinker", "tinker-cookbook", "torch", "transformers", "peft")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
+
+
+async def run_on_service(
+    plan: Plan,
+    store: RunStore,
+    progress: Progress,
+    choice: ServiceChoice,
+    service: Service | None,
+    evalops: EvalOpsClient | None,
+    args: argparse.Namespace,
+) -> Decision:
+    """Connect, run the rounds, and leave a ledger entry whatever happens."""
+    import tinker
+
+    if service is not None:
+        base_url, api_key = service.base_url, service.open_folder(store.run_dir / "checkpoints")
+    else:
+        base_url, api_key = choice.base_url, os.environ.get("TINKER_API_KEY")
+    client = tinker.ServiceClient(base_url=base_url, api_key=api_key)
+    run = Run(plan, store, progress, client, base_url, api_key, evalops)
+    stop_on_signals(run)
+    status = "errored"
+    try:
+        decision = await run_rounds(run)
+        store.append("run_finished", round=decision.round, action=decision.action)
+        status = "success"
+        return decision
+    except (Interrupted, asyncio.CancelledError) as error:
+        status = "interrupted"
+        detail = str(error) or "between two steps"
+        store.append("interrupted", detail=detail)
+        raise Interrupted(f"Interrupted {detail}. {how_to_resume(store)}") from None
+    except EvalError as error:
+        store.append("eval_failed", detail=redacted(str(error)))
+        raise EvalError(f"{error} {how_to_resume(store)}") from None
+    except tinker.TinkerError as error:
+        store.append("failed", detail=redacted(f"{type(error).__name__}: {error}"))
+        raise ServiceError(
+            f"The service at {base_url or 'Tinker'} failed a request: {error} {how_to_resume(store)}"
+        ) from error
+    except Exception as error:  # the one boundary: record the failure, then let main exit non-zero
+        store.append("failed", detail=redacted(f"{type(error).__name__}: {error}"))
+        if isinstance(error, LoopError):
+            raise
+        raise LoopError(
+            f"Unexpected {type(error).__name__}: {error}. Run again with -v for the traceback. "
+            f"{how_to_resume(store)}"
+        ) from error
+    finally:
+        progress.close()
+        with contextlib.suppress(tinker.TinkerError, TimeoutError):
+            await asyncio.wait_for(client.close(status).result_async(), 5)
+
+
+def how_to_resume(store: RunStore) -> str:
+    return f"Continue with: python trainer_with_eval.py --resume {store.run_dir}"
+
+
+def stop_on_signals(run: Run) -> None:
+    """First SIGINT or SIGTERM: finish the step in flight, save, leave. Second: leave at once."""
+    loop, main_task = asyncio.get_running_loop(), asyncio.current_task()
+    assert main_task is not None
+
+    def on_signal() -> None:
+        if run.stop_requested:
+            os._exit(130)
+        run.stop_requested = True
+        run.progress.line("stopping after the step in flight; once more to leave at once")
+        if not run.is_training:
+            main_task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+
+
+def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) -> int:
+    """Print the outcome to stdout; returns the exit code."""
+    best, baseline = store.result(decision.best_round), store.result(0)
+    checkpoint = store.checkpoint(decision.best_round)
+    assert best is not None and baseline is not None and checkpoint is not None
+    if args.json:
+        outcome = {
+            "action": decision.action,
+            "sentence": decision.sentence,
+            "scores": {str(number): score for number, score in store.scores().items()},
+            "best_round": decision.best_round,
+            "best_sampler_path": checkpoint.sampler_path,
+            "best_state_path": checkpoint.state_path,
+            "training_tokens": store.tokens_spent(),
+            "run_dir": str(store.run_dir),
+        }
+        print(json.dumps(outcome, indent=1))
+    else:
+        interval = best.interval
+        shown = "" if interval is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
+        print(decision.sentence)
+        print(
+            f"Best checkpoint: round {decision.best_round}, score {best.score:.4f}{shown}, n={best.n}, "
+            f"baseline {baseline.score:.4f}"
+        )
+        print(f"  {checkpoint.sampler_path}")
+        print(f"Run directory: {store.run_dir}")
+    return 3 if args.gate and decision.action != "stop_passed" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
