@@ -210,14 +210,15 @@ def allocate(
         open_topics = [topic for topic in slots if slots[topic] < available[topic]]
         total = sum(rates[topic] for topic in open_topics)
         exact = {topic: left * rates[topic] / total for topic in open_topics}
-        # Whole parts first; the rest one by one to the largest remainders, names breaking ties.
-        given = {t: min(int(exact[t]), available[t] - slots[t]) for t in open_topics}
-        if not any(given.values()):
-            by_remainder = sorted(open_topics, key=lambda t: (-(exact[t] - int(exact[t])), str(t)))
-            given = dict.fromkeys(by_remainder[:left], 1)
-        for topic, number in given.items():
-            slots[topic] += number
-            left -= number
+        num_rest = left - sum(map(int, exact.values()))
+        by_remainder = sorted(open_topics, key=lambda t: (int(exact[t]) - exact[t], str(t)))
+        wanted = {topic: int(exact[topic]) for topic in open_topics}
+        for topic in by_remainder[:num_rest]:
+            wanted[topic] += 1
+        for topic, number in wanted.items():
+            given = min(number, available[topic] - slots[topic])
+            slots[topic] += given
+            left -= given
     return slots
 
 

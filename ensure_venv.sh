@@ -1,0 +1,37 @@
+# Make .venv with the pinned requirements, where it is missing or they have changed. Sourced by
+# run_demo.sh and run_tests.sh from the repository's folder; sets VENV_PYTHON.
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
+        [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    echo "Python 3.11 or newer is needed, and none was found (python3 is $(python3 --version 2>&1 || true))." >&2
+    echo "Install one, or name it: PYTHON=/path/to/python3.11 $0" >&2
+    return 2
+}
+
+ensure_venv() {
+    local python wanted stamp=.venv/.installed
+    python=$(find_python) || return
+    wanted="$("$python" -c 'import hashlib, sys; print(sys.version.split()[0], hashlib.sha256(open("requirements.txt", "rb").read()).hexdigest())')"
+    VENV_PYTHON="$PWD/.venv/bin/python"
+    if [ -x "$VENV_PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    echo "Installing requirements.txt into .venv (once; a few minutes) ..." >&2
+    rm -rf .venv
+    if ! "$python" -m venv .venv; then
+        echo "python -m venv failed; on Debian or Ubuntu install the package python3-venv." >&2
+        return 1
+    fi
+    if ! "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt; then
+        echo "The installation failed; see pip's message above. Nothing was started." >&2
+        return 1
+    fi
+    echo "$wanted" >"$stamp"
+}

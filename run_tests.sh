@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Lint, types and tests; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. ./ensure_venv.sh
+ensure_venv
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/pyright --pythonpath "$VENV_PYTHON"
+exec "$VENV_PYTHON" -m pytest "$@"

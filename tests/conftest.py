@@ -1,0 +1,45 @@
+"""Shared fixtures: a clean environment, tiny model directories, one embedded service."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports tinker or transformers: no telemetry, no hub, no proxy for loopback.
+os.environ["TINKER_TELEMETRY"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No key of the developer's reaches a test, and what a test writes lands in its own folder."""
+    for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "EVALOPS_API_KEY", "EVALOPS_API_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from model_dirs import make_model_dir
+
+    return make_model_dir(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def qwen_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from model_dirs import make_model_dir
+
+    return make_model_dir(tmp_path_factory.mktemp("models") / "qwen3", "qwen3", tied=True)
+
+
+@pytest.fixture(scope="session")
+def service(llama_dir: Path, qwen_dir: Path) -> Iterator:
+    import local_tinker
+
+    with local_tinker.start([("llama", str(llama_dir)), ("qwen3", str(qwen_dir))]) as running:
+        yield running
