@@ -14,7 +14,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Interval(NamedTuple):
@@ -179,6 +182,22 @@ def _normal_interval(score: float, stderr: float | None, level: float) -> Interv
         return None
     half = NormalDist().inv_cdf(0.5 + level / 2) * stderr
     return Interval(max(0.0, score - half), min(1.0, score + half))
+
+
+class BatchLoss(NamedTuple):
+    """`loss` is the mean over examples of their mean per token, `nll` the mean over loss tokens."""
+
+    loss: float
+    nll: float
+
+
+def batch_loss(logprobs: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> BatchLoss:
+    """The loss of a batch whose examples' weights each sum to 1; one array of N values an example."""
+    pairs = list(zip(logprobs, weights, strict=True))
+    loss = -math.fsum(float(w @ lp) for lp, w in pairs) / len(pairs)
+    num_loss_tokens = sum(int((w > 0).sum()) for _, w in pairs)
+    nll = -math.fsum(float(lp[w > 0].sum()) for lp, w in pairs) / num_loss_tokens
+    return BatchLoss(loss, nll)
 
 
 class TopicScore(NamedTuple):

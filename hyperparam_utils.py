@@ -49,8 +49,8 @@ def resolve_warmup_steps(explicit: int | None, total_steps: int) -> int:
 def recommended_lr(base_model: str) -> float:
     """The cookbook's learning rate for LoRA on a hub model.
 
-    Raises `ConfigError` where the cookbook has none: families it has not calibrated, models it does
-    not know, and model directories (whose path says nothing about the model in them).
+    Raises `ConfigError` where the cookbook has none: families it has not calibrated, and models it
+    does not know.
     """
     from tinker_cookbook.exceptions import ConfigurationError
     from tinker_cookbook.hyperparam_utils import get_lr

@@ -158,14 +158,15 @@ def read_inputs(loaded: LoadedConfig, kept: Mapping[str, Any] | None = None) -> 
     questions = HeldOutQuestions(q.question for task in tasks for q in task.questions)
     pool = files[1].examples if len(files) > 1 else ()
     split = clean_split(files[0].examples, pool, questions)
-    learning_rate, source = _resolve_learning_rate(config, kept)
+    model_dir = find_model_dir(loaded)
+    learning_rate, source = _resolve_learning_rate(config, kept, model_dir)
     warmup_steps = kept.get("warmup_steps")
     if warmup_steps is None:
         total = config.total_steps
         warmup_steps = hyperparam_utils.resolve_warmup_steps(config.warmup_steps, total)
     return Inputs(
         loaded=loaded,
-        model_dir=find_model_dir(loaded),
+        model_dir=model_dir,
         files=tuple(files),
         split=split,
         tasks=tasks,
@@ -186,13 +187,21 @@ def _load_task(loaded: LoadedConfig, name: str) -> QuestionTask:
     return simple_eval.load_questions(name, loaded.find("eval_tasks", name.removeprefix("qa:")))
 
 
-def _resolve_learning_rate(config: TrainingConfig, kept: Mapping[str, Any]) -> tuple[float, str]:
+def _resolve_learning_rate(
+    config: TrainingConfig, kept: Mapping[str, Any], model_dir: Path | None
+) -> tuple[float, str]:
     if "learning_rate" in kept:
         return float(kept["learning_rate"]), "as the run began"
-    if config.use_recommended_lr:
-        rate = hyperparam_utils.recommended_lr(config.base_model)
-        return rate, f"the cookbook's rate; learning_rate {config.learning_rate:g} is not used"
-    return config.learning_rate, "learning_rate"
+    if not config.use_recommended_lr:
+        return config.learning_rate, "learning_rate"
+    if model_dir is not None:
+        # The cookbook would match "llama" or "qwen" anywhere in the path and call that a model.
+        raise ConfigError(
+            f"use_recommended_lr: there is no recommended learning rate for a model directory "
+            f"({model_dir}). Set use_recommended_lr to false and learning_rate to a number."
+        )
+    rate = hyperparam_utils.recommended_lr(config.base_model)
+    return rate, f"the cookbook's rate; learning_rate {config.learning_rate:g} is not used"
 
 
 def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:

@@ -278,32 +278,29 @@ async def finish(run: Run, round_no: int, pending: StepInFlight | SaveInFlight) 
     if isinstance(pending, SaveInFlight):
         await finish_save(run, round_no, pending)
         return
+    from eval_stats import batch_loss
     from run_store import Batch
 
     outputs = [await future for future in pending.forward_backwards]
-    await pending.optim_step
     rendered = [run.plan.rendering[example_id] for example_id in pending.example_ids]
-    logprobs = [
-        datum_output["logprobs"].to_numpy() for o in outputs for datum_output in o.loss_fn_outputs
-    ]
-    weights = [r.datum.loss_fn_inputs["weights"].to_numpy() for r in rendered]
-    num_loss_tokens = sum(r.info.num_loss_tokens for r in rendered)
-    # loss is what was minimised: the mean over examples of their mean; nll is the mean over tokens.
-    loss = -math.fsum(float(w @ lp) for w, lp in zip(weights, logprobs, strict=True)) / len(
-        rendered
-    )
-    nll = (
-        -math.fsum(float(lp[w > 0].sum()) for w, lp in zip(weights, logprobs, strict=True))
-        / num_loss_tokens
+    loss, nll = batch_loss(
+        [made["logprobs"].to_numpy() for output in outputs for made in output.loss_fn_outputs],
+        [one.datum.loss_fn_inputs["weights"].to_numpy() for one in rendered],
     )
     if not (math.isfinite(loss) and math.isfinite(nll)):
         raise TrainingError(
-            f"round {round_no} step {pending.step}: the loss is {loss}, at learning rate {pending.lr:.3g}. The "
-            "run stops here, and weights saved after this step are not used. Lower learning_rate, or look "
-            f"at the examples of this step in {run.store.run_dir / 'ledger.jsonl'}."
+            f"round {round_no} step {pending.step}: the loss is {loss}, at learning rate "
+            f"{pending.lr:.3g}. The run stops here, and weights saved after this step are not used. "
+            "Lower learning_rate, or check the model's weights and the rows of this step."
         )
-    num_tokens = sum(r.info.num_tokens for r in rendered)
-    batch = Batch(pending.step, tuple(pending.example_ids), num_tokens, num_loss_tokens, pending.lr)
+    await pending.optim_step
+    batch = Batch(
+        step=pending.step,
+        example_ids=tuple(pending.example_ids),
+        num_tokens=sum(one.info.num_tokens for one in rendered),
+        num_loss_tokens=sum(one.info.num_loss_tokens for one in rendered),
+        lr=pending.lr,
+    )
     run.store.record_batch(round_no, batch, loss=loss, nll=nll)
     run.progress.step_line(round_no, batch, loss)
 
@@ -422,8 +419,8 @@ class Progress:
 
     def selection_line(self, selection: Selection) -> None:
         shares = ", ".join(f"{number} {source}" for source, number in selection.shares.items())
-        topics = sorted(selection.topic_slots.items(), key=lambda item: (-item[1], str(item[0])))
-        most = ", ".join(f"{topic or 'no topic'} {number}" for topic, number in topics[:4])
+        topics = sorted(selection.topic_slots.items(), key=lambda item: (-item[1], item[0]))
+        most = ", ".join(f"{topic} {number}" for topic, number in topics[:4] if topic)
         self.line(
             f"round {selection.round}: {shares} examples" + (f"; most from {most}" if most else "")
         )
@@ -535,10 +532,10 @@ def report_failure(args: argparse.Namespace, message: str, exit_code: int) -> in
 
 def redacted(text: str) -> str:
     """Remove the keys that this process knows, wherever the text came from."""
-    from evalops_client import redact
-
     for name in ("TINKER_API_KEY", "EVALOPS_API_KEY"):
         if secret := os.environ.get(name):
+            from evalops_client import redact
+
             text = redact(text, secret)
     return text
 

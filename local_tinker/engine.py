@@ -280,7 +280,10 @@ class Engine:
         return loss, [host_BT[index, :length].copy() for index, length in enumerate(lengths)]
 
     def optim_step(self, run: TrainingRun, params: AdamParams) -> dict[str, float]:
-        """Take one AdamW step with the accumulated gradients, then clear them."""
+        """Take one AdamW step with the accumulated gradients, then clear them.
+
+        Gradients that are not finite are refused and cleared; the weights stay as they were.
+        """
         gradients = [p.grad for _, p in run.named_parameters if p.grad is not None]
         if not gradients:
             raise UserError(
@@ -288,6 +291,9 @@ class Engine:
             )
         max_norm = params.grad_clip_norm if params.grad_clip_norm > 0 else math.inf
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in run.named_parameters], max_norm)
+        if not torch.isfinite(norm):
+            run.optimizer.zero_grad(set_to_none=True)
+            raise UserError("the gradients are not finite, so the optimizer step was refused")
         for group in run.optimizer.param_groups:
             group.update(
                 lr=params.learning_rate,

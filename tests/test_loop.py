@@ -1,0 +1,413 @@
+"""The real loop over the embedded service, from the command line to the bytes on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import REPO
+from data_loader import load_examples, normalise
+from fake_evalops import OK_P, as_json, fake_evalops
+from run_store import RunStore
+from trainer_with_eval import main
+
+TOPICS = ("sums", "names")
+
+
+class Workspace:
+    """A folder with a config, data and questions for a tiny model; runs the command in this process."""
+
+    def __init__(self, folder: Path, model_dir: Path) -> None:
+        self.folder = folder
+        self.write_rows("train.jsonl", [row(i) for i in range(10)])
+        self.write_rows("pool.jsonl", [row(i) for i in range(100, 200)])
+        questions = [
+            {"question": f"Which word stands at place {i}?", "answer": "x", "topic": TOPICS[i % 2]}
+            for i in range(10)
+        ]
+        self.write_rows("questions.jsonl", questions)
+        self.settings: dict[str, Any] = {
+            "base_model": str(model_dir),
+            "train_file": "train.jsonl",
+            "eval_tasks": ["qa:questions.jsonl"],
+            "learning_rate": 0.01,
+            "lr_decay": 0.5,
+            "lora_rank": 4,
+            "batch_size": 4,
+            "steps_per_round": 3,
+            "max_rounds": 2,
+            "eval_threshold": 1.0,
+            "evaluation": {"max_tokens": 4},
+            "mining": {"pool_file": "pool.jsonl", "replay_share": 0.25},
+        }
+
+    def write_rows(self, name: str, rows: list[dict]) -> None:
+        (self.folder / name).write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+    def arguments(self, run_dir: str, **changes: Any) -> list[str]:
+        (self.folder / "config.json").write_text(json.dumps({**self.settings, **changes}))
+        return [
+            "--config",
+            str(self.folder / "config.json"),
+            "--run-dir",
+            str(self.folder / run_dir),
+        ]
+
+    def run(self, run_dir: str, *flags: str, **changes: Any) -> int:
+        return main([*self.arguments(run_dir, **changes), *flags])
+
+    def store(self, run_dir: str) -> RunStore:
+        return RunStore.open(self.folder / run_dir)
+
+    def events(self, run_dir: str) -> list[dict]:
+        lines = (self.folder / run_dir / "ledger.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def weights(self, run_dir: str, round_no: int) -> dict[str, torch.Tensor]:
+        checkpoint = self.store(run_dir).checkpoint(round_no)
+        assert checkpoint is not None
+        run_id, kind, name = checkpoint.state_path.removeprefix("tinker://").split("/")
+        folder = self.folder / run_dir / "checkpoints" / run_id.replace(":", "_") / kind / name
+        return {
+            f"{file}:{key}": tensor
+            for file in ("adapter_model", "optimizer")
+            for key, tensor in load_file(folder / f"{file}.safetensors").items()
+        }
+
+
+def row(number: int) -> dict[str, str]:
+    return {"instruction": f"Say {number}", "output": str(number), "topic": TOPICS[number % 2]}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, llama_dir: Path) -> Workspace:
+    return Workspace(tmp_path, llama_dir)
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+# --- the whole way -----------------------------------------------------------------------------
+
+
+def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.CaptureFixture) -> None:
+    assert workspace.run("run") == 0
+    events = workspace.events("run")
+    evaluate = ["evaluated", "decided"]
+    train = ["selected", "step", "step", "step", "checkpoint"]
+    assert [event["type"] for event in events] == [
+        "run_started",
+        *evaluate,
+        *(train + evaluate) * 2,
+        "run_finished",
+    ]
+    # exactly steps_per_round steps, at the rates of the formula: warm-up resolves to 0 of 6 steps
+    steps = [event for event in events if event["type"] == "step"]
+    assert [event["step"] for event in steps] == [0, 1, 2, 3, 4, 5]
+    rates = [event["lr"] for event in steps]
+    assert rates[0] == 0.01
+    assert rates[3] == pytest.approx(0.005, rel=1e-4)
+    assert all(len(event["example_ids"]) == 4 for event in steps)
+    assert all(event["num_loss_tokens"] > 0 for event in steps)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    decided = [event for event in events if event["type"] == "decided"]
+    assert [event["action"] for event in decided] == ["continue", "continue", "stop_rounds"]
+    assert [event["lr_multiplier"] for event in decided] == [1.0, 0.5, 1.0]
+
+    output = capsys.readouterr()
+    assert output.out.startswith("Target not met: 0.0000 < 1 after 2 of 2 rounds. Stopping.\n")
+    assert "Best checkpoint: round 1" in output.out
+    assert "round 2 step 5: loss" in output.err
+
+
+def test_what_is_trained_on(workspace: Workspace) -> None:
+    """Round 1 walks the training file; round 2 replays a quarter and takes the rest from the pool."""
+    assert workspace.run("run") == 0
+    first = json.loads((workspace.folder / "run/selections/round_01.json").read_text())
+    second = json.loads((workspace.folder / "run/selections/round_02.json").read_text())
+    train_ids = {e.id for e in load_examples(workspace.folder / "train.jsonl").examples}
+    pool_ids = {e.id for e in load_examples(workspace.folder / "pool.jsonl").examples}
+    ids = [pick["example_id"] for pick in first["picks"]]
+    assert set(ids[:10]) == train_ids
+    assert len(ids) == 12
+    assert second["shares"] == {"replay": 3, "pool": 9}
+    mined = [pick for pick in second["picks"] if pick["source"] == "pool"]
+    assert {pick["example_id"] for pick in mined} <= pool_ids
+    assert all("5 of 5 questions failed" in pick["reason"] for pick in mined)
+    # what the ledger says was trained is what was selected, in that order
+    steps = [e for e in workspace.events("run") if e["type"] == "step"]
+    trained = [example_id for step in steps[3:] for example_id in step["example_ids"]]
+    assert trained == [pick["example_id"] for pick in second["picks"]]
+
+
+def test_every_score_is_the_mean_of_graded_samples(workspace: Workspace) -> None:
+    assert workspace.run("run", max_rounds=1) == 0
+    for name in ("round_00", "round_01"):
+        result = json.loads((workspace.folder / f"run/evals/{name}.json").read_text())
+        samples = result["tasks"][0]["samples"]
+        assert result["n"] == len(samples) == 10
+        assert result["score"] == sum(s["score"] for s in samples) / 10
+        assert all(s["answer"] is not None for s in samples)
+    assert result["checkpoint"].endswith("/sampler_weights/round_01")
+
+
+def test_a_run_that_meets_its_target_stops_at_once(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    assert workspace.run("run", "--gate", "--json", eval_threshold=0.0) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["sentence"] == "Target met: 0.0000 >= 0. Stopping."
+    assert (outcome["action"], outcome["best_round"]) == ("stop_passed", 1)
+    assert outcome["scores"] == {"0": 0.0, "1": 0.0}
+    assert outcome["best_sampler_path"].endswith("/sampler_weights/round_01")
+    assert "meets the threshold already" in workspace.events("run")[2]["sentence"]
+
+
+def test_gate_exits_3_when_the_target_is_missed(workspace: Workspace) -> None:
+    assert workspace.run("run", "--gate", max_rounds=1) == 3
+
+
+def test_max_steps_cuts_a_round_short(workspace: Workspace) -> None:
+    assert workspace.run("run", max_steps=4, max_rounds=3) == 0
+    events = workspace.events("run")
+    assert [e["step"] for e in events if e["type"] == "step"] == [0, 1, 2, 3]
+    assert [e["action"] for e in events if e["type"] == "decided"][-1] == "stop_budget"
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(workspace: Workspace) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert workspace.run(name, seed=seed, max_rounds=1) == 0
+    assert same_bits(workspace.weights("a", 1), workspace.weights("b", 1))
+    assert not same_bits(workspace.weights("a", 1), workspace.weights("c", 1))
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(workspace: Workspace) -> None:
+    for name, parts in (("whole", 1), ("parts", 2)):
+        assert workspace.run(name, data={"accumulate": parts}, max_rounds=1) == 0
+    whole, parts = workspace.weights("whole", 1), workspace.weights("parts", 1)
+    for key, tensor in whole.items():
+        torch.testing.assert_close(tensor, parts[key], rtol=1e-2, atol=1e-4)
+    # not merely close to the start: a run on other data ends elsewhere
+    assert workspace.run("other", seed=5, max_rounds=1) == 0
+    other = workspace.weights("other", 1)
+    assert any((whole[k] - other[k]).abs().max() > 1e-3 for k in whole if k in other)
+
+
+def test_a_qwen3_directory_with_its_own_data_trains(
+    tmp_path: Path, qwen_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workspace = Workspace(tmp_path, qwen_dir)
+    assert workspace.run("run", "-v", max_rounds=1) == 0
+    steps = [e for e in workspace.events("run") if e["type"] == "step"]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    checkpoint = workspace.store("run").checkpoint(1)
+    assert checkpoint is not None
+    assert checkpoint.renderer == "qwen3"
+    assert "  miss Which word stands at place 3? -> " in capsys.readouterr().err
+
+
+def test_evaluation_questions_never_enter_training(workspace: Workspace) -> None:
+    planted = "please answer: which WORD stands   at place 3, and why"
+    workspace.write_rows(
+        "pool.jsonl",
+        [row(i) for i in range(100, 120)] + [{"instruction": planted, "output": "x"}],
+    )
+    assert workspace.run("run", max_rounds=1) == 0
+    manifest = json.loads((workspace.folder / "run/data_manifest.json").read_text())
+    (dropped,) = manifest["dropped"]
+    assert (dropped["file"], dropped["line_no"], dropped["kind"]) == (
+        "pool.jsonl",
+        21,
+        "contaminated",
+    )
+    assert "Which word stands at place 3?" in dropped["reason"]
+    assert manifest["files"]["mining.pool_file"]["num_examples"] == 20
+    assert normalise(planted).startswith("please answer")
+
+
+# --- killed and resumed ------------------------------------------------------------------------
+
+
+def start(workspace: Workspace, run_dir: str, **changes: Any) -> subprocess.Popen:
+    command = [sys.executable, str(REPO / "trainer_with_eval.py")]
+    return subprocess.Popen(
+        command + workspace.arguments(run_dir, **changes),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=workspace.folder,
+        text=True,
+        env={**os.environ},
+    )
+
+
+def wait_for(process: subprocess.Popen, ledger: Path, event_type: str, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if ledger.exists() and ledger.read_text().count(f'"type": "{event_type}"') >= count:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no {event_type} number {count} before the run ended")
+
+
+@pytest.mark.parametrize(
+    ("event_type", "count"), [("evaluated", 1), ("step", 2), ("checkpoint", 2), ("selected", 2)]
+)
+def test_a_killed_run_ends_with_the_same_bits(
+    workspace: Workspace, event_type: str, count: int
+) -> None:
+    changes = {"steps_per_round": 4, "checkpoint_every_steps": 3}
+    assert workspace.run("whole", **changes) == 0
+    process = start(workspace, "killed", **changes)
+    wait_for(process, workspace.folder / "killed/ledger.jsonl", event_type, count)
+    process.send_signal(signal.SIGKILL)
+    process.wait(20)
+    assert main(["--resume", str(workspace.folder / "killed")]) == 0
+    whole, killed = workspace.store("whole"), workspace.store("killed")
+    for round_no in (1, 2):
+        assert same_bits(
+            workspace.weights("whole", round_no), workspace.weights("killed", round_no)
+        )
+        assert whole.selection(round_no) == killed.selection(round_no)
+        assert whole.decision(round_no) == killed.decision(round_no)
+    assert [(e["step"], e["lr"], e["loss"], e["example_ids"]) for e in whole.events("step")] == [
+        (e["step"], e["lr"], e["loss"], e["example_ids"]) for e in killed.events("step")
+    ]
+    results = [[s.answer for s in store.result(2).samples] for store in (whole, killed)]  # pyright: ignore
+    assert results[0] == results[1]
+
+
+def test_interrupted_it_finishes_the_step_saves_and_exits_130(workspace: Workspace) -> None:
+    process = start(workspace, "run", steps_per_round=200, max_rounds=1)
+    wait_for(process, workspace.folder / "run/ledger.jsonl", "step", 3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted after step" in errors
+    assert f"--resume {workspace.folder / 'run'}" in errors
+    assert "Traceback" not in errors
+    last = workspace.events("run")[-1]
+    checkpoint = workspace.store("run").last_checkpoint()
+    assert last["type"] == "interrupted"
+    assert checkpoint is not None
+    assert 3 <= checkpoint.step < 200
+    assert len(list(workspace.store("run").events("step"))) == checkpoint.step
+
+
+def test_resuming_a_finished_run_and_extending_it(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    assert workspace.run("short", max_rounds=1) == 0
+    assert workspace.run("long", max_rounds=2) == 0
+    run_dir = str(workspace.folder / "short")
+    assert main(["--resume", run_dir]) == 0
+    assert "Target not met: 0.0000 < 1 after 1 of 1 rounds" in capsys.readouterr().out
+    assert main(["--resume", run_dir, "--set", "max_rounds=2"]) == 0
+    assert same_bits(workspace.weights("short", 2), workspace.weights("long", 2))
+    assert main(["--resume", run_dir, "--set", "seed=5"]) == 2
+    assert "seed was 0, is 5" in capsys.readouterr().err
+
+
+def test_resume_refuses_data_that_changed(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    assert workspace.run("run", max_rounds=1) == 0
+    workspace.write_rows("train.jsonl", [row(i) for i in range(11)])
+    assert main(["--resume", str(workspace.folder / "run")]) == 2
+    assert "the content of train_file has changed" in capsys.readouterr().err
+
+
+# --- failures ----------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_its_weights_are_never_used(
+    workspace: Workspace, llama_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    broken = workspace.folder / "broken"
+    broken.mkdir()
+    for file in llama_dir.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    assert workspace.run("run", base_model=str(broken)) == 1
+    errors = capsys.readouterr().err
+    assert "round 1 step 0: the loss is nan" in errors
+    assert "Traceback" not in errors
+    types = [event["type"] for event in workspace.events("run")]
+    assert types.count("checkpoint_unusable") == 2
+    assert types[-1] == "failed"
+    assert "checkpoint" not in types
+    assert workspace.store("run").last_checkpoint() is None
+    left = list((workspace.folder / "run/checkpoints").rglob("*.safetensors"))
+    assert left == []
+
+
+def long_question(number: int) -> dict[str, str]:
+    """A question that does not fit into the model's context, so that its sample fails."""
+    return {"question": f"{number} " + "word " * 600, "answer": "x"}
+
+
+def test_a_failed_evaluation_has_no_score_and_can_be_resumed(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    workspace.write_rows("questions.jsonl", [{"question": "a?", "answer": "x"}, long_question(1)])
+    assert workspace.run("run") == 1
+    errors = capsys.readouterr().err
+    assert "1 of 2 samples failed, more than 10%, so there is no score" in errors
+    assert "--resume" in errors
+    types = [event["type"] for event in workspace.events("run")]
+    assert types == ["run_started", "eval_failed"]
+    assert not (workspace.folder / "run/evals").exists()
+
+
+def test_a_few_failed_samples_count_as_wrong(workspace: Workspace) -> None:
+    questions = [{"question": f"{i}?", "answer": "x"} for i in range(10)]
+    workspace.write_rows("questions.jsonl", [*questions, long_question(1)])
+    assert workspace.run("run", eval_threshold=0.0) == 0
+    result = workspace.store("run").result(0)
+    assert result is not None
+    assert (result.n, result.num_failed) == (11, 1)
+    assert "BadRequestError" in (result.samples[-1].error or "")
+
+
+# --- EvalOps -----------------------------------------------------------------------------------
+
+
+def test_rounds_are_posted_and_a_broken_server_changes_nothing(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    enabled = {"evalops_enabled": True, "evalops_test_suite_id": "suite-1"}
+    assert workspace.run("missing-key", **enabled) == 2
+    assert "EVALOPS_API_KEY is not set" in capsys.readouterr().err
+    secret = "eoak_planted_secret"
+    monkeypatch.setenv("EVALOPS_API_KEY", secret)
+    assert workspace.run("plain") == 0
+    with fake_evalops() as server:
+        server.play(OK_P)
+        assert workspace.run("good", **enabled, evalops_api_url=server.url) == 0
+        names = [json.loads(request.body)["name"] for request in server.requests]
+        assert [name.split(":")[0] for name in names] == [f"Training Round {i}" for i in range(3)]
+        server.play(as_json({"error": f"broken, you sent {secret}"}, 500))
+        assert workspace.run("bad", **enabled, evalops_api_url=server.url) == 0
+    output = capsys.readouterr()
+    posts = [
+        [e["ok"] for e in workspace.events(r) if e["type"] == "evalops"] for r in ("good", "bad")
+    ]
+    assert posts == [[True] * 3, [False] * 3]
+    assert "warning: EvalOps did not confirm the round" in output.err
+    for name in ("good", "bad"):
+        assert same_bits(workspace.weights("plain", 2), workspace.weights(name, 2))
+        for file in (workspace.folder / name).rglob("*"):
+            assert not file.is_file() or secret.encode() not in file.read_bytes()
+    assert secret not in output.err + output.out
