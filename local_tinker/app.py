@@ -155,21 +155,21 @@ class State:
         self.futures[request_id] = future
         return request_id, future
 
-    def submit(self, job: Job) -> str:
+    def submit(self, engine: Engine, job: Job) -> str:
         """Queue a job that belongs to no run yet (creating one)."""
         request_id = uuid.uuid4().hex
-        self.futures[request_id] = self.worker.submit(job)
+        self.futures[request_id] = self.worker.submit(engine, job)
         return request_id
 
     def submit_in_order(self, run_id: str, seq_id: int, job: Job) -> str:
         """Queue a job of a run at its place in the run's order; a repeat gets the first one's id."""
-        self.engine_of_run(run_id)
+        engine = self.engine_of_run(run_id)
         queue = self.queues.setdefault(run_id, RunQueue())
         if seq_id in queue.request_ids:
             return queue.request_ids[seq_id]
         request_id, future = self.new_future()
         queue.request_ids[seq_id] = request_id
-        queue.add(seq_id, lambda: _chain(self.worker.submit(job), future))
+        queue.add(seq_id, lambda: _chain(self.worker.submit(engine, job), future))
         return request_id
 
     def finish_session(self, session_id: str) -> None:
@@ -182,7 +182,7 @@ class State:
             self.queues.pop(run_id, None)
             engine = self.run_engines.pop(run_id, None)
             if engine is not None:
-                self.worker.submit(_unload(engine, run_id))
+                self.worker.submit(engine, _unload(engine, run_id))
         self.request_ids = {
             key: value for key, value in self.request_ids.items() if key[0] != session_id
         }
@@ -372,7 +372,7 @@ def _add_training_routes(app: FastAPI, state: State) -> None:
                 make(run_id)
                 return {"model_id": run_id}
 
-            state.request_ids[key] = state.submit(job)
+            state.request_ids[key] = state.submit(engine, job)
         return {"request_id": state.request_ids[key]}
 
     @app.post("/api/v1/create_model")

@@ -7,6 +7,7 @@ dropout is 0, as the vendor documents.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import secrets
@@ -34,6 +35,8 @@ ATTENTION_NAMES = frozenset({"attn", "self_attn", "attention", "self_attention"}
 MAX_LOGITS_ELEMENTS = (
     64 * 1024 * 1024
 )  # rows x tokens x vocabulary held at once in one forward pass
+DEFAULT_NUM_THREADS = torch.get_num_threads()
+SMALL_MODEL_PARAMETERS = 20_000_000  # below this, threads wait for each other longer than they work
 MAX_SAMPLER_ADAPTERS = 8  # least recently used sampler weights are dropped from memory beyond this
 
 
@@ -108,6 +111,13 @@ class Engine:
         return cls(name=name, path=path, device=chosen, model=model, tokenizer=tokenizer)
 
     # --- facts about the base model ---------------------------------------------------------
+
+    @functools.cached_property
+    def num_threads(self) -> int:
+        """Threads for this model's arithmetic. It follows from the model and the machine alone, since
+        another number of threads can give other last bits."""
+        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return 1 if num_parameters < SMALL_MODEL_PARAMETERS else DEFAULT_NUM_THREADS
 
     @property
     def vocab_size(self) -> int:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import torch
+
 from local_tinker.engine import Engine
 from local_tinker.sampling import Row, SampleRequest, run_wave
 from local_tinker.wire import sample_response
@@ -46,7 +48,7 @@ class Worker:
     """Runs jobs and waves until `close`."""
 
     def __init__(self) -> None:
-        self._jobs: deque[tuple[Job, Future[Result]]] = deque()
+        self._jobs: deque[tuple[Engine, Job, Future[Result]]] = deque()
         self._samples: list[_PendingSample] = []
         self._last_sample_at = 0.0
         self._is_closing = False
@@ -54,12 +56,12 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="local-tinker-compute", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> Future[Result]:
-        """Queue a job; jobs run one at a time in the order of their submission."""
+    def submit(self, engine: Engine, job: Job) -> Future[Result]:
+        """Queue a job on a model; jobs run one at a time in the order of their submission."""
         future: Future[Result] = Future()
         with self._changed:
             self._refuse_when_closing()
-            self._jobs.append((job, future))
+            self._jobs.append((engine, job, future))
             self._changed.notify()
         return future
 
@@ -98,14 +100,15 @@ class Worker:
             if self._samples:
                 self._run_one_wave()
         closed = RuntimeError("the service was shut down before this request ran")
-        for _, future in self._jobs:
+        for _, _, future in self._jobs:
             future.set_exception(closed)
         for pending in self._samples:
             pending.future.set_exception(closed)
 
-    def _run_job(self, job: Job, future: Future[Result]) -> None:
+    def _run_job(self, engine: Engine, job: Job, future: Future[Result]) -> None:
         # The boundary of the service: whatever one request breaks is that request's answer, and the
         # thread that serves all the others goes on.
+        torch.set_num_threads(engine.num_threads)
         try:
             future.set_result(job())
         except Exception as error:
@@ -120,6 +123,7 @@ class Worker:
         rows = [row for pending in members for row in pending.rows if not row.is_done][
             : NUM_SLOTS - 1
         ]
+        torch.set_num_threads(first.engine.num_threads)
         try:
             run_wave(first.engine, rows, NUM_SLOTS)
         except Exception as error:
