@@ -43,7 +43,9 @@ class DataSettings(Settings):
 
     accumulate: Positive = Field(
         default=1,
-        description="forward-backward calls that one step's batch is split into before its optimizer step",
+        description=(
+            "forward-backward calls that one step's batch is split into before its optimizer step"
+        ),
     )
 
 
@@ -165,19 +167,20 @@ class TrainingConfig(Settings):
     def _check_across_keys(self) -> TrainingConfig:
         if self.min_lr > self.learning_rate and not self.use_recommended_lr:
             raise ValueError(
-                f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}, so every step would train at "
-                "min_lr. Lower min_lr or raise learning_rate."
+                f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}, so every "
+                "step would train at min_lr. Lower min_lr or raise learning_rate."
             )
         if self.warmup_steps is not None and self.warmup_steps * 3 > self.total_steps:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} is more than a third of the {self.total_steps} steps that this run "
-                f"takes at most (min(max_steps {self.max_steps}, max_rounds {self.max_rounds} x steps_per_round "
+                f"warmup_steps {self.warmup_steps} is more than a third of the {self.total_steps} "
+                f"steps that this run takes at most (min(max_steps {self.max_steps}, max_rounds "
+                f"{self.max_rounds} x steps_per_round "
                 f"{self.steps_per_round})). Set it to {self.total_steps // 3} or less, or to null."
             )
         if self.data.accumulate > self.batch_size:
             raise ValueError(
-                f"data.accumulate {self.data.accumulate} is more than batch_size {self.batch_size}: a batch cannot be "
-                "split into more parts than it has examples."
+                f"data.accumulate {self.data.accumulate} is more than batch_size "
+                f"{self.batch_size}: a batch cannot be split into more parts than it has examples."
             )
         if not (self.train_attn or self.train_mlp or self.train_unembed):
             raise ValueError(
@@ -185,13 +188,14 @@ class TrainingConfig(Settings):
             )
         if self.evalops_enabled and not self.evalops_test_suite_id:
             raise ValueError(
-                "evalops_enabled is true but evalops_test_suite_id is not set. Set it to your suite's id."
+                "evalops_enabled is true but evalops_test_suite_id is not set. Set it to your "
+                "suite's id."
             )
         for name in self.eval_tasks:
             if not (name == "simple_qa" or (name.startswith("qa:") and name != "qa:")):
                 raise ValueError(
-                    f"eval_tasks names {name!r}, which is neither `simple_qa` nor `qa:FILE.jsonl`, the two kinds that "
-                    "this version evaluates."
+                    f"eval_tasks names {name!r}, which is neither `simple_qa` nor `qa:FILE.jsonl`, "
+                    "the two kinds that this version evaluates."
                 )
         if len(set(self.eval_tasks)) < len(self.eval_tasks):
             raise ValueError("eval_tasks names one task twice. Name each once.")
@@ -206,7 +210,7 @@ class LoadedConfig(NamedTuple):
     directory: Path
 
     def find(self, key: str, name: str) -> Path:
-        """Return the file that a setting names: relative to the config file, else to the working directory."""
+        """Return the file that a setting names, looked for beside the config, then in the cwd."""
         candidates = list(dict.fromkeys([self.directory / name, Path.cwd() / name]))
         for candidate in candidates:
             if candidate.is_file():

@@ -1,7 +1,7 @@
 """From files to what is trained on: rows -> Example -> Datum, with every dropped row accounted for.
 
-A row is `{"instruction", "input"?, "output"}` or `{"messages": [{"role", "content"}, ...]}`, and may
-carry `topic`. Exact duplicates (over the whole conversation) and rows that hold an evaluation
+A row is `{"instruction", "input"?, "output"}` or `{"messages": [{"role", "content"}, ...]}`, and
+may carry `topic`. Exact duplicates (over the whole conversation) and rows that hold an evaluation
 question are dropped; each dropped row is listed with file, line and reason. Masks come from the
 cookbook's renderers: only assistant tokens carry loss.
 This file does not see scores and does not choose what to train on.
@@ -200,7 +200,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Reduce a text to what identifies a question: words, and the marks that carry meaning in numbers.
+    """Reduce a text to what identifies a question: words, and marks that have meaning in numbers.
 
     NFKC, case folded, punctuation and repeated spaces removed; digits stay, and so do operators and
     marks that stand beside a digit ("2 + 3", "3.5", "-4"), so that different sums stay different.
@@ -231,8 +231,8 @@ def _stands_between_digits(text: str, position: int) -> bool:
 class HeldOutQuestions:
     """The questions of all evaluation tasks, ready to be looked for in training rows.
 
-    The rule: a user turn that is the same question after `normalise`, or that contains a question of
-    at least four words, on whole words.
+    The rule: a user turn that is the same question after `normalise`, or that contains a question
+    of at least four words, on whole words.
     """
 
     def __init__(self, questions: Iterable[str]) -> None:
@@ -301,8 +301,8 @@ def clean_split(
     kept_pool = tuple(example for example in pool if keep(example, is_pool=True))
     if not kept_train:
         raise DataError(
-            f"{train[0].source}: every row holds an evaluation question, so nothing is left to train "
-            "on. Train on other rows than those that the evaluation asks."
+            f"{train[0].source}: every row holds an evaluation question, so nothing is left to "
+            "train on. Train on other rows than those that the evaluation asks."
         )
     return CleanSplit(kept_train, kept_pool, tuple(dropped))
 
@@ -346,9 +346,9 @@ def resolve_renderer_name(explicit: str | None, base_model: str) -> str:
         if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
             return "qwen3" if "<think>" in vocabulary else "qwen3_instruct"
         raise ConfigError(
-            f"renderer_name is not set and the tokenizer in {base_model} has no special tokens of a "
-            "known chat format. Set renderer_name, for example to role_colon, which works with any "
-            "tokenizer."
+            f"renderer_name is not set and the tokenizer in {base_model} has no special tokens of "
+            "a known chat format. Set renderer_name, for example to role_colon, which works with "
+            "any tokenizer."
         )
     from tinker_cookbook.exceptions import ConfigurationError
     from tinker_cookbook.model_info import get_recommended_renderer_name
@@ -377,14 +377,15 @@ def load_renderer(renderer_name: str, base_model: str) -> Renderer:
         renderer.build_supervised_example(probe)  # pyright: ignore[reportArgumentType]
     except RendererError as error:
         raise ConfigError(
-            f"renderer_name {renderer_name!r} cannot be used: {error} Leave it null for the model's "
-            "recommended one, or name one of the cookbook's renderers, such as llama3, qwen3 or "
-            "role_colon."
+            f"renderer_name {renderer_name!r} cannot be used: {error} Leave it null for the "
+            "model's recommended one, or name one of the cookbook's renderers, such as llama3, "
+            "qwen3 or role_colon."
         ) from None
     except (AssertionError, TypeError, ValueError, KeyError):
         raise ConfigError(
-            f"renderer_name {renderer_name!r} does not fit {base_model}: its tokenizer lacks special "
-            "tokens that this chat format needs. Choose the model's own format, or role_colon."
+            f"renderer_name {renderer_name!r} does not fit {base_model}: its tokenizer lacks "
+            "special tokens that this chat format needs. Choose the model's own format, or "
+            "role_colon."
         ) from None
     return renderer
 

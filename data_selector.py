@@ -5,7 +5,8 @@ Round 1 walks a seeded shuffle of the training file. A later round has exactly
 the pool, without replacement across rounds, topics in proportion to their smoothed failure rate.
 Without a pool all slots come from the training file, weighted by topic. A source that runs out is
 reshuffled with a new sub-seed. Everything follows from the seed, the cursor and the earlier picks,
-so a resumed run selects what an uninterrupted one would have. Reads no file; never sees held-out ids.
+so a resumed run selects what an uninterrupted one would have. Reads no file; never sees held-out
+ids.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Source = Literal["train", "replay", "pool"]
 
 @dataclass(frozen=True)
 class Pick:
-    """One slot of a round. `weight` is its topic's share of the mined slots, None where drawn in order."""
+    """One slot of a round. `weight` is its topic's share of the mined slots, None if not mined."""
 
     example_id: str
     source: Source
@@ -35,7 +36,10 @@ class Pick:
 
 @dataclass(frozen=True)
 class Selection:
-    """The slots of one round in training order. `train_cursor` and `pool_pass` are where the next goes on."""
+    """The slots of one round in training order.
+
+    `train_cursor` and `pool_pass` are where the next round goes on.
+    """
 
     round: int
     seed: int
@@ -56,7 +60,7 @@ class Selection:
 
 
 def walk(examples: Sequence[Example], seed: int, cursor: int, count: int) -> list[Example]:
-    """Take `count` examples of an endless sequence of seeded shuffles, from position `cursor` on."""
+    """Take `count` examples of an endless sequence of seeded shuffles, from `cursor` on."""
     n = len(examples)
     taken = []
     for position in range(cursor, cursor + count):
@@ -112,7 +116,7 @@ def select_next(
 
 
 def failure_rate(score: TopicScore | None) -> float:
-    """Smoothed failure rate (Laplace): a topic with one question, or with none, stays near one half."""
+    """Smoothed failure rate (Laplace): a topic with no or one question stays near one half."""
     return 0.5 if score is None else (score.num_failures + 1) / (score.n + 2)
 
 

@@ -28,7 +28,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens after a round. `lr_multiplier` is what the next round's rate is multiplied by."""
+    """What happens after a round. `lr_multiplier` applies to the next round's rate."""
 
     round: int
     action: Action
@@ -43,7 +43,7 @@ class Decision:
 
 
 def decide(scores: Mapping[int, float], result: EvalResult, step: int, gate: Gate) -> Decision:
-    """Decide after one round, given the scores of the rounds before it and the steps taken so far."""
+    """Decide after one round, given the scores of the rounds before it and the steps so far."""
     best = best_round({**scores, result.round: result.score})
     numbers = (
         f"{result.score:.4f} {'>=' if result.score >= gate.threshold else '<'} {gate.threshold:g}"
@@ -78,6 +78,6 @@ def decide(scores: Mapping[int, float], result: EvalResult, step: int, gate: Gat
 
 
 def best_round(scores: Mapping[int, float]) -> int:
-    """The trained round with the highest score, the earlier of equals; 0 only while nothing is trained."""
+    """The trained round with the highest score, the earlier of equals; 0 if none is trained."""
     trained = {number: score for number, score in scores.items() if number > 0} or scores
     return min(trained, key=lambda number: (-trained[number], number))

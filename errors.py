@@ -1,8 +1,8 @@
-"""The errors a user can meet: one paragraph each, saying what is wrong, where, what was found, what to do.
+"""The errors a user can meet, one paragraph each: what is wrong, where, what was found, what to do.
 
 Everything that the outside world can break is raised as a `LoopError`; a broken promise inside the
-program is an `assert`. The command line turns a child of `InputError` into exit code 2 and every other
-`LoopError` into exit code 1, without a traceback.
+program is an `assert`. The command line turns a child of `InputError` into exit code 2 and every
+other `LoopError` into exit code 1, without a traceback.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleResult:
-    """One question asked once. `score` in [0, 1]; a sample with an `error` has no answer and scores 0."""
+    """One question asked once. `score` is in [0, 1]: 0 where an `error` left no answer."""
 
     id: str
     topic: str | None
@@ -152,7 +152,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Standard error of the mean, sample variance over n; None (unknown, not zero) for one value."""
+    """Standard error of the mean, sample variance over n; None (unknown) for one value."""
     n = len(values)
     if n < 2:
         return None
@@ -192,7 +192,7 @@ class BatchLoss(NamedTuple):
 
 
 def batch_loss(logprobs: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> BatchLoss:
-    """The loss of a batch whose examples' weights each sum to 1; one array of N values an example."""
+    """The loss of a batch whose examples' weights each sum to 1; one array per example."""
     pairs = list(zip(logprobs, weights, strict=True))
     loss = -math.fsum(float(w @ lp) for lp, w in pairs) / len(pairs)
     num_loss_tokens = sum(int((w > 0).sum()) for _, w in pairs)
@@ -201,7 +201,7 @@ def batch_loss(logprobs: Sequence[np.ndarray], weights: Sequence[np.ndarray]) ->
 
 
 class TopicScore(NamedTuple):
-    """What one topic's questions came to. `num_failures` may be a fraction: scores need not be 0 or 1."""
+    """What one topic's questions came to. `num_failures` may be a fraction, as scores may."""
 
     n: int
     num_failures: float

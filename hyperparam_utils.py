@@ -42,7 +42,7 @@ class Schedule:
 
 
 def resolve_warmup_steps(explicit: int | None, total_steps: int) -> int:
-    """`warmup_steps`, where null means 100 but at most a tenth of the steps that the run will take."""
+    """`warmup_steps`, where null means 100 but at most a tenth of the run's steps."""
     return min(DEFAULT_WARMUP_STEPS, total_steps // 10) if explicit is None else explicit
 
 
@@ -60,7 +60,8 @@ def recommended_lr(base_model: str) -> float:
     except (NotImplementedError, ConfigurationError, KeyError, ValueError, OSError) as error:
         raise ConfigError(
             f"use_recommended_lr: the cookbook has no recommended learning rate for {base_model!r} "
-            f"({type(error).__name__}). Set use_recommended_lr to false and learning_rate to a number."
+            f"({type(error).__name__}). Set use_recommended_lr to false and learning_rate to a "
+            "number."
         ) from None
 
 
@@ -125,9 +126,15 @@ def capacity_sentence(num_lora_params: int | None, num_loss_tokens: int, rank: i
     least as many parameters as the data has tokens that are trained on.
     """
     if num_lora_params is None:
-        return f"LoRA rank {rank}: the parameter count of this model is not known here; {num_loss_tokens:,} loss tokens"
+        return (
+            f"LoRA rank {rank}: the parameter count of this model is not known here; "
+            f"{num_loss_tokens:,} loss tokens"
+        )
     verdict = (
         "low-regret" if num_lora_params >= num_loss_tokens else "raise lora_rank or narrow the data"
     )
     relation = ">=" if num_lora_params >= num_loss_tokens else "<"
-    return f"LoRA rank {rank}: {num_lora_params:,} parameters {relation} {num_loss_tokens:,} loss tokens ({verdict})"
+    return (
+        f"LoRA rank {rank}: {num_lora_params:,} parameters {relation} "
+        f"{num_loss_tokens:,} loss tokens ({verdict})"
+    )

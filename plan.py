@@ -296,7 +296,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
     }
 
 
-# --- what the user is told --------------------------------------------------------------------------
+# --- what the user is told ------------------------------------------------------------------------
 
 
 def describe_inputs(inputs: Inputs) -> Iterator[str]:
@@ -304,7 +304,9 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
     config = inputs.config
     for file in _named_files(inputs):
         kept = inputs.split.train if file.role == "train_file" else inputs.split.pool
-        yield f"{file.role}: {len(kept)} examples of {file.loaded.num_rows} rows in {file.path.name}"
+        yield (
+            f"{file.role}: {len(kept)} examples of {file.loaded.num_rows} rows in {file.path.name}"
+        )
     dropped = Counter(row.kind for file in inputs.files for row in file.dropped)
     dropped += Counter(row.kind for row in inputs.split.dropped)
     if dropped:
@@ -334,7 +336,10 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     infos = [plan.rendering[e.id].info for e in (*plan.data.train, *plan.data.pool)]
     num_truncated = sum(info.truncated for info in infos)
     if num_truncated:
-        yield f"truncated: {num_truncated} examples are longer than max_seq_length {config.max_seq_length}"
+        yield (
+            f"truncated: {num_truncated} examples are longer than max_seq_length "
+            f"{config.max_seq_length}"
+        )
     mean_tokens = sum(info.num_tokens for info in infos) / len(infos)
     num_trained = round(mean_tokens * config.total_steps * config.batch_size)
     num_questions = sum(len(task.questions) for task in plan.tasks)
@@ -346,8 +351,8 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     num_evaluations = config.max_rounds + 1
     num_answer = num_questions * config.evaluation.max_tokens * num_evaluations
     yield (
-        f"tokens at most: about {num_trained:,} trained, {num_prompt * num_evaluations:,} prompt and "
-        f"{num_answer:,} sampled in {num_evaluations} evaluations"
+        f"tokens at most: about {num_trained:,} trained, {num_prompt * num_evaluations:,} prompt "
+        f"and {num_answer:,} sampled in {num_evaluations} evaluations"
     )
     num_loss_tokens = sum(info.num_loss_tokens for info in infos)
     yield hyperparam_utils.capacity_sentence(

@@ -38,7 +38,10 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Saved weights: `state_path` to go on from, `sampler_path` to evaluate and serve (None inside a round)."""
+    """Saved weights: `state_path` to go on from, `sampler_path` to evaluate and serve.
+
+    Inside a round `sampler_path` is None.
+    """
 
     round: int
     step: int  # optimizer steps in these weights
@@ -66,7 +69,7 @@ class Batch:
 
 
 class RunStore:
-    """One run directory. Everything that was recorded is found by round, so that nothing is done twice."""
+    """One run directory. What was recorded is found by round, so that nothing is done twice."""
 
     def __init__(self, run_dir: Path, events: list[Event]) -> None:
         self.run_dir = run_dir
@@ -93,7 +96,7 @@ class RunStore:
 
     @classmethod
     def open(cls, run_dir: Path) -> RunStore:
-        """Open a run to resume it, dropping a torn last line. Raises `RunStoreError` when it is none."""
+        """Open a run to resume it, dropping a torn last line. Raises `RunStoreError` for no run."""
         if not (run_dir / CONFIG).is_file():
             raise RunStoreError(
                 f"{run_dir}: not a run directory, it has no {CONFIG}. Name the directory of a run."
@@ -115,8 +118,9 @@ class RunStore:
             for name, file in manifest[group].items():
                 if file["sha256"] != recorded[group].get(name, {}).get("sha256"):
                     raise RunStoreError(
-                        f"{file['path']}: the content of {name} has changed since the run began, so the "
-                        "run cannot go on as the same run. Restore the file, or start a new run."
+                        f"{file['path']}: the content of {name} has changed since the run began, "
+                        "so the run cannot go on as the same run. Restore the file, or start a new "
+                        "run."
                     )
 
     def resolved_config(self) -> dict[str, Any]:
@@ -279,7 +283,8 @@ class RunStore:
             return json.loads((self.run_dir / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunStoreError(
-                f"{self.run_dir / name}: cannot be read: {error}. The run cannot be resumed without it."
+                f"{self.run_dir / name}: cannot be read: {error}. The run cannot be resumed "
+                "without it."
             ) from None
 
 
@@ -291,7 +296,7 @@ def new_run_dir(parent: Path, name: str) -> Path:
 
 
 def newest_run(parent: Path, config_hash: str) -> Path:
-    """The newest run below `parent` with this config hash. Raises `RunStoreError` when there is none."""
+    """The newest run below `parent` with this config hash. Raises `RunStoreError` for none."""
     found = []
     for file in parent.glob(f"*/{CONFIG}"):
         try:
@@ -302,8 +307,8 @@ def newest_run(parent: Path, config_hash: str) -> Path:
             found.append((file.stat().st_mtime, file.parent))
     if not found:
         raise RunStoreError(
-            f"{parent}: no run with these settings to resume. Start one without --resume, or name the "
-            "directory with --resume RUN_DIR."
+            f"{parent}: no run with these settings to resume. Start one without --resume, or name "
+            "the directory with --resume RUN_DIR."
         )
     return max(found)[1]
 
@@ -333,8 +338,8 @@ def _read_ledger(path: Path) -> list[Event]:
             events.append({"seq": event["seq"], "type": event["type"], **event})
         except (ValueError, KeyError, TypeError):
             raise RunStoreError(
-                f"{path} line {line_no}: not a ledger event. The file was changed by something else; "
-                "restore it or start a new run."
+                f"{path} line {line_no}: not a ledger event. The file was changed by something "
+                "else; restore it or start a new run."
             ) from None
     return events
 

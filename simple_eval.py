@@ -64,7 +64,7 @@ class SamplingSettings:
 
 
 def load_questions(name: str, path: Path) -> QuestionTask:
-    """Read a question file. Raises `DataError` with file and line for the first rows that are wrong.
+    """Read a question file. Raises `DataError` with file and line for the first wrong rows.
 
     Unlike training rows, questions are never dropped: a score over fewer questions than the file
     holds would not be the score that was asked for.
@@ -88,8 +88,8 @@ def load_questions(name: str, path: Path) -> QuestionTask:
         first_at[question.id] = index
     if problems:
         raise DataError(
-            f"{path}: {len(problems)} problems: {'; '.join(problems[:5])}. Expected one JSON object "
-            'per line with "question" and "answer"; correct these rows.'
+            f"{path}: {len(problems)} problems: {'; '.join(problems[:5])}. Expected one JSON "
+            'object per line with "question" and "answer"; correct these rows.'
         )
     if not questions:
         raise DataError(f"{path}: the file holds no question. Give one JSON object per line.")
@@ -128,7 +128,7 @@ def parse_question(line: bytes) -> Question:
     return Question(question_id, question, answers, topic, grader)
 
 
-# --- graders ---------------------------------------------------------------------------------------
+# --- graders --------------------------------------------------------------------------------------
 
 
 def _fold(text: str) -> str:
@@ -143,7 +143,7 @@ def grade_includes(answer: str, accepted: Sequence[str]) -> bool:
 
 def _whole_words(words: str) -> re.Pattern[str]:
     is_number = words[:1].isdigit() or words[-1:].isdigit()
-    # Marks join digits to one number; a sign counts as part of it unless something stands before it.
+    # Marks join digits to one number; a sign is part of it unless something stands before it.
     before = r"(?<![\w])" + (r"(?<!\d[.,:/])(?<!^[-+])(?<![\s(=][-+])(?<!\.)" if is_number else "")
     after = r"(?!\w)" + (r"(?![.,:/]\d)(?!\s?%)" if is_number else "")
     return re.compile(before + re.escape(words) + after)
@@ -186,7 +186,7 @@ GRADERS: dict[str, Callable[[str, Sequence[str]], bool]] = {
 }
 
 
-# --- asking ----------------------------------------------------------------------------------------
+# --- asking ---------------------------------------------------------------------------------------
 
 
 def protocol_of(

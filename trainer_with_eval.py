@@ -51,7 +51,7 @@ MAX_STEPS_IN_FLIGHT = 4
 EXTENDABLE = ("stop_rounds", "stop_budget")  # decisions that a larger bound lets a run take again
 
 
-# --- the loop --------------------------------------------------------------------------------------
+# --- the loop -------------------------------------------------------------------------------------
 
 
 async def run_rounds(run: Run) -> Decision:
@@ -109,7 +109,7 @@ def select(run: Run, round_no: int) -> Selection:
 
 
 async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoint:
-    """Train one round, several steps in flight, and save both kinds of weights behind its last step."""
+    """Train one round, several steps in flight, and save both kinds of weights at its end."""
     store, config = run.store, run.plan.config
     start, round_no = store.last_checkpoint(), selection.round
     client = run.training_client = run.training_client or await open_training_client(run, start)
@@ -180,7 +180,7 @@ def decide_and_record(run: Run, result: EvalResult, checkpoint: Checkpoint | Non
 async def post_to_evalops(
     run: Run, result: EvalResult, decision: Decision, checkpoint: Checkpoint | None
 ) -> None:
-    """Post a round that was not posted yet. A failed post is a warning and a ledger entry, no more."""
+    """Post a round that was not posted yet. A failed post is only a warning and a ledger entry."""
     from evalops_client import EvalOpsError, RoundReport
 
     config, store = run.plan.config, run.store
@@ -213,11 +213,11 @@ async def post_to_evalops(
         store.append("evalops", round=result.round, ok=True, detail=delivery.run_id)
 
 
-# --- steps and saves in flight ------------------------------------------------------------------------
+# --- steps and saves in flight --------------------------------------------------------------------
 
 
 class StepInFlight(NamedTuple):
-    """A submitted optimizer step: its forward-backward futures (one per part of the batch) and the step's."""
+    """A submitted optimizer step: the forward-backward futures (one per part) and the step's."""
 
     step: int
     lr: float
@@ -274,7 +274,7 @@ def submit_save(
 
 
 async def finish(run: Run, round_no: int, pending: StepInFlight | SaveInFlight) -> None:
-    """Await one submitted step or save and record it. Raises `TrainingError` for a non-finite loss."""
+    """Await and record one submitted step or save. Raises `TrainingError` for a non-finite loss."""
     if isinstance(pending, SaveInFlight):
         await finish_save(run, round_no, pending)
         return
@@ -290,8 +290,8 @@ async def finish(run: Run, round_no: int, pending: StepInFlight | SaveInFlight) 
     if not (math.isfinite(loss) and math.isfinite(nll)):
         raise TrainingError(
             f"round {round_no} step {pending.step}: the loss is {loss}, at learning rate "
-            f"{pending.lr:.3g}. The run stops here, and weights saved after this step are not used. "
-            "Lower learning_rate, or check the model's weights and the rows of this step."
+            f"{pending.lr:.3g}. The run stops here, and weights saved after this step are not "
+            "used. Lower learning_rate, or check the model's weights and the rows of this step."
         )
     await pending.optim_step
     batch = Batch(
@@ -451,15 +451,15 @@ def _one_line(text: str) -> str:
     return flat if len(flat) <= 80 else flat[:77] + "..."
 
 
-# --- the command -----------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="trainer_with_eval.py",
         description="Fine-tune a language model with LoRA in evaluation-driven rounds.",
-        epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 3 with --gate when the target was not "
-        "met, 130 interrupted. Progress goes to stderr, results to stdout.",
+        epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 3 with --gate when the target was "
+        "not met, 130 interrupted. Progress goes to stderr, results to stdout.",
     )
     parser.add_argument(
         "--config", metavar="FILE", help="JSON config; README.md lists the settings"
@@ -622,7 +622,8 @@ def open_settings(args: argparse.Namespace) -> OpenedSettings:
 
 
 def dry_run(args: argparse.Namespace, settings: OpenedSettings, model_dir: Path | None) -> int:
-    """Check all that can be checked without a service, and say what could not be."""
+    """Check all that can be checked without a service or the network; say what could not be."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
     from plan import (
         choose_service,
         describe_inputs,
@@ -667,8 +668,8 @@ def open_evalops(config: TrainingConfig) -> EvalOpsClient | None:
     key = os.environ.get("EVALOPS_API_KEY")
     if not key:
         raise ConfigError(
-            "evalops_enabled is true but EVALOPS_API_KEY is not set. Export your EvalOps key, or set "
-            "evalops_enabled to false."
+            "evalops_enabled is true but EVALOPS_API_KEY is not set. Export your EvalOps key, or "
+            "set evalops_enabled to false."
         )
     url = config.evalops_api_url or os.environ.get("EVALOPS_API_URL") or DEFAULT_API_URL
     return EvalOpsClient(key, url)
@@ -757,7 +758,8 @@ async def run_on_service(
     except tinker.TinkerError as error:
         store.append("failed", detail=redacted(f"{type(error).__name__}: {error}"))
         raise ServiceError(
-            f"The service at {base_url or 'Tinker'} failed a request: {error} {how_to_resume(store)}"
+            f"The service at {base_url or 'Tinker'} failed a request: {error} "
+            f"{how_to_resume(store)}"
         ) from error
     except Exception as error:  # the one boundary: record the failure, then let main exit non-zero
         store.append("failed", detail=redacted(f"{type(error).__name__}: {error}"))
@@ -816,8 +818,8 @@ def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) ->
         shown = "" if interval is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
         print(decision.sentence)
         print(
-            f"Best checkpoint: round {decision.best_round}, score {best.score:.4f}{shown}, n={best.n}, "
-            f"baseline {baseline.score:.4f}"
+            f"Best checkpoint: round {decision.best_round}, score {best.score:.4f}{shown}, "
+            f"n={best.n}, baseline {baseline.score:.4f}"
         )
         print(f"  {checkpoint.sampler_path}")
         print(f"Run directory: {store.run_dir}")

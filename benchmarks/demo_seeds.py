@@ -110,16 +110,18 @@ def summary(runs: list[SeedRun]) -> str:
     both = [run for run in short if run.passed_in]
     tests = [run.test_score for run in runs]
     return (
-        f"{len(short)} of {len(runs)} runs fell short of {THRESHOLD} in round 1, and {len(both)} of "
-        f"{len(runs)} fell short and then passed by round 3. "
-        f"On the second question set the base model scores {runs[0].base_test_score:.2f} and the best "
-        f"checkpoints {mean(tests):.2f} on average ({min(tests):.2f} to {max(tests):.2f}). A run took "
-        f"{mean(run.seconds for run in runs):.1f} s."
+        f"{len(short)} of {len(runs)} runs fell short of {THRESHOLD} in round 1, and {len(both)} "
+        f"of {len(runs)} fell short and then passed by round 3. "
+        f"On the second question set the base model scores {runs[0].base_test_score:.2f} and the "
+        f"best checkpoints {mean(tests):.2f} on average ({min(tests):.2f} to {max(tests):.2f}). "
+        f"A run took {mean(run.seconds for run in runs):.1f} s."
     )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=20, help="run seeds 0 to N-1 (default: 20)")
     parser.add_argument("--runs-dir", type=Path, help="keep the run directories here")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")

@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         args.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         made = service.open_folder(args.checkpoint_dir.resolve(), key)
         print(
-            f"serving {args.base_model} on {service.base_url}, checkpoints in {args.checkpoint_dir}",
+            f"serving {args.base_model} on {service.base_url}, checkpoints in "
+            f"{args.checkpoint_dir}",
             file=sys.stderr,
         )
         print(f"export TINKER_BASE_URL={service.base_url}")

@@ -71,7 +71,7 @@ class Sampler:
 
 @dataclass
 class RunQueue:
-    """Releases a run's requests in ascending `seq_id`; a number whose request was refused is passed over."""
+    """Releases a run's requests in ascending `seq_id`, passing over the numbers of refused ones."""
 
     next_seq_id: int = 1
     request_ids: dict[int, str] = field(default_factory=dict)
@@ -121,7 +121,8 @@ class State:
     def session(self, session_id: str) -> Session:
         if session_id not in self.sessions:
             raise NotFound(
-                f"session {session_id!r} is not known here; it was finished or the service was restarted"
+                f"session {session_id!r} is not known here; it was finished or the service was "
+                "restarted"
             )
         return self.sessions[session_id]
 
@@ -130,7 +131,8 @@ class State:
             if base_model in (name, engine.path):
                 return engine
         raise NotFound(
-            f"base model {base_model!r} is not served here; this service has {', '.join(sorted(self.engines))}"
+            f"base model {base_model!r} is not served here; this service has "
+            f"{', '.join(sorted(self.engines))}"
         )
 
     def engine_of_run(self, run_id: str) -> Engine:
@@ -162,7 +164,7 @@ class State:
         return request_id
 
     def submit_in_order(self, run_id: str, seq_id: int, job: Job) -> str:
-        """Queue a job of a run at its place in the run's order; a repeat gets the first one's id."""
+        """Queue a job at its place in its run's order; a repeat gets the first one's id."""
         engine = self.engine_of_run(run_id)
         queue = self.queues.setdefault(run_id, RunQueue())
         if seq_id in queue.request_ids:
@@ -256,7 +258,8 @@ def _add_errors_and_auth(app: FastAPI, state: State) -> None:
             if not matches:
                 return _error(
                     401,
-                    "X-API-Key is missing or wrong; use the key that the service printed at its start",
+                    "X-API-Key is missing or wrong; use the key that the service printed at its "
+                    "start",
                 )
             request.state.api_key = matches[0]
         length = request.headers.get("content-length", "0")
@@ -360,7 +363,7 @@ def _add_training_routes(app: FastAPI, state: State) -> None:
     def new_run(
         session_id: str, model_seq_id: int, engine: Engine, make: Callable[[str], TrainingRun]
     ) -> dict[str, str]:
-        """Register a run at once and create it behind a future; a repeat gets the first one's id."""
+        """Register a run now and create it behind a future; a repeat gets the first one's id."""
         session = state.session(session_id)
         key = (session_id, "model", model_seq_id)
         if key not in state.request_ids:

@@ -44,7 +44,8 @@ def parse_path(path: str) -> TinkerPath:
     parts = path.removeprefix("tinker://").split("/")
     if not path.startswith("tinker://") or len(parts) != 3 or parts[1] not in KINDS:
         raise UserError(
-            f"{path!r} is not a checkpoint path; expected tinker://RUN/weights/NAME or .../sampler_weights/NAME"
+            f"{path!r} is not a checkpoint path; expected tinker://RUN/weights/NAME or "
+            ".../sampler_weights/NAME"
         )
     return checked_path(parts[0], parts[1], parts[2])
 
@@ -55,7 +56,8 @@ def checked_path(run_id: str, kind: Kind, name: str) -> TinkerPath:
         raise UserError(f"{run_id!r} is not a training run id")
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"checkpoint name {name!r} must be 1 to 200 letters, digits, '.', '_' or '-', not starting with '.'"
+            f"checkpoint name {name!r} must be 1 to 200 letters, digits, '.', '_' or '-', not "
+            "starting with '.'"
         )
     return TinkerPath(run_id, kind, name)
 
@@ -84,7 +86,7 @@ def write(
     *,
     overwrite: bool,
 ) -> None:
-    """Write one checkpoint folder: `write_files` fills a temporary folder, a rename publishes it."""
+    """Write a checkpoint folder: `write_files` fills a temporary one, a rename publishes it."""
     target = folder(root, path)
     if target.exists() and not overwrite:
         raise UserError(f"{path} exists already; choose another name or pass overwrite=True")
@@ -127,7 +129,8 @@ def find(roots: Iterable[Path], path: TinkerPath) -> Path:
             expires_at = read_info(candidate).expires_at
             if expires_at is not None and expires_at < time.time():
                 raise UserError(
-                    f"{path} expired at {time.strftime('%Y-%m-%d %H:%M', time.gmtime(expires_at))} UTC"
+                    f"{path} expired at {time.strftime('%Y-%m-%d %H:%M', time.gmtime(expires_at))} "
+                    "UTC"
                 )
             return candidate
     raise UserError(f"{path} is not stored here")

@@ -1,8 +1,8 @@
 """One base model in memory and the LoRA adapters on it: forward, backward, optimizer, save, load.
 
 Everything here runs on the one compute thread. Losses are plain sums over all positions of all
-datums, as the protocol demands; the client does the normalising. LoRA alpha is 32 for every rank and
-dropout is 0, as the vendor documents.
+datums, as the protocol demands; the client does the normalising. LoRA alpha is 32 for every rank
+and dropout is 0, as the vendor documents.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LoraShape:
 
 
 class ForwardResult(NamedTuple):
-    """`loss_sum` is -sum(weights * logprobs) over the request; one array of N logprobs per datum."""
+    """`loss_sum` is -sum(weights * logprobs) over the request; one array of logprobs per datum."""
 
     loss_sum: float
     logprobs: list[np.ndarray]
@@ -72,7 +72,7 @@ class TrainingRun:
 
 @dataclass
 class Engine:
-    """A base model with its adapters. `name` is what clients call it, `path` what loads its tokenizer."""
+    """A base model with its adapters. Clients call it `name`; `path` loads its tokenizer."""
 
     name: str
     path: str
@@ -89,7 +89,7 @@ class Engine:
 
     @classmethod
     def load(cls, name: str, path: str, device: str | None = None) -> Engine:
-        """Load a causal LM from a directory or the user's Hugging Face cache; never from the network."""
+        """Load a causal LM from a directory or the Hugging Face cache; never from the network."""
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
         transformers_logging.disable_progress_bar()
@@ -102,9 +102,9 @@ class Engine:
         except (OSError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise UserError(
-                f"base model {path!r} cannot be loaded on this machine: {first_line} Give a directory with "
-                "config.json, safetensors weights and a tokenizer, or a model already in the Hugging Face cache "
-                "(download it first with `hf download NAME`)."
+                f"base model {path!r} cannot be loaded on this machine: {first_line} Give a "
+                "directory with config.json, safetensors weights and a tokenizer, or a model "
+                "already in the Hugging Face cache (download it first with `hf download NAME`)."
             ) from error
         model.to(device=chosen)  # pyright: ignore[reportCallIssue]
         model.eval().requires_grad_(False)
@@ -114,8 +114,11 @@ class Engine:
 
     @functools.cached_property
     def num_threads(self) -> int:
-        """Threads for this model's arithmetic. It follows from the model and the machine alone, since
-        another number of threads can give other last bits."""
+        """Threads for this model's arithmetic.
+
+        It follows from the model and the machine alone, since another number of threads can give
+        other last bits.
+        """
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return 1 if num_parameters < SMALL_MODEL_PARAMETERS else DEFAULT_NUM_THREADS
 
@@ -138,11 +141,13 @@ class Engine:
         array = np.asarray(tokens)
         if array.min() < 0 or array.max() >= self.vocab_size:
             raise UserError(
-                f"{where}: token ids must lie in 0..{self.vocab_size - 1}, found {array.min()}..{array.max()}"
+                f"{where}: token ids must lie in 0..{self.vocab_size - 1}, found "
+                f"{array.min()}..{array.max()}"
             )
         if array.size > self.max_context_length:
             raise UserError(
-                f"{where}: {array.size} tokens exceed the model's context of {self.max_context_length}"
+                f"{where}: {array.size} tokens exceed the model's context of "
+                f"{self.max_context_length}"
             )
 
     # --- training runs ------------------------------------------------------------------------
@@ -166,13 +171,14 @@ class Engine:
         targets = self._target_modules(shape)
         if not targets:
             raise UserError(
-                "none of attention, MLP and unembedding is to be trained; set at least one train_* flag"
+                "none of attention, MLP and unembedding is to be trained; set at least one train_* "
+                "flag"
             )
         if shape.train_unembed:
             self._untie_unembedding()
         return LoraConfig(
-            r=shape.rank, lora_alpha=LORA_ALPHA, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
-            target_modules=targets, base_model_name_or_path=self.name,
+            r=shape.rank, lora_alpha=LORA_ALPHA, lora_dropout=0.0, bias="none",
+            task_type="CAUSAL_LM", target_modules=targets, base_model_name_or_path=self.name,
         )  # fmt: skip
 
     def _target_modules(self, shape: LoraShape) -> list[str]:
@@ -194,13 +200,13 @@ class Engine:
                 else shape.train_mlp
             )
             (targets if wanted else others).append(name.removesuffix(".base_layer"))
-        # The short names (q_proj) are what other tools read; full paths where they would catch too much.
+        # Other tools read the short names (q_proj); full paths where those would catch too much.
         leaves = {name.rsplit(".", 1)[-1] for name in targets}
         is_ambiguous = any(name.rsplit(".", 1)[-1] in leaves for name in others)
         return targets if is_ambiguous else sorted(leaves)
 
     def _untie_unembedding(self) -> None:
-        """Give a tied unembedding its own copy, so that merging its LoRA leaves the embedding alone."""
+        """Give a tied unembedding its own copy, so that merging its LoRA spares the embedding."""
         unembedding = self.model.get_output_embeddings()
         if unembedding.weight is self.model.get_input_embeddings().weight:
             unembedding.weight = torch.nn.Parameter(
@@ -235,7 +241,8 @@ class Engine:
         """Add the gradient of the request's loss to the run's; forward only when it says so."""
         if request.loss_fn != "cross_entropy":
             raise UserError(
-                f"loss function {request.loss_fn!r} is not supported yet; this service has cross_entropy"
+                f"loss function {request.loss_fn!r} is not supported yet; this service has "
+                "cross_entropy"
             )
         if not request.data:
             raise UserError("the request holds no data")
@@ -389,7 +396,8 @@ class Engine:
         file = directory / "optimizer.safetensors"
         if not file.is_file():
             raise UserError(
-                f"{directory.name} has no optimizer state; sampler weights hold none, load a weights/ path"
+                f"{directory.name} has no optimizer state; sampler weights hold none, load a "
+                "weights/ path"
             )
         tensors = load_file(file)
         for name, parameter in run.named_parameters:

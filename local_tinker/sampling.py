@@ -1,6 +1,6 @@
-"""Sampling in waves: prompts that came together are prefilled and decoded together over one KV cache.
+"""Sampling in waves: prompts that came together are prefilled and decoded over one KV cache.
 
-The contract: the tokens and log-probabilities of a sample do not depend on what it was batched with.
+The contract: a sample's tokens and log-probabilities do not depend on what it was batched with.
 A wave therefore always has the same number of rows (idle ones hold a one-token dummy), a prompt's
 padded length follows from its own length alone, only prompts of one padded length share a wave, and
 one dummy row is always there, so that no wave is ever free of padding and takes another kernel.
@@ -56,7 +56,7 @@ class SampleRequest:
 
 
 def check_request(engine: Engine, request: Sample, weights: Path | None) -> SampleRequest:
-    """Turn a wire request into one that can be computed. Raises `UserError` for what is not supported."""
+    """Turn a wire request into one to compute. Raises `UserError` for what is not supported."""
     unsupported = {
         "topk_prompt_logprobs": request.topk_prompt_logprobs,
         "topk_sample_logprobs": request.topk_sample_logprobs,
@@ -138,7 +138,7 @@ class Row:
 
 
 def _draw(logprobs_V: torch.Tensor, params: SamplingParams, uniform: float) -> int:
-    """Sample by inverting the cumulative distribution of what temperature, top-k and top-p leave."""
+    """Sample by inverting the cumulative distribution that temperature, top-k, top-p leave."""
     probs, tokens = torch.softmax(logprobs_V.double() / params.temperature, dim=-1).sort(
         descending=True, stable=True
     )

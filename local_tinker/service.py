@@ -51,7 +51,7 @@ class Service:
         self._thread.start()
 
     def serve_model(self, name: str, path: str | None = None, device: str | None = None) -> None:
-        """Load a base model and serve it under `name`; a name that is served already stays as it is.
+        """Load a base model and serve it as `name`; a name that is served already stays as it is.
 
         `path` is a directory, or a name in the user's Hugging Face cache (default: `name`).
         Raises `UserError` when it cannot be loaded, or when `name` stands for another path already.
@@ -62,7 +62,8 @@ class Service:
             self._state.engines[name] = Engine.load(name, path, device)
         elif served.path != path:
             raise UserError(
-                f"{name!r} is served from {served.path} already; give the model at {path} another name"
+                f"{name!r} is served from {served.path} already; give the model at {path} another "
+                "name"
             )
 
     def open_folder(self, checkpoint_dir: Path, api_key: str | None = None) -> str:

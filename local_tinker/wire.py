@@ -205,7 +205,8 @@ def _read_datum(index: int, datum: pb.Datum) -> LossDatum:
     for chunk in datum.model_input:
         if chunk.WhichOneof("chunk") not in (None, "encoded_text"):
             raise UserError(
-                f"{where}: only encoded_text chunks are supported, found {chunk.WhichOneof('chunk')}"
+                f"{where}: only encoded_text chunks are supported, found "
+                f"{chunk.WhichOneof('chunk')}"
             )
         chunks.append(_array(chunk.encoded_text.tokens, np.dtype("<i4"), where))
     tokens = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int32)
@@ -220,8 +221,8 @@ def _read_datum(index: int, datum: pb.Datum) -> LossDatum:
         weights = np.ones(targets.shape, dtype=np.float32)
     if targets.shape != tokens.shape or weights.shape != tokens.shape:
         raise UserError(
-            f"{where}: model_input has {tokens.size} tokens, target_tokens shape {targets.shape} and weights shape "
-            f"{weights.shape}; all three must be one-dimensional and equally long"
+            f"{where}: model_input has {tokens.size} tokens, target_tokens shape {targets.shape} "
+            f"and weights shape {weights.shape}; all three must be one-dimensional and equally long"
         )
     return LossDatum(tokens.astype(np.int64), targets.astype(np.int64), weights.astype(np.float32))
 

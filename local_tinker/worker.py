@@ -136,7 +136,7 @@ class Worker:
             self._samples = [pending for pending in self._samples if not pending.future.done()]
 
     def _gather(self) -> None:
-        """Wait shortly for samples that are just arriving, unless training waits or the wave is full."""
+        """Wait shortly for arriving samples, unless training waits or the wave is full."""
         give_up_at = time.monotonic() + MAX_GATHER_S
         while time.monotonic() < min(self._last_sample_at + GATHER_S, give_up_at):
             if (

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import local_tinker
 
 # Before anything imports tinker or transformers: no telemetry, no hub, no proxy for loopback.
 os.environ["TINKER_TELEMETRY"] = "0"
@@ -38,7 +42,7 @@ def qwen_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def service(llama_dir: Path, qwen_dir: Path) -> Iterator:
+def service(llama_dir: Path, qwen_dir: Path) -> Iterator[local_tinker.Service]:
     import local_tinker
 
     with local_tinker.start([("llama", str(llama_dir)), ("qwen3", str(qwen_dir))]) as running:

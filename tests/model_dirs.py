@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,7 +22,7 @@ SPECIAL_TOKENS = {
 
 
 def make_model_dir(directory: Path, family: str, *, tied: bool = False, seed: int = 0) -> Path:
-    """Write a model of some 20,000 parameters with a byte-level tokenizer; returns the directory."""
+    """Write a model of some 20,000 parameters with a byte-level tokenizer; returns its folder."""
     special = SPECIAL_TOKENS[family]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,7 +36,7 @@ def make_model_dir(directory: Path, family: str, *, tied: bool = False, seed: in
     end = "<|eot_id|>" if family == "llama" else "<|im_end|>"
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], eos_token=end)
     fast.save_pretrained(directory)
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": len(fast),
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -51,6 +52,7 @@ def make_model_dir(directory: Path, family: str, *, tied: bool = False, seed: in
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**shape))
     else:
-        model = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=8))
+        shape["head_dim"] = 8
+        model = Qwen3ForCausalLM(Qwen3Config(**shape))
     model.save_pretrained(directory)
     return directory

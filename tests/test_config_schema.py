@@ -96,7 +96,8 @@ def test_mistakes_are_named(tmp_path: Path, change: dict, parts: list[str]) -> N
         ('{"seed": 1, "seed": 2}', "'seed' stands twice"),
         ("[" * 100_000, "recursion"),
         (
-            '{"learning_rate": NaN, "base_model": "m", "train_file": "t", "eval_tasks": ["simple_qa"]}',
+            '{"learning_rate": NaN, "base_model": "m", "train_file": "t", '
+            '"eval_tasks": ["simple_qa"]}',
             "nan",
         ),
     ],

@@ -12,6 +12,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+
+from errors import ConfigError, LoopError
+from evalops_client import (
+    DEFAULT_API_URL,
+    MAX_ANSWER_BYTES,
+    Delivery,
+    EvalOpsClient,
+    EvalOpsError,
+    RoundReport,
+    build_payload,
+    idempotency_key,
+    redact,
+)
 from fake_evalops import (
     DRIP,
     GARBAGE,
@@ -26,19 +39,6 @@ from fake_evalops import (
     error_shapes,
     fake_evalops,
     redirect,
-)
-
-from errors import ConfigError, LoopError
-from evalops_client import (
-    DEFAULT_API_URL,
-    MAX_ANSWER_BYTES,
-    Delivery,
-    EvalOpsClient,
-    EvalOpsError,
-    RoundReport,
-    build_payload,
-    idempotency_key,
-    redact,
 )
 
 KEY = 'eoak_s3cr3t"/+%t4il'  # holds characters that JSON and URLs escape

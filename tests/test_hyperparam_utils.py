@@ -1,6 +1,7 @@
 """The learning-rate formula against a table written by hand, and the capacity arithmetic."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_no_rate_is_made_up(model: str) -> None:
         recommended_lr(model)
 
 
-def test_lora_parameters_of_a_model_are_those_that_peft_makes(llama_dir) -> None:  # noqa: ANN001
+def test_lora_parameters_of_a_model_are_those_that_peft_makes(llama_dir: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 

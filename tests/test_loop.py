@@ -25,7 +25,7 @@ TOPICS = ("sums", "names")
 
 
 class Workspace:
-    """A folder with a config, data and questions for a tiny model; runs the command in this process."""
+    """A folder with config, data and questions for a tiny model; runs the command in-process."""
 
     def __init__(self, folder: Path, model_dir: Path) -> None:
         self.folder = folder
@@ -132,7 +132,7 @@ def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.Captu
 
 
 def test_what_is_trained_on(workspace: Workspace) -> None:
-    """Round 1 walks the training file; round 2 replays a quarter and takes the rest from the pool."""
+    """Round 1 walks the training file; round 2 replays a quarter, the rest is from the pool."""
     assert workspace.run("run") == 0
     first = json.loads((workspace.folder / "run/selections/round_01.json").read_text())
     second = json.loads((workspace.folder / "run/selections/round_02.json").read_text())

@@ -8,9 +8,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -31,13 +31,11 @@ ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
 
 def datum(tokens: list[int], weights: list[float] | None = None) -> types.Datum:
     """Next-token prediction over `tokens`; by default every target weighs 1."""
-    return types.Datum(
-        model_input=types.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={
-            "target_tokens": tokens[1:],
-            "weights": weights or [1.0] * (len(tokens) - 1),
-        },
-    )
+    inputs: dict[str, Any] = {  # the SDK turns lists into tensors
+        "target_tokens": tokens[1:],
+        "weights": weights or [1.0] * (len(tokens) - 1),
+    }
+    return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)
 
 
 DATA = [datum([5, 6, 7, 8, 9]), datum([10, 11, 12], [0.0, 0.5])]
@@ -92,7 +90,11 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 
 @pytest.mark.parametrize(("model", "fixture"), [("llama", "llama_dir"), ("qwen3", "qwen_dir")])
 def test_loss_and_logprobs_are_those_of_the_model(
-    service, tmp_path: Path, request: pytest.FixtureRequest, model: str, fixture: str
+    service: local_tinker.Service,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    model: str,
+    fixture: str,
 ) -> None:
     async def body(client: tinker.ServiceClient) -> Any:
         run = await new_run(client, model)
@@ -113,7 +115,7 @@ def test_loss_and_logprobs_are_those_of_the_model(
 
 
 def test_steps_are_those_of_torch_adamw_on_a_plain_peft_model(
-    service, tmp_path: Path, llama_dir: Path
+    service: local_tinker.Service, tmp_path: Path, llama_dir: Path
 ) -> None:
     async def body(client: tinker.ServiceClient) -> tuple[str, str]:
         run = await new_run(client)
@@ -151,7 +153,7 @@ def test_steps_are_those_of_torch_adamw_on_a_plain_peft_model(
 
 
 def test_the_same_seed_gives_the_same_bits_and_parts_of_a_batch_add_up(
-    service, tmp_path: Path
+    service: local_tinker.Service, tmp_path: Path
 ) -> None:
     async def body(client: tinker.ServiceClient) -> list[str]:
         paths = []
@@ -170,7 +172,7 @@ def test_the_same_seed_gives_the_same_bits_and_parts_of_a_batch_add_up(
 
 
 def test_resuming_with_the_optimizer_is_exact_also_from_another_service(
-    service, tmp_path: Path, llama_dir: Path
+    service: local_tinker.Service, tmp_path: Path, llama_dir: Path
 ) -> None:
     """Two steps, save, two more; against a fresh process that loads the save and takes two."""
 
@@ -196,7 +198,9 @@ def test_resuming_with_the_optimizer_is_exact_also_from_another_service(
     assert not same_bits(adapter_of(tmp_path, end), adapter_of(tmp_path, without_optimizer))
 
 
-def test_two_runs_side_by_side_do_not_touch_each_other(service, tmp_path: Path) -> None:
+def test_two_runs_side_by_side_do_not_touch_each_other(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
     async def body(client: tinker.ServiceClient) -> list[str]:
         alone = await new_run(client)
         await train(alone, 3)
@@ -236,7 +240,7 @@ def test_two_runs_side_by_side_do_not_touch_each_other(service, tmp_path: Path) 
     ],
 )
 def test_layers_are_trained_as_asked_and_embeddings_never_saved(
-    service, tmp_path: Path, flags: dict[str, bool], expected: set[str]
+    service: local_tinker.Service, tmp_path: Path, flags: dict[str, Any], expected: set[str]
 ) -> None:
     async def body(client: tinker.ServiceClient) -> str:
         run = await client.create_lora_training_client("qwen3", rank=4, seed=1, **flags)
@@ -252,7 +256,7 @@ def test_layers_are_trained_as_asked_and_embeddings_never_saved(
 
 
 def test_adapters_load_in_a_plain_peft_model_with_the_same_logprobs(
-    service, tmp_path: Path, qwen_dir: Path
+    service: local_tinker.Service, tmp_path: Path, qwen_dir: Path
 ) -> None:
     async def body(client: tinker.ServiceClient) -> tuple[str, Any]:
         run = await new_run(client, "qwen3")
@@ -276,7 +280,7 @@ def test_adapters_load_in_a_plain_peft_model_with_the_same_logprobs(
 # --- sampling --------------------------------------------------------------------------------
 
 
-async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any) -> list[Any]:
+async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any) -> Sequence[Any]:
     num_samples = params.pop("num_samples", 1)
     response = await client.sample(
         types.ModelInput.from_ints(prompt), num_samples, types.SamplingParams(**params)
@@ -284,7 +288,9 @@ async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any
     return response.sequences
 
 
-def test_a_sample_does_not_depend_on_its_company(service, tmp_path: Path) -> None:
+def test_a_sample_does_not_depend_on_its_company(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
     """Tokens and log-probabilities bit for bit: alone, among 7, and among 40 in every place."""
     prompts = [[5 + i % 9, 6 + i % 7, 7] * (1 + i % 5) for i in range(40)]
     greedy = {"max_tokens": 12, "temperature": 0.0, "stop": []}
@@ -309,7 +315,9 @@ def test_a_sample_does_not_depend_on_its_company(service, tmp_path: Path) -> Non
     using(service, tmp_path, body)
 
 
-def test_sampling_parameters_mean_what_they_say(service, tmp_path: Path, llama_dir: Path) -> None:
+def test_sampling_parameters_mean_what_they_say(
+    service: local_tinker.Service, tmp_path: Path, llama_dir: Path
+) -> None:
     async def body(client: tinker.ServiceClient) -> None:
         sampler = await client.create_sampling_client(base_model="llama")
         free = {"max_tokens": 8, "stop": []}
@@ -339,7 +347,7 @@ def test_sampling_parameters_mean_what_they_say(service, tmp_path: Path, llama_d
 
 
 def test_stops_by_token_and_by_text_are_included_once_at_the_end(
-    service, tmp_path: Path, llama_dir: Path
+    service: local_tinker.Service, tmp_path: Path, llama_dir: Path
 ) -> None:
     from data_loader import load_tokenizer
 
@@ -368,7 +376,9 @@ def test_stops_by_token_and_by_text_are_included_once_at_the_end(
 # --- protocol --------------------------------------------------------------------------------
 
 
-def test_user_errors_come_back_as_errors_and_the_run_goes_on(service, tmp_path: Path) -> None:
+def test_user_errors_come_back_as_errors_and_the_run_goes_on(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
     async def body(client: tinker.ServiceClient) -> None:
         run = await new_run(client)
         for data, loss_fn, part in (
@@ -381,7 +391,7 @@ def test_user_errors_come_back_as_errors_and_the_run_goes_on(service, tmp_path: 
             ),
         ):
             with pytest.raises(tinker.RequestFailedError, match=re.escape(part)):
-                await run.forward_backward(data, loss_fn)
+                await run.forward_backward(data, cast("types.LossFnType", loss_fn))
         with pytest.raises(tinker.RequestFailedError, match="no gradients"):
             await run.optim_step(ADAM)
         await train(run, 1)
@@ -395,7 +405,9 @@ def test_user_errors_come_back_as_errors_and_the_run_goes_on(service, tmp_path: 
     using(service, tmp_path, body)
 
 
-def test_saving_twice_needs_overwrite_and_deleted_weights_are_gone(service, tmp_path: Path) -> None:
+def test_saving_twice_needs_overwrite_and_deleted_weights_are_gone(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
     async def body(client: tinker.ServiceClient) -> None:
         run = await new_run(client)
         path = (await run.save_state("x")).path
@@ -413,7 +425,9 @@ def test_saving_twice_needs_overwrite_and_deleted_weights_are_gone(service, tmp_
     using(service, tmp_path, body)
 
 
-def test_requests_run_in_order_and_repeats_run_once(service, tmp_path: Path) -> None:
+def test_requests_run_in_order_and_repeats_run_once(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
     """By hand over HTTP: number 3 before 2, and 2 twice; the weights are those of 2 then 3."""
 
     async def body(client: tinker.ServiceClient) -> None:
@@ -459,7 +473,12 @@ def test_requests_run_in_order_and_repeats_run_once(service, tmp_path: Path) -> 
     ],
 )
 def test_refusals_are_never_codes_that_the_sdk_retries(
-    service, tmp_path: Path, path: str, body: Any, key: str | None, status: int
+    service: local_tinker.Service,
+    tmp_path: Path,
+    path: str,
+    body: Any,
+    key: str | None,
+    status: int,
 ) -> None:
     right = service.open_folder(tmp_path)
     headers = {} if key is None else {"X-API-Key": right if key == "right" else "tml-wrong"}
@@ -473,12 +492,14 @@ def test_refusals_are_never_codes_that_the_sdk_retries(
     assert right not in answer.text
 
 
-def test_a_base_model_that_cannot_be_loaded_is_explained(service, tmp_path: Path) -> None:
+def test_a_base_model_that_cannot_be_loaded_is_explained(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
     from local_tinker.wire import UserError
 
     with pytest.raises(UserError, match=r"cannot be loaded on this machine.*hf download"):
         service.serve_model("nobody/nothing-1b")
-    with pytest.raises(UserError, match="give the model at .* another name"):
+    with pytest.raises(UserError, match=r"give the model at .* another name"):
         service.serve_model("llama", str(tmp_path))
 
 

@@ -1,0 +1,90 @@
+"""The shape of the house: who may import whom, and what appears nowhere."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from conftest import REPO
+
+# A module may import only modules of earlier layers (DESIGN: imports are acyclic).
+LAYERS = [
+    {"errors"},
+    {"config_schema", "eval_stats", "hyperparam_utils"},
+    {"data_loader", "decision"},
+    {"data_selector"},
+    {"run_store"},
+    {"simple_eval", "evalops_client"},
+    {"plan"},
+    {"trainer_with_eval"},
+]
+ALL_MODULES = set().union(*LAYERS)
+SOURCES = sorted(REPO.glob("*.py")) + sorted((REPO / "local_tinker").glob("*.py"))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level names that a file imports anywhere, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {path.stem for path in REPO.glob("*.py")} == ALL_MODULES
+
+
+@pytest.mark.parametrize("module", sorted(ALL_MODULES))
+def test_imports_point_downwards(module: str) -> None:
+    layer = next(i for i, names in enumerate(LAYERS) if module in names)
+    allowed = set().union(*LAYERS[:layer])
+    assert imports_of(REPO / f"{module}.py") & ALL_MODULES <= allowed
+
+
+def test_the_service_imports_nothing_of_the_loop() -> None:
+    for path in (REPO / "local_tinker").glob("*.py"):
+        assert not imports_of(path) & ALL_MODULES, path.name
+
+
+@pytest.mark.parametrize("module", ["eval_stats", "decision", "hyperparam_utils"])
+def test_pure_modules_touch_no_clock_network_or_environment(module: str) -> None:
+    assert not imports_of(REPO / f"{module}.py") & {"time", "os", "httpx", "random", "pathlib"}
+
+
+def test_broad_excepts_stand_only_at_the_boundaries() -> None:
+    """One in the loop, and two in the service: around each request's work and around its answer."""
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler) and (
+                node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            ):
+                found.append(path.name)
+    assert sorted(found) == ["app.py", "trainer_with_eval.py", "worker.py", "worker.py"]
+
+
+def test_nothing_prints_but_the_commands() -> None:
+    for path in SOURCES:
+        calls = {
+            node.func.id
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert "print" not in calls or path.name in ("trainer_with_eval.py", "__main__.py"), path
+
+
+def test_the_loop_fits_on_one_screen() -> None:
+    tree = ast.parse((REPO / "trainer_with_eval.py").read_text(encoding="utf-8"))
+    loop = next(n for n in tree.body if getattr(n, "name", "") == "run_rounds")
+    assert loop.end_lineno is not None
+    assert loop.end_lineno - loop.lineno < 80  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_source_stays_within_its_budget() -> None:
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in REPO.glob("*.py"))
+    assert lines <= 9_000
