@@ -111,10 +111,21 @@ def find_model_dir(loaded: LoadedConfig) -> Path | None:
 
 
 def choose_service(
-    config: TrainingConfig, model_dir: Path | None, env: Mapping[str, str], *, local: bool
+    config: TrainingConfig,
+    model_dir: Path | None,
+    env: Mapping[str, str],
+    *,
+    local: bool,
+    begun_on: str | None = None,
 ) -> ServiceChoice:
-    """Apply the rules in order. Raises `ConfigError` naming the remedies when none applies."""
+    """Apply the rules in order. Raises `ConfigError` naming the remedies when none applies.
+
+    A resumed run that was `begun_on` the embedded service stays there: its weights are in the run
+    directory.
+    """
     base_url = config.base_url or env.get("TINKER_BASE_URL")
+    if begun_on == "embedded":
+        return ServiceChoice("embedded", None, "as the run began")
     if local:
         return ServiceChoice("embedded", None, "--local was given")
     if base_url:
@@ -232,7 +243,9 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
 # --- on disk ------------------------------------------------------------------------------------
 
 
-def resolved_config(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
+def resolved_config(
+    plan: Plan, choice: ServiceChoice, versions: Mapping[str, str]
+) -> dict[str, Any]:
     """What config.resolved.json holds: the settings as used, and what `null` stood for."""
     return {
         "config": plan.config.model_dump(mode="json"),
@@ -242,6 +255,7 @@ def resolved_config(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
             "renderer_name": plan.renderer_name,
             "learning_rate": plan.schedule.learning_rate,
             "warmup_steps": plan.schedule.warmup_steps,
+            "service": choice.kind,
         },
         "files": {
             "base_model": plan.inputs.model_path,

@@ -555,7 +555,13 @@ def run_command(args: argparse.Namespace) -> int:
     model_dir = find_model_dir(loaded)
     if args.dry_run:
         return dry_run(args, settings, model_dir)
-    choice = choose_service(loaded.config, model_dir, os.environ, local=args.local)
+    choice = choose_service(
+        loaded.config,
+        model_dir,
+        os.environ,
+        local=args.local,
+        begun_on=settings.kept.get("service"),
+    )
     evalops = open_evalops(loaded.config)
     progress = Progress(verbose=args.verbose)
     progress.line(f"service: {choice.kind} ({choice.reason})")
@@ -566,11 +572,9 @@ def run_command(args: argparse.Namespace) -> int:
     for line in describe_plan(plan):
         progress.line(line)
     with open_service(choice, plan, progress) as service:
-        store = begin_run(args, settings, plan) if store is None else continue_run(store, plan)
+        store = begin_run(settings, plan, choice) if store is None else continue_run(store, plan)
         progress.line(f"run directory: {store.run_dir}")
-        decision = asyncio.run(
-            run_on_service(plan, store, progress, choice, service, evalops, args)
-        )
+        decision = asyncio.run(run_on_service(plan, store, progress, choice, service, evalops))
     return report_end(args, store, decision)
 
 
@@ -694,13 +698,13 @@ def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Itera
         yield service
 
 
-def begin_run(args: argparse.Namespace, settings: OpenedSettings, plan: Plan) -> RunStore:
+def begin_run(settings: OpenedSettings, plan: Plan, choice: ServiceChoice) -> RunStore:
     """Make the run directory and write down everything that was settled."""
     from plan import data_manifest, resolved_config
     from run_store import RunStore, new_run_dir
 
     run_dir = settings.run_dir or new_run_dir(Path("runs"), plan.config.run_name)
-    store = RunStore.create(run_dir, resolved_config(plan, versions()))
+    store = RunStore.create(run_dir, resolved_config(plan, choice, versions()))
     store.write_json("data_manifest.json", data_manifest(plan))
     store.append("run_started", run_id=store.new_run_id(), config_hash=plan.config_hash)
     return store
@@ -729,7 +733,6 @@ async def run_on_service(
     choice: ServiceChoice,
     service: Service | None,
     evalops: EvalOpsClient | None,
-    args: argparse.Namespace,
 ) -> Decision:
     """Connect, run the rounds, and leave a ledger entry whatever happens."""
     import tinker

@@ -46,6 +46,14 @@ def test_the_first_rule_that_applies_decides_where_it_runs(
     assert choice.reason
 
 
+def test_a_run_that_began_here_is_resumed_here() -> None:
+    """Its weights are in its directory, so a key that was set meanwhile must not move it."""
+    config = TrainingConfig.model_validate(MINIMAL)
+    choice = choose_service(config, None, KEY, local=False, begun_on="embedded")
+    assert choice.kind == "embedded"
+    assert choose_service(config, None, KEY, local=False, begun_on="tinker").kind == "tinker"
+
+
 @pytest.mark.parametrize(
     ("env", "base_url", "part"),
     [

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import local_tinker
 from conftest import REPO
 from data_loader import load_examples, normalise
 from fake_evalops import OK_P, as_json, fake_evalops
@@ -215,6 +216,23 @@ def test_a_qwen3_directory_with_its_own_data_trains(
     assert checkpoint is not None
     assert checkpoint.renderer == "qwen3"
     assert "  miss Which word stands at place 3? -> " in capsys.readouterr().err
+
+
+def test_a_compatible_service_is_reached_by_its_address(
+    workspace: Workspace,
+    service: local_tinker.Service,
+    llama_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """The same run as on the service of its own, over an address and a key from the environment."""
+    monkeypatch.setenv("TINKER_API_KEY", service.open_folder(workspace.folder / "elsewhere"))
+    assert workspace.run("there", base_url=service.base_url) == 0
+    assert "service: compatible (base_url in the config is set)" in capsys.readouterr().err
+    assert not (workspace.folder / "there/checkpoints").exists()
+    assert workspace.run("here", "--local") == 0
+    losses = [[e["loss"] for e in workspace.store(n).events("step")] for n in ("there", "here")]
+    assert losses[0] == losses[1]
 
 
 def test_evaluation_questions_never_enter_training(workspace: Workspace) -> None:
