@@ -17,25 +17,25 @@ from hyperparam_utils import (
     resolve_warmup_steps,
 )
 
-# step, missed gates, rate: demo_config.json, 3 rounds of 5 steps, 0.004 * 0.6**k, warm-up 1 step,
+# step, missed gates, rate: demo_config.json, 3 rounds of 5 steps, 0.003 * 0.6**k, warm-up 1 step,
 # times 0.5 * (1 + cos(pi * step / 1000)).
 DEMO_RATES = [
-    (0, 0, 0.004),
-    (1, 0, 0.00399999013040372),
-    (4, 0, 0.00399984208840763),
-    (5, 1, 0.00239985195897799),
-    (9, 1, 0.00239952036918031),
-    (10, 2, 0.00143964472346333),
-    (14, 2, 0.00143930371296825),
+    (0, 0, 0.003),
+    (1, 0, 0.00299999259780279),
+    (4, 0, 0.00299988156630572),
+    (5, 1, 0.00179988896923349),
+    (9, 1, 0.00179964027688523),
+    (10, 2, 0.00107973354259750),
+    (14, 2, 0.00107947778472619),
 ]
 
 
 @pytest.mark.parametrize(("step", "missed", "rate"), DEMO_RATES)
 def test_demo_learning_rates(step: int, missed: int, rate: float) -> None:
     config = load_and_validate_config(REPO / "demo_config.json").config
-    assert (config.learning_rate, config.lr_decay, config.total_steps) == (0.004, 0.6, 15)
+    assert (config.learning_rate, config.lr_decay, config.total_steps) == (0.003, 0.6, 15)
     warmup = resolve_warmup_steps(config.warmup_steps, config.total_steps)
-    schedule = Schedule(0.004, config.min_lr, config.lr_decay, warmup, config.max_steps)
+    schedule = Schedule(0.003, config.min_lr, config.lr_decay, warmup, config.max_steps)
     assert warmup == 1
     assert schedule.lr(step, missed) == pytest.approx(rate, rel=1e-12)
 
