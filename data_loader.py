@@ -206,22 +206,32 @@ def normalise(text: str) -> str:
     marks that stand beside a digit ("2 + 3", "3.5", "-4"), so that different sums stay different.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
+    after = _next_visible(folded)
+    before = ""  # the last character that was not a space
     kept: list[str] = []
     for position, character in enumerate(folded):
         if character.isalnum() or unicodedata.category(character).startswith("M"):
             kept.append(character)
-        elif character in OPERATORS and _is_beside_digit(folded, position):
+        elif character in OPERATORS and (before.isdigit() or after[position].isdigit()):
             kept.append(f" {character} ")
         elif character in ".,:" and _stands_between_digits(folded, position):
             kept.append(character)
         else:
             kept.append(" ")
+        if not character.isspace():
+            before = character
     return " ".join("".join(kept).split())
 
 
-def _is_beside_digit(text: str, position: int) -> bool:
-    before, after = text[:position].rstrip()[-1:], text[position + 1 :].lstrip()[:1]
-    return before.isdigit() or after.isdigit()
+def _next_visible(text: str) -> list[str]:
+    """For each position the next character after it that is not a space, "" at the end."""
+    after = [""] * len(text)
+    following = ""
+    for position in range(len(text) - 1, -1, -1):
+        after[position] = following
+        if not text[position].isspace():
+            following = text[position]
+    return after
 
 
 def _stands_between_digits(text: str, position: int) -> bool:

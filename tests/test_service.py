@@ -6,9 +6,10 @@ import asyncio
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -507,28 +508,35 @@ def test_a_base_model_that_cannot_be_loaded_is_explained(
 
 
 @pytest.fixture
-def standalone(llama_dir: Path, tmp_path: Path):
+def standalone(llama_dir: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """`python -m local_tinker` as another program would start it; yields its exports."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "local_tinker", "--base-model", str(llama_dir)]
-    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    command += ["--port", str(port), "--checkpoint-dir", str(tmp_path / "served")]
     process = subprocess.Popen(
-        [*command, "--checkpoint-dir", str(tmp_path / "served")],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=env,
+        env={**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": "tml-given"},
     )
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]
-    yield dict(line.removeprefix("export ").strip().split("=", 1) for line in lines)
+    exports = dict(line.removeprefix("export ").strip().split("=", 1) for line in lines)
+    assert exports == {
+        "TINKER_BASE_URL": f"http://127.0.0.1:{port}",
+        "TINKER_API_KEY": "tml-given",
+    }
+    yield exports
     process.terminate()
-    assert process.wait(20) is not None
+    process.wait(20)
 
 
 def test_the_cookbooks_chat_sl_recipe_trains_two_steps(
     standalone: dict[str, str], llama_dir: Path, tmp_path: Path
 ) -> None:
-    assert standalone.keys() == {"TINKER_BASE_URL", "TINKER_API_KEY"}
     rows = [
         {"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a"}]}
         for i in range(8)
