@@ -103,10 +103,6 @@ class RunStore:
             )
         return cls(run_dir, _read_ledger(run_dir / LEDGER))
 
-    @staticmethod
-    def new_run_id() -> str:
-        return uuid.uuid4().hex[:12]
-
     @property
     def run_id(self) -> str:
         return next(self.events("run_started"))["run_id"]
@@ -126,8 +122,20 @@ class RunStore:
     def resolved_config(self) -> dict[str, Any]:
         return self._read_json(CONFIG)
 
-    def mark_resumed(self) -> int:
-        """Record that the run goes on from its last durable event; returns that event's `seq`."""
+    @property
+    def has_started(self) -> bool:
+        return any(True for _ in self.events("run_started"))
+
+    def record_start(self, manifest: dict[str, Any], config_hash: str) -> None:
+        """Write the data manifest and the first event."""
+        self.write_json(MANIFEST, manifest)
+        self.append("run_started", run_id=uuid.uuid4().hex[:12], config_hash=config_hash)
+
+    def mark_resumed(self, config: dict[str, Any]) -> int:
+        """Record that the run goes on from its last durable event; returns that event's `seq`.
+
+        `config` replaces the recorded settings: what may change on a resumption stays changed.
+        """
         # A step is durable once a checkpoint holds it, and so is whatever came after such a step.
         seq, has_loose_steps = -1, False
         for event in self._events:
@@ -135,6 +143,9 @@ class RunStore:
                 has_loose_steps = event["type"] == "step"
             if not has_loose_steps:
                 seq = event["seq"]
+        recorded = self.resolved_config()
+        if recorded["config"] != config:
+            self.write_json(CONFIG, {**recorded, "config": config})
         self.append("resumed", durable_seq=seq)
         self._events = effective_events(self._all_events)
         return seq

@@ -15,6 +15,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 from collections import deque
@@ -505,26 +506,45 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@dataclass
+class Session:
+    """What the top boundary needs to record a failure: the run, from its start to its end."""
+
+    store: RunStore | None = None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; every failure ends as one paragraph on stderr and an exit code."""
-    args = parse_arguments(argv)
+    args, session = parse_arguments(argv), Session()
     try:
-        return run_command(args)
-    except Interrupted as error:
-        return report_failure(args, str(error), 130)
-    except LoopError as error:
-        if args.verbose:
-            import traceback
-
-            traceback.print_exc()
-        return report_failure(args, str(error), 2 if isinstance(error, InputError) else 1)
+        return run_command(args, session)
     except KeyboardInterrupt:
-        return report_failure(args, "Interrupted before the run began.", 130)
+        return report_failure(args, session, Interrupted("Interrupted."))
+    except BrokenPipeError:  # whoever read the output has gone; what was paid for is on disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the one boundary
+        return report_failure(args, session, error)
 
 
-def report_failure(args: argparse.Namespace, message: str, exit_code: int) -> int:
+def report_failure(args: argparse.Namespace, session: Session, error: BaseException) -> int:
+    """Record a failure in the ledger, where there is a run, and tell the user; the exit code."""
+    if args.verbose:
+        import traceback
+
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+    message = str(error)
+    if not isinstance(error, LoopError):
+        message = f"Unexpected {type(error).__name__}: {error}. Add -v for the traceback."
+    exit_code = 2 if isinstance(error, InputError) else 130 if isinstance(error, Interrupted) else 1
+    if session.store is not None:
+        event = {Interrupted: "interrupted", EvalError: "eval_failed"}.get(type(error), "failed")
+        with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+            session.store.append(event, detail=redacted(message))
+        run_dir = shlex.quote(str(session.store.run_dir))
+        message += f" Continue with: python trainer_with_eval.py --resume {run_dir}"
     message = redacted(message)
-    print(f"error: {message}" if exit_code != 130 else message, file=sys.stderr)
+    print(message if exit_code == 130 else f"error: {message}", file=sys.stderr)
     if args.json:
         print(json.dumps({"error": message, "exit_code": exit_code}))
     return exit_code
@@ -540,7 +560,7 @@ def redacted(text: str) -> str:
     return text
 
 
-def run_command(args: argparse.Namespace) -> int:
+def run_command(args: argparse.Namespace, session: Session) -> int:
     settings = open_settings(args)
     from plan import (
         choose_service,
@@ -573,8 +593,10 @@ def run_command(args: argparse.Namespace) -> int:
         progress.line(line)
     with open_service(choice, plan, progress) as service:
         store = begin_run(settings, plan, choice) if store is None else continue_run(store, plan)
+        session.store = store
         progress.line(f"run directory: {store.run_dir}")
         decision = asyncio.run(run_on_service(plan, store, progress, choice, service, evalops))
+    session.store = None
     return report_end(args, store, decision)
 
 
@@ -640,7 +662,13 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, model_dir: Path 
 
     lines, unchecked, choice = [], [], None
     try:
-        choice = choose_service(settings.loaded.config, model_dir, os.environ, local=args.local)
+        choice = choose_service(
+            settings.loaded.config,
+            model_dir,
+            os.environ,
+            local=args.local,
+            begun_on=settings.kept.get("service"),
+        )
         lines.append(f"service: {choice.kind} ({choice.reason})")
     except ConfigError as error:
         lines.append("service: none yet")
@@ -705,17 +733,19 @@ def begin_run(settings: OpenedSettings, plan: Plan, choice: ServiceChoice) -> Ru
 
     run_dir = settings.run_dir or new_run_dir(Path("runs"), plan.config.run_name)
     store = RunStore.create(run_dir, resolved_config(plan, choice, versions()))
-    store.write_json("data_manifest.json", data_manifest(plan))
-    store.append("run_started", run_id=store.new_run_id(), config_hash=plan.config_hash)
+    store.record_start(data_manifest(plan), plan.config_hash)
     return store
 
 
 def continue_run(store: RunStore, plan: Plan) -> RunStore:
-    """Check that the data are still the ones the run began with, and mark the resumption."""
+    """Check that the data are the ones the run began with, and mark the resumption."""
     from plan import data_manifest
 
-    store.refuse_other_data(data_manifest(plan))
-    store.mark_resumed()
+    if not store.has_started:  # killed while its directory was being made
+        store.record_start(data_manifest(plan), plan.config_hash)
+    else:
+        store.refuse_other_data(data_manifest(plan))
+        store.mark_resumed(plan.config.model_dump(mode="json"))
     return store
 
 
@@ -734,7 +764,7 @@ async def run_on_service(
     service: Service | None,
     evalops: EvalOpsClient | None,
 ) -> Decision:
-    """Connect, run the rounds, and leave a ledger entry whatever happens."""
+    """Connect, run the rounds, and finish the session whatever happens."""
     import tinker
 
     if service is not None:
@@ -753,33 +783,16 @@ async def run_on_service(
     except (Interrupted, asyncio.CancelledError) as error:
         status = "interrupted"
         detail = str(error) or "between two steps"
-        store.append("interrupted", detail=detail)
-        raise Interrupted(f"Interrupted {detail}. {how_to_resume(store)}") from None
-    except EvalError as error:
-        store.append("eval_failed", detail=redacted(str(error)))
-        raise EvalError(f"{error} {how_to_resume(store)}") from None
+        raise Interrupted(f"Interrupted {detail}.") from None
     except tinker.TinkerError as error:
-        store.append("failed", detail=redacted(f"{type(error).__name__}: {error}"))
+        where = base_url or "Tinker"
         raise ServiceError(
-            f"The service at {base_url or 'Tinker'} failed a request: {error} "
-            f"{how_to_resume(store)}"
-        ) from error
-    except Exception as error:  # the one boundary: record the failure, then let main exit non-zero
-        store.append("failed", detail=redacted(f"{type(error).__name__}: {error}"))
-        if isinstance(error, LoopError):
-            raise
-        raise LoopError(
-            f"Unexpected {type(error).__name__}: {error}. Run again with -v for the traceback. "
-            f"{how_to_resume(store)}"
+            f"The service at {where} failed a request with {type(error).__name__}: {error}"
         ) from error
     finally:
         progress.close()
         with contextlib.suppress(tinker.TinkerError, TimeoutError):
             await asyncio.wait_for(client.close(status).result_async(), 5)
-
-
-def how_to_resume(store: RunStore) -> str:
-    return f"Continue with: python trainer_with_eval.py --resume {store.run_dir}"
 
 
 def stop_on_signals(run: Run) -> None:

@@ -12,10 +12,12 @@ from run_store import Batch, Checkpoint, RunStore, effective_events, new_run_dir
 from test_data_selector import TRAIN
 from test_decision import GATE, result
 
+MANIFEST = {"files": {"train_file": {"path": "t.jsonl", "sha256": "1"}}, "eval_tasks": {}}
+
 
 def started(run_dir: Path) -> RunStore:
-    store = RunStore.create(run_dir, {"config": {}, "config_hash": "abc"})
-    store.append("run_started", run_id="r1", config_hash="abc")
+    store = RunStore.create(run_dir, {"config": {"max_rounds": 1}, "config_hash": "abc"})
+    store.record_start(MANIFEST, "abc")
     return store
 
 
@@ -63,7 +65,7 @@ def test_everything_recorded_is_found_again_by_a_later_process(tmp_path: Path) -
     store.record_decision(decision, 2)
 
     later = RunStore.open(tmp_path / "run")
-    assert later.run_id == "r1"
+    assert later.run_id == store.run_id
     assert later.selection(1) == selection
     assert later.checkpoint(1) == checkpoint(1, 2)
     assert later.result(1) == evaluation
@@ -95,7 +97,7 @@ def test_a_torn_last_line_is_cut_off_and_the_next_event_follows_cleanly(tmp_path
     later = RunStore.open(tmp_path / "run")
     assert ledger.read_bytes() == whole
     assert later.append("run_finished")["seq"] == 2
-    assert RunStore.open(tmp_path / "run").run_id == "r1"
+    assert RunStore.open(tmp_path / "run").run_id == store.run_id
 
 
 def test_a_damaged_line_elsewhere_is_refused(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_steps_after_the_last_checkpoint_are_superseded_but_their_tokens_were_sp
     store.append("failed", detail="killed here")  # comes after steps that nothing holds
 
     later = RunStore.open(tmp_path / "run")
-    durable = later.mark_resumed()
+    durable = later.mark_resumed({})
     assert durable == 3  # run_started 0, steps 1 and 2, checkpoint 3
     assert [event["step"] for event in later.events("step")] == [0, 1]
     record_steps(later, 2, range(2, 4))
@@ -132,7 +134,7 @@ def test_a_checkpoint_inside_a_round_is_resumed_from_but_does_not_end_the_round(
     record_steps(store, 1, range(2))
     store.record_checkpoint(checkpoint(1, 2, sampler=False))
     record_steps(store, 1, range(2, 3))
-    store.mark_resumed()
+    store.mark_resumed({})
     assert store.checkpoint(1) is None
     last = store.last_checkpoint()
     assert last is not None
@@ -160,12 +162,21 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_changed_data_are_refused_by_name(tmp_path: Path) -> None:
     store = started(tmp_path / "run")
-    manifest = {"files": {"train_file": {"path": "t.jsonl", "sha256": "1"}}, "eval_tasks": {}}
-    store.write_json("data_manifest.json", manifest)
-    store.refuse_other_data(manifest)
+    store.refuse_other_data(MANIFEST)
     changed = {"files": {"train_file": {"path": "t.jsonl", "sha256": "2"}}, "eval_tasks": {}}
     with pytest.raises(RunStoreError, match="the content of train_file has changed"):
         store.refuse_other_data(changed)
+
+
+def test_what_changed_on_a_resumption_stays_changed(tmp_path: Path) -> None:
+    started(tmp_path / "run").mark_resumed({"max_rounds": 5})
+    later = RunStore.open(tmp_path / "run")
+    assert later.resolved_config() == {"config": {"max_rounds": 5}, "config_hash": "abc"}
+
+
+def test_a_run_killed_while_its_directory_was_made_has_not_started(tmp_path: Path) -> None:
+    RunStore.create(tmp_path / "run", {"config": {}})
+    assert not RunStore.open(tmp_path / "run").has_started
 
 
 def test_replay_applies_resumptions_in_order() -> None:
