@@ -449,7 +449,7 @@ class Progress:
 
 def _one_line(text: str) -> str:
     flat = " ".join(text.split())
-    return flat if len(flat) <= 80 else flat[:77] + "..."
+    return flat if len(flat) <= 60 else flat[:57] + "..."
 
 
 # --- the command ----------------------------------------------------------------------------------

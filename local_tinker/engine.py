@@ -113,14 +113,27 @@ class Engine:
     # --- facts about the base model ---------------------------------------------------------
 
     @functools.cached_property
+    def is_small(self) -> bool:
+        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return num_parameters < SMALL_MODEL_PARAMETERS
+
+    @property
+    def num_slots(self) -> int:
+        """Rows of every wave of samples, following from model and device alone.
+
+        Another shape can give other last bits. Idle rows are computed too, and a large model on a
+        CPU feels each of them.
+        """
+        return 32 if self.is_small or self.device.type == "cuda" else 8
+
+    @property
     def num_threads(self) -> int:
         """Threads for this model's arithmetic.
 
         It follows from the model and the machine alone, since another number of threads can give
         other last bits.
         """
-        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return 1 if num_parameters < SMALL_MODEL_PARAMETERS else DEFAULT_NUM_THREADS
+        return 1 if self.is_small else DEFAULT_NUM_THREADS
 
     @property
     def vocab_size(self) -> int:
@@ -364,6 +377,9 @@ class Engine:
                 )
 
         checkpoints.write(root, path, info, write_files, overwrite=overwrite)
+        stale = self._sampler_adapters.pop(str(checkpoints.folder(root, path)), None)
+        if stale is not None:  # overwritten while it was loaded for sampling
+            self._delete_adapter(stale)
 
     def _optimizer_tensors(self, run: TrainingRun) -> dict[str, torch.Tensor]:
         state = run.optimizer.state

@@ -152,17 +152,17 @@ def _draw(logprobs_V: torch.Tensor, params: SamplingParams, uniform: float) -> i
     return int(tokens[min(position, cumulative.numel() - 1)])
 
 
-def run_wave(engine: Engine, rows: list[Row], num_slots: int) -> None:
-    """Sample all rows, which share one wave key, to their ends. At most `num_slots - 1` rows."""
-    assert 0 < len(rows) < num_slots
+def run_wave(engine: Engine, rows: list[Row]) -> None:
+    """Sample all rows, which share one wave key, to their ends. Fewer rows than slots."""
+    assert 0 < len(rows) < engine.num_slots
     # Outside inference mode: adapters that were made inside it could not be touched by training.
     engine.activate_sampler(rows[0].request.weights)
     with torch.inference_mode():
-        _prefill_and_decode(engine, rows, num_slots)
+        _prefill_and_decode(engine, rows)
 
 
-def _prefill_and_decode(engine: Engine, rows: list[Row], num_slots: int) -> None:
-    key = rows[0].request.wave_key
+def _prefill_and_decode(engine: Engine, rows: list[Row]) -> None:
+    key, num_slots = rows[0].request.wave_key, engine.num_slots
     padded = key.padded_length_tokens
     tokens_BT = torch.zeros((num_slots, padded), dtype=torch.long)
     mask_BT = torch.zeros((num_slots, padded), dtype=torch.long)

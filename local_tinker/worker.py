@@ -22,7 +22,6 @@ from local_tinker.wire import sample_response
 
 logger = logging.getLogger(__name__)
 
-NUM_SLOTS = 32
 GATHER_S = 0.004  # a wave that is not full waits this long for company after the last arrival
 MAX_GATHER_S = 0.05
 
@@ -120,12 +119,11 @@ class Worker:
             first = self._samples[0]
             key = (id(first.engine), first.request.wave_key)
             members = [p for p in self._samples if (id(p.engine), p.request.wave_key) == key]
-        rows = [row for pending in members for row in pending.rows if not row.is_done][
-            : NUM_SLOTS - 1
-        ]
+        rows = [row for pending in members for row in pending.rows if not row.is_done]
+        rows = rows[: first.engine.num_slots - 1]  # one slot always stays a dummy
         torch.set_num_threads(first.engine.num_threads)
         try:
-            run_wave(first.engine, rows, NUM_SLOTS)
+            run_wave(first.engine, rows)
         except Exception as error:
             for pending in members:
                 if any(row in rows for row in pending.rows):
@@ -139,10 +137,8 @@ class Worker:
         """Wait shortly for arriving samples, unless training waits or the wave is full."""
         give_up_at = time.monotonic() + MAX_GATHER_S
         while time.monotonic() < min(self._last_sample_at + GATHER_S, give_up_at):
-            if (
-                self._jobs
-                or self._is_closing
-                or sum(p.request.num_samples for p in self._samples) >= NUM_SLOTS - 1
-            ):
+            num_waiting = sum(pending.request.num_samples for pending in self._samples)
+            is_full = num_waiting >= self._samples[0].engine.num_slots - 1
+            if is_full or self._jobs or self._is_closing:
                 return
             time.sleep(0.0005)
