@@ -264,7 +264,7 @@ def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig) -> None:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: there is no such file. Give --config the path of a JSON config."

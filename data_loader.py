@@ -138,7 +138,7 @@ def _refuse_unusable(
 def parse_row(line: bytes, source: str, line_no: int) -> Example:
     """Parse one line. Raises `ValueError` with the reason when it is not a training row."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError("not valid UTF-8") from None
     except json.JSONDecodeError as error:

@@ -99,7 +99,7 @@ def load_questions(name: str, path: Path) -> QuestionTask:
 def parse_question(line: bytes) -> Question:
     """Parse one line. Raises `ValueError` with the reason."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from None
     if not isinstance(row, dict):

@@ -17,12 +17,14 @@ import math
 import os
 import shlex
 import signal
+import socket
 import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import config_schema
 from config_schema import LoadedConfig, TrainingConfig
@@ -711,6 +713,8 @@ def open_evalops(config: TrainingConfig) -> EvalOpsClient | None:
 def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Iterator[Service | None]:
     """Start the embedded service and load the base model, where that is where the run happens."""
     if choice.kind != "embedded":
+        if choice.base_url is not None:
+            refuse_silent_address(choice.base_url)
         yield None
         return
     os.environ.setdefault("TINKER_TELEMETRY", "0")
@@ -724,6 +728,20 @@ def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Itera
         except UserError as error:
             raise ConfigError(str(error)) from None
         yield service
+
+
+def refuse_silent_address(base_url: str) -> None:
+    """Raise `ConfigError` when nothing listens there; the SDK would retry for minutes."""
+    try:
+        url = urlsplit(base_url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        with socket.create_connection((url.hostname or "", port), timeout=5):
+            return
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"Nothing answers at {base_url}: {error}. Start the service, or correct base_url (or "
+            "TINKER_BASE_URL)."
+        ) from None
 
 
 def begin_run(settings: OpenedSettings, plan: Plan, choice: ServiceChoice) -> RunStore:

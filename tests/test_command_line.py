@@ -140,6 +140,21 @@ def test_bad_arguments(capsys: pytest.CaptureFixture, arguments: list[str], part
     assert part in capsys.readouterr().err
 
 
+def test_an_address_where_nothing_listens_is_said_at_once(
+    tmp_path: Path,
+    llama_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "tml-x")
+    write(tmp_path, "t.jsonl", GOOD_ROW)
+    config = write(tmp_path, "c.json", {**MINIMAL, "base_model": str(llama_dir)})
+    for address in ("http://127.0.0.1:9", "http://127.0.0.1:nine", "nonsense"):
+        assert main(["--config", config, "--set", f"base_url={address}"]) == 2
+        assert f"Nothing answers at {address}" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_directory_in_use_is_refused(
     tmp_path: Path, llama_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -91,7 +91,9 @@ def test_every_bad_row_is_listed_with_line_and_reason(tmp_path: Path) -> None:
 def test_broken_bytes_are_one_bad_row_and_odd_separators_are_text(tmp_path: Path) -> None:
     file = tmp_path / "f.jsonl"
     odd = json.dumps(pair("line\u2028separator"), ensure_ascii=False).encode()
-    file.write_bytes(odd + b"\n\xff\xfe\n" + json.dumps(pair("x")).encode() + b"\n\n")
+    file.write_bytes(
+        b"\xef\xbb\xbf" + odd + b"\r" + b"\n\xff\xfe\n" + json.dumps(pair("x")).encode() + b"\n\n"
+    )
     loaded = load_examples(file)
     assert (loaded.num_rows, len(loaded.examples)) == (3, 2)
     assert loaded.dropped[0].reason == "not valid UTF-8"
