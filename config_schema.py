@@ -7,6 +7,7 @@ This file reads the config and nothing else: no data rows, no network, no tinker
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -34,7 +35,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class Settings(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
 
 
@@ -213,8 +214,9 @@ class LoadedConfig(NamedTuple):
         """Return the file that a setting names, looked for beside the config, then in the cwd."""
         candidates = list(dict.fromkeys([self.directory / name, Path.cwd() / name]))
         for candidate in candidates:
-            if candidate.is_file():
-                return candidate.resolve()
+            with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+                if candidate.is_file():
+                    return candidate.resolve()
         tried = " and ".join(str(candidate) for candidate in candidates)
         raise ConfigError(
             f"{self.file}: {key} names {name!r}, but there is no such file. Looked at {tried}."
@@ -269,7 +271,7 @@ def _read_object(file: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{file}: there is no such file. Give --config the path of a JSON config."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{file}: the config cannot be read: {error}. Give --config a JSON file."
         ) from None
@@ -330,7 +332,8 @@ def _explain(problem: Any) -> str:
     found = problem["input"]
     shown = json.dumps(found, default=str)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{key}: {problem['msg'].lower().rstrip('.')}; found {shown} ({_type_name(found)})."
+    message = problem["msg"][0].lower() + problem["msg"][1:].rstrip(".")
+    return f"{key}: {message}; found {shown} ({_type_name(found)})."
 
 
 def _type_name(value: Any) -> str:

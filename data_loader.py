@@ -148,12 +148,12 @@ def parse_row(line: bytes, source: str, line_no: int) -> Example:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     topic = row.get("topic")
-    if topic is not None and not isinstance(topic, str):
-        raise ValueError('"topic" is not a string')
+    if topic is not None:
+        topic = _text(topic, '"topic"')
     messages = _messages_of(row)
     canonical = json.dumps([list(message) for message in messages], ensure_ascii=False)
     example_id = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
-    return Example(example_id, messages, source, line_no, topic or None)
+    return Example(example_id, messages, source, line_no, topic)
 
 
 def _messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
@@ -309,6 +309,11 @@ def clean_split(
 
     kept_train = tuple(example for example in train if keep(example, is_pool=False))
     kept_pool = tuple(example for example in pool if keep(example, is_pool=True))
+    if pool and not kept_pool:
+        raise DataError(
+            f"{pool[0].source}: every row holds an evaluation question or stands in train_file, so "
+            "there is nothing to mine. Use another mining.pool_file, or leave it out."
+        )
     if not kept_train:
         raise DataError(
             f"{train[0].source}: every row holds an evaluation question, so nothing is left to "
@@ -367,7 +372,8 @@ def resolve_renderer_name(explicit: str | None, base_model: str) -> str:
         return get_recommended_renderer_name(base_model)
     except (ConfigurationError, KeyError, ValueError):
         raise ConfigError(
-            f"renderer_name is not set and the cookbook recommends none for {base_model!r}. Set "
+            f"renderer_name is not set and the cookbook recommends none for {base_model!r}, which "
+            "is no directory beside the config or here either. Correct base_model, or set "
             "renderer_name to the chat format that the model was trained with."
         ) from None
 
@@ -385,6 +391,8 @@ def load_renderer(renderer_name: str, base_model: str) -> Renderer:
         renderer = get_renderer(renderer_name, tokenizer, model_name=base_model)
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         renderer.build_supervised_example(probe)  # pyright: ignore[reportArgumentType]
+        renderer.build_generation_prompt(probe[:1])  # pyright: ignore[reportArgumentType]
+        renderer.get_stop_sequences()
     except RendererError as error:
         raise ConfigError(
             f"renderer_name {renderer_name!r} cannot be used: {error} Leave it null for the "

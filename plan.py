@@ -6,7 +6,9 @@ to a service; whatever a setting left open is resolved once and said, with its s
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -100,7 +102,10 @@ def find_model_dir(loaded: LoadedConfig) -> Path | None:
     """The directory that `base_model` names, beside the config file or in the working directory."""
     for base in (loaded.directory, Path.cwd()):
         candidate = base / loaded.config.base_model
-        if candidate.is_dir():
+        is_directory = False
+        with contextlib.suppress(OSError, ValueError):  # a name that no directory can have
+            is_directory = candidate.is_dir()
+        if is_directory:
             if not (candidate / "config.json").is_file():
                 raise ConfigError(
                     f"{loaded.file}: base_model names the directory {candidate}, which holds no "
@@ -326,6 +331,9 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
     if dropped:
         counts = ", ".join(f"{number} {kind}" for kind, number in sorted(dropped.items()))
         yield f"dropped rows: {counts} (each with file, line and reason in data_manifest.json)"
+        rows = [row for file in inputs.files for row in file.dropped] + list(inputs.split.dropped)
+        for row in rows[:3]:
+            yield f"  {row.file} line {row.line_no}: {row.reason}"
     for task in inputs.tasks:
         topics = {question.topic for question in task.questions} - {None}
         yield f"evaluation: {task.name}, {len(task.questions)} questions in {len(topics)} topics"
@@ -347,6 +355,10 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     config = plan.config
     source = "renderer_name" if config.renderer_name else "resolved from null"
     yield f"renderer: {plan.renderer_name} ({source})"
+    dropped = plan.data.dropped[len(plan.inputs.split.dropped) :]
+    if dropped:
+        first = f"{dropped[0].file} line {dropped[0].line_no}: {dropped[0].reason}"
+        yield f"dropped in rendering: {len(dropped)} rows, the first {first}"
     infos = [plan.rendering[e.id].info for e in (*plan.data.train, *plan.data.pool)]
     num_truncated = sum(info.truncated for info in infos)
     if num_truncated:
@@ -362,7 +374,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         for task in plan.tasks
         for q in task.questions
     )
-    num_evaluations = config.max_rounds + 1
+    num_evaluations = math.ceil(config.total_steps / config.steps_per_round) + 1
     num_answer = num_questions * config.evaluation.max_tokens * num_evaluations
     yield (
         f"tokens at most: about {num_trained:,} trained, {num_prompt * num_evaluations:,} prompt "
@@ -385,9 +397,11 @@ def _lora_param_count(inputs: Inputs) -> int | None:
         return hyperparam_utils.known_lora_param_count(config.base_model, config.lora_rank, **flags)
     try:
         model_config = json.loads((inputs.model_dir / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(model_config, dict):
+            raise ValueError
     except (OSError, ValueError):
         raise ConfigError(
-            f"{inputs.model_dir / 'config.json'}: not readable as JSON. Give base_model a complete "
+            f"{inputs.model_dir / 'config.json'}: not a JSON object. Give base_model a complete "
             "model directory."
         ) from None
     return hyperparam_utils.lora_param_count(model_config, config.lora_rank, **flags)

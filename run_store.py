@@ -14,6 +14,7 @@ This file stores and finds; it does not interpret scores.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -22,7 +23,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_selector import Selection
 from decision import Decision
@@ -32,6 +33,7 @@ from eval_stats import EvalResult
 LEDGER = "ledger.jsonl"
 CONFIG = "config.resolved.json"
 MANIFEST = "data_manifest.json"
+LOCK = ".lock"
 
 Event = dict[str, Any]
 
@@ -71,8 +73,9 @@ class Batch:
 class RunStore:
     """One run directory. What was recorded is found by round, so that nothing is done twice."""
 
-    def __init__(self, run_dir: Path, events: list[Event]) -> None:
+    def __init__(self, run_dir: Path, events: list[Event], lock_file: IO[str] | None) -> None:
         self.run_dir = run_dir
+        self._lock_file = lock_file
         self._all_events = events
         self._events = effective_events(events)
 
@@ -81,27 +84,28 @@ class RunStore:
     @classmethod
     def create(cls, run_dir: Path, resolved: dict[str, Any]) -> RunStore:
         """Start a run in a new or empty directory. Raises `RunStoreError` when it is not empty."""
-        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-            raise RunStoreError(
-                f"{run_dir}: not an empty directory. Choose another --run-dir, or continue the run "
-                f"in it with --resume {run_dir}."
-            )
         try:
+            if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+                raise RunStoreError(
+                    f"{run_dir}: not an empty directory. Choose another --run-dir, or continue the "
+                    f"run in it with --resume {run_dir}."
+                )
             run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise RunStoreError(f"{run_dir}: cannot be made: {error.strerror}.") from None
-        store = cls(run_dir, [])
+        except (OSError, ValueError) as error:
+            raise RunStoreError(f"{run_dir}: cannot be made: {error}. Choose another.") from None
+        store = cls(run_dir, [], _lock(run_dir))
         store.write_json(CONFIG, resolved)
         return store
 
     @classmethod
-    def open(cls, run_dir: Path) -> RunStore:
+    def open(cls, run_dir: Path, *, to_resume: bool = False) -> RunStore:
         """Open a run to resume it, dropping a torn last line. Raises `RunStoreError` for no run."""
         if not (run_dir / CONFIG).is_file():
             raise RunStoreError(
                 f"{run_dir}: not a run directory, it has no {CONFIG}. Name the directory of a run."
             )
-        return cls(run_dir, _read_ledger(run_dir / LEDGER))
+        lock_file = _lock(run_dir) if to_resume else None
+        return cls(run_dir, _read_ledger(run_dir / LEDGER, repair=to_resume), lock_file)
 
     @property
     def run_id(self) -> str:
@@ -121,6 +125,12 @@ class RunStore:
 
     def resolved_config(self) -> dict[str, Any]:
         return self._read_json(CONFIG)
+
+    def close(self) -> None:
+        """Let other processes have the run."""
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
 
     @property
     def has_started(self) -> bool:
@@ -334,19 +344,34 @@ def effective_events(events: list[Event]) -> list[Event]:
     return effective
 
 
-def _read_ledger(path: Path) -> list[Event]:
+def _lock(run_dir: Path) -> IO[str]:
+    """Keep every other process off a run for as long as the returned file stays open."""
+    file = open(run_dir / LOCK, "w")  # noqa: SIM115 (held open on purpose)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RunStoreError(
+            f"{run_dir}: another process is at work on this run. Wait for it, or stop it."
+        ) from None
+    return file
+
+
+def _read_ledger(path: Path, *, repair: bool) -> list[Event]:
     """Read the ledger; a torn last line is cut off the file, anything else wrong is refused."""
     if not path.exists():
         return []
     content = path.read_bytes()
     complete, newline, torn = content.rpartition(b"\n")
-    if torn:
+    if torn and repair:
         os.truncate(path, len(complete) + len(newline))
     events = []
     for line_no, line in enumerate(complete.split(b"\n") if complete else [], start=1):
         try:
             event = json.loads(line)
-            events.append({"seq": event["seq"], "type": event["type"], **event})
+            if event["seq"] != len(events):
+                raise ValueError
+            events.append({"type": event["type"], **event})
         except (ValueError, KeyError, TypeError):
             raise RunStoreError(
                 f"{path} line {line_no}: not a ledger event. The file was changed by something "

@@ -110,12 +110,16 @@ def parse_question(line: bytes) -> Question:
     question, answer = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not question.strip():
         raise ValueError('"question" is missing, empty or not a string')
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds a lone surrogate, which is not text") from None
     given = answer if isinstance(answer, list) else [answer]
     answers = tuple(one for one in given if isinstance(one, str) and one.strip())
     if not answers or len(answers) < len(given):
         raise ValueError('"answer" is not a non-empty string or a list of them')
     grader = row.get("grader", "includes")
-    if grader not in GRADERS:
+    if not isinstance(grader, str) or grader not in GRADERS:
         raise ValueError(f'"grader" is {grader!r}; known are {", ".join(GRADERS)}')
     if grader == "numeric" and any(parse_number(a) is None for a in answers):
         raise ValueError('"grader" is numeric but "answer" is not a number')

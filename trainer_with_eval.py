@@ -128,16 +128,20 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     run.is_training = True
     try:
         for step in range(next_step, end_step):
+            if run.stop_requested:
+                if step == next_step or not is_checkpoint_due(config, step):  # else just saved
+                    in_flight.append(submit_save(client, round_no, step, is_round_end=False))
+                await finish_all(run, round_no, in_flight, num_left=0)
+                raise Interrupted(f"before step {step}, with the weights saved")
             lr = run.plan.schedule.lr(step, decision.num_missed_gates)
             in_flight.append(submit_step(run, client, step, batches[step - first_step], lr))
-            is_round_end, is_stopping = step + 1 == end_step, run.stop_requested
-            if is_round_end or is_stopping or is_checkpoint_due(config, step + 1):
+            is_round_end = step + 1 == end_step
+            if is_round_end or is_checkpoint_due(config, step + 1):
                 in_flight.append(submit_save(client, round_no, step + 1, is_round_end))
-            num_left = 0 if is_round_end or is_stopping else MAX_STEPS_IN_FLIGHT
-            while len(in_flight) > num_left:
-                await finish(run, round_no, in_flight.popleft())
-            if is_stopping:
-                raise Interrupted(f"after step {step}, with its weights saved")
+            num_left = 0 if is_round_end else MAX_STEPS_IN_FLIGHT
+            await finish_all(run, round_no, in_flight, num_left)
+        if run.stop_requested:
+            raise Interrupted(f"after round {round_no}'s last step, with the weights saved")
     except TrainingError:
         await discard_saves(run, round_no, in_flight)
         raise
@@ -276,11 +280,21 @@ def submit_save(
     return SaveInFlight(step, client.save_state(name), client.save_weights_for_sampler(name))
 
 
+async def finish_all(
+    run: Run, round_no: int, in_flight: deque[StepInFlight | SaveInFlight], num_left: int
+) -> None:
+    """Await and record the oldest of what is in flight until `num_left` are."""
+    while len(in_flight) > num_left:
+        await finish(run, round_no, in_flight.popleft())
+
+
 async def finish(run: Run, round_no: int, pending: StepInFlight | SaveInFlight) -> None:
-    """Await and record one submitted step or save. Raises `TrainingError` for a non-finite loss."""
+    """Await and record one submitted step or save. Raises `TrainingError` for a bad step."""
     if isinstance(pending, SaveInFlight):
         await finish_save(run, round_no, pending)
         return
+    import tinker
+
     from eval_stats import batch_loss
     from run_store import Batch
 
@@ -296,7 +310,14 @@ async def finish(run: Run, round_no: int, pending: StepInFlight | SaveInFlight) 
             f"{pending.lr:.3g}. The run stops here, and weights saved after this step are not "
             "used. Lower learning_rate, or check the model's weights and the rows of this step."
         )
-    await pending.optim_step
+    try:
+        await pending.optim_step
+    except tinker.RequestFailedError as error:
+        raise TrainingError(
+            f"round {round_no} step {pending.step}: the service refused the optimizer step at "
+            f"learning rate {pending.lr:.3g} (loss {loss:.4g}): {error}. Weights saved after this "
+            "step are not used. Where gradients are not finite, lower learning_rate."
+        ) from error
     batch = Batch(
         step=pending.step,
         example_ids=tuple(pending.example_ids),
@@ -510,9 +531,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass
 class Session:
-    """What the top boundary needs to record a failure: the run, from its start to its end."""
+    """What the top boundary needs: the run that is open, and whether it has work in hand."""
 
     store: RunStore | None = None
+    is_running: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -527,6 +549,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Exception as error:  # the one boundary
         return report_failure(args, session, error)
+    finally:
+        if session.store is not None:
+            session.store.close()
 
 
 def report_failure(args: argparse.Namespace, session: Session, error: BaseException) -> int:
@@ -539,7 +564,7 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
     if not isinstance(error, LoopError):
         message = f"Unexpected {type(error).__name__}: {error}. Add -v for the traceback."
     exit_code = 2 if isinstance(error, InputError) else 130 if isinstance(error, Interrupted) else 1
-    if session.store is not None:
+    if session.store is not None and session.is_running:
         event = {Interrupted: "interrupted", EvalError: "eval_failed"}.get(type(error), "failed")
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
             session.store.append(event, detail=redacted(message))
@@ -563,7 +588,7 @@ def redacted(text: str) -> str:
 
 
 def run_command(args: argparse.Namespace, session: Session) -> int:
-    settings = open_settings(args)
+    settings = open_settings(args, session)
     from plan import (
         choose_service,
         describe_inputs,
@@ -595,10 +620,10 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         progress.line(line)
     with open_service(choice, plan, progress) as service:
         store = begin_run(settings, plan, choice) if store is None else continue_run(store, plan)
-        session.store = store
+        session.store, session.is_running = store, True
         progress.line(f"run directory: {store.run_dir}")
         decision = asyncio.run(run_on_service(plan, store, progress, choice, service, evalops))
-    session.store = None
+    session.is_running = False
     return report_end(args, store, decision)
 
 
@@ -611,7 +636,7 @@ class OpenedSettings(NamedTuple):
     kept: dict[str, Any]
 
 
-def open_settings(args: argparse.Namespace) -> OpenedSettings:
+def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
     """Find out from the command line which settings and which run directory are meant."""
     if args.resume is None:
         if args.config is None:
@@ -637,9 +662,9 @@ def open_settings(args: argparse.Namespace) -> OpenedSettings:
                 "--resume without a RUN_DIR needs --config, to know whose run is meant."
             )
         run_dir = newest_run(Path("runs"), config_schema.config_hash(given.config))
-    elif given is not None and not (run_dir.exists() and any(run_dir.iterdir())):
+    elif given is not None and is_absent_or_empty(run_dir):
         return OpenedSettings(given, None, run_dir, {})
-    store = RunStore.open(run_dir)
+    store = session.store = RunStore.open(run_dir, to_resume=not args.dry_run)
     recorded = store.resolved_config()
     if given is None:
         raw = config_schema.with_overrides(recorded["config"], args.overrides)
@@ -647,6 +672,10 @@ def open_settings(args: argparse.Namespace) -> OpenedSettings:
         given = LoadedConfig(config_schema.validate(raw, str(run_dir)), file, file.parent)
     config_schema.refuse_other_config(recorded["config"], given)
     return OpenedSettings(given, store, run_dir, recorded["resolved"])
+
+
+def is_absent_or_empty(path: Path) -> bool:
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def dry_run(args: argparse.Namespace, settings: OpenedSettings, model_dir: Path | None) -> int:
@@ -822,7 +851,7 @@ def stop_on_signals(run: Run) -> None:
         if run.stop_requested:
             os._exit(130)
         run.stop_requested = True
-        run.progress.line("stopping after the step in flight; once more to leave at once")
+        run.progress.line("stopping after the steps in flight; once more to leave at once")
         if not run.is_training:
             main_task.cancel()
 
@@ -855,6 +884,8 @@ def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) ->
             f"Best checkpoint: round {decision.best_round}, score {best.score:.4f}{shown}, "
             f"n={best.n}, baseline {baseline.score:.4f}"
         )
+        if best.score <= baseline.score:
+            print("No round scored above the untouched model.")
         print(f"  {checkpoint.sampler_path}")
         print(f"Run directory: {store.run_dir}")
     return 3 if args.gate and decision.action != "stop_passed" else 0

@@ -288,7 +288,7 @@ def _add_errors_and_auth(app: FastAPI, state: State) -> None:
 
 
 def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": message, "detail": message}, status_code=status)
+    return JSONResponse({"error": message}, status_code=status)
 
 
 def _add_session_routes(app: FastAPI, state: State) -> None:

@@ -12,6 +12,7 @@ import logging
 import math
 import secrets
 import time
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -99,7 +101,7 @@ class Engine:
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, **options
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise UserError(
                 f"base model {path!r} cannot be loaded on this machine: {first_line} Give a "
@@ -442,13 +444,13 @@ class Engine:
             self._delete_adapter(run.adapter)
 
     def _delete_adapter(self, adapter: str) -> None:
-        if (
-            len(self._peft.peft_config) == 1
-        ):  # peft keeps at least one; the base model is bare again
-            self._peft.unload()
+        if len(self._peft.peft_config) == 1:
+            self._peft.unload()  # peft keeps at least one; the base model is bare again
             self._peft = None
         else:
-            self._peft.delete_adapter(adapter)
+            with warnings.catch_warnings():  # that the active adapter is deleted is what we want
+                warnings.simplefilter("ignore", UserWarning)
+                self._peft.delete_adapter(adapter)
         self._active = "?"
 
     # --- sampling -----------------------------------------------------------------------------

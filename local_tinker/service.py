@@ -31,7 +31,7 @@ class Service:
         self.base_url = f"http://{HOST}:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             make_app(self._state),
-            log_level="warning",
+            log_level="critical",
             access_log=False,
             timeout_keep_alive=75,
             lifespan="off",

@@ -99,6 +99,11 @@ GOOD_ROW = json.dumps({"instruction": "q", "output": "a"}) + "\n"
         ({"lora_rank": "x"}, ["lora_rank", "integer"]),
         ({"use_recommended_lr": True, "base_model": "MODEL"}, ["no recommended learning rate"]),
         ({"base_model": "folder"}, ["holds no config.json"]),
+        ({"base_model": "x" * 300}, ["There is nowhere to train"]),
+        ({"train_file": "x" * 300, "base_model": "MODEL"}, ["but there is no such file"]),
+        ({"seed": "1"}, ["seed: input should be a valid integer", "a string"]),
+        ({"learning_rate": True}, ["learning_rate: input should be a valid number"]),
+        ({"mining": {"pool_file": "t.jsonl"}, "base_model": "MODEL"}, ["nothing to mine"]),
     ],
 )
 def test_bad_input_is_one_message_and_exit_2(
@@ -132,6 +137,7 @@ def test_bad_input_is_one_message_and_exit_2(
         (["--config", "gone.json"], "gone.json: there is no such file"),
         (["--resume"], "--resume without a RUN_DIR needs --config"),
         (["--resume", "gone"], "not a run directory"),
+        (["--resume", __file__, "--config", str(REPO / "demo_config.json")], "not a run directory"),
         (["--resume", "gone", "--run-dir", "x"], "exclude each other"),
     ],
 )

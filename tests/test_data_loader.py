@@ -70,6 +70,7 @@ BAD_ROWS = [
     ('{"messages": [{"role": "user", "content": "x"}]}', "last message is not the assistant's"),
     ('{"messages": [{"role": "assistant", "content": "x"}]}', "no user message"),
     ('{"instruction": "a", "output": "b", "topic": 3}', '"topic" is not a string'),
+    ('{"instruction": "a", "output": "b", "topic": "\\udc00"}', "lone surrogate"),
     ('{"instruction": "a\\ud800", "output": "b"}', "lone surrogate"),
     ("[" * 100_000, "recursion"),
 ]

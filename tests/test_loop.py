@@ -311,7 +311,7 @@ def test_interrupted_it_finishes_the_step_saves_and_exits_130(workspace: Workspa
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Interrupted after step" in errors
+    assert "Interrupted before step" in errors
     assert f"--resume {workspace.folder / 'run'}" in errors
     assert "Traceback" not in errors
     last = workspace.events("run")[-1]

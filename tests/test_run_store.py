@@ -94,7 +94,10 @@ def test_a_torn_last_line_is_cut_off_and_the_next_event_follows_cleanly(tmp_path
     ledger = tmp_path / "run" / "ledger.jsonl"
     whole = ledger.read_bytes()
     ledger.write_bytes(whole + b'{"seq": 2, "type": "st')
-    later = RunStore.open(tmp_path / "run")
+    assert RunStore.open(tmp_path / "run").run_id == store.run_id
+    assert ledger.read_bytes() != whole  # a reader changes nothing
+    store.close()
+    later = RunStore.open(tmp_path / "run", to_resume=True)
     assert ledger.read_bytes() == whole
     assert later.append("run_finished")["seq"] == 2
     assert RunStore.open(tmp_path / "run").run_id == store.run_id
@@ -166,6 +169,23 @@ def test_changed_data_are_refused_by_name(tmp_path: Path) -> None:
     changed = {"files": {"train_file": {"path": "t.jsonl", "sha256": "2"}}, "eval_tasks": {}}
     with pytest.raises(RunStoreError, match="the content of train_file has changed"):
         store.refuse_other_data(changed)
+
+
+def test_only_one_process_at_a_time_has_a_run(tmp_path: Path) -> None:
+    store = started(tmp_path / "run")
+    with pytest.raises(RunStoreError, match="another process is at work on this run"):
+        RunStore.open(tmp_path / "run", to_resume=True)
+    assert RunStore.open(tmp_path / "run").run_id == store.run_id  # reading is free
+    store.close()
+    RunStore.open(tmp_path / "run", to_resume=True).close()
+
+
+def test_a_ledger_that_two_wrote_is_refused(tmp_path: Path) -> None:
+    started(tmp_path / "run")
+    ledger = tmp_path / "run" / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes() * 2)
+    with pytest.raises(RunStoreError, match="line 2: not a ledger event"):
+        RunStore.open(tmp_path / "run")
 
 
 def test_what_changed_on_a_resumption_stays_changed(tmp_path: Path) -> None:

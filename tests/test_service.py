@@ -406,6 +406,24 @@ def test_user_errors_come_back_as_errors_and_the_run_goes_on(
     using(service, tmp_path, body)
 
 
+def test_gradients_that_are_not_finite_leave_the_weights_as_they_were(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
+    async def body(client: tinker.ServiceClient) -> tuple[str, str]:
+        run = await new_run(client)
+        await train(run, 1)
+        before = await run.save_weights_for_sampler("before")
+        await run.forward_backward([datum([5, 6, 7], [1e30, 1e30])], "cross_entropy")
+        with pytest.raises(tinker.RequestFailedError, match="gradients are not finite"):
+            await run.optim_step(ADAM)
+        after = await run.save_weights_for_sampler("after")
+        await train(run, 1)  # and the bad gradient is gone
+        return before.path, after.path
+
+    before, after = using(service, tmp_path, body)
+    assert same_bits(adapter_of(tmp_path, before), adapter_of(tmp_path, after))
+
+
 def test_saving_twice_needs_overwrite_and_deleted_weights_are_gone(
     service: local_tinker.Service, tmp_path: Path
 ) -> None:

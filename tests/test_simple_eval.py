@@ -113,6 +113,9 @@ def test_question_rows(tmp_path: Path) -> None:
         ({"question": "a?", "answer": "x", "grader": "numeric"}, "not a number"),
         ({"question": "a?", "answer": "x", "topik": "t"}, "unknown key 'topik'"),
         ({"question": "a?", "answer": "x", "topic": ""}, "non-empty strings"),
+        ({"question": "a?", "answer": "x", "grader": ["exact"]}, "known are includes"),
+        ({"question": "a\ud800", "answer": "x"}, "lone surrogate"),
+        ({"question": "a?", "answer": "x", "topic": "\ud800"}, "lone surrogate"),
     ],
 )
 def test_bad_questions_are_never_dropped_but_refused(
