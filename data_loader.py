@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from errors import ConfigError, DataError
+from errors import ConfigError, DataError, TokenizerError
 
 if TYPE_CHECKING:
     import tinker
@@ -87,24 +87,37 @@ class LoadedFile(NamedTuple):
 # --- rows -> Example ---------------------------------------------------------------------------
 
 
+class Lines(NamedTuple):
+    """The lines of a JSONL file that hold something, with their numbers from 1."""
+
+    sha256: str
+    lines: list[tuple[int, bytes]]
+
+
+def read_lines(path: Path) -> Lines:
+    """Read a JSONL file. Raises `DataError` when it cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    # Split on newlines only: splitlines would also cut at characters that JSON strings may hold.
+    numbered = enumerate(content.split(b"\n"), start=1)
+    return Lines(
+        hashlib.sha256(content).hexdigest(),
+        [(number, line) for number, line in numbered if line.strip()],
+    )
+
+
 def load_examples(path: Path) -> LoadedFile:
     """Read a JSONL file of training rows.
 
     Raises `DataError` when the file cannot be read, holds no row, or loses most rows to errors.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    file = read_lines(path)
     examples: list[Example] = []
     dropped: list[DroppedRow] = []
     first_line: dict[str, int] = {}
-    num_rows = 0
-    # Split on newlines only: splitlines would also cut at characters that JSON strings may hold.
-    for line_no, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        num_rows += 1
+    for line_no, line in file.lines:
         try:
             example = parse_row(line, path.name, line_no)
         except ValueError as error:
@@ -116,9 +129,8 @@ def load_examples(path: Path) -> LoadedFile:
             continue
         first_line[example.id] = line_no
         examples.append(example)
-    _refuse_unusable(path, num_rows, examples, dropped)
-    sha256 = hashlib.sha256(content).hexdigest()
-    return LoadedFile(path, sha256, num_rows, tuple(examples), tuple(dropped))
+    _refuse_unusable(path, len(file.lines), examples, dropped)
+    return LoadedFile(path, file.sha256, len(file.lines), tuple(examples), tuple(dropped))
 
 
 def _refuse_unusable(
@@ -328,7 +340,7 @@ def clean_split(
 def load_tokenizer(base_model: str) -> Any:
     """The tokenizer of a hub model or of a model directory.
 
-    Raises `ConfigError` when there is none on this machine or the hub.
+    Raises `TokenizerError` when there is none on this machine or the hub.
     """
     from tinker_cookbook.tokenizer_utils import get_tokenizer
     from transformers import AutoTokenizer
@@ -340,7 +352,7 @@ def load_tokenizer(base_model: str) -> Any:
         return get_tokenizer(base_model)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise ConfigError(
+        raise TokenizerError(
             f"base_model {base_model!r}: its tokenizer cannot be loaded: {first_line} "
             "Check the name, the network, or give a model directory."
         ) from None

@@ -20,6 +20,10 @@ class ConfigError(InputError):
     """A setting or a command-line argument is wrong."""
 
 
+class TokenizerError(ConfigError):
+    """A base model's tokenizer cannot be loaded on this machine."""
+
+
 class DataError(InputError):
     """A data or question file is missing, unreadable, empty or mostly rejected."""
 

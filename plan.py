@@ -164,7 +164,9 @@ def _require_key(env: Mapping[str, str], why: str) -> None:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read_inputs(loaded: LoadedConfig, kept: Mapping[str, Any] | None = None) -> Inputs:
+def read_inputs(
+    loaded: LoadedConfig, model_dir: Path | None, kept: Mapping[str, Any] | None = None
+) -> Inputs:
     """Read all files and resolve the schedule. `kept` holds a resumed run's resolved values."""
     config, kept = loaded.config, kept or {}
     tasks = tuple(_load_task(loaded, name) for name in config.eval_tasks)
@@ -174,7 +176,6 @@ def read_inputs(loaded: LoadedConfig, kept: Mapping[str, Any] | None = None) -> 
     questions = HeldOutQuestions(q.question for task in tasks for q in task.questions)
     pool = files[1].examples if len(files) > 1 else ()
     split = clean_split(files[0].examples, pool, questions)
-    model_dir = find_model_dir(loaded)
     learning_rate, source = _resolve_learning_rate(config, kept, model_dir)
     warmup_steps = kept.get("warmup_steps")
     if warmup_steps is None:

@@ -134,7 +134,7 @@ class RunStore:
 
     @property
     def has_started(self) -> bool:
-        return any(True for _ in self.events("run_started"))
+        return any(self.events("run_started"))
 
     def record_start(self, manifest: dict[str, Any], config_hash: str) -> None:
         """Write the data manifest and the first event."""

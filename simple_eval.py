@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data_loader import read_lines
 from errors import DataError, EvalError
 from eval_stats import SampleResult, TaskResult, task_result
 
@@ -69,18 +70,14 @@ def load_questions(name: str, path: Path) -> QuestionTask:
     Unlike training rows, questions are never dropped: a score over fewer questions than the file
     holds would not be the score that was asked for.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    file = read_lines(path)
     questions: list[Question] = []
     problems: list[str] = []
-    for line_no, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            try:
-                questions.append(parse_question(line))
-            except ValueError as error:
-                problems.append(f"line {line_no}: {error}")
+    for line_no, line in file.lines:
+        try:
+            questions.append(parse_question(line))
+        except ValueError as error:
+            problems.append(f"line {line_no}: {error}")
     first_at: dict[str, int] = {}
     for index, question in enumerate(questions):
         if question.id in first_at:
@@ -93,7 +90,7 @@ def load_questions(name: str, path: Path) -> QuestionTask:
         )
     if not questions:
         raise DataError(f"{path}: the file holds no question. Give one JSON object per line.")
-    return QuestionTask(name, path, hashlib.sha256(content).hexdigest(), tuple(questions))
+    return QuestionTask(name, path, file.sha256, tuple(questions))
 
 
 def parse_question(line: bytes) -> Question:

@@ -34,6 +34,7 @@ from errors import (
     InputError,
     LoopError,
     ServiceError,
+    TokenizerError,
     TrainingError,
 )
 
@@ -360,6 +361,7 @@ async def discard_saves(
     """Mark saves that queue behind a bad step as unusable, and delete them."""
     import tinker
 
+    rest = tinker.RestClient(base_url=run.base_url, api_key=run.api_key)
     for save in [pending for pending in in_flight if isinstance(pending, SaveInFlight)]:
         for future in filter(None, (save.state, save.sampler)):
             try:
@@ -367,7 +369,6 @@ async def discard_saves(
             except tinker.TinkerError:
                 continue  # the service refused to save these weights; there is nothing to discard
             run.store.append("checkpoint_unusable", round=round_no, step=save.step, state_path=path)
-            rest = tinker.RestClient(base_url=run.base_url, api_key=run.api_key)
             await rest.delete_checkpoint_from_tinker_path(path)
 
 
@@ -455,12 +456,10 @@ class Progress:
                 mark = "ok  " if sample.score == 1 else "miss"
                 answer = sample.error if sample.answer is None else sample.answer
                 self.line(f"  {mark} {sample.question} -> {_one_line(answer or '')}")
-        interval = result.interval
-        shown = "" if interval is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
         counts = {"truncated": result.num_truncated, "malformed": result.num_malformed}
         counts["failed"] = result.num_failed
         flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
-        self.line(f"round {result.round}: score {result.score:.4f}{shown}, n={result.n}{flaws}")
+        self.line(f"round {result.round}: score {_score_text(result)}{flaws}")
         if not decision.stops:
             self.line(decision.sentence)
 
@@ -468,6 +467,12 @@ class Progress:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def _score_text(result: EvalResult) -> str:
+    interval = result.interval
+    shown = "" if interval is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
+    return f"{result.score:.4f}{shown}, n={result.n}"
 
 
 def _one_line(text: str) -> str:
@@ -589,30 +594,17 @@ def redacted(text: str) -> str:
 
 def run_command(args: argparse.Namespace, session: Session) -> int:
     settings = open_settings(args, session)
-    from plan import (
-        choose_service,
-        describe_inputs,
-        describe_plan,
-        find_model_dir,
-        make_plan,
-        read_inputs,
-    )
+    from plan import describe_inputs, describe_plan, find_model_dir, make_plan, read_inputs
 
     loaded, store = settings.loaded, settings.store
     model_dir = find_model_dir(loaded)
     if args.dry_run:
         return dry_run(args, settings, model_dir)
-    choice = choose_service(
-        loaded.config,
-        model_dir,
-        os.environ,
-        local=args.local,
-        begun_on=settings.kept.get("service"),
-    )
+    choice = choose_place(args, settings, model_dir)
     evalops = open_evalops(loaded.config)
     progress = Progress(verbose=args.verbose)
     progress.line(f"service: {choice.kind} ({choice.reason})")
-    inputs = read_inputs(loaded, settings.kept)
+    inputs = read_inputs(loaded, model_dir, settings.kept)
     for line in describe_inputs(inputs):
         progress.line(line)
     plan = make_plan(inputs, settings.kept)
@@ -678,11 +670,20 @@ def is_absent_or_empty(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
+def choose_place(
+    args: argparse.Namespace, settings: OpenedSettings, model_dir: Path | None
+) -> ServiceChoice:
+    """Where the run happens, by the rules of plan.py, from command line and environment."""
+    from plan import choose_service
+
+    config, begun_on = settings.loaded.config, settings.kept.get("service")
+    return choose_service(config, model_dir, os.environ, local=args.local, begun_on=begun_on)
+
+
 def dry_run(args: argparse.Namespace, settings: OpenedSettings, model_dir: Path | None) -> int:
     """Check all that can be checked without a service or the network; say what could not be."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
     from plan import (
-        choose_service,
         describe_inputs,
         describe_plan,
         make_plan,
@@ -693,24 +694,17 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, model_dir: Path 
 
     lines, unchecked, choice = [], [], None
     try:
-        choice = choose_service(
-            settings.loaded.config,
-            model_dir,
-            os.environ,
-            local=args.local,
-            begun_on=settings.kept.get("service"),
-        )
+        choice = choose_place(args, settings, model_dir)
         lines.append(f"service: {choice.kind} ({choice.reason})")
     except ConfigError as error:
         lines.append("service: none yet")
         unchecked.append(str(error))
-    inputs = read_inputs(settings.loaded, settings.kept)
+    inputs = read_inputs(settings.loaded, model_dir, settings.kept)
     lines += describe_inputs(inputs)
     try:
         lines += describe_plan(make_plan(inputs, settings.kept))
-    except ConfigError as error:
-        # A hub model's tokenizer needs the network; a directory's has to be there.
-        if model_dir is not None or "tokenizer cannot be loaded" not in str(error):
+    except TokenizerError as error:
+        if model_dir is not None:  # a hub model's needs the network, a directory's has to be there
             raise
         unchecked.append(f"tokens and truncation: {error}")
     lines += schedule_table(inputs)
@@ -788,10 +782,11 @@ def continue_run(store: RunStore, plan: Plan) -> RunStore:
     """Check that the data are the ones the run began with, and mark the resumption."""
     from plan import data_manifest
 
+    manifest = data_manifest(plan)
     if not store.has_started:  # killed while its directory was being made
-        store.record_start(data_manifest(plan), plan.config_hash)
+        store.record_start(manifest, plan.config_hash)
     else:
-        store.refuse_other_data(data_manifest(plan))
+        store.refuse_other_data(manifest)
         store.mark_resumed(plan.config.model_dump(mode="json"))
     return store
 
@@ -877,12 +872,10 @@ def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) ->
         }
         print(json.dumps(outcome, indent=1))
     else:
-        interval = best.interval
-        shown = "" if interval is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
         print(decision.sentence)
         print(
-            f"Best checkpoint: round {decision.best_round}, score {best.score:.4f}{shown}, "
-            f"n={best.n}, baseline {baseline.score:.4f}"
+            f"Best checkpoint: round {decision.best_round}, score {_score_text(best)}, "
+            f"baseline {baseline.score:.4f}"
         )
         if best.score <= baseline.score:
             print("No round scored above the untouched model.")

@@ -13,7 +13,7 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -174,6 +174,16 @@ class State:
         queue.add(seq_id, lambda: _chain(self.worker.submit(engine, job), future))
         return request_id
 
+    @contextlib.contextmanager
+    def passing_over_refused(self, run_id: str, seq_id: int) -> Iterator[None]:
+        """Let a run go on after a refused request, which the client will not send again."""
+        try:
+            yield
+        except (UserError, NotFound):
+            if run_id in self.run_engines:
+                self.queues.setdefault(run_id, RunQueue()).refuse(seq_id)
+            raise
+
     def finish_session(self, session_id: str) -> None:
         session = self.sessions.pop(session_id, None)
         if session is None:
@@ -225,16 +235,9 @@ def _run_of(engine: Engine, run_id: str) -> TrainingRun:
     return engine.runs[run_id]
 
 
-def make_app(state: State, on_shutdown: Callable[[], None] | None = None) -> FastAPI:
+def make_app(state: State) -> FastAPI:
     """Build the application over a state that other code may extend with keys and models."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        if on_shutdown is not None:
-            on_shutdown()
-
-    app = FastAPI(openapi_url=None, lifespan=lifespan)
+    app = FastAPI(openapi_url=None)
     _add_errors_and_auth(app, state)
     _add_session_routes(app, state)
     _add_future_routes(app, state)
@@ -408,14 +411,15 @@ def _add_training_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/api/v1/forward_backward")
     async def forward_backward(request: Request) -> dict[str, str]:
-        body = wire.read_forward_backward(await request.body())
-        engine = state.engine_of_run(body.model_id)
+        message = wire.parse_forward_backward(await request.body())
+        engine = state.engine_of_run(message.model_id)
 
         def job() -> Result:
-            result = engine.forward_backward(_run_of(engine, body.model_id), body)
+            body = wire.read_forward_backward(message)
+            result = engine.forward_backward(_run_of(engine, message.model_id), body)
             return wire.forward_backward_output(result.loss_sum, result.logprobs)
 
-        return {"request_id": state.submit_in_order(body.model_id, body.seq_id, job)}
+        return {"request_id": state.submit_in_order(message.model_id, message.seq_id, job)}
 
     @app.post("/api/v1/optim_step")
     async def optim_step(body: wire.OptimStep) -> dict[str, str]:
@@ -430,7 +434,8 @@ def _add_training_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/api/v1/load_weights")
     async def load_weights(body: wire.LoadWeights) -> dict[str, str]:
-        directory = state.find_checkpoint(body.path)
+        with state.passing_over_refused(body.model_id or "", body.seq_id or 0):
+            directory = state.find_checkpoint(body.path)
         info = checkpoints.read_info(directory)
         if body.session_id is not None and body.model_seq_id is not None:
             engine, metadata = state.engine_named(info.base_model), _metadata(body.user_metadata)
@@ -468,7 +473,8 @@ def _add_training_routes(app: FastAPI, state: State) -> None:
 
     def save(body: wire.SaveWeights, kind: checkpoints.Kind, name: str) -> dict[str, str]:
         """Queue a save; without a name of the client's it also becomes a sampling session."""
-        path = checkpoints.checked_path(body.model_id, kind, name)
+        with state.passing_over_refused(body.model_id, body.seq_id):
+            path = checkpoints.checked_path(body.model_id, kind, name)
         engine, root = state.engine_of_run(body.model_id), state.checkpoint_dir_of(body.model_id)
         session = state.session(body.model_id.partition(":train:")[0])
 

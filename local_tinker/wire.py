@@ -166,8 +166,6 @@ class LossDatum(NamedTuple):
 
 @dataclass(frozen=True)
 class ForwardBackward:
-    model_id: str
-    seq_id: int
     loss_fn: str
     forward_only: bool
     data: tuple[LossDatum, ...]
@@ -180,19 +178,19 @@ _DTYPES = {
 }
 
 
-def read_forward_backward(body: bytes) -> ForwardBackward:
-    """Parse a ForwardBackwardRequest. The envelope only: `read_data` checks the datums.
-
-    Raises `UserError` when the bytes are not such a message.
-    """
+def parse_forward_backward(body: bytes) -> pb.ForwardBackwardRequest:
+    """Parse the envelope. Raises `UserError` when the bytes are not such a message."""
     message = pb.ForwardBackwardRequest()
     try:
         message.ParseFromString(body)
     except DecodeError as error:
         raise UserError(f"the body is not a ForwardBackwardRequest: {error}") from None
+    return message
+
+
+def read_forward_backward(message: pb.ForwardBackwardRequest) -> ForwardBackward:
+    """Read the datums. Raises `UserError` for tensors that do not fit each other."""
     return ForwardBackward(
-        model_id=message.model_id,
-        seq_id=message.seq_id,
         loss_fn=message.loss_fn,
         forward_only=message.forward_only,
         data=tuple(_read_datum(index, datum) for index, datum in enumerate(message.data)),

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 
 import local_tinker
 from conftest import REPO
+from local_tinker.app import RunQueue
 
 PROMPT = [5, 6, 7, 8]
 ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
@@ -473,6 +474,20 @@ def test_requests_run_in_order_and_repeats_run_once(
         assert info["num_optimizer_steps"] == 1
 
     using(service, tmp_path, body)
+
+
+def test_a_refused_number_is_passed_over_and_a_missing_one_waited_for() -> None:
+    async def main() -> list[int]:
+        queue, ran = RunQueue(), []
+        queue.refuse(1)
+        queue.add(2, lambda: ran.append(2))
+        assert ran == [2]
+        queue.add(4, lambda: ran.append(4))
+        assert ran == [2]
+        queue.add(3, lambda: ran.append(3))
+        return ran
+
+    assert asyncio.run(main()) == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
