@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
+import logging
 import os
+import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+DRAIN_S = 30.0  # how long queued work may go on after Ctrl-C or SIGTERM; a second one ends it
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes such as 512M, 8G or 8GiB; the units are powers of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 512M or 8G")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m local_tinker",
-        description="Serve Tinker's API on 127.0.0.1: LoRA training and sampling of a local model.",
+        description="Serve Tinker's API on this machine: LoRA training and sampling of local "
+        "models. Clients need the address and the key that are printed at the start; set "
+        "TINKER_API_KEY (it must start with tml-) to choose the key.",
     )
     parser.add_argument(
         "--base-model",
         required=True,
+        action="append",
         metavar="MODEL",
-        help="a model directory, or the name of a model in the Hugging Face cache",
+        help="a model directory, or the name of a model in the Hugging Face cache; NAME=DIRECTORY "
+        "serves a directory under another name; give the option again for more models",
     )
     parser.add_argument(
         "--port", type=int, default=0, help="port to listen on (default: a free one)"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s); anything but loopback needs "
+        "TINKER_API_KEY to be set, and is not encrypted",
     )
     parser.add_argument(
         "--checkpoint-dir",
@@ -29,50 +56,113 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="where checkpoints are kept (default: %(default)s)",
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument(
+        "--max-memory",
+        type=parse_size,
+        metavar="SIZE",
+        help="memory for base models and training runs, such as 8G; runs beyond it wait on disk "
+        "(default: 70%% of the machine's or the GPU's)",
+    )
     return parser.parse_args(argv)
+
+
+def check_access(host: str, key: str | None) -> str | None:
+    """Return what is wrong with this address and key, or None."""
+    if key is not None and not re.fullmatch(r"tml-[!-~]+", key):
+        return (
+            "TINKER_API_KEY must start with tml- (the SDK refuses others) and hold no spaces; "
+            "change or unset it."
+        )
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return f"--host {host!r} is not an IP address; give one, such as 127.0.0.1."
+    if not is_loopback and key is None:
+        return (
+            f"--host {host} can be reached from other machines, so choose the key yourself: set "
+            "TINKER_API_KEY to tml- and a long random string, or leave --host out."
+        )
+    if not is_loopback and len(key or "") < 20:
+        return "TINKER_API_KEY is too short for an open address; use at least 20 characters."
+    return None
+
+
+def name_and_path(model: str) -> tuple[str, str]:
+    """Split NAME=DIRECTORY; a bare directory is served under the name that was given."""
+    name, separator, directory = model.partition("=")
+    if separator and name and Path(directory).is_dir():
+        return name, str(Path(directory).resolve())
+    return model, str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """SIGTERM stops the service as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def complain(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from local_tinker.service import start
+    key = os.environ.get("TINKER_API_KEY") or None
+    problem = check_access(args.host, key)
+    if problem is not None:
+        return complain(problem)
+    host = "127.0.0.1" if args.host == "localhost" else args.host
+    from local_tinker.service import Service
     from local_tinker.wire import UserError
 
-    key = os.environ.get("TINKER_API_KEY") or None
-    if key is not None and not key.startswith("tml-"):
-        print(
-            "TINKER_API_KEY must start with tml- (the SDK refuses others); change or unset it.",
-            file=sys.stderr,
-        )
-        return 2
-    path = Path(args.base_model)
-    resolved = str(path.resolve()) if path.is_dir() else args.base_model
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    logging.getLogger("local_tinker").setLevel(logging.INFO)
     try:
-        service = start(port=args.port)
-    except OSError as error:
-        print(
-            f"cannot listen on port {args.port}: {error.strerror}. Choose another --port.",
-            file=sys.stderr,
-        )
-        return 2
-    with service:
-        try:
-            service.serve_model(args.base_model, resolved, args.device)
-        except UserError as error:
-            print(str(error), file=sys.stderr)
-            return 2
         args.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        made = service.open_folder(args.checkpoint_dir.resolve(), key)
-        print(
-            f"serving {args.base_model} on {service.base_url}, checkpoints in "
-            f"{args.checkpoint_dir}",
-            file=sys.stderr,
-        )
-        print(f"export TINKER_BASE_URL={service.base_url}")
-        print(f"export TINKER_API_KEY={made}", flush=True)
+    except OSError as error:
+        return complain(f"--checkpoint-dir {args.checkpoint_dir}: {error.strerror}")
+    with stop_signals():
         try:
+            service = Service(args.port, host, args.max_memory)
+        except (OSError, OverflowError) as error:
+            return complain(
+                f"cannot listen on {args.host} port {args.port}: {error}. Choose another --port."
+            )
+        drain_s = 0.0
+        try:
+            for model in args.base_model:
+                service.serve_model(*name_and_path(model), args.device)
+            made = service.open_folder(args.checkpoint_dir.resolve(), key)
+            names = ", ".join(name_and_path(model)[0] for model in args.base_model)
+            print(
+                f"serving {names} on {service.base_url}, checkpoints in {args.checkpoint_dir}; "
+                "Ctrl-C stops",
+                file=sys.stderr,
+            )
+            print(f"export TINKER_BASE_URL={service.base_url}")
+            print(f"export TINKER_API_KEY={made}", flush=True)
+            drain_s = DRAIN_S
             service.wait()
+        except UserError as error:
+            return complain(str(error))
         except KeyboardInterrupt:
-            print("stopping", file=sys.stderr)
+            print("stopping: finishing what is queued; again to stop now", file=sys.stderr)
+        finally:
+            try:
+                service.close(drain_s)
+            except KeyboardInterrupt:
+                return 130
     return 0
 
 

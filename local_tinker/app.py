@@ -1,4 +1,4 @@
-"""The HTTP face of the service: routes, sessions, futures, and the order of a run's requests.
+"""The HTTP face of the service: key and size checks, errors, sessions, futures, training, samples.
 
 Every handler acknowledges at once; the work is done behind a future that the client asks for with
 `retrieve_future`. Permanent errors are answered through the future, as `category: user`, or with
@@ -10,291 +10,185 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import html
 import logging
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_tinker import checkpoints, wire
-from local_tinker.engine import Engine, LoraShape, TrainingRun
+from local_tinker.checkpoints import StorageError
+from local_tinker.engine import TrainingRun
+from local_tinker.lora import LoraShape
+from local_tinker.rest import add_rest_routes
 from local_tinker.sampling import check_request
-from local_tinker.wire import PROTOBUF, UserError
-from local_tinker.worker import Job, Result, Worker
+from local_tinker.state import Sampler, State
+from local_tinker.wire import PROTOBUF, NotFound, UserError
+from local_tinker.worker import Closed, Result
 
 logger = logging.getLogger(__name__)
 
 HOLD_S = 20.0  # how long retrieve_future waits for a result; the SDK gives up at 45
-GAP_S = 5.0  # how long a request waits for a missing lower sequence number
-KEEP_RESULT_S = 300.0  # a result can be fetched again this long after it was fetched first
-MAX_BODY_BYTES = 512 * 1024 * 1024
+HOUSEKEEPING_S = 10.0
+MAX_BODY_BYTES = 512 * 1024 * 1024  # of training data
+MAX_JSON_BYTES = 64 * 1024 * 1024
+PUBLIC_PATHS = ("/", "/api/v1/healthz")  # say that the service is there and how busy it is
 
 CLIENT_CONFIG = {
-    # One request per forward_backward call, so that a run's requests arrive strictly in order.
+    # One request per forward_backward call. Chunks, also in parallel, are served as well, for
+    # clients that send them, but a batch that travels whole is answered with less delay.
     "parallel_fwdbwd_chunks": False,
     "fwdbwd_max_chunk_len": 100_000,
-    "fwdbwd_max_chunk_bytes_count": 500_000_000,
+    "fwdbwd_max_chunk_bytes_count": 400_000_000,
     "proto_compress_fwdbwd": False,
     "sample_max_concurrent_requests": 2000,
     "create_model_via_load_weights": True,
 }
 
 
-class NotFound(Exception):
-    """The request names a session, run, sampler, checkpoint or future that does not exist here."""
-
-
-@dataclass
-class Session:
-    session_id: str
-    checkpoint_dir: Path
-    run_ids: list[str] = field(default_factory=list)
-    sampler_ids: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Sampler:
-    sampler_id: str
-    engine: Engine
-    model_path: str | None
-    weights: Path | None
-    request_ids: dict[int, str] = field(default_factory=dict)  # seq_id -> request_id
-
-
-@dataclass
-class RunQueue:
-    """Releases a run's requests in ascending `seq_id`, passing over the numbers of refused ones."""
-
-    next_seq_id: int = 1
-    request_ids: dict[int, str] = field(default_factory=dict)
-    waiting: dict[int, Callable[[], None]] = field(default_factory=dict)
-    gap_timer: asyncio.TimerHandle | None = None
-
-    def add(self, seq_id: int, release: Callable[[], None]) -> None:
-        self.waiting[seq_id] = release
-        self._advance()
-
-    def refuse(self, seq_id: int) -> None:
-        self.add(seq_id, lambda: None)
-
-    def _advance(self, skip_gap: bool = False) -> None:
-        if skip_gap and self.waiting:
-            self.next_seq_id = min(self.waiting)
-        for late in [s for s in self.waiting if s < self.next_seq_id]:
-            self.waiting.pop(late)()  # a gap was given up before its request came; run it now
-        while self.next_seq_id in self.waiting:
-            self.waiting.pop(self.next_seq_id)()
-            self.next_seq_id += 1
-        if self.gap_timer is not None:
-            self.gap_timer.cancel()
-            self.gap_timer = None
-        if self.waiting:
-            self.gap_timer = asyncio.get_running_loop().call_later(GAP_S, self._advance, True)
-
-
-class State:
-    """What the service remembers between requests. Used on the server's event loop only."""
-
-    def __init__(self, engines: dict[str, Engine], worker: Worker) -> None:
-        self.engines = engines
-        self.worker = worker
-        self.checkpoint_dirs: dict[str, Path] = {}  # API key -> folder of the sessions made with it
-        self.sessions: dict[str, Session] = {}
-        self.samplers: dict[str, Sampler] = {}
-        self.run_engines: dict[str, Engine] = {}
-        self.queues: dict[str, RunQueue] = {}
-        self.futures: dict[str, Future[Result]] = {}
-        self.request_ids: dict[
-            tuple[str, str, int], str
-        ] = {}  # (session, kind, number) -> request_id
-
-    # --- look-ups ---------------------------------------------------------------------------
-
-    def session(self, session_id: str) -> Session:
-        if session_id not in self.sessions:
-            raise NotFound(
-                f"session {session_id!r} is not known here; it was finished or the service was "
-                "restarted"
-            )
-        return self.sessions[session_id]
-
-    def engine_named(self, base_model: str) -> Engine:
-        for name, engine in self.engines.items():
-            if base_model in (name, engine.path):
-                return engine
-        raise NotFound(
-            f"base model {base_model!r} is not served here; this service has "
-            f"{', '.join(sorted(self.engines))}"
-        )
-
-    def engine_of_run(self, run_id: str) -> Engine:
-        if run_id not in self.run_engines:
-            raise NotFound(
-                f"training run {run_id!r} is not in memory; load its checkpoint into a new run"
-            )
-        return self.run_engines[run_id]
-
-    def checkpoint_dir_of(self, run_id: str) -> Path:
-        return self.session(run_id.partition(":train:")[0]).checkpoint_dir
-
-    def find_checkpoint(self, path: str) -> Path:
-        return checkpoints.find(
-            dict.fromkeys(self.checkpoint_dirs.values()), checkpoints.parse_path(path)
-        )
-
-    # --- futures ----------------------------------------------------------------------------
-
-    def new_future(self) -> tuple[str, Future[Result]]:
-        request_id, future = uuid.uuid4().hex, Future()
-        self.futures[request_id] = future
-        return request_id, future
-
-    def submit(self, engine: Engine, job: Job) -> str:
-        """Queue a job that belongs to no run yet (creating one)."""
-        request_id = uuid.uuid4().hex
-        self.futures[request_id] = self.worker.submit(engine, job)
-        return request_id
-
-    def submit_in_order(self, run_id: str, seq_id: int, job: Job) -> str:
-        """Queue a job at its place in its run's order; a repeat gets the first one's id."""
-        engine = self.engine_of_run(run_id)
-        queue = self.queues.setdefault(run_id, RunQueue())
-        if seq_id in queue.request_ids:
-            return queue.request_ids[seq_id]
-        request_id, future = self.new_future()
-        queue.request_ids[seq_id] = request_id
-        queue.add(seq_id, lambda: _chain(self.worker.submit(engine, job), future))
-        return request_id
-
-    @contextlib.contextmanager
-    def passing_over_refused(self, run_id: str, seq_id: int) -> Iterator[None]:
-        """Let a run go on after a refused request, which the client will not send again."""
-        try:
-            yield
-        except (UserError, NotFound):
-            if run_id in self.run_engines:
-                self.queues.setdefault(run_id, RunQueue()).refuse(seq_id)
-            raise
-
-    def finish_session(self, session_id: str) -> None:
-        session = self.sessions.pop(session_id, None)
-        if session is None:
-            return
-        for sampler_id in session.sampler_ids:
-            self.samplers.pop(sampler_id, None)
-        for run_id in session.run_ids:
-            self.queues.pop(run_id, None)
-            engine = self.run_engines.pop(run_id, None)
-            if engine is not None:
-                self.worker.submit(engine, _unload(engine, run_id))
-        self.request_ids = {
-            key: value for key, value in self.request_ids.items() if key[0] != session_id
-        }
-
-
-def _unload(engine: Engine, run_id: str) -> Job:
-    def job() -> Result:
-        engine.unload_run(run_id)
-        return {}
-
-    return job
-
-
-def _chain(source: Future[Result], target: Future[Result]) -> None:
-    def copy(done: Future[Result]) -> None:
-        error = done.exception()
-        if error is not None:
-            target.set_exception(error)
-        else:
-            target.set_result(done.result())
-
-    source.add_done_callback(copy)
-
-
-def _metadata(user_metadata: dict[str, Any] | None) -> dict[str, str]:
-    """Requests may hold anything, responses must map strings to strings."""
-    return {
-        key: value if isinstance(value, str) else str(value)
-        for key, value in (user_metadata or {}).items()
-    }
-
-
-def _run_of(engine: Engine, run_id: str) -> TrainingRun:
-    if run_id not in engine.runs:
-        raise UserError(
-            f"training run {run_id!r} could not be created; see the error of its creation"
-        )
-    return engine.runs[run_id]
-
-
 def make_app(state: State) -> FastAPI:
     """Build the application over a state that other code may extend with keys and models."""
-    app = FastAPI(openapi_url=None)
-    _add_errors_and_auth(app, state)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        keeper = asyncio.create_task(_keep_house(state))
+        yield
+        keeper.cancel()
+
+    app = FastAPI(openapi_url=None, lifespan=lifespan)
+    app.add_middleware(Gate, state=state)
+    _add_errors(app, state)
     _add_session_routes(app, state)
     _add_future_routes(app, state)
     _add_training_routes(app, state)
     _add_sampling_routes(app, state)
-    _add_checkpoint_routes(app, state)
+    add_rest_routes(app, state)
     return app
 
 
-def _add_errors_and_auth(app: FastAPI, state: State) -> None:
-    @app.middleware("http")
-    async def check_key_and_size(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        if request.url.path != "/api/v1/healthz":
-            given = request.headers.get("x-api-key", "").encode()
+async def _keep_house(state: State) -> None:
+    while True:
+        await asyncio.sleep(HOUSEKEEPING_S)
+        state.housekeeping()
+
+
+class _BodyTooLarge(Exception):
+    pass
+
+
+class Gate:
+    """Checks the key and bounds the body of every request before anything else reads it."""
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["path"] not in PUBLIC_PATHS:
+            headers = dict(scope["headers"])
+            given = headers.get(b"x-api-key", b"")
             # Compare with every key, so that the time taken tells nothing about any of them.
             matches = [
-                key for key in state.checkpoint_dirs if hmac.compare_digest(key.encode(), given)
+                key
+                for key in self._state.checkpoint_dirs
+                if hmac.compare_digest(key.encode(), given)
             ]
             if not matches:
-                return _error(
+                refusal = _error(
                     401,
                     "X-API-Key is missing or wrong; use the key that the service printed at its "
                     "start",
                 )
-            request.state.api_key = matches[0]
-        length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            return _error(413, f"the request body is larger than {MAX_BODY_BYTES} bytes")
-        return await call_next(request)
+                await refusal(scope, receive, send)
+                return
+            scope["api_key"] = matches[0]
+        is_protobuf = scope["path"] == "/api/v1/forward_backward"
+        limit = MAX_BODY_BYTES if is_protobuf else MAX_JSON_BYTES
+        num_bytes, has_answered = 0, False
 
-    @app.exception_handler(UserError)
-    async def on_user_error(_: Request, error: UserError) -> JSONResponse:
-        return _error(400, str(error))
+        async def bounded_receive() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > limit:
+                raise _BodyTooLarge
+            return message
 
-    @app.exception_handler(NotFound)
-    async def on_not_found(_: Request, error: NotFound) -> JSONResponse:
-        return _error(404, str(error))
+        async def noting_send(message: Message) -> None:
+            nonlocal has_answered
+            has_answered = True
+            await send(message)
 
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]
-        )
-        return _error(422, f"the request does not fit the protocol: {problems}")
-
-    @app.get("/api/v1/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+        try:
+            await self._app(scope, bounded_receive, noting_send)
+        except _BodyTooLarge:
+            if not has_answered:
+                message = f"the request body is larger than {limit} bytes; send less at a time"
+                await _error(413, message)(scope, receive, send)
 
 
 def _error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status_code=status)
 
 
+def _add_errors(app: FastAPI, state: State) -> None:
+    @app.exception_handler(UserError)
+    async def on_user_error(_: Request, error: UserError) -> JSONResponse:
+        return _error(400, str(error))
+
+    @app.exception_handler(Closed)
+    async def on_closed(_: Request, error: Closed) -> JSONResponse:
+        return _error(400, str(error))
+
+    @app.exception_handler(StorageError)
+    async def on_storage_error(_: Request, error: StorageError) -> JSONResponse:
+        logger.error("%s", error)
+        return _error(507, str(error))
+
+    @app.exception_handler(NotFound)
+    async def on_not_found(_: Request, error: NotFound) -> JSONResponse:
+        return _error(404, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        where = f"{request.method} {request.url.path}"
+        if error.status_code in (404, 405):
+            return _error(
+                404, f"this service has no {where}; local_tinker/README.md lists what it has"
+            )
+        return _error(error.status_code, f"{where}: {error.detail}")
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        body = error.body if isinstance(error.body, dict) else {}
+        state.pass_over(body.get("model_id"), body.get("seq_id"))
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]
+        )
+        return _error(422, f"the request does not fit the protocol: {problems[:2000]}")
+
+
 def _add_session_routes(app: FastAPI, state: State) -> None:
+    @app.get("/", response_class=HTMLResponse)
+    async def health_page() -> str:
+        return _health_page(state)
+
+    @app.get("/api/v1/healthz")
+    async def healthz() -> Response:
+        if not state.worker.is_alive:
+            return _error(500, "the compute thread has ended; restart the service")
+        return JSONResponse({"status": "ok"})
+
     @app.post("/api/v1/client/config")
     async def client_config() -> dict[str, Any]:
         return CLIENT_CONFIG
@@ -304,20 +198,23 @@ def _add_session_routes(app: FastAPI, state: State) -> None:
         return {}
 
     @app.post("/api/v1/create_session")
-    async def create_session(body: wire.CreateSession, request: Request) -> dict[str, Any]:
-        session_id = uuid.uuid4().hex
-        state.sessions[session_id] = Session(
-            session_id, state.checkpoint_dirs[request.state.api_key]
-        )
-        return {"session_id": session_id}
+    async def create_session(request: Request) -> dict[str, Any]:
+        root = state.checkpoint_dirs[request.scope["api_key"]]
+        session = state.add_session(root)
+        logger.info("session %s: opened", session.session_id)
+        return {"session_id": session.session_id}
 
     @app.post("/api/v1/session_heartbeat")
-    async def heartbeat() -> dict[str, Any]:
-        return {}
+    async def heartbeat(body: wire.SessionRequest) -> Response:
+        if body.session_id not in state.sessions:
+            return _error(410, "this session has ended")
+        state.session(body.session_id)
+        return JSONResponse({})
 
     @app.post("/api/v1/sessions/{session_id}/finish")
     async def finish(session_id: str) -> dict[str, Any]:
         state.finish_session(session_id)
+        logger.info("session %s: finished", session_id)
         return {}
 
     @app.post("/api/v1/telemetry")
@@ -333,54 +230,76 @@ def _add_session_routes(app: FastAPI, state: State) -> None:
                 "trainable": True,
                 "sampleable": True,
             }
-            for name, engine in state.engines.items()
+            for name, engine in list(state.engines.items())
         ]
         return {"supported_models": models}
+
+
+def _health_page(state: State) -> str:
+    """A page for a person: what is served, and how busy it is. No ids, no keys."""
+    num_jobs, num_samples = state.worker.num_queued
+    mib = 2**20
+    facts = {
+        "compute thread": "running" if state.worker.is_alive else "ENDED: restart the service",
+        "up for": f"{(time.time() - state.started_at) / 60:.0f} min",
+        "base models": ", ".join(sorted(state.engines)) or "none yet",
+        "sessions": len(state.sessions),
+        "training runs": len(state.runs),
+        "samplers": len(state.samplers),
+        "queued": f"{num_jobs} training requests, {num_samples} sample requests",
+        "memory of runs": f"{state.memory.num_run_bytes / mib:.1f} MiB of "
+        f"{state.memory.room_bytes / mib:.0f} MiB that the base models leave",
+    }
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="refresh" content="5"><title>local_tinker</title>'
+        "<style>body{font:16px system-ui;margin:2em}th{text-align:left;padding:.2em 1em .2em 0}"
+        f"</style></head><body><h1>local_tinker</h1><table>{rows}</table></body></html>"
+    )
 
 
 def _add_future_routes(app: FastAPI, state: State) -> None:
     @app.post("/api/v1/retrieve_future")
     async def retrieve_future(body: wire.RetrieveFuture) -> Response:
-        future = state.futures.get(body.request_id)
-        if future is None:
-            raise NotFound(f"request {body.request_id!r} is not known here")
-        try:
-            result = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), HOLD_S)
-        except TimeoutError:
+        future, session_id = state.futures.claim(body.request_id)
+        if session_id in state.sessions:
+            state.session(session_id)
+        if not future.done():
+            loop, is_done = asyncio.get_running_loop(), asyncio.Event()
+            future.add_done_callback(lambda _: loop.call_soon_threadsafe(is_done.set))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(is_done.wait(), HOLD_S)
+        if not future.done() and state.worker.is_alive:
             pending = {"type": "try_again", "request_id": body.request_id, "queue_state": "active"}
             return JSONResponse(pending, status_code=408)
-        except (UserError, NotFound) as error:
-            return JSONResponse({"error": str(error), "category": "user"})
-        except Exception as error:  # the boundary between one request's failure and the service
-            logger.exception("request %s failed", body.request_id)
-            return JSONResponse({"error": f"{type(error).__name__}: {error}", "category": "server"})
-        asyncio.get_running_loop().call_later(
-            KEEP_RESULT_S, state.futures.pop, body.request_id, None
-        )
-        if isinstance(result, bytes):
-            return Response(result, media_type=PROTOBUF)
-        return JSONResponse(result)
+        state.futures.fetched(body.request_id)
+        return _answer(body.request_id, future)
+
+
+def _answer(request_id: str, future: Future[Result]) -> Response:
+    if not future.done():
+        message = "the compute thread has ended; restart the service"
+        return JSONResponse({"error": message, "category": "server"})
+    error = future.exception()
+    if isinstance(error, UserError | NotFound):
+        return JSONResponse({"error": str(error), "category": "user"})
+    if isinstance(error, StorageError | Closed):
+        logger.error("request %s: %s", request_id, error)
+        return JSONResponse({"error": str(error), "category": "server"})
+    if error is not None:
+        logger.error("request %s failed", request_id, exc_info=error)
+        return JSONResponse({"error": f"{type(error).__name__}: {error}", "category": "server"})
+    result = future.result()
+    if isinstance(result, bytes):
+        return Response(result, media_type=PROTOBUF)
+    return JSONResponse(result)
 
 
 def _add_training_routes(app: FastAPI, state: State) -> None:
-    def new_run(
-        session_id: str, model_seq_id: int, engine: Engine, make: Callable[[str], TrainingRun]
-    ) -> dict[str, str]:
-        """Register a run now and create it behind a future; a repeat gets the first one's id."""
-        session = state.session(session_id)
-        key = (session_id, "model", model_seq_id)
-        if key not in state.request_ids:
-            run_id = f"{session_id}:train:{model_seq_id}"
-            session.run_ids.append(run_id)
-            state.run_engines[run_id] = engine
-
-            def job() -> Result:
-                make(run_id)
-                return {"model_id": run_id}
-
-            state.request_ids[key] = state.submit(engine, job)
-        return {"request_id": state.request_ids[key]}
-
     @app.post("/api/v1/create_model")
     async def create_model(body: wire.CreateModel) -> dict[str, str]:
         if body.optimizer_config.type != "adamw":
@@ -389,120 +308,152 @@ def _add_training_routes(app: FastAPI, state: State) -> None:
             )
         engine, lora = state.engine_named(body.base_model), body.lora_config
         shape = LoraShape(lora.rank, lora.train_attn, lora.train_mlp, lora.train_unembed)
-        metadata = _metadata(body.user_metadata)
-        return new_run(
+        request_id = state.add_run(
             body.session_id,
             body.model_seq_id,
             engine,
-            lambda run_id: engine.create_run(run_id, shape, lora.seed, metadata),
+            shape,
+            body.user_metadata,
+            lambda run_id: engine.create_run(run_id, shape, lora.seed, body.user_metadata),
         )
+        return {"request_id": request_id}
 
     @app.post("/api/v1/get_info")
     async def get_info(body: wire.ModelRequest) -> dict[str, Any]:
-        engine = state.engine_of_run(body.model_id)
-        run = engine.runs.get(body.model_id)
+        run = state.run(body.model_id)
         return {
             "model_id": body.model_id,
-            "model_data": {"model_name": engine.name, "tokenizer_id": engine.path},
-            "model_name": engine.name,
+            "model_data": {"model_name": run.engine.name, "tokenizer_id": run.engine.path},
+            "model_name": run.engine.name,
             "is_lora": True,
-            "lora_rank": run.shape.rank if run else None,
+            "lora_rank": run.shape.rank,
         }
 
     @app.post("/api/v1/forward_backward")
     async def forward_backward(request: Request) -> dict[str, str]:
         message = wire.parse_forward_backward(await request.body())
-        engine = state.engine_of_run(message.model_id)
+        engine = state.run(message.model_id).engine
 
-        def job() -> Result:
-            body = wire.read_forward_backward(message)
-            result = engine.forward_backward(_run_of(engine, message.model_id), body)
+        def job(run: TrainingRun) -> Result:
+            result = engine.forward_backward(run, wire.read_forward_backward(message))
             return wire.forward_backward_output(result.loss_sum, result.logprobs)
 
         return {"request_id": state.submit_in_order(message.model_id, message.seq_id, job)}
 
     @app.post("/api/v1/optim_step")
     async def optim_step(body: wire.OptimStep) -> dict[str, str]:
-        engine = state.engine_of_run(body.model_id)
+        engine = state.run(body.model_id).engine
 
-        def job() -> Result:
+        def job(run: TrainingRun) -> Result:
             if body.adam_params is None:
                 raise UserError("optim_step without adam_params: this service has adamw only")
-            return {"metrics": engine.optim_step(_run_of(engine, body.model_id), body.adam_params)}
+            return {"metrics": engine.optim_step(run, body.adam_params)}
 
         return {"request_id": state.submit_in_order(body.model_id, body.seq_id, job)}
 
     @app.post("/api/v1/load_weights")
     async def load_weights(body: wire.LoadWeights) -> dict[str, str]:
-        with state.passing_over_refused(body.model_id or "", body.seq_id or 0):
+        with state.passing_over_refused(body.model_id, body.seq_id):
             directory = state.find_checkpoint(body.path)
-        info = checkpoints.read_info(directory)
+            info = checkpoints.read_info(directory)
         if body.session_id is not None and body.model_seq_id is not None:
-            engine, metadata = state.engine_named(info.base_model), _metadata(body.user_metadata)
-            return new_run(
+            engine, metadata = state.engine_named(info.base_model), body.user_metadata
+            request_id = state.add_run(
                 body.session_id,
                 body.model_seq_id,
                 engine,
+                info.shape,
+                {**info.user_metadata, **metadata},
                 lambda run_id: engine.load_run(
                     run_id, directory, with_optimizer=body.optimizer, user_metadata=metadata
                 ),
             )
+            return {"request_id": request_id}
         if body.model_id is None or body.seq_id is None:
             raise UserError(
                 "load_weights needs session_id and model_seq_id, or model_id and seq_id"
             )
-        model_id, engine = body.model_id, state.engine_of_run(body.model_id)
+        engine = state.run(body.model_id).engine
 
-        def job() -> Result:
-            engine.load_into(_run_of(engine, model_id), directory, with_optimizer=body.optimizer)
+        def job(run: TrainingRun) -> Result:
+            engine.load_into(run, directory, with_optimizer=body.optimizer)
             return {"path": body.path}
 
-        return {"request_id": state.submit_in_order(model_id, body.seq_id, job)}
+        return {"request_id": state.submit_in_order(body.model_id, body.seq_id, job)}
 
     @app.post("/api/v1/save_weights")
     async def save_weights(body: wire.SaveWeights) -> dict[str, str]:
-        return save(body, "weights", body.path or "")
+        return save(body, "weights")
 
     @app.post("/api/v1/save_weights_for_sampler")
     async def save_weights_for_sampler(body: wire.SaveWeights) -> dict[str, str]:
-        if body.path is not None:
-            return save(body, "sampler_weights", body.path)
-        return save(
-            body, "sampler_weights", f"snapshot-{body.sampling_session_seq_id}-{body.seq_id}"
-        )
+        return save(body, "sampler_weights") if body.path is not None else save_unnamed(body)
 
-    def save(body: wire.SaveWeights, kind: checkpoints.Kind, name: str) -> dict[str, str]:
-        """Queue a save; without a name of the client's it also becomes a sampling session."""
+    def save(body: wire.SaveWeights, kind: checkpoints.Kind) -> dict[str, str]:
         with state.passing_over_refused(body.model_id, body.seq_id):
-            path = checkpoints.checked_path(body.model_id, kind, name)
-        engine, root = state.engine_of_run(body.model_id), state.checkpoint_dir_of(body.model_id)
-        session = state.session(body.model_id.partition(":train:")[0])
+            path = checkpoints.checked_path(body.model_id, kind, body.path or "")
+        record = state.run(body.model_id)
+        root = state.session(record.session_id).checkpoint_dir
 
-        def job() -> Result:
-            engine.save(
-                _run_of(engine, body.model_id),
+        def job(run: TrainingRun) -> Result:
+            record.engine.save(
+                run,
                 root,
-                path,
+                checkpoints.folder(root, path),
+                with_optimizer=kind == "weights",
                 ttl_seconds=body.ttl_seconds,
                 overwrite=body.overwrite,
-                user_metadata=_metadata(body.user_metadata),
+                user_metadata=body.user_metadata,
             )
-            if body.path is not None:
-                return {"path": str(path)}
-            sampler_id = f"{session.session_id}:sample:{body.sampling_session_seq_id}"
-            state.samplers[sampler_id] = Sampler(
-                sampler_id, engine, str(path), checkpoints.folder(root, path)
-            )
-            session.sampler_ids.append(sampler_id)
-            return {"sampling_session_id": sampler_id}
+            logger.info("run %s: saved %s", body.model_id, path)
+            return {"path": str(path)}
 
         return {"request_id": state.submit_in_order(body.model_id, body.seq_id, job)}
+
+    def save_unnamed(body: wire.SaveWeights) -> dict[str, str]:
+        """Save for a sampler that gets no path: the weights live as long as the session."""
+        record = state.run(body.model_id)
+        session = state.session(record.session_id)
+        if body.sampling_session_seq_id is None:
+            state.pass_over(body.model_id, body.seq_id)
+            raise UserError("a save without a path needs sampling_session_seq_id")
+        sampler_id = f"{session.session_id}:sample:{body.sampling_session_seq_id}"
+        run_folder = body.model_id.replace(":", "_")
+        directory = checkpoints.scratch(session.checkpoint_dir) / f"{run_folder}-{body.seq_id}"
+
+        def job(run: TrainingRun) -> Result:
+            record.engine.save(run, session.checkpoint_dir, directory, with_optimizer=False)
+            return {"sampling_session_id": sampler_id}
+
+        request_id = state.submit_in_order(body.model_id, body.seq_id, job)
+        if sampler_id not in state.samplers:
+            session.unnamed_saves.append(directory)
+            sampler = Sampler(sampler_id, session.session_id, record.engine, None, directory)
+            state.add_sampler(sampler)
+        return {"request_id": request_id}
+
+    @app.post("/api/v1/save_weights_external")
+    async def save_weights_external(body: wire.SaveWeights) -> dict[str, str]:
+        with state.passing_over_refused(body.model_id, body.seq_id):
+            record = state.run(body.model_id)
+            folder = state.session(record.session_id).checkpoint_dir
+            raise UserError(
+                "exports are not needed here: every checkpoint is a PEFT adapter on this machine, "
+                f"below {folder}; use its folder directly"
+            )
+
+    @app.post("/api/v1/create_custom_loss")
+    async def create_custom_loss() -> None:
+        raise UserError(
+            "custom losses on the server are not supported; forward_backward_custom computes yours "
+            "in the client"
+        )
 
 
 def _add_sampling_routes(app: FastAPI, state: State) -> None:
     @app.post("/api/v1/create_sampling_session")
     async def create_sampling_session(body: wire.CreateSamplingSession) -> dict[str, str]:
-        session = state.session(body.session_id)
+        state.session(body.session_id)
         sampler_id = f"{body.session_id}:sample:{body.sampling_session_seq_id}"
         if sampler_id not in state.samplers:
             if body.model_path is not None:
@@ -512,68 +463,23 @@ def _add_sampling_routes(app: FastAPI, state: State) -> None:
                 weights, engine = None, state.engine_named(body.base_model)
             else:
                 raise UserError("create_sampling_session needs model_path or base_model")
-            state.samplers[sampler_id] = Sampler(sampler_id, engine, body.model_path, weights)
-            session.sampler_ids.append(sampler_id)
+            state.add_sampler(
+                Sampler(sampler_id, body.session_id, engine, body.model_path, weights)
+            )
         return {"sampling_session_id": sampler_id}
-
-    def sampler_with(sampler_id: str) -> Sampler:
-        if sampler_id not in state.samplers:
-            raise NotFound(f"sampling session {sampler_id!r} is not known here")
-        return state.samplers[sampler_id]
-
-    @app.get("/api/v1/samplers/{sampler_id}")
-    async def get_sampler(sampler_id: str) -> dict[str, Any]:
-        sampler = sampler_with(sampler_id)
-        return {
-            "sampler_id": sampler_id,
-            "base_model": sampler.engine.name,
-            "model_path": sampler.model_path,
-        }
 
     @app.post("/api/v1/asample")
     async def asample(body: wire.Sample) -> dict[str, Any]:
-        sampler = sampler_with(body.sampling_session_id)
-        if body.seq_id not in sampler.request_ids:
+        sampler = state.sampler(body.sampling_session_id)
+
+        def start() -> Future[Result]:
             request = check_request(sampler.engine, body, sampler.weights)
-            request_id = uuid.uuid4().hex
-            state.futures[request_id] = state.worker.sample(sampler.engine, request)
-            sampler.request_ids[body.seq_id] = request_id
+            return state.worker.sample(sampler.engine, request)
+
+        key = ("sample", sampler.sampler_id, body.seq_id)
+        request_id = state.futures.once(sampler.session_id, key, start)
         prefix = f"{sampler.sampler_id}:{body.seq_id}"
         return {
-            "request_id": sampler.request_ids[body.seq_id],
+            "request_id": request_id,
             "sample_sequence_ids": [f"{prefix}:{index}" for index in range(body.num_samples)],
         }
-
-
-def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
-    @app.post("/api/v1/weights_info")
-    async def weights_info(body: dict[str, Any]) -> dict[str, Any]:
-        info = checkpoints.read_info(state.find_checkpoint(str(body.get("tinker_path"))))
-        return {
-            "base_model": info.base_model,
-            "is_lora": True,
-            "lora_rank": info.lora_rank,
-            "train_unembed": info.train_unembed,
-            "train_mlp": info.train_mlp,
-            "train_attn": info.train_attn,
-        }
-
-    @app.get("/api/v1/training_runs/{run_id}")
-    async def training_run(run_id: str) -> dict[str, Any]:
-        engine = state.engine_of_run(run_id)
-        run = _run_of(engine, run_id)
-        return {
-            "training_run_id": run_id,
-            "base_model": engine.name,
-            "model_owner": "local",
-            "is_lora": True,
-            "lora_rank": run.shape.rank,
-            "last_request_time": datetime.fromtimestamp(time.time(), UTC).isoformat(),
-            "user_metadata": run.user_metadata,
-        }
-
-    @app.delete("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}")
-    async def delete_checkpoint(run_id: str, kind: str, name: str) -> dict[str, Any]:
-        path = checkpoints.parse_path(f"tinker://{run_id}/{kind}/{name}")
-        checkpoints.delete(dict.fromkeys(state.checkpoint_dirs.values()), path)
-        return {}

@@ -2,30 +2,45 @@
 
     DIR/<run>/weights/<name>/            state: adapter, optimizer.safetensors, checkpoint.json
     DIR/<run>/sampler_weights/<name>/    adapter and checkpoint.json only
+    DIR/.scratch-<pid>/                  what dies with the process: unnamed saves, parked runs
 
-`<run>` is the run id with ':' replaced. A checkpoint is first written beside its place and then
-renamed, so a reader never meets half of one; a later process finds it again by its tinker:// path.
+`<run>` is the run id with ':' replaced. A checkpoint is first written to the scratch folder and
+then renamed, so a reader never meets half of one; a later process finds it again by its path.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+
+from local_tinker.lora import LoraShape
 from local_tinker.wire import UserError
 
 Kind = Literal["weights", "sampler_weights"]
 KINDS: tuple[Kind, ...] = ("weights", "sampler_weights")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}:train:[0-9]{1,9}")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}:train:[0-9]{1,10}")
+_RUN_FOLDER = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,99})_train_([0-9]{1,10})")
+
+INFO_FILE = "checkpoint.json"
+SCRATCH_PREFIX = ".scratch-"
+OLD_PREFIX = ".old-"
+
+
+class StorageError(Exception):
+    """The disk refused: full, read-only or broken. The request was not at fault."""
 
 
 class TinkerPath(NamedTuple):
@@ -77,36 +92,81 @@ class CheckpointInfo:
     expires_at: float | None
     user_metadata: dict[str, str]
 
+    @property
+    def shape(self) -> LoraShape:
+        return LoraShape(self.lora_rank, self.train_attn, self.train_mlp, self.train_unembed)
+
+    @property
+    def is_expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at < time.time()
+
+
+_INFO = TypeAdapter(CheckpointInfo)
+
+
+def folder(root: Path, path: TinkerPath) -> Path:
+    return root / path.run_id.replace(":", "_") / path.kind / path.name
+
+
+def scratch(root: Path) -> Path:
+    """A folder for this process alone; `clean` removes those of processes that are gone."""
+    directory = root / f"{SCRATCH_PREFIX}{os.getpid()}"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
 
 def write(
     root: Path,
-    path: TinkerPath,
+    target: Path,
     info: CheckpointInfo,
     write_files: Callable[[Path], None],
     *,
     overwrite: bool,
 ) -> None:
-    """Write a checkpoint folder: `write_files` fills a temporary one, a rename publishes it."""
-    target = folder(root, path)
+    """Write a checkpoint folder: `write_files` fills a temporary one, a rename publishes it.
+
+    Raises `UserError` when it exists already and may not be overwritten, and `StorageError` when
+    the disk refuses; what was there before is untouched then.
+    """
     if target.exists() and not overwrite:
-        raise UserError(f"{path} exists already; choose another name or pass overwrite=True")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".tmp-{path.name}-{os.getpid()}-{time.monotonic_ns()}"
-    temporary.mkdir()
-    try:
-        write_files(temporary)
-        (temporary / "checkpoint.json").write_text(
-            json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8"
+        raise UserError(
+            f"checkpoint {target.name!r} exists already; choose another name or pass overwrite=True"
         )
-        for file in temporary.iterdir():
-            _fsync(file)
-        _fsync(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-        _fsync(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _storage(root, target.name):
+        temporary = scratch(root) / f"write-{time.monotonic_ns()}"
+        temporary.mkdir()
+        try:
+            write_files(temporary)
+            _write_info(temporary / INFO_FILE, info)
+            for file in temporary.iterdir():
+                _fsync(file)
+            _fsync(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            old = target.with_name(OLD_PREFIX + target.name)
+            if target.exists():  # a rename cannot replace a folder; `clean` undoes half of this
+                target.rename(old)
+            temporary.rename(target)
+            _fsync(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _storage(root: Path, name: str) -> Iterator[None]:
+    """Explain a disk that refuses. safetensors reports it as an error of its own."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(root).free if root.exists() else 0
+        raise StorageError(
+            f"checkpoint {name!r} could not be written to {root}: {error}. {free / 2**20:.0f} MiB "
+            "are free there; make room and save again. Nothing that was saved before is touched."
+        ) from error
+
+
+def _write_info(file: Path, info: CheckpointInfo) -> None:
+    file.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
 
 
 def _fsync(path: Path) -> None:
@@ -117,30 +177,109 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def folder(root: Path, path: TinkerPath) -> Path:
-    return root / path.run_id.replace(":", "_") / path.kind / path.name
-
-
 def find(roots: Iterable[Path], path: TinkerPath) -> Path:
     """Return the folder of a checkpoint that exists and has not expired, else raise `UserError`."""
     for root in roots:
         candidate = folder(root, path)
-        if (candidate / "checkpoint.json").is_file():
-            expires_at = read_info(candidate).expires_at
-            if expires_at is not None and expires_at < time.time():
-                raise UserError(
-                    f"{path} expired at {time.strftime('%Y-%m-%d %H:%M', time.gmtime(expires_at))} "
-                    "UTC"
-                )
+        if (candidate / INFO_FILE).is_file():
+            info = read_info(candidate)
+            if info.expires_at is not None and info.is_expired:
+                expiry = time.strftime("%Y-%m-%d %H:%M", time.gmtime(info.expires_at))
+                raise UserError(f"{path} expired at {expiry} UTC")
             return candidate
     raise UserError(f"{path} is not stored here")
 
 
 def read_info(checkpoint_dir: Path) -> CheckpointInfo:
-    return CheckpointInfo(
-        **json.loads((checkpoint_dir / "checkpoint.json").read_text(encoding="utf-8"))
+    """Read what is stored beside the weights. Raises `UserError` for a file that is damaged."""
+    file = checkpoint_dir / INFO_FILE
+    try:
+        return _INFO.validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read as a checkpoint's description: {error}. Restore the folder "
+            "from a copy, or remove it"
+        ) from error
+
+
+def list_all(roots: Iterable[Path]) -> list[tuple[TinkerPath, Path]]:
+    """Every checkpoint below these folders that has not expired, oldest first."""
+    found = []
+    for root in roots:
+        for file in root.glob(f"*/*/*/{INFO_FILE}"):
+            run, kind, name = file.parts[-4:-1]
+            match = _RUN_FOLDER.fullmatch(run)
+            if match and kind in KINDS and _NAME.fullmatch(name):
+                info = read_info(file.parent)
+                if not info.is_expired:
+                    path = TinkerPath(f"{match[1]}:train:{match[2]}", kind, name)
+                    found.append((info.created_at, path, file.parent))
+    return [(path, directory) for _, path, directory in sorted(found)]
+
+
+def set_ttl(root: Path, checkpoint_dir: Path, ttl_seconds: int | None) -> None:
+    """Let a checkpoint expire this long from now (None: never)."""
+    expires_at = None if ttl_seconds is None else time.time() + ttl_seconds
+    with _storage(root, checkpoint_dir.name):
+        temporary = scratch(root) / f"info-{time.monotonic_ns()}"
+        _write_info(temporary, replace(read_info(checkpoint_dir), expires_at=expires_at))
+        _fsync(temporary)
+        temporary.replace(checkpoint_dir / INFO_FILE)
+
+
+def copy(root: Path, source: Path, target: Path, ttl_seconds: int | None) -> None:
+    """Copy a checkpoint; the copy has its own expiry."""
+    now = time.time()
+    info = replace(
+        read_info(source),
+        created_at=now,
+        expires_at=None if ttl_seconds is None else now + ttl_seconds,
     )
 
+    def write_files(directory: Path) -> None:
+        shutil.copytree(source, directory, dirs_exist_ok=True)
 
-def delete(roots: Iterable[Path], path: TinkerPath) -> None:
-    shutil.rmtree(find(roots, path))
+    write(root, target, info, write_files, overwrite=False)
+
+
+def delete(root: Path, checkpoint_dir: Path) -> None:
+    """Remove a checkpoint: out of sight in one step, then file by file."""
+    doomed = scratch(root) / f"old-{time.monotonic_ns()}"
+    checkpoint_dir.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def num_bytes(checkpoint_dir: Path) -> int:
+    return sum(file.stat().st_size for file in checkpoint_dir.iterdir() if file.is_file())
+
+
+def clean(root: Path) -> None:
+    """Remove what has expired and what killed processes left; undo overwrites cut in half."""
+    for file in root.glob(f"*/*/*/{INFO_FILE}"):
+        if _RUN_FOLDER.fullmatch(file.parts[-4]) and read_info(file.parent).is_expired:
+            delete(root, file.parent)
+    for old in root.glob(f"*/*/{OLD_PREFIX}*"):
+        target = old.with_name(old.name.removeprefix(OLD_PREFIX))
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(target)
+    for directory in root.glob(f"{SCRATCH_PREFIX}*"):
+        pid = directory.name.removeprefix(SCRATCH_PREFIX)
+        if pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def discard(directory: Path) -> None:
+    """Remove a folder that nothing needs any more."""
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,13 +1,14 @@
 """One base model in memory and the LoRA adapters on it: forward, backward, optimizer, save, load.
 
 Everything here runs on the one compute thread. Losses are plain sums over all positions of all
-datums, as the protocol demands; the client does the normalising. LoRA alpha is 32 for every rank
-and dropout is 0, as the vendor documents.
+datums, as the protocol demands; the client does the normalising.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import logging
 import math
 import secrets
@@ -23,37 +24,27 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from local_tinker import checkpoints
-from local_tinker.checkpoints import CheckpointInfo, TinkerPath
+from local_tinker import checkpoints, lora, losses
+from local_tinker.checkpoints import CheckpointInfo
+from local_tinker.lora import LORA_ALPHA, LoraShape
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
 
 logger = logging.getLogger(__name__)
 
-LORA_ALPHA = 32
-ATTENTION_NAMES = frozenset({"attn", "self_attn", "attention", "self_attention"})
 MAX_LOGITS_ELEMENTS = (
     64 * 1024 * 1024
 )  # rows x tokens x vocabulary held at once in one forward pass
+MAX_WAVE_TOKENS = 64 * 1024  # rows x padded prompt tokens of one wave of samples
 DEFAULT_NUM_THREADS = torch.get_num_threads()
 SMALL_MODEL_PARAMETERS = 20_000_000  # below this, threads wait for each other longer than they work
 MAX_SAMPLER_ADAPTERS = 8  # least recently used sampler weights are dropped from memory beyond this
 
 
-@dataclass(frozen=True)
-class LoraShape:
-    """Which LoRA matrices a run has."""
-
-    rank: int
-    train_attn: bool
-    train_mlp: bool
-    train_unembed: bool
-
-
 class ForwardResult(NamedTuple):
-    """`loss_sum` is -sum(weights * logprobs) over the request; one array of logprobs per datum."""
+    """The request's loss, and per datum the logprobs of its targets, shaped as they are."""
 
     loss_sum: float
     logprobs: list[np.ndarray]
@@ -70,6 +61,50 @@ class TrainingRun:
     named_parameters: list[tuple[str, torch.nn.Parameter]]
     user_metadata: dict[str, str]
     num_optimizer_steps: int = 0
+    refusal: str | None = None  # why the next step must not apply what has been accumulated
+
+    @property
+    def num_bytes(self) -> int:
+        """Weights, gradients and AdamW's two moments."""
+        return 4 * sum(p.numel() * p.element_size() for _, p in self.named_parameters)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything a run is made of, under names that do not depend on the process."""
+        made = {}
+        for name, parameter in self.named_parameters:
+            stable = _stable_name(name, self.adapter)
+            made[f"{stable}.value"] = parameter.detach()
+            if parameter.grad is not None:
+                made[f"{stable}.grad"] = parameter.grad
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                made[f"{stable}.{key}"] = value
+        return made
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Set what `tensors` names and forget the rest: gradients and optimizer state."""
+        self.optimizer.state.clear()
+        self.optimizer.zero_grad(set_to_none=True)
+        for name, parameter in self.named_parameters:
+            prefix = f"{_stable_name(name, self.adapter)}."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if "value" in own:
+                parameter.data.copy_(own.pop("value"))
+            if "grad" in own:
+                parameter.grad = own.pop("grad").to(parameter.device)
+            if own:  # AdamW keeps its step counter on the CPU, the moments beside the parameter
+                self.optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device)
+                    for key, value in own.items()
+                }
+
+
+@dataclass
+class SamplerAdapter:
+    """Sampler weights in memory; those that a wave is using stay until it has ended."""
+
+    name: str
+    num_users: int = 0
+    is_stale: bool = False  # overwritten on disk meanwhile
 
 
 @dataclass
@@ -81,22 +116,31 @@ class Engine:
     device: torch.device
     model: Any
     tokenizer: Any
-    runs: dict[str, TrainingRun] = field(default_factory=dict)
     _peft: Any = None
     _active: str | None = None  # the adapter that forward passes go through now
-    _sampler_adapters: OrderedDict[str, str] = field(
-        default_factory=OrderedDict
-    )  # folder -> adapter name
+    _sampler_adapters: OrderedDict[Path, SamplerAdapter] = field(default_factory=OrderedDict)
     _num_adapters_made: int = 0
 
     @classmethod
-    def load(cls, name: str, path: str, device: str | None = None) -> Engine:
-        """Load a causal LM from a directory or the Hugging Face cache; never from the network."""
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    def load(
+        cls, name: str, path: str, device: str | None = None, max_bytes: int | None = None
+    ) -> Engine:
+        """Load a causal LM from a directory or the Hugging Face cache; never from the network.
+
+        Raises `UserError` when it is not there, or would take more than `max_bytes`.
+        """
+        chosen = _device(device)
         dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
         transformers_logging.disable_progress_bar()
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
+            num_bytes = _num_parameters(path, options) * dtype.itemsize
+            if max_bytes is not None and num_bytes > max_bytes:
+                raise UserError(
+                    f"base model {path!r} takes {num_bytes / 2**30:.2f} GiB and only "
+                    f"{max(0, max_bytes) / 2**30:.2f} GiB of the memory limit are left; raise "
+                    "--max-memory or serve a smaller model"
+                )
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, **options
@@ -108,6 +152,8 @@ class Engine:
                 "directory with config.json, safetensors weights and a tokenizer, or a model "
                 "already in the Hugging Face cache (download it first with `hf download NAME`)."
             ) from error
+        lora.check_model(model)
+        _choose_kernels(model)
         model.to(device=chosen)  # pyright: ignore[reportCallIssue]
         model.eval().requires_grad_(False)
         return cls(name=name, path=path, device=chosen, model=model, tokenizer=tokenizer)
@@ -115,18 +161,25 @@ class Engine:
     # --- facts about the base model ---------------------------------------------------------
 
     @functools.cached_property
+    def num_base_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    @functools.cached_property
     def is_small(self) -> bool:
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return num_parameters < SMALL_MODEL_PARAMETERS
 
-    @property
-    def num_slots(self) -> int:
-        """Rows of every wave of samples, following from model and device alone.
+    def num_slots(self, padded_length_tokens: int, with_prompt_logits: bool) -> int:
+        """Rows of every wave of samples whose prompts are padded to this length.
 
-        Another shape can give other last bits. Idle rows are computed too, and a large model on a
-        CPU feels each of them.
+        It follows from model, device and request alone: another shape can give other last bits.
+        Idle rows are computed too, and a large model on a CPU feels each of them.
         """
-        return 32 if self.is_small or self.device.type == "cuda" else 8
+        slots = 32 if self.is_small or self.device.type == "cuda" else 8
+        slots = min(slots, MAX_WAVE_TOKENS // padded_length_tokens)
+        if with_prompt_logits:
+            slots = min(slots, MAX_LOGITS_ELEMENTS // (padded_length_tokens * self.vocab_size))
+        return max(1, slots)
 
     @property
     def num_threads(self) -> int:
@@ -143,7 +196,8 @@ class Engine:
 
     @property
     def max_context_length(self) -> int:
-        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -154,14 +208,16 @@ class Engine:
 
     def check_tokens(self, tokens: list[int] | np.ndarray, where: str) -> None:
         array = np.asarray(tokens)
+        if array.size == 0:
+            raise UserError(f"{where}: there are no tokens")
         if array.min() < 0 or array.max() >= self.vocab_size:
             raise UserError(
                 f"{where}: token ids must lie in 0..{self.vocab_size - 1}, found "
                 f"{array.min()}..{array.max()}"
             )
-        if array.size > self.max_context_length:
+        if array.shape[0] > self.max_context_length:
             raise UserError(
-                f"{where}: {array.size} tokens exceed the model's context of "
+                f"{where}: {array.shape[0]} tokens exceed the model's context of "
                 f"{self.max_context_length}"
             )
 
@@ -174,60 +230,11 @@ class Engine:
         adapter = self._new_adapter_name()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(secrets.randbits(63) if seed is None else seed)
-            self._add_adapter(adapter, self._lora_config(shape))
+            self._add_adapter(adapter, lora.make_config(self.model, self.name, shape))
         self._activate(adapter)
         parameters = [(n, p) for n, p in self._peft.named_parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW([p for _, p in parameters], lr=0.0, weight_decay=0.0)
-        run = TrainingRun(run_id, adapter, shape, optimizer, parameters, user_metadata)
-        self.runs[run_id] = run
-        return run
-
-    def _lora_config(self, shape: LoraShape) -> LoraConfig:
-        targets = self._target_modules(shape)
-        if not targets:
-            raise UserError(
-                "none of attention, MLP and unembedding is to be trained; set at least one train_* "
-                "flag"
-            )
-        if shape.train_unembed:
-            self._untie_unembedding()
-        return LoraConfig(
-            r=shape.rank, lora_alpha=LORA_ALPHA, lora_dropout=0.0, bias="none",
-            task_type="CAUSAL_LM", target_modules=targets, base_model_name_or_path=self.name,
-        )  # fmt: skip
-
-    def _target_modules(self, shape: LoraShape) -> list[str]:
-        """The linear layers to adapt, told apart by where they stand in the model."""
-        unembedding = self.model.get_output_embeddings()
-        targets, others = [], []
-        for name, module in self.model.named_modules():
-            if ".lora_" in name or not isinstance(module, torch.nn.Linear):
-                continue
-            is_unembedding = module is unembedding or module is getattr(
-                unembedding, "base_layer", None
-            )
-            is_attention = any(part in ATTENTION_NAMES for part in name.split("."))
-            wanted = (
-                shape.train_unembed
-                if is_unembedding
-                else shape.train_attn
-                if is_attention
-                else shape.train_mlp
-            )
-            (targets if wanted else others).append(name.removesuffix(".base_layer"))
-        # Other tools read the short names (q_proj); full paths where those would catch too much.
-        leaves = {name.rsplit(".", 1)[-1] for name in targets}
-        is_ambiguous = any(name.rsplit(".", 1)[-1] in leaves for name in others)
-        return targets if is_ambiguous else sorted(leaves)
-
-    def _untie_unembedding(self) -> None:
-        """Give a tied unembedding its own copy, so that merging its LoRA spares the embedding."""
-        unembedding = self.model.get_output_embeddings()
-        if unembedding.weight is self.model.get_input_embeddings().weight:
-            unembedding.weight = torch.nn.Parameter(
-                unembedding.weight.detach().clone(), requires_grad=False
-            )
-            self.model.config.tie_word_embeddings = False
+        return TrainingRun(run_id, adapter, shape, optimizer, parameters, user_metadata)
 
     def _new_adapter_name(self) -> str:
         self._num_adapters_made += 1
@@ -253,79 +260,102 @@ class Engine:
         self._active = adapter
 
     def forward_backward(self, run: TrainingRun, request: ForwardBackward) -> ForwardResult:
-        """Add the gradient of the request's loss to the run's; forward only when it says so."""
-        if request.loss_fn != "cross_entropy":
-            raise UserError(
-                f"loss function {request.loss_fn!r} is not supported yet; this service has "
-                "cross_entropy"
-            )
+        """Add the gradient of the request's loss to the run's; forward only when it says so.
+
+        Nothing is added when any part of the request is refused.
+        """
+        config = losses.check_loss(request.loss_fn, request.loss_fn_config)
         if not request.data:
             raise UserError("the request holds no data")
         for index, datum in enumerate(request.data):
-            self.check_tokens(datum.input_tokens_N, f"datum {index}: model_input")
-            self.check_tokens(datum.target_tokens_N, f"datum {index}: target_tokens")
+            self._check_datum(request.loss_fn, datum, f"datum {index}")
         self._activate(run.adapter)
         loss_sum, logprobs = 0.0, []
+        if not request.forward_only:
+            refusal, run.refusal = run.refusal, "a forward_backward since the last step failed"
         for rows in self._micro_batches(request.data):
             with torch.set_grad_enabled(not request.forward_only):
-                loss, rows_logprobs = self._cross_entropy(rows)
+                loss, rows_logprobs = self._loss(rows, request.loss_fn, config)
             if not request.forward_only:
                 loss.backward()
             loss_sum += float(loss.detach())
             logprobs += rows_logprobs
+        if not request.forward_only:
+            is_finite = math.isfinite(loss_sum)
+            run.refusal = refusal if is_finite else f"a loss since the last step is {loss_sum}"
         return ForwardResult(loss_sum, logprobs)
 
+    def _check_datum(self, loss_fn: str, datum: LossDatum, where: str) -> None:
+        self.check_tokens(datum.input_tokens_N, f"{where}: model_input")
+        self.check_tokens(datum.target_tokens, f"{where}: target_tokens")
+        missing = [name for name in losses.required_inputs(loss_fn) if name not in datum.inputs]
+        if missing:
+            raise UserError(f"{where}: loss {loss_fn} needs {', '.join(missing)} in loss_fn_inputs")
+        if datum.target_tokens.ndim == 2 and loss_fn != "cross_entropy":
+            raise UserError(
+                f"{where}: loss {loss_fn} takes one target per position, found target_tokens of "
+                f"shape {datum.target_tokens.shape}; several targets are for cross_entropy"
+            )
+
     def _micro_batches(self, data: tuple[LossDatum, ...]) -> list[tuple[LossDatum, ...]]:
-        """Split in order, so that the logits of one forward pass stay within memory."""
+        """Split in order, so that the logits of one forward pass stay within memory.
+
+        The rows of one part have targets of one rank, (N,) or (N, K).
+        """
         longest = max(datum.input_tokens_N.size for datum in data)
         num_rows = max(1, MAX_LOGITS_ELEMENTS // (longest * self.vocab_size))
-        return [data[start : start + num_rows] for start in range(0, len(data), num_rows)]
+        batches = []
+        for _, group in itertools.groupby(data, key=lambda datum: datum.target_tokens.ndim):
+            rows = tuple(group)
+            batches += [rows[start : start + num_rows] for start in range(0, len(rows), num_rows)]
+        return batches
 
-    def _cross_entropy(self, rows: tuple[LossDatum, ...]) -> tuple[torch.Tensor, list[np.ndarray]]:
-        """-sum(weights * logprob of target), with right padding that a mask of zeros hides."""
-        lengths = [row.input_tokens_N.size for row in rows]
-        shape = (len(rows), max(lengths))
-        tokens_BT, targets_BT = (
-            torch.zeros(shape, dtype=torch.long),
-            torch.zeros(shape, dtype=torch.long),
-        )
-        weights_BT, mask_BT = torch.zeros(shape), torch.zeros(shape, dtype=torch.long)
-        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            tokens_BT[index, :length] = torch.tensor(row.input_tokens_N)
-            targets_BT[index, :length] = torch.tensor(row.target_tokens_N)
-            weights_BT[index, :length] = torch.tensor(row.weights_N)
-            mask_BT[index, :length] = 1
+    def _loss(
+        self, rows: tuple[LossDatum, ...], loss_fn: str, config: dict[str, float]
+    ) -> tuple[torch.Tensor, list[np.ndarray]]:
+        """The loss of one padded batch; right padding is hidden by a mask of zeros."""
+        tokens_BT = _padded([row.input_tokens_N for row in rows])
+        targets = _padded([row.target_tokens for row in rows])
+        is_real_BT = _padded([np.ones(row.input_tokens_N.size, dtype=np.bool_) for row in rows])
+        inputs = {
+            name: _padded([row.inputs[name] for row in rows]).to(self.device)
+            for name in losses.required_inputs(loss_fn)
+        }
         logits_BTV = self.model(
             input_ids=tokens_BT.to(self.device),
-            attention_mask=mask_BT.to(self.device),
+            attention_mask=is_real_BT.long().to(self.device),
             use_cache=False,
         ).logits
-        logprobs_BT = (
-            torch.log_softmax(logits_BTV.float(), dim=-1)
-            .gather(-1, targets_BT.to(self.device)[..., None])
-            .squeeze(-1)
-        )
-        # Positions that weigh nothing must not turn an infinite logprob into 0 * inf = nan.
-        weights_BT = weights_BT.to(self.device)
-        loss = -torch.where(weights_BT != 0, weights_BT * logprobs_BT, 0.0).sum()
-        host_BT = logprobs_BT.detach().cpu().numpy()
-        return loss, [host_BT[index, :length].copy() for index, length in enumerate(lengths)]
+        logprobs_BTV = torch.log_softmax(logits_BTV.float(), dim=-1)
+        targets_BTK = (targets if targets.ndim == 3 else targets[..., None]).to(self.device)
+        logprobs = logprobs_BTV.gather(-1, targets_BTK).reshape(targets.shape)
+        loss = losses.loss_sum(loss_fn, config, logprobs, inputs, is_real_BT.to(self.device))
+        host = logprobs.detach().cpu().numpy()
+        return loss, [
+            host[(index, *(slice(size) for size in row.target_tokens.shape))].copy()
+            for index, row in enumerate(rows)
+        ]
 
     def optim_step(self, run: TrainingRun, params: AdamParams) -> dict[str, float]:
         """Take one AdamW step with the accumulated gradients, then clear them.
 
-        Gradients that are not finite are refused and cleared; the weights stay as they were.
+        Gradients that are not finite, or come from a loss that is not or a pass that failed, are
+        cleared instead; the weights stay as they were.
         """
         gradients = [p.grad for _, p in run.named_parameters if p.grad is not None]
-        if not gradients:
+        if not gradients and run.refusal is None:
             raise UserError(
                 "optim_step without a forward_backward before it: there are no gradients to apply"
             )
         max_norm = params.grad_clip_norm if params.grad_clip_norm > 0 else math.inf
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in run.named_parameters], max_norm)
-        if not torch.isfinite(norm):
+        refusal = run.refusal or (None if torch.isfinite(norm) else "the gradients are not finite")
+        if refusal is not None:
+            run.refusal = None
             run.optimizer.zero_grad(set_to_none=True)
-            raise UserError("the gradients are not finite, so the optimizer step was refused")
+            raise UserError(
+                f"{refusal}, so the optimizer step was refused and its gradients cleared"
+            )
         for group in run.optimizer.param_groups:
             group.update(
                 lr=params.learning_rate,
@@ -344,13 +374,14 @@ class Engine:
         self,
         run: TrainingRun,
         root: Path,
-        path: TinkerPath,
+        target: Path,
         *,
-        ttl_seconds: int | None,
-        overwrite: bool,
-        user_metadata: dict[str, str],
+        with_optimizer: bool,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,
+        user_metadata: dict[str, str] | None = None,
     ) -> None:
-        """Write the adapter (and for state checkpoints the optimizer) under `root`."""
+        """Write the adapter, and for a state checkpoint the optimizer, as the folder `target`."""
         now = time.time()
         info = CheckpointInfo(
             base_model=self.name,
@@ -362,7 +393,7 @@ class Engine:
             num_optimizer_steps=run.num_optimizer_steps,
             created_at=now,
             expires_at=None if ttl_seconds is None else now + ttl_seconds,
-            user_metadata={**run.user_metadata, **user_metadata},
+            user_metadata={**run.user_metadata, **(user_metadata or {})},
         )
 
         def write_files(directory: Path) -> None:
@@ -370,67 +401,54 @@ class Engine:
                 self._peft, adapter_name=run.adapter, save_embedding_layers=False
             )
             save_file(
-                _on_cpu(adapter), directory / "adapter_model.safetensors", metadata={"format": "pt"}
+                on_cpu(adapter), directory / "adapter_model.safetensors", metadata={"format": "pt"}
             )
             self._peft.peft_config[run.adapter].save_pretrained(str(directory))
-            if path.kind == "weights":
-                save_file(
-                    _on_cpu(self._optimizer_tensors(run)), directory / "optimizer.safetensors"
-                )
+            if with_optimizer:
+                state = {
+                    name: tensor
+                    for name, tensor in run.tensors().items()
+                    if not name.endswith((".value", ".grad"))
+                }
+                save_file(on_cpu(state), directory / "optimizer.safetensors")
 
-        checkpoints.write(root, path, info, write_files, overwrite=overwrite)
-        stale = self._sampler_adapters.pop(str(checkpoints.folder(root, path)), None)
-        if stale is not None:  # overwritten while it was loaded for sampling
-            self._delete_adapter(stale)
-
-    def _optimizer_tensors(self, run: TrainingRun) -> dict[str, torch.Tensor]:
-        state = run.optimizer.state
-        return {
-            f"{_stable_name(name, run.adapter)}.{key}": value
-            for name, parameter in run.named_parameters
-            for key, value in state.get(parameter, {}).items()
-        }
+        checkpoints.write(root, target, info, write_files, overwrite=overwrite)
+        if target in self._sampler_adapters:  # overwritten while it was loaded for sampling
+            stale = self._sampler_adapters.pop(target)
+            stale.is_stale = True
+            self._delete_when_unused(stale)
 
     def load_run(
         self, run_id: str, directory: Path, *, with_optimizer: bool, user_metadata: dict[str, str]
     ) -> TrainingRun:
         """Make a training run from a state checkpoint."""
         info = checkpoints.read_info(directory)
-        shape = LoraShape(info.lora_rank, info.train_attn, info.train_mlp, info.train_unembed)
         run = self.create_run(
-            run_id, shape, seed=0, user_metadata={**info.user_metadata, **user_metadata}
+            run_id, info.shape, seed=0, user_metadata={**info.user_metadata, **user_metadata}
         )
-        self.load_into(run, directory, with_optimizer=with_optimizer)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.unload_run, run)  # half of a run must not be trained
+            self.load_into(run, directory, with_optimizer=with_optimizer)
+            undo.pop_all()
         return run
 
     def load_into(self, run: TrainingRun, directory: Path, *, with_optimizer: bool) -> None:
         """Replace a run's weights, and its optimizer's state, by a checkpoint's."""
+        tensors = {}
+        if with_optimizer:
+            file = directory / "optimizer.safetensors"
+            if not file.is_file():
+                raise UserError(
+                    f"{directory.name} has no optimizer state; sampler weights hold none, load a "
+                    "weights/ path"
+                )
+            tensors = load_file(file)
         self._load_adapter(run.adapter, directory)
-        run.optimizer.state.clear()
-        run.optimizer.zero_grad(set_to_none=True)
-        run.num_optimizer_steps = 0
-        if not with_optimizer:
-            return
-        file = directory / "optimizer.safetensors"
-        if not file.is_file():
-            raise UserError(
-                f"{directory.name} has no optimizer state; sampler weights hold none, load a "
-                "weights/ path"
-            )
-        tensors = load_file(file)
-        for name, parameter in run.named_parameters:
-            prefix = f"{_stable_name(name, run.adapter)}."
-            state = {
-                key.removeprefix(prefix): value
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
-            # AdamW keeps its step counter on the CPU, the moments beside the parameter.
-            run.optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device)
-                for key, value in state.items()
-            }
-        run.num_optimizer_steps = checkpoints.read_info(directory).num_optimizer_steps
+        run.restore(tensors)
+        run.refusal = None
+        run.num_optimizer_steps = (
+            checkpoints.read_info(directory).num_optimizer_steps if with_optimizer else 0
+        )
 
     def _load_adapter(self, adapter: str, directory: Path) -> None:
         weights = load_file(directory / "adapter_model.safetensors")
@@ -438,10 +456,9 @@ class Engine:
         if result.unexpected_keys:
             raise UserError(f"checkpoint {directory.name} does not fit base model {self.name}")
 
-    def unload_run(self, run_id: str) -> None:
-        run = self.runs.pop(run_id, None)
-        if run is not None:
-            self._delete_adapter(run.adapter)
+    def unload_run(self, run: TrainingRun) -> None:
+        """Forget a run; `run` must not be used afterwards."""
+        self._delete_adapter(run.adapter)
 
     def _delete_adapter(self, adapter: str) -> None:
         if len(self._peft.peft_config) == 1:
@@ -455,23 +472,78 @@ class Engine:
 
     # --- sampling -----------------------------------------------------------------------------
 
-    def activate_sampler(self, directory: Path | None) -> None:
-        """Make saved sampler weights (None: the base model) the ones that sample."""
+    def acquire_sampler(self, directory: Path | None) -> SamplerAdapter | None:
+        """Load saved sampler weights (None: the base model) and keep them until their release."""
         if directory is None:
-            self._activate(None)
-            return
-        key = str(directory)
-        if key not in self._sampler_adapters:
-            info = checkpoints.read_info(directory)
-            shape = LoraShape(info.lora_rank, info.train_attn, info.train_mlp, info.train_unembed)
-            adapter = self._new_adapter_name()
-            self._add_adapter(adapter, self._lora_config(shape))
-            self._load_adapter(adapter, directory)
-            self._sampler_adapters[key] = adapter
-            while len(self._sampler_adapters) > MAX_SAMPLER_ADAPTERS:
-                self._delete_adapter(self._sampler_adapters.popitem(last=False)[1])
-        self._sampler_adapters.move_to_end(key)
-        self._activate(self._sampler_adapters[key])
+            return None
+        if directory not in self._sampler_adapters:
+            name = self._new_adapter_name()
+            shape = checkpoints.read_info(directory).shape
+            self._add_adapter(name, lora.make_config(self.model, self.name, shape))
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._delete_adapter, name)
+                self._load_adapter(name, directory)
+                undo.pop_all()
+            self._sampler_adapters[directory] = SamplerAdapter(name)
+        sampler = self._sampler_adapters[directory]
+        sampler.num_users += 1
+        self._sampler_adapters.move_to_end(directory)
+        idle = [d for d, other in self._sampler_adapters.items() if other.num_users == 0]
+        for directory in idle[: max(0, len(self._sampler_adapters) - MAX_SAMPLER_ADAPTERS)]:
+            self._delete_adapter(self._sampler_adapters.pop(directory).name)
+        return sampler
+
+    def release_sampler(self, sampler: SamplerAdapter | None) -> None:
+        if sampler is not None:
+            sampler.num_users -= 1
+            if sampler.is_stale:
+                self._delete_when_unused(sampler)
+
+    def _delete_when_unused(self, sampler: SamplerAdapter) -> None:
+        if sampler.num_users == 0:
+            self._delete_adapter(sampler.name)
+
+    def activate_sampler(self, sampler: SamplerAdapter | None) -> None:
+        self._activate(None if sampler is None else sampler.name)
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"device {name!r} is not known; use cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported; use cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but torch sees no GPU here; use --device cpu")
+    return device
+
+
+def _choose_kernels(model: Any) -> None:
+    """Set what transformers would choose wrongly for this service."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # sdpa leaves the soft cap out without a word
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if model._can_set_experts_implementation() and num_parameters < SMALL_MODEL_PARAMETERS:
+        # The only one whose bits do not depend on the other rows; it copies an expert's weights
+        # for every token, which large models have no memory for.
+        model.set_experts_implementation("batched_mm")
+
+
+def _num_parameters(path: str, options: dict[str, Any]) -> int:
+    """Count a model's parameters from its configuration, without allocating any."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **options))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _padded(arrays: list[np.ndarray]) -> torch.Tensor:
+    """Stack arrays of shape (N,) or (N, K) into one tensor, zeros behind each."""
+    shape = tuple(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))
+    stacked = np.zeros((len(arrays), *shape), dtype=arrays[0].dtype)
+    for row, array in zip(stacked, arrays, strict=True):
+        row[tuple(slice(size) for size in array.shape)] = array
+    return torch.from_numpy(stacked)
 
 
 def _stable_name(parameter_name: str, adapter: str) -> str:
@@ -479,5 +551,5 @@ def _stable_name(parameter_name: str, adapter: str) -> str:
     return parameter_name.replace(f".{adapter}.", ".")
 
 
-def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

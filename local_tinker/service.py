@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -11,30 +12,45 @@ from pathlib import Path
 
 import uvicorn
 
-from local_tinker.app import State, make_app
+from local_tinker import checkpoints
+from local_tinker.app import make_app
 from local_tinker.engine import Engine
+from local_tinker.memory import RunMemory, default_limit_bytes
+from local_tinker.state import State
 from local_tinker.wire import UserError
-from local_tinker.worker import Worker
+from local_tinker.worker import Closed, Worker
 
 HOST = "127.0.0.1"
+LEAVE_S = 3.0  # how long answers may take to leave when the service closes
 
 
 class Service:
     """A running service. `base_url` is its address; `open_folder` gives a key to reach it with."""
 
-    def __init__(self, port: int = 0) -> None:
-        self._worker = Worker()
-        self._state = State({}, self._worker)
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    def __init__(
+        self, port: int = 0, host: str = HOST, max_memory_bytes: int | None = None
+    ) -> None:
+        """Listen and serve. Raises `OSError` when the address cannot be listened on."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind((HOST, port))
-        self.base_url = f"http://{HOST}:{self._socket.getsockname()[1]}"
+        try:
+            self._socket.bind((host, port))
+        except OSError:
+            self._socket.close()
+            raise
+        shown = f"[{host}]" if ":" in host else host
+        self.base_url = f"http://{shown}:{self._socket.getsockname()[1]}"
+        self._memory = RunMemory(max_memory_bytes or default_limit_bytes(None))
+        self._worker = Worker()
+        self._state = State(self._worker, self._memory)
         config = uvicorn.Config(
             make_app(self._state),
             log_level="critical",
             access_log=False,
             timeout_keep_alive=75,
-            lifespan="off",
+            timeout_graceful_shutdown=int(LEAVE_S),
+            lifespan="on",
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
@@ -59,7 +75,9 @@ class Service:
         path = path or name
         served = self._state.engines.get(name)
         if served is None:
-            self._state.engines[name] = Engine.load(name, path, device)
+            engine = Engine.load(name, path, device, max_bytes=self._memory.room_bytes)
+            self._memory.reserve(engine)
+            self._state.engines[name] = engine
         elif served.path != path:
             raise UserError(
                 f"{name!r} is served from {served.path} already; give the model at {path} another "
@@ -69,8 +87,10 @@ class Service:
     def open_folder(self, checkpoint_dir: Path, api_key: str | None = None) -> str:
         """Return an API key whose sessions keep their checkpoints in `checkpoint_dir`.
 
-        Checkpoints that an earlier process left there are found again by their tinker:// paths.
+        Checkpoints that an earlier process left there are found again by their tinker:// paths;
+        those that have expired are removed.
         """
+        checkpoints.clean(checkpoint_dir)
         key = api_key or f"tml-{secrets.token_urlsafe(32)}"
         self._state.checkpoint_dirs[key] = checkpoint_dir
         return key
@@ -79,12 +99,17 @@ class Service:
         """Serve until the server thread ends."""
         self._thread.join()
 
-    def close(self) -> None:
-        """Stop accepting, finish the work in hand, refuse the rest, and end both threads."""
+    def close(self, drain_s: float = 0.0) -> None:
+        """Finish the work in hand and what is queued within `drain_s`, refuse the rest, and end.
+
+        Clients that wait for a result are answered before their connections close.
+        """
+        self._worker.close(drain_s)
+        self._state.futures.fail_all(Closed())
+        for session_id in list(self._state.sessions):
+            self._state.finish_session(session_id)
         self._server.should_exit = True
-        self._server.force_exit = True  # open long polls would hold the exit up
         self._thread.join()
-        self._worker.close()
         self._socket.close()
 
     def __enter__(self) -> Service:
@@ -95,10 +120,16 @@ class Service:
 
 
 def start(
-    base_models: Iterable[tuple[str, str]] = (), *, port: int = 0, device: str | None = None
+    base_models: Iterable[tuple[str, str]] = (),
+    *,
+    port: int = 0,
+    device: str | None = None,
+    max_memory_bytes: int | None = None,
 ) -> Service:
     """Start a service on 127.0.0.1 and load base models given as (name, path) pairs."""
-    service = Service(port)
-    for name, path in base_models:
-        service.serve_model(name, path, device)
+    with contextlib.ExitStack() as undo:
+        service = undo.enter_context(Service(port, max_memory_bytes=max_memory_bytes))
+        for name, path in base_models:
+            service.serve_model(name, path, device)
+        undo.pop_all()
     return service

@@ -1,7 +1,8 @@
-"""The one compute thread: training jobs in the order they were released, samples gathered in waves.
+"""The one compute thread: training jobs and waves of samples, in turns that are fair to all.
 
-Nothing else touches torch. Jobs and waves take turns, so that neither a long evaluation nor a long
-queue of training steps holds up the other.
+Nothing else touches torch. A run's jobs run in the order of their submission, the runs take turns,
+and so do training as a whole and sampling as a whole: after a job, sampling gets as long as the
+job took, token by token, so that neither long answers nor a long queue of steps hold up the other.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,128 +18,235 @@ from dataclasses import dataclass
 import torch
 
 from local_tinker.engine import Engine
-from local_tinker.sampling import Row, SampleRequest, run_wave
+from local_tinker.sampling import Row, SampleRequest, Wave, WaveKey
 from local_tinker.wire import sample_response
 
 logger = logging.getLogger(__name__)
 
 GATHER_S = 0.004  # a wave that is not full waits this long for company after the last arrival
 MAX_GATHER_S = 0.05
+MIN_SLICE_S = 0.02  # how long waves are advanced between two jobs, at least
+QUEUE_BEHIND_S = 1.0  # how long samples wait for a wave of their own kind to end
+MAX_WAVES = 4  # each holds a cache of its own
 
 Result = bytes | dict  # protobuf or JSON, as the protocol says for each kind of request
 Job = Callable[[], Result]
 
 
+class Closed(Exception):
+    """The service is shutting down, and this request was not run."""
+
+    def __init__(self) -> None:
+        super().__init__("the service is shutting down; this request was not run")
+
+
+@dataclass
+class _PendingJob:
+    engine: Engine
+    job: Job
+    future: Future[Result]
+
+
 @dataclass
 class _PendingSample:
     engine: Engine
-    request: SampleRequest
     rows: list[Row]
     future: Future[Result]
+    arrived_at: float
+    num_started: int = 0  # rows that are in a wave or done
+
+    @property
+    def key(self) -> tuple[int, WaveKey]:
+        return id(self.engine), self.rows[0].request.wave_key
 
     def finish_if_done(self) -> None:
         if all(row.is_done for row in self.rows) and not self.future.done():
             self.future.set_result(
-                sample_response([r.result() for r in self.rows], self.rows[0].prompt_logprobs)
+                sample_response([row.result() for row in self.rows], self.rows[0].scores)
             )
+
+
+@dataclass
+class _LiveWave:
+    wave: Wave
+    key: tuple[int, WaveKey]
+    members: list[_PendingSample]
 
 
 class Worker:
     """Runs jobs and waves until `close`."""
 
     def __init__(self) -> None:
-        self._jobs: deque[tuple[Engine, Job, Future[Result]]] = deque()
-        self._samples: list[_PendingSample] = []
+        self._jobs: OrderedDict[str, deque[_PendingJob]] = OrderedDict()  # queue name -> jobs
+        self._samples: list[_PendingSample] = []  # with rows that are in no wave yet
+        self._waves: deque[_LiveWave] = deque()
         self._last_sample_at = 0.0
-        self._is_closing = False
+        self._last_job_s = 0.0
+        self._close_at: float | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="local-tinker-compute", daemon=True)
         self._thread.start()
 
-    def submit(self, engine: Engine, job: Job) -> Future[Result]:
-        """Queue a job on a model; jobs run one at a time in the order of their submission."""
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def num_queued(self) -> tuple[int, int]:
+        """Jobs and sample requests that are not finished."""
+        members = {id(p) for live in list(self._waves) for p in live.members}
+        members |= {id(p) for p in list(self._samples)}
+        return sum(len(queue) for queue in list(self._jobs.values())), len(members)
+
+    def submit(self, queue: str, engine: Engine, job: Job) -> Future[Result]:
+        """Queue a job; the jobs of one queue run one at a time in the order of submission."""
         future: Future[Result] = Future()
         with self._changed:
-            self._refuse_when_closing()
-            self._jobs.append((engine, job, future))
+            if self._close_at is not None:
+                raise Closed
+            self._jobs.setdefault(queue, deque()).append(_PendingJob(engine, job, future))
             self._changed.notify()
         return future
 
     def sample(self, engine: Engine, request: SampleRequest) -> Future[Result]:
         """Queue a sample request; its rows join the waves that are formed next."""
         rows = [Row(request, index) for index in range(request.num_samples)]
-        pending = _PendingSample(engine, request, rows, Future())
+        pending = _PendingSample(engine, rows, Future(), time.monotonic())
         with self._changed:
-            self._refuse_when_closing()
+            if self._close_at is not None:
+                raise Closed
             self._samples.append(pending)
-            self._last_sample_at = time.monotonic()
+            self._last_sample_at = pending.arrived_at
             self._changed.notify()
         return pending.future
 
-    def close(self) -> None:
-        """Finish the job or wave in hand, refuse what is still queued, and end the thread."""
+    def close(self, drain_s: float = 0.0) -> None:
+        """Work on for at most `drain_s`, refuse what is left with `Closed`, end the thread."""
         with self._changed:
-            self._is_closing = True
+            self._close_at = time.monotonic() + drain_s
             self._changed.notify()
         self._thread.join()
-
-    def _refuse_when_closing(self) -> None:
-        if self._is_closing:
-            raise RuntimeError("the service is shutting down")
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._jobs or self._samples or self._is_closing):
+                while not (self._jobs or self._samples or self._waves or self._close_at):
                     self._changed.wait()
-                if self._is_closing:
+                is_idle = not (self._jobs or self._samples or self._waves)
+                if self._close_at and (is_idle or time.monotonic() >= self._close_at):
                     break
-                job = self._jobs.popleft() if self._jobs else None
+                job = self._next_job()
             if job is not None:
-                self._run_job(*job)
+                self._run_job(job)
             if self._samples:
-                self._run_one_wave()
-        closed = RuntimeError("the service was shut down before this request ran")
-        for _, _, future in self._jobs:
-            future.set_exception(closed)
-        for pending in self._samples:
-            pending.future.set_exception(closed)
+                self._start_waves()
+            if self._waves:
+                self._advance_waves()
+        for queue in self._jobs.values():
+            for pending in queue:
+                pending.future.set_exception(Closed())
+        in_waves = [pending for live in self._waves for pending in live.members]
+        for pending in (*self._samples, *in_waves):
+            if not pending.future.done():
+                pending.future.set_exception(Closed())
 
-    def _run_job(self, engine: Engine, job: Job, future: Future[Result]) -> None:
+    def _next_job(self) -> _PendingJob | None:
+        """The next job of the queue whose turn it is; the queue then goes to the end."""
+        if not self._jobs:
+            return None
+        name, queue = self._jobs.popitem(last=False)
+        job = queue.popleft()
+        if queue:
+            self._jobs[name] = queue
+        return job
+
+    def _run_job(self, pending: _PendingJob) -> None:
+        torch.set_num_threads(pending.engine.num_threads)
+        started = time.monotonic()
         # The boundary of the service: whatever one request breaks is that request's answer, and the
         # thread that serves all the others goes on.
-        torch.set_num_threads(engine.num_threads)
         try:
-            future.set_result(job())
+            pending.future.set_result(pending.job())
         except Exception as error:
-            future.set_exception(error)
+            pending.future.set_exception(error)
+        self._last_job_s = time.monotonic() - started
 
-    def _run_one_wave(self) -> None:
-        self._gather()
+    def _start_waves(self) -> None:
+        """Form waves of the samples that wait, oldest first, while there is room for waves.
+
+        Samples of a kind that has a wave already wait for its end, so that they share the next
+        one; but not for longer than `QUEUE_BEHIND_S`, so that one long answer does not block them.
+        """
+        if not self._waves:
+            self._gather()
         with self._changed:
-            first = self._samples[0]
-            key = (id(first.engine), first.request.wave_key)
-            members = [p for p in self._samples if (id(p.engine), p.request.wave_key) == key]
-        rows = [row for pending in members for row in pending.rows if not row.is_done]
-        rows = rows[: first.engine.num_slots - 1]  # one slot always stays a dummy
-        torch.set_num_threads(first.engine.num_threads)
+            waiting = list(self._samples)
+        tried = {live.key for live in self._waves}
+        for first in waiting:
+            has_waited = time.monotonic() - first.arrived_at > QUEUE_BEHIND_S
+            if len(self._waves) >= MAX_WAVES or first.num_started == len(first.rows):
+                continue
+            if first.key not in tried or has_waited:
+                tried.add(first.key)
+                self._start_wave([p for p in waiting if p.key == first.key])
+        with self._changed:
+            self._samples = [
+                p for p in self._samples if p.num_started < len(p.rows) and not p.future.done()
+            ]
+
+    def _start_wave(self, kin: list[_PendingSample]) -> None:
+        engine, (_, key) = kin[0].engine, kin[0].key
+        num_slots = engine.num_slots(key.padded_length_tokens, key.with_prompt_logits)
+        rows: list[Row] = []
+        members: list[_PendingSample] = []
+        for pending in kin:
+            room = num_slots - len(rows)
+            fresh = pending.rows[pending.num_started : pending.num_started + room]
+            if fresh and not pending.future.done():
+                pending.num_started += len(fresh)
+                rows += fresh
+                members.append(pending)
+        if not rows:
+            return
         try:
-            run_wave(first.engine, rows)
-        except Exception as error:
+            self._waves.append(_LiveWave(Wave(engine, rows), kin[0].key, members))
+        except Exception as error:  # the weights cannot be loaded: that is their samples' answer
             for pending in members:
-                if any(row in rows for row in pending.rows):
-                    pending.future.set_exception(error)
-        for pending in members:
-            pending.finish_if_done()
-        with self._changed:
-            self._samples = [pending for pending in self._samples if not pending.future.done()]
+                pending.future.set_exception(error)
+
+    def _advance_waves(self) -> None:
+        """Advance waves by turns for about as long as the last job took."""
+        give_up_at = time.monotonic() + max(MIN_SLICE_S, self._last_job_s)
+        self._last_job_s = 0.0
+        while self._waves:
+            live = self._waves.popleft()
+            torch.set_num_threads(live.wave.engine.num_threads)
+            turn_ends_at = time.monotonic() + MIN_SLICE_S
+            try:
+                while not live.wave.is_done and time.monotonic() < turn_ends_at:
+                    live.wave.advance()
+                    for pending in live.members:
+                        pending.finish_if_done()
+            except Exception as error:
+                for pending in live.members:
+                    if not pending.future.done():
+                        pending.future.set_exception(error)
+            if live.wave.is_done or all(pending.future.done() for pending in live.members):
+                live.wave.close()
+            else:
+                self._waves.append(live)
+            if time.monotonic() >= give_up_at or (self._samples and len(self._waves) < MAX_WAVES):
+                return
 
     def _gather(self) -> None:
-        """Wait shortly for arriving samples, unless training waits or the wave is full."""
+        """Wait shortly for arriving samples, unless training waits or a wave is full."""
         give_up_at = time.monotonic() + MAX_GATHER_S
         while time.monotonic() < min(self._last_sample_at + GATHER_S, give_up_at):
-            num_waiting = sum(pending.request.num_samples for pending in self._samples)
-            is_full = num_waiting >= self._samples[0].engine.num_slots - 1
-            if is_full or self._jobs or self._is_closing:
+            num_waiting = sum(len(pending.rows) for pending in self._samples)
+            _, key = self._samples[0].key
+            num_slots = self._samples[0].engine.num_slots(
+                key.padded_length_tokens, key.with_prompt_logits
+            )
+            if num_waiting >= num_slots or self._jobs or self._close_at:
                 return
             time.sleep(0.0005)

@@ -3,27 +3,87 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
 
-SPECIAL_TOKENS = {
-    "llama": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-    "qwen3": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"],
+LLAMA_TOKENS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+END_TOKENS = {"<|eot_id|>", "<|im_end|>"}
+
+
+class Family(NamedTuple):
+    """`FooConfig` and `FooForCausalLM` of transformers, with what the shared shape leaves open."""
+
+    class_prefix: str
+    settings: dict[str, Any]
+    special_tokens: list[str] = QWEN_TOKENS
+
+
+# Windows and original contexts are small, so that the tests' sequences are longer than they are.
+FAMILIES = {
+    "llama": Family("Llama", {}, LLAMA_TOKENS),
+    "mistral": Family("Mistral", {"sliding_window": 6}, LLAMA_TOKENS),
+    "qwen2": Family("Qwen2", {}),
+    "qwen3": Family("Qwen3", {"head_dim": 8}),
+    "gemma2": Family(
+        "Gemma2",
+        {
+            "head_dim": 8,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 2.0,
+            "pad_token_id": 0,
+        },
+    ),
+    "gemma3": Family(
+        "Gemma3",
+        {
+            "head_dim": 8,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "pad_token_id": 0,
+        },
+    ),
+    "phi": Family("Phi", {}),
+    "phi3": Family("Phi3", {"pad_token_id": 0}),
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    ),
+    "mixtral": Family("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": Family(
+        "GptOss",
+        {
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
 }
 
 
-def make_model_dir(directory: Path, family: str, *, tied: bool = False, seed: int = 0) -> Path:
-    """Write a model of some 20,000 parameters with a byte-level tokenizer; returns its folder."""
-    special = SPECIAL_TOKENS[family]
+def make_model_dir(
+    directory: Path,
+    family: str,
+    *,
+    tied: bool = False,
+    seed: int = 0,
+    is_lively: bool = False,
+) -> Path:
+    """Write a model of some 20,000 parameters with a byte-level tokenizer; returns its folder.
+
+    A lively model is far from uniform in its attention and its predictions, and its biases and
+    norms do something; left to transformers, a model of this size hardly looks at its input.
+    """
+    class_prefix, settings, special = FAMILIES[family]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -33,7 +93,7 @@ def make_model_dir(directory: Path, family: str, *, tied: bool = False, seed: in
     tokenizer.train_from_iterator(
         ["a small text about nothing in particular, with few words"], trainer
     )
-    end = "<|eot_id|>" if family == "llama" else "<|im_end|>"
+    (end,) = END_TOKENS.intersection(special)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], eos_token=end)
     fast.save_pretrained(directory)
     shape: dict[str, Any] = {
@@ -48,11 +108,16 @@ def make_model_dir(directory: Path, family: str, *, tied: bool = False, seed: in
         "bos_token_id": fast.bos_token_id,
         "eos_token_id": fast.eos_token_id,
     }
+    if is_lively:
+        shape["initializer_range"] = 0.2
     torch.manual_seed(seed)
-    if family == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**shape))
-    else:
-        shape["head_dim"] = 8
-        model = Qwen3ForCausalLM(Qwen3Config(**shape))
+    config_class = "Gemma3TextConfig" if family == "gemma3" else f"{class_prefix}Config"
+    config = getattr(transformers, config_class)(**{**shape, **settings})
+    model = getattr(transformers, f"{class_prefix}ForCausalLM")(config)
+    if is_lively:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(directory)
     return directory

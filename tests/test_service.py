@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,73 +14,24 @@ import pytest
 import tinker
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from tinker import types
 from transformers import AutoModelForCausalLM
 
 import local_tinker
-from conftest import REPO
-from local_tinker.app import RunQueue
-
-PROMPT = [5, 6, 7, 8]
-ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
-
-
-def datum(tokens: list[int], weights: list[float] | None = None) -> types.Datum:
-    """Next-token prediction over `tokens`; by default every target weighs 1."""
-    inputs: dict[str, Any] = {  # the SDK turns lists into tensors
-        "target_tokens": tokens[1:],
-        "weights": weights or [1.0] * (len(tokens) - 1),
-    }
-    return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)
-
-
-DATA = [datum([5, 6, 7, 8, 9]), datum([10, 11, 12], [0.0, 0.5])]
-
-
-def using(
-    service: local_tinker.Service,
-    folder: Path,
-    body: Callable[[tinker.ServiceClient], Coroutine[Any, Any, Any]],
-) -> Any:
-    """Run `body` with an SDK client whose checkpoints go to `folder`, then finish its session."""
-
-    async def main() -> Any:
-        client = tinker.ServiceClient(
-            base_url=service.base_url, api_key=service.open_folder(folder)
-        )
-        try:
-            return await body(client)
-        finally:
-            await client.close("success")
-
-    return asyncio.run(main())
-
-
-async def new_run(client: tinker.ServiceClient, model: str = "llama") -> tinker.TrainingClient:
-    return await client.create_lora_training_client(model, rank=4, seed=1)
-
-
-async def train(run: tinker.TrainingClient, num_steps: int) -> None:
-    pending = []
-    for _ in range(num_steps):
-        pending += [run.forward_backward(DATA, "cross_entropy"), run.optim_step(ADAM)]
-    for future in pending:
-        await future
-
-
-def checkpoint_dir(folder: Path, tinker_path: str) -> Path:
-    run_id, kind, name = tinker_path.removeprefix("tinker://").split("/")
-    return folder / run_id.replace(":", "_") / kind / name
-
-
-def adapter_of(folder: Path, tinker_path: str) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint_dir(folder, tinker_path) / "adapter_model.safetensors")
-
-
-def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
+from local_tinker.state import RunQueue
+from sdk_client import (
+    ADAM,
+    DATA,
+    PROMPT,
+    adapter_of,
+    checkpoint_dir,
+    datum,
+    new_run,
+    same_bits,
+    sample,
+    train,
+    using,
+)
 
 # --- training --------------------------------------------------------------------------------
 
@@ -282,14 +228,6 @@ def test_adapters_load_in_a_plain_peft_model_with_the_same_logprobs(
 # --- sampling --------------------------------------------------------------------------------
 
 
-async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any) -> Sequence[Any]:
-    num_samples = params.pop("num_samples", 1)
-    response = await client.sample(
-        types.ModelInput.from_ints(prompt), num_samples, types.SamplingParams(**params)
-    )
-    return response.sequences
-
-
 def test_a_sample_does_not_depend_on_its_company(
     service: local_tinker.Service, tmp_path: Path
 ) -> None:
@@ -384,7 +322,7 @@ def test_user_errors_come_back_as_errors_and_the_run_goes_on(
     async def body(client: tinker.ServiceClient) -> None:
         run = await new_run(client)
         for data, loss_fn, part in (
-            (DATA, "nonsense", "loss function 'nonsense' is not supported"),
+            (DATA, "nonsense", "unknown loss function 'nonsense'"),
             ([datum([5, 6, 10**6])], "cross_entropy", "token ids must lie in 0..299"),
             (
                 [datum(list(range(5, 200)) * 4)],
@@ -479,7 +417,7 @@ def test_requests_run_in_order_and_repeats_run_once(
 def test_a_refused_number_is_passed_over_and_a_missing_one_waited_for() -> None:
     async def main() -> list[int]:
         queue, ran = RunQueue(), []
-        queue.refuse(1)
+        queue.pass_over(1)
         queue.add(2, lambda: ran.append(2))
         assert ran == [2]
         queue.add(4, lambda: ran.append(4))
@@ -535,71 +473,3 @@ def test_a_base_model_that_cannot_be_loaded_is_explained(
         service.serve_model("nobody/nothing-1b")
     with pytest.raises(UserError, match=r"give the model at .* another name"):
         service.serve_model("llama", str(tmp_path))
-
-
-# --- other clients ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def standalone(llama_dir: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """`python -m local_tinker` as another program would start it; yields its exports."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "local_tinker", "--base-model", str(llama_dir)]
-    command += ["--port", str(port), "--checkpoint-dir", str(tmp_path / "served")]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": "tml-given"},
-    )
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(2)]
-    exports = dict(line.removeprefix("export ").strip().split("=", 1) for line in lines)
-    assert exports == {
-        "TINKER_BASE_URL": f"http://127.0.0.1:{port}",
-        "TINKER_API_KEY": "tml-given",
-    }
-    yield exports
-    process.terminate()
-    process.wait(20)
-
-
-def test_the_cookbooks_chat_sl_recipe_trains_two_steps(
-    standalone: dict[str, str], llama_dir: Path, tmp_path: Path
-) -> None:
-    rows = [
-        {"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a"}]}
-        for i in range(8)
-    ]
-    file = tmp_path / "chats.jsonl"
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    arguments = {
-        "model_name": str(llama_dir),
-        "dataset": str(file),
-        "renderer_name": "role_colon",
-        "batch_size": 4,
-        "max_length": 128,
-        "lora_rank": 4,
-        "num_epochs": 1,
-        "learning_rate": 0.001,
-        "eval_every": 0,
-        "save_every": 0,
-        "log_path": str(tmp_path / "log"),
-    }
-    outcome = subprocess.run(
-        [sys.executable, "-m", "tinker_cookbook.recipes.chat_sl.train"]
-        + [f"{key}={value}" for key, value in arguments.items()],
-        env={**os.environ, **standalone},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert outcome.returncode == 0, outcome.stderr[-2000:]
-    metrics = (tmp_path / "log" / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["train_mean_nll"] for line in metrics if "train_mean_nll" in line]
-    assert len(losses) == 2
-    last = json.loads((tmp_path / "log" / "checkpoints.jsonl").read_text().splitlines()[-1])
-    assert checkpoint_dir(tmp_path / "served", last["state_path"]).is_dir()

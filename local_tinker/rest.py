@@ -1,0 +1,203 @@
+"""Bookkeeping routes: what runs, checkpoints, sessions and samplers there are, and their expiry.
+
+Checkpoints are read from disk at each request, so those of earlier processes are listed as well.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+
+from local_tinker import checkpoints, wire
+from local_tinker.checkpoints import CheckpointInfo, TinkerPath
+from local_tinker.state import State
+from local_tinker.wire import NotFound, UserError
+
+Limit = Annotated[int, Query(ge=0, le=10_000)]
+Offset = Annotated[int, Query(ge=0)]
+OWNER = "local"
+
+
+def add_rest_routes(app: FastAPI, state: State) -> None:
+    _add_run_routes(app, state)
+    _add_checkpoint_routes(app, state)
+    _add_session_routes(app, state)
+
+
+def _time(seconds_since_epoch: float) -> str:
+    return datetime.fromtimestamp(seconds_since_epoch, UTC).isoformat()
+
+
+def _page(items: list[Any], limit: int, offset: int) -> tuple[list[Any], dict[str, int]]:
+    cursor = {"offset": offset, "limit": limit, "total_count": len(items)}
+    return items[offset : offset + limit], cursor
+
+
+def _describe_checkpoint(path: TinkerPath, directory: Path) -> dict[str, Any]:
+    info = checkpoints.read_info(directory)
+    return {
+        "checkpoint_id": f"{path.kind}/{path.name}",
+        "checkpoint_type": "training" if path.kind == "weights" else "sampler",
+        "time": _time(info.created_at),
+        "tinker_path": str(path),
+        "size_bytes": checkpoints.num_bytes(directory),
+        "public": False,
+        "user_metadata": info.user_metadata,
+        "expires_at": None if info.expires_at is None else _time(info.expires_at),
+    }
+
+
+def _describe_runs(state: State, root: Path) -> list[dict[str, Any]]:
+    """Runs in memory and runs that left checkpoints in this folder, the latest first."""
+    latest: dict[str, dict[str, tuple[CheckpointInfo, dict[str, Any]]]] = {}
+    for path, directory in checkpoints.list_all([root]):
+        described = _describe_checkpoint(path, directory)
+        of_run = latest.setdefault(path.run_id, {})
+        of_run[path.kind] = (checkpoints.read_info(directory), described)
+    runs: dict[str, dict[str, Any]] = {}
+    for run_id, kinds in latest.items():
+        info = max((info for info, _ in kinds.values()), key=lambda info: info.created_at)
+        runs[run_id] = {
+            "base_model": info.base_model,
+            "lora_rank": info.lora_rank,
+            "last_request_time": _time(info.created_at),
+            "user_metadata": info.user_metadata,
+        }
+    for run_id, run in list(state.runs.items()):  # the event loop may add one meanwhile
+        session = state.sessions.get(run.session_id)
+        if session is not None and session.checkpoint_dir == root:
+            runs[run_id] = {
+                "base_model": run.engine.name,
+                "lora_rank": run.shape.rank,
+                "last_request_time": _time(run.last_request_at),
+                "user_metadata": run.user_metadata,
+            }
+    for run_id, described in runs.items():
+        kinds = latest.get(run_id, {})
+        described |= {
+            "training_run_id": run_id,
+            "model_owner": OWNER,
+            "is_lora": True,
+            "corrupted": False,
+            "last_checkpoint": kinds["weights"][1] if "weights" in kinds else None,
+            "last_sampler_checkpoint": kinds["sampler_weights"][1]
+            if "sampler_weights" in kinds
+            else None,
+        }
+    return sorted(runs.values(), key=lambda run: run["last_request_time"], reverse=True)
+
+
+def _add_run_routes(app: FastAPI, state: State) -> None:
+    @app.get("/api/v1/training_runs")
+    def list_runs(request: Request, limit: Limit = 20, offset: Offset = 0) -> dict[str, Any]:
+        root = state.checkpoint_dirs[request.scope["api_key"]]
+        runs, cursor = _page(_describe_runs(state, root), limit, offset)
+        return {"training_runs": runs, "cursor": cursor}
+
+    @app.get("/api/v1/training_runs/{run_id}")
+    def training_run(run_id: str) -> dict[str, Any]:
+        for root in state.roots:
+            for described in _describe_runs(state, root):
+                if described["training_run_id"] == run_id:
+                    return described
+        raise NotFound(f"training run {run_id!r} is not in memory and left no checkpoints here")
+
+
+def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
+    def found(run_id: str, kind: str, name: str) -> tuple[Path, TinkerPath, Path]:
+        """The root, path and folder of a checkpoint; `UserError` when it is not there."""
+        path = checkpoints.parse_path(f"tinker://{run_id}/{kind}/{name}")
+        for root in state.roots:
+            if checkpoints.folder(root, path).is_dir():
+                return root, path, checkpoints.find([root], path)
+        raise NotFound(f"{path} is not stored here")
+
+    @app.get("/api/v1/training_runs/{run_id}/checkpoints")
+    def run_checkpoints(run_id: str) -> dict[str, Any]:
+        return {
+            "checkpoints": [
+                _describe_checkpoint(path, directory)
+                for path, directory in checkpoints.list_all(state.roots)
+                if path.run_id == run_id
+            ]
+        }
+
+    @app.get("/api/v1/checkpoints")
+    def all_checkpoints(request: Request, limit: Limit = 100, offset: Offset = 0) -> dict[str, Any]:
+        root = state.checkpoint_dirs[request.scope["api_key"]]
+        newest_first = checkpoints.list_all([root])[::-1]
+        page, cursor = _page(newest_first, limit, offset)
+        return {
+            "checkpoints": [_describe_checkpoint(path, directory) for path, directory in page],
+            "cursor": cursor,
+        }
+
+    @app.delete("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}")
+    def delete_checkpoint(run_id: str, kind: str, name: str) -> dict[str, Any]:
+        root, _, directory = found(run_id, kind, name)
+        checkpoints.delete(root, directory)
+        return {}
+
+    @app.put("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/ttl")
+    def set_ttl(run_id: str, kind: str, name: str, body: wire.SetTtl) -> dict[str, Any]:
+        root, _, directory = found(run_id, kind, name)
+        checkpoints.set_ttl(root, directory, body.ttl_seconds)
+        return {}
+
+    @app.post("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/publish")
+    @app.delete("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/publish")
+    def publish(run_id: str, kind: str, name: str) -> None:
+        raise UserError("checkpoints stay on this machine; there is nobody to publish them to")
+
+    @app.post("/api/v1/copy_weights")
+    def copy_weights(body: wire.CopyWeights, request: Request) -> dict[str, str]:
+        """Copy into a run of its own, which as on Tinker cannot be trained on."""
+        source = checkpoints.parse_path(body.source_path)
+        directory = state.find_checkpoint(body.source_path)
+        root = state.checkpoint_dirs[request.scope["api_key"]]
+        copy = TinkerPath(f"{uuid.uuid4().hex}:train:0", source.kind, source.name)
+        checkpoints.copy(root, directory, checkpoints.folder(root, copy), body.ttl_seconds)
+        return {"tinker_path": str(copy)}
+
+    @app.post("/api/v1/weights_info")
+    def weights_info(body: wire.TinkerPathRequest) -> dict[str, Any]:
+        info = checkpoints.read_info(state.find_checkpoint(body.tinker_path))
+        return {
+            "base_model": info.base_model,
+            "is_lora": True,
+            "lora_rank": info.lora_rank,
+            "train_unembed": info.train_unembed,
+            "train_mlp": info.train_mlp,
+            "train_attn": info.train_attn,
+        }
+
+    @app.get("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/archive")
+    @app.get("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/external_weights_urls")
+    def download(run_id: str, kind: str, name: str) -> None:
+        _, path, directory = found(run_id, kind, name)
+        raise UserError(f"no download is needed: {path} is the folder {directory} on this machine")
+
+
+def _add_session_routes(app: FastAPI, state: State) -> None:
+    @app.get("/api/v1/sessions")
+    async def list_sessions(limit: Limit = 20, offset: Offset = 0) -> dict[str, Any]:
+        page, _ = _page(list(state.sessions), limit, offset)
+        return {"sessions": page}
+
+    @app.get("/api/v1/sessions/{session_id}")
+    async def get_session(session_id: str) -> dict[str, Any]:
+        session = state.session(session_id)
+        return {"training_run_ids": session.run_ids, "sampler_ids": session.sampler_ids}
+
+    @app.get("/api/v1/samplers/{sampler_id}")
+    async def get_sampler(sampler_id: str) -> dict[str, Any]:
+        sampler = state.sampler(sampler_id)
+        return {
+            "sampler_id": sampler_id,
+            "base_model": sampler.engine.name,
+            "model_path": sampler.model_path,
+        }

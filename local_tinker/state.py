@@ -1,0 +1,336 @@
+"""What the service remembers between requests: sessions, runs, samplers, futures, and their order.
+
+Used on the server's event loop only; the work itself is handed to the worker's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from local_tinker import checkpoints
+from local_tinker.engine import Engine, TrainingRun
+from local_tinker.lora import LoraShape
+from local_tinker.memory import RunMemory
+from local_tinker.wire import NotFound, UserError
+from local_tinker.worker import Closed, Job, Result, Worker
+
+logger = logging.getLogger(__name__)
+
+GAP_S = 10.0  # how long a request waits for a missing lower sequence number
+KEEP_RESULT_S = 60.0  # a result can be fetched again this long after it was fetched first
+KEEP_UNCLAIMED_S = 1800.0  # a result that nobody fetches is kept this long
+SESSION_SILENCE_S = 600.0  # clients send a heartbeat every 10 s; a session silent this long is dead
+MAX_SESSIONS = 10_000
+MAX_PENDING = 100_000  # futures at a time
+
+
+@dataclass
+class RunQueue:
+    """Releases a run's requests in ascending `seq_id`, passing over the numbers of refused ones.
+
+    A number that is missing is waited for, since parts of one batch may arrive in any order; when
+    it does not come within `GAP_S` it is passed over, and refused if it comes after all.
+    """
+
+    next_seq_id: int = 1
+    waiting: dict[int, Callable[[], None]] = field(default_factory=dict)
+    gap_timer: asyncio.TimerHandle | None = None
+
+    def add(self, seq_id: int, release: Callable[[], None]) -> None:
+        if seq_id < self.next_seq_id:
+            raise UserError(
+                f"request number {seq_id} of this run came after number {self.next_seq_id - 1} had "
+                "been run; running it now would change the order, so it was refused"
+            )
+        self.waiting[seq_id] = release
+        self._advance()
+
+    def pass_over(self, seq_id: int) -> None:
+        if seq_id >= self.next_seq_id and seq_id not in self.waiting:
+            self.add(seq_id, lambda: None)
+
+    def _advance(self, skip_gap: bool = False) -> None:
+        if skip_gap and self.waiting:
+            self.next_seq_id = min(self.waiting)
+        while self.next_seq_id in self.waiting:
+            self.waiting.pop(self.next_seq_id)()
+            self.next_seq_id += 1
+        if self.gap_timer is not None:
+            self.gap_timer.cancel()
+            self.gap_timer = None
+        if self.waiting:
+            self.gap_timer = asyncio.get_running_loop().call_later(GAP_S, self._advance, True)
+
+
+@dataclass
+class Run:
+    """A training run as the protocol knows it; its weights are in the worker's `RunMemory`."""
+
+    run_id: str
+    session_id: str
+    engine: Engine
+    shape: LoraShape
+    user_metadata: dict[str, str]
+    last_request_at: float
+    queue: RunQueue = field(default_factory=RunQueue)
+
+
+@dataclass
+class Sampler:
+    sampler_id: str
+    session_id: str
+    engine: Engine
+    model_path: str | None
+    weights: Path | None
+
+
+@dataclass
+class Session:
+    session_id: str
+    checkpoint_dir: Path
+    last_seen_at: float
+    run_ids: list[str] = field(default_factory=list)
+    sampler_ids: list[str] = field(default_factory=list)
+    unnamed_saves: list[Path] = field(default_factory=list)
+
+
+@dataclass
+class _Entry:
+    future: Future[Result]
+    session_id: str
+    key: Hashable
+    drop_at: float | None = None
+
+
+class Futures:
+    """Results that clients ask for; a repeat of a request finds the future of the first one."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._by_key: dict[Hashable, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def once(self, session_id: str, key: Hashable, make: Callable[[], Future[Result]]) -> str:
+        """Return the id of the future with this key, made now if the key is new."""
+        if key not in self._by_key:
+            if len(self._entries) >= MAX_PENDING:
+                raise UserError(
+                    f"{MAX_PENDING} requests are unanswered or unclaimed; fetch results first"
+                )
+            request_id = uuid.uuid4().hex
+            self._entries[request_id] = _Entry(make(), session_id, key)
+            self._by_key[key] = request_id
+        return self._by_key[key]
+
+    def claim(self, request_id: str) -> tuple[Future[Result], str]:
+        """Return a future and its session."""
+        if request_id not in self._entries:
+            raise NotFound(f"request {request_id!r} is not known here")
+        entry = self._entries[request_id]
+        return entry.future, entry.session_id
+
+    def fetched(self, request_id: str) -> None:
+        if request_id in self._entries:
+            self._entries[request_id].drop_at = time.monotonic() + KEEP_RESULT_S
+
+    def purge(self, ended: set[str] | None = None) -> None:
+        """Drop results that were fetched or forgotten long ago, and those of ended sessions."""
+        now = time.monotonic()
+        for request_id, entry in list(self._entries.items()):
+            if entry.drop_at is None and entry.future.done():
+                entry.drop_at = now + KEEP_UNCLAIMED_S
+            is_over = entry.drop_at is not None and entry.drop_at <= now
+            if is_over or (ended and entry.session_id in ended and entry.future.done()):
+                del self._entries[request_id]
+                self._by_key.pop(entry.key, None)
+
+    def fail_all(self, error: Exception) -> None:
+        """Answer whatever is still open with an error."""
+        for entry in list(self._entries.values()):
+            if not entry.future.done():
+                entry.future.set_exception(error)
+
+
+class State:
+    """The service's memory, and the way from a request to the worker."""
+
+    def __init__(self, worker: Worker, memory: RunMemory) -> None:
+        self.worker = worker
+        self.memory = memory
+        self.engines: dict[str, Engine] = {}
+        self.checkpoint_dirs: dict[str, Path] = {}  # API key -> folder of the sessions made with it
+        self.sessions: dict[str, Session] = {}
+        self.runs: dict[str, Run] = {}
+        self.samplers: dict[str, Sampler] = {}
+        self.futures = Futures()
+        self.started_at = time.time()
+
+    # --- look-ups ---------------------------------------------------------------------------
+
+    def session(self, session_id: str) -> Session:
+        if session_id not in self.sessions:
+            raise NotFound(
+                f"session {session_id!r} is not known here; it was finished, was silent for "
+                f"{SESSION_SILENCE_S / 60:.0f} minutes, or the service was restarted"
+            )
+        session = self.sessions[session_id]
+        session.last_seen_at = time.monotonic()
+        return session
+
+    def engine_named(self, base_model: str) -> Engine:
+        for name, engine in self.engines.items():
+            if base_model in (name, engine.path):
+                return engine
+        raise NotFound(
+            f"base model {base_model!r} is not served here; this service has "
+            f"{', '.join(sorted(self.engines))}"
+        )
+
+    def run(self, run_id: str) -> Run:
+        if run_id not in self.runs:
+            raise NotFound(
+                f"training run {run_id!r} is not in memory; load its checkpoint into a new run"
+            )
+        run = self.runs[run_id]
+        run.last_request_at = time.time()
+        self.session(run.session_id)
+        return run
+
+    def sampler(self, sampler_id: str) -> Sampler:
+        if sampler_id not in self.samplers:
+            raise NotFound(f"sampling session {sampler_id!r} is not known here")
+        sampler = self.samplers[sampler_id]
+        self.session(sampler.session_id)
+        return sampler
+
+    @property
+    def roots(self) -> list[Path]:
+        """All checkpoint folders; a path from one session can be loaded in another."""
+        return list(dict.fromkeys(self.checkpoint_dirs.values()))
+
+    def find_checkpoint(self, path: str) -> Path:
+        return checkpoints.find(self.roots, checkpoints.parse_path(path))
+
+    # --- work -------------------------------------------------------------------------------
+
+    def add_session(self, checkpoint_dir: Path) -> Session:
+        if len(self.sessions) >= MAX_SESSIONS:
+            raise UserError(f"{MAX_SESSIONS} sessions are open; finish some first")
+        session = Session(uuid.uuid4().hex, checkpoint_dir, time.monotonic())
+        self.sessions[session.session_id] = session
+        return session
+
+    def add_run(
+        self,
+        session_id: str,
+        model_seq_id: int,
+        engine: Engine,
+        shape: LoraShape,
+        user_metadata: dict[str, str],
+        make: Callable[[str], TrainingRun],
+    ) -> str:
+        """Register a run now, make it behind a future; a repeat gets the first one's future."""
+        session = self.session(session_id)
+        run_id = f"{session_id}:train:{model_seq_id}"
+
+        def job() -> Result:
+            self.memory.add(engine, session.checkpoint_dir, make(run_id))
+            logger.info("run %s: created on %s, %s", run_id, engine.name, shape)
+            return {"model_id": run_id}
+
+        def start() -> Future[Result]:
+            future = self.worker.submit(run_id, engine, job)
+            session.run_ids.append(run_id)
+            self.runs[run_id] = Run(run_id, session_id, engine, shape, user_metadata, time.time())
+            return future
+
+        return self.futures.once(session_id, ("model", session_id, model_seq_id), start)
+
+    def submit_in_order(
+        self, run_id: str, seq_id: int, job: Callable[[TrainingRun], Result]
+    ) -> str:
+        """Queue a job at its place in its run's order; a repeat gets the first one's future."""
+        run = self.run(run_id)
+
+        def release(future: Future[Result]) -> None:
+            _chain(
+                self.worker.submit(run_id, run.engine, lambda: job(self.memory.get(run_id))), future
+            )
+
+        def start() -> Future[Result]:
+            future: Future[Result] = Future()
+            run.queue.add(seq_id, lambda: release(future))
+            return future
+
+        return self.futures.once(run.session_id, ("train", run_id, seq_id), start)
+
+    @contextlib.contextmanager
+    def passing_over_refused(self, run_id: str | None, seq_id: int | None) -> Iterator[None]:
+        """Let a run go on after a refused request, which the client will not send again."""
+        try:
+            yield
+        except (UserError, NotFound):
+            self.pass_over(run_id, seq_id)
+            raise
+
+    def pass_over(self, run_id: object, seq_id: object) -> None:
+        if isinstance(run_id, str) and isinstance(seq_id, int) and run_id in self.runs:
+            self.runs[run_id].queue.pass_over(seq_id)
+
+    def add_sampler(self, sampler: Sampler) -> None:
+        self.samplers[sampler.sampler_id] = sampler
+        self.session(sampler.session_id).sampler_ids.append(sampler.sampler_id)
+
+    def finish_session(self, session_id: str) -> None:
+        """Forget a session with its runs and samplers; named checkpoints stay."""
+        session = self.sessions.pop(session_id, None)
+        if session is None:
+            return
+        for sampler_id in session.sampler_ids:
+            self.samplers.pop(sampler_id, None)
+        with contextlib.suppress(Closed):  # then everything is dropped with the process
+            for run_id in session.run_ids:
+                run = self.runs.pop(run_id)
+                self.worker.submit(run_id, run.engine, self._drop(run_id))
+        for directory in session.unnamed_saves:
+            checkpoints.discard(directory)
+        self.futures.purge({session_id})
+
+    def _drop(self, run_id: str) -> Job:
+        def job() -> Result:
+            self.memory.drop(run_id)
+            return {}
+
+        return job
+
+    def housekeeping(self) -> None:
+        """What has to be done now and then: silent sessions end, old results are dropped."""
+        now = time.monotonic()
+        for session in list(self.sessions.values()):
+            if now - session.last_seen_at > SESSION_SILENCE_S:
+                logger.info("session %s: silent, ended", session.session_id)
+                self.finish_session(session.session_id)
+        self.futures.purge()
+
+
+def _chain(source: Future[Result], target: Future[Result]) -> None:
+    def copy(done: Future[Result]) -> None:
+        error = done.exception()
+        if target.done():
+            return
+        if error is not None:
+            target.set_exception(error)
+        else:
+            target.set_result(done.result())
+
+    source.add_done_callback(copy)

@@ -1,0 +1,82 @@
+"""What tests of the service do with the unmodified SDK: open a client, train, sample, read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import tinker
+import torch
+from safetensors.torch import load_file
+from tinker import types
+
+import local_tinker
+
+PROMPT = [5, 6, 7, 8]
+ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
+
+
+def datum(tokens: list[int], weights: list[float] | None = None) -> types.Datum:
+    """Next-token prediction over `tokens`; by default every target weighs 1."""
+    inputs: dict[str, Any] = {  # the SDK turns lists into tensors
+        "target_tokens": tokens[1:],
+        "weights": weights or [1.0] * (len(tokens) - 1),
+    }
+    return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)
+
+
+DATA = [datum([5, 6, 7, 8, 9]), datum([10, 11, 12], [0.0, 0.5])]
+
+
+def using(
+    service: local_tinker.Service,
+    folder: Path,
+    body: Callable[[tinker.ServiceClient], Coroutine[Any, Any, Any]],
+) -> Any:
+    """Run `body` with an SDK client whose checkpoints go to `folder`, then finish its session."""
+
+    async def main() -> Any:
+        client = tinker.ServiceClient(
+            base_url=service.base_url, api_key=service.open_folder(folder)
+        )
+        try:
+            return await body(client)
+        finally:
+            await client.close("success")
+
+    return asyncio.run(main())
+
+
+async def new_run(client: tinker.ServiceClient, model: str = "llama") -> tinker.TrainingClient:
+    return await client.create_lora_training_client(model, rank=4, seed=1)
+
+
+async def train(run: tinker.TrainingClient, num_steps: int) -> None:
+    pending = []
+    for _ in range(num_steps):
+        pending += [run.forward_backward(DATA, "cross_entropy"), run.optim_step(ADAM)]
+    for future in pending:
+        await future
+
+
+def checkpoint_dir(folder: Path, tinker_path: str) -> Path:
+    run_id, kind, name = tinker_path.removeprefix("tinker://").split("/")
+    return folder / run_id.replace(":", "_") / kind / name
+
+
+def adapter_of(folder: Path, tinker_path: str) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint_dir(folder, tinker_path) / "adapter_model.safetensors")
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any) -> Sequence[Any]:
+    num_samples = params.pop("num_samples", 1)
+    response = await client.sample(
+        types.ModelInput.from_ints(prompt), num_samples, types.SamplingParams(**params)
+    )
+    return response.sequences
