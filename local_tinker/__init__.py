@@ -5,6 +5,20 @@ machine. Programs start it with `start()`; other clients use `python -m local_ti
 This package imports nothing of the training loop.
 """
 
-from local_tinker.service import Service, start
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from local_tinker.service import Service, start
 
 __all__ = ["Service", "start"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and the rest only when they are used, so that `--help` answers at once."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from local_tinker import service
+
+    return getattr(service, name)

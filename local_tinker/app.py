@@ -39,6 +39,7 @@ HOLD_S = 20.0  # how long retrieve_future waits for a result; the SDK gives up a
 HOUSEKEEPING_S = 10.0
 MAX_BODY_BYTES = 512 * 1024 * 1024  # of training data
 MAX_JSON_BYTES = 64 * 1024 * 1024
+MAX_ERROR_CHARS = 2000  # messages quote what they found, which may be long
 PUBLIC_PATHS = ("/", "/api/v1/healthz")  # say that the service is there and how busy it is
 
 CLIENT_CONFIG = {
@@ -58,11 +59,10 @@ def make_app(state: State) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        keeper = asyncio.create_task(_keep_house(state))
+        _keep_house(state)
         yield
-        keeper.cancel()
 
-    app = FastAPI(openapi_url=None, lifespan=lifespan)
+    app = FastAPI(openapi_url=None, lifespan=lifespan, redirect_slashes=False)
     app.add_middleware(Gate, state=state)
     _add_errors(app, state)
     _add_session_routes(app, state)
@@ -73,10 +73,10 @@ def make_app(state: State) -> FastAPI:
     return app
 
 
-async def _keep_house(state: State) -> None:
-    while True:
-        await asyncio.sleep(HOUSEKEEPING_S)
-        state.housekeeping()
+def _keep_house(state: State) -> None:
+    """Clean up now and again; the next time is set first, so that a failure does not end it."""
+    asyncio.get_running_loop().call_later(HOUSEKEEPING_S, _keep_house, state)
+    state.housekeeping()
 
 
 class _BodyTooLarge(Exception):
@@ -138,7 +138,7 @@ class Gate:
 
 
 def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": message}, status_code=status)
+    return JSONResponse({"error": message[:MAX_ERROR_CHARS]}, status_code=status)
 
 
 def _add_errors(app: FastAPI, state: State) -> None:
@@ -153,7 +153,7 @@ def _add_errors(app: FastAPI, state: State) -> None:
     @app.exception_handler(StorageError)
     async def on_storage_error(_: Request, error: StorageError) -> JSONResponse:
         logger.error("%s", error)
-        return _error(507, str(error))
+        return _error(400, str(error))  # a 5xx would be retried for minutes
 
     @app.exception_handler(NotFound)
     async def on_not_found(_: Request, error: NotFound) -> JSONResponse:
@@ -161,6 +161,8 @@ def _add_errors(app: FastAPI, state: State) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, _BodyTooLarge):
+            raise error.__cause__
         where = f"{request.method} {request.url.path}"
         if error.status_code in (404, 405):
             return _error(
@@ -175,7 +177,7 @@ def _add_errors(app: FastAPI, state: State) -> None:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]
         )
-        return _error(422, f"the request does not fit the protocol: {problems[:2000]}")
+        return _error(422, f"the request does not fit the protocol: {problems}")
 
 
 def _add_session_routes(app: FastAPI, state: State) -> None:
@@ -213,8 +215,9 @@ def _add_session_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/api/v1/sessions/{session_id}/finish")
     async def finish(session_id: str) -> dict[str, Any]:
-        state.finish_session(session_id)
-        logger.info("session %s: finished", session_id)
+        if session_id in state.sessions:
+            state.finish_session(session_id)
+            logger.info("session %s: finished", session_id)
         return {}
 
     @app.post("/api/v1/telemetry")
@@ -285,14 +288,14 @@ def _answer(request_id: str, future: Future[Result]) -> Response:
         message = "the compute thread has ended; restart the service"
         return JSONResponse({"error": message, "category": "server"})
     error = future.exception()
-    if isinstance(error, UserError | NotFound):
-        return JSONResponse({"error": str(error), "category": "user"})
-    if isinstance(error, StorageError | Closed):
-        logger.error("request %s: %s", request_id, error)
-        return JSONResponse({"error": str(error), "category": "server"})
     if error is not None:
-        logger.error("request %s failed", request_id, exc_info=error)
-        return JSONResponse({"error": f"{type(error).__name__}: {error}", "category": "server"})
+        is_users = isinstance(error, UserError | NotFound)
+        is_known = is_users or isinstance(error, StorageError | Closed)
+        message = str(error) if is_known else f"{type(error).__name__}: {error}"
+        if not is_users:
+            logger.error("request %s: %s", request_id, message)
+        category = "user" if is_users else "server"
+        return JSONResponse({"error": message[:MAX_ERROR_CHARS], "category": category})
     result = future.result()
     if isinstance(result, bytes):
         return Response(result, media_type=PROTOBUF)
@@ -335,7 +338,9 @@ def _add_training_routes(app: FastAPI, state: State) -> None:
         engine = state.run(message.model_id).engine
 
         def job(run: TrainingRun) -> Result:
-            result = engine.forward_backward(run, wire.read_forward_backward(message))
+            result = engine.forward_backward(
+                run, wire.read_forward_backward(message, engine.max_context_length)
+            )
             return wire.forward_backward_output(result.loss_sum, result.logprobs)
 
         return {"request_id": state.submit_in_order(message.model_id, message.seq_id, job)}
@@ -420,6 +425,10 @@ def _add_training_routes(app: FastAPI, state: State) -> None:
         sampler_id = f"{session.session_id}:sample:{body.sampling_session_seq_id}"
         run_folder = body.model_id.replace(":", "_")
         directory = checkpoints.scratch(session.checkpoint_dir) / f"{run_folder}-{body.seq_id}"
+        taken_by = state.samplers.get(sampler_id)
+        if taken_by is not None and taken_by.weights != directory:
+            state.pass_over(body.model_id, body.seq_id)
+            raise UserError(f"sampling session {sampler_id!r} exists; take another number")
 
         def job(run: TrainingRun) -> Result:
             record.engine.save(run, session.checkpoint_dir, directory, with_optimizer=False)

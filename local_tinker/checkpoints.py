@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,11 +22,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from local_tinker.lora import LoraShape
-from local_tinker.wire import UserError
+from local_tinker.wire import NotFound, UserError
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["weights", "sampler_weights"]
 KINDS: tuple[Kind, ...] = ("weights", "sampler_weights")
@@ -202,29 +207,68 @@ def read_info(checkpoint_dir: Path) -> CheckpointInfo:
         ) from error
 
 
-def list_all(roots: Iterable[Path]) -> list[tuple[TinkerPath, Path]]:
-    """Every checkpoint below these folders that has not expired, oldest first."""
-    found = []
-    for root in roots:
-        for file in root.glob(f"*/*/*/{INFO_FILE}"):
-            run, kind, name = file.parts[-4:-1]
-            match = _RUN_FOLDER.fullmatch(run)
-            if match and kind in KINDS and _NAME.fullmatch(name):
-                info = read_info(file.parent)
-                if not info.is_expired:
-                    path = TinkerPath(f"{match[1]}:train:{match[2]}", kind, name)
-                    found.append((info.created_at, path, file.parent))
-    return [(path, directory) for _, path, directory in sorted(found)]
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file. Raises `UserError` when it is gone or damaged."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file} cannot be read: {error}. The checkpoint was deleted meanwhile or is damaged"
+        ) from error
+
+
+def list_all(roots: Iterable[Path]) -> list[tuple[TinkerPath, Path, CheckpointInfo]]:
+    """Every readable checkpoint below these folders that has not expired, oldest first."""
+    found = [found for root in roots for found in _walk(root) if not found[2].is_expired]
+    return sorted(found, key=lambda found: (found[2].created_at, found[0]))
+
+
+def _walk(root: Path) -> Iterator[tuple[TinkerPath, Path, CheckpointInfo]]:
+    """All checkpoints of a folder. Others may be saved or deleted meanwhile, by any process."""
+    for run, match in ((run, _RUN_FOLDER.fullmatch(run.name)) for run in _children(root)):
+        if match is None:
+            continue
+        run_id = f"{match[1]}:train:{match[2]}"
+        for kind in KINDS:
+            for directory in _children(run / kind):
+                if not _NAME.fullmatch(directory.name):
+                    continue
+                try:
+                    info = read_info(directory)
+                except UserError as error:
+                    if directory.exists():
+                        logger.warning("passed over: %s", error)
+                    continue
+                yield TinkerPath(run_id, kind, directory.name), directory, info
+
+
+def _children(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def set_ttl(root: Path, checkpoint_dir: Path, ttl_seconds: int | None) -> None:
     """Let a checkpoint expire this long from now (None: never)."""
     expires_at = None if ttl_seconds is None else time.time() + ttl_seconds
-    with _storage(root, checkpoint_dir.name):
-        temporary = scratch(root) / f"info-{time.monotonic_ns()}"
-        _write_info(temporary, replace(read_info(checkpoint_dir), expires_at=expires_at))
+    info = replace(read_info(checkpoint_dir), expires_at=expires_at)
+    temporary = scratch(root) / f"info-{time.monotonic_ns()}"
+    with _storage(root, checkpoint_dir.name), _still_there(checkpoint_dir):
+        _write_info(temporary, info)
         _fsync(temporary)
         temporary.replace(checkpoint_dir / INFO_FILE)
+
+
+@contextlib.contextmanager
+def _still_there(checkpoint_dir: Path) -> Iterator[None]:
+    """Tell a checkpoint that was deleted meanwhile from a disk that refuses."""
+    try:
+        yield
+    except OSError:
+        if not checkpoint_dir.is_dir():
+            raise NotFound(f"checkpoint {checkpoint_dir.name!r} was deleted meanwhile") from None
+        raise
 
 
 def copy(root: Path, source: Path, target: Path, ttl_seconds: int | None) -> None:
@@ -237,7 +281,8 @@ def copy(root: Path, source: Path, target: Path, ttl_seconds: int | None) -> Non
     )
 
     def write_files(directory: Path) -> None:
-        shutil.copytree(source, directory, dirs_exist_ok=True)
+        with _still_there(source):
+            shutil.copytree(source, directory, dirs_exist_ok=True)
 
     write(root, target, info, write_files, overwrite=False)
 
@@ -245,19 +290,22 @@ def copy(root: Path, source: Path, target: Path, ttl_seconds: int | None) -> Non
 def delete(root: Path, checkpoint_dir: Path) -> None:
     """Remove a checkpoint: out of sight in one step, then file by file."""
     doomed = scratch(root) / f"old-{time.monotonic_ns()}"
-    checkpoint_dir.rename(doomed)
+    with _still_there(checkpoint_dir):
+        checkpoint_dir.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def num_bytes(checkpoint_dir: Path) -> int:
-    return sum(file.stat().st_size for file in checkpoint_dir.iterdir() if file.is_file())
+    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+        return sum(file.stat().st_size for file in checkpoint_dir.iterdir() if file.is_file())
+    return 0
 
 
 def clean(root: Path) -> None:
     """Remove what has expired and what killed processes left; undo overwrites cut in half."""
-    for file in root.glob(f"*/*/*/{INFO_FILE}"):
-        if _RUN_FOLDER.fullmatch(file.parts[-4]) and read_info(file.parent).is_expired:
-            delete(root, file.parent)
+    for _, directory, info in _walk(root):
+        if info.is_expired:
+            delete(root, directory)
     for old in root.glob(f"*/*/{OLD_PREFIX}*"):
         target = old.with_name(old.name.removeprefix(OLD_PREFIX))
         if target.exists():

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -303,7 +303,8 @@ class Engine:
         The rows of one part have targets of one rank, (N,) or (N, K).
         """
         longest = max(datum.input_tokens_N.size for datum in data)
-        num_rows = max(1, MAX_LOGITS_ELEMENTS // (longest * self.vocab_size))
+        widest = max(datum.target_tokens[0].size for datum in data)
+        num_rows = max(1, MAX_LOGITS_ELEMENTS // (longest * max(self.vocab_size, widest)))
         batches = []
         for _, group in itertools.groupby(data, key=lambda datum: datum.target_tokens.ndim):
             rows = tuple(group)
@@ -347,8 +348,10 @@ class Engine:
             raise UserError(
                 "optim_step without a forward_backward before it: there are no gradients to apply"
             )
-        max_norm = params.grad_clip_norm if params.grad_clip_norm > 0 else math.inf
-        norm = torch.nn.utils.clip_grad_norm_([p for _, p in run.named_parameters], max_norm)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if params.grad_clip_norm > 0:
+            parameters = [p for _, p in run.named_parameters]
+            torch.nn.utils.clip_grads_with_norm_(parameters, params.grad_clip_norm, norm)
         refusal = run.refusal or (None if torch.isfinite(norm) else "the gradients are not finite")
         if refusal is not None:
             run.refusal = None
@@ -363,8 +366,10 @@ class Engine:
                 eps=params.eps,
                 weight_decay=params.weight_decay,
             )
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
+        try:
+            run.optimizer.step()
+        finally:
+            run.optimizer.zero_grad(set_to_none=True)
         run.num_optimizer_steps += 1
         return {"grad_norm": float(norm)}
 
@@ -433,7 +438,16 @@ class Engine:
         return run
 
     def load_into(self, run: TrainingRun, directory: Path, *, with_optimizer: bool) -> None:
-        """Replace a run's weights, and its optimizer's state, by a checkpoint's."""
+        """Replace a run's weights, and its optimizer's state, by a checkpoint's.
+
+        Raises `UserError`, and changes nothing, when they do not fit the run.
+        """
+        info = checkpoints.read_info(directory)
+        if (info.base_model, info.shape) != (self.name, run.shape):
+            raise UserError(
+                f"checkpoint {directory.name!r} is of {info.base_model} with {info.shape}, the run "
+                f"is of {self.name} with {run.shape}; load it into a new run instead"
+            )
         tensors = {}
         if with_optimizer:
             file = directory / "optimizer.safetensors"
@@ -442,16 +456,14 @@ class Engine:
                     f"{directory.name} has no optimizer state; sampler weights hold none, load a "
                     "weights/ path"
                 )
-            tensors = load_file(file)
+            tensors = checkpoints.read_tensors(file)
         self._load_adapter(run.adapter, directory)
         run.restore(tensors)
         run.refusal = None
-        run.num_optimizer_steps = (
-            checkpoints.read_info(directory).num_optimizer_steps if with_optimizer else 0
-        )
+        run.num_optimizer_steps = info.num_optimizer_steps if with_optimizer else 0
 
     def _load_adapter(self, adapter: str, directory: Path) -> None:
-        weights = load_file(directory / "adapter_model.safetensors")
+        weights = checkpoints.read_tensors(directory / "adapter_model.safetensors")
         result = set_peft_model_state_dict(self._peft, weights, adapter_name=adapter)
         if result.unexpected_keys:
             raise UserError(f"checkpoint {directory.name} does not fit base model {self.name}")

@@ -37,8 +37,7 @@ def _page(items: list[Any], limit: int, offset: int) -> tuple[list[Any], dict[st
     return items[offset : offset + limit], cursor
 
 
-def _describe_checkpoint(path: TinkerPath, directory: Path) -> dict[str, Any]:
-    info = checkpoints.read_info(directory)
+def _describe_checkpoint(path: TinkerPath, directory: Path, info: CheckpointInfo) -> dict[str, Any]:
     return {
         "checkpoint_id": f"{path.kind}/{path.name}",
         "checkpoint_type": "training" if path.kind == "weights" else "sampler",
@@ -54,10 +53,9 @@ def _describe_checkpoint(path: TinkerPath, directory: Path) -> dict[str, Any]:
 def _describe_runs(state: State, root: Path) -> list[dict[str, Any]]:
     """Runs in memory and runs that left checkpoints in this folder, the latest first."""
     latest: dict[str, dict[str, tuple[CheckpointInfo, dict[str, Any]]]] = {}
-    for path, directory in checkpoints.list_all([root]):
-        described = _describe_checkpoint(path, directory)
+    for path, directory, info in checkpoints.list_all([root]):
         of_run = latest.setdefault(path.run_id, {})
-        of_run[path.kind] = (checkpoints.read_info(directory), described)
+        of_run[path.kind] = (info, _describe_checkpoint(path, directory, info))
     runs: dict[str, dict[str, Any]] = {}
     for run_id, kinds in latest.items():
         info = max((info for info, _ in kinds.values()), key=lambda info: info.created_at)
@@ -108,7 +106,7 @@ def _add_run_routes(app: FastAPI, state: State) -> None:
 
 
 def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
-    def found(run_id: str, kind: str, name: str) -> tuple[Path, TinkerPath, Path]:
+    def stored(run_id: str, kind: str, name: str) -> tuple[Path, TinkerPath, Path]:
         """The root, path and folder of a checkpoint; `UserError` when it is not there."""
         path = checkpoints.parse_path(f"tinker://{run_id}/{kind}/{name}")
         for root in state.roots:
@@ -120,9 +118,9 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
     def run_checkpoints(run_id: str) -> dict[str, Any]:
         return {
             "checkpoints": [
-                _describe_checkpoint(path, directory)
-                for path, directory in checkpoints.list_all(state.roots)
-                if path.run_id == run_id
+                _describe_checkpoint(*found)
+                for found in checkpoints.list_all(state.roots)
+                if found[0].run_id == run_id
             ]
         }
 
@@ -132,19 +130,19 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
         newest_first = checkpoints.list_all([root])[::-1]
         page, cursor = _page(newest_first, limit, offset)
         return {
-            "checkpoints": [_describe_checkpoint(path, directory) for path, directory in page],
+            "checkpoints": [_describe_checkpoint(*found) for found in page],
             "cursor": cursor,
         }
 
     @app.delete("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}")
     def delete_checkpoint(run_id: str, kind: str, name: str) -> dict[str, Any]:
-        root, _, directory = found(run_id, kind, name)
+        root, _, directory = stored(run_id, kind, name)
         checkpoints.delete(root, directory)
         return {}
 
     @app.put("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/ttl")
     def set_ttl(run_id: str, kind: str, name: str, body: wire.SetTtl) -> dict[str, Any]:
-        root, _, directory = found(run_id, kind, name)
+        root, _, directory = stored(run_id, kind, name)
         checkpoints.set_ttl(root, directory, body.ttl_seconds)
         return {}
 
@@ -178,7 +176,7 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
     @app.get("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/archive")
     @app.get("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/external_weights_urls")
     def download(run_id: str, kind: str, name: str) -> None:
-        _, path, directory = found(run_id, kind, name)
+        _, path, directory = stored(run_id, kind, name)
         raise UserError(f"no download is needed: {path} is the folder {directory} on this machine")
 
 

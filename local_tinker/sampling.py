@@ -32,7 +32,7 @@ from local_tinker.wire import (
     csr_cells,
 )
 
-MIN_PADDED_LENGTH_TOKENS = 64
+MIN_PADDED_LENGTH_TOKENS = 32
 MIN_TEMPERATURE = 1e-5  # below it sampling is greedy; dividing by less could overflow
 MAX_STOP_STRING_TOKENS = 32  # how many last tokens are decoded to look for a stop string
 
@@ -152,7 +152,8 @@ def _target_cells(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Position (from 1) and token id of every cell that is listed; -1 asks for nothing."""
     where = "target_prompt_logprobs"
-    if len(targets.shape) != 2 or targets.shape[0] != num_rows or targets.shape[1] < 1:
+    has_shape = len(targets.shape) == 2 and targets.shape[0] == num_rows
+    if not has_shape or not 1 <= targets.shape[1] <= MAX_PROMPT_CELLS:
         raise UserError(
             f"{where} must have shape ({num_rows}, K) here, one row per prompt token after the "
             f"first, found {tuple(targets.shape)}"

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from local_tinker.wire import UserError
 from local_tinker.worker import Closed, Worker
 
 HOST = "127.0.0.1"
+LINGER_S = 0.5  # how long a closing service answers that it is closing
 LEAVE_S = 3.0  # how long answers may take to leave when the service closes
 
 
@@ -32,7 +34,9 @@ class Service:
     ) -> None:
         """Listen and serve. Raises `OSError` when the address cannot be listened on."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio turns Nagle's algorithm off only where the protocol is named; with it, the body
+        # of an answer waits some 40 ms for the client to acknowledge the head.
+        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
@@ -104,8 +108,11 @@ class Service:
 
         Clients that wait for a result are answered before their connections close.
         """
+        self._state.futures.is_closed = True
         self._worker.close(drain_s)
         self._state.futures.fail_all(Closed())
+        if self._state.sessions:  # let clients that go on sending meet a refusal, not silence
+            time.sleep(LINGER_S)
         for session_id in list(self._state.sessions):
             self._state.finish_session(session_id)
         self._server.should_exit = True

@@ -24,6 +24,7 @@ from local_tinker.worker import Closed, Job, Result, Worker
 
 logger = logging.getLogger(__name__)
 
+MAX_AHEAD = 100_000  # how far a run's request may be ahead of the next one to run
 GAP_S = 10.0  # how long a request waits for a missing lower sequence number
 KEEP_RESULT_S = 60.0  # a result can be fetched again this long after it was fetched first
 KEEP_UNCLAIMED_S = 1800.0  # a result that nobody fetches is kept this long
@@ -50,23 +51,30 @@ class RunQueue:
                 f"request number {seq_id} of this run came after number {self.next_seq_id - 1} had "
                 "been run; running it now would change the order, so it was refused"
             )
+        if seq_id > self.next_seq_id + MAX_AHEAD:
+            raise UserError(
+                f"request number {seq_id} of this run is too far ahead of {self.next_seq_id}, "
+                "which is next"
+            )
         self.waiting[seq_id] = release
         self._advance()
 
     def pass_over(self, seq_id: int) -> None:
-        if seq_id >= self.next_seq_id and seq_id not in self.waiting:
+        is_near = self.next_seq_id <= seq_id <= self.next_seq_id + MAX_AHEAD
+        if is_near and seq_id not in self.waiting:
             self.add(seq_id, lambda: None)
 
     def _advance(self, skip_gap: bool = False) -> None:
+        before = self.next_seq_id
         if skip_gap and self.waiting:
             self.next_seq_id = min(self.waiting)
         while self.next_seq_id in self.waiting:
             self.waiting.pop(self.next_seq_id)()
             self.next_seq_id += 1
-        if self.gap_timer is not None:
-            self.gap_timer.cancel()
+        if self.gap_timer is not None and (self.next_seq_id != before or not self.waiting):
+            self.gap_timer.cancel()  # that gap is closed
             self.gap_timer = None
-        if self.waiting:
+        if self.waiting and self.gap_timer is None:
             self.gap_timer = asyncio.get_running_loop().call_later(GAP_S, self._advance, True)
 
 
@@ -116,6 +124,7 @@ class Futures:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._by_key: dict[Hashable, str] = {}
+        self.is_closed = False  # repeats are still answered then, new requests refused
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -123,6 +132,8 @@ class Futures:
     def once(self, session_id: str, key: Hashable, make: Callable[[], Future[Result]]) -> str:
         """Return the id of the future with this key, made now if the key is new."""
         if key not in self._by_key:
+            if self.is_closed:
+                raise Closed
             if len(self._entries) >= MAX_PENDING:
                 raise UserError(
                     f"{MAX_PENDING} requests are unanswered or unclaimed; fetch results first"
@@ -242,6 +253,7 @@ class State:
         """Register a run now, make it behind a future; a repeat gets the first one's future."""
         session = self.session(session_id)
         run_id = f"{session_id}:train:{model_seq_id}"
+        key = ("model", session_id, model_seq_id)
 
         def job() -> Result:
             self.memory.add(engine, session.checkpoint_dir, make(run_id))
@@ -249,12 +261,14 @@ class State:
             return {"model_id": run_id}
 
         def start() -> Future[Result]:
+            if run_id in self.runs:
+                raise UserError(f"training run {run_id!r} exists; take another model_seq_id")
             future = self.worker.submit(run_id, engine, job)
             session.run_ids.append(run_id)
             self.runs[run_id] = Run(run_id, session_id, engine, shape, user_metadata, time.time())
             return future
 
-        return self.futures.once(session_id, ("model", session_id, model_seq_id), start)
+        return self.futures.once(session_id, key, start)
 
     def submit_in_order(
         self, run_id: str, seq_id: int, job: Callable[[TrainingRun], Result]
@@ -284,6 +298,7 @@ class State:
             raise
 
     def pass_over(self, run_id: object, seq_id: object) -> None:
+        """Count a number as handled; whatever a malformed request held in these places is fine."""
         if isinstance(run_id, str) and isinstance(seq_id, int) and run_id in self.runs:
             self.runs[run_id].queue.pass_over(seq_id)
 

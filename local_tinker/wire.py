@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -22,6 +22,8 @@ PROTOBUF = "application/x-protobuf"
 MAX_NUMBER = 2**31 - 1  # of sequence and model numbers; the protobuf field is an int32
 MAX_TTL_S = 10 * 366 * 24 * 3600
 MAX_TARGETS_PER_POSITION = 4096
+MAX_TARGET_CELLS = 1 << 24  # positions times targets of one request
+MAX_HYPERPARAMETER = 1e4
 MAX_PROMPT_CELLS = 1 << 22  # prompt positions times top-k width, targets or draws
 MAX_STOPS = 64
 MAX_METADATA_ENTRIES = 256
@@ -39,13 +41,18 @@ class NotFound(Exception):
 # --- JSON requests -----------------------------------------------------------------------------
 
 
-def _as_strings(user_metadata: dict[str, Any] | None) -> dict[str, str]:
+def _as_strings(user_metadata: object) -> dict[str, str]:
     """Requests may hold any values, responses must map strings to strings."""
-    entries = {
-        key: value if isinstance(value, str) else str(value)
-        for key, value in (user_metadata or {}).items()
-    }
-    num_chars = sum(len(key) + len(value) for key, value in entries.items())
+    if not isinstance(user_metadata, dict | None):
+        raise ValueError("user_metadata must be an object")
+    try:
+        entries = {
+            key: value if isinstance(value, str) else str(value)
+            for key, value in (user_metadata or {}).items()
+        }
+    except RecursionError:
+        raise ValueError("user_metadata is nested too deeply") from None
+    num_chars = sum(len(f"{key}{value}".encode()) for key, value in entries.items())
     if len(entries) > MAX_METADATA_ENTRIES or num_chars > MAX_METADATA_CHARS:
         raise ValueError(
             f"user_metadata may hold {MAX_METADATA_ENTRIES} entries and {MAX_METADATA_CHARS} "
@@ -92,11 +99,11 @@ class ModelRequest(Request):
 class AdamParams(Request):
     """Defaults are the SDK's; the optimizer is `torch.optim.AdamW`. 0 turns the clipping off."""
 
-    learning_rate: float = Field(default=1e-4, ge=0)
+    learning_rate: float = Field(default=1e-4, ge=0, le=MAX_HYPERPARAMETER)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    eps: float = Field(default=1e-12, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    eps: float = Field(default=1e-12, ge=0, le=MAX_HYPERPARAMETER)
+    weight_decay: float = Field(default=0.0, ge=0, le=MAX_HYPERPARAMETER)
     grad_clip_norm: float = Field(default=0.0, ge=0)
 
 
@@ -255,8 +262,22 @@ def parse_forward_backward(body: bytes) -> pb.ForwardBackwardRequest:
     return message
 
 
-def read_forward_backward(message: pb.ForwardBackwardRequest) -> ForwardBackward:
-    """Read the datums. Raises `UserError` for tensors that do not fit each other."""
+def read_forward_backward(message: pb.ForwardBackwardRequest, max_tokens: int) -> ForwardBackward:
+    """Read the datums, each of at most `max_tokens`.
+
+    Raises `UserError` for tensors that do not fit each other or would become too large; sizes are
+    checked before anything is allocated, since a sparse tensor's shape costs nothing to write.
+    """
+    num_cells = 0
+    for datum in message.data:
+        widths = [t.shape[1] for t in datum.loss_fn_inputs.values() if len(t.shape) == 2]
+        num_tokens = sum(len(chunk.encoded_text.tokens) // 4 for chunk in datum.model_input)
+        num_cells += num_tokens * max([1, *widths])
+    if num_cells > MAX_TARGET_CELLS:
+        raise UserError(
+            f"the request has {num_cells} targets in all and {MAX_TARGET_CELLS} are allowed; send "
+            "less in one call"
+        )
     config: dict[str, float | str] = dict(message.loss_fn_config)
     for name, value in message.loss_fn_config_v2.items():
         config[name] = value.text if value.WhichOneof("value") == "text" else value.number
@@ -264,12 +285,14 @@ def read_forward_backward(message: pb.ForwardBackwardRequest) -> ForwardBackward
         loss_fn=message.loss_fn,
         loss_fn_config=config,
         forward_only=message.forward_only,
-        data=tuple(_read_datum(index, datum) for index, datum in enumerate(message.data)),
+        data=tuple(
+            _read_datum(f"datum {index}", datum, max_tokens)
+            for index, datum in enumerate(message.data)
+        ),
     )
 
 
-def _read_datum(index: int, datum: pb.Datum) -> LossDatum:
-    where = f"datum {index}"
+def _read_datum(where: str, datum: pb.Datum, max_tokens: int) -> LossDatum:
     chunks = []
     for chunk in datum.model_input:
         kind = chunk.WhichOneof("chunk")
@@ -279,9 +302,13 @@ def _read_datum(index: int, datum: pb.Datum) -> LossDatum:
     tokens = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int32)
     if tokens.size == 0:
         raise UserError(f"{where}: model_input is empty")
+    if tokens.size > max_tokens:
+        raise UserError(f"{where}: {tokens.size} tokens exceed the model's context of {max_tokens}")
     if "target_tokens" not in datum.loss_fn_inputs:
         raise UserError(f"{where}: loss_fn_inputs has no target_tokens")
     targets = _read_tensor(datum.loss_fn_inputs["target_tokens"], tokens.size, where, "targets")
+    if targets.dtype.kind != "i":
+        raise UserError(f"{where}: target_tokens must be integers, found {targets.dtype}")
     inputs = {"weights": np.ones(targets.shape, dtype=np.float32)}
     for name in LOSS_INPUTS:  # others are ignored; the cookbook sends some
         if name in datum.loss_fn_inputs:

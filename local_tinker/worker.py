@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import torch
 
+from local_tinker.checkpoints import StorageError
 from local_tinker.engine import Engine
 from local_tinker.sampling import Row, SampleRequest, Wave, WaveKey
-from local_tinker.wire import sample_response
+from local_tinker.wire import NotFound, UserError, sample_response
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,29 @@ class Closed(Exception):
 
     def __init__(self) -> None:
         super().__init__("the service is shutting down; this request was not run")
+
+
+def _settle(future: Future[Result], work: Callable[[], Result]) -> None:
+    """Answer a future with what `work` returns or raises.
+
+    The boundary of the service: whatever one request breaks is that request's answer, and the
+    thread that serves all the others goes on.
+    """
+    try:
+        result = work()
+    except Exception as error:
+        _fail(future, error)
+    else:
+        if not future.done():
+            future.set_result(result)
+
+
+def _fail(future: Future[Result], error: Exception) -> None:
+    """Answer with an error. Its frames are dropped, or they would hold tensors for half an hour."""
+    if not isinstance(error, UserError | NotFound | StorageError):
+        logger.error("a request failed", exc_info=error)
+    if not future.done():
+        future.set_exception(error.with_traceback(None))
 
 
 @dataclass
@@ -60,10 +84,11 @@ class _PendingSample:
         return id(self.engine), self.rows[0].request.wave_key
 
     def finish_if_done(self) -> None:
-        if all(row.is_done for row in self.rows) and not self.future.done():
-            self.future.set_result(
-                sample_response([row.result() for row in self.rows], self.rows[0].scores)
-            )
+        if not self.future.done() and all(row.is_done for row in self.rows):
+            _settle(self.future, self._response)
+
+    def _response(self) -> Result:
+        return sample_response([row.result() for row in self.rows], self.rows[0].scores)
 
 
 @dataclass
@@ -163,12 +188,7 @@ class Worker:
     def _run_job(self, pending: _PendingJob) -> None:
         torch.set_num_threads(pending.engine.num_threads)
         started = time.monotonic()
-        # The boundary of the service: whatever one request breaks is that request's answer, and the
-        # thread that serves all the others goes on.
-        try:
-            pending.future.set_result(pending.job())
-        except Exception as error:
-            pending.future.set_exception(error)
+        _settle(pending.future, pending.job)
         self._last_job_s = time.monotonic() - started
 
     def _start_waves(self) -> None:
@@ -212,7 +232,7 @@ class Worker:
             self._waves.append(_LiveWave(Wave(engine, rows), kin[0].key, members))
         except Exception as error:  # the weights cannot be loaded: that is their samples' answer
             for pending in members:
-                pending.future.set_exception(error)
+                _fail(pending.future, error)
 
     def _advance_waves(self) -> None:
         """Advance waves by turns for about as long as the last job took."""
@@ -229,8 +249,7 @@ class Worker:
                         pending.finish_if_done()
             except Exception as error:
                 for pending in live.members:
-                    if not pending.future.done():
-                        pending.future.set_exception(error)
+                    _fail(pending.future, error)
             if live.wave.is_done or all(pending.future.done() for pending in live.members):
                 live.wave.close()
             else:

@@ -1,0 +1,401 @@
+"""Running the service: options, start and stop, memory of results, checkpoints that outlive it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import tinker
+
+import local_tinker
+from conftest import REPO
+from local_tinker import checkpoints, state
+from local_tinker.__main__ import check_access, parse_size
+from local_tinker.state import Futures
+from local_tinker.wire import UserError
+from sdk_client import (
+    ADAM,
+    DATA,
+    PROMPT,
+    adapter_of,
+    checkpoint_dir,
+    datum,
+    new_run,
+    same_bits,
+    sample,
+    train,
+    using,
+)
+
+KEY = "tml-chosen-for-this-test"
+
+
+@contextmanager
+def standalone(
+    models: list[Path], folder: Path, *options: str, preexec: Any = None
+) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """`python -m local_tinker` with a key of our own: the process, its address and its log."""
+    log = folder.with_suffix(".log")
+    command = [sys.executable, "-m", "local_tinker", "--checkpoint-dir", str(folder), *options]
+    for model in models:
+        command += ["--base-model", str(model)]
+    with log.open("w") as log_file:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": KEY},
+            preexec_fn=preexec,
+        )
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip().removeprefix("export TINKER_BASE_URL=")
+        assert process.stdout.readline().strip() == f"export TINKER_API_KEY={KEY}", log.read_text()
+        yield process, address, log
+    finally:
+        process.kill()
+        process.wait(20)
+
+
+# --- start -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "part"),
+    [
+        ("127.0.0.1", None, None),
+        ("::1", "tml-x", None),
+        ("localhost", None, None),
+        ("0.0.0.0", "tml-0123456789abcdef", None),
+        ("0.0.0.0", None, "choose the key yourself"),
+        ("192.168.1.7", "tml-short", "too short"),
+        ("127.0.0.1", "sk-123", "must start with tml-"),
+        ("127.0.0.1", "tml-with space", "no spaces"),
+        ("my-laptop", None, "not an IP address"),
+    ],
+)
+def test_only_a_key_chosen_on_purpose_opens_other_addresses_than_loopback(
+    host: str, key: str | None, part: str | None
+) -> None:
+    problem = check_access(host, key)
+    assert (problem is None) if part is None else (problem is not None and part in problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512M", 512 * 2**20), ("8GiB", 8 * 2**30), ("1.5g", 1.5 * 2**30)]
+)
+def test_sizes(text: str, size: float) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--base-model", "nowhere/at-all"], "cannot be loaded on this machine"),
+        (["--base-model", "{model}", "--max-memory", "10K"], "raise --max-memory"),
+        (["--base-model", "{model}", "--device", "cuda"], "torch sees no GPU"),
+        (["--base-model", "{model}", "--device", "abacus"], "use cpu or cuda"),
+        (["--base-model", "{model}", "--port", "99999999"], "Choose another --port"),
+        (["--base-model", "{model}", "--host", "0.0.0.0"], "choose the key yourself"),
+        (["--base-model", "{model}", "--max-memory", "much"], "'much' is not a size"),
+    ],
+)
+def test_what_cannot_start_says_why_and_exits_2(
+    llama_dir: Path, tmp_path: Path, options: list[str], part: str
+) -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-m", "local_tinker", "--checkpoint-dir", str(tmp_path / "c")]
+        + [option.format(model=llama_dir) for option in options],
+        env={**os.environ, "PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert outcome.returncode == 2, outcome.stderr
+    assert part in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert outcome.stdout == ""
+
+
+def test_two_models_one_log_without_keys_and_a_page_that_needs_none(
+    llama_dir: Path, qwen_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "c"
+    with standalone([llama_dir, Path(f"friendly={qwen_dir}")], folder) as (process, address, log):
+        assert "local_tinker" in httpx.get(f"{address}/").text
+        assert "friendly" in httpx.get(f"{address}/").text
+        assert httpx.get(f"{address}/api/v1/healthz").json() == {"status": "ok"}
+        assert httpx.get(f"{address}/api/v1/get_server_capabilities").status_code == 401
+
+        async def body() -> set[str | None]:
+            client = tinker.ServiceClient(base_url=address, api_key=KEY)
+            for model in (str(llama_dir), "friendly"):
+                run = await client.create_lora_training_client(model, rank=2, seed=1)
+                await run.forward_backward(DATA, "cross_entropy")
+                await run.optim_step(ADAM)
+                await run.save_state("x")
+            rest = tinker.RestClient(base_url=address, api_key=KEY)
+            models = (await rest.get_server_capabilities()).supported_models
+            await client.close("success")
+            return {model.model_name for model in models}
+
+        assert asyncio.run(body()) == {str(llama_dir), "friendly"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    text = log.read_text()
+    assert KEY not in text
+    assert text.count("saved tinker://") == 2
+    for part in ("opened", "created on friendly", "finished", "stopping"):
+        assert part in text
+    assert not list(folder.glob(".scratch-*/*"))
+
+
+# --- stop --------------------------------------------------------------------------------------
+
+
+def test_stopping_finishes_what_is_queued_and_answers_who_waits(
+    llama_dir: Path, tmp_path: Path
+) -> None:
+    """SIGTERM with steps and a save queued behind them: the save is on disk, and was answered."""
+    folder = tmp_path / "c"
+    with standalone([llama_dir], folder) as (process, address, _):
+
+        async def body() -> str:
+            page = httpx.AsyncClient()
+            client = tinker.ServiceClient(base_url=address, api_key=KEY)
+            run = await client.create_lora_training_client(str(llama_dir), rank=4, seed=1)
+            long = run.forward([datum([5 + i % 90 for i in range(400)])] * 400, "cross_entropy")
+            for _ in range(10):
+                run.forward_backward(DATA, "cross_entropy")
+                run.optim_step(ADAM)
+            save = run.save_state("end")
+            while "21 training requests" not in (await page.get(f"{address}/")).text:
+                await asyncio.sleep(0.01)  # until all of it is queued behind the long one
+            process.send_signal(signal.SIGTERM)
+            await long
+            return (await save).path
+
+        path = asyncio.run(body())
+        assert process.wait(30) == 0
+    info = json.loads((checkpoint_dir(folder, path) / "checkpoint.json").read_text())
+    assert info["num_optimizer_steps"] == 10
+
+
+def test_closing_refuses_what_is_queued_and_says_so(llama_dir: Path, tmp_path: Path) -> None:
+    service = local_tinker.start([("llama", str(llama_dir))])
+
+    async def body() -> list[str]:
+        client = tinker.ServiceClient(
+            base_url=service.base_url, api_key=service.open_folder(tmp_path)
+        )
+        run = await new_run(client)
+        pending = [
+            asyncio.ensure_future(_outcome(run.forward(DATA * 50, "cross_entropy")))
+            for _ in range(40)
+        ]
+        await pending[0]
+        await asyncio.to_thread(service.close)
+        return [await task for task in pending]
+
+    outcomes = asyncio.run(asyncio.wait_for(body(), 60))
+    assert outcomes[0] == "done"
+    assert any("the service is shutting down" in outcome for outcome in outcomes)
+
+
+async def _outcome(future: Any) -> str:
+    try:
+        await future
+    except tinker.TinkerError as error:
+        return str(error)
+    return "done"
+
+
+# --- the disk ----------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_explained_and_loses_nothing(llama_dir: Path, tmp_path: Path) -> None:
+    """A limit on the size of files makes the second, larger save fail half way through."""
+    folder = tmp_path / "c"
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    with standalone([llama_dir], folder, preexec=limit_files) as (_, address, log):
+
+        async def body() -> tuple[str, str]:
+            client = tinker.ServiceClient(base_url=address, api_key=KEY)
+            small = await client.create_lora_training_client(str(llama_dir), rank=1, seed=1)
+            kept = (await small.save_weights_for_sampler("kept")).path
+            large = await client.create_lora_training_client(str(llama_dir), rank=64, seed=1)
+            with pytest.raises(tinker.RequestFailedError, match="could not be written") as refusal:
+                await large.save_weights_for_sampler("large")
+            sampler = await client.create_sampling_client(kept)
+            await sample(sampler, PROMPT, max_tokens=2, temperature=0.0)
+            await large.forward_backward(DATA, "cross_entropy")  # and training goes on
+            return kept, str(refusal.value)
+
+        kept, message = asyncio.run(body())
+    assert "make room and save again" in message
+    assert "could not be written" in log.read_text()
+    assert checkpoint_dir(folder, kept).is_dir()
+    assert not list(folder.glob("*/sampler_weights/large"))
+    assert not list(folder.glob(".scratch-*/write-*"))
+
+
+def test_a_killed_service_leaves_only_whole_checkpoints_and_its_leftovers_are_cleaned(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
+    """What kill -9 leaves at its worst moments, as the next start finds it."""
+
+    async def body(client: tinker.ServiceClient) -> str:
+        run = await new_run(client)
+        await train(run, 1)
+        return (await run.save_state("x")).path
+
+    path = using(service, tmp_path, body)
+    weights = adapter_of(tmp_path, path)
+    whole = checkpoint_dir(tmp_path, path)
+    whole.rename(whole.with_name(".old-x"))  # between the two renames of an overwrite
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    half = tmp_path / f".scratch-{gone.pid}" / "write-1"
+    half.mkdir(parents=True)
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+    service.open_folder(tmp_path)
+    assert same_bits(adapter_of(tmp_path, path), weights)
+    assert not half.parent.exists()
+
+
+def test_checkpoints_expire_are_copied_and_are_listed_by_a_later_service(
+    service: local_tinker.Service, tmp_path: Path, llama_dir: Path
+) -> None:
+    async def first(client: tinker.ServiceClient) -> tuple[str, str, str]:
+        run = await client.create_lora_training_client(
+            "llama", rank=4, seed=1, user_metadata={"renderer_name": "role_colon"}
+        )
+        await train(run, 1)
+        kept = (await run.save_state("kept")).path
+        brief = (await run.save_weights_for_sampler("brief", ttl_seconds=3600)).path
+        return run.get_info().model_id, kept, brief
+
+    run_id, kept, brief = using(service, tmp_path, first)
+
+    async def later(client: tinker.ServiceClient) -> None:
+        rest = tinker.RestClient(base_url=other.base_url, api_key=other.open_folder(tmp_path))
+        (run,) = (await rest.list_training_runs()).training_runs
+        assert (run.training_run_id, run.base_model, run.lora_rank) == (run_id, "llama", 4)
+        assert run.user_metadata == {"renderer_name": "role_colon"}
+        assert run.last_checkpoint is not None
+        assert run.last_checkpoint.tinker_path == kept
+        of_run = (await rest.list_checkpoints(run_id)).checkpoints
+        assert [c.tinker_path for c in of_run] == [kept, brief]
+        assert [c.checkpoint_type for c in of_run] == ["training", "sampler"]
+        assert of_run[0].expires_at is None
+        assert of_run[1].expires_at is not None
+        copy = await rest.copy_weights(kept, "any-project")
+        assert copy != kept
+        await rest.set_checkpoint_ttl_from_tinker_path(kept, 3600)
+        await rest.set_checkpoint_ttl_from_tinker_path(brief, None)
+        assert [
+            c.expires_at is None for c in (await rest.list_checkpoints(run_id)).checkpoints
+        ] == [
+            False,
+            True,
+        ]
+        everything = (await rest.list_user_checkpoints()).checkpoints
+        assert {c.tinker_path for c in everything} == {kept, brief, copy}
+        info = await rest.get_weights_info_by_tinker_path(copy)
+        assert (info.base_model, info.lora_rank, info.train_unembed) == ("llama", 4, True)
+        resumed = await client.create_training_client_from_state_with_optimizer(copy)
+        again = (await resumed.save_state("again")).path
+        assert same_bits(adapter_of(tmp_path, again), adapter_of(tmp_path, kept))
+        with pytest.raises(tinker.BadRequestError, match="stay on this machine"):
+            await rest.publish_checkpoint_from_tinker_path(kept)
+
+        file = checkpoint_dir(tmp_path, kept) / "checkpoint.json"
+        stored = json.loads(file.read_text())
+        file.write_text(json.dumps({**stored, "expires_at": time.time() - 1}))
+        with pytest.raises(tinker.BadRequestError, match="expired at"):
+            await client.create_training_client_from_state(kept)
+        assert kept not in {c.tinker_path for c in (await rest.list_user_checkpoints()).checkpoints}
+        other.open_folder(tmp_path)
+        assert not file.parent.exists()
+
+    with local_tinker.start([("llama", str(llama_dir))]) as other:
+        using(other, tmp_path, later)
+
+
+def test_a_damaged_description_is_named(service: local_tinker.Service, tmp_path: Path) -> None:
+    folder = tmp_path / "s_train_0" / "weights" / "x"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.json").write_text('{"base_model": 3}')
+    with pytest.raises(UserError, match=r"checkpoint\.json cannot be read"):
+        checkpoints.find([tmp_path], checkpoints.parse_path("tinker://s:train:0/weights/x"))
+
+
+# --- memory of requests ------------------------------------------------------------------------
+
+
+def test_results_are_kept_for_a_while_and_then_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures import Future
+
+    monkeypatch.setattr(state, "KEEP_RESULT_S", 0.0)
+    futures = Futures()
+    made: list[Future[Any]] = []
+
+    def make() -> Future[Any]:
+        made.append(Future())
+        return made[-1]
+
+    first = futures.once("s", ("train", "r", 1), make)
+    assert futures.once("s", ("train", "r", 1), make) == first
+    other = futures.once("s", ("train", "r", 2), make)
+    assert len(made) == 2
+    futures.purge()
+    assert len(futures) == 2  # neither is done
+    made[0].set_result({})
+    futures.fetched(first)
+    futures.purge()
+    assert len(futures) == 1
+    futures.purge({"s"})
+    assert len(futures) == 1  # still open, although its session has ended
+    made[1].set_result({})
+    futures.purge({"s"})
+    assert len(futures) == 0
+    assert other != first
+
+
+def test_a_session_that_falls_silent_is_ended_and_frees_its_run(
+    service: local_tinker.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"X-API-Key": service.open_folder(tmp_path)}
+    inner = service._state
+    with httpx.Client(base_url=f"{service.base_url}/api/v1", headers=headers) as http:
+        session = http.post("/create_session", json={}).json()["session_id"]
+        body = {"session_id": session, "model_seq_id": 0, "base_model": "llama"}
+        made = http.post("/create_model", json=body).json()
+        http.post("/retrieve_future", json=made)
+        assert f"{session}:train:0" in inner.runs
+        inner.sessions[session].last_seen_at -= state.SESSION_SILENCE_S + 1
+        inner.housekeeping()
+        assert f"{session}:train:0" not in inner.runs
+        beat = http.post("/session_heartbeat", json={"session_id": session})
+        assert beat.status_code == 410
+        info = http.post("/get_info", json={"model_id": f"{session}:train:0"})
+        assert info.status_code == 404
+    assert session
+    _ = monkeypatch
