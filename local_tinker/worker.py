@@ -24,8 +24,8 @@ from local_tinker.wire import NotFound, UserError, sample_response
 
 logger = logging.getLogger(__name__)
 
-GATHER_S = 0.004  # a wave that is not full waits this long for company after the last arrival
-MAX_GATHER_S = 0.05
+GATHER_S = 0.015  # a wave that is not full waits this long for company after the last arrival
+MAX_GATHER_S = 0.3
 MIN_SLICE_S = 0.02  # how long waves are advanced between two jobs, at least
 QUEUE_BEHIND_S = 1.0  # how long samples wait for a wave of their own kind to end
 MAX_WAVES = 4  # each holds a cache of its own

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import local_tinker
 from conftest import REPO
 from local_tinker import checkpoints, state
 from local_tinker.__main__ import check_access, parse_size
-from local_tinker.state import Futures
+from local_tinker.state import Futures, RunQueue
 from local_tinker.wire import UserError
 from sdk_client import (
     ADAM,
@@ -380,7 +380,7 @@ def test_results_are_kept_for_a_while_and_then_forgotten(monkeypatch: pytest.Mon
 
 
 def test_a_session_that_falls_silent_is_ended_and_frees_its_run(
-    service: local_tinker.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: local_tinker.Service, tmp_path: Path
 ) -> None:
     headers = {"X-API-Key": service.open_folder(tmp_path)}
     inner = service._state
@@ -397,5 +397,106 @@ def test_a_session_that_falls_silent_is_ended_and_frees_its_run(
         assert beat.status_code == 410
         info = http.post("/get_info", json={"model_id": f"{session}:train:0"})
         assert info.status_code == 404
-    assert session
-    _ = monkeypatch
+
+
+# --- order -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def by_hand(
+    service: local_tinker.Service, folder: Path, rank: int = 4
+) -> Iterator[tuple[Callable[..., dict[str, Any]], str]]:
+    """A run made over plain HTTP: a function that posts and waits for the result, and its id."""
+    headers = {"X-API-Key": service.open_folder(folder)}
+    with httpx.Client(base_url=f"{service.base_url}/api/v1", headers=headers, timeout=60) as http:
+
+        def post(route: str, **body: Any) -> dict[str, Any]:
+            answer = http.post(route, json=body)
+            if "request_id" not in answer.json():
+                return {"status": answer.status_code, **answer.json()}
+            while (result := http.post("/retrieve_future", json=answer.json())).status_code == 408:
+                pass
+            return result.json()
+
+        session = post("/create_session")["session_id"]
+        made = post(
+            "/create_model",
+            session_id=session,
+            model_seq_id=0,
+            base_model="llama",
+            lora_config={"rank": rank, "seed": 1},
+        )
+        yield post, made["model_id"]
+        http.post(f"/sessions/{session}/finish", json={"reason": {"type": "success"}})
+
+
+def test_a_malformed_request_does_not_stop_its_run(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
+    """Numbers far ahead, refused by any rule, are not waited for; handled ones never run twice."""
+    with by_hand(service, tmp_path) as (post, run_id):
+        for bad in (10**40, -1, 2**31 - 1, "one"):
+            assert post("/optim_step", model_id=run_id, seq_id=bad, adam_params={})["status"] in (
+                400,
+                422,
+            )
+        assert post("/optim_step", model_id=run_id, seq_id=1, adam_params={"beta1": 7})[
+            "status"
+        ] == 422  # fmt: skip
+        assert "path" in post("/save_weights", model_id=run_id, seq_id=2, path="x")
+        late = post("/save_weights", model_id=run_id, seq_id=1, path="y")
+        assert "came after number 2 had been run" in late["error"]
+        taken = post(
+            "/save_weights_for_sampler", model_id=run_id, seq_id=3, sampling_session_seq_id=0
+        )
+        other = post(
+            "/save_weights_for_sampler", model_id=run_id, seq_id=4, sampling_session_seq_id=0
+        )
+        assert "sampling_session_id" in taken
+        assert "take another number" in other["error"]
+        assert "path" in post("/save_weights", model_id=run_id, seq_id=5, path="z")
+
+
+def test_a_number_that_never_comes_is_given_up_while_others_keep_coming(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state, "GAP_S", 0.2)
+
+    async def main() -> list[int]:
+        queue, ran = RunQueue(), []
+        for seq_id in range(2, 12):
+            queue.add(seq_id, lambda seq_id=seq_id: ran.append(seq_id))
+            await asyncio.sleep(0.05)
+        with pytest.raises(UserError, match="number 1 of this run came after number 11"):
+            queue.add(1, lambda: ran.append(1))
+        return ran
+
+    assert asyncio.run(main()) == list(range(2, 12))
+
+
+def test_a_checkpoint_of_another_shape_changes_nothing(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
+    """The older form of load_weights, into a run that exists."""
+    with by_hand(service, tmp_path) as (post, run_id), by_hand(service, tmp_path, 8) as (put, big):
+        other = put("/save_weights", model_id=big, seq_id=1, path="other")["path"]
+        before = post("/save_weights", model_id=run_id, seq_id=1, path="before")["path"]
+        refused = post("/load_weights", model_id=run_id, seq_id=2, path=other, optimizer=True)
+        assert refused["category"] == "user"
+        assert "load it into a new run" in refused["error"]
+        after = post("/save_weights", model_id=run_id, seq_id=3, path="after")["path"]
+        assert same_bits(adapter_of(tmp_path, before), adapter_of(tmp_path, after))
+        loaded = post("/load_weights", model_id=run_id, seq_id=4, path=before, optimizer=True)
+        assert loaded["path"] == before
+
+
+def test_one_damaged_checkpoint_does_not_hide_the_others(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
+    with by_hand(service, tmp_path) as (post, run_id):
+        good = post("/save_weights", model_id=run_id, seq_id=1, path="good")["path"]
+        bad = post("/save_weights", model_id=run_id, seq_id=2, path="bad")["path"]
+        (checkpoint_dir(tmp_path, bad) / "checkpoint.json").write_text("{")
+        rest = tinker.RestClient(base_url=service.base_url, api_key=service.open_folder(tmp_path))
+        listed = rest.list_user_checkpoints().result().checkpoints
+        assert [checkpoint.tinker_path for checkpoint in listed] == [good]

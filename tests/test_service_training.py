@@ -261,6 +261,25 @@ def test_a_batch_in_chunks_trains_as_the_whole_batch(
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
 
 
+def test_a_small_body_cannot_claim_much_memory(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
+    """Empty sparse tensors of an enormous shape: 4,000 targets for each of 10 x 500 positions."""
+    empty = torch.zeros((500, 4000), dtype=torch.int64)
+    inputs: dict[str, Any] = {"target_tokens": types.TensorData.from_torch_sparse(empty)}
+    rows = [
+        types.Datum(model_input=types.ModelInput.from_ints([5] * 500), loss_fn_inputs=dict(inputs))
+        for _ in range(10)
+    ]
+
+    async def body(client: tinker.ServiceClient) -> None:
+        run = await new_run(client)
+        with pytest.raises(tinker.RequestFailedError, match="20000000 targets in all"):
+            await run.forward(rows, "cross_entropy")
+
+    using(service, tmp_path, body)
+
+
 def test_runs_beyond_the_memory_limit_wait_on_disk_and_lose_nothing(
     service: local_tinker.Service, tmp_path: Path, llama_dir: Path
 ) -> None:
