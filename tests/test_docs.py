@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from fastapi.routing import APIRoute
 
 import trainer_with_eval
 from config_schema import settings_table
@@ -44,6 +45,35 @@ def test_help_is_the_parsers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert block("README.md", "help").split() == printed.getvalue().split()
 
 
+def test_the_services_page_shows_its_usage_and_every_route(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from local_tinker.__main__ import parse_arguments
+    from local_tinker.app import make_app
+    from local_tinker.memory import RunMemory
+    from local_tinker.state import State
+    from local_tinker.worker import Worker
+
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = io.StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    usage = block("local_tinker/README.md", "help")
+    assert printed.getvalue().split()[: len(usage.split())] == usage.split()
+    worker = Worker()
+    worker.close()
+    routes = [
+        f"{','.join(sorted(route.methods))} {route.path}"
+        for route in make_app(State(worker, RunMemory(0))).routes
+        if isinstance(route, APIRoute)
+    ]
+    documented = [block("local_tinker/README.md", part) for part in ("served", "refused")]
+    assert sorted("\n".join(documented).splitlines()) == sorted(routes)
+    page = (REPO / "local_tinker" / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+\.py)` \|", page, re.MULTILINE))
+    assert listed | {"__init__.py"} == {p.name for p in (REPO / "local_tinker").glob("*.py")}
+
+
 def run_demo(tmp_path: Path) -> str:
     """The whole demo as a person sees it: progress and results in one stream."""
     screen = io.StringIO()
@@ -76,7 +106,9 @@ def test_every_file_has_its_clause_in_the_readme() -> None:
         assert shown in readme, f"{name} has no purpose in README.md"
 
 
-@pytest.mark.parametrize("document", ["README.md", "DEMO.md", "demo_model/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "DEMO.md", "demo_model/README.md", "local_tinker/README.md"]
+)
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     text = (REPO / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
