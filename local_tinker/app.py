@@ -47,7 +47,7 @@ CLIENT_CONFIG = {
     # clients that send them, but a batch that travels whole is answered with less delay.
     "parallel_fwdbwd_chunks": False,
     "fwdbwd_max_chunk_len": 100_000,
-    "fwdbwd_max_chunk_bytes_count": 400_000_000,
+    "fwdbwd_max_chunk_bytes_count": 200_000_000,  # below MAX_TARGET_CELLS in any mixture
     "proto_compress_fwdbwd": False,
     "sample_max_concurrent_requests": 2000,
     "create_model_via_load_weights": True,

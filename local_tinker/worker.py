@@ -7,6 +7,7 @@ job took, token by token, so that neither long answers nor a long queue of steps
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -243,17 +244,20 @@ class Worker:
             torch.set_num_threads(live.wave.engine.num_threads)
             turn_ends_at = time.monotonic() + MIN_SLICE_S
             try:
-                while not live.wave.is_done and time.monotonic() < turn_ends_at:
-                    live.wave.advance()
-                    for pending in live.members:
-                        pending.finish_if_done()
+                with contextlib.ExitStack() as at_its_end:
+                    at_its_end.callback(live.wave.close)
+                    while not live.wave.is_done and time.monotonic() < turn_ends_at:
+                        live.wave.advance()
+                        for pending in live.members:
+                            pending.finish_if_done()
+                    # A member may have rows in other waves, so the wave can end before its members.
+                    has_failed = all(pending.future.done() for pending in live.members)
+                    if not live.wave.is_done and not has_failed:
+                        at_its_end.pop_all()
+                        self._waves.append(live)
             except Exception as error:
                 for pending in live.members:
                     _fail(pending.future, error)
-            if live.wave.is_done or all(pending.future.done() for pending in live.members):
-                live.wave.close()
-            else:
-                self._waves.append(live)
             if time.monotonic() >= give_up_at or (self._samples and len(self._waves) < MAX_WAVES):
                 return
 

@@ -63,7 +63,7 @@ def test_the_services_page_shows_its_usage_and_every_route(
     worker = Worker()
     worker.close()
     routes = [
-        f"{','.join(sorted(route.methods))} {route.path}"
+        f"{','.join(sorted(route.methods or ()))} {route.path}"
         for route in make_app(State(worker, RunMemory(0))).routes
         if isinstance(route, APIRoute)
     ]
