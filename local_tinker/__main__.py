@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,10 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 512M or 8G")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    if size == 0:
+        raise argparse.ArgumentTypeError("no memory at all is too little; write 512M or 8G")
+    return size
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -90,23 +94,42 @@ def check_access(host: str, key: str | None) -> str | None:
 def name_and_path(model: str) -> tuple[str, str]:
     """Split NAME=DIRECTORY; a bare directory is served under the name that was given."""
     name, separator, directory = model.partition("=")
-    if separator and name and Path(directory).is_dir():
-        return name, str(Path(directory).resolve())
-    return model, str(Path(model).resolve()) if Path(model).is_dir() else model
+    if not separator or not name:
+        name, directory = model, model
+    return name, str(Path(directory).resolve()) if Path(directory).is_dir() else directory
+
+
+def check_folder(folder: Path) -> str | None:
+    """Make the checkpoint folder; return what is wrong with it, or None."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        return f"--checkpoint-dir {folder} is not a directory; name another one."
+    except OSError as error:
+        return f"--checkpoint-dir {folder} cannot be made: {error.strerror}."
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return (
+            f"--checkpoint-dir {folder} cannot be written to: {error.strerror}; name another one."
+        )
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """SIGTERM stops the service as Ctrl-C does."""
+    """SIGTERM and Ctrl-C stop the service, and in the background SIGINT as well."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    # SIGINT too: a shell that starts the service in the background has it ignored.
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def complain(message: str) -> int:
@@ -120,6 +143,11 @@ def main(argv: list[str] | None = None) -> int:
     problem = check_access(args.host, key)
     if problem is not None:
         return complain(problem)
+    if not 0 <= args.port < 65536:
+        return complain(f"--port {args.port} is not between 0 and 65535.")
+    problem = check_folder(args.checkpoint_dir)
+    if problem is not None:
+        return complain(problem)
     host = "127.0.0.1" if args.host == "localhost" else args.host
     from local_tinker.service import Service
     from local_tinker.wire import UserError
@@ -128,14 +156,10 @@ def main(argv: list[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
     logging.getLogger("local_tinker").setLevel(logging.INFO)
-    try:
-        args.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return complain(f"--checkpoint-dir {args.checkpoint_dir}: {error.strerror}")
     with stop_signals():
         try:
             service = Service(args.port, host, args.max_memory)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             return complain(
                 f"cannot listen on {args.host} port {args.port}: {error}. Choose another --port."
             )
@@ -144,6 +168,7 @@ def main(argv: list[str] | None = None) -> int:
             for model in args.base_model:
                 service.serve_model(*name_and_path(model), args.device)
             made = service.open_folder(args.checkpoint_dir.resolve(), key)
+            service.serve()
             names = ", ".join(name_and_path(model)[0] for model in args.base_model)
             print(
                 f"serving {names} on {service.base_url}, checkpoints in {args.checkpoint_dir}; "
@@ -162,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 service.close(drain_s)
             except KeyboardInterrupt:
-                return 130
+                os._exit(130)  # the compute thread is amid torch, which a normal exit trips over
     return 0
 
 

@@ -75,8 +75,11 @@ def make_app(state: State) -> FastAPI:
 
 def _keep_house(state: State) -> None:
     """Clean up now and again; the next time is set first, so that a failure does not end it."""
-    asyncio.get_running_loop().call_later(HOUSEKEEPING_S, _keep_house, state)
+    loop = asyncio.get_running_loop()
+    loop.call_later(HOUSEKEEPING_S, _keep_house, state)
     state.housekeeping()
+    for root in state.roots:
+        loop.run_in_executor(None, checkpoints.clean, root)
 
 
 class _BodyTooLarge(Exception):
@@ -154,6 +157,11 @@ def _add_errors(app: FastAPI, state: State) -> None:
     async def on_storage_error(_: Request, error: StorageError) -> JSONResponse:
         logger.error("%s", error)
         return _error(400, str(error))  # a 5xx would be retried for minutes
+
+    @app.exception_handler(Exception)
+    async def on_defect(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s failed", request.url.path, exc_info=error)
+        return _error(400, f"a defect of the service: {type(error).__name__}: {error}")
 
     @app.exception_handler(NotFound)
     async def on_not_found(_: Request, error: NotFound) -> JSONResponse:
@@ -424,7 +432,7 @@ def _add_training_routes(app: FastAPI, state: State) -> None:
             raise UserError("a save without a path needs sampling_session_seq_id")
         sampler_id = f"{session.session_id}:sample:{body.sampling_session_seq_id}"
         run_folder = body.model_id.replace(":", "_")
-        directory = checkpoints.scratch(session.checkpoint_dir) / f"{run_folder}-{body.seq_id}"
+        directory = checkpoints.scratch_path(session.checkpoint_dir) / f"{run_folder}-{body.seq_id}"
         taken_by = state.samplers.get(sampler_id)
         if taken_by is not None and taken_by.weights != directory:
             state.pass_over(body.model_id, body.seq_id)

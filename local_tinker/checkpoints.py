@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -113,10 +113,16 @@ def folder(root: Path, path: TinkerPath) -> Path:
     return root / path.run_id.replace(":", "_") / path.kind / path.name
 
 
+def scratch_path(root: Path) -> Path:
+    """Where this process alone may write; `clean` removes those of processes that are gone."""
+    return root / f"{SCRATCH_PREFIX}{os.getpid()}"
+
+
 def scratch(root: Path) -> Path:
-    """A folder for this process alone; `clean` removes those of processes that are gone."""
-    directory = root / f"{SCRATCH_PREFIX}{os.getpid()}"
-    directory.mkdir(parents=True, exist_ok=True)
+    """Make this process's folder. Raises `StorageError` when the disk refuses."""
+    directory = scratch_path(root)
+    with storage(root, "the scratch folder"):
+        directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
@@ -133,11 +139,11 @@ def write(
     Raises `UserError` when it exists already and may not be overwritten, and `StorageError` when
     the disk refuses; what was there before is untouched then.
     """
-    if target.exists() and not overwrite:
+    if target.exists() and not overwrite and not read_info(target).is_expired:
         raise UserError(
             f"checkpoint {target.name!r} exists already; choose another name or pass overwrite=True"
         )
-    with _storage(root, target.name):
+    with storage(root, f"checkpoint {target.name!r}"):
         temporary = scratch(root) / f"write-{time.monotonic_ns()}"
         temporary.mkdir()
         try:
@@ -158,15 +164,16 @@ def write(
 
 
 @contextlib.contextmanager
-def _storage(root: Path, name: str) -> Iterator[None]:
+def storage(root: Path, what: str) -> Iterator[None]:
     """Explain a disk that refuses. safetensors reports it as an error of its own."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(root).free if root.exists() else 0
         raise StorageError(
-            f"checkpoint {name!r} could not be written to {root}: {error}. {free / 2**20:.0f} MiB "
-            "are free there; make room and save again. Nothing that was saved before is touched."
+            f"{what} could not be written to {root}: {error}. {free / 2**20:.0f} MiB are free "
+            "there; make room, or let this user write there, and try again. Nothing that was saved "
+            "before is touched."
         ) from error
 
 
@@ -201,8 +208,12 @@ def read_info(checkpoint_dir: Path) -> CheckpointInfo:
     try:
         return _INFO.validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
+        found = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            found = f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}"
         raise UserError(
-            f"{file} cannot be read as a checkpoint's description: {error}. Restore the folder "
+            f"{file} cannot be read as a checkpoint's description: {found}. Restore the folder "
             "from a copy, or remove it"
         ) from error
 
@@ -254,7 +265,8 @@ def set_ttl(root: Path, checkpoint_dir: Path, ttl_seconds: int | None) -> None:
     expires_at = None if ttl_seconds is None else time.time() + ttl_seconds
     info = replace(read_info(checkpoint_dir), expires_at=expires_at)
     temporary = scratch(root) / f"info-{time.monotonic_ns()}"
-    with _storage(root, checkpoint_dir.name), _still_there(checkpoint_dir):
+    what = f"the expiry of {checkpoint_dir.name!r}"
+    with storage(root, what), _still_there(checkpoint_dir):
         _write_info(temporary, info)
         _fsync(temporary)
         temporary.replace(checkpoint_dir / INFO_FILE)
@@ -290,7 +302,7 @@ def copy(root: Path, source: Path, target: Path, ttl_seconds: int | None) -> Non
 def delete(root: Path, checkpoint_dir: Path) -> None:
     """Remove a checkpoint: out of sight in one step, then file by file."""
     doomed = scratch(root) / f"old-{time.monotonic_ns()}"
-    with _still_there(checkpoint_dir):
+    with storage(root, f"deleted {checkpoint_dir.name!r}"), _still_there(checkpoint_dir):
         checkpoint_dir.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
@@ -302,10 +314,16 @@ def num_bytes(checkpoint_dir: Path) -> int:
 
 
 def clean(root: Path) -> None:
-    """Remove what has expired and what killed processes left; undo overwrites cut in half."""
+    """Remove what has expired and what killed processes left; undo overwrites cut in half.
+
+    What the disk does not let go of is logged and left.
+    """
     for _, directory, info in _walk(root):
         if info.is_expired:
-            delete(root, directory)
+            try:
+                delete(root, directory)
+            except (StorageError, NotFound) as error:
+                logger.warning("an expired checkpoint stays: %s", error)
     for old in root.glob(f"*/*/{OLD_PREFIX}*"):
         target = old.with_name(old.name.removeprefix(OLD_PREFIX))
         if target.exists():

@@ -137,8 +137,8 @@ class Engine:
             num_bytes = _num_parameters(path, options) * dtype.itemsize
             if max_bytes is not None and num_bytes > max_bytes:
                 raise UserError(
-                    f"base model {path!r} takes {num_bytes / 2**30:.2f} GiB and only "
-                    f"{max(0, max_bytes) / 2**30:.2f} GiB of the memory limit are left; raise "
+                    f"base model {path!r} takes {num_bytes / 2**20:.1f} MiB and only "
+                    f"{max(0, max_bytes) / 2**20:.1f} MiB of the memory limit are left; raise "
                     "--max-memory or serve a smaller model"
                 )
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
@@ -147,6 +147,8 @@ class Engine:
             )
         except (OSError, ValueError, SafetensorError) as error:
             first_line = str(error).strip().splitlines()[0]
+            if not Path(path).is_dir():
+                first_line = "there is no such directory, nor a cached model of that name."
             raise UserError(
                 f"base model {path!r} cannot be loaded on this machine: {first_line} Give a "
                 "directory with config.json, safetensors weights and a tokenizer, or a model "
@@ -453,8 +455,8 @@ class Engine:
             file = directory / "optimizer.safetensors"
             if not file.is_file():
                 raise UserError(
-                    f"{directory.name} has no optimizer state; sampler weights hold none, load a "
-                    "weights/ path"
+                    f"{directory.name!r} has no optimizer state: there is no {file}. "
+                    "Sampler weights hold none; load a weights/ path"
                 )
             tensors = checkpoints.read_tensors(file)
         self._load_adapter(run.adapter, directory)

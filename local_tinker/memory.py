@@ -7,6 +7,7 @@ The bound covers base models and runs; activations and the few sampler adapters 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import OrderedDict
@@ -42,6 +43,7 @@ class _Parked:
     user_metadata: dict[str, str]
     num_optimizer_steps: int
     refusal: str | None
+    num_bytes: int  # that it takes in memory
 
 
 @dataclass
@@ -66,7 +68,7 @@ class RunMemory:
 
     @property
     def num_run_bytes(self) -> int:
-        runs = [held.run for held in self._held.values()]
+        runs = [held.run for held in list(self._held.values())]  # others read this, too
         return sum(run.num_bytes for run in runs if isinstance(run, TrainingRun))
 
     def reserve(self, engine: Engine) -> None:
@@ -74,16 +76,22 @@ class RunMemory:
         self._num_base_bytes += engine.num_base_bytes
 
     def add(self, engine: Engine, root: Path, run: TrainingRun) -> None:
-        """Keep a new run, parking others for it. Raises `UserError` when it alone is too large."""
-        if run.num_bytes > self.room_bytes:
-            engine.unload_run(run)
-            raise UserError(
-                f"a run of rank {run.shape.rank} takes {run.num_bytes / 2**20:.1f} MiB and the "
-                f"memory limit leaves {self.room_bytes / 2**20:.1f} MiB for runs; choose a smaller "
-                "rank or raise --max-memory"
-            )
+        """Keep a new run, parking others for it.
+
+        Raises `UserError` when it alone is too large, and `StorageError` when the others cannot be
+        parked; the run is dropped then.
+        """
+        with contextlib.ExitStack() as undo:
+            undo.callback(engine.unload_run, run)
+            if run.num_bytes > self.room_bytes:
+                raise UserError(
+                    f"a run of rank {run.shape.rank} takes {run.num_bytes / 2**20:.1f} MiB and the "
+                    f"memory limit leaves {self.room_bytes / 2**20:.1f} MiB for runs; choose a "
+                    "smaller rank or raise --max-memory"
+                )
+            self._make_room(run.num_bytes)
+            undo.pop_all()
         self._held[run.run_id] = _Held(engine, root, run)
-        self._make_room(keep=run.run_id)
 
     def get(self, run_id: str) -> TrainingRun:
         """Return a run, brought back into memory if it was parked."""
@@ -95,12 +103,12 @@ class RunMemory:
         self._held.move_to_end(run_id)
         if isinstance(held.run, _Parked):
             parked = held.run
+            self._make_room(parked.num_bytes)
             run = held.engine.create_run(run_id, parked.shape, 0, parked.user_metadata)
             run.restore(load_file(parked.file))
             run.num_optimizer_steps, run.refusal = parked.num_optimizer_steps, parked.refusal
             held.run = run
             parked.file.unlink()
-            self._make_room(keep=run_id)
             return run
         return held.run
 
@@ -114,17 +122,26 @@ class RunMemory:
         else:
             held.engine.unload_run(held.run)
 
-    def _make_room(self, keep: str) -> None:
-        for run_id, held in list(self._held.items()):
-            if self.num_run_bytes <= self.room_bytes:
+    def _make_room(self, num_bytes: int) -> None:
+        for held in list(self._held.values()):
+            if self.num_run_bytes + num_bytes <= self.room_bytes:
                 return
-            if isinstance(held.run, TrainingRun) and run_id != keep:
+            if isinstance(held.run, TrainingRun):
                 held.run = self._park(held.engine, held.root, held.run)
 
     @staticmethod
     def _park(engine: Engine, root: Path, run: TrainingRun) -> _Parked:
         file = checkpoints.scratch(root) / f"{run.run_id.replace(':', '_')}.safetensors"
-        save_file(on_cpu(run.tensors()), file)
+        with checkpoints.storage(root, f"run {run.run_id}, which has to leave the memory,"):
+            save_file(on_cpu(run.tensors()), file)
+        parked = _Parked(
+            file,
+            run.shape,
+            run.user_metadata,
+            run.num_optimizer_steps,
+            run.refusal,
+            run.num_bytes,
+        )
         engine.unload_run(run)
         logger.info("parked run %s on disk to stay within the memory limit", run.run_id)
-        return _Parked(file, run.shape, run.user_metadata, run.num_optimizer_steps, run.refusal)
+        return parked

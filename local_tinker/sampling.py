@@ -91,7 +91,8 @@ def check_request(engine: Engine, request: Sample, weights: Path | None) -> Samp
     room = engine.max_context_length - len(prompt)
     if room < 1:
         raise UserError(
-            f"the prompt of {len(prompt)} tokens fills the model's context; nothing can be sampled"
+            f"the prompt of {len(prompt)} tokens leaves no room for a sample in the model's "
+            f"context; send at most {engine.max_context_length - 1}"
         )
     params = request.sampling_params
     stop = [params.stop] if isinstance(params.stop, str) else params.stop

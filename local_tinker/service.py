@@ -32,7 +32,10 @@ class Service:
     def __init__(
         self, port: int = 0, host: str = HOST, max_memory_bytes: int | None = None
     ) -> None:
-        """Listen and serve. Raises `OSError` when the address cannot be listened on."""
+        """Take the address; clients that connect wait until `serve`.
+
+        Raises `OSError` when it cannot be listened on.
+        """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # asyncio turns Nagle's algorithm off only where the protocol is named; with it, the body
         # of an answer waits some 40 ms for the client to acknowledge the head.
@@ -40,12 +43,15 @@ class Service:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
+            self._socket.listen(2048)
         except OSError:
             self._socket.close()
             raise
         shown = f"[{host}]" if ":" in host else host
         self.base_url = f"http://{shown}:{self._socket.getsockname()[1]}"
-        self._memory = RunMemory(max_memory_bytes or default_limit_bytes(None))
+        self._memory = RunMemory(
+            default_limit_bytes(None) if max_memory_bytes is None else max_memory_bytes
+        )
         self._worker = Worker()
         self._state = State(self._worker, self._memory)
         config = uvicorn.Config(
@@ -68,6 +74,9 @@ class Service:
             hosts = os.environ.get(variable, "")
             if HOST not in hosts.split(","):
                 os.environ[variable] = f"{hosts},{HOST}".lstrip(",")
+
+    def serve(self) -> None:
+        """Begin to answer; what has been loaded and opened before is there for the first client."""
         self._thread.start()
 
     def serve_model(self, name: str, path: str | None = None, device: str | None = None) -> None:
@@ -116,7 +125,8 @@ class Service:
         for session_id in list(self._state.sessions):
             self._state.finish_session(session_id)
         self._server.should_exit = True
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self._socket.close()
 
     def __enter__(self) -> Service:
@@ -138,5 +148,6 @@ def start(
         service = undo.enter_context(Service(port, max_memory_bytes=max_memory_bytes))
         for name, path in base_models:
             service.serve_model(name, path, device)
+        service.serve()
         undo.pop_all()
     return service

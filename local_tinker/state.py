@@ -28,7 +28,7 @@ MAX_AHEAD = 100_000  # how far a run's request may be ahead of the next one to r
 GAP_S = 10.0  # how long a request waits for a missing lower sequence number
 KEEP_RESULT_S = 60.0  # a result can be fetched again this long after it was fetched first
 KEEP_UNCLAIMED_S = 1800.0  # a result that nobody fetches is kept this long
-SESSION_SILENCE_S = 600.0  # clients send a heartbeat every 10 s; a session silent this long is dead
+SESSION_SILENCE_S = 180.0  # clients send a heartbeat every 10 s; a session silent this long is dead
 MAX_SESSIONS = 10_000
 MAX_PENDING = 100_000  # futures at a time
 
@@ -154,14 +154,14 @@ class Futures:
         if request_id in self._entries:
             self._entries[request_id].drop_at = time.monotonic() + KEEP_RESULT_S
 
-    def purge(self, ended: set[str] | None = None) -> None:
-        """Drop results that were fetched or forgotten long ago, and those of ended sessions."""
+    def purge(self, ended_session: str | None = None) -> None:
+        """Drop results fetched or forgotten long ago, and sooner those of an ended session."""
         now = time.monotonic()
         for request_id, entry in list(self._entries.items()):
             if entry.drop_at is None and entry.future.done():
-                entry.drop_at = now + KEEP_UNCLAIMED_S
-            is_over = entry.drop_at is not None and entry.drop_at <= now
-            if is_over or (ended and entry.session_id in ended and entry.future.done()):
+                has_ended = entry.session_id == ended_session
+                entry.drop_at = now + (KEEP_RESULT_S if has_ended else KEEP_UNCLAIMED_S)
+            if entry.drop_at is not None and entry.drop_at <= now:
                 del self._entries[request_id]
                 self._by_key.pop(entry.key, None)
 
@@ -307,7 +307,7 @@ class State:
         self.session(sampler.session_id).sampler_ids.append(sampler.sampler_id)
 
     def finish_session(self, session_id: str) -> None:
-        """Forget a session with its runs and samplers; named checkpoints stay."""
+        """Forget a session with its runs, samplers and queued work; named checkpoints stay."""
         session = self.sessions.pop(session_id, None)
         if session is None:
             return
@@ -316,14 +316,15 @@ class State:
         with contextlib.suppress(Closed):  # then everything is dropped with the process
             for run_id in session.run_ids:
                 run = self.runs.pop(run_id)
-                self.worker.submit(run_id, run.engine, self._drop(run_id))
-        for directory in session.unnamed_saves:
-            checkpoints.discard(directory)
-        self.futures.purge({session_id})
+                self.worker.refuse(run_id, UserError("the session of this run has ended"))
+                self.worker.submit(run_id, run.engine, self._drop(run_id, session.unnamed_saves))
+        self.futures.purge(session_id)
 
-    def _drop(self, run_id: str) -> Job:
+    def _drop(self, run_id: str, unnamed_saves: list[Path]) -> Job:
         def job() -> Result:
             self.memory.drop(run_id)
+            for directory in unnamed_saves:
+                checkpoints.discard(directory)
             return {}
 
         return job

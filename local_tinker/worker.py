@@ -59,7 +59,7 @@ def _settle(future: Future[Result], work: Callable[[], Result]) -> None:
 
 def _fail(future: Future[Result], error: Exception) -> None:
     """Answer with an error. Its frames are dropped, or they would hold tensors for half an hour."""
-    if not isinstance(error, UserError | NotFound | StorageError):
+    if not isinstance(error, UserError | NotFound | StorageError | Closed):
         logger.error("a request failed", exc_info=error)
     if not future.done():
         future.set_exception(error.with_traceback(None))
@@ -146,6 +146,13 @@ class Worker:
             self._changed.notify()
         return pending.future
 
+    def refuse(self, queue: str, error: Exception) -> None:
+        """Answer the jobs of a queue that have not begun with an error."""
+        with self._changed:
+            refused = self._jobs.pop(queue, deque())
+        for pending in refused:
+            _fail(pending.future, error)
+
     def close(self, drain_s: float = 0.0) -> None:
         """Work on for at most `drain_s`, refuse what is left with `Closed`, end the thread."""
         with self._changed:
@@ -168,13 +175,10 @@ class Worker:
                 self._start_waves()
             if self._waves:
                 self._advance_waves()
-        for queue in self._jobs.values():
-            for pending in queue:
-                pending.future.set_exception(Closed())
+        jobs = [pending for queue in self._jobs.values() for pending in queue]
         in_waves = [pending for live in self._waves for pending in live.members]
-        for pending in (*self._samples, *in_waves):
-            if not pending.future.done():
-                pending.future.set_exception(Closed())
+        for pending in (*jobs, *self._samples, *in_waves):
+            _fail(pending.future, Closed())
 
     def _next_job(self) -> _PendingJob | None:
         """The next job of the queue whose turn it is; the queue then goes to the end."""

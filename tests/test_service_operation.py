@@ -104,11 +104,13 @@ def test_sizes(text: str, size: float) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--base-model", "nowhere/at-all"], "cannot be loaded on this machine"),
+        (["--base-model", "nowhere/at-all"], "there is no such directory, nor a cached model"),
+        (["--base-model", "{model}", "--checkpoint-dir", "{model}/config.json"], "not a directory"),
+        (["--base-model", "{model}", "--max-memory", "0"], "too little"),
         (["--base-model", "{model}", "--max-memory", "10K"], "raise --max-memory"),
         (["--base-model", "{model}", "--device", "cuda"], "torch sees no GPU"),
         (["--base-model", "{model}", "--device", "abacus"], "use cpu or cuda"),
-        (["--base-model", "{model}", "--port", "99999999"], "Choose another --port"),
+        (["--base-model", "{model}", "--port", "99999999"], "not between 0 and 65535"),
         (["--base-model", "{model}", "--host", "0.0.0.0"], "choose the key yourself"),
         (["--base-model", "{model}", "--max-memory", "much"], "'much' is not a size"),
     ],
@@ -249,7 +251,7 @@ def test_a_full_disk_is_explained_and_loses_nothing(llama_dir: Path, tmp_path: P
             return kept, str(refusal.value)
 
         kept, message = asyncio.run(body())
-    assert "make room and save again" in message
+    assert "make room" in message
     assert "could not be written" in log.read_text()
     assert checkpoint_dir(folder, kept).is_dir()
     assert not list(folder.glob("*/sampler_weights/large"))
@@ -371,10 +373,10 @@ def test_results_are_kept_for_a_while_and_then_forgotten(monkeypatch: pytest.Mon
     futures.fetched(first)
     futures.purge()
     assert len(futures) == 1
-    futures.purge({"s"})
+    futures.purge("s")
     assert len(futures) == 1  # still open, although its session has ended
     made[1].set_result({})
-    futures.purge({"s"})
+    futures.purge("s")
     assert len(futures) == 0
     assert other != first
 
@@ -500,3 +502,96 @@ def test_one_damaged_checkpoint_does_not_hide_the_others(
         rest = tinker.RestClient(base_url=service.base_url, api_key=service.open_folder(tmp_path))
         listed = rest.list_user_checkpoints().result().checkpoints
         assert [checkpoint.tinker_path for checkpoint in listed] == [good]
+
+
+# --- what a stranger met -----------------------------------------------------------------------
+
+
+def test_ending_a_session_drops_what_it_had_queued(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
+    """A client that goes away does not keep the machine busy, nor leave unnamed saves behind."""
+    headers = {"X-API-Key": service.open_folder(tmp_path)}
+    with httpx.Client(base_url=f"{service.base_url}/api/v1", headers=headers, timeout=60) as http:
+        session = http.post("/create_session", json={}).json()["session_id"]
+        run_id = f"{session}:train:0"
+        body = {"session_id": session, "model_seq_id": 0, "base_model": "llama"}
+        http.post("/retrieve_future", json=http.post("/create_model", json=body).json())
+        busy = service._state.worker.submit(
+            "busy", service._state.engines["llama"], lambda: time.sleep(1.0) or {}
+        )
+        save = {"model_id": run_id, "seq_id": 1, "sampling_session_seq_id": 0}
+        queued = http.post("/save_weights_for_sampler", json=save).json()
+        http.post(f"/sessions/{session}/finish", json={"reason": {"type": "success"}})
+        answer = http.post("/retrieve_future", json=queued)
+        assert not busy.done()
+        assert "the session of this run has ended" in answer.json()["error"]
+        busy.result(30)
+        while service._state.worker.num_queued[0]:
+            time.sleep(0.01)
+    assert not list(tmp_path.glob(".scratch-*/*"))
+
+
+def test_a_run_that_cannot_be_parked_refuses_the_new_one_and_loses_nothing(
+    llama_dir: Path, tmp_path: Path
+) -> None:
+    """The scratch folder is a file, as a disk that refuses: the first run trains on."""
+    with local_tinker.start([("llama", str(llama_dir))]) as tight:
+        memory = tight._memory
+
+        async def body(client: tinker.ServiceClient) -> None:
+            first = await new_run(client)
+            await train(first, 1)
+            memory.limit_bytes -= memory.room_bytes - int(1.5 * memory.num_run_bytes)
+            block = checkpoints.scratch_path(tmp_path)
+            block.parent.mkdir(exist_ok=True)
+            block.write_text("no folder")
+            with pytest.raises(tinker.RequestFailedError, match="could not be written"):
+                await new_run(client)
+            await train(first, 1)
+            assert memory.num_run_bytes <= memory.room_bytes
+            block.unlink()
+            second = await new_run(client)
+            await train(second, 1)
+            await train(first, 1)
+
+        using(tight, tmp_path, body)
+
+
+def test_clients_wait_while_a_service_starts(llama_dir: Path, tmp_path: Path) -> None:
+    """Until models and key are there a connection is held, so that no right key is refused."""
+    from local_tinker.service import Service
+
+    service = Service()
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{service.base_url}/api/v1/healthz", timeout=0.5)
+        service.serve_model("llama", str(llama_dir))
+        service.open_folder(tmp_path, KEY)
+        service.serve()
+        headers = {"X-API-Key": KEY}
+        answer = httpx.get(f"{service.base_url}/api/v1/get_server_capabilities", headers=headers)
+        assert answer.json()["supported_models"][0]["model_name"] == "llama"
+    finally:
+        service.close()
+
+
+def test_a_second_signal_ends_at_once(llama_dir: Path, tmp_path: Path) -> None:
+    with standalone([llama_dir], tmp_path / "c") as (process, address, log):
+
+        async def body() -> None:
+            page = httpx.AsyncClient()
+            client = tinker.ServiceClient(base_url=address, api_key=KEY)
+            run = await client.create_lora_training_client(str(llama_dir), rank=4, seed=1)
+            rows = [datum([5 + i % 90 for i in range(400)])] * 400
+            _ = [run.forward(rows, "cross_entropy") for _ in range(8)]
+            while "6 training requests" not in (await page.get(f"{address}/")).text:
+                await asyncio.sleep(0.01)
+
+        asyncio.run(body())
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 130
+    assert "Traceback" not in log.read_text()
+    assert "again to stop now" in log.read_text()
