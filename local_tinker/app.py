@@ -36,7 +36,7 @@ from local_tinker.worker import Closed, Result
 logger = logging.getLogger(__name__)
 
 HOLD_S = 20.0  # how long retrieve_future waits for a result; the SDK gives up at 45
-HOUSEKEEPING_S = 10.0
+HOUSEKEEPING_S = 60.0
 MAX_BODY_BYTES = 512 * 1024 * 1024  # of training data
 MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_ERROR_CHARS = 2000  # messages quote what they found, which may be long

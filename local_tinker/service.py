@@ -122,8 +122,11 @@ class Service:
         self._state.futures.fail_all(Closed())
         if self._state.sessions:  # let clients that go on sending meet a refusal, not silence
             time.sleep(LINGER_S)
-        for session_id in list(self._state.sessions):
-            self._state.finish_session(session_id)
+        for session in list(self._state.sessions.values()):
+            for directory in session.unnamed_saves:
+                checkpoints.discard(directory)
+            self._state.finish_session(session.session_id)
+        self._memory.remove_parked()
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join()

@@ -28,7 +28,7 @@ MAX_AHEAD = 100_000  # how far a run's request may be ahead of the next one to r
 GAP_S = 10.0  # how long a request waits for a missing lower sequence number
 KEEP_RESULT_S = 60.0  # a result can be fetched again this long after it was fetched first
 KEEP_UNCLAIMED_S = 1800.0  # a result that nobody fetches is kept this long
-SESSION_SILENCE_S = 180.0  # clients send a heartbeat every 10 s; a session silent this long is dead
+SESSION_SILENCE_S = 600.0  # clients send a heartbeat every 10 s, but a debugger may stop one
 MAX_SESSIONS = 10_000
 MAX_PENDING = 100_000  # futures at a time
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -314,4 +315,8 @@ def test_weights_saved_without_a_name_live_as_long_as_their_session(
         assert (await rest.list_user_checkpoints()).checkpoints == []
 
     using(service, tmp_path, body)
+    for _ in range(100):  # the removal is queued behind the run's work
+        if not list(tmp_path.glob(".scratch-*/*")):
+            break
+        time.sleep(0.05)
     assert not list(tmp_path.glob(".scratch-*/*"))

@@ -309,7 +309,7 @@ def test_runs_beyond_the_memory_limit_wait_on_disk_and_lose_nothing(
         using(tight, tmp_path / "tight", too_large)
     for one, other in zip(roomy, cramped, strict=True):
         assert same_bits(adapter_of(tmp_path / "roomy", one), adapter_of(tmp_path / "tight", other))
-    assert not list((tmp_path / "tight").glob(".scratch-*/*"))
+    assert not list((tmp_path / "tight").glob(".scratch-*/*"))  # nothing stays parked
 
 
 def test_runs_take_turns(service: local_tinker.Service, tmp_path: Path) -> None:
