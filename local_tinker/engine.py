@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import logging
 import math
 import secrets
 import time
@@ -32,11 +31,7 @@ from local_tinker.checkpoints import CheckpointInfo
 from local_tinker.lora import LORA_ALPHA, LoraShape
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
 
-logger = logging.getLogger(__name__)
-
-MAX_LOGITS_ELEMENTS = (
-    64 * 1024 * 1024
-)  # rows x tokens x vocabulary held at once in one forward pass
+MAX_LOGITS_ELEMENTS = 64 * 1024 * 1024  # rows x tokens x vocabulary of one forward pass
 MAX_WAVE_TOKENS = 64 * 1024  # rows x padded prompt tokens of one wave of samples
 DEFAULT_NUM_THREADS = torch.get_num_threads()
 SMALL_MODEL_PARAMETERS = 20_000_000  # below this, threads wait for each other longer than they work
