@@ -21,19 +21,18 @@ import json
 import math
 import os
 import random
-import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from service_soak import Running
+from service_soak import service as running_service
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
@@ -171,41 +170,7 @@ def plain_row(datum: tinker.Datum) -> Row:
 # --- over the service -----------------------------------------------------------------------------
 
 
-class Served(NamedTuple):
-    """A running service: where it is, and where it keeps its checkpoints."""
-
-    base_url: str
-    api_key: str
-    folder: Path
-
-
-@contextmanager
-def running_service(folder: Path) -> Iterator[Served]:
-    """`python -m local_tinker` over the demo model, until the block ends."""
-    environment = {k: v for k, v in os.environ.items() if k != "TINKER_API_KEY"}
-    command = [sys.executable, "-m", "local_tinker", "--base-model", f"demo_model={MODEL_DIR}"]
-    command += ["--checkpoint-dir", str(folder), "--device", "cpu"]
-    with (folder / "service.log").open("w+", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
-        )
-        assert process.stdout is not None
-        try:
-            exported: dict[str, str] = {}
-            while "TINKER_API_KEY" not in exported:
-                line = process.stdout.readline()
-                if not line:
-                    log.seek(0)
-                    raise SystemExit(f"the service did not start:\n{log.read()}")
-                if match := re.fullmatch(r"export (\w+)=(.+)", line.strip()):
-                    exported[match[1]] = match[2]
-            yield Served(exported["TINKER_BASE_URL"], exported["TINKER_API_KEY"], folder)
-        finally:
-            process.terminate()
-            process.communicate()
-
-
-def over_service(served: Served, body: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+def over_service(served: Running, body: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
     """Run `body` with an SDK client, then finish its session."""
     import tinker
 
@@ -282,10 +247,10 @@ async def sample_over_service(
     return Answers(time.perf_counter() - started, tokens)
 
 
-def folder_of(served: Served, path: str) -> Path:
+def folder_of(served: Running, path: str) -> Path:
     """Where a tinker:// path stands on disk, in PEFT's layout."""
     run_id, kind, name = path.removeprefix("tinker://").split("/")
-    return served.folder / run_id.replace(":", "_") / kind / name
+    return served.checkpoint_dir / run_id.replace(":", "_") / kind / name
 
 
 # --- directly, in a process of its own ------------------------------------------------------------
@@ -417,7 +382,7 @@ def line(
     return f"| {' | '.join(cells)} |"
 
 
-def measure(served: Served, direct: ProcessPoolExecutor, work: Work, repeats: int) -> list[str]:
+def measure(served: Running, direct: ProcessPoolExecutor, work: Work, repeats: int) -> list[str]:
     """Both sides by turns; returns the rows of the table and what is to be said about them."""
     rows = [[plain_row(datum) for datum in batch] for batch in work.batches]
     prompts = [prompt.to_ints() for prompt in work.prompts]
@@ -481,8 +446,7 @@ def main() -> int:
         os.environ[variable] = f"{os.environ.get(variable, '')},127.0.0.1".lstrip(",")
     work = make_work()
     with (
-        tempfile.TemporaryDirectory() as scratch,
-        running_service(Path(scratch)) as served,
+        running_service() as served,
         ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as direct,
     ):
         lines = measure(served, direct, work, args.repeats)

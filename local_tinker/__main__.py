@@ -158,18 +158,19 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("local_tinker").setLevel(logging.INFO)
     with stop_signals():
         try:
-            service = Service(args.port, host, args.max_memory)
+            service = Service(args.port, host, args.max_memory, args.device)
         except OSError as error:
             return complain(
                 f"cannot listen on {args.host} port {args.port}: {error}. Choose another --port."
             )
         drain_s = 0.0
         try:
-            for model in args.base_model:
-                service.serve_model(*name_and_path(model), args.device)
+            models = [name_and_path(model) for model in args.base_model]
+            for name, path in models:
+                service.serve_model(name, path)
             made = service.open_folder(args.checkpoint_dir.resolve(), key)
             service.serve()
-            names = ", ".join(name_and_path(model)[0] for model in args.base_model)
+            names = ", ".join(name for name, _ in models)
             print(
                 f"serving {names} on {service.base_url}, checkpoints in {args.checkpoint_dir}; "
                 "Ctrl-C stops",

@@ -59,7 +59,7 @@ def make_app(state: State) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        _keep_house(state)
+        asyncio.get_running_loop().call_later(HOUSEKEEPING_S, _keep_house, state)
         yield
 
     app = FastAPI(openapi_url=None, lifespan=lifespan, redirect_slashes=False)
@@ -427,23 +427,22 @@ def _add_training_routes(app: FastAPI, state: State) -> None:
         """Save for a sampler that gets no path: the weights live as long as the session."""
         record = state.run(body.model_id)
         session = state.session(record.session_id)
-        if body.sampling_session_seq_id is None:
-            state.pass_over(body.model_id, body.seq_id)
-            raise UserError("a save without a path needs sampling_session_seq_id")
         sampler_id = f"{session.session_id}:sample:{body.sampling_session_seq_id}"
         run_folder = body.model_id.replace(":", "_")
         directory = checkpoints.scratch_path(session.checkpoint_dir) / f"{run_folder}-{body.seq_id}"
         taken_by = state.samplers.get(sampler_id)
-        if taken_by is not None and taken_by.weights != directory:
-            state.pass_over(body.model_id, body.seq_id)
-            raise UserError(f"sampling session {sampler_id!r} exists; take another number")
+        with state.passing_over_refused(body.model_id, body.seq_id):
+            if body.sampling_session_seq_id is None:
+                raise UserError("a save without a path needs sampling_session_seq_id")
+            if taken_by is not None and taken_by.weights != directory:
+                raise UserError(f"sampling session {sampler_id!r} exists; take another number")
 
         def job(run: TrainingRun) -> Result:
             record.engine.save(run, session.checkpoint_dir, directory, with_optimizer=False)
             return {"sampling_session_id": sampler_id}
 
         request_id = state.submit_in_order(body.model_id, body.seq_id, job)
-        if sampler_id not in state.samplers:
+        if taken_by is None:
             session.unnamed_saves.append(directory)
             sampler = Sampler(sampler_id, session.session_id, record.engine, None, directory)
             state.add_sampler(sampler)

@@ -126,6 +126,11 @@ def scratch(root: Path) -> Path:
     return directory
 
 
+def discard(directory: Path) -> None:
+    """Remove a folder that nothing needs any more, if it is there."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def write(
     root: Path,
     target: Path,
@@ -158,9 +163,9 @@ def write(
                 target.rename(old)
             temporary.rename(target)
             _fsync(target.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            discard(temporary)
 
 
 @contextlib.contextmanager
@@ -228,18 +233,23 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def list_all(roots: Iterable[Path]) -> list[tuple[TinkerPath, Path, CheckpointInfo]]:
-    """Every readable checkpoint below these folders that has not expired, oldest first."""
-    found = [found for root in roots for found in _walk(root) if not found[2].is_expired]
+def list_all(
+    roots: Iterable[Path], run_id: str | None = None
+) -> list[tuple[TinkerPath, Path, CheckpointInfo]]:
+    """Every readable checkpoint (of one run) that has not expired, oldest first."""
+    found = [found for root in roots for found in _walk(root, run_id) if not found[2].is_expired]
     return sorted(found, key=lambda found: (found[2].created_at, found[0]))
 
 
-def _walk(root: Path) -> Iterator[tuple[TinkerPath, Path, CheckpointInfo]]:
+def _walk(
+    root: Path, only_run_id: str | None = None
+) -> Iterator[tuple[TinkerPath, Path, CheckpointInfo]]:
     """All checkpoints of a folder. Others may be saved or deleted meanwhile, by any process."""
-    for run, match in ((run, _RUN_FOLDER.fullmatch(run.name)) for run in _children(root)):
-        if match is None:
+    for run in _children(root):
+        match = _RUN_FOLDER.fullmatch(run.name)
+        run_id = f"{match[1]}:train:{match[2]}" if match else None
+        if run_id is None or only_run_id not in (None, run_id):
             continue
-        run_id = f"{match[1]}:train:{match[2]}"
         for kind in KINDS:
             for directory in _children(run / kind):
                 if not _NAME.fullmatch(directory.name):
@@ -304,7 +314,7 @@ def delete(root: Path, checkpoint_dir: Path) -> None:
     doomed = scratch(root) / f"old-{time.monotonic_ns()}"
     with storage(root, f"deleted {checkpoint_dir.name!r}"), _still_there(checkpoint_dir):
         checkpoint_dir.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    discard(doomed)
 
 
 def num_bytes(checkpoint_dir: Path) -> int:
@@ -327,13 +337,13 @@ def clean(root: Path) -> None:
     for old in root.glob(f"*/*/{OLD_PREFIX}*"):
         target = old.with_name(old.name.removeprefix(OLD_PREFIX))
         if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
         else:
             old.rename(target)
     for directory in root.glob(f"{SCRATCH_PREFIX}*"):
         pid = directory.name.removeprefix(SCRATCH_PREFIX)
         if pid.isdigit() and not _is_running(int(pid)):
-            shutil.rmtree(directory, ignore_errors=True)
+            discard(directory)
 
 
 def _is_running(pid: int) -> bool:
@@ -344,8 +354,3 @@ def _is_running(pid: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
-
-
-def discard(directory: Path) -> None:
-    """Remove a folder that nothing needs any more."""
-    shutil.rmtree(directory, ignore_errors=True)

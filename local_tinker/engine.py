@@ -129,13 +129,8 @@ class Engine:
         transformers_logging.disable_progress_bar()
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            num_bytes = _num_parameters(path, options) * dtype.itemsize
-            if max_bytes is not None and num_bytes > max_bytes:
-                raise UserError(
-                    f"base model {path!r} takes {num_bytes / 2**20:.1f} MiB and only "
-                    f"{max(0, max_bytes) / 2**20:.1f} MiB of the memory limit are left; raise "
-                    "--max-memory or serve a smaller model"
-                )
+            if max_bytes is not None:
+                _check_size(path, options, dtype.itemsize, max_bytes)
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, **options
@@ -163,8 +158,7 @@ class Engine:
 
     @functools.cached_property
     def is_small(self) -> bool:
-        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return num_parameters < SMALL_MODEL_PARAMETERS
+        return _count_parameters(self.model) < SMALL_MODEL_PARAMETERS
 
     def num_slots(self, padded_length_tokens: int, with_prompt_logits: bool) -> int:
         """Rows of every wave of samples whose prompts are padded to this length.
@@ -205,8 +199,6 @@ class Engine:
 
     def check_tokens(self, tokens: list[int] | np.ndarray, where: str) -> None:
         array = np.asarray(tokens)
-        if array.size == 0:
-            raise UserError(f"{where}: there are no tokens")
         if array.min() < 0 or array.max() >= self.vocab_size:
             raise UserError(
                 f"{where}: token ids must lie in 0..{self.vocab_size - 1}, found "
@@ -532,18 +524,28 @@ def _choose_kernels(model: Any) -> None:
     """Set what transformers would choose wrongly for this service."""
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # sdpa leaves the soft cap out without a word
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if model._can_set_experts_implementation() and num_parameters < SMALL_MODEL_PARAMETERS:
+    is_small = _count_parameters(model) < SMALL_MODEL_PARAMETERS
+    if model._can_set_experts_implementation() and is_small:
         # The only one whose bits do not depend on the other rows; it copies an expert's weights
         # for every token, which large models have no memory for.
         model.set_experts_implementation("batched_mm")
 
 
-def _num_parameters(path: str, options: dict[str, Any]) -> int:
-    """Count a model's parameters from its configuration, without allocating any."""
+def _count_parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_size(path: str, options: dict[str, Any], itemsize: int, max_bytes: int) -> None:
+    """Refuse a model that is too large, by its configuration, before anything is allocated."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **options))
-    return sum(parameter.numel() for parameter in model.parameters())
+    num_bytes = _count_parameters(model) * itemsize
+    if num_bytes > max_bytes:
+        raise UserError(
+            f"base model {path!r} takes {num_bytes / 2**20:.1f} MiB and only "
+            f"{max(0, max_bytes) / 2**20:.1f} MiB of the memory limit are left; raise "
+            "--max-memory or serve a smaller model"
+        )
 
 
 def _padded(arrays: list[np.ndarray]) -> torch.Tensor:

@@ -122,12 +122,6 @@ class RunMemory:
         else:
             held.engine.unload_run(held.run)
 
-    def remove_parked(self) -> None:
-        """Remove what was parked, when the service ends."""
-        for held in self._held.values():
-            if isinstance(held.run, _Parked):
-                held.run.file.unlink(missing_ok=True)
-
     def _make_room(self, num_bytes: int) -> None:
         for held in list(self._held.values()):
             if self.num_run_bytes + num_bytes <= self.room_bytes:

@@ -50,15 +50,16 @@ def _describe_checkpoint(path: TinkerPath, directory: Path, info: CheckpointInfo
     }
 
 
-def _describe_runs(state: State, root: Path) -> list[dict[str, Any]]:
+def _describe_runs(
+    state: State, root: Path, only_run_id: str | None = None
+) -> list[dict[str, Any]]:
     """Runs in memory and runs that left checkpoints in this folder, the latest first."""
-    latest: dict[str, dict[str, tuple[CheckpointInfo, dict[str, Any]]]] = {}
-    for path, directory, info in checkpoints.list_all([root]):
-        of_run = latest.setdefault(path.run_id, {})
-        of_run[path.kind] = (info, _describe_checkpoint(path, directory, info))
+    latest: dict[str, dict[str, tuple[TinkerPath, Path, CheckpointInfo]]] = {}
+    for found in checkpoints.list_all([root], only_run_id):
+        latest.setdefault(found[0].run_id, {})[found[0].kind] = found
     runs: dict[str, dict[str, Any]] = {}
     for run_id, kinds in latest.items():
-        info = max((info for info, _ in kinds.values()), key=lambda info: info.created_at)
+        info = max((info for _, _, info in kinds.values()), key=lambda info: info.created_at)
         runs[run_id] = {
             "base_model": info.base_model,
             "lora_rank": info.lora_rank,
@@ -67,7 +68,8 @@ def _describe_runs(state: State, root: Path) -> list[dict[str, Any]]:
         }
     for run_id, run in list(state.runs.items()):  # the event loop may add one meanwhile
         session = state.sessions.get(run.session_id)
-        if session is not None and session.checkpoint_dir == root:
+        is_asked_for = only_run_id in (None, run_id)
+        if is_asked_for and session is not None and session.checkpoint_dir == root:
             runs[run_id] = {
                 "base_model": run.engine.name,
                 "lora_rank": run.shape.rank,
@@ -76,15 +78,17 @@ def _describe_runs(state: State, root: Path) -> list[dict[str, Any]]:
             }
     for run_id, described in runs.items():
         kinds = latest.get(run_id, {})
+        last = {
+            kind: _describe_checkpoint(*kinds[kind]) if kind in kinds else None
+            for kind in checkpoints.KINDS
+        }
         described |= {
             "training_run_id": run_id,
             "model_owner": OWNER,
             "is_lora": True,
             "corrupted": False,
-            "last_checkpoint": kinds["weights"][1] if "weights" in kinds else None,
-            "last_sampler_checkpoint": kinds["sampler_weights"][1]
-            if "sampler_weights" in kinds
-            else None,
+            "last_checkpoint": last["weights"],
+            "last_sampler_checkpoint": last["sampler_weights"],
         }
     return sorted(runs.values(), key=lambda run: run["last_request_time"], reverse=True)
 
@@ -99,9 +103,9 @@ def _add_run_routes(app: FastAPI, state: State) -> None:
     @app.get("/api/v1/training_runs/{run_id}")
     def training_run(run_id: str) -> dict[str, Any]:
         for root in state.roots:
-            for described in _describe_runs(state, root):
-                if described["training_run_id"] == run_id:
-                    return described
+            described = _describe_runs(state, root, run_id)
+            if described:
+                return described[0]
         raise NotFound(f"training run {run_id!r} is not in memory and left no checkpoints here")
 
 
@@ -118,9 +122,7 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
     def run_checkpoints(run_id: str) -> dict[str, Any]:
         return {
             "checkpoints": [
-                _describe_checkpoint(*found)
-                for found in checkpoints.list_all(state.roots)
-                if found[0].run_id == run_id
+                _describe_checkpoint(*found) for found in checkpoints.list_all(state.roots, run_id)
             ]
         }
 

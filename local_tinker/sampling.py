@@ -44,6 +44,10 @@ class WaveKey(NamedTuple):
     padded_length_tokens: int
     with_prompt_logits: bool
 
+    def num_slots(self, engine: Engine) -> int:
+        """Rows of a wave of this kind."""
+        return engine.num_slots(self.padded_length_tokens, self.with_prompt_logits)
+
 
 @dataclass(frozen=True)
 class PromptQuestions:
@@ -312,9 +316,7 @@ class Wave:
         self.engine = engine
         self.rows = rows
         self.key = rows[0].request.wave_key
-        self._num_slots = engine.num_slots(
-            self.key.padded_length_tokens, self.key.with_prompt_logits
-        )
+        self._num_slots = self.key.num_slots(engine)
         assert 0 < len(rows) <= self._num_slots
         self._sampler = engine.acquire_sampler(self.key.weights)
         self._cache: Any = make_cache(engine.model.config)

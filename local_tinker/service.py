@@ -30,9 +30,13 @@ class Service:
     """A running service. `base_url` is its address; `open_folder` gives a key to reach it with."""
 
     def __init__(
-        self, port: int = 0, host: str = HOST, max_memory_bytes: int | None = None
+        self,
+        port: int = 0,
+        host: str = HOST,
+        max_memory_bytes: int | None = None,
+        device: str | None = None,
     ) -> None:
-        """Take the address; clients that connect wait until `serve`.
+        """Take the address; clients that connect wait until `serve`. Models go to `device`.
 
         Raises `OSError` when it cannot be listened on.
         """
@@ -49,8 +53,9 @@ class Service:
             raise
         shown = f"[{host}]" if ":" in host else host
         self.base_url = f"http://{shown}:{self._socket.getsockname()[1]}"
+        self._device = device
         self._memory = RunMemory(
-            default_limit_bytes(None) if max_memory_bytes is None else max_memory_bytes
+            default_limit_bytes(device) if max_memory_bytes is None else max_memory_bytes
         )
         self._worker = Worker()
         self._state = State(self._worker, self._memory)
@@ -79,7 +84,7 @@ class Service:
         """Begin to answer; what has been loaded and opened before is there for the first client."""
         self._thread.start()
 
-    def serve_model(self, name: str, path: str | None = None, device: str | None = None) -> None:
+    def serve_model(self, name: str, path: str | None = None) -> None:
         """Load a base model and serve it as `name`; a name that is served already stays as it is.
 
         `path` is a directory, or a name in the user's Hugging Face cache (default: `name`).
@@ -88,7 +93,7 @@ class Service:
         path = path or name
         served = self._state.engines.get(name)
         if served is None:
-            engine = Engine.load(name, path, device, max_bytes=self._memory.room_bytes)
+            engine = Engine.load(name, path, self._device, max_bytes=self._memory.room_bytes)
             self._memory.reserve(engine)
             self._state.engines[name] = engine
         elif served.path != path:
@@ -122,11 +127,8 @@ class Service:
         self._state.futures.fail_all(Closed())
         if self._state.sessions:  # let clients that go on sending meet a refusal, not silence
             time.sleep(LINGER_S)
-        for session in list(self._state.sessions.values()):
-            for directory in session.unnamed_saves:
-                checkpoints.discard(directory)
-            self._state.finish_session(session.session_id)
-        self._memory.remove_parked()
+        for session_id in list(self._state.sessions):
+            self._state.finish_session(session_id)
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join()
@@ -148,9 +150,11 @@ def start(
 ) -> Service:
     """Start a service on 127.0.0.1 and load base models given as (name, path) pairs."""
     with contextlib.ExitStack() as undo:
-        service = undo.enter_context(Service(port, max_memory_bytes=max_memory_bytes))
+        service = undo.enter_context(
+            Service(port, max_memory_bytes=max_memory_bytes, device=device)
+        )
         for name, path in base_models:
-            service.serve_model(name, path, device)
+            service.serve_model(name, path)
         service.serve()
         undo.pop_all()
     return service

@@ -313,11 +313,15 @@ class State:
             return
         for sampler_id in session.sampler_ids:
             self.samplers.pop(sampler_id, None)
-        with contextlib.suppress(Closed):  # then everything is dropped with the process
-            for run_id in session.run_ids:
-                run = self.runs.pop(run_id)
-                self.worker.refuse(run_id, UserError("the session of this run has ended"))
-                self.worker.submit(run_id, run.engine, self._drop(run_id, session.unnamed_saves))
+        for run_id in session.run_ids:
+            run = self.runs.pop(run_id)
+            drop = self._drop(run_id, session.unnamed_saves)
+            self.worker.refuse(run_id, UserError("the session of this run has ended"))
+            if not self.worker.is_alive:
+                drop()  # the service has closed, so nothing else touches the models now
+                continue
+            with contextlib.suppress(Closed):  # it is closing, and the run ends with it
+                self.worker.submit(run_id, run.engine, drop)
         self.futures.purge(session_id)
 
     def _drop(self, run_id: str, unnamed_saves: list[Path]) -> Job:

@@ -84,6 +84,10 @@ class _PendingSample:
     def key(self) -> tuple[int, WaveKey]:
         return id(self.engine), self.rows[0].request.wave_key
 
+    @property
+    def num_slots(self) -> int:
+        return self.rows[0].request.wave_key.num_slots(self.engine)
+
     def finish_if_done(self) -> None:
         if not self.future.done() and all(row.is_done for row in self.rows):
             _settle(self.future, self._response)
@@ -95,8 +99,11 @@ class _PendingSample:
 @dataclass
 class _LiveWave:
     wave: Wave
-    key: tuple[int, WaveKey]
     members: list[_PendingSample]
+
+    @property
+    def key(self) -> tuple[int, WaveKey]:
+        return id(self.wave.engine), self.wave.key
 
 
 class Worker:
@@ -220,8 +227,8 @@ class Worker:
             ]
 
     def _start_wave(self, kin: list[_PendingSample]) -> None:
-        engine, (_, key) = kin[0].engine, kin[0].key
-        num_slots = engine.num_slots(key.padded_length_tokens, key.with_prompt_logits)
+        engine = kin[0].engine
+        num_slots = kin[0].num_slots
         rows: list[Row] = []
         members: list[_PendingSample] = []
         for pending in kin:
@@ -234,7 +241,7 @@ class Worker:
         if not rows:
             return
         try:
-            self._waves.append(_LiveWave(Wave(engine, rows), kin[0].key, members))
+            self._waves.append(_LiveWave(Wave(engine, rows), members))
         except Exception as error:  # the weights cannot be loaded: that is their samples' answer
             for pending in members:
                 _fail(pending.future, error)
@@ -270,10 +277,6 @@ class Worker:
         give_up_at = time.monotonic() + MAX_GATHER_S
         while time.monotonic() < min(self._last_sample_at + GATHER_S, give_up_at):
             num_waiting = sum(len(pending.rows) for pending in self._samples)
-            _, key = self._samples[0].key
-            num_slots = self._samples[0].engine.num_slots(
-                key.padded_length_tokens, key.with_prompt_logits
-            )
-            if num_waiting >= num_slots or self._jobs or self._close_at:
+            if num_waiting >= self._samples[0].num_slots or self._jobs or self._close_at:
                 return
             time.sleep(0.0005)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ from safetensors.torch import load_file
 from tinker import types
 
 import local_tinker
+from conftest import REPO
 
+KEY = "tml-chosen-for-this-test"
 PROMPT = [5, 6, 7, 8]
 ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
 
@@ -80,3 +86,31 @@ async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any
         types.ModelInput.from_ints(prompt), num_samples, types.SamplingParams(**params)
     )
     return response.sequences
+
+
+@contextmanager
+def standalone(
+    models: list[Path], folder: Path, *options: str, preexec: Any = None
+) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """`python -m local_tinker` with a key of our own: the process, its address and its log."""
+    log = folder.with_suffix(".log")
+    command = [sys.executable, "-m", "local_tinker", "--checkpoint-dir", str(folder), *options]
+    for model in models:
+        command += ["--base-model", str(model)]
+    with log.open("w") as log_file:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": KEY},
+            preexec_fn=preexec,
+        )
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip().removeprefix("export TINKER_BASE_URL=")
+        assert process.stdout.readline().strip() == f"export TINKER_API_KEY={KEY}", log.read_text()
+        yield process, address, log
+    finally:
+        process.kill()
+        process.wait(20)

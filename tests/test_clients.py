@@ -28,7 +28,7 @@ from tinker import types
 from transformers import AutoModelForCausalLM
 
 import local_tinker
-from conftest import REPO
+from sdk_client import KEY, checkpoint_dir, standalone
 
 ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
 CHAT_SL_STEPS = 12  # enough that the kill comes long before the end
@@ -57,29 +57,11 @@ def served(llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "local_tinker", "--base-model", str(llama_dir)]
-    command += ["--port", str(port), "--checkpoint-dir", str(home / "checkpoints")]
-    with (home / "service.log").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=home,
-            env={**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": "tml-given"},
-        )
-    try:
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(2)]
-        exports = dict(line.removeprefix("export ").strip().partition("=")[::2] for line in lines)
-        assert exports == {
-            "TINKER_BASE_URL": f"http://127.0.0.1:{port}",
-            "TINKER_API_KEY": "tml-given",
-        }, tail((home / "service.log").read_text())
-        yield Served(exports, home / "checkpoints", home / "service.log", str(llama_dir))
-    finally:
-        process.terminate()
-        process.wait(20)
+    folder = home / "checkpoints"
+    with standalone([llama_dir], folder, "--port", str(port)) as (_, address, log):
+        assert address == f"http://127.0.0.1:{port}", tail(log.read_text())
+        exports = {"TINKER_BASE_URL": address, "TINKER_API_KEY": KEY}
+        yield Served(exports, folder, log, str(llama_dir))
 
 
 @pytest.fixture(scope="module")
@@ -177,11 +159,6 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     return [json.loads(line) for line in file.read_text().splitlines(True) if line.endswith("\n")]
-
-
-def checkpoint_dir(folder: Path, tinker_path: str) -> Path:
-    run_id, kind, name = tinker_path.removeprefix("tinker://").split("/")
-    return folder / run_id.replace(":", "_") / kind / name
 
 
 def num_optimizer_steps(served: Served, tinker_path: str) -> int:

@@ -28,6 +28,7 @@ from local_tinker.wire import UserError
 from sdk_client import (
     ADAM,
     DATA,
+    KEY,
     PROMPT,
     adapter_of,
     checkpoint_dir,
@@ -35,40 +36,10 @@ from sdk_client import (
     new_run,
     same_bits,
     sample,
+    standalone,
     train,
     using,
 )
-
-KEY = "tml-chosen-for-this-test"
-
-
-@contextmanager
-def standalone(
-    models: list[Path], folder: Path, *options: str, preexec: Any = None
-) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
-    """`python -m local_tinker` with a key of our own: the process, its address and its log."""
-    log = folder.with_suffix(".log")
-    command = [sys.executable, "-m", "local_tinker", "--checkpoint-dir", str(folder), *options]
-    for model in models:
-        command += ["--base-model", str(model)]
-    with log.open("w") as log_file:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log_file,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": KEY},
-            preexec_fn=preexec,
-        )
-    assert process.stdout is not None
-    try:
-        address = process.stdout.readline().strip().removeprefix("export TINKER_BASE_URL=")
-        assert process.stdout.readline().strip() == f"export TINKER_API_KEY={KEY}", log.read_text()
-        yield process, address, log
-    finally:
-        process.kill()
-        process.wait(20)
-
 
 # --- start -------------------------------------------------------------------------------------
 
