@@ -11,9 +11,10 @@ import contextlib
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -23,6 +24,7 @@ from errors import ConfigError
 # What may differ between a run and its resumption; the config hash leaves these out.
 CHANGEABLE_ON_RESUME = (
     "max_rounds",
+    "budget",
     "base_url",
     "evalops_enabled",
     "evalops_test_suite_id",
@@ -51,12 +53,126 @@ class DataSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """How the questions are asked."""
+    """What is asked of a checkpoint, and how. Maps are keyed by the task's name in `eval_tasks`."""
 
     temperature: float = Field(
-        default=0.0, ge=0, le=10, description="sampling temperature; 0 is greedy"
+        default=0.0, ge=0, le=10, description="sampling temperature of every task; 0 is greedy"
     )
-    max_tokens: Positive = Field(default=64, description="longest answer in tokens")
+    max_tokens: Positive | None = Field(
+        default=None,
+        description=(
+            "longest answer in tokens; null: 64 for question files, an Inspect task's own or "
+            "else 1024"
+        ),
+    )
+    num_repeats: Positive = Field(
+        default=1,
+        description="times that each question is asked; its score is their mean",
+    )
+    concurrency: Positive = Field(default=128, description="samples in flight at once")
+    every: dict[str, Positive | Literal["end"]] = Field(
+        default={},
+        description=(
+            "task -> every how many rounds it is measured, or `end`; only for tasks that do not "
+            "enter the score"
+        ),
+    )
+    layers: dict[str, Literal[2, 3]] = Field(
+        default={},
+        description=(
+            "task -> 2 (public benchmark) or 3 (the application's own), where its name misleads"
+        ),
+    )
+    task_args: dict[str, dict[str, Any]] = Field(
+        default={}, description="Inspect task -> its arguments"
+    )
+    limit: dict[str, Positive] = Field(
+        default={}, description="Inspect task -> only its first so many samples"
+    )
+    score_key: dict[str, str] = Field(
+        default={},
+        description="Inspect task whose scorer gives several values -> the one that counts",
+    )
+    cluster_key: dict[str, str] = Field(
+        default={},
+        description=(
+            "Inspect task -> metadata key of samples that belong together; default `cluster`"
+        ),
+    )
+    grader_model: str | None = Field(
+        default=None, description="base model, on the same service, that grades model-graded tasks"
+    )
+    test_tasks: list[str] = Field(
+        default=[],
+        description="sealed test: asked once, at the end, of the chosen checkpoint only",
+    )
+
+
+class GateSettings(Settings):
+    """When a round passes, and when a run gives up or goes back."""
+
+    rule: Literal["mean", "lower_bound", "paired"] = Field(
+        default="mean",
+        description=(
+            "`mean`: the score reaches `eval_threshold`; `lower_bound`: its one-sided lower bound "
+            "does; `paired`: the score does, and the gain on the baseline exceeds `margin` beyond "
+            "noise"
+        ),
+    )
+    alpha: float = Field(
+        default=0.05, gt=0, lt=0.5, description="error allowed to a run, spread over `max_rounds`"
+    )
+    margin: float = Field(
+        default=0.0, ge=0, lt=1, description="gain on the baseline that `paired` asks for"
+    )
+    guards: dict[str, Share] = Field(
+        default={},
+        description="task -> how far it may fall below the baseline; guards never enter the score",
+    )
+    patience: Positive | None = Field(
+        default=None,
+        description="stop when so many rounds in a row brought nothing beyond noise; null: off",
+    )
+    rollback: bool = Field(
+        default=True,
+        description="go on from the best round when one is worse beyond noise or breaks a guard",
+    )
+
+
+class ModelPrices(Settings):
+    """US dollars for a million tokens of one model."""
+
+    train: float = Field(ge=0)
+    prefill: float = Field(ge=0)
+    sample: float = Field(ge=0)
+
+
+class PriceTable(Settings):
+    """Prices as the user read them, and when."""
+
+    as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    usd_per_million_tokens: dict[str, ModelPrices]
+
+
+class BudgetSettings(Settings):
+    """How much a run may use, beside `max_rounds` and `max_steps`; checked after each round."""
+
+    tokens: Positive | None = Field(
+        default=None, description="tokens trained, read and sampled; null: no limit"
+    )
+    minutes: float | None = Field(
+        default=None, gt=0, description="minutes of running, pauses not counted; null: no limit"
+    )
+    usd: float | None = Field(
+        default=None, gt=0, description="dollars by the table in `budget.prices`; null: no limit"
+    )
+    prices: PriceTable | None = Field(
+        default=None,
+        description=(
+            '`{"as_of": "YYYY-MM-DD", "usd_per_million_tokens": {MODEL: {"train", "prefill", '
+            '"sample"}}}`'
+        ),
+    )
 
 
 class MiningSettings(Settings):
@@ -87,9 +203,16 @@ class TrainingConfig(Settings):
     train_file: str = Field(
         min_length=1, description="JSONL with `instruction`/`input`/`output` or `messages`"
     )
+    val_file: str | None = Field(
+        default=None,
+        description="held-out JSONL like `train_file`; its loss is measured each round",
+    )
     eval_tasks: list[str] = Field(
         min_length=1,
-        description="what is evaluated each round: `simple_qa` (built in) or `qa:FILE.jsonl`",
+        description=(
+            "what is evaluated each round: `simple_qa` (built in), `qa:FILE.jsonl`, "
+            "`nll:FILE.jsonl`, or an Inspect task, `FILE.py@TASK` or `PACKAGE/TASK`"
+        ),
     )
     renderer_name: str | None = Field(
         default=None, description="chat format; null: the model's recommended one"
@@ -153,8 +276,10 @@ class TrainingConfig(Settings):
 
     data: DataSettings = Field(default=DataSettings(), description="how rows become steps")
     evaluation: EvaluationSettings = Field(
-        default=EvaluationSettings(), description="how the questions are asked"
+        default=EvaluationSettings(), description="what is asked of a checkpoint, and how"
     )
+    gate: GateSettings = Field(default=GateSettings(), description="when a round passes")
+    budget: BudgetSettings = Field(default=BudgetSettings(), description="how much a run may use")
     mining: MiningSettings = Field(
         default=MiningSettings(), description="what later rounds train on"
     )
@@ -192,15 +317,133 @@ class TrainingConfig(Settings):
                 "evalops_enabled is true but evalops_test_suite_id is not set. Set it to your "
                 "suite's id."
             )
-        for name in self.eval_tasks:
-            if not (name == "simple_qa" or (name.startswith("qa:") and name != "qa:")):
+        for group, names in (
+            ("eval_tasks", self.eval_tasks),
+            ("evaluation.test_tasks", self.evaluation.test_tasks),
+        ):
+            _check_task_names(group, names)
+        for name in self.evaluation.test_tasks:
+            if name in self.eval_tasks or name.startswith("nll:"):
+                why = "is no score" if name.startswith("nll:") else "is in eval_tasks as well"
                 raise ValueError(
-                    f"eval_tasks names {name!r}, which is neither `simple_qa` nor `qa:FILE.jsonl`, "
-                    "the two kinds that this version evaluates."
+                    f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
+                    "questions that no round is decided by."
                 )
-        if len(set(self.eval_tasks)) < len(self.eval_tasks):
-            raise ValueError("eval_tasks names one task twice. Name each once.")
+        self._check_maps()
+        self._check_roles()
+        self._check_budget()
+        if self.evaluation.num_repeats > 1 and self.evaluation.temperature == 0:
+            raise ValueError(
+                f"evaluation.num_repeats is {self.evaluation.num_repeats} at temperature 0, where "
+                "every repeat gives the same answer. Set evaluation.temperature above 0, or "
+                "num_repeats to 1."
+            )
         return self
+
+    def _check_maps(self) -> None:
+        """Every key of a map names a task of its kind."""
+        scored = [name for name in self.eval_tasks if not name.startswith("nll:")]
+        inspect = [name for name in (*scored, *self.evaluation.test_tasks) if is_inspect_task(name)]
+        evaluation = self.evaluation
+        for key, keys, known in (
+            ("evaluation.every", evaluation.every, self.measured_tasks),
+            ("evaluation.layers", evaluation.layers, scored),
+            ("evaluation.task_args", evaluation.task_args, inspect),
+            ("evaluation.limit", evaluation.limit, inspect),
+            ("evaluation.score_key", evaluation.score_key, inspect),
+            ("evaluation.cluster_key", evaluation.cluster_key, inspect),
+            ("gate.guards", self.gate.guards, scored),
+        ):
+            for name in keys:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                    hint = f"did you mean {near[0]}?" if near else _known_tasks(known)
+                    raise ValueError(f"{key} names {name!r}; {hint}")
+
+    def _check_roles(self) -> None:
+        if not self.scored_tasks:
+            raise ValueError(
+                f"nothing in eval_tasks ({', '.join(self.eval_tasks)}) enters the score: held-out "
+                "losses and guards never do. Add a question file or an Inspect task."
+            )
+        for name in self.scored_tasks:
+            if name in self.evaluation.every:
+                raise ValueError(
+                    f"evaluation.every names {name!r}, which enters the score and so is measured "
+                    "every round. Take it out, or make the task a guard."
+                )
+
+    def _check_budget(self) -> None:
+        budget = self.budget
+        if budget.usd is None:
+            return
+        if budget.prices is None:
+            raise ValueError(
+                "budget.usd is set but budget.prices is not, and no prices are built in, because "
+                "they change. Give the dated table of your service's prices."
+            )
+        models = [self.base_model, *filter(None, [self.evaluation.grader_model])]
+        for model in models:
+            if model not in budget.prices.usd_per_million_tokens:
+                raise ValueError(
+                    f"budget.prices.usd_per_million_tokens has no entry for {model!r}. Add its "
+                    "train, prefill and sample prices."
+                )
+
+    @property
+    def held_out_tasks(self) -> tuple[str, ...]:
+        """The `nll:` tasks, `val_file` among them."""
+        of_val_file = [] if self.val_file is None else [f"nll:{self.val_file}"]
+        named = [name for name in self.eval_tasks if name.startswith("nll:")]
+        return tuple(dict.fromkeys([*of_val_file, *named]))
+
+    @property
+    def measured_tasks(self) -> tuple[str, ...]:
+        """Everything that is measured on a checkpoint, the sealed test apart."""
+        return tuple(dict.fromkeys([*self.eval_tasks, *self.held_out_tasks]))
+
+    @property
+    def scored_tasks(self) -> tuple[str, ...]:
+        """The tasks that enter the score: layer 3, or layer 2 where there is no layer 3."""
+        candidates = [
+            name
+            for name in self.eval_tasks
+            if not name.startswith("nll:") and name not in self.gate.guards
+        ]
+        top = max((self.layer_of(name) for name in candidates), default=0)
+        return tuple(name for name in candidates if self.layer_of(name) == top)
+
+    def layer_of(self, name: str) -> int:
+        """1 held-out loss, 2 public benchmark, 3 the application's own."""
+        if name.startswith("nll:"):
+            return 1
+        return self.evaluation.layers.get(name, 2 if name.startswith("inspect_evals/") else 3)
+
+
+def is_inspect_task(name: str) -> bool:
+    """Whether a task's name is `FILE.py@TASK` or `PACKAGE/TASK`."""
+    if name.startswith(("qa:", "nll:")):
+        return False
+    return bool(
+        re.fullmatch(r".+\.py@\w+", name) or re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    ) and not (name.endswith((".py", ".jsonl")))
+
+
+def _check_task_names(key: str, names: list[str]) -> None:
+    for name in names:
+        is_file = name.startswith(("qa:", "nll:")) and not name.endswith(":")
+        if not (name == "simple_qa" or is_file or is_inspect_task(name)):
+            raise ValueError(
+                f"{key} names {name!r}, which is none of the kinds that can be evaluated: "
+                "`simple_qa`, `qa:FILE.jsonl`, `nll:FILE.jsonl`, `FILE.py@TASK` or `PACKAGE/TASK`."
+            )
+    if len(set(names)) < len(names):
+        raise ValueError(f"{key} names one task twice. Name each once.")
+
+
+def _known_tasks(known: Iterable[str]) -> str:
+    names = ", ".join(known)
+    return f"it may name {names}." if names else "there is no task that it could name."
 
 
 class LoadedConfig(NamedTuple):

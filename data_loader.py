@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -299,9 +299,12 @@ class CleanSplit(NamedTuple):
 
 
 def clean_split(
-    train: Sequence[Example], pool: Sequence[Example], held_out: HeldOutQuestions
+    train: Sequence[Example],
+    pool: Sequence[Example],
+    held_out: HeldOutQuestions,
+    held_out_ids: Set[str] = frozenset(),
 ) -> CleanSplit:
-    """Drop evaluation questions from both, and from the pool what `train_file` has already.
+    """Drop what is held out from both, and from the pool what `train_file` has already.
 
     Raises `DataError` when nothing is left to train on.
     """
@@ -312,6 +315,8 @@ def clean_split(
         question = held_out.find_in(example)
         if question is not None:
             kind, reason = "contaminated", f"holds the evaluation question {question!r}"
+        elif example.id in held_out_ids:
+            kind, reason = "contaminated", "the same conversation stands in a held-out file"
         elif is_pool and example.id in train_ids:
             kind, reason = "duplicate", "the same conversation stands in train_file"
         else:

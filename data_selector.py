@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from data_loader import Example
-from eval_stats import TopicScore
+from eval_result import TopicScore
 
 Source = Literal["train", "replay", "pool"]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import config_schema
+import eval_stats
 import hyperparam_utils
-import simple_eval
 from config_schema import LoadedConfig, TrainingConfig
 from data_loader import (
     CleanSplit,
@@ -27,12 +27,18 @@ from data_loader import (
     clean_split,
     load_examples,
     load_renderer,
+    normalise,
     resolve_renderer_name,
 )
 from decision import Gate
 from errors import ConfigError
+from evaluation import EvalTask, load_eval_tasks, load_test_tasks
 from hyperparam_utils import Schedule
-from simple_eval import QuestionTask, SamplingSettings
+from inspect_eval import DEFAULT_MAX_TOKENS as INSPECT_MAX_TOKENS
+from inspect_eval import InspectTask
+from nll_eval import HeldOutFile, render_held_out
+from run_store import Usage
+from simple_eval import DEFAULT_MAX_TOKENS, SamplingSettings
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
@@ -54,7 +60,8 @@ class Inputs:
     model_dir: Path | None
     files: tuple[LoadedFile, ...]
     split: CleanSplit
-    tasks: tuple[QuestionTask, ...]
+    tasks: tuple[EvalTask, ...]
+    test_tasks: tuple[EvalTask, ...]
     schedule: Schedule
     learning_rate_source: str
 
@@ -81,14 +88,31 @@ class Plan:
     rendering: Rendering
     data: CleanSplit
     trainable_ids: frozenset[str]
+    grader_renderer: Renderer | None
 
     @property
     def config(self) -> TrainingConfig:
         return self.inputs.config
 
     @property
-    def tasks(self) -> tuple[QuestionTask, ...]:
+    def tasks(self) -> tuple[EvalTask, ...]:
         return self.inputs.tasks
+
+    @property
+    def test_tasks(self) -> tuple[EvalTask, ...]:
+        return self.inputs.test_tasks
+
+    def cost_usd(self, usage: Usage) -> float:
+        """What tokens cost by the user's table; 0 where there is none, so no budget either."""
+        table = self.config.budget.prices
+        prices = None if table is None else table.usd_per_million_tokens.get(self.config.base_model)
+        if prices is None:
+            return 0.0
+        return (
+            usage.train_tokens * prices.train
+            + usage.prompt_tokens * prices.prefill
+            + usage.sampled_tokens * prices.sample
+        ) / 1e6
 
     @property
     def schedule(self) -> Schedule:
@@ -169,13 +193,21 @@ def read_inputs(
 ) -> Inputs:
     """Read all files and resolve the schedule. `kept` holds a resumed run's resolved values."""
     config, kept = loaded.config, kept or {}
-    tasks = tuple(_load_task(loaded, name) for name in config.eval_tasks)
+    tasks, test_tasks = load_eval_tasks(loaded), load_test_tasks(loaded)
+    _refuse_missing_grader(config, (*tasks, *test_tasks))
+    _refuse_opened_test(tasks, test_tasks)
     files = [load_examples(loaded.find("train_file", config.train_file))]
     if config.mining.pool_file is not None:
         files.append(load_examples(loaded.find("mining.pool_file", config.mining.pool_file)))
-    questions = HeldOutQuestions(q.question for task in tasks for q in task.questions)
+    questions = HeldOutQuestions(q for task in (*tasks, *test_tasks) for q in task.questions)
+    held_out_ids = {
+        example.id
+        for task in tasks
+        if isinstance(task.work, HeldOutFile)
+        for example in task.work.examples
+    }
     pool = files[1].examples if len(files) > 1 else ()
-    split = clean_split(files[0].examples, pool, questions)
+    split = clean_split(files[0].examples, pool, questions, held_out_ids)
     learning_rate, source = _resolve_learning_rate(config, kept, model_dir)
     warmup_steps = kept.get("warmup_steps")
     if warmup_steps is None:
@@ -187,6 +219,7 @@ def read_inputs(
         files=tuple(files),
         split=split,
         tasks=tasks,
+        test_tasks=test_tasks,
         schedule=Schedule(
             learning_rate=learning_rate,
             min_lr=config.min_lr,
@@ -198,10 +231,26 @@ def read_inputs(
     )
 
 
-def _load_task(loaded: LoadedConfig, name: str) -> QuestionTask:
-    if name == "simple_qa":
-        return simple_eval.load_questions(name, simple_eval.SIMPLE_QA)
-    return simple_eval.load_questions(name, loaded.find("eval_tasks", name.removeprefix("qa:")))
+def _refuse_missing_grader(config: TrainingConfig, tasks: tuple[EvalTask, ...]) -> None:
+    graded = [t.name for t in tasks if isinstance(t.work, InspectTask) and t.work.uses_grader]
+    if graded and config.evaluation.grader_model is None:
+        raise ConfigError(
+            f"{graded[0]}: its answers are graded by a model, and evaluation.grader_model is not "
+            "set, so the trained model would grade itself. Name a base model that the service has."
+        )
+
+
+def _refuse_opened_test(tasks: tuple[EvalTask, ...], test_tasks: tuple[EvalTask, ...]) -> None:
+    """A sealed test may not hold questions that rounds are decided by."""
+    asked = {normalise(q): task.name for task in tasks if task.layer > 1 for q in task.questions}
+    for test in test_tasks:
+        for question in test.questions:
+            if normalise(question) in asked:
+                raise ConfigError(
+                    f"evaluation.test_tasks: {test.name} holds the question {question!r}, which "
+                    f"{asked[normalise(question)]} asks every round, so the test is not sealed. "
+                    "Take it out of one of them."
+                )
 
 
 def _resolve_learning_rate(
@@ -231,18 +280,43 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     train, train_dropped = rendering.render_all(inputs.split.train)
     pool, pool_dropped = rendering.render_all(inputs.split.pool)
     dropped = inputs.split.dropped + train_dropped + pool_dropped
+    for task in inputs.tasks:
+        if isinstance(task.work, HeldOutFile):
+            render_held_out(task.work, rendering)
+    grader, grader_renderer = config.evaluation.grader_model, None
+    if grader is not None:
+        grader_renderer = load_renderer(resolve_renderer_name(None, grader), grader)
     return Plan(
         inputs=inputs,
         config_hash=config_schema.config_hash(config),
-        gate=Gate(config.eval_threshold, config.max_rounds, config.max_steps, config.lr_decay),
+        gate=Gate(
+            threshold=config.eval_threshold,
+            max_rounds=config.max_rounds,
+            max_steps=config.max_steps,
+            lr_decay=config.lr_decay,
+            rule=config.gate.rule,
+            alpha=config.gate.alpha,
+            margin=config.gate.margin,
+            patience=config.gate.patience,
+            rollback=config.gate.rollback,
+            guards=config.gate.guards,
+            max_tokens=config.budget.tokens,
+            max_minutes=config.budget.minutes,
+            max_usd=config.budget.usd,
+        ),
         sampling=SamplingSettings(
-            config.evaluation.temperature, config.evaluation.max_tokens, config.seed
+            temperature=config.evaluation.temperature,
+            max_tokens=config.evaluation.max_tokens,
+            seed=config.seed,
+            num_repeats=config.evaluation.num_repeats,
+            concurrency=config.evaluation.concurrency,
         ),
         renderer_name=renderer_name,
         renderer=renderer,
         rendering=rendering,
         data=CleanSplit(train, pool, dropped),
         trainable_ids=frozenset(example.id for example in (*train, *pool)),
+        grader_renderer=grader_renderer,
     )
 
 
@@ -266,7 +340,11 @@ def resolved_config(
         "files": {
             "base_model": plan.inputs.model_path,
             **{file.role: str(file.path) for file in _named_files(plan.inputs)},
-            **{f"eval_tasks.{task.name}": str(task.path) for task in plan.tasks},
+            **{
+                f"eval_tasks.{task.name}": str(task.work.path)
+                for task in (*plan.tasks, *plan.test_tasks)
+                if not isinstance(task.work, InspectTask)
+            },
         },
         "versions": dict(versions),
     }
@@ -305,11 +383,11 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
         },
         "eval_tasks": {
             task.name: {
-                "path": str(task.path),
-                "sha256": task.sha256,
-                "num_questions": len(task.questions),
+                "path": task.name if isinstance(task.work, InspectTask) else str(task.work.path),
+                "sha256": task.work.sha256,
+                "num_questions": task.n,
             }
-            for task in plan.tasks
+            for task in (*plan.tasks, *plan.test_tasks)
         },
         "num_dropped": dict(Counter(row.kind for row in dropped)),
         "dropped": [asdict(row) for row in dropped],
@@ -336,8 +414,10 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
         for row in rows[:3]:
             yield f"  {row.file} line {row.line_no}: {row.reason}"
     for task in inputs.tasks:
-        topics = {question.topic for question in task.questions} - {None}
-        yield f"evaluation: {task.name}, {len(task.questions)} questions in {len(topics)} topics"
+        yield f"evaluation: {_describe_task(task)}"
+    for task in inputs.test_tasks:
+        yield f"sealed test: {_describe_task(task)}"
+    yield describe_resolution(inputs)
     source = "warmup_steps" if config.warmup_steps is not None else "resolved from null"
     yield (
         f"schedule: at most {config.total_steps} steps "
@@ -348,6 +428,49 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
     yield (
         f"learning rate: {inputs.schedule.learning_rate:g} ({inputs.learning_rate_source}), "
         f"times {config.lr_decay:g} after each missed threshold, not below {config.min_lr:g}"
+    )
+
+
+def _describe_task(task: EvalTask) -> str:
+    kind = "conversations" if task.layer == 1 else "questions"
+    topics = f" in {len(task.topics)} topics" if task.topics else ""
+    role = {"guard": ", a guard", "report": ", beside the score", "score": ""}[task.role]
+    when = ""
+    if task.every != 1 and task.role != "score":
+        when = ", at the end" if task.every == "end" else f", every {task.every} rounds"
+    return f"{task.name}, {task.n} {kind}{topics}{role}{when}"
+
+
+FALSE_STOP_GAP = 0.05  # how far below the threshold a model is in the example of a false stop
+
+
+def describe_resolution(inputs: Inputs) -> str:
+    """What the evaluation set can and cannot tell apart, and the risk of stopping falsely.
+
+    Before anything is measured the scores are taken as right or wrong answers to independent
+    questions, which is the widest that they can be for one task.
+    """
+    config = inputs.config
+    scored = [task for task in inputs.tasks if task.role == "score"]
+    n, threshold = sum(task.n for task in scored), config.eval_threshold
+    drop = eval_stats.smallest_difference(n, threshold) if 0 < threshold < 1 else None
+    told = (
+        f"{n} questions cannot tell a score of {threshold:g} from any lower one"
+        if drop is None
+        else f"{n} questions tell {threshold:g} from {threshold - drop:.2f}, not from closer scores"
+    )
+    truth = threshold - FALSE_STOP_GAP
+    if not 0 < truth < 1:
+        return f"resolution: {told} (one-sided 5 %, power 80 %)"
+    rounds = config.max_rounds
+    rule = "lower_bound" if config.gate.rule == "lower_bound" else "mean"
+    risk = eval_stats.false_stop_risk(rule, n, threshold, truth, rounds, config.gate.alpha)
+    most = "at most " if config.gate.rule == "paired" else ""
+    about = "about " if len(scored) > 1 else ""
+    return (
+        f"resolution: {told} (one-sided 5 %, power 80 %); a model that is really {truth:.2f} would "
+        f"stop falsely in {most}{about}{risk:.1%} of runs of {rounds} rounds (gate.rule "
+        f"{config.gate.rule})"
     )
 
 
@@ -369,22 +492,31 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         )
     mean_tokens = sum(info.num_tokens for info in infos) / len(infos)
     num_trained = round(mean_tokens * config.total_steps * config.batch_size)
-    num_questions = sum(len(task.questions) for task in plan.tasks)
-    num_prompt = sum(
-        plan.renderer.build_generation_prompt([{"role": "user", "content": q.question}]).length
-        for task in plan.tasks
-        for q in task.questions
+    asked = [task for task in plan.tasks if task.layer > 1]
+    num_prompt = plan.sampling.num_repeats * sum(
+        plan.renderer.build_generation_prompt([{"role": "user", "content": question}]).length
+        for task in asked
+        for question in task.questions
     )
     num_evaluations = math.ceil(config.total_steps / config.steps_per_round) + 1
-    num_answer = num_questions * config.evaluation.max_tokens * num_evaluations
+    num_answer = plan.sampling.num_repeats * sum(task.n * _max_tokens(plan, task) for task in asked)
     yield (
         f"tokens at most: about {num_trained:,} trained, {num_prompt * num_evaluations:,} prompt "
-        f"and {num_answer:,} sampled in {num_evaluations} evaluations"
+        f"and {num_answer * num_evaluations:,} sampled in {num_evaluations} evaluations"
     )
     num_loss_tokens = sum(info.num_loss_tokens for info in infos)
     yield hyperparam_utils.capacity_sentence(
         _lora_param_count(plan.inputs), num_loss_tokens, config.lora_rank
     )
+
+
+def _max_tokens(plan: Plan, task: EvalTask) -> int:
+    """The longest answer of one turn."""
+    if plan.sampling.max_tokens is not None:
+        return plan.sampling.max_tokens
+    if not isinstance(task.work, InspectTask):
+        return DEFAULT_MAX_TOKENS
+    return task.work.task.config.max_tokens or INSPECT_MAX_TOKENS
 
 
 def _lora_param_count(inputs: Inputs) -> int | None:

@@ -3,7 +3,9 @@
     config.resolved.json     what is used, with its sha256
     data_manifest.json       counts, hashes and every dropped row
     ledger.jsonl             one event per line: {"seq", "time", "round", "step", "type", ...}
-    evals/round_NN.json      scores per sample; round_00 is the baseline
+    evals/round_NN.json      scores per sample; round_00 is the baseline, test.json the sealed test
+    inspect_logs/            what `inspect view` opens
+    eval_report.md           the recommended checkpoint and the evidence for it
     selections/round_NN.json what the round trained on, and why
     checkpoints/             the embedded service's weights
 
@@ -14,6 +16,7 @@ This file stores and finds; it does not interpret scores.
 
 from __future__ import annotations
 
+import calendar
 import fcntl
 import itertools
 import json
@@ -23,12 +26,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from data_selector import Selection
 from decision import Decision
 from errors import RunStoreError
-from eval_stats import EvalResult
+from eval_result import EvalResult, Measured
 
 LEDGER = "ledger.jsonl"
 CONFIG = "config.resolved.json"
@@ -68,6 +71,19 @@ class Batch:
     num_tokens: int
     num_loss_tokens: int
     lr: float
+
+
+class Usage(NamedTuple):
+    """What training and evaluation used."""
+
+    train_tokens: int
+    prompt_tokens: int
+    sampled_tokens: int
+    minutes: float
+
+    @property
+    def tokens(self) -> int:
+        return self.train_tokens + self.prompt_tokens + self.sampled_tokens
 
 
 class RunStore:
@@ -185,13 +201,18 @@ class RunStore:
         return event
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
-        """Write a JSON file atomically: a reader sees the old one or the new one, never half."""
+        """Write a JSON file, atomically as `write_text`."""
+        self.write_text(
+            name, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file atomically: a reader sees the old one or the new one, never half."""
         target = self.run_dir / name
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_suffix(".tmp")
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -204,11 +225,45 @@ class RunStore:
         fields = {k: v for k, v in asdict(checkpoint).items() if k not in ("round", "step")}
         self.append("checkpoint", round=checkpoint.round, step=checkpoint.step, **fields)
 
+    def record_measured(self, round_no: int, new: Measured, step: int) -> None:
+        """Add to what has been measured of a round, so that none of it is measured twice."""
+        name = f"evals/round_{round_no:02d}.json"
+        self.write_json(name, (self.measured(round_no) + new).to_json())
+        self._append_measured("measured", round_no, step, name, new)
+
     def record_result(self, result: EvalResult, step: int) -> None:
         name = f"evals/round_{result.round:02d}.json"
         self.write_json(name, result.to_json())
+        self._append_result("evaluated", result, step, name)
+
+    def record_test_opened(self, round_no: int, checkpoint: str | None, test_hash: str) -> None:
+        """Break the seal, before the first sample: from now on this is the checkpoint it judged."""
+        self.append("test_opened", round=round_no, checkpoint=checkpoint, test_hash=test_hash)
+
+    def record_test(self, result: EvalResult, measured: Measured, step: int) -> None:
+        name = "evals/test.json"
+        self.write_json(name, result.to_json())
+        self._append_measured("test_measured", result.round, step, name, measured)
+        self._append_result("test_evaluated", result, step, name)
+
+    def _append_measured(
+        self, event_type: str, round_no: int, step: int, file: str, measured: Measured
+    ) -> None:
+        samples = [sample for task in measured.tasks for sample in task.samples]
         self.append(
-            "evaluated",
+            event_type,
+            round=round_no,
+            step=step,
+            tasks=sorted(measured.names),
+            num_prompt_tokens=sum(sample.num_prompt_tokens for sample in samples)
+            + sum(loss.num_prompt_tokens for loss in measured.held_out),
+            num_sampled_tokens=sum(sample.num_sampled_tokens for sample in samples),
+            file=file,
+        )
+
+    def _append_result(self, event_type: str, result: EvalResult, step: int, file: str) -> None:
+        self.append(
+            event_type,
             round=result.round,
             step=step,
             score=result.score,
@@ -218,7 +273,7 @@ class RunStore:
             num_malformed=result.num_malformed,
             num_failed=result.num_failed,
             protocol_hash=result.protocol_hash,
-            file=name,
+            file=file,
         )
 
     def record_decision(self, decision: Decision, step: int) -> None:
@@ -255,8 +310,36 @@ class RunStore:
             if event["state_path"] not in unusable
         ]
 
+    def measured(self, round_no: int) -> Measured:
+        """What has been measured of a round's checkpoint, also in an evaluation cut short."""
+        event = self._last("measured", round_no)
+        return Measured() if event is None else Measured.from_json(self._read_json(event["file"]))
+
     def result(self, round_no: int) -> EvalResult | None:
         event = self._last("evaluated", round_no)
+        if event is None:
+            return None
+        recorded = self._read_json(event["file"])
+        if "score" not in recorded:  # cut short while more was measured of the same checkpoint
+            return None
+        return EvalResult.from_json(recorded)
+
+    def results(self) -> list[EvalResult]:
+        """The results of all evaluated rounds, the baseline first."""
+        rounds = sorted({event["round"] for event in self.events("evaluated")})
+        return [result for number in rounds if (result := self.result(number)) is not None]
+
+    @property
+    def num_rounds(self) -> int:
+        """Trained rounds that have been evaluated."""
+        return max((event["round"] for event in self.events("evaluated")), default=0)
+
+    def test_opened(self) -> Event | None:
+        """The event that broke the seal of the test, if it is broken."""
+        return next(self.events("test_opened"), None)
+
+    def test_result(self) -> EvalResult | None:
+        event = next(self.events("test_evaluated"), None)
         return None if event is None else EvalResult.from_json(self._read_json(event["file"]))
 
     def decision(self, round_no: int) -> Decision | None:
@@ -287,13 +370,39 @@ class RunStore:
         event = self._last("step", round_no)
         return None if event is None else event["lr"]
 
+    def training_nll(self, round_no: int) -> float | None:
+        """Mean loss per token over the last quarter of a round's steps."""
+        losses = [event["nll"] for event in self.events("step") if event["round"] == round_no]
+        last = losses[-max(1, len(losses) // 4) :]
+        return sum(last) / len(last) if last else None
+
+    def data_manifest(self) -> dict[str, Any]:
+        return self._read_json(MANIFEST)
+
     def is_posted(self, round_no: int) -> bool:
         """Whether EvalOps has confirmed this round."""
         return any(event["ok"] for event in self.events("evalops") if event["round"] == round_no)
 
-    def tokens_spent(self) -> int:
-        """Training tokens over all steps ever taken, those taken again after a kill included."""
-        return sum(event["num_tokens"] for event in self._all_events if event["type"] == "step")
+    def usage(self, round_no: int | None = None) -> Usage:
+        """What was used, by a round or by the whole run; what was done twice counts twice."""
+        usage = Usage(0, 0, 0, 0.0)
+        before: Event | None = None
+        for event in self._all_events:
+            # The pause before a resumption is not running time.
+            seconds = 0.0
+            if before is not None and event["type"] != "resumed":
+                seconds = _seconds(event["time"]) - _seconds(before["time"])
+            before = event
+            if round_no is not None and event["round"] != round_no:
+                continue
+            is_step = event["type"] == "step"
+            usage = Usage(
+                train_tokens=usage.train_tokens + (event["num_tokens"] if is_step else 0),
+                prompt_tokens=usage.prompt_tokens + event.get("num_prompt_tokens", 0),
+                sampled_tokens=usage.sampled_tokens + event.get("num_sampled_tokens", 0),
+                minutes=usage.minutes + max(0.0, seconds) / 60,
+            )
+        return usage
 
     def _last(self, event_type: str, round_no: int) -> Event | None:
         found = [event for event in self.events(event_type) if event["round"] == round_no]
@@ -378,6 +487,10 @@ def _read_ledger(path: Path, *, repair: bool) -> list[Event]:
                 "else; restore it or start a new run."
             ) from None
     return events
+
+
+def _seconds(stamp: str) -> float:
+    return float(calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ")))
 
 
 def _now() -> str:

@@ -1,9 +1,9 @@
 """The built-in evaluator: question files, asked of one checkpoint by real sampling, graded plainly.
 
-A question is `{"question", "answer" (a string or a list of accepted ones), "topic"?, "grader"?,
-"id"?}`. All questions are in flight at once. Truncated and malformed answers are graded as they
-stand and counted; a sample that failed scores 0 and is counted; too many failures make the
-evaluation fail, and then there is no score.
+A question is `{"question", "answer" (a string or a list of accepted ones), "topic"?, "cluster"?,
+"grader"?, "id"?}`; questions of one cluster (variants of each other) count as dependent. Truncated
+and malformed answers are graded as they stand and counted; a sample that failed scores 0 and is
+counted; too many failures make the evaluation fail, and then there is no score.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_loader import read_lines
 from errors import DataError, EvalError
-from eval_stats import SampleResult, TaskResult, task_result
+from eval_result import SampleResult
 
 if TYPE_CHECKING:
     import tinker
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 SIMPLE_QA = Path(__file__).resolve().parent / "evals" / "simple_qa.jsonl"
 MAX_FAILED_SHARE = 0.1
-QUESTION_KEYS = ("question", "answer", "topic", "grader", "id")
+DEFAULT_MAX_TOKENS = 64
+QUESTION_KEYS = ("question", "answer", "topic", "cluster", "grader", "id")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Question:
     answers: tuple[str, ...]
     topic: str | None
     grader: str
+    cluster: str | None = None
 
 
 class QuestionTask(NamedTuple):
@@ -57,8 +59,10 @@ class SamplingSettings:
     """How answers are sampled; part of the protocol that a score stands for."""
 
     temperature: float
-    max_tokens: int
+    max_tokens: int | None  # None: the default of the task's kind
     seed: int
+    num_repeats: int = 1
+    concurrency: int = 128
 
 
 # --- questions ------------------------------------------------------------------------------------
@@ -120,13 +124,14 @@ def parse_question(line: bytes) -> Question:
         raise ValueError(f'"grader" is {grader!r}; known are {", ".join(GRADERS)}')
     if grader == "numeric" and any(parse_number(a) is None for a in answers):
         raise ValueError('"grader" is numeric but "answer" is not a number')
-    topic, own_id = row.get("topic"), row.get("id")
-    if not all(value is None or (isinstance(value, str) and value) for value in (topic, own_id)):
-        raise ValueError('"topic" and "id" must be non-empty strings where given')
+    topic, cluster, own_id = row.get("topic"), row.get("cluster"), row.get("id")
+    for value in (topic, cluster, own_id):
+        if value is not None and not (isinstance(value, str) and value):
+            raise ValueError('"topic", "cluster" and "id" must be non-empty strings where given')
     question_id = (
         own_id or hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     )
-    return Question(question_id, question, answers, topic, grader)
+    return Question(question_id, question, answers, topic, grader, cluster)
 
 
 # --- graders --------------------------------------------------------------------------------------
@@ -190,64 +195,70 @@ GRADERS: dict[str, Callable[[str, Sequence[str]], bool]] = {
 # --- asking ---------------------------------------------------------------------------------------
 
 
-def protocol_of(
-    tasks: Sequence[QuestionTask], settings: SamplingSettings, renderer_name: str
-) -> dict[str, Any]:
-    """Everything that changes a score; results with one protocol can be compared."""
-    return {
-        "evaluator": "simple_eval",
-        "renderer": renderer_name,
-        "temperature": settings.temperature,
-        "max_tokens": settings.max_tokens,
-        "seed": settings.seed,
-        "tasks": {task.name: task.sha256 for task in tasks},
-    }
-
-
-async def evaluate_questions(
+async def ask_questions(
     task: QuestionTask,
     sampling_client: tinker.SamplingClient,
     renderer: Renderer,
     settings: SamplingSettings,
-) -> TaskResult:
-    """Ask every question of a task at once and grade the answers.
+) -> tuple[SampleResult, ...]:
+    """Ask every question of a task, as many times as the settings say, and grade the answers.
 
     Raises `EvalError` when more than a tenth of the samples failed.
     """
     import tinker
 
-    params = tinker.SamplingParams(
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
-        stop=renderer.get_stop_sequences(),
-    )
+    slots = asyncio.Semaphore(settings.concurrency)
 
-    async def ask(question: Question) -> SampleResult:
+    async def ask(question: Question, repeat: int) -> SampleResult:
         prompt = renderer.build_generation_prompt([{"role": "user", "content": question.question}])
-        try:
-            response = await sampling_client.sample(prompt, num_samples=1, sampling_params=params)
-        except tinker.TinkerError as error:
-            return _failed(task, question, f"{type(error).__name__}: {error}")
-        return _graded(task, question, renderer, response.sequences[0])
+        params = tinker.SamplingParams(
+            max_tokens=settings.max_tokens or DEFAULT_MAX_TOKENS,
+            temperature=settings.temperature,
+            seed=settings.seed + repeat - 1,
+            stop=renderer.get_stop_sequences(),
+        )
+        async with slots:
+            try:
+                response = await sampling_client.sample(prompt, 1, params)
+            except tinker.TinkerError as error:
+                return _failed(task, question, repeat, f"{type(error).__name__}: {error}")
+        sequence = response.sequences[0]
+        return _graded(task, question, repeat, renderer, sequence, prompt.length)
 
-    samples = await asyncio.gather(*(ask(question) for question in task.questions))
+    samples = await asyncio.gather(
+        *(
+            ask(question, repeat)
+            for repeat in range(1, settings.num_repeats + 1)
+            for question in task.questions
+        )
+    )
+    refuse_failures(task.name, samples)
+    return tuple(samples)
+
+
+def refuse_failures(name: str, samples: Sequence[SampleResult]) -> None:
+    """Raise `EvalError` when more than a tenth of the samples failed: then there is no score."""
     failed = [sample for sample in samples if sample.error is not None]
     if len(failed) > MAX_FAILED_SHARE * len(samples):
         raise EvalError(
-            f"{task.name}: {len(failed)} of {len(samples)} samples failed, more than "
+            f"{name}: {len(failed)} of {len(samples)} samples failed, more than "
             f"{MAX_FAILED_SHARE:.0%}, so there is no score. The first: {failed[0].error}. "
             "Resume the run to evaluate the same checkpoint again."
         )
-    return task_result(task.name, samples)
 
 
 def _graded(
-    task: QuestionTask, question: Question, renderer: Renderer, sequence: tinker.SampledSequence
+    task: QuestionTask,
+    question: Question,
+    repeat: int,
+    renderer: Renderer,
+    sequence: tinker.SampledSequence,
+    num_prompt_tokens: int,
 ) -> SampleResult:
     from tinker_cookbook.renderers import get_text_content
 
-    message, termination = renderer.parse_response(list(sequence.tokens))
+    tokens = list(sequence.tokens)
+    message, termination = renderer.parse_response(tokens)
     answer = get_text_content(message)
     truncated = sequence.stop_reason == "length"
     return SampleResult(
@@ -260,10 +271,14 @@ def _graded(
         truncated=truncated,
         malformed=not truncated and not termination.is_clean,
         error=None,
+        repeat=repeat,
+        cluster=question.cluster,
+        num_prompt_tokens=num_prompt_tokens,
+        num_sampled_tokens=len(tokens),
     )
 
 
-def _failed(task: QuestionTask, question: Question, error: str) -> SampleResult:
+def _failed(task: QuestionTask, question: Question, repeat: int, error: str) -> SampleResult:
     return SampleResult(
         id=f"{task.name}/{question.id}",
         topic=question.topic,
@@ -274,4 +289,6 @@ def _failed(task: QuestionTask, question: Question, error: str) -> SampleResult:
         truncated=False,
         malformed=False,
         error=error,
+        repeat=repeat,
+        cluster=question.cluster,
     )

@@ -33,6 +33,7 @@ from errors import (
     EvalError,
     InputError,
     LoopError,
+    RunStoreError,
     ServiceError,
     TokenizerError,
     TrainingError,
@@ -44,15 +45,20 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from data_selector import Selection
-    from decision import Decision
-    from eval_stats import EvalResult
+    from decision import Decision, Spent
+    from eval_result import EvalResult, TaskResult
     from evalops_client import EvalOpsClient
+    from evaluation import EvalTask, Sampler
     from local_tinker import Service
     from plan import Plan, ServiceChoice
     from run_store import Batch, Checkpoint, RunStore
 
 MAX_STEPS_IN_FLIGHT = 4
-EXTENDABLE = ("stop_rounds", "stop_budget")  # decisions that a larger bound lets a run take again
+EXTENDABLE = (
+    "stop_rounds",
+    "stop_budget",
+    "stop_plateau",
+)  # decisions that a larger bound lets a run take again
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -70,15 +76,16 @@ async def run_rounds(run: Run) -> Decision:
             selection = store.selection(round_no) or select(run, round_no)
             checkpoint = store.checkpoint(round_no) or await train(run, selection, decision)
         # --- evaluate ------------------------------------------------------------------------
-        result = store.result(round_no) or await evaluate(run, round_no, checkpoint)
+        result = await evaluate(run, round_no, checkpoint, due_tasks(run, round_no))
         # --- decide --------------------------------------------------------------------------
         decision = store.decision(round_no)
         if decision is None or decision.action in EXTENDABLE:
-            decision = decide_and_record(run, result, checkpoint)
+            decision, result = await decide_and_record(run, result, checkpoint)
         # --- report --------------------------------------------------------------------------
         run.progress.round_line(result, decision)
         await post_to_evalops(run, result, decision, checkpoint)
         if decision.stops:
+            await complete_evidence(run, decision)
             return decision
         # --- select --------------------------------------------------------------------------
         round_no += 1
@@ -87,7 +94,7 @@ async def run_rounds(run: Run) -> Decision:
 def select(run: Run, round_no: int) -> Selection:
     """Choose what a round trains on, from the round before it and what its evaluation failed."""
     from data_selector import select_first, select_next
-    from eval_stats import topic_scores
+    from eval_result import topic_scores
 
     store, config, data = run.store, run.plan.config, run.plan.data
     previous, last_result = store.selection(round_no - 1), store.result(round_no - 1)
@@ -115,7 +122,10 @@ def select(run: Run, round_no: int) -> Selection:
 async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoint:
     """Train one round, several steps in flight, and save both kinds of weights at its end."""
     store, config = run.store, run.plan.config
-    start, round_no = store.last_checkpoint(), selection.round
+    round_no = selection.round
+    start = store.last_checkpoint()
+    if decision.action == "rollback" and (start is None or start.round != round_no):
+        start, run.training_client = store.checkpoint(decision.best_round), None
     client = run.training_client = run.training_client or await open_training_client(run, start)
     examples = [pick.example_id for pick in selection.picks]
     batches = [
@@ -153,36 +163,131 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     return checkpoint
 
 
-async def evaluate(run: Run, round_no: int, checkpoint: Checkpoint | None) -> EvalResult:
-    """Sample the saved weights (round 0: the base model) on every task and record the scores."""
-    from eval_stats import eval_result
-    from simple_eval import evaluate_questions, protocol_of
+def due_tasks(run: Run, round_no: int) -> list[EvalTask]:
+    return [task for task in run.plan.tasks if task.is_due(round_no)]
 
-    plan = run.plan
+
+async def evaluate(
+    run: Run, round_no: int, checkpoint: Checkpoint | None, tasks: list[EvalTask]
+) -> EvalResult:
+    """Measure the saved weights (round 0: the base model) on what is not measured of them yet."""
+    from eval_result import eval_result
+    from evaluation import measure, protocol_of
+
+    plan, store = run.plan, run.store
+    result = store.result(round_no)
+    missing = [task for task in tasks if task.name not in store.measured(round_no).names]
+    if result is not None and not missing:
+        return result
+    step = 0 if checkpoint is None else checkpoint.step
     path = None if checkpoint is None else checkpoint.sampler_path
-    base_model = plan.config.base_model if path is None else None
-    client = await run.service_client.create_sampling_client(path, base_model)
-    results = []
-    for task in plan.tasks:
-        run.progress.live(
-            f"round {round_no}: asking {len(task.questions)} questions of {task.name}"
-        )
-        results.append(await evaluate_questions(task, client, plan.renderer, plan.sampling))
-    protocol = protocol_of(plan.tasks, plan.sampling, plan.renderer_name)
-    result = eval_result(round_no, path, results, protocol)
-    run.store.record_result(result, run.store.steps_taken())
+    if missing:
+        run.progress.live(f"round {round_no}: measuring {', '.join(t.name for t in missing)}")
+        async for new in measure(missing, **await measuring(run, round_no, path)):
+            store.record_measured(round_no, new, step)
+    settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
+    result = eval_result(
+        round_no, path, store.measured(round_no), protocol_of(plan.tasks, *settings)
+    )
+    store.record_result(result, step)
     return result
 
 
-def decide_and_record(run: Run, result: EvalResult, checkpoint: Checkpoint | None) -> Decision:
+async def measuring(run: Run, round_no: int, path: str | None) -> dict[str, Any]:
+    """What `measure` needs besides the tasks: the checkpoint, the grader, and where logs go."""
+    from evaluation import Sampler
+
+    plan, store = run.plan, run.store
+    config, service = plan.config, run.service_client
+    client = await service.create_sampling_client(path, config.base_model if path is None else None)
+    grader: Sampler | None = None
+    if config.evaluation.grader_model is not None:
+        assert plan.grader_renderer is not None, "the plan loads the grader's renderer"
+        judge = await service.create_sampling_client(None, config.evaluation.grader_model)
+        grader = Sampler(judge, plan.grader_renderer, plan.rendering, plan.sampling)
+    return {
+        "sampler": Sampler(client, plan.renderer, plan.rendering, plan.sampling),
+        "grader": grader,
+        "run_dir": store.run_dir.resolve(),
+        "tags": [config.run_name, f"round_{round_no:02d}"],
+        "metadata": {"run": store.run_id, "round": round_no, "checkpoint": path or "base model"},
+    }
+
+
+async def decide_and_record(
+    run: Run, result: EvalResult, checkpoint: Checkpoint | None
+) -> tuple[Decision, EvalResult]:
+    """Decide; a guard that was not due this round is measured before the run may stop as passed."""
     from decision import decide
 
+    store = run.store
     step = 0 if checkpoint is None else checkpoint.step
-    earlier = {n: score for n, score in run.store.scores().items() if n < result.round}
-    decision = decide(earlier, result, step, run.plan.gate)
-    if decision != run.store.decision(result.round):
-        run.store.record_decision(decision, step)
-    return decision
+    earlier = [one for one in store.results() if one.round < result.round]
+    decision = decide(earlier, result, spent(run, step), run.plan.gate)
+    guards = [task for task in run.plan.tasks if task.role == "guard"]
+    if decision.action == "stop_passed" and any(t.name not in result.names for t in guards):
+        result = await evaluate(run, result.round, checkpoint, guards)
+        decision = decide(earlier, result, spent(run, step), run.plan.gate)
+    if store.test_opened() is not None and not decision.stops:
+        raise RunStoreError(
+            f"{store.run_dir}: the sealed test of this run has been opened, on round "
+            f"{decision.best_round}, so training on would give a checkpoint that no unseen "
+            "question can judge. Start a new run, with a test_tasks that nobody has looked at."
+        )
+    recorded = store.decision(result.round)
+    if recorded is not None and recorded.action == decision.action:
+        return recorded, result
+    store.record_decision(decision, step)
+    return decision, result
+
+
+def spent(run: Run, step: int) -> Spent:
+    """What the run has used, and what its dearest round used, in the units of the budget."""
+    from decision import Spent
+
+    rounds = [run.store.usage(number) for number in range(1, run.store.num_rounds + 1)]
+    used = run.store.usage()
+    return Spent(
+        steps=step,
+        tokens=used.tokens,
+        minutes=used.minutes,
+        usd=run.plan.cost_usd(used),
+        round_tokens=max((one.tokens for one in rounds), default=0),
+        round_minutes=max((one.minutes for one in rounds), default=0.0),
+        round_usd=max((run.plan.cost_usd(one) for one in rounds), default=0.0),
+    )
+
+
+async def complete_evidence(run: Run, decision: Decision) -> None:
+    """At the end: what the chosen checkpoint still lacks, the sealed test, and the report."""
+    from eval_report import write_report
+    from eval_result import Measured, eval_result, protocol_hash
+    from evaluation import measure, protocol_of
+
+    plan, store = run.plan, run.store
+    checkpoint = store.checkpoint(decision.best_round)
+    assert checkpoint is not None, "a run stops after a trained round"
+    await evaluate(run, decision.best_round, checkpoint, list(plan.tasks))
+    if plan.test_tasks and store.test_result() is None:
+        settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
+        protocol = protocol_of(plan.test_tasks, *settings)
+        opened = store.test_opened()
+        if opened is None:
+            path, name = checkpoint.sampler_path, protocol_hash(protocol)
+            store.record_test_opened(decision.best_round, path, name)
+        elif opened["checkpoint"] != checkpoint.sampler_path:
+            raise RunStoreError(
+                f"{store.run_dir}: the sealed test was opened on {opened['checkpoint']} and is not "
+                f"asked of {checkpoint.sampler_path} as well. Start a new run with a new test."
+            )
+        run.progress.live("asking the sealed test")
+        measured = Measured()
+        place = await measuring(run, decision.best_round, checkpoint.sampler_path)
+        async for new in measure(plan.test_tasks, **place):
+            measured += new
+        result = eval_result(decision.best_round, checkpoint.sampler_path, measured, protocol)
+        store.record_test(result, measured, checkpoint.step)
+    write_report(store, plan.gate, plan.config.model_dump(mode="json"), decision)
 
 
 async def post_to_evalops(
@@ -451,6 +556,8 @@ class Progress:
         )
 
     def round_line(self, result: EvalResult, decision: Decision) -> None:
+        from decision import flaw_warning
+
         if self._verbose:
             for sample in result.samples:
                 mark = "ok  " if sample.score == 1 else "miss"
@@ -460,6 +567,16 @@ class Progress:
         counts["failed"] = result.num_failed
         flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
         self.line(f"round {result.round}: score {_score_text(result)}{flaws}")
+        if len(result.names) > 1:
+            for task in result.tasks:
+                self.line(f"  {task.name}: {_score_text(task)}{ROLE_NAMES[task.role]}")
+        for loss in result.held_out:
+            self.line(
+                f"  {loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}, "
+                f"{loss.bits_per_byte:.4f} bits per byte, n={loss.n}"
+            )
+        if (warning := flaw_warning(result)) is not None:
+            self.line(warning)
         if not decision.stops:
             self.line(decision.sentence)
 
@@ -469,7 +586,10 @@ class Progress:
             self._status = None
 
 
-def _score_text(result: EvalResult) -> str:
+ROLE_NAMES = {"score": "", "guard": " (guard)", "report": " (beside the score)"}
+
+
+def _score_text(result: EvalResult | TaskResult) -> str:
     interval = result.interval
     shown = "" if interval is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
     return f"{result.score:.4f}{shown}, n={result.n}"
@@ -748,6 +868,8 @@ def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Itera
     with local_tinker.start() as service:
         try:
             service.serve_model(plan.config.base_model, plan.inputs.model_path)
+            if (grader := plan.config.evaluation.grader_model) is not None:
+                service.serve_model(grader)
         except UserError as error:
             raise ConfigError(str(error)) from None
         yield service
@@ -856,7 +978,7 @@ def stop_on_signals(run: Run) -> None:
 
 def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) -> int:
     """Print the outcome to stdout; returns the exit code."""
-    best, baseline = store.result(decision.best_round), store.result(0)
+    best, baseline, test = store.result(decision.best_round), store.result(0), store.test_result()
     checkpoint = store.checkpoint(decision.best_round)
     assert best is not None and baseline is not None and checkpoint is not None
     if args.json:
@@ -867,7 +989,9 @@ def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) ->
             "best_round": decision.best_round,
             "best_sampler_path": checkpoint.sampler_path,
             "best_state_path": checkpoint.state_path,
-            "training_tokens": store.tokens_spent(),
+            "baseline": baseline.score,
+            "test_score": None if test is None else test.score,
+            "tokens": store.usage()._asdict(),
             "run_dir": str(store.run_dir),
         }
         print(json.dumps(outcome, indent=1))
@@ -879,6 +1003,8 @@ def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) ->
         )
         if best.score <= baseline.score:
             print("No round scored above the untouched model.")
+        if test is not None:
+            print(f"Sealed test: score {_score_text(test)}")
         print(f"  {checkpoint.sampler_path}")
         print(f"Run directory: {store.run_dir}")
     return 3 if args.gate and decision.action != "stop_passed" else 0

@@ -1,9 +1,9 @@
-"""Run the demo with many seeds and score each best checkpoint on questions that the loop never saw.
+"""Run the demo with many seeds, each with its sealed test on questions that the loop never saw.
 
     .venv/bin/python benchmarks/demo_seeds.py [--seeds 20] [--runs-dir DIR]
 
 Every row is a real run of demo_config.json through the command line's own entry point. The last
-column asks evals/simple_qa_test.jsonl of the best saved weights; nothing was tuned on that file.
+column is its sealed test, evals/simple_qa_test.jsonl; nothing was tuned on that file.
 Prints a Markdown table and what it comes to.
 """
 
@@ -57,24 +57,23 @@ def run_demo(seed: int, run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     return json.loads(printed.getvalue())
 
 
-async def score(base_url: str, api_key: str, path: str | None) -> float:
-    """Ask the second question set of saved weights, or (None) of the base model."""
+async def base_score(base_url: str, api_key: str) -> float:
+    """Ask the second question set of the base model."""
     import tinker
 
     from config_schema import load_and_validate_config
     from data_loader import load_renderer
-    from simple_eval import SamplingSettings, evaluate_questions, load_questions
+    from simple_eval import SamplingSettings, ask_questions, load_questions
 
     config = load_and_validate_config(REPO / "demo_config.json").config
     renderer = load_renderer(config.renderer_name or "", str(REPO / config.base_model))
     settings = SamplingSettings(config.evaluation.temperature, config.evaluation.max_tokens, 0)
     service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
-    base_model = config.base_model if path is None else None
-    client = await service.create_sampling_client(path, base_model)
+    client = await service.create_sampling_client(base_model=config.base_model)
     task = load_questions("simple_qa_test", TEST_FILE)
-    result = await evaluate_questions(task, client, renderer, settings)
+    samples = await ask_questions(task, client, renderer, settings)
     await service.close("success")
-    return result.score
+    return mean(sample.score for sample in samples)
 
 
 def run_seed(seed: int, runs_dir: Path, overrides: list[str]) -> SeedRun:
@@ -85,12 +84,11 @@ def run_seed(seed: int, runs_dir: Path, overrides: list[str]) -> SeedRun:
     seconds = time.monotonic() - started
     with local_tinker.start([("demo_model", str(REPO / "demo_model"))]) as service:
         key = service.open_folder(Path(outcome["run_dir"]) / "checkpoints")
-        test_score = asyncio.run(score(service.base_url, key, outcome["best_sampler_path"]))
-        base_test_score = asyncio.run(score(service.base_url, key, None))
+        base_test_score = asyncio.run(base_score(service.base_url, key))
     scores = {int(number): value for number, value in outcome["scores"].items()}
     passed_in = max(scores) if outcome["action"] == "stop_passed" else None
     best = outcome["best_round"]
-    return SeedRun(seed, scores, passed_in, best, test_score, base_test_score, seconds)
+    return SeedRun(seed, scores, passed_in, best, outcome["test_score"], base_test_score, seconds)
 
 
 def table(runs: list[SeedRun]) -> str:

@@ -107,6 +107,7 @@ def make_work() -> Work:
     from config_schema import load_and_validate_config
     from data_loader import load_renderer
     from hyperparam_utils import ADAM_BETAS, ADAM_EPS
+    from simple_eval import DEFAULT_MAX_TOKENS
 
     loaded = load_and_validate_config(CONFIG_FILE)
     config = loaded.config
@@ -121,7 +122,7 @@ def make_work() -> Work:
         batches=make_batches(loaded, renderer),
         prompts=prompts,
         stop=stop,
-        max_tokens=config.evaluation.max_tokens,
+        max_tokens=DEFAULT_MAX_TOKENS,
         adam=adam,
         lora_rank=config.lora_rank,
         seed=config.seed,

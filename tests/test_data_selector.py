@@ -6,7 +6,7 @@ import pytest
 
 from data_loader import Example, Message
 from data_selector import Selection, allocate, failure_rate, select_first, select_next, walk
-from eval_stats import TopicScore
+from eval_result import TopicScore
 
 TOPICS = {"easy": TopicScore(20, 1.0), "hard": TopicScore(20, 19.0)}
 

@@ -1,44 +1,73 @@
 """A truth table of the gate: history and result in, action and sentence out."""
 
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from decision import Gate, best_round, decide
-from eval_stats import eval_result, task_result
-from test_eval_stats import sample
+from decision import Decision, Gate, Spent, best_round, decide, flaw_warning
+from eval_result import EvalResult, Measured, Role, SampleResult, eval_result, task_result
+from eval_stats import wilson_interval
 
 GATE = Gate(threshold=0.75, max_rounds=3, max_steps=1000, lr_decay=0.6)
 
 
-def result(round_no: int, percent: int):
-    samples = [sample(i, float(i < percent)) for i in range(100)]
-    return eval_result(round_no, None, [task_result("t", samples)], {})
+def samples(name: str, num_right: int, n: int, num_truncated: int = 0) -> list[SampleResult]:
+    return [
+        SampleResult(
+            id=f"{name}/{i}",
+            topic="a",
+            question=f"q{i}",
+            expected=("x",),
+            answer="y",
+            score=float(i < num_right),
+            truncated=i < num_truncated,
+            malformed=False,
+            error=None,
+        )
+        for i in range(n)
+    ]
+
+
+def result(
+    round_no: int, num_right: int, n: int = 100, *, guard: int | None = None, truncated: int = 0
+) -> EvalResult:
+    """Round `round_no` with the first `num_right` of n questions right, and of 20 guard ones."""
+    tasks = [task_result("t", samples("t", num_right, n, truncated))]
+    if guard is not None:
+        role: Role = "guard"
+        tasks.append(task_result("g", samples("g", guard, 20), role=role))
+    return eval_result(round_no, None, Measured(tuple(tasks)), {})
+
+
+def verdict(*percents: int, gate: Gate = GATE, steps: int = 5, **spent: Any) -> Decision:
+    """Decide after rounds with these percentages, the baseline first."""
+    results = [result(number, percent) for number, percent in enumerate(percents)]
+    return decide(results[:-1], results[-1], Spent(steps=steps, **spent), gate)
 
 
 @pytest.mark.parametrize(
-    ("history", "round_no", "percent", "step", "action", "multiplier", "best", "missed"),
+    ("percents", "steps", "action", "multiplier", "best", "missed"),
     [
-        ({}, 0, 2, 0, "continue", 1.0, 0, 0),
-        ({}, 0, 90, 0, "continue", 1.0, 0, 0),  # the baseline never stops a run
-        ({0: 0.02}, 1, 45, 5, "continue", 0.6, 1, 1),
-        ({0: 0.02}, 1, 75, 5, "stop_passed", 1.0, 1, 0),  # the threshold itself passes
-        ({0: 0.02, 1: 0.45}, 2, 74, 10, "continue", 0.6, 2, 2),
-        ({0: 0.02, 1: 0.45, 2: 0.7}, 3, 60, 15, "stop_rounds", 1.0, 2, 3),  # best is not the last
-        ({0: 0.9, 1: 0.45}, 2, 45, 10, "continue", 0.6, 1, 2),  # a tie goes to the earlier round
-        ({0: 0.02, 1: 0.45}, 2, 50, 1000, "stop_budget", 1.0, 2, 2),
-        ({0: 0.02, 1: 0.45, 2: 0.7}, 3, 80, 15, "stop_passed", 1.0, 3, 2),
+        ([2], 0, "continue", 1.0, 0, 0),
+        ([90], 0, "continue", 1.0, 0, 0),  # the baseline never stops a run
+        ([2, 45], 5, "continue", 0.6, 1, 1),
+        ([2, 75], 5, "stop_passed", 1.0, 1, 0),  # the threshold itself passes
+        ([2, 45, 74], 10, "continue", 0.6, 2, 2),
+        ([2, 45, 70, 60], 15, "stop_rounds", 1.0, 2, 3),  # best is not the last
+        ([90, 45, 45], 10, "continue", 0.6, 1, 2),  # a tie goes to the earlier round
+        ([2, 45, 50], 1000, "stop_budget", 1.0, 2, 2),
+        ([2, 45, 70, 80], 15, "stop_passed", 1.0, 3, 2),
+        ([2, 70, 30], 10, "rollback", 0.6, 1, 2),  # worse beyond noise
+        ([2, 70, 69], 10, "continue", 0.6, 1, 2),  # worse, but not beyond noise
     ],
 )
 def test_gate(
-    history: dict[int, float],
-    round_no: int,
-    percent: int,
-    step: int,
-    action: str,
-    multiplier: float,
-    best: int,
-    missed: int,
+    percents: list[int], steps: int, action: str, multiplier: float, best: int, missed: int
 ) -> None:
-    decision = decide(history, result(round_no, percent), step, GATE)
+    decision = verdict(*percents, steps=steps)
     assert decision.action == action
     assert decision.lr_multiplier == multiplier
     assert decision.best_round == best
@@ -46,18 +75,138 @@ def test_gate(
 
 
 def test_sentences_carry_the_numbers() -> None:
-    passed = decide({0: 0.02, 1: 0.4}, result(2, 80), 10, GATE)
-    assert passed.sentence == "Target met: 0.8000 >= 0.75. Stopping."
-    missed = decide({0: 0.02}, result(1, 45), 5, GATE)
-    assert missed.sentence == (
+    assert verdict(2, 40, 80).sentence == "Target met: 0.8000 >= 0.75. Stopping."
+    assert verdict(2, 45).sentence == (
         "Score below threshold: 0.4500 < 0.75. Learning rate times 0.6, preparing round 2."
     )
-    ended = decide({0: 0.02, 1: 0.4, 2: 0.5}, result(3, 60), 15, GATE)
-    assert ended.sentence == "Target not met: 0.6000 < 0.75 after 3 of 3 rounds. Stopping."
-    already = decide({}, result(0, 90), 0, GATE)
-    assert "meets the threshold already" in already.sentence
+    assert verdict(2, 40, 50, 60).sentence == (
+        "Target not met: 0.6000 < 0.75 after 3 of 3 rounds. Stopping."
+    )
+    assert "meets the threshold already" in verdict(90).sentence
+    assert "Back to round 1 (0.7000), which this round is worse than beyond noise (-0.4000 [" in (
+        verdict(2, 70, 30).sentence
+    )
+
+
+@pytest.mark.parametrize("n", [20, 100])
+def test_lower_bound_passes_exactly_from_where_wilsons_bound_reaches_the_threshold(n: int) -> None:
+    gate = replace(GATE, rule="lower_bound", threshold=0.85)
+    baseline = result(0, 0, n)
+    for num_right in range(n + 1):
+        decision = decide([baseline], result(1, num_right, n), Spent(steps=5), gate)
+        bound = wilson_interval(num_right, n, 1 - 2 * 0.05 / 3).low
+        assert (decision.action == "stop_passed") == (bound >= 0.85)
+
+
+def test_lower_bound_says_bound_level_and_n() -> None:
+    sentence = verdict(2, 80, gate=replace(GATE, rule="lower_bound")).sentence
+    assert sentence.startswith("Score below threshold: lower bound 0.70")
+    assert "< 0.75 (score 0.8000, n=100, one-sided 98.3%)" in sentence
+
+
+def test_one_question_gives_no_bound_and_does_not_pass() -> None:
+    gate = replace(GATE, rule="lower_bound")
+    decision = decide([result(0, 0, 1)], result(1, 1, 1), Spent(steps=5), gate)
+    assert decision.action == "continue"
+    assert "n=1 gives no lower bound" in decision.sentence
+
+
+@pytest.mark.parametrize(
+    ("baseline", "score", "margin", "action"),
+    [
+        (40, 80, 0.0, "stop_passed"),
+        (40, 74, 0.0, "continue"),  # a gain, below the threshold
+        (78, 80, 0.0, "continue"),  # at the threshold, the gain is noise
+        (40, 80, 0.35, "continue"),  # a gain of 0.40, not surely above 0.35
+        (40, 80, 0.20, "stop_passed"),
+    ],
+)
+def test_paired_asks_for_threshold_and_gain(
+    baseline: int, score: int, margin: float, action: str
+) -> None:
+    decision = verdict(baseline, score, gate=replace(GATE, rule="paired", margin=margin))
+    assert decision.action == action
+    assert f"margin {margin:g} (exact McNemar, one-sided 98.3%)" in decision.sentence
+
+
+@pytest.mark.parametrize(
+    ("guard", "action", "clause"),
+    [
+        (17, "stop_passed", "Target met"),  # down by exactly what is allowed
+        (16, "continue", "guard g fell by 0.1000 from 0.9000 (allowed 0.05, n=20)"),
+        (None, "stop_passed", "Target met"),  # the loop measures it before it lets the run stop
+    ],
+)
+def test_a_broken_guard_keeps_a_round_from_passing(
+    guard: int | None, action: str, clause: str
+) -> None:
+    gate = replace(GATE, guards={"g": 0.05})
+    earlier = [result(0, 2, guard=18)]
+    decision = decide(earlier, result(1, 80, guard=guard), Spent(steps=5), gate)
+    assert decision.action == action
+    assert clause in decision.sentence
+
+
+def test_a_round_with_a_broken_guard_is_not_the_best_and_is_rolled_back() -> None:
+    gate = replace(GATE, guards={"g": 0.05})
+    history = [result(0, 2, guard=18), result(1, 60, guard=18), result(2, 80, guard=5)]
+    assert best_round(history, gate) == 1
+    decision = decide(history[:-1], history[-1], Spent(steps=5), gate)
+    assert (decision.action, decision.best_round) == ("rollback", 1)
+    kept = decide(history[:-1], history[-1], Spent(steps=5), replace(gate, rollback=False))
+    assert kept.action == "continue"
+
+
+@pytest.mark.parametrize(
+    ("num_truncated", "action", "warns"),
+    [
+        (2, "stop_passed", False),
+        (3, "stop_passed", True),
+        (10, "stop_passed", True),
+        (11, "continue", True),
+    ],
+)
+def test_too_many_truncated_answers_never_pass(
+    num_truncated: int, action: str, warns: bool
+) -> None:
+    passing = result(1, 80, truncated=num_truncated)
+    decision = decide([result(0, 2)], passing, Spent(steps=5), GATE)
+    assert decision.action == action
+    assert (flaw_warning(passing) is not None) == warns
+    if action == "continue":
+        assert "Not passed: 0.8000 >= 0.75, but 11 of 100 answers were truncated" in (
+            decision.sentence
+        )
+
+
+def test_a_plateau_is_no_gain_beyond_noise_for_so_many_rounds() -> None:
+    gate = replace(GATE, max_rounds=9, patience=2)
+    assert verdict(2, 40, 42, gate=gate).action == "continue"
+    stopped = verdict(2, 40, 42, 41, gate=gate)
+    assert (stopped.action, stopped.best_round) == ("stop_plateau", 2)
+    assert "no round since round 1 (0.4000) was better beyond noise" in stopped.sentence
+    # slow progress adds up: 0.46 beats the champion of round 1 although not the round before it
+    assert verdict(2, 40, 43, 46, 49, gate=gate).action == "continue"
+
+
+@pytest.mark.parametrize(
+    ("limit", "spent", "part"),
+    [
+        ({"max_tokens": 1000}, {"tokens": 700, "round_tokens": 400}, "budget.tokens 1,000"),
+        ({"max_minutes": 5.0}, {"minutes": 3.0, "round_minutes": 2.5}, "budget.minutes 5"),
+        ({"max_usd": 2.0}, {"usd": 1.5, "round_usd": 0.75}, "1.5 of budget.usd 2 used and 0.75"),
+    ],
+)
+def test_a_budget_ends_the_run_before_a_round_that_would_exceed_it(
+    limit: dict[str, Any], spent: dict[str, Any], part: str
+) -> None:
+    gate = replace(GATE, **limit)
+    decision = verdict(2, 45, gate=gate, **spent)
+    assert decision.action == "stop_budget"
+    assert part in decision.sentence
+    assert verdict(2, 45, gate=gate).action == "continue"
 
 
 def test_baseline_is_best_only_while_nothing_is_trained() -> None:
-    assert best_round({0: 0.9}) == 0
-    assert best_round({0: 0.9, 1: 0.1}) == 1
+    assert best_round([result(0, 90)], GATE) == 0
+    assert best_round([result(0, 90), result(1, 10)], GATE) == 1

@@ -105,7 +105,7 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.CaptureFixture) -> None:
     assert workspace.run("run") == 0
     events = workspace.events("run")
-    evaluate = ["evaluated", "decided"]
+    evaluate = ["measured", "evaluated", "decided"]
     train = ["selected", "step", "step", "step", "checkpoint"]
     assert [event["type"] for event in events] == [
         "run_started",
@@ -172,7 +172,7 @@ def test_a_run_that_meets_its_target_stops_at_once(
     assert (outcome["action"], outcome["best_round"]) == ("stop_passed", 1)
     assert outcome["scores"] == {"0": 0.0, "1": 0.0}
     assert outcome["best_sampler_path"].endswith("/sampler_weights/round_01")
-    assert "meets the threshold already" in workspace.events("run")[2]["sentence"]
+    assert "meets the threshold already" in workspace.events("run")[3]["sentence"]
 
 
 def test_gate_exits_3_when_the_target_is_missed(workspace: Workspace) -> None:

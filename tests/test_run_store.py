@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_selector import select_first
-from decision import decide
+from decision import Spent, decide
 from errors import RunStoreError
 from run_store import Batch, Checkpoint, RunStore, effective_events, new_run_dir, newest_run
 from test_data_selector import TRAIN
@@ -61,7 +61,8 @@ def test_everything_recorded_is_found_again_by_a_later_process(tmp_path: Path) -
     store.record_checkpoint(checkpoint(1, 2))
     evaluation = result(1, 40)
     store.record_result(evaluation, 2)
-    decision = decide({}, evaluation, 2, GATE)
+    baseline = result(0, 20)
+    decision = decide([baseline], evaluation, Spent(steps=2), GATE)
     store.record_decision(decision, 2)
 
     later = RunStore.open(tmp_path / "run")
@@ -126,7 +127,7 @@ def test_steps_after_the_last_checkpoint_are_superseded_but_their_tokens_were_sp
     assert [event["step"] for event in later.events("step")] == [0, 1]
     record_steps(later, 2, range(2, 4))
     assert [event["step"] for event in later.events("step")] == [0, 1, 2, 3]
-    assert later.tokens_spent() == 600  # six steps of 100 tokens were paid for
+    assert later.usage().train_tokens == 600  # six steps of 100 tokens were paid for
     assert [e["step"] for e in RunStore.open(tmp_path / "run").events("step")] == [0, 1, 2, 3]
 
 

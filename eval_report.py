@@ -1,0 +1,214 @@
+"""The evaluation report of a run, `eval_report.md`: which checkpoint is recommended, and why.
+
+It is made from the run directory and the settings alone, after the last decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from decision import Decision, Gate, broken_guard, flaw_warning
+from eval_result import (
+    LEVEL,
+    EvalResult,
+    TaskResult,
+    score_difference,
+    task_difference,
+    topic_scores,
+)
+from eval_stats import Interval
+from run_store import Checkpoint, RunStore
+
+NUM_FAILURES_SHOWN = 10
+GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
+
+
+def write_report(
+    store: RunStore, gate: Gate, config: Mapping[str, Any], decision: Decision
+) -> None:
+    """Write the report of a run that has stopped."""
+    best, baseline = store.result(decision.best_round), store.result(0)
+    checkpoint = store.checkpoint(decision.best_round)
+    assert best is not None and baseline is not None and checkpoint is not None
+    lines = [
+        f"# Evaluation report: {config['run_name']}",
+        "",
+        decision.sentence,
+        "",
+        *_recommendation(store, gate, best, baseline, checkpoint),
+        *_side_by_side(store, best, baseline),
+        *_tasks(best, baseline),
+        *_rounds(store),
+        *_failures(best),
+        *_description(store, config, checkpoint),
+    ]
+    store.write_text("eval_report.md", "\n".join(lines) + "\n")
+
+
+def _recommendation(
+    store: RunStore, gate: Gate, best: EvalResult, baseline: EvalResult, checkpoint: Checkpoint
+) -> Iterator[str]:
+    gain = score_difference(best, baseline, LEVEL)
+    yield "## Recommended checkpoint"
+    yield ""
+    yield f"Round {best.round}: `{checkpoint.sampler_path}`"
+    yield f"(to train on from: `{checkpoint.state_path}`)."
+    yield ""
+    yield (
+        f"- It has the highest score of the {store.num_rounds} trained rounds whose guards hold: "
+        f"{_score(best)}; {gain.mean:+.4f}{_shown(gain.interval, signed=True)} on the baseline "
+        f"({gain.method}{_p(gain.p_value)})."
+    )
+    if store.num_rounds > 1:
+        yield (
+            "- The highest of several noisy scores is too high on average; the sealed test had no "
+            "part in the choice."
+        )
+    guard = broken_guard(best, baseline, gate)
+    if guard is not None:
+        yield f"- Warning: {guard}."
+    for task in best.tasks:
+        before = baseline.task(task.name)
+        if task.layer == 2 and before is not None:
+            change = task_difference(task, before, LEVEL)
+            is_worse = change.interval is not None and change.interval.high < 0
+            verdict = "worse beyond noise" if is_worse else "not worse beyond noise"
+            yield f"- Benchmark {task.name}: {change.mean:+.4f} on the baseline, {verdict}."
+    if (flaws := flaw_warning(best)) is not None:
+        yield f"- {flaws[0].upper()}{flaws[1:]}."
+    training = store.training_nll(best.round)
+    for loss in best.held_out:
+        if training is not None and loss.nll > GAP_FACTOR * training:
+            yield (
+                f"- Warning: the held-out loss {loss.nll:.4f} of {loss.name} is far above the "
+                f"training loss {training:.4f} of the round's last steps: signs of overfitting."
+            )
+    yield ""
+
+
+def _side_by_side(store: RunStore, best: EvalResult, baseline: EvalResult) -> Iterator[str]:
+    test = store.test_result()
+    yield "## Dev and test"
+    yield ""
+    yield f"| | score | {LEVEL:.0%} interval | n |"
+    yield "|---|---|---|---|"
+    rows = [("dev, baseline", baseline), (f"dev, round {best.round}", best)]
+    if test is not None:
+        rows.append((f"sealed test, round {test.round}", test))
+    for name, result in rows:
+        yield f"| {name} | {result.score:.4f} | {_shown(result.interval)} | {result.n} |"
+    if test is None:
+        yield ""
+        yield "There is no sealed test (`evaluation.test_tasks`): the scores above were chosen by."
+    yield ""
+
+
+def _tasks(best: EvalResult, baseline: EvalResult) -> Iterator[str]:
+    yield "## By layer"
+    yield ""
+    yield "| layer | task | role | baseline | recommended | change | n | flaws |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for task in sorted(best.tasks, key=lambda task: -task.layer):
+        before = baseline.task(task.name)
+        change, was = "", ""
+        if before is not None:
+            moved = task_difference(task, before, LEVEL)
+            change = f"{moved.mean:+.4f}{_shown(moved.interval, signed=True)}{_p(moved.p_value)}"
+            was = f"{before.score:.4f}"
+        yield (
+            f"| {task.layer} | {task.name} | {task.role} | {was} | {_score(task)} | {change} | "
+            f"{task.n} | {task.num_truncated} truncated, {task.num_malformed} malformed, "
+            f"{task.num_failed} failed |"
+        )
+    earlier = {loss.name: loss for loss in baseline.held_out}
+    for loss in best.held_out:
+        was = f"{earlier[loss.name].nll:.4f}" if loss.name in earlier else ""
+        yield (
+            f"| 1 | {loss.name} | loss | {was} | {loss.nll:.4f} nats a token, perplexity "
+            f"{loss.perplexity:.4g}, {loss.bits_per_byte:.4f} bits per byte | | {loss.n} | |"
+        )
+    yield ""
+
+
+def _rounds(store: RunStore) -> Iterator[str]:
+    yield "## Rounds"
+    yield ""
+    yield "| round | score | last learning rate | decision |"
+    yield "|---|---|---|---|"
+    for result in store.results():
+        decision, lr = store.decision(result.round), store.last_lr(result.round)
+        sentence = "" if decision is None else decision.sentence
+        rate = "" if lr is None else f"{lr:.4g}"
+        yield f"| {result.round} | {_score(result)} | {rate} | {sentence} |"
+    yield ""
+
+
+def _failures(best: EvalResult) -> Iterator[str]:
+    yield "## Known failures"
+    yield ""
+    topics = topic_scores(best.samples)
+    failing = sorted(topics.items(), key=lambda item: -item[1].num_failures / item[1].n)
+    for topic, score in failing[:5]:
+        if score.num_failures:
+            yield f"- Topic {topic}: {score.num_failures:g} of {score.n} answers wrong."
+    wrong = [sample for sample in best.samples if sample.score < 1][:NUM_FAILURES_SHOWN]
+    if not wrong:
+        yield "No question of the dev set was answered wrong."
+    for sample in wrong:
+        answer = sample.error or _flat(sample.answer or "")
+        kinds = {"truncated": sample.truncated, "malformed": sample.malformed}
+        flaws = "".join(f", {name}" for name, is_so in kinds.items() if is_so)
+        expected = _flat(" or ".join(sample.expected))
+        yield f"- {_flat(sample.question)} Expected {expected}, got {answer}{flaws}."
+    yield ""
+
+
+def _description(
+    store: RunStore, config: Mapping[str, Any], checkpoint: Checkpoint
+) -> Iterator[str]:
+    usage, data = store.usage(), store.data_manifest()
+    yield "## The run"
+    yield ""
+    yield f"- Base model {checkpoint.base_model}, renderer {checkpoint.renderer}."
+    layers = [name for name in ("attn", "mlp", "unembed") if getattr(checkpoint, f"train_{name}")]
+    yield (
+        f"- LoRA rank {checkpoint.lora_rank}, alpha {checkpoint.lora_alpha}, trained layers: "
+        f"{', '.join(layers)}."
+    )
+    for role, file in data["files"].items():
+        yield f"- {role}: {file['num_examples']} of {file['num_rows']} rows of `{file['path']}`."
+    dropped = ", ".join(f"{number} {kind}" for kind, number in data["num_dropped"].items())
+    yield f"- Dropped rows: {dropped or 'none'} (`data_manifest.json`)."
+    yield (
+        f"- {checkpoint.step} steps of {config['batch_size']} examples; learning rate "
+        f"{config['learning_rate']:g}, times {config['lr_decay']:g} after each missed threshold."
+    )
+    yield (
+        f"- Used: {usage.train_tokens:,} tokens trained, {usage.prompt_tokens:,} read and "
+        f"{usage.sampled_tokens:,} sampled in evaluations, {usage.minutes:.1f} minutes."
+    )
+
+
+def _score(one: EvalResult | TaskResult) -> str:
+    return f"{one.score:.4f} {_shown(one.interval)}".strip()
+
+
+def _shown(interval: Interval | None, *, signed: bool = False) -> str:
+    if interval is None:
+        return "unknown"
+    return (
+        f" [{interval.low:+.2f}, {interval.high:+.2f}]"
+        if signed
+        else (f"[{interval.low:.2f}, {interval.high:.2f}]")
+    )
+
+
+def _p(p_value: float | None) -> str:
+    return "" if p_value is None else f", p = {p_value:.2g}"
+
+
+def _flat(text: str) -> str:
+    """One line of a table or list: no line breaks, no cell borders, not endless."""
+    line = " ".join(text.replace("|", "/").split())
+    return line if len(line) <= 100 else line[:97] + "..."

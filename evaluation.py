@@ -1,0 +1,203 @@
+"""What is measured on a checkpoint, and when: question files, Inspect tasks and held-out losses.
+
+A task's layer follows from its name, its role from its layer: layer 3 (the application's own)
+enters the score, layer 2 (public benchmarks) only where there is no layer 3, guards and held-out
+losses never. What does not enter the score may be measured every few rounds, or only at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import inspect_eval
+import simple_eval
+from config_schema import LoadedConfig, is_inspect_task
+from data_loader import Rendering
+from eval_result import Measured, Role, task_result
+from inspect_eval import InspectTask
+from nll_eval import HeldOutFile, load_held_out, measure_held_out
+from simple_eval import QuestionTask, SamplingSettings
+
+if TYPE_CHECKING:
+    import tinker
+    from tinker_cookbook.renderers import Renderer
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """One entry of `eval_tasks`, loaded."""
+
+    name: str
+    layer: int
+    role: Role
+    every: int | Literal["end"]
+    work: QuestionTask | InspectTask | HeldOutFile
+
+    def is_due(self, round_no: int) -> bool:
+        """Whether a round measures it; the baseline also measures what guards are compared with."""
+        if self.every == "end":
+            return round_no == 0 and self.role == "guard"
+        return round_no % self.every == 0
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """What must not be trained on."""
+        if isinstance(self.work, QuestionTask):
+            return tuple(question.question for question in self.work.questions)
+        return self.work.questions
+
+    @property
+    def n(self) -> int:
+        """Questions, or held-out conversations."""
+        if isinstance(self.work, HeldOutFile):
+            return len(self.work.examples)
+        return len(self.work.questions)
+
+    @property
+    def topics(self) -> frozenset[str]:
+        if isinstance(self.work, QuestionTask):
+            return frozenset(q.topic for q in self.work.questions if q.topic is not None)
+        if isinstance(self.work, InspectTask):
+            return self.work.topics
+        return frozenset(e.topic for e in self.work.examples if e.topic is not None)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One checkpoint, ready to be measured, and what its scores depend on besides."""
+
+    client: tinker.SamplingClient
+    renderer: Renderer
+    rendering: Rendering
+    settings: SamplingSettings
+
+
+def load_eval_tasks(loaded: LoadedConfig) -> tuple[EvalTask, ...]:
+    """Load everything that rounds measure. Raises `LoopError` children saying what is missing."""
+    config = loaded.config
+    tasks = []
+    for name in config.measured_tasks:
+        role: Role = "report"
+        if name in config.gate.guards:
+            role = "guard"
+        elif name in config.scored_tasks:
+            role = "score"
+        every = config.evaluation.every.get(name, 1)
+        key = "val_file" if name == f"nll:{config.val_file}" else "eval_tasks"
+        tasks.append(EvalTask(name, config.layer_of(name), role, every, _load(loaded, key, name)))
+    return tuple(tasks)
+
+
+def load_test_tasks(loaded: LoadedConfig) -> tuple[EvalTask, ...]:
+    """Load the sealed test; all of its tasks enter its score."""
+    key = "evaluation.test_tasks"
+    return tuple(
+        EvalTask(name, loaded.config.layer_of(name), "score", "end", _load(loaded, key, name))
+        for name in loaded.config.evaluation.test_tasks
+    )
+
+
+def _load(loaded: LoadedConfig, key: str, name: str) -> QuestionTask | InspectTask | HeldOutFile:
+    if name == "simple_qa":
+        return simple_eval.load_questions(name, simple_eval.SIMPLE_QA)
+    if not is_inspect_task(name):
+        kind, _, file = name.partition(":")
+        path = loaded.find(key, file)
+        return (load_held_out if kind == "nll" else simple_eval.load_questions)(name, path)
+    spec = name
+    if ".py@" in name:
+        file, _, task = name.rpartition("@")
+        spec = f"{loaded.find(key, file)}@{task}"
+    settings = loaded.config.evaluation
+    return inspect_eval.load_inspect_task(
+        name,
+        spec,
+        args=settings.task_args.get(name, {}),
+        limit=settings.limit.get(name),
+        score_key=settings.score_key.get(name),
+        cluster_key=settings.cluster_key.get(name, "cluster"),
+    )
+
+
+def protocol_of(
+    tasks: Sequence[EvalTask],
+    settings: SamplingSettings,
+    renderer_name: str,
+    grader_model: str | None,
+) -> dict[str, Any]:
+    """Everything that changes a score; results with one protocol can be compared."""
+    return {
+        "renderer": renderer_name,
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens,
+        "num_repeats": settings.num_repeats,
+        "seed": settings.seed,
+        "grader_model": grader_model,
+        "tasks": {task.name: task.work.sha256 for task in tasks},
+    }
+
+
+async def measure(
+    tasks: Sequence[EvalTask],
+    sampler: Sampler,
+    *,
+    grader: Sampler | None,
+    run_dir: Path,
+    tags: Sequence[str],
+    metadata: Mapping[str, Any],
+) -> AsyncIterator[Measured]:
+    """Measure tasks on one checkpoint, giving out what is done as it is done.
+
+    Raises `EvalError` when one of them cannot be completed.
+    """
+    for task in tasks:
+        if isinstance(task.work, QuestionTask):
+            samples = await simple_eval.ask_questions(
+                task.work, sampler.client, sampler.renderer, sampler.settings
+            )
+            yield Measured((task_result(task.name, samples, layer=task.layer, role=task.role),))
+    for task in tasks:
+        if isinstance(task.work, HeldOutFile):
+            loss = await measure_held_out(
+                task.work,
+                sampler.client,
+                sampler.rendering,
+                sampler.renderer.tokenizer,
+                sampler.settings.concurrency,
+            )
+            yield Measured(held_out=(loss,))
+    of_inspect = [task for task in tasks if isinstance(task.work, InspectTask)]
+    if not of_inspect:
+        return
+    model, grader_model = (
+        None
+        if one is None
+        else inspect_eval.inspect_model(one.client, one.renderer, sampler.settings.seed)
+        for one in (sampler, grader)
+    )
+    assert model is not None
+    done = await inspect_eval.run_inspect(
+        [task.work for task in of_inspect if isinstance(task.work, InspectTask)],
+        model,
+        sampler.settings,
+        log_dir=run_dir / "inspect_logs",
+        tags=tags,
+        metadata=metadata,
+        grader=grader_model,
+    )
+    yield Measured(
+        tuple(
+            task_result(
+                task.name,
+                scores.samples,
+                layer=task.layer,
+                role=task.role,
+                metrics=scores.metrics,
+                log=str(scores.log.relative_to(run_dir.resolve())),
+            )
+            for task, scores in zip(of_inspect, done, strict=True)
+        )
+    )

@@ -1,0 +1,338 @@
+"""Inspect AI tasks, asked of one checkpoint through the SDK, as the same records as question files.
+
+A task is `FILE.py@TASK` or `PACKAGE/TASK`. It is loaded once, before the first step, so that what
+it lacks (a file, hub data, a sandbox, a grader) is said before anything is paid for, and its
+questions are held out of training. One `eval_async` call runs all tasks of an evaluation; its logs
+open with `inspect view`. Failed samples stay in the denominator; truncated and malformed answers
+are graded as they stand and counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from errors import ConfigError, EvalError
+from eval_result import SampleResult
+from simple_eval import SamplingSettings, refuse_failures
+
+if TYPE_CHECKING:
+    import tinker
+    from inspect_ai import Task
+    from inspect_ai.log import EvalLog, EvalSample
+    from inspect_ai.model import Model
+    from tinker_cookbook.renderers import Renderer
+
+DEFAULT_MAX_TOKENS = 1024  # where neither the settings nor the task say
+MODEL_GRADED = ("inspect_ai/model_graded_qa", "inspect_ai/model_graded_fact")
+GRADER_ROLE = "grader"
+
+
+@dataclass(frozen=True)
+class InspectTask:
+    """A loaded Inspect task. `sha256` covers its questions, targets, version and arguments."""
+
+    name: str
+    task: Task
+    sha256: str
+    questions: tuple[str, ...]
+    topics: frozenset[str]
+    score_key: str | None
+    cluster_key: str
+    uses_grader: bool
+
+
+class InspectScores(NamedTuple):
+    """What one task's log comes to."""
+
+    samples: tuple[SampleResult, ...]
+    metrics: dict[str, float]
+    log: Path
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def load_inspect_task(
+    name: str,
+    spec: str,
+    *,
+    args: Mapping[str, Any],
+    limit: int | None,
+    score_key: str | None,
+    cluster_key: str,
+) -> InspectTask:
+    """Load a task with its data. Raises `ConfigError` saying what it lacks."""
+    from inspect_ai._eval.loader import load_tasks
+    from inspect_ai._util.error import PrerequisiteError
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            loaded = load_tasks([spec], dict(args))
+    except (
+        PrerequisiteError,
+        OSError,
+        ImportError,
+        SyntaxError,
+        NameError,
+        AttributeError,
+        LookupError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        AssertionError,
+    ) as error:
+        raise ConfigError(
+            f"{name}: the Inspect task cannot be loaded: {type(error).__name__}: "
+            f"{_first_line(error)}. Check its name, its arguments in evaluation.task_args, and "
+            "that its data can be read (benchmarks of inspect_evals download theirs from the hub "
+            "the first time)."
+        ) from None
+    if len(loaded) != 1:
+        raise ConfigError(
+            f"{name}: {'no' if not loaded else 'more than one'} Inspect task of this name was "
+            "found. Name one as FILE.py@TASK or PACKAGE/TASK, for example inspect_evals/gsm8k."
+        )
+    task = loaded[0]
+    if limit is not None:
+        task.dataset = task.dataset[0:limit]
+    if len(task.dataset) == 0:
+        raise ConfigError(f"{name}: the task has no samples. Check its data and arguments.")
+    _refuse_missing_sandbox(name, task)
+    questions, topics, content = [], set(), []
+    for position, sample in enumerate(task.dataset, start=1):
+        sample.id = sample.id if sample.id is not None else position
+        question = _last_user_text(sample.input)
+        questions.append(question)
+        content.append([sample.id, question, sample.target])
+        topics.add((sample.metadata or {}).get("topic"))
+    shape = {"samples": content, "version": task.version, "args": dict(args)}
+    return InspectTask(
+        name=name,
+        task=task,
+        sha256=hashlib.sha256(json.dumps(shape, default=str).encode()).hexdigest(),
+        questions=tuple(questions),
+        topics=frozenset(topics - {None}),
+        score_key=score_key,
+        cluster_key=cluster_key,
+        uses_grader=_is_model_graded(task),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(getattr(error, "message", None) or error).strip()
+    return text.splitlines()[0] if text else "no details"
+
+
+def _refuse_missing_sandbox(name: str, task: Task) -> None:
+    sandboxes = [task.sandbox, *(sample.sandbox for sample in task.dataset)]
+    if any(one is not None and one.type == "docker" for one in sandboxes) and not shutil.which(
+        "docker"
+    ):
+        raise ConfigError(
+            f"{name}: the task runs what the model writes in a Docker sandbox, and there is no "
+            "docker command on this machine. Install Docker, or leave the task out."
+        )
+
+
+def _is_model_graded(task: Task) -> bool:
+    from inspect_ai._util.registry import is_registry_object, registry_info
+
+    return any(
+        is_registry_object(scorer) and registry_info(scorer).name in MODEL_GRADED
+        for scorer in task.scorer or []
+    )
+
+
+def _last_user_text(messages: Any) -> str:
+    if isinstance(messages, str):
+        return messages
+    texts = [message.text for message in messages if message.role == "user"]
+    return texts[-1] if texts else ""
+
+
+# --- running --------------------------------------------------------------------------------------
+
+_sequences: ContextVar[Sequence[tinker.SampledSequence]] = ContextVar("sequences")
+
+
+class _RecordingClient:
+    """A sampling client as the cookbook's bridge calls it, which remembers what came back.
+
+    The bridge reports every answer as complete; the call's own context still has the sequences.
+    """
+
+    def __init__(self, client: tinker.SamplingClient) -> None:
+        self._client = client
+
+    async def sample_async(
+        self, prompt: tinker.ModelInput, sampling_params: tinker.SamplingParams, num_samples: int
+    ) -> tinker.SampleResponse:
+        response = await self._client.sample(prompt, num_samples, sampling_params)
+        _sequences.set(response.sequences)
+        return response
+
+
+def inspect_model(client: tinker.SamplingClient, renderer: Renderer, seed: int) -> Model:
+    """An Inspect model that samples `client`, with truncated and malformed answers marked."""
+    from inspect_ai.model import GenerateConfig, Model, ModelAPI, modelapi
+    from tinker_cookbook.eval.inspect_utils import InspectAPIFromTinkerSampling
+
+    @modelapi(name="tinker")
+    class Bridge(InspectAPIFromTinkerSampling):
+        def __init__(self) -> None:
+            # Not the bridge's own: it would load a directory's tokenizer with remote code allowed.
+            ModelAPI.__init__(self, model_name="checkpoint")
+            self.sampling_client: Any = _RecordingClient(client)
+            self.renderer = renderer
+            self.verbose = False
+            self.include_reasoning = False
+            self._num_asked: Counter[str] = Counter()
+
+        async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:
+            # Repeats of a question get different seeds, the same ones in every evaluation.
+            asked = "\n".join(f"{message.role}: {message.text}" for message in input)
+            digest = hashlib.sha256(f"{seed}:{self._num_asked[asked]}:{asked}".encode()).digest()
+            self._num_asked[asked] += 1
+            config = config.model_copy(update={"seed": int.from_bytes(digest[:4]) // 2})
+            output = await super().generate(input, tools, tool_choice, config)
+            for choice, sequence in zip(output.choices, _sequences.get(), strict=True):
+                if sequence.stop_reason == "length":
+                    choice.stop_reason = "max_tokens"
+                elif not renderer.parse_response(list(sequence.tokens))[1].is_clean:
+                    output.metadata = {**(output.metadata or {}), "malformed": True}
+            return output
+
+    bridge = Bridge()  # pyright: ignore[reportCallIssue] (the decorator hides our __init__)
+    return Model(bridge, GenerateConfig(max_tokens=DEFAULT_MAX_TOKENS))
+
+
+async def run_inspect(
+    tasks: Sequence[InspectTask],
+    model: Model,
+    settings: SamplingSettings,
+    *,
+    log_dir: Path,
+    tags: Sequence[str],
+    metadata: Mapping[str, Any],
+    grader: Model | None,
+) -> list[InspectScores]:
+    """Run all tasks in one call; the scores in the order of the tasks.
+
+    Raises `EvalError` when a task ended early or more than a tenth of its samples failed.
+    """
+    from inspect_ai import eval_async
+    from inspect_ai.util._display import init_display_type
+
+    init_display_type("none")
+    options: dict[str, Any] = {"temperature": settings.temperature}
+    if settings.max_tokens is not None:
+        options["max_tokens"] = settings.max_tokens
+    with contextlib.redirect_stdout(sys.stderr):
+        logs = await eval_async(
+            [task.task for task in tasks],
+            model=model,
+            model_roles=None if grader is None else {GRADER_ROLE: grader},
+            epochs=settings.num_repeats,
+            tags=list(tags),
+            metadata=dict(metadata),
+            log_dir=str(log_dir),
+            log_level="error",
+            ctl_server=False,
+            fail_on_error=False,
+            max_tasks=len(tasks),
+            max_samples=settings.concurrency,
+            max_connections=settings.concurrency,
+            **options,
+        )
+    return [scores_of(task, log) for task, log in zip(tasks, logs, strict=True)]
+
+
+def scores_of(task: InspectTask, log: EvalLog) -> InspectScores:
+    """Read what a log measured. Raises `EvalError` where it is not a complete evaluation."""
+    samples = tuple(_sample_result(task, sample) for sample in log.samples or [])
+    refuse_failures(task.name, samples)
+    if log.status != "success" or not samples:
+        found = log.error.message if log.error is not None else f"its status is {log.status}"
+        raise EvalError(
+            f"{task.name}: Inspect did not complete the task: {found}. The log is {log.location}."
+        )
+    metrics = {
+        f"{score.name}/{name}": float(metric.value)
+        for score in (log.results.scores if log.results is not None else [])
+        for name, metric in score.metrics.items()
+        if isinstance(metric.value, int | float) and math.isfinite(metric.value)
+    }
+    return InspectScores(samples, metrics, Path(log.location.removeprefix("file://")))
+
+
+def _sample_result(task: InspectTask, sample: EvalSample) -> SampleResult:
+    metadata = sample.metadata or {}
+    choices = sample.output.choices if sample.output is not None else []
+    stop_reason = choices[0].stop_reason if choices else None
+    target = sample.target if isinstance(sample.target, list) else [sample.target]
+    usage = list((sample.model_usage or {}).values())
+    is_malformed = bool(choices) and bool((sample.output.metadata or {}).get("malformed"))
+    error = None
+    if sample.error is not None:
+        error = _first_line_of(sample.error.message)
+    elif not sample.scores:
+        error = "the scorer gave no score"
+    topic, cluster = metadata.get("topic"), metadata.get(task.cluster_key)
+    return SampleResult(
+        id=f"{task.name}/{sample.id}",
+        topic=None if topic is None else str(topic),
+        question=_last_user_text(sample.input),
+        expected=tuple(map(str, target)),
+        answer=sample.output.completion if choices else None,
+        score=0.0 if error is not None else _score(task, sample),
+        truncated=stop_reason in ("max_tokens", "model_length"),
+        malformed=is_malformed,
+        error=error,
+        repeat=sample.epoch,
+        cluster=None if cluster is None else str(cluster),
+        num_prompt_tokens=sum(one.input_tokens for one in usage),
+        num_sampled_tokens=sum(one.output_tokens for one in usage),
+    )
+
+
+def _score(task: InspectTask, sample: EvalSample) -> float:
+    from inspect_ai.scorer import value_to_float
+
+    scores = sample.scores or {}
+    by_scorer = task.score_key in scores
+    value = scores[task.score_key].value if by_scorer else next(iter(scores.values())).value  # pyright: ignore[reportArgumentType]
+    if isinstance(value, dict):
+        if task.score_key not in value:
+            raise EvalError(
+                f"{task.name}: its scorer gives several values ({', '.join(value)}). Say which "
+                f"one counts: evaluation.score_key = {{{json.dumps(task.name)}: ...}}."
+            )
+        value = value[task.score_key]
+    elif task.score_key is not None and not by_scorer:
+        raise EvalError(
+            f"{task.name}: evaluation.score_key names {task.score_key!r}, but its scores are "
+            f"{', '.join(scores)}. Name one of these, or leave it out."
+        )
+    number = value_to_float()(value)  # pyright: ignore[reportArgumentType]
+    if not 0 <= number <= 1:
+        raise EvalError(
+            f"{task.name}: sample {sample.id} has the score {number}, and a score is between 0 "
+            "and 1. Use a scorer that rates answers on that range."
+        )
+    return float(number)
+
+
+def _first_line_of(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[0] if lines else "no details"

@@ -1,0 +1,116 @@
+"""Held-out loss: conversations that are never trained on, scored by one checkpoint. Layer 1.
+
+The loss is in nats per token of what the assistant says, over all such tokens of the file; bits per
+byte divides by the bytes of the same text, so models with different tokenizers can be compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_loader import Example, Rendering, load_examples
+from errors import DataError, EvalError
+from eval_result import HeldOutLoss, HeldOutRow, held_out_loss
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tinker
+
+
+@dataclass(frozen=True)
+class HeldOutFile:
+    """A held-out file, read and checked."""
+
+    name: str
+    path: Path
+    sha256: str
+    examples: tuple[Example, ...]
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """What must not be trained on besides the conversations: the question of a single turn."""
+        turns = [[m.content for m in e.messages if m.role == "user"] for e in self.examples]
+        return tuple(users[0] for users in turns if len(users) == 1)
+
+
+def load_held_out(name: str, path: Path) -> HeldOutFile:
+    """Read a held-out file. Raises `DataError` for any row that cannot be used.
+
+    Unlike training rows these are never dropped: a loss over fewer rows than the file holds would
+    not be the loss that was asked for. Exact duplicates count once.
+    """
+    file = load_examples(path)
+    rejected = [row for row in file.dropped if row.kind == "rejected"]
+    if rejected:
+        raise DataError(
+            f"{path} line {rejected[0].line_no}: {rejected[0].reason}. Every row of a held-out "
+            f"file has to be usable, and {len(rejected)} are not; correct or remove them."
+        )
+    return HeldOutFile(name, path, file.sha256, file.examples)
+
+
+def render_held_out(file: HeldOutFile, rendering: Rendering) -> None:
+    """Render the rows. Raises `DataError` for one without an answer token."""
+    _, dropped = rendering.render_all(file.examples)
+    if dropped:
+        raise DataError(
+            f"{file.path} line {dropped[0].line_no}: {dropped[0].reason}. Raise max_seq_length, or "
+            "remove the row."
+        )
+
+
+async def measure_held_out(
+    file: HeldOutFile,
+    client: tinker.SamplingClient,
+    rendering: Rendering,
+    tokenizer: Any,
+    concurrency: int,
+) -> HeldOutLoss:
+    """Score every row with the client's weights. Raises `EvalError` when a request fails."""
+    import numpy as np
+    import tinker
+
+    slots = asyncio.Semaphore(concurrency)
+
+    async def score(example: Example) -> HeldOutRow:
+        datum = rendering[example.id].datum
+        targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
+        tokens = [*datum.model_input.to_ints(), int(targets[-1])]
+        async with slots:
+            try:
+                logprobs = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens))
+            except tinker.TinkerError as error:
+                raise EvalError(
+                    f"{file.name} line {example.line_no}: its loss could not be measured: "
+                    f"{type(error).__name__}: {error}. Resume the run to evaluate the same "
+                    "checkpoint again."
+                ) from error
+        return held_out_row(example, datum, np.array(logprobs[1:], dtype=float), tokenizer)
+
+    rows = await asyncio.gather(*(score(example) for example in file.examples))
+    num_prompt_tokens = sum(rendering[e.id].info.num_tokens + 1 for e in file.examples)
+    return held_out_loss(file.name, rows, num_prompt_tokens)
+
+
+def held_out_row(
+    example: Example, datum: tinker.Datum, logprobs_T: np.ndarray, tokenizer: Any
+) -> HeldOutRow:
+    """One conversation's loss; `logprobs_T` are its target tokens', position by position."""
+    is_loss = datum.loss_fn_inputs["weights"].to_numpy() > 0
+    targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
+    return HeldOutRow(
+        id=example.id,
+        topic=example.topic,
+        nll_sum=-float(logprobs_T[is_loss].sum()),
+        num_loss_tokens=int(is_loss.sum()),
+        num_loss_bytes=num_text_bytes(targets[is_loss].tolist(), tokenizer),
+    )
+
+
+def num_text_bytes(tokens: Sequence[int], tokenizer: Any) -> int:
+    """UTF-8 bytes of the text of tokens, markers of the chat format left out."""
+    return len(tokenizer.decode(tokens, skip_special_tokens=True).encode())

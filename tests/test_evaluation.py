@@ -1,0 +1,256 @@
+"""The loop with every kind of evaluation: Inspect tasks, held-out loss, guards, the sealed test."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inspect_ai.log import read_eval_log
+
+from nll_eval import load_held_out
+from run_store import RunStore
+from test_loop import Workspace, row
+from trainer_with_eval import main
+
+TASKS = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.scorer import includes, model_graded_qa
+from inspect_ai.solver import generate, solver
+
+
+@solver
+def crash():
+    async def solve(state, generate):
+        raise ValueError("this sample cannot be asked")
+
+    return solve
+
+
+def samples(number):
+    return MemoryDataset(
+        [
+            Sample(id=f"s{i}", input=f"Name thing {i}.", target="x", metadata={"topic": "things"})
+            for i in range(number)
+        ],
+        name="things",
+    )
+
+
+@task
+def things(number: int = 6):
+    return Task(dataset=samples(number), solver=generate(), scorer=includes())
+
+
+@task
+def crashing():
+    return Task(dataset=samples(6), solver=crash(), scorer=includes())
+
+
+@task
+def judged():
+    return Task(dataset=samples(6), solver=generate(), scorer=model_graded_qa())
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, llama_dir: Path) -> Workspace:
+    made = Workspace(tmp_path, llama_dir)
+    (tmp_path / "tasks.py").write_text(TASKS)
+    made.write_rows("val.jsonl", [row(i) for i in range(300, 305)])
+    test = [{"question": f"Which word closes line {i}?", "answer": "x"} for i in range(5)]
+    made.write_rows("test.jsonl", test)
+    return made
+
+
+def types(events: list[dict[str, Any]], *wanted: str) -> list[str]:
+    return [event["type"] for event in events if event["type"] in wanted]
+
+
+def test_all_layers_in_one_run(workspace: Workspace, capsys: pytest.CaptureFixture) -> None:
+    code = workspace.run(
+        "run",
+        "--json",
+        eval_threshold=0.0,
+        val_file="val.jsonl",
+        eval_tasks=["qa:questions.jsonl", "tasks.py@things"],
+        gate={"guards": {"tasks.py@things": 0.5}, "rule": "mean"},
+        evaluation={
+            "max_tokens": 8,
+            "every": {"tasks.py@things": "end", "nll:val.jsonl": 2},
+            "test_tasks": ["qa:test.jsonl"],
+        },
+    )
+    assert code == 0
+    outcome = json.loads(capsys.readouterr().out)
+    store = workspace.store("run")
+    baseline, last = store.result(0), store.results()[-1]
+    assert baseline is not None
+    # the guard is measured at the baseline and again, although not due, before the run may pass
+    assert baseline.names == {"qa:questions.jsonl", "tasks.py@things", "nll:val.jsonl"}
+    assert {"qa:questions.jsonl", "tasks.py@things"} <= last.names
+    assert [task.role for task in last.tasks] == ["score", "guard"]
+    assert last.n == 10  # the guard is not averaged in
+    guard = last.task("tasks.py@things")
+    assert guard is not None
+    assert guard.log is not None
+    log = read_eval_log(str(workspace.folder / "run" / guard.log))
+    assert log.samples is not None
+    ids = [f"tasks.py@things/{sample.id}" for sample in log.samples]
+    assert sorted(sample.id for sample in guard.samples) == sorted(ids)
+    assert {sample.topic for sample in guard.samples} == {"things"}
+    assert log.eval.metadata is not None
+    assert log.eval.metadata["checkpoint"] == last.checkpoint
+    # whatever the recommended checkpoint lacked was measured at the end, then the test was opened
+    best = store.result(outcome["best_round"])
+    assert best is not None
+    assert "nll:val.jsonl" in best.names
+    test = store.test_result()
+    assert test is not None
+    assert test.checkpoint == outcome["best_sampler_path"]
+    assert outcome["test_score"] == test.score
+    events = workspace.events("run")
+    assert types(events, "test_opened", "test_measured", "test_evaluated", "run_finished") == [
+        "test_opened",
+        "test_measured",
+        "test_evaluated",
+        "run_finished",
+    ]
+    assert outcome["tokens"]["sampled_tokens"] == sum(
+        e.get("num_sampled_tokens", 0) for e in events
+    )
+    report = (workspace.folder / "run" / "eval_report.md").read_text()
+    assert outcome["best_sampler_path"] in report
+    assert "sealed test, round" in report
+    assert "bits per byte" in report
+
+
+def test_held_out_loss_is_the_loss_of_an_untrained_model_and_falls_with_training(
+    workspace: Workspace,
+) -> None:
+    """The same rows held out and trained on: a random model starts near ln(vocabulary)."""
+    workspace.write_rows("val.jsonl", [row(i) for i in range(20, 24)])
+    assert workspace.run("run", val_file="val.jsonl", max_rounds=1, steps_per_round=8) == 0
+    store = workspace.store("run")
+    before, after = store.results()
+    (start,), (end,) = before.held_out, after.held_out
+    assert start.n == 4
+    assert start.perplexity == pytest.approx(math.exp(start.nll))
+    first_step = next(store.events("step"))
+    assert start.nll == pytest.approx(first_step["nll"], rel=0.1)
+    assert end.nll < start.nll
+
+
+def test_held_out_rows_are_not_trained_on(workspace: Workspace) -> None:
+    workspace.write_rows("val.jsonl", [row(0), row(100)])
+    assert workspace.run("run", val_file="val.jsonl", max_rounds=1) == 0
+    manifest = json.loads((workspace.folder / "run" / "data_manifest.json").read_text())
+    dropped = [(line["file"], line["line_no"]) for line in manifest["dropped"]]
+    assert dropped == [("train.jsonl", 1), ("pool.jsonl", 1)]
+
+
+def test_a_held_out_file_with_a_bad_row_is_refused(workspace: Workspace) -> None:
+    workspace.write_rows("val.jsonl", [row(0), {"instruction": "no output"}])
+    with pytest.raises(Exception, match=r"val\.jsonl line 2: expected"):
+        load_held_out("nll:val.jsonl", workspace.folder / "val.jsonl")
+
+
+def test_a_task_whose_samples_crash_ends_the_round_as_eval_failed(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    changes = {"eval_tasks": ["qa:questions.jsonl", "tasks.py@crashing"]}
+    assert workspace.run("run", **changes) == 1
+    assert "tasks.py@crashing: 6 of 6 samples failed" in capsys.readouterr().err
+    assert workspace.events("run")[-1]["type"] == "eval_failed"
+    # the run directory is usable, and what was measured is not measured again
+    assert main(["--resume", str(workspace.folder / "run")]) == 1
+    measured = [event["tasks"] for event in workspace.events("run") if event["type"] == "measured"]
+    assert measured == [["qa:questions.jsonl"]]
+
+
+def test_truncated_answers_never_pass(workspace: Workspace, capsys: pytest.CaptureFixture) -> None:
+    changes = {
+        "eval_tasks": ["tasks.py@things"],
+        "eval_threshold": 0.0,
+        "max_rounds": 1,
+        "learning_rate": 1e-6,
+        "evaluation": {"max_tokens": 1},
+    }
+    assert workspace.run("run", "--gate", **changes) == 3
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Target not met: 0.5000 >= 0, but 6 of 6 answers were truncated")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"eval_tasks": ["tasks.py@judged"]}, "evaluation.grader_model is not set"),
+        ({"eval_tasks": ["tasks.py@nothing"]}, "tasks.py@nothing: the Inspect task cannot"),
+        ({"eval_tasks": ["inspect_evals/no_such_task"]}, "no Inspect task of this name"),
+        (
+            {"evaluation": {"test_tasks": ["qa:questions2.jsonl"]}},
+            "so the test is not sealed",
+        ),
+    ],
+)
+def test_what_a_task_lacks_is_said_before_the_first_step(
+    workspace: Workspace, capsys: pytest.CaptureFixture, changes: dict[str, Any], part: str
+) -> None:
+    again = {"question": "which word stands at place 3", "answer": "x"}
+    workspace.write_rows("questions2.jsonl", [again])
+    assert workspace.run("run", **changes) == 2
+    assert part in capsys.readouterr().err
+    assert not (workspace.folder / "run").exists()
+
+
+def test_a_run_whose_test_was_opened_is_not_trained_further(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    assert workspace.run("run", evaluation={"test_tasks": ["qa:test.jsonl"]}, max_rounds=1) == 0
+    events = len(workspace.events("run"))
+    resume = ["--resume", str(workspace.folder / "run")]
+    assert main([*resume, "--set", "max_rounds=2"]) == 2
+    assert "the sealed test of this run has been opened" in capsys.readouterr().err
+    later = workspace.events("run")[events:]
+    assert not types(later, "step", "test_opened", "decided")
+    assert RunStore.open(workspace.folder / "run").test_result() is not None
+
+
+def test_a_token_budget_ends_the_run_and_can_be_raised(workspace: Workspace) -> None:
+    assert workspace.run("run", budget={"tokens": 1000}, max_rounds=3) == 0
+    store = workspace.store("run")
+    decision = store.decision(1)
+    assert decision is not None
+    assert decision.action == "stop_budget"
+    assert "of budget.tokens 1,000 used" in decision.sentence
+    resume = ["--resume", str(workspace.folder / "run")]
+    assert main([*resume, "--set", 'budget={"tokens": 1000000}']) == 0
+    assert workspace.store("run").scores().keys() == {0, 1, 2, 3}
+
+
+def test_a_rollback_goes_on_from_the_best_rounds_weights(workspace: Workspace) -> None:
+    """Round 1 teaches the answer x, the pool unlearns it; round 3 starts from round 1 again."""
+    taught = [{"instruction": f"Which word stands at spot {i}?", "output": "x"} for i in range(12)]
+    spoilt = [{"instruction": f"Which word stands at spot {i}?", "output": "q"} for i in range(99)]
+    questions = [{"question": f"Which word stands at place {i}?", "answer": "x"} for i in range(12)]
+    questions[0]["answer"] = "unanswerable"  # so that round 1 is good and does not pass
+    workspace.write_rows("train.jsonl", taught)
+    workspace.write_rows("pool.jsonl", spoilt)
+    workspace.write_rows("questions.jsonl", questions)
+    mining = {"pool_file": "pool.jsonl", "replay_share": 0.0}
+    changes = {"max_rounds": 3, "steps_per_round": 40, "lr_decay": 1.0, "mining": mining}
+    assert workspace.run("run", **changes, learning_rate=0.005) == 0
+    store = workspace.store("run")
+    assert store.scores()[1] > 0.3 > store.scores()[2]
+    decision = store.decision(2)
+    assert decision is not None
+    assert (decision.action, decision.best_round) == ("rollback", 1)
+    assert "Back to round 1" in decision.sentence
+    steps = list(store.events("step"))
+    assert [event["step"] for event in steps] == list(range(120))  # the counter goes on
+    first_of_2, last_of_2, first_of_3 = (steps[i]["loss"] for i in (40, 79, 80))
+    assert first_of_3 == pytest.approx(first_of_2, rel=0.2)
+    assert first_of_3 > 3 * last_of_2
