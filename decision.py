@@ -91,7 +91,8 @@ def decide(earlier: Sequence[EvalResult], result: EvalResult, spent: Spent, gate
     best = best_round(history, gate)
     verdict = judge(result, history[0], gate)
     if result.round == 0:
-        already = verdict.passed and gate.rule != "paired"
+        # Truncated answers only warn here: nothing is stopped or recommended by a baseline.
+        already = gate.rule != "paired" and _apply_rule(result, result, gate).passed
         sentence = f"Baseline {result.score:.4f} (n={result.n})" + (
             f": the untouched model meets the threshold already ({verdict.numbers}). Training all "
             "the same."
