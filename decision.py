@@ -104,7 +104,7 @@ def decide(earlier: Sequence[EvalResult], result: EvalResult, spent: Spent, gate
     if verdict.passed:
         sentence = f"Target met: {verdict.numbers}. Stopping."
         return Decision(result.round, "stop_passed", sentence, 1.0, best, missed - 1)
-    why_not = verdict.numbers if verdict.objection is None else f"{verdict.objection}"
+    why_not = verdict.numbers if verdict.objection is None else verdict.objection
     end = _end(history, spent, gate)
     if end is not None:
         sentence = f"Target not met: {why_not} {end.reason}. Stopping."
@@ -185,23 +185,21 @@ def broken_guard(result: EvalResult, baseline: EvalResult, gate: Gate) -> str | 
 
 
 def _too_many_flaws(result: EvalResult) -> str | None:
-    num_flawed = result.num_truncated + result.num_malformed
-    if num_flawed <= MAX_FLAWED_SHARE * result.num_samples:
+    if result.num_flawed <= MAX_FLAWED_SHARE * result.num_samples:
         return None
     return (
-        f"{num_flawed} of {result.num_samples} answers were truncated or malformed, and a round "
-        f"with more than {MAX_FLAWED_SHARE:.0%} never passes; raise evaluation.max_tokens or look "
-        "at the answers"
+        f"{result.num_flawed} of {result.num_samples} answers were truncated or malformed, and "
+        f"a round with more than {MAX_FLAWED_SHARE:.0%} never passes; raise evaluation.max_tokens "
+        "or look at the answers"
     )
 
 
 def flaw_warning(result: EvalResult) -> str | None:
     """A sentence where so many answers are truncated or malformed that the score may mislead."""
-    num_flawed = result.num_truncated + result.num_malformed
-    if num_flawed <= WARN_FLAWED_SHARE * result.num_samples:
+    if result.num_flawed <= WARN_FLAWED_SHARE * result.num_samples:
         return None
     return (
-        f"warning: {num_flawed} of {result.num_samples} answers were truncated or malformed "
+        f"warning: {result.num_flawed} of {result.num_samples} answers were truncated or malformed "
         f"(graded as they stand); with more than {MAX_FLAWED_SHARE:.0%} a round cannot pass"
     )
 

@@ -136,6 +136,10 @@ class EvalResult:
     held_out: tuple[HeldOutLoss, ...]
 
     @property
+    def num_flawed(self) -> int:
+        return self.num_truncated + self.num_malformed
+
+    @property
     def scored_tasks(self) -> tuple[TaskResult, ...]:
         return tuple(task for task in self.tasks if task.role == "score")
 

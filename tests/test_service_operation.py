@@ -171,21 +171,24 @@ def test_closing_refuses_what_is_queued_and_says_so(llama_dir: Path, tmp_path: P
     service = local_tinker.start([("llama", str(llama_dir))])
 
     async def body() -> list[str]:
+        page = httpx.AsyncClient()
         client = tinker.ServiceClient(
             base_url=service.base_url, api_key=service.open_folder(tmp_path)
         )
         run = await new_run(client)
-        pending = [
-            asyncio.ensure_future(_outcome(run.forward(DATA * 50, "cross_entropy")))
-            for _ in range(40)
-        ]
-        await pending[0]
+        long = [datum([5 + i % 90 for i in range(400)])] * 400
+        futures = [run.forward(long, "cross_entropy")]
+        futures += [run.forward(DATA, "cross_entropy") for _ in range(20)]
+        pending = [asyncio.ensure_future(_outcome(future)) for future in futures]
+        # A request that is still on its way when the service has gone is retried for minutes.
+        while "21 training requests" not in (await page.get(f"{service.base_url}/")).text:
+            await asyncio.sleep(0.01)
         await asyncio.to_thread(service.close)
         return [await task for task in pending]
 
-    outcomes = asyncio.run(asyncio.wait_for(body(), 60))
-    assert outcomes[0] == "done"
-    assert any("the service is shutting down" in outcome for outcome in outcomes)
+    first, *queued = asyncio.run(asyncio.wait_for(body(), 60))
+    assert first == "done"
+    assert all("the service is shutting down" in outcome for outcome in queued)
 
 
 async def _outcome(future: Any) -> str:
