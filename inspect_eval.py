@@ -9,14 +9,17 @@ are graded as they stand and counted.
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import difflib
 import hashlib
+import inspect
 import json
 import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,36 +77,18 @@ def load_inspect_task(
 ) -> InspectTask:
     """Load a task with its data. Raises `ConfigError` saying what it lacks."""
     from inspect_ai._eval.loader import load_tasks
-    from inspect_ai._util.error import PrerequisiteError
 
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-            loaded = load_tasks([spec], dict(args))
-    except (
-        PrerequisiteError,
-        OSError,
-        ImportError,
-        SyntaxError,
-        NameError,
-        AttributeError,
-        LookupError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        AssertionError,
-    ) as error:
-        raise ConfigError(
-            f"{name}: the Inspect task cannot be loaded: {type(error).__name__}: "
-            f"{_first_line(error)}. Check its name, its arguments in evaluation.task_args, and "
-            "that its data can be read (benchmarks of inspect_evals download theirs from the hub "
-            "the first time)."
-        ) from None
+    if ".py@" in spec:
+        _refuse_absent_task(name, *spec.rsplit("@", 1))
+    with _explaining(name), contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+        loaded = load_tasks([spec], dict(args))
     if len(loaded) != 1:
         raise ConfigError(
             f"{name}: {'no' if not loaded else 'more than one'} Inspect task of this name was "
             "found. Name one as FILE.py@TASK or PACKAGE/TASK, for example inspect_evals/gsm8k."
         )
     task = loaded[0]
+    _refuse_unknown_arguments(name, task, args)
     if limit is not None:
         task.dataset = task.dataset[0:limit]
     if len(task.dataset) == 0:
@@ -127,6 +112,57 @@ def load_inspect_task(
         cluster_key=cluster_key,
         uses_grader=_is_model_graded(task),
     )
+
+
+@contextlib.contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """Name the task that cannot be loaded, whatever its code raised."""
+    try:
+        yield
+    except Exception as error:  # a task is anybody's code, and may raise anything
+        raise ConfigError(
+            f"{name}: the Inspect task cannot be loaded: {type(error).__name__}: "
+            f"{_first_line(error)}. Check its name, its arguments in evaluation.task_args, and "
+            "that its data can be read (benchmarks of inspect_evals download theirs from the hub "
+            "the first time)."
+        ) from error
+
+
+def _refuse_absent_task(name: str, file: str, task_name: str) -> None:
+    """Raise `ConfigError` for a file that does not hold the task.
+
+    Inspect would pass over such a file, and take a task of that name from any other one.
+    """
+    from inspect_ai._util.decorator import parse_decorators
+
+    with _explaining(name):
+        tree = ast.parse(Path(file).read_bytes(), filename=file)
+        held = [found for found, _ in parse_decorators(Path(file), "task")]
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    imported = {alias.asname or alias.name for node in imports for alias in node.names}
+    if task_name not in imported.union(held):
+        tasks = f"its tasks are {', '.join(held)}" if held else "it has no function under @task"
+        raise ConfigError(f"{name}: there is no task {task_name!r} in {file}; {tasks}.")
+
+
+def _refuse_unknown_arguments(name: str, task: Task, args: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an argument that the task does not take; Inspect would only warn."""
+    from inspect_ai._util.registry import registry_info, registry_lookup
+
+    made_by = registry_lookup("task", registry_info(task).name)
+    assert callable(made_by), "a loaded task has its function in Inspect's registry"
+    parameters = inspect.signature(made_by).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    unknown = [key for key in args if key not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}."
+        raise ConfigError(
+            f"{name}: evaluation.task_args gives the argument {unknown[0]!r}, which the task does "
+            f"not take; {hint}"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -30,7 +30,9 @@ from tinker_cookbook.supervised.data import conversation_to_datum
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 import local_tinker
+from config_schema import load_and_validate_config
 from conftest import REPO
+from data_loader import resolve_renderer_name
 from evals import arithmetic, calibration, domain_qa, instruction_following, refusal
 from evals.calibration import Forecast
 from simple_eval import GRADERS, grade_numeric, load_questions
@@ -541,33 +543,6 @@ def test_all_tasks_run_and_score_what_the_model_said(
 
 # --- examples --------------------------------------------------------------------------------
 
-TOP_LEVEL_KEYS = {
-    "base_model",
-    "renderer_name",
-    "train_file",
-    "val_file",
-    "eval_tasks",
-    "learning_rate",
-    "lr_decay",
-    "batch_size",
-    "steps_per_round",
-    "max_rounds",
-    "eval_threshold",
-    "lora_rank",
-    "evaluation",
-    "gate",
-}
-EVALUATION_KEYS = {
-    "every",
-    "task_args",
-    "limit",
-    "score_key",
-    "grader_model",
-    "test_tasks",
-    "max_tokens",
-}
-GATE_KEYS = {"rule", "alpha", "margin", "patience", "guards"}
-
 
 def file_of(task: str) -> Path | None:
     """The file that a task name holds, if any."""
@@ -577,28 +552,17 @@ def file_of(task: str) -> Path | None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_name_known_settings_and_existing_files(path: Path) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    evaluation, gate = config["evaluation"], config["gate"]
-    assert set(config) <= TOP_LEVEL_KEYS
-    assert set(evaluation) <= EVALUATION_KEYS
-    assert set(gate) <= GATE_KEYS
-    tasks = [*config["eval_tasks"], *evaluation.get("test_tasks", [])]
-    assert len(set(tasks)) == len(tasks)
-    files = [file for task in tasks if (file := file_of(task))]
-    files += [Path(config[key]) for key in ("train_file", "val_file") if key in config]
-    for file in files:
+def test_examples_are_valid_and_ask_at_all_three_layers(path: Path) -> None:
+    config = load_and_validate_config(path).config
+    tasks = [*config.measured_tasks, *config.evaluation.test_tasks]
+    for file in [Path(config.train_file), *filter(None, map(file_of, tasks))]:
         assert (path.parent / file).is_file(), file
-    for group in ("every", "task_args", "limit", "score_key"):
-        assert set(evaluation.get(group, {})) <= set(tasks), group
-    assert set(gate.get("guards", {})) <= set(config["eval_tasks"])
-    # Layer 1, layer 2 and layer 3.
-    assert any(task.startswith("nll:") for task in tasks) or "val_file" in config
-    assert any(task.startswith("inspect_evals/") for task in tasks)
-    assert any(task.startswith("../evals/") for task in config["eval_tasks"])
-    assert set(evaluation["every"]) >= {t for t in tasks if t.startswith("inspect_evals/")} - set(
-        evaluation.get("test_tasks", [])
-    )
+    assert {config.layer_of(task) for task in tasks} == {1, 2, 3}
+    assert all(config.layer_of(task) == 3 for task in config.scored_tasks)
+    benchmarks = {task for task in config.eval_tasks if config.layer_of(task) == 2}
+    assert benchmarks <= set(config.evaluation.every)
+    if (grader := config.evaluation.grader_model) is not None:
+        assert resolve_renderer_name(None, grader)  # a model that Tinker's cookbook knows
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -206,19 +206,14 @@ def test_a_model_graded_task_is_known_as_one(tasks_file: Path) -> None:
     ("spec", "args", "part"),
     [
         ("missing.py@things", {}, "missing.py"),
-        ("tasks.py@nothing", {}, "'nothing' not found"),
+        ("tasks.py@nothing", {}, "its tasks are things, crashing, several, outside, judged, empty"),
         ("no_such_package/nothing", {}, "no_such_package"),
         ("tasks.py@empty", {}, "no samples"),
         ("raising.py@things", {}, "the hub is down"),
         ("lacking.py@things", {}, "no_such_module"),
-        pytest.param(
-            *("tasks.py@things", {"colour": "red"}, "colour"),
-            marks=pytest.mark.xfail(strict=True, reason="Inspect only warns"),
-        ),
-        pytest.param(
-            *("gated.py@things", {}, "ask for access"),
-            marks=pytest.mark.xfail(strict=True, reason="a plain Exception is not caught"),
-        ),
+        ("gated.py@things", {}, "Exception: ask for access"),
+        ("tasks.py@things", {"colour": "red"}, "'colour', which the task does not take; it takes"),
+        ("tasks.py@things", {"numbr": 3}, "did you mean number?"),
     ],
 )
 def test_a_task_that_cannot_be_loaded_is_named_with_the_reason(
@@ -236,15 +231,34 @@ def test_a_task_that_cannot_be_loaded_is_named_with_the_reason(
     assert part in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="Inspect looks in what other files have registered")
-@pytest.mark.parametrize("text", ["@task\ndef other(:\n", "from inspect_ai import Task\n"])
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("@task\ndef other(:\n", "SyntaxError: "),
+        ("from inspect_ai import Task\n", "it has no function under @task"),
+        ("from inspect_ai import task\n\n\n@task\ndef other(): ...\n", "its tasks are other"),
+    ],
+)
 def test_a_task_is_never_taken_from_another_file(
-    tasks_file: Path, tmp_path: Path, text: str
+    tasks_file: Path, tmp_path: Path, text: str, part: str
 ) -> None:
     load(tasks_file)
     (tmp_path / "others.py").write_text(text)
-    with pytest.raises(ConfigError, match=r"others\.py"):
+    with pytest.raises(ConfigError, match=r"others\.py") as caught:
         load(tmp_path / "others.py")
+    assert part in str(caught.value)
+
+
+def test_a_task_may_be_imported_and_two_files_may_have_tasks_of_one_name(
+    tasks_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "my_library.py").write_text(TASKS.replace("Name", "Find"))
+    (tmp_path / "own.py").write_text(
+        "from inspect_ai import Task, task\nfrom my_library import samples, things\n\n\n"
+        "@task\ndef other():\n    return Task(dataset=samples(1))\n"
+    )
+    (mine, theirs) = load(tmp_path / "own.py", "things"), load(tasks_file, "things")
+    assert (mine.questions[0], theirs.questions[0]) == ("Find thing 0.", "Name thing 0.")
 
 
 # --- running --------------------------------------------------------------------------------------
