@@ -188,7 +188,7 @@ def test_truncated_answers_never_pass(workspace: Workspace, capsys: pytest.Captu
     ("changes", "part"),
     [
         ({"eval_tasks": ["tasks.py@judged"]}, "evaluation.grader_model is not set"),
-        ({"eval_tasks": ["tasks.py@nothing"]}, "tasks.py@nothing: the Inspect task cannot"),
+        ({"eval_tasks": ["tasks.py@nothing"]}, "tasks.py@nothing: there is no task 'nothing' in"),
         ({"eval_tasks": ["inspect_evals/no_such_task"]}, "no Inspect task of this name"),
         (
             {"evaluation": {"test_tasks": ["qa:questions2.jsonl"]}},
