@@ -77,6 +77,12 @@ class EvaluationSettings(Settings):
             "enter the score"
         ),
     )
+    held_out_every_steps: Positive | None = Field(
+        default=None,
+        description=(
+            "inside a round, measure held-out losses every so many steps too; null: only after it"
+        ),
+    )
     layers: dict[str, Literal[2, 3]] = Field(
         default={},
         description=(
@@ -329,6 +335,11 @@ class TrainingConfig(Settings):
                     f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
                     "questions that no round is decided by."
                 )
+        if self.evaluation.held_out_every_steps is not None and not self.held_out_tasks:
+            raise ValueError(
+                "evaluation.held_out_every_steps is set, but there is no held-out file to measure. "
+                "Set val_file, or add an nll: task to eval_tasks."
+            )
         self._check_maps()
         self._check_roles()
         self._check_budget()

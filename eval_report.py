@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from decision import Decision, Gate, broken_guard, flaw_warning
+from diagnosis import last_quarter
 from eval_result import (
     LEVEL,
     EvalResult,
@@ -77,9 +78,9 @@ def _recommendation(
             yield f"- Benchmark {task.name}: {change.mean:+.4f} on the baseline, {verdict}."
     if (flaws := flaw_warning(best)) is not None:
         yield f"- {flaws[0].upper()}{flaws[1:]}."
-    training = store.training_nll(best.round)
+    training = last_quarter(store.losses(best.round)[best.round])
     for loss in best.held_out:
-        if training is not None and loss.nll > GAP_FACTOR * training:
+        if loss.nll > GAP_FACTOR * training:
             yield (
                 f"- Warning: the held-out loss {loss.nll:.4f} of {loss.name} is far above the "
                 f"training loss {training:.4f} of the round's last steps: signs of overfitting."
@@ -134,13 +135,14 @@ def _tasks(best: EvalResult, baseline: EvalResult) -> Iterator[str]:
 def _rounds(store: RunStore) -> Iterator[str]:
     yield "## Rounds"
     yield ""
-    yield "| round | score | last learning rate | decision |"
-    yield "|---|---|---|---|"
+    yield "| round | score | last learning rate | decision | diagnosis |"
+    yield "|---|---|---|---|---|"
     for result in store.results():
         decision, lr = store.decision(result.round), store.last_lr(result.round)
         sentence = "" if decision is None else decision.sentence
         rate = "" if lr is None else f"{lr:.4g}"
-        yield f"| {result.round} | {_score(result)} | {rate} | {sentence} |"
+        diagnosis = store.diagnosis(result.round) or ""
+        yield f"| {result.round} | {_score(result)} | {rate} | {sentence} | {diagnosis} |"
     yield ""
 
 

@@ -7,6 +7,7 @@ byte divides by the bytes of the same text, so models with different tokenizers 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,29 @@ async def measure_held_out(
 
     rows = await asyncio.gather(*(score(example) for example in file.examples))
     num_prompt_tokens = sum(rendering[e.id].info.num_tokens + 1 for e in file.examples)
+    loss = held_out_loss(file.name, rows, num_prompt_tokens)
+    if not math.isfinite(loss.nll):
+        raise EvalError(
+            f"{file.name}: the loss of this checkpoint is {loss.nll}, so its weights are of no "
+            "use. Start again with a lower learning_rate."
+        )
+    return loss
+
+
+def held_out_datums(file: HeldOutFile, rendering: Rendering) -> list[tinker.Datum]:
+    """The rows as a training client takes them, for a loss in the middle of a round."""
+    return [rendering[example.id].datum for example in file.examples]
+
+
+def held_out_of_output(
+    file: HeldOutFile, output: tinker.ForwardBackwardOutput, rendering: Rendering, tokenizer: Any
+) -> HeldOutLoss:
+    """The loss that a training client's forward pass over `held_out_datums` gave."""
+    rows = [
+        held_out_row(example, rendering[example.id].datum, made["logprobs"].to_numpy(), tokenizer)
+        for example, made in zip(file.examples, output.loss_fn_outputs, strict=True)
+    ]
+    num_prompt_tokens = sum(rendering[e.id].info.num_tokens for e in file.examples)
     return held_out_loss(file.name, rows, num_prompt_tokens)
 
 

@@ -30,8 +30,9 @@ from typing import IO, Any, NamedTuple
 
 from data_selector import Selection
 from decision import Decision
+from diagnosis import HeldOutPoint
 from errors import RunStoreError
-from eval_result import EvalResult, Measured
+from eval_result import EvalResult, HeldOutLoss, Measured
 
 LEDGER = "ledger.jsonl"
 CONFIG = "config.resolved.json"
@@ -280,6 +281,23 @@ class RunStore:
         fields = {k: v for k, v in asdict(decision).items() if k != "round"}
         self.append("decided", round=decision.round, step=step, **fields)
 
+    def record_held_out(self, round_no: int, loss: HeldOutLoss, step: int) -> None:
+        """A held-out loss inside a round, after `step` steps."""
+        self.append(
+            "held_out",
+            round=round_no,
+            step=step,
+            task=loss.name,
+            nll=loss.nll,
+            stderr=loss.stderr,
+            perplexity=loss.perplexity,
+            bits_per_byte=loss.bits_per_byte,
+            num_prompt_tokens=loss.num_prompt_tokens,
+        )
+
+    def record_diagnosis(self, round_no: int, sentence: str) -> None:
+        self.append("diagnosed", round=round_no, sentence=sentence)
+
     def record_selection(self, selection: Selection, step: int) -> None:
         name = f"selections/round_{selection.round:02d}.json"
         self.write_json(name, selection.to_json())
@@ -370,11 +388,25 @@ class RunStore:
         event = self._last("step", round_no)
         return None if event is None else event["lr"]
 
-    def training_nll(self, round_no: int) -> float | None:
-        """Mean loss per token over the last quarter of a round's steps."""
-        losses = [event["nll"] for event in self.events("step") if event["round"] == round_no]
-        last = losses[-max(1, len(losses) // 4) :]
-        return sum(last) / len(last) if last else None
+    def losses(self, until_round: int) -> dict[int, list[float]]:
+        """Training loss per token of each step, by round."""
+        losses: dict[int, list[float]] = {}
+        for event in self.events("step"):
+            if event["round"] <= until_round:
+                losses.setdefault(event["round"], []).append(event["nll"])
+        return losses
+
+    def held_out_points(self, round_no: int) -> list[HeldOutPoint]:
+        """The held-out losses measured inside a round."""
+        return [
+            HeldOutPoint(event["task"], event["step"], event["nll"])
+            for event in self.events("held_out")
+            if event["round"] == round_no
+        ]
+
+    def diagnosis(self, round_no: int) -> str | None:
+        event = self._last("diagnosed", round_no)
+        return None if event is None else event["sentence"]
 
     def data_manifest(self) -> dict[str, Any]:
         return self._read_json(MANIFEST)

@@ -46,10 +46,11 @@ if TYPE_CHECKING:
 
     from data_selector import Selection
     from decision import Decision, Spent
-    from eval_result import EvalResult, TaskResult
+    from eval_result import EvalResult, HeldOutLoss, TaskResult
     from evalops_client import EvalOpsClient
     from evaluation import EvalTask, Sampler
     from local_tinker import Service
+    from nll_eval import HeldOutFile
     from plan import Plan, ServiceChoice
     from run_store import Batch, Checkpoint, RunStore
 
@@ -82,7 +83,7 @@ async def run_rounds(run: Run) -> Decision:
         if decision is None or decision.action in EXTENDABLE:
             decision, result = await decide_and_record(run, result, checkpoint)
         # --- report --------------------------------------------------------------------------
-        run.progress.round_line(result, decision)
+        run.progress.round_line(result, decision, diagnose_and_record(run, result))
         await post_to_evalops(run, result, decision, checkpoint)
         if decision.stops:
             await complete_evidence(run, decision)
@@ -135,7 +136,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     end_step = first_step + len(batches)
     next_step = start.step if start is not None and start.round == round_no else first_step
 
-    in_flight: deque[StepInFlight | SaveInFlight] = deque()
+    in_flight: deque[InFlight] = deque()
     run.is_training = True
     try:
         for step in range(next_step, end_step):
@@ -147,6 +148,8 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
             lr = run.plan.schedule.lr(step, decision.num_missed_gates)
             in_flight.append(submit_step(run, client, step, batches[step - first_step], lr))
             is_round_end = step + 1 == end_step
+            if not is_round_end and is_held_out_due(config, step + 1):
+                in_flight += submit_held_out(run, client, step + 1)
             if is_round_end or is_checkpoint_due(config, step + 1):
                 in_flight.append(submit_save(client, round_no, step + 1, is_round_end))
             num_left = 0 if is_round_end else MAX_STEPS_IN_FLIGHT
@@ -239,6 +242,26 @@ async def decide_and_record(
         return recorded, result
     store.record_decision(decision, step)
     return decision, result
+
+
+def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
+    """Say once what a trained round's curves show; None for the baseline, which has none."""
+    from diagnosis import Curves, diagnose
+
+    store, round_no = run.store, result.round
+    if round_no == 0:
+        return None
+    if (recorded := store.diagnosis(round_no)) is not None:
+        return recorded
+    lr = store.last_lr(round_no)
+    assert lr is not None, "a trained round has steps"
+    curves = Curves(
+        store.losses(round_no), store.held_out_points(round_no), lr, run.plan.config.lora_rank
+    )
+    earlier = [one for one in store.results() if one.round < round_no]
+    sentence = diagnose(curves, earlier, result)
+    store.record_diagnosis(round_no, sentence)
+    return sentence
 
 
 def spent(run: Run, step: int) -> Spent:
@@ -339,12 +362,23 @@ class StepInFlight(NamedTuple):
     optim_step: Any
 
 
+class HeldOutInFlight(NamedTuple):
+    """A submitted forward pass over a held-out file, behind the steps before it."""
+
+    step: int
+    file: HeldOutFile
+    forward: Any
+
+
 class SaveInFlight(NamedTuple):
     """Submitted saves. They queue behind the steps before them, so the pipeline need not drain."""
 
     step: int
     state: Any
     sampler: Any | None
+
+
+InFlight = StepInFlight | HeldOutInFlight | SaveInFlight
 
 
 def submit_step(
@@ -377,6 +411,26 @@ def is_checkpoint_due(config: TrainingConfig, num_steps: int) -> bool:
     return every is not None and num_steps % every == 0
 
 
+def is_held_out_due(config: TrainingConfig, num_steps: int) -> bool:
+    every = config.evaluation.held_out_every_steps
+    return every is not None and num_steps % every == 0
+
+
+def submit_held_out(run: Run, client: tinker.TrainingClient, step: int) -> list[HeldOutInFlight]:
+    """Submit a forward pass over each held-out file; it sees the weights after `step` steps."""
+    from nll_eval import HeldOutFile, held_out_datums
+
+    return [
+        HeldOutInFlight(
+            step,
+            task.work,
+            client.forward(held_out_datums(task.work, run.plan.rendering), "cross_entropy"),
+        )
+        for task in run.plan.tasks
+        if isinstance(task.work, HeldOutFile)
+    ]
+
+
 def submit_save(
     client: tinker.TrainingClient, round_no: int, step: int, is_round_end: bool
 ) -> SaveInFlight:
@@ -386,18 +440,22 @@ def submit_save(
     return SaveInFlight(step, client.save_state(name), client.save_weights_for_sampler(name))
 
 
-async def finish_all(
-    run: Run, round_no: int, in_flight: deque[StepInFlight | SaveInFlight], num_left: int
-) -> None:
+async def finish_all(run: Run, round_no: int, in_flight: deque[InFlight], num_left: int) -> None:
     """Await and record the oldest of what is in flight until `num_left` are."""
     while len(in_flight) > num_left:
         await finish(run, round_no, in_flight.popleft())
 
 
-async def finish(run: Run, round_no: int, pending: StepInFlight | SaveInFlight) -> None:
-    """Await and record one submitted step or save. Raises `TrainingError` for a bad step."""
+async def finish(run: Run, round_no: int, pending: InFlight) -> None:
+    """Await and record one submitted step, measurement or save.
+
+    Raises `TrainingError` for a bad step.
+    """
     if isinstance(pending, SaveInFlight):
         await finish_save(run, round_no, pending)
+        return
+    if isinstance(pending, HeldOutInFlight):
+        await finish_held_out(run, round_no, pending)
         return
     import tinker
 
@@ -435,6 +493,20 @@ async def finish(run: Run, round_no: int, pending: StepInFlight | SaveInFlight) 
     run.progress.step_line(round_no, batch, loss)
 
 
+async def finish_held_out(run: Run, round_no: int, pending: HeldOutInFlight) -> None:
+    from nll_eval import held_out_of_output
+
+    rendering, tokenizer = run.plan.rendering, run.plan.renderer.tokenizer
+    loss = held_out_of_output(pending.file, await pending.forward, rendering, tokenizer)
+    if not math.isfinite(loss.nll):
+        raise TrainingError(
+            f"round {round_no}: after {pending.step} steps the loss on {loss.name} is {loss.nll}. "
+            "The run stops here, and weights saved from now on are not used. Lower learning_rate."
+        )
+    run.store.record_held_out(round_no, loss, pending.step)
+    run.progress.line(f"round {round_no}, after {pending.step} steps: {_loss_text(loss)}")
+
+
 async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
     from hyperparam_utils import LORA_ALPHA
     from run_store import Checkpoint
@@ -460,9 +532,7 @@ async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
     )
 
 
-async def discard_saves(
-    run: Run, round_no: int, in_flight: deque[StepInFlight | SaveInFlight]
-) -> None:
+async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> None:
     """Mark saves that queue behind a bad step as unusable, and delete them."""
     import tinker
 
@@ -555,7 +625,7 @@ class Progress:
             f"round {selection.round}: {shares} examples" + (f"; most from {most}" if most else "")
         )
 
-    def round_line(self, result: EvalResult, decision: Decision) -> None:
+    def round_line(self, result: EvalResult, decision: Decision, diagnosis: str | None) -> None:
         from decision import flaw_warning
 
         if self._verbose:
@@ -571,10 +641,9 @@ class Progress:
             for task in result.tasks:
                 self.line(f"  {task.name}: {_score_text(task)}{ROLE_NAMES[task.role]}")
         for loss in result.held_out:
-            self.line(
-                f"  {loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}, "
-                f"{loss.bits_per_byte:.4f} bits per byte, n={loss.n}"
-            )
+            self.line(f"  {_loss_text(loss)}, n={loss.n}")
+        if diagnosis is not None:
+            self.line(f"  {diagnosis}")
         if (warning := flaw_warning(result)) is not None:
             self.line(warning)
         if not decision.stops:
@@ -593,6 +662,13 @@ def _score_text(result: EvalResult | TaskResult) -> str:
     interval = result.interval
     shown = "" if interval is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
     return f"{result.score:.4f}{shown}, n={result.n}"
+
+
+def _loss_text(loss: HeldOutLoss) -> str:
+    return (
+        f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}, "
+        f"{loss.bits_per_byte:.4f} bits per byte"
+    )
 
 
 def _one_line(text: str) -> str:

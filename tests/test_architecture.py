@@ -14,7 +14,7 @@ LAYERS = [
     {"errors"},
     {"config_schema", "eval_stats", "hyperparam_utils"},
     {"data_loader", "eval_result"},
-    {"data_selector", "decision"},
+    {"data_selector", "decision", "diagnosis"},
     {"run_store"},
     {"simple_eval", "nll_eval", "evalops_client"},
     {"inspect_eval"},
@@ -53,7 +53,9 @@ def test_the_service_imports_nothing_of_the_loop() -> None:
         assert not imports_of(path) & ALL_MODULES, path.name
 
 
-@pytest.mark.parametrize("module", ["eval_stats", "eval_result", "decision", "hyperparam_utils"])
+@pytest.mark.parametrize(
+    "module", ["eval_stats", "eval_result", "decision", "diagnosis", "hyperparam_utils"]
+)
 def test_pure_modules_touch_no_clock_network_or_environment(module: str) -> None:
     assert not imports_of(REPO / f"{module}.py") & {"time", "os", "httpx", "random", "pathlib"}
 

@@ -73,6 +73,10 @@ def test_the_seeds_values_are_kept() -> None:
         ({"eval_tasks": ["simple_qa", "simple_qa"]}, ["twice"]),
         ({"min_lr": 0.01}, ["min_lr 0.01 is above learning_rate 0.0001"]),
         ({"warmup_steps": 2}, ["warmup_steps 2", "3 steps", "max_rounds 3 x steps_per_round 1"]),
+        (
+            {"evaluation": {"held_out_every_steps": 5}},
+            ["evaluation.held_out_every_steps", "Set val_file, or add an nll: task"],
+        ),
         ({"data": {"accumulate": 9}}, ["data.accumulate 9", "batch_size 8"]),
         ({"train_attn": False, "train_mlp": False, "train_unembed": False}, ["nothing would"]),
         ({"evalops_enabled": True}, ["evalops_test_suite_id is not set"]),

@@ -31,6 +31,7 @@ def masked(transcript: str) -> str:
     transcript = re.sub(r"; most from .*", "; most from TOPICS", transcript)
     transcript = re.sub(r", \d+ (truncated|malformed|failed)", "", transcript)
     transcript = re.sub(r"(?m)^warning: .*\n", "", transcript)
+    transcript = re.sub(r"(?m)^  (Nothing was|The training) .*", "  DIAGNOSIS", transcript)
     return re.sub(r"\d[\d,]*(\.\d+)?(e-?\d+)?", "N", transcript)
 
 

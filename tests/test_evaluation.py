@@ -144,6 +144,21 @@ def test_held_out_loss_is_the_loss_of_an_untrained_model_and_falls_with_training
     assert end.nll < start.nll
 
 
+def test_a_held_out_loss_inside_a_round_is_the_one_that_its_weights_have(
+    workspace: Workspace,
+) -> None:
+    """After two steps of four, by the training client; after two of two, of the saved weights."""
+    measured = {"max_tokens": 4, "held_out_every_steps": 2}
+    changes = {"val_file": "val.jsonl", "max_rounds": 1, "warmup_steps": 0}
+    assert workspace.run("inside", **changes, steps_per_round=4, evaluation=measured) == 0
+    assert workspace.run("after", **changes, steps_per_round=2) == 0
+    (point,) = workspace.store("inside").held_out_points(1)
+    result = workspace.store("after").result(1)
+    assert result is not None
+    assert (point.name, point.step) == ("nll:val.jsonl", 2)
+    assert point.nll == pytest.approx(result.held_out[0].nll, rel=1e-5)
+
+
 def test_held_out_rows_are_not_trained_on(workspace: Workspace) -> None:
     workspace.write_rows("val.jsonl", [row(0), row(100)])
     assert workspace.run("run", val_file="val.jsonl", max_rounds=1) == 0

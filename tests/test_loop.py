@@ -107,10 +107,11 @@ def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.Captu
     events = workspace.events("run")
     evaluate = ["measured", "evaluated", "decided"]
     train = ["selected", "step", "step", "step", "checkpoint"]
+    explain = ["diagnosed"]
     assert [event["type"] for event in events] == [
         "run_started",
         *evaluate,
-        *(train + evaluate) * 2,
+        *(train + evaluate + explain) * 2,
         "run_finished",
     ]
     # exactly steps_per_round steps, at the rates of the formula: warm-up resolves to 0 of 6 steps
@@ -284,7 +285,9 @@ def wait_for(process: subprocess.Popen, ledger: Path, event_type: str, count: in
 def test_a_killed_run_ends_with_the_same_bits(
     workspace: Workspace, event_type: str, count: int
 ) -> None:
-    changes = {"steps_per_round": 4, "checkpoint_every_steps": 3}
+    workspace.write_rows("val.jsonl", [row(i) for i in range(300, 303)])
+    changes = {"steps_per_round": 4, "checkpoint_every_steps": 3, "val_file": "val.jsonl"}
+    changes["evaluation"] = {"max_tokens": 4, "held_out_every_steps": 2}
     assert workspace.run("whole", **changes) == 0
     process = start(workspace, "killed", **changes)
     wait_for(process, workspace.folder / "killed/ledger.jsonl", event_type, count)
@@ -298,6 +301,9 @@ def test_a_killed_run_ends_with_the_same_bits(
         )
         assert whole.selection(round_no) == killed.selection(round_no)
         assert whole.decision(round_no) == killed.decision(round_no)
+        assert len(whole.held_out_points(round_no)) == 1
+        assert whole.held_out_points(round_no) == killed.held_out_points(round_no)
+        assert whole.diagnosis(round_no) == killed.diagnosis(round_no)
     assert [(e["step"], e["lr"], e["loss"], e["example_ids"]) for e in whole.events("step")] == [
         (e["step"], e["lr"], e["loss"], e["example_ids"]) for e in killed.events("step")
     ]
