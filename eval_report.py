@@ -58,8 +58,8 @@ def _recommendation(
     yield ""
     yield (
         f"- It has the highest score of the {store.num_rounds} trained rounds whose guards hold: "
-        f"{_score(best)}; {gain.mean:+.4f}{_shown(gain.interval, signed=True)} on the baseline "
-        f"({gain.method}{_p(gain.p_value)})."
+        f"{score_text(best)}; {gain.mean:+.4f} {interval_text(gain.interval, signed=True)} on the "
+        f"baseline ({gain.method}{p_value_text(gain.p_value)})."
     )
     if store.num_rounds > 1:
         yield (
@@ -98,7 +98,7 @@ def _side_by_side(store: RunStore, best: EvalResult, baseline: EvalResult) -> It
     if test is not None:
         rows.append((f"sealed test, round {test.round}", test))
     for name, result in rows:
-        yield f"| {name} | {result.score:.4f} | {_shown(result.interval)} | {result.n} |"
+        yield f"| {name} | {result.score:.4f} | {interval_text(result.interval)} | {result.n} |"
     if test is None:
         yield ""
         yield "There is no sealed test (`evaluation.test_tasks`): the scores above were chosen by."
@@ -115,10 +115,11 @@ def _tasks(best: EvalResult, baseline: EvalResult) -> Iterator[str]:
         change, was = "", ""
         if before is not None:
             moved = task_difference(task, before, LEVEL)
-            change = f"{moved.mean:+.4f}{_shown(moved.interval, signed=True)}{_p(moved.p_value)}"
+            change = f"{moved.mean:+.4f} {interval_text(moved.interval, signed=True)}"
+            change += p_value_text(moved.p_value)
             was = f"{before.score:.4f}"
         yield (
-            f"| {task.layer} | {task.name} | {task.role} | {was} | {_score(task)} | {change} | "
+            f"| {task.layer} | {task.name} | {task.role} | {was} | {score_text(task)} | {change} | "
             f"{task.n} | {task.num_truncated} truncated, {task.num_malformed} malformed, "
             f"{task.num_failed} failed |"
         )
@@ -142,7 +143,7 @@ def _rounds(store: RunStore) -> Iterator[str]:
         sentence = "" if decision is None else decision.sentence
         rate = "" if lr is None else f"{lr:.4g}"
         diagnosis = store.diagnosis(result.round) or ""
-        yield f"| {result.round} | {_score(result)} | {rate} | {sentence} | {diagnosis} |"
+        yield f"| {result.round} | {score_text(result)} | {rate} | {sentence} | {diagnosis} |"
     yield ""
 
 
@@ -192,21 +193,18 @@ def _description(
     )
 
 
-def _score(one: EvalResult | TaskResult) -> str:
-    return f"{one.score:.4f} {_shown(one.interval)}".strip()
+def score_text(one: EvalResult | TaskResult) -> str:
+    return f"{one.score:.4f} {interval_text(one.interval)}"
 
 
-def _shown(interval: Interval | None, *, signed: bool = False) -> str:
+def interval_text(interval: Interval | None, *, signed: bool = False) -> str:
     if interval is None:
-        return "unknown"
-    return (
-        f" [{interval.low:+.2f}, {interval.high:+.2f}]"
-        if signed
-        else (f"[{interval.low:.2f}, {interval.high:.2f}]")
-    )
+        return "[unknown]"
+    shape = "+.2f" if signed else ".2f"
+    return f"[{interval.low:{shape}}, {interval.high:{shape}}]"
 
 
-def _p(p_value: float | None) -> str:
+def p_value_text(p_value: float | None) -> str:
     return "" if p_value is None else f", p = {p_value:.2g}"
 
 

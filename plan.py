@@ -70,6 +70,10 @@ class Inputs:
         return self.loaded.config
 
     @property
+    def num_scored_questions(self) -> int:
+        return sum(task.n for task in self.tasks if task.role == "score")
+
+    @property
     def model_path(self) -> str:
         """What the tokenizer is loaded from: a directory, or the hub name."""
         return self.config.base_model if self.model_dir is None else str(self.model_dir)
@@ -154,7 +158,7 @@ def choose_service(
     """
     base_url = config.base_url or env.get("TINKER_BASE_URL")
     if begun_on == "embedded":
-        return ServiceChoice("embedded", None, "as the run began")
+        return ServiceChoice("embedded", None, "the run's weights are there")
     if local:
         return ServiceChoice("embedded", None, "--local was given")
     if base_url:
@@ -228,6 +232,23 @@ def read_inputs(
             max_steps=config.max_steps,
         ),
         learning_rate_source=source,
+    )
+
+
+def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
+    """What an evaluation outside a run needs: the tasks. No training file is read."""
+    config = loaded.config
+    tasks = load_eval_tasks(loaded)
+    _refuse_missing_grader(config, tasks)
+    return Inputs(
+        loaded=loaded,
+        model_dir=model_dir,
+        files=(),
+        split=CleanSplit((), (), ()),
+        tasks=tasks,
+        test_tasks=(),
+        schedule=Schedule(config.learning_rate, config.min_lr, config.lr_decay, 0, 1),
+        learning_rate_source="not used",
     )
 
 
@@ -413,11 +434,10 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
         rows = [row for file in inputs.files for row in file.dropped] + list(inputs.split.dropped)
         for row in rows[:3]:
             yield f"  {row.file} line {row.line_no}: {row.reason}"
-    for task in inputs.tasks:
-        yield f"evaluation: {_describe_task(task)}"
+    yield from describe_tasks(inputs)
     for task in inputs.test_tasks:
         yield f"sealed test: {_describe_task(task)}"
-    yield describe_resolution(inputs)
+    yield describe_resolution(inputs) + describe_risk(inputs)
     source = "warmup_steps" if config.warmup_steps is not None else "resolved from null"
     yield (
         f"schedule: at most {config.total_steps} steps "
@@ -429,6 +449,11 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
         f"learning rate: {inputs.schedule.learning_rate:g} ({inputs.learning_rate_source}), "
         f"times {config.lr_decay:g} after each missed threshold, not below {config.min_lr:g}"
     )
+
+
+def describe_tasks(inputs: Inputs) -> Iterator[str]:
+    for task in inputs.tasks:
+        yield f"evaluation: {_describe_task(task)}"
 
 
 def _describe_task(task: EvalTask) -> str:
@@ -445,32 +470,35 @@ FALSE_STOP_GAP = 0.05  # how far below the threshold a model is in the example o
 
 
 def describe_resolution(inputs: Inputs) -> str:
-    """What the evaluation set can and cannot tell apart, and the risk of stopping falsely.
+    """What the evaluation set can and cannot tell apart.
 
     Before anything is measured the scores are taken as right or wrong answers to independent
     questions, which is the widest that they can be for one task.
     """
-    config = inputs.config
-    scored = [task for task in inputs.tasks if task.role == "score"]
-    n, threshold = sum(task.n for task in scored), config.eval_threshold
+    n, threshold = inputs.num_scored_questions, inputs.config.eval_threshold
     drop = eval_stats.smallest_difference(n, threshold) if 0 < threshold < 1 else None
     told = (
         f"{n} questions cannot tell a score of {threshold:g} from any lower one"
         if drop is None
         else f"{n} questions tell {threshold:g} from {threshold - drop:.2f}, not from closer scores"
     )
-    truth = threshold - FALSE_STOP_GAP
+    return f"resolution: {told} (one-sided 5 %, power 80 %)"
+
+
+def describe_risk(inputs: Inputs) -> str:
+    """How often the gate's rule would stop a run falsely; empty where no lower score is near."""
+    config = inputs.config
+    n, threshold = inputs.num_scored_questions, config.eval_threshold
+    truth, rounds = threshold - FALSE_STOP_GAP, config.max_rounds
     if not 0 < truth < 1:
-        return f"resolution: {told} (one-sided 5 %, power 80 %)"
-    rounds = config.max_rounds
+        return ""
     rule = "lower_bound" if config.gate.rule == "lower_bound" else "mean"
     risk = eval_stats.false_stop_risk(rule, n, threshold, truth, rounds, config.gate.alpha)
     most = "at most " if config.gate.rule == "paired" else ""
-    about = "about " if len(scored) > 1 else ""
+    about = "about " if len(config.scored_tasks) > 1 else ""
     return (
-        f"resolution: {told} (one-sided 5 %, power 80 %); a model that is really {truth:.2f} would "
-        f"stop falsely in {most}{about}{risk:.1%} of runs of {rounds} rounds (gate.rule "
-        f"{config.gate.rule})"
+        f"; a model that is really {truth:.2f} would stop falsely in {most}{about}{risk:.1%} of "
+        f"runs of {rounds} rounds (gate.rule {config.gate.rule})"
     )
 
 

@@ -3,7 +3,8 @@
     config.resolved.json     what is used, with its sha256
     data_manifest.json       counts, hashes and every dropped row
     ledger.jsonl             one event per line: {"seq", "time", "round", "step", "type", ...}
-    evals/round_NN.json      scores per sample; round_00 is the baseline, test.json the sealed test
+    evals/round_NN.json      scores per sample; round_00 is the baseline, test.json the sealed test;
+                             checkpoint_NN.json in an evaluation of checkpoints outside a run
     inspect_logs/            what `inspect view` opens
     eval_report.md           the recommended checkpoint and the evidence for it
     selections/round_NN.json what the round trained on, and why
@@ -36,8 +37,10 @@ from eval_result import EvalResult, HeldOutLoss, Measured
 
 LEDGER = "ledger.jsonl"
 CONFIG = "config.resolved.json"
+TEST_FILE = "evals/test.json"
 MANIFEST = "data_manifest.json"
 LOCK = ".lock"
+EVALUATED = "evaluate"  # key of the resolved config: the checkpoints that are evaluated, no run
 
 Event = dict[str, Any]
 
@@ -90,8 +93,15 @@ class Usage(NamedTuple):
 class RunStore:
     """One run directory. What was recorded is found by round, so that nothing is done twice."""
 
-    def __init__(self, run_dir: Path, events: list[Event], lock_file: IO[str] | None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        events: list[Event],
+        lock_file: IO[str] | None,
+        is_evaluation: bool = False,
+    ) -> None:
         self.run_dir = run_dir
+        self.is_evaluation = is_evaluation  # of checkpoints outside a run; it has no rounds
         self._lock_file = lock_file
         self._all_events = events
         self._events = effective_events(events)
@@ -110,7 +120,7 @@ class RunStore:
             run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         except (OSError, ValueError) as error:
             raise RunStoreError(f"{run_dir}: cannot be made: {error}. Choose another.") from None
-        store = cls(run_dir, [], _lock(run_dir))
+        store = cls(run_dir, [], _lock(run_dir), EVALUATED in resolved)
         store.write_json(CONFIG, resolved)
         return store
 
@@ -122,7 +132,9 @@ class RunStore:
                 f"{run_dir}: not a run directory, it has no {CONFIG}. Name the directory of a run."
             )
         lock_file = _lock(run_dir) if to_resume else None
-        return cls(run_dir, _read_ledger(run_dir / LEDGER, repair=to_resume), lock_file)
+        store = cls(run_dir, _read_ledger(run_dir / LEDGER, repair=to_resume), lock_file)
+        store.is_evaluation = EVALUATED in store.resolved_config()
+        return store
 
     @property
     def run_id(self) -> str:
@@ -228,12 +240,12 @@ class RunStore:
 
     def record_measured(self, round_no: int, new: Measured, step: int) -> None:
         """Add to what has been measured of a round, so that none of it is measured twice."""
-        name = f"evals/round_{round_no:02d}.json"
+        name = self._eval_file(round_no)
         self.write_json(name, (self.measured(round_no) + new).to_json())
         self._append_measured("measured", round_no, step, name, new)
 
     def record_result(self, result: EvalResult, step: int) -> None:
-        name = f"evals/round_{result.round:02d}.json"
+        name = self._eval_file(result.round)
         self.write_json(name, result.to_json())
         self._append_result("evaluated", result, step, name)
 
@@ -241,11 +253,14 @@ class RunStore:
         """Break the seal, before the first sample: from now on this is the checkpoint it judged."""
         self.append("test_opened", round=round_no, checkpoint=checkpoint, test_hash=test_hash)
 
-    def record_test(self, result: EvalResult, measured: Measured, step: int) -> None:
-        name = "evals/test.json"
-        self.write_json(name, result.to_json())
-        self._append_measured("test_measured", result.round, step, name, measured)
-        self._append_result("test_evaluated", result, step, name)
+    def record_test_measured(self, round_no: int, new: Measured, step: int) -> None:
+        """Add to what the sealed test has measured."""
+        self.write_json(TEST_FILE, (self.test_measured() + new).to_json())
+        self._append_measured("test_measured", round_no, step, TEST_FILE, new)
+
+    def record_test(self, result: EvalResult, step: int) -> None:
+        self.write_json(TEST_FILE, result.to_json())
+        self._append_result("test_evaluated", result, step, TEST_FILE)
 
     def _append_measured(
         self, event_type: str, round_no: int, step: int, file: str, measured: Measured
@@ -356,6 +371,12 @@ class RunStore:
         """The event that broke the seal of the test, if it is broken."""
         return next(self.events("test_opened"), None)
 
+    def test_measured(self) -> Measured:
+        """What the sealed test has measured, also in one cut short."""
+        if next(self.events("test_measured"), None) is None:
+            return Measured()
+        return Measured.from_json(self._read_json(TEST_FILE))
+
     def test_result(self) -> EvalResult | None:
         event = next(self.events("test_evaluated"), None)
         return None if event is None else EvalResult.from_json(self._read_json(event["file"]))
@@ -365,6 +386,10 @@ class RunStore:
         if event is None:
             return None
         return Decision(**{name: event[name] for name in Decision.__dataclass_fields__})
+
+    def last_decision(self) -> Decision | None:
+        rounds = [event["round"] for event in self.events("decided")]
+        return self.decision(rounds[-1]) if rounds else None
 
     def selection(self, round_no: int) -> Selection | None:
         event = self._last("selected", round_no)
@@ -436,6 +461,10 @@ class RunStore:
             )
         return usage
 
+    def _eval_file(self, number: int) -> str:
+        """The file of a round's evaluation, or of the checkpoint's at that place."""
+        return f"evals/{'checkpoint' if self.is_evaluation else 'round'}_{number:02d}.json"
+
     def _last(self, event_type: str, round_no: int) -> Event | None:
         found = [event for event in self.events(event_type) if event["round"] == round_no]
         return found[-1] if found else None
@@ -462,10 +491,11 @@ def newest_run(parent: Path, config_hash: str) -> Path:
     found = []
     for file in parent.glob(f"*/{CONFIG}"):
         try:
-            recorded = json.loads(file.read_text(encoding="utf-8"))["config_hash"]
+            resolved = json.loads(file.read_text(encoding="utf-8"))
+            is_same = resolved["config_hash"] == config_hash and EVALUATED not in resolved
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not a run of ours, or one whose first write was cut short
-        if recorded == config_hash:
+        if is_same:
             found.append((file.stat().st_mtime, file.parent))
     if not found:
         raise RunStoreError(

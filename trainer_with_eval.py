@@ -20,7 +20,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
+    from checkpoint_eval import Comparison, Subject
     from data_selector import Selection
     from decision import Decision, Spent
     from eval_result import EvalResult, HeldOutLoss, TaskResult
@@ -174,29 +175,38 @@ async def evaluate(
     run: Run, round_no: int, checkpoint: Checkpoint | None, tasks: list[EvalTask]
 ) -> EvalResult:
     """Measure the saved weights (round 0: the base model) on what is not measured of them yet."""
+    if checkpoint is None:
+        return await measure_and_record(run, round_no, f"round_{round_no:02d}", None, 0, tasks)
+    path, step = checkpoint.sampler_path, checkpoint.step
+    return await measure_and_record(run, round_no, f"round_{round_no:02d}", path, step, tasks)
+
+
+async def measure_and_record(
+    run: Run, number: int, label: str, path: str | None, step: int, tasks: list[EvalTask]
+) -> EvalResult:
+    """Measure weights on the tasks that they were not measured on yet, and record the result.
+
+    `number` is the round, or the place among checkpoints that are evaluated outside a run.
+    """
     from eval_result import eval_result
     from evaluation import measure, protocol_of
 
     plan, store = run.plan, run.store
-    result = store.result(round_no)
-    missing = [task for task in tasks if task.name not in store.measured(round_no).names]
+    result = store.result(number)
+    missing = [task for task in tasks if task.name not in store.measured(number).names]
     if result is not None and not missing:
         return result
-    step = 0 if checkpoint is None else checkpoint.step
-    path = None if checkpoint is None else checkpoint.sampler_path
     if missing:
-        run.progress.live(f"round {round_no}: measuring {', '.join(t.name for t in missing)}")
-        async for new in measure(missing, **await measuring(run, round_no, path)):
-            store.record_measured(round_no, new, step)
+        run.progress.live(f"{label}: measuring {', '.join(task.name for task in missing)}")
+        async for new in measure(missing, **await measuring(run, number, label, path)):
+            store.record_measured(number, new, step)
     settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
-    result = eval_result(
-        round_no, path, store.measured(round_no), protocol_of(plan.tasks, *settings)
-    )
+    result = eval_result(number, path, store.measured(number), protocol_of(plan.tasks, *settings))
     store.record_result(result, step)
     return result
 
 
-async def measuring(run: Run, round_no: int, path: str | None) -> dict[str, Any]:
+async def measuring(run: Run, number: int, label: str, path: str | None) -> dict[str, Any]:
     """What `measure` needs besides the tasks: the checkpoint, the grader, and where logs go."""
     from evaluation import Sampler
 
@@ -212,8 +222,8 @@ async def measuring(run: Run, round_no: int, path: str | None) -> dict[str, Any]
         "sampler": Sampler(client, plan.renderer, plan.rendering, plan.sampling),
         "grader": grader,
         "run_dir": store.run_dir.resolve(),
-        "tags": [config.run_name, f"round_{round_no:02d}"],
-        "metadata": {"run": store.run_id, "round": round_no, "checkpoint": path or "base model"},
+        "tags": [config.run_name, label],
+        "metadata": {"run": store.run_id, "round": number, "checkpoint": path or "base model"},
     }
 
 
@@ -284,32 +294,31 @@ def spent(run: Run, step: int) -> Spent:
 async def complete_evidence(run: Run, decision: Decision) -> None:
     """At the end: what the chosen checkpoint still lacks, the sealed test, and the report."""
     from eval_report import write_report
-    from eval_result import Measured, eval_result, protocol_hash
+    from eval_result import eval_result, protocol_hash
     from evaluation import measure, protocol_of
 
-    plan, store = run.plan, run.store
-    checkpoint = store.checkpoint(decision.best_round)
+    plan, store, round_no = run.plan, run.store, decision.best_round
+    checkpoint = store.checkpoint(round_no)
     assert checkpoint is not None, "a run stops after a trained round"
-    await evaluate(run, decision.best_round, checkpoint, list(plan.tasks))
+    path = checkpoint.sampler_path
+    await evaluate(run, round_no, checkpoint, list(plan.tasks))
     if plan.test_tasks and store.test_result() is None:
         settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
         protocol = protocol_of(plan.test_tasks, *settings)
         opened = store.test_opened()
         if opened is None:
-            path, name = checkpoint.sampler_path, protocol_hash(protocol)
-            store.record_test_opened(decision.best_round, path, name)
-        elif opened["checkpoint"] != checkpoint.sampler_path:
+            store.record_test_opened(round_no, path, protocol_hash(protocol))
+        elif opened["checkpoint"] != path:
             raise RunStoreError(
                 f"{store.run_dir}: the sealed test was opened on {opened['checkpoint']} and is not "
-                f"asked of {checkpoint.sampler_path} as well. Start a new run with a new test."
+                f"asked of {path} as well. Start a new run with a new test."
             )
         run.progress.live("asking the sealed test")
-        measured = Measured()
-        place = await measuring(run, decision.best_round, checkpoint.sampler_path)
-        async for new in measure(plan.test_tasks, **place):
-            measured += new
-        result = eval_result(decision.best_round, checkpoint.sampler_path, measured, protocol)
-        store.record_test(result, measured, checkpoint.step)
+        missing = [t for t in plan.test_tasks if t.name not in store.test_measured().names]
+        async for new in measure(missing, **await measuring(run, round_no, "sealed test", path)):
+            store.record_test_measured(round_no, new, checkpoint.step)
+        result = eval_result(round_no, path, store.test_measured(), protocol)
+        store.record_test(result, checkpoint.step)
     write_report(store, plan.gate, plan.config.model_dump(mode="json"), decision)
 
 
@@ -633,21 +642,25 @@ class Progress:
                 mark = "ok  " if sample.score == 1 else "miss"
                 answer = sample.error if sample.answer is None else sample.answer
                 self.line(f"  {mark} {sample.question} -> {_one_line(answer or '')}")
-        counts = {"truncated": result.num_truncated, "malformed": result.num_malformed}
-        counts["failed"] = result.num_failed
-        flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
-        self.line(f"round {result.round}: score {_score_text(result)}{flaws}")
-        if len(result.names) > 1:
-            for task in result.tasks:
-                self.line(f"  {task.name}: {_score_text(task)}{ROLE_NAMES[task.role]}")
-        for loss in result.held_out:
-            self.line(f"  {_loss_text(loss)}, n={loss.n}")
+        self.result_lines(f"round {result.round}", result)
         if diagnosis is not None:
             self.line(f"  {diagnosis}")
         if (warning := flaw_warning(result)) is not None:
             self.line(warning)
         if not decision.stops:
             self.line(decision.sentence)
+
+    def result_lines(self, title: str, result: EvalResult) -> None:
+        """The score, and each task and held-out loss where there are more than one."""
+        counts = {"truncated": result.num_truncated, "malformed": result.num_malformed}
+        counts["failed"] = result.num_failed
+        flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
+        self.line(f"{title}: score {_score_text(result)}{flaws}")
+        if len(result.names) > 1:
+            for task in result.tasks:
+                self.line(f"  {task.name}: {_score_text(task)}{ROLE_NAMES[task.role]}")
+        for loss in result.held_out:
+            self.line(f"  {_loss_text(loss)}, n={loss.n}")
 
     def close(self) -> None:
         if self._status is not None:
@@ -659,9 +672,9 @@ ROLE_NAMES = {"score": "", "guard": " (guard)", "report": " (beside the score)"}
 
 
 def _score_text(result: EvalResult | TaskResult) -> str:
-    interval = result.interval
-    shown = "" if interval is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
-    return f"{result.score:.4f}{shown}, n={result.n}"
+    from eval_report import score_text
+
+    return f"{score_text(result)}, n={result.n}"
 
 
 def _loss_text(loss: HeldOutLoss) -> str:
@@ -711,6 +724,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="continue a run; without RUN_DIR the newest one of --config",
     )
     parser.add_argument(
+        "--evaluate",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="evaluate checkpoints instead of training: RUN_DIR, RUN_DIR@best, RUN_DIR@round_02 "
+        "or tinker://...; of several the first is what the others are compared with",
+    )
+    parser.add_argument(
         "--local",
         action="store_true",
         help="train on this machine, whatever keys or addresses are set",
@@ -721,7 +741,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="check settings, files and data, show the schedule, stop",
     )
     parser.add_argument(
-        "--gate", action="store_true", help="exit 3 when the run ends without meeting the threshold"
+        "--gate", action="store_true", help="exit 3 when the threshold is not met in the end"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
@@ -794,9 +814,11 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
 
     loaded, store = settings.loaded, settings.store
     model_dir = find_model_dir(loaded)
+    if settings.evaluated is not None:
+        return evaluate_checkpoints(args, settings, session, model_dir)
     if args.dry_run:
         return dry_run(args, settings, model_dir)
-    choice = choose_place(args, settings, model_dir)
+    choice = choose_place(args, settings, model_dir, settings.kept.get("service"))
     evalops = open_evalops(loaded.config)
     progress = Progress(verbose=args.verbose)
     progress.line(f"service: {choice.kind} ({choice.reason})")
@@ -810,9 +832,54 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         store = begin_run(settings, plan, choice) if store is None else continue_run(store, plan)
         session.store, session.is_running = store, True
         progress.line(f"run directory: {store.run_dir}")
-        decision = asyncio.run(run_on_service(plan, store, progress, choice, service, evalops))
+        decision = asyncio.run(train_on_service(plan, store, progress, choice, service, evalops))
     session.is_running = False
     return report_end(args, store, decision)
+
+
+def evaluate_checkpoints(
+    args: argparse.Namespace, settings: OpenedSettings, session: Session, model_dir: Path | None
+) -> int:
+    """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
+    from checkpoint_eval import common_renderer, compare, find_subjects, gate_for, write_comparison
+    from plan import describe_resolution, describe_tasks, make_plan, read_eval_inputs
+
+    assert settings.evaluated is not None, "the caller has looked"
+    loaded, store = settings.loaded, settings.store
+    subjects = find_subjects(settings.evaluated, Path("runs"))
+    if loaded.config.gate.rule == "paired" and len(subjects) == 1:
+        raise ConfigError(
+            "--evaluate: gate.rule is paired, and there is one checkpoint only. Name the one that "
+            "it is compared with first, for example RUN_DIR@round_00 for the untouched model."
+        )
+    begun_on = "embedded" if any(s.service == "embedded" for s in subjects) else None
+    choice = choose_place(args, settings, model_dir, begun_on)
+    inputs = read_eval_inputs(loaded, model_dir)
+    renderer_name = common_renderer(subjects, loaded.config, inputs.model_path)
+    plan = make_plan(inputs, {"renderer_name": renderer_name})
+    gate = gate_for(plan.gate, len(subjects))
+    progress = Progress(verbose=args.verbose)
+    lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
+    lines += [describe_resolution(inputs), f"renderer: {plan.renderer_name}"]
+    lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
+    if args.dry_run:
+        print(json.dumps({"dry_run": True, "plan": lines}) if args.json else "\n".join(lines))
+        return 0
+    for line in lines:
+        progress.line(line)
+    with open_service(choice, plan, progress) as service:
+        asyncio.run(refuse_unknown_paths(subjects, choice, loaded.config))
+        store = begin_run(settings, plan, choice) if store is None else continue_run(store, plan)
+        session.store, session.is_running = store, True
+        progress.line(f"evaluation directory: {store.run_dir}")
+        results = asyncio.run(evaluate_on_service(plan, store, progress, choice, service, subjects))
+        comparisons = compare(subjects, results, gate)
+        write_comparison(store, comparisons, loaded.config)
+        for number, one in enumerate(comparisons):
+            store.append("compared", round=number, passed=one.passed, sentence=one.sentence)
+        store.append("run_finished")
+    session.is_running = False
+    return report_comparisons(args, store, comparisons)
 
 
 class OpenedSettings(NamedTuple):
@@ -822,6 +889,7 @@ class OpenedSettings(NamedTuple):
     store: RunStore | None
     run_dir: Path | None
     kept: dict[str, Any]
+    evaluated: list[str] | None  # the checkpoints of an evaluation outside a run
 
 
 def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
@@ -833,11 +901,17 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
                 "eval_loop_config.json, or --resume RUN_DIR to continue a run."
             )
         loaded = config_schema.load_and_validate_config(args.config, args.overrides)
-        return OpenedSettings(loaded, None, args.run_dir, {})
+        return OpenedSettings(loaded, None, args.run_dir, {}, args.evaluate)
+    if args.evaluate is not None:
+        raise ConfigError(
+            "--evaluate and --resume exclude each other: the directory of an evaluation that is "
+            "resumed says which checkpoints it is of."
+        )
     if args.run_dir is not None:
         raise ConfigError(
             "--run-dir and --resume exclude each other: --resume names the directory."
         )
+    import run_store
     from run_store import RunStore, newest_run
 
     given = None
@@ -851,7 +925,7 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
             )
         run_dir = newest_run(Path("runs"), config_schema.config_hash(given.config))
     elif given is not None and is_absent_or_empty(run_dir):
-        return OpenedSettings(given, None, run_dir, {})
+        return OpenedSettings(given, None, run_dir, {}, None)
     store = session.store = RunStore.open(run_dir, to_resume=not args.dry_run)
     recorded = store.resolved_config()
     if given is None:
@@ -859,7 +933,8 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
         file = Path(recorded["config_file"])
         given = LoadedConfig(config_schema.validate(raw, str(run_dir)), file, file.parent)
     config_schema.refuse_other_config(recorded["config"], given)
-    return OpenedSettings(given, store, run_dir, recorded["resolved"])
+    evaluated = recorded.get(run_store.EVALUATED)
+    return OpenedSettings(given, store, run_dir, recorded["resolved"], evaluated)
 
 
 def is_absent_or_empty(path: Path) -> bool:
@@ -867,12 +942,15 @@ def is_absent_or_empty(path: Path) -> bool:
 
 
 def choose_place(
-    args: argparse.Namespace, settings: OpenedSettings, model_dir: Path | None
+    args: argparse.Namespace,
+    settings: OpenedSettings,
+    model_dir: Path | None,
+    begun_on: str | None,
 ) -> ServiceChoice:
     """Where the run happens, by the rules of plan.py, from command line and environment."""
     from plan import choose_service
 
-    config, begun_on = settings.loaded.config, settings.kept.get("service")
+    config = settings.loaded.config
     return choose_service(config, model_dir, os.environ, local=args.local, begun_on=begun_on)
 
 
@@ -890,7 +968,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, model_dir: Path 
 
     lines, unchecked, choice = [], [], None
     try:
-        choice = choose_place(args, settings, model_dir)
+        choice = choose_place(args, settings, model_dir, settings.kept.get("service"))
         lines.append(f"service: {choice.kind} ({choice.reason})")
     except ConfigError as error:
         lines.append("service: none yet")
@@ -968,10 +1046,12 @@ def refuse_silent_address(base_url: str) -> None:
 def begin_run(settings: OpenedSettings, plan: Plan, choice: ServiceChoice) -> RunStore:
     """Make the run directory and write down everything that was settled."""
     from plan import data_manifest, resolved_config
-    from run_store import RunStore, new_run_dir
+    from run_store import EVALUATED, RunStore, new_run_dir
 
-    run_dir = settings.run_dir or new_run_dir(Path("runs"), plan.config.run_name)
-    store = RunStore.create(run_dir, resolved_config(plan, choice, versions()))
+    name, resolved = plan.config.run_name, resolved_config(plan, choice, versions())
+    if settings.evaluated is not None:
+        name, resolved = f"{name}-evaluation", {**resolved, EVALUATED: settings.evaluated}
+    store = RunStore.create(settings.run_dir or new_run_dir(Path("runs"), name), resolved)
     store.record_start(data_manifest(plan), plan.config_hash)
     return store
 
@@ -996,7 +1076,7 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
 
 
-async def run_on_service(
+async def train_on_service(
     plan: Plan,
     store: RunStore,
     progress: Progress,
@@ -1004,22 +1084,86 @@ async def run_on_service(
     service: Service | None,
     evalops: EvalOpsClient | None,
 ) -> Decision:
-    """Connect, run the rounds, and finish the session whatever happens."""
+    """Run the rounds, from wherever the ledger stands."""
+    checkpoint_dir = store.run_dir / "checkpoints"
+    async with connected(plan, store, progress, choice, service, checkpoint_dir) as run:
+        run.evalops = evalops
+        decision = await run_rounds(run)
+        store.append("run_finished", round=decision.round, action=decision.action)
+        return decision
+
+
+async def evaluate_on_service(
+    plan: Plan,
+    store: RunStore,
+    progress: Progress,
+    choice: ServiceChoice,
+    service: Service | None,
+    subjects: list[Subject],
+) -> list[EvalResult]:
+    """Measure each checkpoint on every task; what is measured already is not measured again."""
+    results = []
+    for number, subject in enumerate(subjects):
+        folder = subject.checkpoint_dir or store.run_dir / "checkpoints"
+        async with connected(plan, store, progress, choice, service, folder) as run:
+            label, path, tasks = subject.label, subject.path, list(plan.tasks)
+            result = await measure_and_record(run, number, label, path, subject.step, tasks)
+        progress.result_lines(label, result)
+        results.append(result)
+    return results
+
+
+async def refuse_unknown_paths(
+    subjects: list[Subject], choice: ServiceChoice, config: TrainingConfig
+) -> None:
+    """Raise `ConfigError` for a bare path whose weights are not there, or of another model."""
+    import tinker
+
+    for subject in subjects:
+        if subject.path is None or subject.run_dir is not None:
+            continue
+        if choice.kind == "embedded":
+            raise ConfigError(
+                f"--evaluate {subject.path}: no run below ./runs has these weights, and the "
+                "embedded service finds weights by their run. Give RUN_DIR@round_02 instead."
+            )
+        rest = tinker.RestClient(base_url=choice.base_url, api_key=os.environ.get("TINKER_API_KEY"))
+        try:
+            info = await rest.get_weights_info_by_tinker_path(subject.path)
+        except tinker.APIStatusError as error:
+            raise ConfigError(
+                f"--evaluate {subject.path}: the service does not have it: {error}. Check the path."
+            ) from None
+        if info.base_model != config.base_model:
+            raise ConfigError(
+                f"--evaluate {subject.path}: its base model is {info.base_model}, the config's is "
+                f"{config.base_model}. Set base_model to it."
+            )
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    plan: Plan,
+    store: RunStore,
+    progress: Progress,
+    choice: ServiceChoice,
+    service: Service | None,
+    checkpoint_dir: Path,
+) -> AsyncIterator[Run]:
+    """Open a session on the service, and finish it whatever happens."""
     import tinker
 
     if service is not None:
-        base_url, api_key = service.base_url, service.open_folder(store.run_dir / "checkpoints")
+        base_url, api_key = service.base_url, service.open_folder(checkpoint_dir)
     else:
         base_url, api_key = choice.base_url, os.environ.get("TINKER_API_KEY")
     client = tinker.ServiceClient(base_url=base_url, api_key=api_key)
-    run = Run(plan, store, progress, client, base_url, api_key, evalops)
+    run = Run(plan, store, progress, client, base_url, api_key)
     stop_on_signals(run)
     status = "errored"
     try:
-        decision = await run_rounds(run)
-        store.append("run_finished", round=decision.round, action=decision.action)
+        yield run
         status = "success"
-        return decision
     except (Interrupted, asyncio.CancelledError) as error:
         status = "interrupted"
         detail = str(error) or "between two steps"
@@ -1050,6 +1194,30 @@ def stop_on_signals(run: Run) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
+
+
+def report_comparisons(
+    args: argparse.Namespace, store: RunStore, comparisons: list[Comparison]
+) -> int:
+    """Print how checkpoints compare to stdout; returns the exit code."""
+    from checkpoint_eval import summary, to_json
+
+    if args.json:
+        outcome = {
+            "checkpoints": [to_json(one) for one in comparisons],
+            "tokens": store.usage()._asdict(),
+            "run_dir": str(store.run_dir),
+        }
+        print(json.dumps(outcome, indent=1))
+    else:
+        for one in comparisons:
+            print(summary(one))
+        for one in comparisons:
+            if one.passed is not None:
+                print(one.sentence)
+        print(f"Evaluation directory: {store.run_dir}")
+    has_failed = any(one.passed is False for one in comparisons)
+    return 3 if args.gate and has_failed else 0
 
 
 def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) -> int:

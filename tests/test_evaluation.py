@@ -269,3 +269,46 @@ def test_a_rollback_goes_on_from_the_best_rounds_weights(workspace: Workspace) -
     first_of_2, last_of_2, first_of_3 = (steps[i]["loss"] for i in (40, 79, 80))
     assert first_of_3 == pytest.approx(first_of_2, rel=0.2)
     assert first_of_3 > 3 * last_of_2
+
+
+def test_a_sealed_test_that_was_cut_short_is_finished_on_the_same_checkpoint(
+    workspace: Workspace,
+) -> None:
+    """The ledger as a kill between the two files of the test leaves it."""
+    other = [{"question": f"Which word opens line {i}?", "answer": "x"} for i in range(4)]
+    workspace.write_rows("test2.jsonl", other)
+    tests = {"max_tokens": 4, "test_tasks": ["qa:test.jsonl", "qa:test2.jsonl"]}
+    assert workspace.run("run", evaluation=tests, max_rounds=1) == 0
+    folder = workspace.folder / "run"
+    whole = workspace.store("run").test_result()
+    assert whole is not None and whole.n == 9
+    lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+    kinds = [json.loads(line)["type"] for line in lines]
+    assert kinds[-5:] == [
+        *("test_opened", "test_measured", "test_measured", "test_evaluated", "run_finished")
+    ]
+    (folder / "ledger.jsonl").write_text("".join(lines[:-3]))
+    measured = json.loads((folder / "evals/test.json").read_text())
+    measured = {"tasks": measured["tasks"][:1], "held_out": []}
+    (folder / "evals/test.json").write_text(json.dumps(measured))
+    assert main(["--resume", str(folder)]) == 0
+    events = workspace.events("run")
+    assert len(types(events, "test_opened")) == 1
+    measured = [event["tasks"] for event in events if event["type"] == "test_measured"]
+    assert measured == [["qa:test.jsonl"], ["qa:test2.jsonl"]]
+    assert workspace.store("run").test_result() == whole
+
+
+def test_an_opened_test_is_not_asked_of_another_checkpoint(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    tests = {"max_tokens": 4, "test_tasks": ["qa:test.jsonl"]}
+    assert workspace.run("run", evaluation=tests, max_rounds=1) == 0
+    ledger = workspace.folder / "run/ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    opened = next(i for i, line in enumerate(lines) if '"test_opened"' in line)
+    event = json.loads(lines[opened]) | {"checkpoint": "tinker://x/sampler_weights/round_09"}
+    ledger.write_text("".join(lines[:opened]) + json.dumps(event) + "\n")
+    assert main(["--resume", str(workspace.folder / "run")]) == 2
+    assert "was opened on tinker://x/sampler_weights/round_09 and is not" in capsys.readouterr().err
+    assert not types(workspace.events("run"), "test_evaluated")
