@@ -101,7 +101,11 @@ def _side_by_side(store: RunStore, best: EvalResult, baseline: EvalResult) -> It
         yield f"| {name} | {result.score:.4f} | {interval_text(result.interval)} | {result.n} |"
     if test is None:
         yield ""
-        yield "There is no sealed test (`evaluation.test_tasks`): the scores above were chosen by."
+        yield (
+            "There is no sealed test (`evaluation.test_tasks`): the scores above were chosen by."
+            if store.test_opened() is None
+            else "The sealed test was opened and not completed: the scores above were chosen by."
+        )
     yield ""
 
 

@@ -8,9 +8,9 @@ losses never. What does not enter the score may be measured every few rounds, or
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import inspect_eval
 import simple_eval
@@ -23,6 +23,7 @@ from simple_eval import QuestionTask, SamplingSettings
 
 if TYPE_CHECKING:
     import tinker
+    from inspect_ai.model import Model
     from tinker_cookbook.renderers import Renderer
 
 
@@ -41,6 +42,11 @@ class EvalTask:
         if self.every == "end":
             return round_no == 0 and self.role == "guard"
         return round_no % self.every == 0
+
+    @property
+    def needs_rehearsal(self) -> bool:
+        """Whether only a rehearsal shows before the first step what its task lacks."""
+        return isinstance(self.work, InspectTask) and not self.is_due(0)
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -140,6 +146,55 @@ def protocol_of(
     }
 
 
+class RehearsalUsage(NamedTuple):
+    """Tokens that a rehearsal read and sampled."""
+
+    num_prompt_tokens: int
+    num_sampled_tokens: int
+
+
+async def rehearse_tasks(
+    tasks: Sequence[EvalTask],
+    sampler: Sampler,
+    *,
+    grader: Sampler | None,
+    run_dir: Path,
+    tags: Sequence[str],
+    metadata: Mapping[str, Any],
+) -> RehearsalUsage:
+    """Ask one sample of each Inspect task; its score counts nowhere.
+
+    Raises `EvalError` for a task whose sample fails, or is scored in a way that cannot be read.
+    """
+    works = [task.work for task in tasks if isinstance(task.work, InspectTask)]
+    if not works:
+        return RehearsalUsage(0, 0)
+    model, grader_model = _inspect_models(sampler, grader)
+    done = await inspect_eval.run_inspect(
+        works,
+        model,
+        replace(sampler.settings, num_repeats=1),
+        log_dir=run_dir / "inspect_logs",
+        tags=tags,
+        metadata=metadata,
+        grader=grader_model,
+        limit=1,
+    )
+    samples = [sample for scores in done for sample in scores.samples]
+    return RehearsalUsage(
+        sum(sample.num_prompt_tokens for sample in samples),
+        sum(sample.num_sampled_tokens for sample in samples),
+    )
+
+
+def _inspect_models(sampler: Sampler, grader: Sampler | None) -> tuple[Model, Model | None]:
+    seed = sampler.settings.seed
+    model = inspect_eval.inspect_model(sampler.client, sampler.renderer, seed)
+    if grader is None:
+        return model, None
+    return model, inspect_eval.inspect_model(grader.client, grader.renderer, seed)
+
+
 async def measure(
     tasks: Sequence[EvalTask],
     sampler: Sampler,
@@ -172,13 +227,7 @@ async def measure(
     of_inspect = [task for task in tasks if isinstance(task.work, InspectTask)]
     if not of_inspect:
         return
-    model, grader_model = (
-        None
-        if one is None
-        else inspect_eval.inspect_model(one.client, one.renderer, sampler.settings.seed)
-        for one in (sampler, grader)
-    )
-    assert model is not None
+    model, grader_model = _inspect_models(sampler, grader)
     done = await inspect_eval.run_inspect(
         [task.work for task in of_inspect if isinstance(task.work, InspectTask)],
         model,

@@ -18,6 +18,7 @@ import inspect
 import json
 import math
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,12 +174,17 @@ def _first_line(error: Exception) -> str:
 
 def _refuse_missing_sandbox(name: str, task: Task) -> None:
     sandboxes = [task.sandbox, *(sample.sandbox for sample in task.dataset)]
-    if any(one is not None and one.type == "docker" for one in sandboxes) and not shutil.which(
-        "docker"
-    ):
+    if not any(one is not None and one.type == "docker" for one in sandboxes):
+        return
+    lacks = None
+    if not shutil.which("docker"):
+        lacks = "there is no docker command on this machine. Install Docker"
+    elif subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
+        lacks = "`docker info` finds no engine that runs. Start Docker"
+    if lacks is not None:
         raise ConfigError(
-            f"{name}: the task runs what the model writes in a Docker sandbox, and there is no "
-            "docker command on this machine. Install Docker, or leave the task out."
+            f"{name}: the task runs what the model writes in a Docker sandbox, and {lacks}, or "
+            "leave the task out."
         )
 
 
@@ -263,8 +269,9 @@ async def run_inspect(
     tags: Sequence[str],
     metadata: Mapping[str, Any],
     grader: Model | None,
+    limit: int | None = None,
 ) -> list[InspectScores]:
-    """Run all tasks in one call; the scores in the order of the tasks.
+    """Run all tasks in one call, only their first samples with `limit`; scores in their order.
 
     Raises `EvalError` when a task ended early or more than a tenth of its samples failed.
     """
@@ -281,6 +288,7 @@ async def run_inspect(
             model=model,
             model_roles=None if grader is None else {GRADER_ROLE: grader},
             epochs=settings.num_repeats,
+            limit=limit,
             tags=list(tags),
             metadata=dict(metadata),
             log_dir=str(log_dir),
@@ -334,11 +342,18 @@ def _sample_result(task: InspectTask, sample: EvalSample) -> SampleResult:
     target = sample.target if isinstance(sample.target, list) else [sample.target]
     usage = list((sample.model_usage or {}).values())
     is_malformed = bool(choices) and bool((sample.output.metadata or {}).get("malformed"))
-    error = None
+    error, score = None, 0.0
     if sample.error is not None:
         error = _first_line_of(sample.error.message)
     elif not sample.scores:
         error = "the scorer gave no score"
+    elif math.isnan(value := _score(task, sample)):
+        # What Inspect's graders give where they find no grade in the judge's answer.
+        one = next(iter(sample.scores.values()))
+        why = _first_line_of(f"{one.reason}: {one.explanation}")
+        error = f"the scorer gave no score: {why}"
+    else:
+        score = value
     topic, cluster = metadata.get("topic"), metadata.get(task.cluster_key)
     return SampleResult(
         id=f"{task.name}/{sample.id}",
@@ -346,7 +361,7 @@ def _sample_result(task: InspectTask, sample: EvalSample) -> SampleResult:
         question=_last_user_text(sample.input),
         expected=tuple(map(str, target)),
         answer=sample.output.completion if choices else None,
-        score=0.0 if error is not None else _score(task, sample),
+        score=score,
         truncated=stop_reason in ("max_tokens", "model_length"),
         malformed=is_malformed,
         error=error,
@@ -376,7 +391,7 @@ def _score(task: InspectTask, sample: EvalSample) -> float:
             f"{', '.join(scores)}. Name one of these, or leave it out."
         )
     number = value_to_float()(value)  # pyright: ignore[reportArgumentType]
-    if not 0 <= number <= 1:
+    if not (0 <= number <= 1 or math.isnan(number)):
         raise EvalError(
             f"{task.name}: sample {sample.id} has the score {number}, and a score is between 0 "
             "and 1. Use a scorer that rates answers on that range."
@@ -385,5 +400,6 @@ def _score(task: InspectTask, sample: EvalSample) -> float:
 
 
 def _first_line_of(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[0] if lines else "no details"
+    """What fits a message: the first line, no control characters (a model may have written it)."""
+    lines = "".join(c if c.isprintable() or c == "\n" else " " for c in text).strip().splitlines()
+    return lines[0][:200] if lines else "no details"

@@ -165,6 +165,11 @@ class RunStore:
     def has_started(self) -> bool:
         return any(self.events("run_started"))
 
+    @property
+    def is_rehearsed(self) -> bool:
+        """Whether the tasks that are measured only at the end have been tried."""
+        return any(self.events("rehearsed"))
+
     def record_start(self, manifest: dict[str, Any], config_hash: str) -> None:
         """Write the data manifest and the first event."""
         self.write_json(MANIFEST, manifest)

@@ -41,19 +41,18 @@ from errors import (
 
 if TYPE_CHECKING:
     import tinker
-    from rich.console import Console
-    from rich.status import Status
 
     from checkpoint_eval import Comparison, Subject
     from data_selector import Selection
     from decision import Decision, Spent
-    from eval_result import EvalResult, HeldOutLoss, TaskResult
+    from eval_result import EvalResult
     from evalops_client import EvalOpsClient
     from evaluation import EvalTask, Sampler
     from local_tinker import Service
     from nll_eval import HeldOutFile
     from plan import Plan, ServiceChoice
-    from run_store import Batch, Checkpoint, RunStore
+    from progress import Progress
+    from run_store import Checkpoint, RunStore
 
 MAX_STEPS_IN_FLIGHT = 4
 EXTENDABLE = (
@@ -72,6 +71,7 @@ async def run_rounds(run: Run) -> Decision:
     round_no = 0
     checkpoint: Checkpoint | None = None  # round 0 is the untouched base model
     decision: Decision | None = None
+    await rehearse(run)
     while True:
         # --- train, checkpoint ---------------------------------------------------------------
         if decision is not None:
@@ -91,6 +91,18 @@ async def run_rounds(run: Run) -> Decision:
             return decision
         # --- select --------------------------------------------------------------------------
         round_no += 1
+
+
+async def rehearse(run: Run) -> None:
+    """Try what is measured only at the end on one sample, so that what it lacks is known now."""
+    from evaluation import rehearse_tasks
+
+    tasks = [task for task in run.plan.tasks if task.needs_rehearsal]
+    if not tasks or run.store.is_rehearsed:
+        return
+    run.progress.live(f"trying {', '.join(task.name for task in tasks)} on one sample each")
+    usage = await rehearse_tasks(tasks, **await measuring(run, 0, "rehearsal", None))
+    run.store.append("rehearsed", round=0, tasks=[task.name for task in tasks], **usage._asdict())
 
 
 def select(run: Run, round_no: int) -> Selection:
@@ -294,32 +306,40 @@ def spent(run: Run, step: int) -> Spent:
 async def complete_evidence(run: Run, decision: Decision) -> None:
     """At the end: what the chosen checkpoint still lacks, the sealed test, and the report."""
     from eval_report import write_report
+
+    plan, store = run.plan, run.store
+    checkpoint = store.checkpoint(decision.best_round)
+    assert checkpoint is not None, "a run stops after a trained round"
+    try:
+        await evaluate(run, decision.best_round, checkpoint, list(plan.tasks))
+        if plan.test_tasks and store.test_result() is None:
+            await ask_sealed_test(run, checkpoint)
+    finally:  # there is a report, also where an evaluation failed
+        write_report(store, plan.gate, plan.config.model_dump(mode="json"), decision)
+
+
+async def ask_sealed_test(run: Run, checkpoint: Checkpoint) -> None:
+    """Open the sealed test on a checkpoint, or finish one that was opened on it."""
     from eval_result import eval_result, protocol_hash
     from evaluation import measure, protocol_of
 
-    plan, store, round_no = run.plan, run.store, decision.best_round
-    checkpoint = store.checkpoint(round_no)
-    assert checkpoint is not None, "a run stops after a trained round"
-    path = checkpoint.sampler_path
-    await evaluate(run, round_no, checkpoint, list(plan.tasks))
-    if plan.test_tasks and store.test_result() is None:
-        settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
-        protocol = protocol_of(plan.test_tasks, *settings)
-        opened = store.test_opened()
-        if opened is None:
-            store.record_test_opened(round_no, path, protocol_hash(protocol))
-        elif opened["checkpoint"] != path:
-            raise RunStoreError(
-                f"{store.run_dir}: the sealed test was opened on {opened['checkpoint']} and is not "
-                f"asked of {path} as well. Start a new run with a new test."
-            )
-        run.progress.live("asking the sealed test")
-        missing = [t for t in plan.test_tasks if t.name not in store.test_measured().names]
-        async for new in measure(missing, **await measuring(run, round_no, "sealed test", path)):
-            store.record_test_measured(round_no, new, checkpoint.step)
-        result = eval_result(round_no, path, store.test_measured(), protocol)
-        store.record_test(result, checkpoint.step)
-    write_report(store, plan.gate, plan.config.model_dump(mode="json"), decision)
+    plan, store, round_no, path = run.plan, run.store, checkpoint.round, checkpoint.sampler_path
+    settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
+    protocol = protocol_of(plan.test_tasks, *settings)
+    opened = store.test_opened()
+    if opened is None:
+        store.record_test_opened(round_no, path, protocol_hash(protocol))
+    elif opened["checkpoint"] != path:
+        raise RunStoreError(
+            f"{store.run_dir}: the sealed test was opened on {opened['checkpoint']} and is not "
+            f"asked of {path} as well. Start a new run with a new test."
+        )
+    run.progress.live("asking the sealed test")
+    missing = [t for t in plan.test_tasks if t.name not in store.test_measured().names]
+    async for new in measure(missing, **await measuring(run, round_no, "sealed test", path)):
+        store.record_test_measured(round_no, new, checkpoint.step)
+    result = eval_result(round_no, path, store.test_measured(), protocol)
+    store.record_test(result, checkpoint.step)
 
 
 async def post_to_evalops(
@@ -513,7 +533,7 @@ async def finish_held_out(run: Run, round_no: int, pending: HeldOutInFlight) -> 
             "The run stops here, and weights saved from now on are not used. Lower learning_rate."
         )
     run.store.record_held_out(round_no, loss, pending.step)
-    run.progress.line(f"round {round_no}, after {pending.step} steps: {_loss_text(loss)}")
+    run.progress.held_out_line(round_no, pending.step, loss)
 
 
 async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
@@ -596,97 +616,6 @@ class Run:
     training_client: tinker.TrainingClient | None = None
     is_training: bool = False
     stop_requested: bool = False
-
-
-class Progress:
-    """Progress on stderr: a live line on a terminal, plain lines in a pipe."""
-
-    def __init__(self, *, verbose: bool) -> None:
-        from rich.console import Console
-
-        self._console: Console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        self._verbose = verbose
-        self._status: Status | None = None
-
-    def line(self, text: str) -> None:
-        self._console.print(text)
-
-    def live(self, text: str) -> None:
-        """Show what is going on right now; only a terminal has such a line."""
-        if not self._console.is_terminal:
-            return
-        if self._status is None:
-            self._status = self._console.status(text)
-            self._status.start()
-        self._status.update(text)
-
-    def step_line(self, round_no: int, batch: Batch, loss: float) -> None:
-        self.line(
-            f"round {round_no} step {batch.step}: loss {loss:.4f}, lr {batch.lr:.3g}, "
-            f"{batch.num_loss_tokens} loss tokens"
-        )
-
-    def selection_line(self, selection: Selection) -> None:
-        shares = ", ".join(f"{number} {source}" for source, number in selection.shares.items())
-        topics = sorted(selection.topic_slots.items(), key=lambda item: (-item[1], item[0]))
-        most = ", ".join(f"{topic} {number}" for topic, number in topics[:4] if topic)
-        self.line(
-            f"round {selection.round}: {shares} examples" + (f"; most from {most}" if most else "")
-        )
-
-    def round_line(self, result: EvalResult, decision: Decision, diagnosis: str | None) -> None:
-        from decision import flaw_warning
-
-        if self._verbose:
-            for sample in result.samples:
-                mark = "ok  " if sample.score == 1 else "miss"
-                answer = sample.error if sample.answer is None else sample.answer
-                self.line(f"  {mark} {sample.question} -> {_one_line(answer or '')}")
-        self.result_lines(f"round {result.round}", result)
-        if diagnosis is not None:
-            self.line(f"  {diagnosis}")
-        if (warning := flaw_warning(result)) is not None:
-            self.line(warning)
-        if not decision.stops:
-            self.line(decision.sentence)
-
-    def result_lines(self, title: str, result: EvalResult) -> None:
-        """The score, and each task and held-out loss where there are more than one."""
-        counts = {"truncated": result.num_truncated, "malformed": result.num_malformed}
-        counts["failed"] = result.num_failed
-        flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
-        self.line(f"{title}: score {_score_text(result)}{flaws}")
-        if len(result.names) > 1:
-            for task in result.tasks:
-                self.line(f"  {task.name}: {_score_text(task)}{ROLE_NAMES[task.role]}")
-        for loss in result.held_out:
-            self.line(f"  {_loss_text(loss)}, n={loss.n}")
-
-    def close(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-
-
-ROLE_NAMES = {"score": "", "guard": " (guard)", "report": " (beside the score)"}
-
-
-def _score_text(result: EvalResult | TaskResult) -> str:
-    from eval_report import score_text
-
-    return f"{score_text(result)}, n={result.n}"
-
-
-def _loss_text(loss: HeldOutLoss) -> str:
-    return (
-        f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}, "
-        f"{loss.bits_per_byte:.4f} bits per byte"
-    )
-
-
-def _one_line(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 60 else flat[:57] + "..."
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -811,6 +740,7 @@ def redacted(text: str) -> str:
 def run_command(args: argparse.Namespace, session: Session) -> int:
     settings = open_settings(args, session)
     from plan import describe_inputs, describe_plan, find_model_dir, make_plan, read_inputs
+    from progress import Progress
 
     loaded, store = settings.loaded, settings.store
     model_dir = find_model_dir(loaded)
@@ -843,6 +773,7 @@ def evaluate_checkpoints(
     """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
     from checkpoint_eval import common_renderer, compare, find_subjects, gate_for, write_comparison
     from plan import describe_resolution, describe_tasks, make_plan, read_eval_inputs
+    from progress import Progress
 
     assert settings.evaluated is not None, "the caller has looked"
     loaded, store = settings.loaded, settings.store
@@ -1222,6 +1153,8 @@ def report_comparisons(
 
 def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) -> int:
     """Print the outcome to stdout; returns the exit code."""
+    from progress import score_and_n
+
     best, baseline, test = store.result(decision.best_round), store.result(0), store.test_result()
     checkpoint = store.checkpoint(decision.best_round)
     assert best is not None and baseline is not None and checkpoint is not None
@@ -1242,13 +1175,13 @@ def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) ->
     else:
         print(decision.sentence)
         print(
-            f"Best checkpoint: round {decision.best_round}, score {_score_text(best)}, "
+            f"Best checkpoint: round {decision.best_round}, score {score_and_n(best)}, "
             f"baseline {baseline.score:.4f}"
         )
         if best.score <= baseline.score:
             print("No round scored above the untouched model.")
         if test is not None:
-            print(f"Sealed test: score {_score_text(test)}")
+            print(f"Sealed test: score {score_and_n(test)}")
         print(f"  {checkpoint.sampler_path}")
         print(f"Run directory: {store.run_dir}")
     return 3 if args.gate and decision.action != "stop_passed" else 0

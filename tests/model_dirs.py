@@ -77,6 +77,7 @@ def make_model_dir(
     tied: bool = False,
     seed: int = 0,
     is_lively: bool = False,
+    context: int = 512,
 ) -> Path:
     """Write a model of some 20,000 parameters with a byte-level tokenizer; returns its folder.
 
@@ -103,7 +104,7 @@ def make_model_dir(
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": context,
         "tie_word_embeddings": tied,
         "bos_token_id": fast.bos_token_id,
         "eos_token_id": fast.eos_token_id,

@@ -20,7 +20,7 @@ LAYERS = [
     {"inspect_eval"},
     {"evaluation"},
     {"plan", "eval_report"},
-    {"checkpoint_eval"},
+    {"checkpoint_eval", "progress"},
     {"trainer_with_eval"},
 ]
 ALL_MODULES = set().union(*LAYERS)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from inspect_ai.log import read_eval_log
 
+from model_dirs import make_model_dir
 from nll_eval import load_held_out
 from run_store import RunStore
 from test_loop import Workspace, row
@@ -18,7 +20,7 @@ from trainer_with_eval import main
 TASKS = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.scorer import includes, model_graded_qa
+from inspect_ai.scorer import Score, includes, mean, model_graded_qa, scorer
 from inspect_ai.solver import generate, solver
 
 
@@ -50,9 +52,28 @@ def crashing():
     return Task(dataset=samples(6), solver=crash(), scorer=includes())
 
 
+@scorer(metrics={"right": [mean()], "length": [mean()]})
+def two_values():
+    async def score(state, target):
+        return Score(value={"right": 1.0, "length": 0.25})
+
+    return score
+
+
 @task
-def judged():
-    return Task(dataset=samples(6), solver=generate(), scorer=model_graded_qa())
+def several():
+    return Task(dataset=samples(6), solver=generate(), scorer=two_values())
+
+
+@task
+def boxed():
+    return Task(dataset=samples(2), solver=generate(), scorer=includes(), sandbox="docker")
+
+
+@task
+def judged(pattern: str = "(?s)(.)"):
+    graded = model_graded_qa(grade_pattern=pattern)
+    return Task(dataset=samples(6), solver=generate(), scorer=graded)
 """
 
 
@@ -205,6 +226,7 @@ def test_truncated_answers_never_pass(workspace: Workspace, capsys: pytest.Captu
         ({"eval_tasks": ["tasks.py@judged"]}, "evaluation.grader_model is not set"),
         ({"eval_tasks": ["tasks.py@nothing"]}, "tasks.py@nothing: there is no task 'nothing' in"),
         ({"eval_tasks": ["inspect_evals/no_such_task"]}, "no Inspect task of this name"),
+        ({"eval_tasks": ["tasks.py@boxed"]}, "`docker info` finds no engine that runs"),
         (
             {"evaluation": {"test_tasks": ["qa:questions2.jsonl"]}},
             "so the test is not sealed",
@@ -212,8 +234,17 @@ def test_truncated_answers_never_pass(workspace: Workspace, capsys: pytest.Captu
     ],
 )
 def test_what_a_task_lacks_is_said_before_the_first_step(
-    workspace: Workspace, capsys: pytest.CaptureFixture, changes: dict[str, Any], part: str
+    workspace: Workspace,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    part: str,
 ) -> None:
+    docker = workspace.folder / "bin/docker"  # a client without an engine
+    docker.parent.mkdir()
+    docker.write_text("#!/bin/sh\nexit 1\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{docker.parent}:{os.environ['PATH']}")
     again = {"question": "which word stands at place 3", "answer": "x"}
     workspace.write_rows("questions2.jsonl", [again])
     assert workspace.run("run", **changes) == 2
@@ -312,3 +343,95 @@ def test_an_opened_test_is_not_asked_of_another_checkpoint(
     assert main(["--resume", str(workspace.folder / "run")]) == 2
     assert "was opened on tinker://x/sampler_weights/round_09 and is not" in capsys.readouterr().err
     assert not types(workspace.events("run"), "test_evaluated")
+
+
+@pytest.mark.parametrize(
+    ("task", "part"),
+    [
+        ("tasks.py@several", "its scorer gives several values (right, length)"),
+        ("tasks.py@crashing", "1 of 1 samples failed"),
+    ],
+)
+def test_what_is_measured_only_at_the_end_is_tried_before_the_first_step(
+    workspace: Workspace, capsys: pytest.CaptureFixture, task: str, part: str
+) -> None:
+    changes: dict[str, Any] = {
+        "eval_tasks": ["qa:questions.jsonl", task],
+        "evaluation": {"max_tokens": 4, "every": {task: "end"}, "layers": {task: 2}},
+    }
+    assert workspace.run("run", **changes) == 1
+    assert part in capsys.readouterr().err
+    assert [event["type"] for event in workspace.events("run")] == ["run_started", "eval_failed"]
+
+
+def test_a_rehearsal_counts_nowhere_and_is_held_once(workspace: Workspace) -> None:
+    task = "tasks.py@several"
+    changes: dict[str, Any] = {
+        "eval_tasks": ["qa:questions.jsonl", task],
+        "evaluation": {
+            "max_tokens": 4,
+            "every": {task: "end"},
+            "layers": {task: 2},
+            "score_key": {task: "length"},
+        },
+        "max_rounds": 1,
+    }
+    assert workspace.run("run", **changes) == 0
+    assert main(["--resume", str(workspace.folder / "run")]) == 0
+    events = workspace.events("run")
+    (rehearsed,) = [event for event in events if event["type"] == "rehearsed"]
+    assert rehearsed["tasks"] == [task]
+    assert rehearsed["num_sampled_tokens"] > 0
+    baseline, last = workspace.store("run").results()
+    assert baseline.task(task) is None
+    measured = last.task(task)
+    assert measured is not None
+    assert (measured.n, measured.score, measured.role) == (6, 0.25, "report")
+
+
+def test_answers_are_graded_by_the_named_model(workspace: Workspace) -> None:
+    judge = make_model_dir(workspace.folder / "judge", "qwen3", context=2048)
+    changes = {"eval_tasks": ["tasks.py@judged"], "max_rounds": 1}
+    grader = {"max_tokens": 8, "grader_model": str(judge)}
+    assert workspace.run("run", **changes, evaluation=grader) == 0
+    result = workspace.store("run").result(1)
+    assert result is not None
+    assert result.protocol["grader_model"] == str(judge)
+    (task,) = result.tasks
+    assert task.log is not None
+    log = read_eval_log(str(workspace.folder / "run" / task.log))
+    assert set(log.eval.model_roles or {}) == {"grader"}
+    assert log.samples is not None
+    for sample in log.samples:
+        assert sample.scores is not None
+        explanation = sample.scores["model_graded_qa"].explanation
+        assert explanation  # what the judge said; its first character was taken for the grade
+        calls = [event for event in sample.events if event.event == "model"]
+        assert [call.role for call in calls] == [None, "grader"]
+        # the limit on answers is not the judge's, whose reasoning comes before its grade
+        assert [call.config.max_tokens for call in calls] == [8, 1024]
+    assert task.num_failed == 0
+
+
+def test_a_sealed_test_that_fails_leaves_a_report(workspace: Workspace) -> None:
+    sealed = {"max_tokens": 4, "test_tasks": ["tasks.py@crashing"]}
+    assert workspace.run("run", evaluation=sealed, max_rounds=1) == 1
+    assert workspace.events("run")[-1]["type"] == "eval_failed"
+    report = (workspace.folder / "run/eval_report.md").read_text()
+    assert "The sealed test was opened and not completed" in report
+    assert "## Recommended checkpoint" in report
+
+
+def test_a_judge_that_gives_no_grade_has_failed(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    judge = make_model_dir(workspace.folder / "judge", "qwen3", context=2048)
+    settings = {
+        "max_tokens": 8,
+        "grader_model": str(judge),
+        "task_args": {"tasks.py@judged": {"pattern": "GRADE: ([CI])"}},
+    }
+    assert workspace.run("run", eval_tasks=["tasks.py@judged"], evaluation=settings) == 1
+    told = capsys.readouterr().err
+    assert "6 of 6 samples failed" in told
+    assert "the scorer gave no score: grader_failed: Grade not found" in told

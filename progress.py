@@ -1,0 +1,109 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines in a pipe.
+
+Everything goes to stderr; stdout is for results.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from decision import Decision, flaw_warning
+from eval_report import score_text
+from eval_result import EvalResult, HeldOutLoss, TaskResult
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+    from data_selector import Selection
+    from run_store import Batch
+
+
+class Progress:
+    """Progress on stderr."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        from rich.console import Console
+
+        self._console: Console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._verbose = verbose
+        self._status: Status | None = None
+
+    def line(self, text: str) -> None:
+        self._console.print(text)
+
+    def live(self, text: str) -> None:
+        """Show what is going on right now; only a terminal has such a line."""
+        if not self._console.is_terminal:
+            return
+        if self._status is None:
+            self._status = self._console.status(text)
+            self._status.start()
+        self._status.update(text)
+
+    def step_line(self, round_no: int, batch: Batch, loss: float) -> None:
+        self.line(
+            f"round {round_no} step {batch.step}: loss {loss:.4f}, lr {batch.lr:.3g}, "
+            f"{batch.num_loss_tokens} loss tokens"
+        )
+
+    def held_out_line(self, round_no: int, num_steps: int, loss: HeldOutLoss) -> None:
+        self.line(f"round {round_no}, after {num_steps} steps: {_loss_text(loss)}")
+
+    def selection_line(self, selection: Selection) -> None:
+        shares = ", ".join(f"{number} {source}" for source, number in selection.shares.items())
+        topics = sorted(selection.topic_slots.items(), key=lambda item: (-item[1], item[0]))
+        most = ", ".join(f"{topic} {number}" for topic, number in topics[:4] if topic)
+        self.line(
+            f"round {selection.round}: {shares} examples" + (f"; most from {most}" if most else "")
+        )
+
+    def round_line(self, result: EvalResult, decision: Decision, diagnosis: str | None) -> None:
+        if self._verbose:
+            for sample in result.samples:
+                mark = "ok  " if sample.score == 1 else "miss"
+                answer = sample.error if sample.answer is None else sample.answer
+                self.line(f"  {mark} {sample.question} -> {_one_line(answer or '')}")
+        self.result_lines(f"round {result.round}", result)
+        if diagnosis is not None:
+            self.line(f"  {diagnosis}")
+        if (warning := flaw_warning(result)) is not None:
+            self.line(warning)
+        if not decision.stops:
+            self.line(decision.sentence)
+
+    def result_lines(self, title: str, result: EvalResult) -> None:
+        """The score, and each task and held-out loss where there are more than one."""
+        counts = {"truncated": result.num_truncated, "malformed": result.num_malformed}
+        counts["failed"] = result.num_failed
+        flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
+        self.line(f"{title}: score {score_and_n(result)}{flaws}")
+        if len(result.names) > 1:
+            for task in result.tasks:
+                self.line(f"  {task.name}: {score_and_n(task)}{ROLE_NAMES[task.role]}")
+        for loss in result.held_out:
+            self.line(f"  {_loss_text(loss)}, n={loss.n}")
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+ROLE_NAMES = {"score": "", "guard": " (guard)", "report": " (beside the score)"}
+
+
+def score_and_n(result: EvalResult | TaskResult) -> str:
+    return f"{score_text(result)}, n={result.n}"
+
+
+def _loss_text(loss: HeldOutLoss) -> str:
+    return (
+        f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}, "
+        f"{loss.bits_per_byte:.4f} bits per byte"
+    )
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return flat if len(flat) <= 60 else flat[:57] + "..."
