@@ -18,7 +18,15 @@ from config_schema import TrainingConfig
 from decision import Gate, judge
 from errors import ConfigError
 from eval_report import interval_text, p_value_text, score_text
-from eval_result import LEVEL, EvalResult, ScoreDifference, score_difference, task_difference
+from eval_result import (
+    LEVEL,
+    EvalResult,
+    GateChange,
+    ScoreDifference,
+    gate_change,
+    score_difference,
+    task_difference,
+)
 from run_store import Checkpoint, RunStore
 
 
@@ -167,25 +175,25 @@ def compare(
     reference, against, first_judged = results[0], subjects[0].label, 1
     if len(results) == 1:
         recorded, first_judged = subjects[0].recorded, 0
-        has_same_protocol = (
-            recorded is not None and recorded.protocol_hash == reference.protocol_hash
-        )
-        against = "its evaluation in the run" if has_same_protocol else None
-        reference = recorded if has_same_protocol else reference
-    assert reference is not None
+        against = None
+        if recorded is not None and _is_comparable(recorded, reference):
+            against, reference = "its evaluation in the run", recorded
     comparisons = []
     for position, (subject, result) in enumerate(zip(subjects, results, strict=True)):
         if position < first_judged:
             sentence = f"{subject.label} is the reference: {score_text(result)}."
             comparisons.append(Comparison(subject.label, result, None, None, None, sentence))
             continue
-        difference = None
-        if against is not None:
-            difference = score_difference(result, reference, gate.level)
         verdict = judge(result, reference, gate)
         why_not = None if verdict.passed else verdict.objection or verdict.numbers
-        if difference is not None and why_not is None:
-            why_not = _worse(difference, against, verdict.numbers)
+        if why_not is None and against is not None:
+            why_not = _worse(gate_change(result, reference, gate.level), against, verdict.numbers)
+        if why_not is None and against is None and gate.guards:
+            why_not = (
+                f"{verdict.numbers}, but there is nothing that guard {next(iter(gate.guards))} "
+                "could be compared with; name a reference first, for example RUN_DIR@round_00"
+            )
+        difference = None
         sentence = (
             f"{subject.label} passes: {verdict.numbers}."
             if why_not is None
@@ -199,12 +207,17 @@ def compare(
     return comparisons
 
 
-def _worse(difference: ScoreDifference, against: str | None, numbers: str) -> str | None:
-    interval = difference.interval
+def _is_comparable(recorded: EvalResult, result: EvalResult) -> bool:
+    """Whether an evaluation in a run had the same protocol and measured the same tasks."""
+    return recorded.protocol_hash == result.protocol_hash and recorded.names >= result.names
+
+
+def _worse(change: GateChange, against: str, numbers: str) -> str | None:
+    interval = change.interval
     if interval is None or interval.high >= 0:
         return None
     return (
-        f"{numbers}, but it is worse than {against} beyond noise: {difference.mean:+.4f} "
+        f"{numbers}, but it is worse than {against} beyond noise: {change.mean:+.4f} "
         f"{interval_text(interval, signed=True)}"
     )
 

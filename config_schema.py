@@ -126,7 +126,10 @@ class GateSettings(Settings):
         ),
     )
     alpha: float = Field(
-        default=0.05, gt=0, lt=0.5, description="error allowed to a run, spread over `max_rounds`"
+        default=0.05,
+        ge=1e-6,
+        lt=0.5,
+        description="error allowed to a run, spread over `max_rounds`",
     )
     margin: float = Field(
         default=0.0, ge=0, lt=1, description="gain on the baseline that `paired` asks for"

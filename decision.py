@@ -3,21 +3,24 @@
 A round passes when the gate's rule holds: `mean` compares the score with the threshold,
 `lower_bound` the lower end of its one-sided interval, `paired` asks for the score at the threshold
 and for a gain over the baseline that exceeds `margin` beyond noise. `alpha` is spent evenly over
-`max_rounds` looks (Bonferroni). Whatever the rule, a broken guard, or more than a tenth of the
-answers truncated or malformed, keeps a round from passing.
+`max_rounds` looks (Bonferroni). Whatever the rule, a broken guard, or more than a tenth of a scored
+task's answers truncated or malformed, keeps a round from passing.
 
 A round that does not pass multiplies the learning rate by `lr_decay`. The best round is the one
-with the highest score among those whose guards hold, the earlier one of equals; it is what the run
-recommends, not the last.
+that passed, or else the one with the highest score among those whose guards hold, the earlier one
+of equals; it is what the run recommends, not the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from eval_result import EvalResult, score_difference
+import eval_stats
+from eval_result import EvalResult, TaskResult, gate_change
+from eval_stats import Interval
 
 Action = Literal[
     "continue", "rollback", "stop_passed", "stop_budget", "stop_rounds", "stop_plateau"
@@ -26,6 +29,7 @@ Rule = Literal["mean", "lower_bound", "paired"]
 
 WARN_FLAWED_SHARE = 0.02  # of answers truncated or malformed
 MAX_FLAWED_SHARE = 0.10
+ROUNDING = 1e-12  # the mean of 0.7, 0.8 and 0.9 is a hair below 0.8
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,14 @@ def decide(earlier: Sequence[EvalResult], result: EvalResult, spent: Spent, gate
     missed = result.round  # every trained round before this one missed, or the run had stopped
     if verdict.passed:
         sentence = f"Target met: {verdict.numbers}. Stopping."
-        return Decision(result.round, "stop_passed", sentence, 1.0, best, missed - 1)
+        return Decision(result.round, "stop_passed", sentence, 1.0, result.round, missed - 1)
     why_not = verdict.numbers if verdict.objection is None else verdict.objection
     end = _end(history, spent, gate)
     if end is not None:
         sentence = f"Target not met: {why_not} {end.reason}. Stopping."
         return Decision(result.round, end.action, sentence, 1.0, best, missed)
     fallen = _fall(history, best, gate)
-    head = "Score below threshold" if verdict.objection is None else "Not passed"
+    head = "Not passed" if _is_reached(result, gate) else "Score below threshold"
     going_on = f"Learning rate times {gate.lr_decay:g}, preparing round {result.round + 1}."
     if fallen is not None:
         sentence = f"{head}: {why_not}. {fallen} {going_on}"
@@ -142,31 +146,50 @@ def judge(result: EvalResult, baseline: EvalResult, gate: Gate) -> Verdict:
 
 
 def _apply_rule(result: EvalResult, baseline: EvalResult, gate: Gate) -> Verdict:
-    is_reached = result.score >= gate.threshold
-    numbers = f"{result.score:.4f} {'>=' if is_reached else '<'} {gate.threshold:g}"
+    is_reached = _is_reached(result, gate)
+    numbers = _compared(result.score, gate.threshold, is_reached)
     if gate.rule == "mean":
         return Verdict(is_reached, numbers, None)
     sure = f"one-sided {1 - gate.alpha_per_look:.1%}"
     if gate.rule == "lower_bound":
-        interval = result.interval_at(gate.level)
+        interval = result.gate_interval(gate.level)
         if interval is None:
-            return Verdict(False, f"{numbers}, n={result.n} gives no lower bound", None)
+            return Verdict(False, f"{numbers}, but {_why_unknown(result, gate)}", None)
         passed = interval.low >= gate.threshold
-        sign = ">=" if passed else "<"
         numbers = (
-            f"lower bound {interval.low:.4f} {sign} {gate.threshold:g} "
+            f"lower bound {_compared(interval.low, gate.threshold, passed)} "
             f"(score {result.score:.4f}, n={result.n}, {sure})"
         )
         return Verdict(passed, numbers, None)
-    gain = score_difference(result, baseline, gate.level)
+    gain = gate_change(result, baseline, gate.level)
     if gain.interval is None:
-        return Verdict(False, f"{numbers}, n={result.n} gives no bound on the gain", None)
+        return Verdict(False, f"{numbers}, but {_why_unknown(result, gate)}", None)
     is_gain = gain.interval.low > gate.margin
     numbers += (
         f" and {gain.mean:+.4f} on the baseline, at least {gain.interval.low:+.4f} "
-        f"{'>' if is_gain else '<='} margin {gate.margin:g} ({gain.method}, {sure})"
+        f"{'>' if is_gain else '<='} margin {gate.margin:g} (paired, {sure})"
     )
     return Verdict(is_reached and is_gain, numbers, None)
+
+
+def _is_reached(result: EvalResult, gate: Gate) -> bool:
+    return result.score >= gate.threshold - ROUNDING
+
+
+def _compared(value: float, threshold: float, is_reached: bool) -> str:
+    """Both numbers with the sign between them, with digits enough to see that it is right."""
+    shown = f"{value:.4f}"
+    if (float(shown) >= float(f"{threshold:g}")) != is_reached:
+        shown, threshold_shown = f"{value:.8f}", f"{threshold:.8f}"
+    else:
+        threshold_shown = f"{threshold:g}"
+    return f"{shown} {'>=' if is_reached else '<'} {threshold_shown}"
+
+
+def _why_unknown(result: EvalResult, gate: Gate) -> str:
+    task = next(t for t in result.scored_tasks if t.gate_interval(gate.level) is None)
+    number = "question" if task.n == 1 else "cluster"
+    return f"{task.name} has one {number} only, which gives no bound"
 
 
 def broken_guard(result: EvalResult, baseline: EvalResult, gate: Gate) -> str | None:
@@ -184,23 +207,34 @@ def broken_guard(result: EvalResult, baseline: EvalResult, gate: Gate) -> str | 
     return None
 
 
+def _most_flawed(result: EvalResult) -> TaskResult:
+    return max(result.scored_tasks, key=lambda task: task.flawed_share)
+
+
 def _too_many_flaws(result: EvalResult) -> str | None:
-    if result.num_flawed <= MAX_FLAWED_SHARE * result.num_samples:
+    task = _most_flawed(result)
+    if task.flawed_share <= MAX_FLAWED_SHARE:
         return None
     return (
-        f"{result.num_flawed} of {result.num_samples} answers were truncated or malformed, and "
-        f"a round with more than {MAX_FLAWED_SHARE:.0%} never passes; raise evaluation.max_tokens "
-        "or look at the answers"
+        f"{_flaws(task, result)}, and a round with more than {MAX_FLAWED_SHARE:.0%} never passes; "
+        "raise evaluation.max_tokens or look at the answers"
     )
+
+
+def _flaws(task: TaskResult, result: EvalResult) -> str:
+    of_task = f" of {task.name}" if len(result.scored_tasks) > 1 else ""
+    num_samples = len(task.samples)
+    return f"{task.num_flawed} of {num_samples} answers{of_task} were truncated or malformed"
 
 
 def flaw_warning(result: EvalResult) -> str | None:
     """A sentence where so many answers are truncated or malformed that the score may mislead."""
-    if result.num_flawed <= WARN_FLAWED_SHARE * result.num_samples:
+    task = _most_flawed(result)
+    if task.flawed_share <= WARN_FLAWED_SHARE:
         return None
     return (
-        f"warning: {result.num_flawed} of {result.num_samples} answers were truncated or malformed "
-        f"(graded as they stand); with more than {MAX_FLAWED_SHARE:.0%} a round cannot pass"
+        f"warning: {_flaws(task, result)} (graded as they stand); with more than "
+        f"{MAX_FLAWED_SHARE:.0%} a round cannot pass"
     )
 
 
@@ -243,13 +277,15 @@ def _plateau(history: Sequence[EvalResult], gate: Gate, patience: int) -> str | 
     """
     champion = history[0]
     for result in history[1:]:
-        gain = score_difference(result, champion, 1 - 2 * gate.alpha)
-        if gain.interval is not None and gain.interval.low > 0:
+        gain = gate_change(result, champion, 1 - 2 * gate.alpha)
+        if gain.interval is None:  # nothing is known of the noise, so no plateau either
+            return None
+        if gain.interval.low > 0 and broken_guard(result, history[0], gate) is None:
             champion = result
     last = history[-1]
     if last.round - champion.round < patience:
         return None
-    gain = score_difference(last, champion, 1 - 2 * gate.alpha)
+    gain = gate_change(last, champion, 1 - 2 * gate.alpha)
     return (
         f"and no round since round {champion.round} ({champion.score:.4f}) was better beyond noise "
         f"(round {last.round}: {_signed(gain.mean, gain.interval)}, patience {patience})"
@@ -261,11 +297,11 @@ def _fall(history: Sequence[EvalResult], best: int, gate: Gate) -> str | None:
     last = history[-1]
     if not gate.rollback or best in (0, last.round):
         return None
-    guard = broken_guard(last, history[0], gate)
-    if guard is not None:
-        return f"Back to round {best}: {guard}."
     best_result = next(result for result in history if result.round == best)
-    change = score_difference(last, best_result, 1 - 2 * gate.alpha)
+    guard = broken_guard(last, history[0], gate)
+    if guard is not None and broken_guard(best_result, history[0], gate) is None:
+        return f"Back to round {best}: {guard}."
+    change = gate_change(last, best_result, 1 - 2 * gate.alpha)
     if change.interval is None or change.interval.high >= 0:
         return None
     return (
@@ -274,7 +310,7 @@ def _fall(history: Sequence[EvalResult], best: int, gate: Gate) -> str | None:
     )
 
 
-def _signed(value: float, interval: tuple[float, float] | None) -> str:
+def _signed(value: float, interval: Interval | None) -> str:
     shown = "" if interval is None else f" [{interval[0]:+.4f}, {interval[1]:+.4f}]"
     return f"{value:+.4f}{shown}"
 
@@ -288,4 +324,98 @@ def best_round(history: Sequence[EvalResult], gate: Gate) -> int:
     if not trained:
         return 0
     whole = [r for r in trained if broken_guard(r, history[0], gate) is None]
-    return min(whole or trained, key=lambda result: (-result.score, result.round)).round
+    candidates = whole or trained
+    highest = max(result.score for result in candidates)
+    return min(result.round for result in candidates if result.score >= highest - ROUNDING)
+
+
+# --- what the gate can tell, before anything is measured ------------------------------------------
+
+FALSE_STOP_GAP = 0.05  # how far below the threshold a model is in the example of a false stop
+
+
+class TaskSize(NamedTuple):
+    """Questions of a scored task, and how many clusters they form (n where none are shared)."""
+
+    n: int
+    num_clusters: int
+
+
+def describe_gate(gate: Gate, sizes: Sequence[TaskSize]) -> Iterator[str]:
+    """Yield what the questions can tell apart, how often the rule stops falsely, and a warning
+    where it can never be met."""
+    yield describe_resolution(gate, sizes) + _false_stops(gate, sizes)
+    if (warning := _never_passes(gate, sizes)) is not None:
+        yield warning
+
+
+def describe_resolution(gate: Gate, sizes: Sequence[TaskSize]) -> str:
+    """What the evaluation set can and cannot tell apart.
+
+    Before anything is measured the answers are taken as right or wrong, and those of a cluster as
+    rising and falling together, which is the widest that they can be.
+    """
+    n, n_eff = sum(size.n for size in sizes), _effective_n(sizes)
+    worth = "" if n_eff == n else f", worth as few as {n_eff} independent ones of one task,"
+    drop = eval_stats.smallest_difference(n_eff, gate.threshold) if 0 < gate.threshold < 1 else None
+    if drop is None:
+        told = f"cannot tell a score of {gate.threshold:g} from any lower one"
+    else:
+        lower = math.floor((gate.threshold - drop) * 100) / 100
+        told = f"tell {gate.threshold:g} from {lower:.2f}, not from closer scores"
+    return f"resolution: {n} questions{worth} {told} (one-sided 5 %, power 80 %)"
+
+
+def _effective_n(sizes: Sequence[TaskSize]) -> int:
+    """How many questions of one task the plain mean of tasks is worth: k^2 / sum(1 / n)."""
+    inverse = sum(1 / size.num_clusters for size in sizes)
+    return max(1, math.floor(len(sizes) ** 2 / inverse + 1e-9))
+
+
+def _false_stops(gate: Gate, sizes: Sequence[TaskSize]) -> str:
+    truth = gate.threshold - FALSE_STOP_GAP
+    if not 0 < truth < 1:
+        return ""
+    rule = "lower_bound" if gate.rule == "lower_bound" else "mean"
+    n_eff, looks = _effective_n(sizes), gate.max_rounds
+    if len(sizes) == 1:
+        risk = eval_stats.false_stop_risk(rule, n_eff, gate.threshold, truth, looks, gate.alpha)
+    else:
+        stderr = math.sqrt(truth * (1 - truth) / n_eff)
+        risk = eval_stats.false_stop_risk_normal(
+            rule, stderr, gate.threshold, truth, looks, gate.alpha
+        )
+    is_clustered = any(size.num_clusters < size.n for size in sizes)
+    most = "at most " if gate.rule == "paired" or is_clustered else ""
+    about = "about " if len(sizes) > 1 else ""
+    return (
+        f"; a model that is really {truth:.2f} would stop falsely in {most}{about}{risk:.1%} of "
+        f"runs of {looks} rounds (gate.rule {gate.rule})"
+    )
+
+
+def _never_passes(gate: Gate, sizes: Sequence[TaskSize]) -> str | None:
+    """A warning where not even right answers only would have a lower bound at the threshold."""
+    if gate.rule == "mean":
+        return None
+    if any(size.num_clusters == 1 for size in sizes):
+        return (
+            f"warning: no round can pass, because gate.rule {gate.rule} needs a bound and a scored "
+            "task of one question or one cluster has none. Ask more, or set gate.rule to mean."
+        )
+    if gate.rule == "paired":
+        return None
+    perfect = [
+        eval_stats.gate_interval(
+            [1.0] * size.n, [i % size.num_clusters for i in range(size.n)], gate.level
+        )
+        for size in sizes
+    ]
+    bound = eval_stats.combine([1.0] * len(sizes), perfect)
+    if bound is None or bound.low >= gate.threshold:
+        return None
+    return (
+        f"warning: no round can pass, because even right answers only would have the lower bound "
+        f"{bound.low:.4f} < {gate.threshold:g}. Ask more questions, lower eval_threshold, or set "
+        "gate.rule to mean."
+    )

@@ -1,28 +1,32 @@
 """What the curves of a round say, in one sentence: learning, stuck, exploding, overfitting. Pure.
 
 The rules are rules of thumb with stated bounds; they explain a round and decide nothing. Losses are
-in nats per loss token. Batches differ, so only averages over a quarter of a round's steps are
-compared, and held-out losses row by row.
+in nats per loss token. Batches differ, and later rounds train on harder rows, so training losses
+are compared within a round only, by the trend over its steps with its error; held-out losses, which
+are of the same rows, with the rounds that the weights came from, row by row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from eval_result import EvalResult, HeldOutLoss, topic_scores
-from eval_stats import mean
+from eval_result import EvalResult, HeldOutLoss
+from eval_stats import mean, student_t_quantile
 
-MIN_STEPS = 8  # of the run, before a loss can be called stuck
-MIN_STEPS_WITHIN = 4  # of a round, before its start and its end are compared
-STUCK_FRAC = 0.9  # of the untrained model's loss, above which it counts as unchanged
+MIN_STEPS = 4  # of a round, before its trend is looked at
+MIN_STEPS_STUCK = 8
+STUCK_FRAC = 0.1  # of a loss: a smaller fall in a round, surely, is none
 STUCK_NATS = 0.5  # below this a loss is low, whether it changes or not
 EXPLODING_FACTOR = 1.5  # of a round's end over its start
 EXPLODING_NATS = 0.1  # a smaller rise is none
-RISING_FRAC = 0.02  # of a held-out loss, where there are no rows to compare
+RISING_FRAC = 0.02  # of a held-out loss: a smaller rise is none
+MIN_ROWS = 5  # of a held-out file, before its rise is named
 MIN_QUESTIONS = 5  # of a topic, before it is named
 MAX_TOPICS = 3
+SURE = 0.99  # one-sided, of every comparison
 
 
 class HeldOutPoint(NamedTuple):
@@ -34,21 +38,24 @@ class HeldOutPoint(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What training recorded up to the end of a round."""
+    """What training recorded in a round."""
 
-    losses: Mapping[int, Sequence[float]]  # round -> training loss of each of its steps
-    held_out: Sequence[HeldOutPoint]  # inside this round
-    lr: float  # of this round's last step
+    losses: Sequence[float]  # training loss of each step
+    held_out: Sequence[HeldOutPoint]
+    lr: float  # of the last step
     lora_rank: int
 
 
-def diagnose(curves: Curves, earlier: Sequence[EvalResult], result: EvalResult) -> str:
-    """Say what a trained round's curves show; `earlier` are the results before it, oldest first."""
-    training = _training(curves, result.round)
+def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) -> str:
+    """Say what a trained round's curves show.
+
+    `lineage` are the results of the rounds that its weights came from, the baseline first.
+    """
+    training = _training(curves)
     problems = [training.problem]
     if training.problem is None:  # else a held-out loss rises for that reason
-        problems = [_rise(loss, earlier, curves.held_out) for loss in result.held_out]
-    problems.append(_unlearned_topics(earlier[0], result))
+        problems = [_rise(loss, lineage, curves.held_out) for loss in result.held_out]
+    problems.append(_unlearned_topics(lineage[0], result))
     found = [problem for problem in problems if problem is not None] or [training.sentence]
     sentence = "; ".join(found)
     return sentence[0].upper() + sentence[1:] + "."
@@ -59,54 +66,69 @@ def last_quarter(losses: Sequence[float]) -> float:
     return mean(losses[-max(1, len(losses) // 4) :])
 
 
-def _first_quarter(losses: Sequence[float]) -> float:
-    return mean(losses[: max(1, len(losses) // 4)])
-
-
 class _Training(NamedTuple):
     sentence: str
     problem: str | None
 
 
-def _training(curves: Curves, round_no: int) -> _Training:
-    losses = curves.losses[round_no]
-    untrained = _first_quarter(curves.losses[min(curves.losses)])
-    first, last = _first_quarter(losses), last_quarter(losses)
-    num_steps = sum(map(len, curves.losses.values()))
-    within = first if len(losses) >= MIN_STEPS_WITHIN else last
-    lowest, since = min((within, f"{within:.3f}"), (untrained, f"{untrained:.3f} untrained"))
-    if last > max(EXPLODING_FACTOR * lowest, lowest + EXPLODING_NATS):
+def _training(curves: Curves) -> _Training:
+    losses, n = curves.losses, len(curves.losses)
+    if n < MIN_STEPS:
+        return _Training(f"the training loss is {mean(losses):.3f} nats a token", None)
+    first, last = mean(losses[: max(1, n // 4)]), last_quarter(losses)
+    growth = _trend([math.log(max(loss, 1e-6)) for loss in losses])  # explosions are exponential
+    is_rise = growth.change > student_t_quantile(0.95, n - 2) * growth.stderr
+    if is_rise and last > max(EXPLODING_FACTOR * first, first + EXPLODING_NATS):
         problem = (
-            f"the training loss rose from {since} to {last:.3f} nats a token: the learning rate "
-            f"{curves.lr:.3g} is too high, or rows of this round are bad"
+            f"the training loss rose from {first:.3f} to {last:.3f} nats a token: the learning "
+            f"rate {curves.lr:.3g} is too high, or rows of this round are bad"
         )
         return _Training(problem, problem)
-    if num_steps >= MIN_STEPS and last > max(STUCK_NATS, STUCK_FRAC * untrained):
+    trend = _trend(losses)
+    most_fallen = student_t_quantile(SURE, n - 2) * trend.stderr - trend.change
+    is_flat = most_fallen < STUCK_FRAC * mean(losses)
+    if n >= MIN_STEPS_STUCK and last > STUCK_NATS and is_flat:
         problem = (
-            f"the training loss is stuck at {last:.3f} nats a token, {untrained:.3f} untrained: "
-            f"the learning rate {curves.lr:.3g} or lora_rank {curves.lora_rank} is too low"
+            f"the training loss stayed at {mean(losses):.3f} nats a token for {n} steps: the "
+            f"learning rate {curves.lr:.3g} or lora_rank {curves.lora_rank} is too low, or these "
+            "rows have no more to teach"
         )
         return _Training(problem, problem)
-    if len(losses) >= MIN_STEPS_WITHIN:
-        moved = f"went from {first:.3f} to {last:.3f} nats a token in this round"
-    else:
-        moved = f"is {last:.3f} nats a token, {untrained:.3f} untrained"
+    moved = f"went from {first:.3f} to {last:.3f} nats a token in this round"
     return _Training(f"the training loss {moved}", None)
 
 
+class _Trend(NamedTuple):
+    change: float
+    stderr: float
+
+
+def _trend(losses: Sequence[float]) -> _Trend:
+    """Change over the round by the least-squares line through its steps, and its error."""
+    n, centre = len(losses), mean(losses)
+    offsets = [step - (n - 1) / 2 for step in range(n)]
+    squares = math.fsum(offset * offset for offset in offsets)
+    slope = math.fsum(o * (loss - centre) for o, loss in zip(offsets, losses, strict=True))
+    slope /= squares
+    residuals = [loss - centre - slope * o for o, loss in zip(offsets, losses, strict=True)]
+    variance = math.fsum(residual * residual for residual in residuals) / (n - 2)
+    return _Trend(slope * (n - 1), math.sqrt(variance / squares) * (n - 1))
+
+
 def _rise(
-    loss: HeldOutLoss, earlier: Sequence[EvalResult], points: Sequence[HeldOutPoint]
+    loss: HeldOutLoss, lineage: Sequence[EvalResult], points: Sequence[HeldOutPoint]
 ) -> str | None:
     """Where a held-out loss is above its lowest, beyond noise: overfitting."""
+    if loss.n < MIN_ROWS:
+        return None
     lows: list[tuple[float, str]] = []
-    before = [(one, r.round) for r in earlier for one in r.held_out if one.name == loss.name]
+    before = [(one, r.round) for r in lineage for one in r.held_out if one.name == loss.name]
     if before:
         one, number = min(before, key=lambda pair: pair[0].nll)
         if _is_higher(loss, one):
             lows.append((one.nll, f"after round {number}" if number else "untrained"))
-    for point in points:
-        if point.name == loss.name and loss.nll > point.nll * (1 + RISING_FRAC):
-            lows.append((point.nll, f"after {point.step} steps"))
+    lows += [(p.nll, f"after {p.step} steps") for p in points if p.name == loss.name]
+    lows = [low for low in lows if loss.nll > low[0] * (1 + RISING_FRAC)]
     if not lows:
         return None
     lowest, when = min(lows)
@@ -117,7 +139,7 @@ def _rise(
 
 
 def _is_higher(now: HeldOutLoss, before: HeldOutLoss) -> bool:
-    """Whether a loss on the same rows rose by over two standard errors of its paired change.
+    """Whether a loss on the same rows rose beyond the error of its paired change.
 
     The change is a ratio of sums over rows (Cochran 1977, eq. 2.39).
     """
@@ -125,28 +147,37 @@ def _is_higher(now: HeldOutLoss, before: HeldOutLoss) -> bool:
     rows = [(row.nll_sum - was[row.id], row.num_loss_tokens) for row in now.rows]
     num_tokens, n = sum(tokens for _, tokens in rows), len(rows)
     change = math.fsum(moved for moved, _ in rows) / num_tokens
-    if n < 2:
-        return False
     squares = math.fsum((moved - change * tokens) ** 2 for moved, tokens in rows)
-    return change > 2 * math.sqrt(squares * n / (n - 1)) / num_tokens
+    stderr = math.sqrt(squares * n / (n - 1)) / num_tokens
+    return change > student_t_quantile(SURE, n - 1) * stderr
+
+
+def _topic_scores(result: EvalResult) -> dict[str, list[float]]:
+    """Topic -> the score of each of its questions."""
+    topics: dict[str, list[float]] = defaultdict(list)
+    for task in result.scored_tasks:
+        of_question = {sample.id: sample.topic for sample in task.samples}
+        for question, score in task.scores.items():
+            if (topic := of_question[question]) is not None:
+                topics[topic].append(score)
+    return topics
 
 
 def _unlearned_topics(baseline: EvalResult, result: EvalResult) -> str | None:
-    before, after = topic_scores(baseline.samples), topic_scores(result.samples)
-    asked = [topic for topic, score in after.items() if score.n >= MIN_QUESTIONS]
+    before, after = _topic_scores(baseline), _topic_scores(result)
+    asked = [topic for topic, scores in sorted(after.items()) if len(scores) >= MIN_QUESTIONS]
     unlearned = [
         topic
         for topic in asked
-        if after[topic].num_failures >= before[topic].num_failures
-        and after[topic].num_failures > after[topic].n / 2
+        if sum(after[topic]) <= sum(before[topic]) and mean(after[topic]) < 0.5
     ]
     if not unlearned:
         return None
     if len(unlearned) == len(asked) > 1:
         return f"nothing was learned in any of {len(asked)} topics"
     shown = ", ".join(
-        f"{topic} ({after[topic].n - after[topic].num_failures:g} of {after[topic].n} right, "
-        f"{before[topic].n - before[topic].num_failures:g} untrained)"
+        f"{topic} ({sum(after[topic]):g} of {len(after[topic])} right, "
+        f"{sum(before[topic]):g} untrained)"
         for topic in unlearned[:MAX_TOPICS]
     )
     more = len(unlearned) - MAX_TOPICS

@@ -78,7 +78,7 @@ def _recommendation(
             yield f"- Benchmark {task.name}: {change.mean:+.4f} on the baseline, {verdict}."
     if (flaws := flaw_warning(best)) is not None:
         yield f"- {flaws[0].upper()}{flaws[1:]}."
-    training = last_quarter(store.losses(best.round)[best.round])
+    training = last_quarter(store.losses(best.round))
     for loss in best.held_out:
         if loss.nll > GAP_FACTOR * training:
             yield (

@@ -24,6 +24,8 @@ from eval_stats import (
     combine,
     combined_stderr,
     estimate,
+    gate_difference,
+    gate_interval,
     mean,
     paired_difference,
 )
@@ -85,9 +87,19 @@ class TaskResult:
     def clusters(self) -> dict[str, str] | None:
         return _clusters(self.samples)
 
-    def estimate(self, level: float) -> Estimate:
-        """The mean with its interval at another level."""
-        return _estimate(self.samples, level)
+    @property
+    def num_flawed(self) -> int:
+        return self.num_truncated + self.num_malformed
+
+    @property
+    def flawed_share(self) -> float:
+        return self.num_flawed / len(self.samples)
+
+    def gate_interval(self, level: float) -> Interval | None:
+        """The interval of the mean that a gate may rely on."""
+        scores, clusters = self.scores, self.clusters
+        names = None if clusters is None else [clusters[question] for question in scores]
+        return gate_interval(list(scores.values()), names, level)
 
 
 @dataclass(frozen=True)
@@ -136,10 +148,6 @@ class EvalResult:
     held_out: tuple[HeldOutLoss, ...]
 
     @property
-    def num_flawed(self) -> int:
-        return self.num_truncated + self.num_malformed
-
-    @property
     def scored_tasks(self) -> tuple[TaskResult, ...]:
         return tuple(task for task in self.tasks if task.role == "score")
 
@@ -156,9 +164,10 @@ class EvalResult:
     def task(self, name: str) -> TaskResult | None:
         return next((task for task in self.tasks if task.name == name), None)
 
-    def interval_at(self, level: float) -> Interval | None:
-        """The score's interval at another level."""
-        return _score_interval([task.estimate(level) for task in self.scored_tasks])
+    def gate_interval(self, level: float) -> Interval | None:
+        """The interval of the score that a gate may rely on; None where a task's is unknown."""
+        scored = self.scored_tasks
+        return combine([task.score for task in scored], [t.gate_interval(level) for t in scored])
 
     def to_json(self) -> dict[str, Any]:
         """The form kept in evals/round_NN.json; `samples` stand once, inside their tasks."""
@@ -297,7 +306,7 @@ def eval_result(
         checkpoint=checkpoint,
         score=mean([task.score for task in scored]),
         stderr=combined_stderr([task.stderr for task in scored]),
-        interval=_score_interval([task.estimate(LEVEL) for task in scored]),
+        interval=combine([task.score for task in scored], [task.interval for task in scored]),
         n=sum(task.n for task in scored),
         num_samples=sum(len(task.samples) for task in scored),
         num_truncated=sum(task.num_truncated for task in scored),
@@ -313,10 +322,6 @@ def eval_result(
 def protocol_hash(protocol: Mapping[str, Any]) -> str:
     """A short name for everything that changes a score; equal ones can be compared."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _score_interval(estimates: Sequence[Estimate]) -> Interval | None:
-    return combine([one.mean for one in estimates], [one.interval for one in estimates])
 
 
 def _estimate(samples: Sequence[SampleResult], level: float) -> Estimate:
@@ -377,6 +382,25 @@ def score_difference(after: EvalResult, before: EvalResult, level: float) -> Sco
         p_value=None if single is None else single.p_value,
         method="combined over tasks" if single is None else single.method,
     )
+
+
+class GateChange(NamedTuple):
+    """By how much the score moved, with the interval that a gate may rely on."""
+
+    mean: float
+    interval: Interval | None
+
+
+def gate_change(after: EvalResult, before: EvalResult, level: float) -> GateChange:
+    """By how much the score moved between two evaluations of the same scored tasks."""
+    pairs = [(task, before.task(task.name)) for task in after.scored_tasks]
+    moved = [(one, other) for one, other in pairs if other is not None]
+    assert len(moved) == len(pairs), "two results of one run have the same scored tasks"
+    means = [one.score - other.score for one, other in moved]
+    intervals = [
+        gate_difference(one.scores, other.scores, one.clusters, level) for one, other in moved
+    ]
+    return GateChange(mean(means), combine(means, intervals, bounds=DIFFERENCE))
 
 
 class TopicScore(NamedTuple):

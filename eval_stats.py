@@ -168,6 +168,79 @@ def estimate(
     return Estimate(centre, stderr, interval, "student t, clustered", n, num_clusters)
 
 
+def gate_interval(
+    scores_Q: Sequence[float], clusters_Q: Sequence[Hashable] | None, level: float
+) -> Interval | None:
+    """The interval that a gate may rely on; None (unknown) for one question or one cluster.
+
+    `estimate` describes; its Student t is too sure of graded scores near 0 or 1, and of few
+    clusters: with scores of 0, 0.9 and 1 and n = 20 a one-sided 1.7 % bound was above the true mean
+    in 5.7 % of cases, and one slightly worse answer could raise the bound. So as Wilson's interval
+    does at heart (Agresti and Coull 1998), z^2 / 2 pseudo-questions, or clusters, are counted at
+    each end, then Student t is taken; the lower end is at least Wilson's with every score below 1
+    counted as 0. Unclustered scores of 0 and 1 have Wilson's interval itself.
+    `benchmarks/eval_statistics.py` measures the levels.
+    """
+    n = len(scores_Q)
+    if n < 2:
+        return None
+    wilson = wilson_interval(sum(score == 1 for score in scores_Q), n, level)
+    if clusters_Q is None or len(set(clusters_Q)) == n:
+        if all(score in (0, 1) for score in scores_Q):
+            return wilson
+        units, floor = _Clusters(list(scores_Q), [1] * n), wilson.low
+    else:
+        units, floor = _cluster_totals(scores_Q, clusters_Q), 0.0
+        if len(units.sizes_G) < 2:
+            return None
+    interval = _padded_t_interval(units, _two_sided_z(level) ** 2 / 2, level, UNIT)
+    return Interval(max(interval.low, floor), interval.high)
+
+
+def gate_difference(
+    after: Mapping[str, float],
+    before: Mapping[str, float],
+    clusters: Mapping[str, str] | None,
+    level: float,
+) -> Interval | None:
+    """The interval of a mean change that a gate may rely on, by question id; None for unknown.
+
+    One pseudo-question (or cluster) that rose by 1 and one that fell by 1 are counted, as Bonett
+    and Price 2012 do for right and wrong answers, then Student t is taken: one rule for all kinds
+    of scores, so that a worse answer never makes a gain look surer.
+    """
+    ids = sorted(after.keys() & before.keys())
+    names = ids if clusters is None else [clusters[id_] for id_ in ids]
+    units = _cluster_totals([after[id_] - before[id_] for id_ in ids], names)
+    if len(units.sizes_G) < 2:
+        return None
+    return _padded_t_interval(units, 1.0, level, DIFFERENCE)
+
+
+def _padded_t_interval(
+    units: _Clusters, num_pseudo: float, level: float, bounds: Interval
+) -> Interval:
+    """Student t on the mean, with `num_pseudo` more units of average size at each bound."""
+    size = sum(units.sizes_G) / len(units.sizes_G)
+    num_questions = sum(units.sizes_G) + 2 * num_pseudo * size
+    pseudo_total = num_pseudo * size * (bounds.low + bounds.high)
+    centre = (math.fsum(units.totals_G) + pseudo_total) / num_questions
+    squares = math.fsum(
+        (total - number * centre) ** 2
+        for total, number in zip(units.totals_G, units.sizes_G, strict=True)
+    )
+    squares += num_pseudo * size**2 * sum((bound - centre) ** 2 for bound in bounds)
+    num_units = len(units.sizes_G) + 2 * num_pseudo
+    square_sizes = sum(number * number for number in units.sizes_G) + 2 * num_pseudo * size**2
+    half = student_t_quantile(_upper(level), _degrees(num_questions**2 / square_sizes))
+    half *= math.sqrt(num_units / (num_units - 1) * squares) / num_questions
+    observed = math.fsum(units.totals_G) / sum(units.sizes_G)
+    return Interval(
+        max(bounds.low, min(centre - half, observed)),
+        min(bounds.high, max(centre + half, observed)),
+    )
+
+
 def _effective_n(centre: float, stderr: float, n: int, num_clusters: float, level: float) -> float:
     """How many independent binary questions clustered ones are worth: n / design effect.
 

@@ -63,6 +63,13 @@ class EvalTask:
         return len(self.work.questions)
 
     @property
+    def num_clusters(self) -> int:
+        """Questions that share no cluster; `n` where none do."""
+        if isinstance(self.work, QuestionTask):
+            return len({question.cluster or question.id for question in self.work.questions})
+        return self.work.num_clusters if isinstance(self.work, InspectTask) else self.n
+
+    @property
     def topics(self) -> frozenset[str]:
         if isinstance(self.work, QuestionTask):
             return frozenset(q.topic for q in self.work.questions if q.topic is not None)
@@ -142,7 +149,7 @@ def protocol_of(
         "num_repeats": settings.num_repeats,
         "seed": settings.seed,
         "grader_model": grader_model,
-        "tasks": {task.name: task.work.sha256 for task in tasks},
+        "tasks": {task.name: {"sha256": task.work.sha256, "role": task.role} for task in tasks},
     }
 
 

@@ -45,13 +45,14 @@ GRADER_ROLE = "grader"
 
 @dataclass(frozen=True)
 class InspectTask:
-    """A loaded Inspect task. `sha256` covers its questions, targets, version and arguments."""
+    """A loaded Inspect task. `sha256` covers its questions, targets, arguments, version, file."""
 
     name: str
     task: Task
     sha256: str
     questions: tuple[str, ...]
     topics: frozenset[str]
+    num_clusters: int
     score_key: str | None
     cluster_key: str
     uses_grader: bool
@@ -96,20 +97,32 @@ def load_inspect_task(
     if len(task.dataset) == 0:
         raise ConfigError(f"{name}: the task has no samples. Check its data and arguments.")
     _refuse_missing_sandbox(name, task)
-    questions, topics, content = [], set(), []
+    questions, topics, clusters, content = [], set(), set(), []
     for position, sample in enumerate(task.dataset, start=1):
         sample.id = sample.id if sample.id is not None else position
         question = _last_user_text(sample.input)
         questions.append(question)
         content.append([sample.id, question, sample.target])
-        topics.add((sample.metadata or {}).get("topic"))
-    shape = {"samples": content, "version": task.version, "args": dict(args)}
+        metadata = sample.metadata or {}
+        topics.add(metadata.get("topic"))
+        clusters.add(str(metadata.get(cluster_key, f"sample {sample.id}")))
+    # The code of a task's own file counts too: another solver or scorer gives other scores.
+    code = Path(spec.rsplit("@", 1)[0]).read_bytes() if ".py@" in spec else b""
+    shape = {
+        "samples": content,
+        "version": task.version,
+        "args": dict(args),
+        "score_key": score_key,
+        "cluster_key": cluster_key,
+        "code": hashlib.sha256(code).hexdigest(),
+    }
     return InspectTask(
         name=name,
         task=task,
         sha256=hashlib.sha256(json.dumps(shape, default=str).encode()).hexdigest(),
         questions=tuple(questions),
         topics=frozenset(topics - {None}),
+        num_clusters=len(clusters),
         score_key=score_key,
         cluster_key=cluster_key,
         uses_grader=_is_model_graded(task),

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import config_schema
-import eval_stats
 import hyperparam_utils
 from config_schema import LoadedConfig, TrainingConfig
 from data_loader import (
@@ -30,7 +29,7 @@ from data_loader import (
     normalise,
     resolve_renderer_name,
 )
-from decision import Gate
+from decision import Gate, TaskSize, describe_gate
 from errors import ConfigError
 from evaluation import EvalTask, load_eval_tasks, load_test_tasks
 from hyperparam_utils import Schedule
@@ -70,8 +69,8 @@ class Inputs:
         return self.loaded.config
 
     @property
-    def num_scored_questions(self) -> int:
-        return sum(task.n for task in self.tasks if task.role == "score")
+    def scored_sizes(self) -> list[TaskSize]:
+        return [TaskSize(t.n, t.num_clusters) for t in self.tasks if t.role == "score"]
 
     @property
     def model_path(self) -> str:
@@ -291,6 +290,24 @@ def _resolve_learning_rate(
     return rate, f"the cookbook's rate; learning_rate {config.learning_rate:g} is not used"
 
 
+def gate_of(config: TrainingConfig) -> Gate:
+    return Gate(
+        threshold=config.eval_threshold,
+        max_rounds=config.max_rounds,
+        max_steps=config.max_steps,
+        lr_decay=config.lr_decay,
+        rule=config.gate.rule,
+        alpha=config.gate.alpha,
+        margin=config.gate.margin,
+        patience=config.gate.patience,
+        rollback=config.gate.rollback,
+        guards=config.gate.guards,
+        max_tokens=config.budget.tokens,
+        max_minutes=config.budget.minutes,
+        max_usd=config.budget.usd,
+    )
+
+
 def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     """Load the tokenizer, render all rows, and put the plan together."""
     config = inputs.config
@@ -310,21 +327,7 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     return Plan(
         inputs=inputs,
         config_hash=config_schema.config_hash(config),
-        gate=Gate(
-            threshold=config.eval_threshold,
-            max_rounds=config.max_rounds,
-            max_steps=config.max_steps,
-            lr_decay=config.lr_decay,
-            rule=config.gate.rule,
-            alpha=config.gate.alpha,
-            margin=config.gate.margin,
-            patience=config.gate.patience,
-            rollback=config.gate.rollback,
-            guards=config.gate.guards,
-            max_tokens=config.budget.tokens,
-            max_minutes=config.budget.minutes,
-            max_usd=config.budget.usd,
-        ),
+        gate=gate_of(config),
         sampling=SamplingSettings(
             temperature=config.evaluation.temperature,
             max_tokens=config.evaluation.max_tokens,
@@ -437,7 +440,7 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
     yield from describe_tasks(inputs)
     for task in inputs.test_tasks:
         yield f"sealed test: {_describe_task(task)}"
-    yield describe_resolution(inputs) + describe_risk(inputs)
+    yield from describe_gate(gate_of(config), inputs.scored_sizes)
     source = "warmup_steps" if config.warmup_steps is not None else "resolved from null"
     yield (
         f"schedule: at most {config.total_steps} steps "
@@ -464,42 +467,6 @@ def _describe_task(task: EvalTask) -> str:
     if task.every != 1 and task.role != "score":
         when = ", at the end" if task.every == "end" else f", every {task.every} rounds"
     return f"{task.name}, {task.n} {kind}{topics}{role}{when}"
-
-
-FALSE_STOP_GAP = 0.05  # how far below the threshold a model is in the example of a false stop
-
-
-def describe_resolution(inputs: Inputs) -> str:
-    """What the evaluation set can and cannot tell apart.
-
-    Before anything is measured the scores are taken as right or wrong answers to independent
-    questions, which is the widest that they can be for one task.
-    """
-    n, threshold = inputs.num_scored_questions, inputs.config.eval_threshold
-    drop = eval_stats.smallest_difference(n, threshold) if 0 < threshold < 1 else None
-    told = (
-        f"{n} questions cannot tell a score of {threshold:g} from any lower one"
-        if drop is None
-        else f"{n} questions tell {threshold:g} from {threshold - drop:.2f}, not from closer scores"
-    )
-    return f"resolution: {told} (one-sided 5 %, power 80 %)"
-
-
-def describe_risk(inputs: Inputs) -> str:
-    """How often the gate's rule would stop a run falsely; empty where no lower score is near."""
-    config = inputs.config
-    n, threshold = inputs.num_scored_questions, config.eval_threshold
-    truth, rounds = threshold - FALSE_STOP_GAP, config.max_rounds
-    if not 0 < truth < 1:
-        return ""
-    rule = "lower_bound" if config.gate.rule == "lower_bound" else "mean"
-    risk = eval_stats.false_stop_risk(rule, n, threshold, truth, rounds, config.gate.alpha)
-    most = "at most " if config.gate.rule == "paired" else ""
-    about = "about " if len(config.scored_tasks) > 1 else ""
-    return (
-        f"; a model that is really {truth:.2f} would stop falsely in {most}{about}{risk:.1%} of "
-        f"runs of {rounds} rounds (gate.rule {config.gate.rule})"
-    )
 
 
 def describe_plan(plan: Plan) -> Iterator[str]:

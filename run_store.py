@@ -418,13 +418,19 @@ class RunStore:
         event = self._last("step", round_no)
         return None if event is None else event["lr"]
 
-    def losses(self, until_round: int) -> dict[int, list[float]]:
-        """Training loss per token of each step, by round."""
-        losses: dict[int, list[float]] = {}
-        for event in self.events("step"):
-            if event["round"] <= until_round:
-                losses.setdefault(event["round"], []).append(event["nll"])
-        return losses
+    def losses(self, round_no: int) -> list[float]:
+        """Training loss per token of each step of a round."""
+        return [event["nll"] for event in self.events("step") if event["round"] == round_no]
+
+    def lineage(self, round_no: int) -> list[int]:
+        """The rounds that a round's weights came from, the baseline first."""
+        rounds: list[int] = []
+        while round_no > 0:
+            decision = self.decision(round_no - 1)
+            is_rollback = decision is not None and decision.action == "rollback"
+            round_no = decision.best_round if decision and is_rollback else round_no - 1
+            rounds.append(round_no)
+        return rounds[::-1]
 
     def held_out_points(self, round_no: int) -> list[HeldOutPoint]:
         """The held-out losses measured inside a round."""

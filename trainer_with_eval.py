@@ -242,17 +242,20 @@ async def measuring(run: Run, number: int, label: str, path: str | None) -> dict
 async def decide_and_record(
     run: Run, result: EvalResult, checkpoint: Checkpoint | None
 ) -> tuple[Decision, EvalResult]:
-    """Decide; a guard that was not due this round is measured before the run may stop as passed."""
+    """Decide; guards that were not due are measured before a round is stopped or gone back to."""
     from decision import decide
 
     store = run.store
     step = 0 if checkpoint is None else checkpoint.step
-    earlier = [one for one in store.results() if one.round < result.round]
-    decision = decide(earlier, result, spent(run, step), run.plan.gate)
+    results = {one.round: one for one in store.results() if one.round <= result.round}
     guards = [task for task in run.plan.tasks if task.role == "guard"]
-    if decision.action == "stop_passed" and any(t.name not in result.names for t in guards):
-        result = await evaluate(run, result.round, checkpoint, guards)
+    while True:
+        *earlier, result = results.values()
         decision = decide(earlier, result, spent(run, step), run.plan.gate)
+        best = decision.best_round
+        if decision.action == "continue" or all(t.name in results[best].names for t in guards):
+            break
+        results[best] = await evaluate(run, best, store.checkpoint(best), guards)
     if store.test_opened() is not None and not decision.stops:
         raise RunStoreError(
             f"{store.run_dir}: the sealed test of this run has been opened, on round "
@@ -280,8 +283,8 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
     curves = Curves(
         store.losses(round_no), store.held_out_points(round_no), lr, run.plan.config.lora_rank
     )
-    earlier = [one for one in store.results() if one.round < round_no]
-    sentence = diagnose(curves, earlier, result)
+    lineage = [one for number in store.lineage(round_no) if (one := store.result(number))]
+    sentence = diagnose(curves, lineage, result)
     store.record_diagnosis(round_no, sentence)
     return sentence
 
@@ -772,7 +775,8 @@ def evaluate_checkpoints(
 ) -> int:
     """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
     from checkpoint_eval import common_renderer, compare, find_subjects, gate_for, write_comparison
-    from plan import describe_resolution, describe_tasks, make_plan, read_eval_inputs
+    from decision import describe_resolution
+    from plan import describe_tasks, make_plan, read_eval_inputs
     from progress import Progress
 
     assert settings.evaluated is not None, "the caller has looked"
@@ -791,7 +795,7 @@ def evaluate_checkpoints(
     gate = gate_for(plan.gate, len(subjects))
     progress = Progress(verbose=args.verbose)
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
-    lines += [describe_resolution(inputs), f"renderer: {plan.renderer_name}"]
+    lines += [describe_resolution(gate, inputs.scored_sizes), f"renderer: {plan.renderer_name}"]
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
     if args.dry_run:
         print(json.dumps({"dry_run": True, "plan": lines}) if args.json else "\n".join(lines))

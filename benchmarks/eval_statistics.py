@@ -24,6 +24,7 @@ from eval_stats import (  # noqa: E402
     StopRule,
     estimate,
     false_stop_risk,
+    gate_interval,
     paired_difference,
     questions_needed,
     smallest_difference,
@@ -298,6 +299,51 @@ def clustered_levels(report: Report, num_runs: int) -> None:
     report.table(title, header, rows)
 
 
+def gate_levels(report: Report, num_runs: int) -> None:
+    """How often the gate's one-sided bound is above the truth; 0.0167 is wanted at the most."""
+    rng, rows = np.random.default_rng(6), []
+    level, most = 1 - 2 * ALPHA / 3, ALPHA / 3
+    tolerance = 3 * math.sqrt(most / (4 * num_runs))
+    kinds: dict[str, tuple[float, Callable[[int], np.ndarray]]] = {
+        "0, 0.9 or 1": (0.85, lambda n: rng.choice([0, 0.9, 1], n, p=[0.13, 0.2, 0.67])),
+        "means of 4 repeats": (0.856, lambda n: rng.binomial(4, 0.856, n) / 4),
+        "normal": (0.7, lambda n: rng.normal(0.7, 0.1, n).clip(0, 1)),
+    }
+    for kind, (true, draw) in kinds.items():
+        for n in (10, 20, 50, 200):
+            by_gate = by_t = 0
+            for _ in range(4 * num_runs):
+                scores = draw(n).tolist()
+                bound, described = gate_interval(scores, None, level), estimate(scores, None, level)
+                assert bound is not None and described.interval is not None
+                by_gate += bound.low > true
+                by_t += described.interval.low > true
+            share = by_gate / (4 * num_runs)
+            report.target(share <= most + tolerance, f"gate bound, {kind}, n = {n}: {share:.4f}")
+            rows.append([kind, str(n), f"{by_t / (4 * num_runs):.4f}", f"{share:.4f}"])
+    for name, sizes in SIZES.items():
+        owner = np.repeat(np.arange(len(sizes)), sizes).tolist()
+        for true in (0.8, 0.95):
+            by_gate = by_t = 0
+            for _ in range(num_runs):
+                values = clustered(rng, sizes, 0.7, lambda k, p=true: rng.random(k) < p)
+                scores = values.astype(float).tolist()
+                bound = gate_interval(scores, owner, level)
+                described = estimate(scores, owner, level).interval
+                assert bound is not None and described is not None
+                by_gate += bound.low > true
+                by_t += described.low > true
+            share = by_gate / num_runs
+            what = f"gate bound, {name}, true {true}: {share:.4f}"
+            report.target(share <= most + 2 * tolerance, what)
+            kind = f"binary {true}, {name} clusters, ICC 0.7"
+            rows.append([kind, str(len(owner)), f"{by_t / num_runs:.4f}", f"{share:.4f}"])
+    title = (
+        "One-sided bounds above the truth: the described interval and the gate's (0.0167 wanted)"
+    )
+    report.table(title, ["scores", "n", "described", "gate"], rows)
+
+
 def power(report: Report, num_runs: int) -> None:
     rows = []
     for low, high in ((0.5, 0.6), (0.7, 0.75), (0.75, 0.8), (0.8, 0.85), (0.85, 0.9), (0.9, 0.95)):
@@ -361,6 +407,7 @@ def main() -> int:
     clustered_coverage(report, args.runs)
     paired_levels(report)
     clustered_levels(report, args.runs)
+    gate_levels(report, args.runs)
     power(report, args.runs)
     seconds = time.monotonic() - started
     met = report.num_targets - len(report.missed)

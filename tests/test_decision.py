@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from decision import Decision, Gate, Spent, best_round, decide, flaw_warning
+from decision import (
+    Decision,
+    Gate,
+    Spent,
+    TaskSize,
+    best_round,
+    decide,
+    describe_gate,
+    flaw_warning,
+)
 from eval_result import EvalResult, Measured, Role, SampleResult, eval_result, task_result
 from eval_stats import wilson_interval
 
@@ -100,7 +109,7 @@ def test_lower_bound_passes_exactly_from_where_wilsons_bound_reaches_the_thresho
 
 def test_lower_bound_says_bound_level_and_n() -> None:
     sentence = verdict(2, 80, gate=replace(GATE, rule="lower_bound")).sentence
-    assert sentence.startswith("Score below threshold: lower bound 0.70")
+    assert sentence.startswith("Not passed: lower bound 0.70")
     assert "< 0.75 (score 0.8000, n=100, one-sided 98.3%)" in sentence
 
 
@@ -108,7 +117,7 @@ def test_one_question_gives_no_bound_and_does_not_pass() -> None:
     gate = replace(GATE, rule="lower_bound")
     decision = decide([result(0, 0, 1)], result(1, 1, 1), Spent(steps=5), gate)
     assert decision.action == "continue"
-    assert "n=1 gives no lower bound" in decision.sentence
+    assert "t has one question only, which gives no bound" in decision.sentence
 
 
 @pytest.mark.parametrize(
@@ -126,7 +135,7 @@ def test_paired_asks_for_threshold_and_gain(
 ) -> None:
     decision = verdict(baseline, score, gate=replace(GATE, rule="paired", margin=margin))
     assert decision.action == action
-    assert f"margin {margin:g} (exact McNemar, one-sided 98.3%)" in decision.sentence
+    assert f"margin {margin:g} (paired, one-sided 98.3%)" in decision.sentence
 
 
 @pytest.mark.parametrize(
@@ -210,3 +219,108 @@ def test_a_budget_ends_the_run_before_a_round_that_would_exceed_it(
 def test_baseline_is_best_only_while_nothing_is_trained() -> None:
     assert best_round([result(0, 90)], GATE) == 0
     assert best_round([result(0, 90), result(1, 10)], GATE) == 1
+
+
+# --- defects that an audit found ------------------------------------------------------------------
+
+
+def test_what_passed_is_recommended_although_a_refused_round_scored_higher() -> None:
+    history = [result(0, 2), result(1, 90, truncated=11), result(2, 86)]
+    decision = decide(history[:-1], history[-1], Spent(steps=5), replace(GATE, threshold=0.85))
+    assert (decision.action, decision.best_round) == ("stop_passed", 2)
+
+
+def of_tasks(round_no: int, *rights: int, truncated: int = 0) -> EvalResult:
+    """One task of 100 questions for each number of right answers; the last one's truncated."""
+    last = len(rights) - 1
+    tasks = [
+        task_result(f"t{i}", samples(f"t{i}", right, 100, truncated if i == last else 0))
+        for i, right in enumerate(rights)
+    ]
+    return eval_result(round_no, None, Measured(tuple(tasks)), {})
+
+
+def test_exactly_the_threshold_passes_and_exact_ties_are_ties_whatever_the_rounding() -> None:
+    exact = of_tasks(1, 70, 80, 90)  # their mean is a hair below 0.8
+    assert exact.score < 0.8
+    decision = decide([of_tasks(0, 2, 2, 2)], exact, Spent(steps=5), replace(GATE, threshold=0.8))
+    assert decision.sentence == "Target met: 0.8000 >= 0.8. Stopping."
+    tied = [of_tasks(0, 2, 2, 2), exact, of_tasks(2, 80, 80, 80)]
+    assert best_round(tied, GATE) == 1
+
+
+def test_numbers_that_would_look_equal_are_shown_longer() -> None:
+    gate = replace(GATE, threshold=0.6667)
+    sentence = decide([result(0, 0, 3)], result(1, 2, 3), Spent(steps=5), gate).sentence
+    assert sentence.startswith("Score below threshold: 0.66666667 < 0.66670000.")
+
+
+def test_a_round_that_broke_a_guard_is_no_champion_of_the_plateau() -> None:
+    gate = replace(GATE, guards={"g": 0.05}, patience=2, max_rounds=9)
+    rounds = [(2, 18), (30, 18), (72, 5), (50, 18), (68, 18)]
+    history = [result(i, right, guard=guard) for i, (right, guard) in enumerate(rounds)]
+    assert decide(history[:-1], history[-1], Spent(steps=5), gate).action == "continue"
+
+
+def test_there_is_no_going_back_to_a_round_that_broke_the_guard_too() -> None:
+    gate = replace(GATE, guards={"g": 0.05})
+    history = [result(0, 2, guard=18), result(1, 60, guard=5), result(2, 58, guard=5)]
+    assert decide(history[:-1], history[-1], Spent(steps=5), gate).action == "continue"
+
+
+def test_unknown_noise_is_no_plateau() -> None:
+    gate = replace(GATE, patience=1, max_rounds=9)
+    history = [result(i, 0, 1) for i in range(3)]
+    assert decide(history[:-1], history[-1], Spent(steps=5), gate).action == "continue"
+
+
+def test_one_task_of_truncated_answers_keeps_all_of_them_from_passing() -> None:
+    mixed = of_tasks(1, 99, 99, 99, truncated=20)
+    sentence = decide([of_tasks(0, 2, 2, 2)], mixed, Spent(steps=5), GATE).sentence
+    assert "20 of 100 answers of t2 were truncated or malformed" in sentence
+    assert (flaw_warning(mixed) or "").startswith("warning: 20 of 100 answers of t2")
+
+
+def test_a_slightly_worse_answer_never_makes_a_bound_pass() -> None:
+    """With Student's t alone, 19 right answers and one of 0.99 had the lower bound 0.998."""
+    gate = replace(GATE, rule="lower_bound", threshold=0.85)
+
+    def graded(last: float) -> EvalResult:
+        answers = samples("t", 20, 20)
+        answers[-1] = replace(answers[-1], score=last)
+        return eval_result(1, None, Measured((task_result("t", answers),)), {})
+
+    for last in (1.0, 0.99, 2 / 3, 0.0):
+        decision = decide([result(0, 0, 20)], graded(last), Spent(steps=5), gate)
+        assert decision.action == "continue", last
+
+
+@pytest.mark.parametrize(
+    ("gate", "sizes", "parts"),
+    [
+        ({}, [(100, 100)], ["100 questions tell 0.85 from 0.74", "falsely in 33.8% of runs of 3"]),
+        ({"rule": "lower_bound"}, [(100, 100)], ["falsely in 0.1% of runs of 3 rounds"]),
+        ({"rule": "paired"}, [(100, 100)], ["stop falsely in at most 33.8%"]),
+        # the plain mean of a large and a small task is as uncertain as the small one makes it
+        (
+            {},
+            [(1000, 1000), (10, 10)],
+            ["1010 questions, worth as few as 39 independent ones of one task, tell 0.85 from 0.6",
+             "in about 52"],
+        ),
+        ({}, [(100, 10)], ["100 questions, worth as few as 10 independent", "in at most 75.7%"]),
+        ({"threshold": 1.0}, [(20, 20)], ["20 questions cannot tell a score of 1 from any"]),
+        ({"rule": "lower_bound"}, [(20, 20)], ["warning: no round can pass", "0.8154 < 0.85"]),
+        ({"rule": "lower_bound"}, [(20, 1)], ["warning: ", "task of one question or one cluster"]),
+        ({"rule": "paired"}, [(1, 1)], ["warning: ", "gate.rule paired needs a bound"]),
+    ],
+)  # fmt: skip
+def test_what_is_said_before_the_first_step(
+    gate: dict[str, Any], sizes: list[tuple[int, int]], parts: list[str]
+) -> None:
+    used = replace(GATE, **{"threshold": 0.85, **gate})
+    told = "\n".join(describe_gate(used, [TaskSize(*size) for size in sizes]))
+    for part in parts:
+        assert part in told
+    has_warning = any(part.startswith("warning") for part in parts)
+    assert ("\nwarning: no round can pass" in told) == has_warning

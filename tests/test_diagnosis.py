@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,13 +43,9 @@ def result(
     return eval_result(round_no, None, Measured((task_result("t", samples),), losses), {})
 
 
-def said(
-    losses: Mapping[int, Sequence[float]],
-    *results: EvalResult,
-    points: Sequence[HeldOutPoint] = (),
-) -> str:
-    *earlier, last = results or (result(0), result(max(losses)))
-    return diagnose(Curves(losses, points, 0.003, 16), earlier, last)
+def said(losses: Sequence[float], *results: EvalResult, points: Sequence[HeldOutPoint] = ()) -> str:
+    *lineage, last = results or (result(0), result(1))
+    return diagnose(Curves(losses, points, 0.003, 16), lineage, last)
 
 
 FALLING = [4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.8]
@@ -56,63 +54,92 @@ FALLING = [4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.8]
 @pytest.mark.parametrize(
     ("losses", "part"),
     [
-        ({1: FALLING}, "The training loss went from 3.750 to 0.900 nats a token in this round."),
-        ({1: [4.0], 2: [3.0], 3: [2.0]}, "The training loss is 2.000 nats a token, 4.000 untrain"),
-        ({1: FALLING[::-1]}, "rose from 0.900 to 3.750 nats a token: the learning rate 0.003 is"),
-        ({1: [4.0, 9.0]}, "rose from 4.000 untrained to 9.000 nats"),
-        ({1: [4.0], 2: [2.0], 3: [7.0]}, "rose from 4.000 untrained to 7.000"),
-        # the rows of a later round may be harder than those before it, which is no explosion
-        ({1: FALLING, 2: [2.4, 2.2, 2.0, 1.8]}, "went from 2.400 to 1.800"),
-        ({1: [0.01, 0.02, 0.03, 0.04] * 2}, "went from"),  # tiny losses do not explode
-        ({1: [4.0, 4.1] * 4}, "stuck at 4.050 nats a token, 4.050 untrained: the learning rate"),
-        ({1: [4.0, 4.1] * 3}, "went from 4.000 to 4.100"),  # too few steps to say
-        ({1: [0.3, 0.31] * 4}, "went from"),  # low and unchanged is not stuck high
-        ({1: [4.0] * 4, 2: [4.0] * 4}, "stuck at 4.000 nats a token"),
+        (FALLING, "The training loss went from 3.750 to 0.900 nats a token in this round."),
+        ([3.0, 2.0, 9.0], "The training loss is 4.667 nats a token."),  # too few steps for more
+        (FALLING[::-1], "rose from 0.900 to 3.750 nats a token: the learning rate 0.003 is too"),
+        ([2.0, 2.1, 2.5, 9.0, 30.0], "rose from 2.000 to 30.000"),
+        ([2.0, 5.0, 1.0, 4.0], "went from"),  # noise
+        ([0.01, 0.02, 0.03, 0.04] * 2, "went from"),  # tiny losses do not explode
+        ([4.0, 4.1] * 8, "stayed at 4.050 nats a token for 16 steps: the learning rate 0.003 or"),
+        ([4.0, 4.1] * 3, "went from 4.000 to 4.100"),  # too few steps to say
+        ([3.0, 5.0] * 8, "went from"),  # too noisy to say
+        ([0.3, 0.31] * 8, "went from"),  # low and unchanged is not stuck high
     ],
 )
-def test_training_losses(losses: Mapping[int, Sequence[float]], part: str) -> None:
-    sentence = said(losses)
-    assert part in sentence
+def test_training_losses(losses: Sequence[float], part: str) -> None:
+    assert part in said(losses)
+
+
+@pytest.mark.parametrize("num_steps", [4, 5, 8, 16, 40])
+@pytest.mark.parametrize("batch_noise", [0.1, 0.3])
+def test_noise_between_batches_is_rarely_called_a_problem(
+    num_steps: int, batch_noise: float
+) -> None:
+    """Rounds whose loss falls by two fifths, 500 of each kind."""
+    rng = random.Random(num_steps)
+    called = 0
+    for _ in range(500):
+        fall = [2.0 * (1 - 0.4 * step / (num_steps - 1)) for step in range(num_steps)]
+        losses = [max(0.01, loss * (1 + rng.gauss(0, batch_noise))) for loss in fall]
+        called += " went from " not in said(losses)
+    assert called <= 10
 
 
 def test_a_held_out_loss_that_rises_beyond_noise_is_overfitting() -> None:
-    base, best = result(0, nll=[4.0, 4.2, 3.9, 4.1]), result(1, nll=[2.0, 2.2, 1.9, 2.1])
-    worse = result(2, nll=[2.3, 2.5, 2.2, 2.4])
-    noisy = result(2, nll=[2.8, 1.9, 1.6, 2.2])
-    curves = {1: FALLING, 2: [0.8, 0.6, 0.4, 0.2]}
-    sentence = said(curves, base, best, worse)
-    assert "held-out loss of nll:v rose to 2.350 nats a token from 2.050 after round 1" in sentence
+    base = result(0, nll=[4.0, 4.2, 3.9, 4.1, 4.0])
+    best = result(1, nll=[2.0, 2.2, 1.9, 2.1, 2.0])
+    worse = result(2, nll=[2.3, 2.5, 2.2, 2.4, 2.3])
+    noisy = result(2, nll=[2.8, 1.9, 1.6, 2.2, 2.4])
+    hardly = result(2, nll=[2.01, 2.21, 1.91, 2.11, 2.01])
+    sentence = said(FALLING, base, best, worse)
+    assert "held-out loss of nll:v rose to 2.340 nats a token from 2.040 after round 1" in sentence
     assert "overfitting" in sentence
-    assert "overfitting" not in said(curves, base, best, noisy)
-    assert "overfitting" not in said({1: FALLING}, base, best)
+    for other in (noisy, hardly):
+        assert "overfitting" not in said(FALLING, base, best, other)
+    assert "overfitting" not in said(FALLING, base, best)
+    # after a rollback to the baseline, round 1 is not what round 2 came from
+    assert "overfitting" not in said(FALLING, base, worse)
+
+
+def test_too_few_rows_are_not_judged() -> None:
+    base, after = result(0, nll=[2.0, 2.1]), result(1, nll=[9.0, 9.1])
+    assert "overfitting" not in said(FALLING, base, after, points=[HeldOutPoint("nll:v", 1, 1.0)])
 
 
 def test_a_rise_inside_the_round_is_seen_against_its_lowest_point() -> None:
-    base, after = result(0, nll=[4.0, 4.0]), result(1, nll=[2.2, 2.2])
+    base, after = result(0, nll=[4.0] * 5), result(1, nll=[2.2] * 5)
     points = [HeldOutPoint("nll:v", 4, 1.9), HeldOutPoint("nll:v", 8, 2.1)]
-    assert "from 1.900 after 4 steps: overfitting" in said({1: FALLING}, base, after, points=points)
+    assert "from 1.900 after 4 steps: overfitting" in said(FALLING, base, after, points=points)
     other = [HeldOutPoint("nll:w", 4, 1.0)]
-    assert "overfitting" not in said({1: FALLING}, base, after, points=other)
+    assert "overfitting" not in said(FALLING, base, after, points=other)
 
 
 def test_an_exploding_run_is_not_called_overfitting() -> None:
-    base, after = result(0, nll=[2.0, 2.1]), result(1, nll=[9.0, 9.1])
-    assert said({1: [2.0, 9.0]}, base, after).startswith("The training loss rose")
-    assert "overfitting" not in said({1: [2.0, 9.0]}, base, after)
+    base, after = result(0, nll=[2.0] * 5), result(1, nll=[9.0] * 5)
+    assert said(FALLING[::-1], base, after).startswith("The training loss rose")
+    assert "overfitting" not in said(FALLING[::-1], base, after)
 
 
 def test_topics_in_which_nothing_was_learned_are_named() -> None:
     base = result(0, {"rivers": (0, 8), "sums": (1, 8), "few": (0, 4), "known": (8, 8)})
     after = result(1, {"rivers": (0, 8), "sums": (7, 8), "few": (0, 4), "known": (8, 8)})
-    sentence = said({1: FALLING}, base, after)
-    assert sentence == "Nothing was learned in rivers (0 of 8 right, 0 untrained)."
+    assert said(FALLING, base, after) == (
+        "Nothing was learned in rivers (0 of 8 right, 0 untrained)."
+    )
     nothing = result(1, {"rivers": (0, 8), "sums": (1, 8), "few": (0, 4)})
-    assert "nothing was learned in any of 2 topics" in said({1: FALLING}, base, nothing).lower()
-    names = [f"topic{i}" for i in range(6)]
-    many = dict.fromkeys(names, (0, 5))
-    sentence = said({1: FALLING}, result(0, many), result(1, {**many, "topic5": (5, 5)}))
+    assert said(FALLING, base, nothing) == "Nothing was learned in any of 2 topics."
+    many = dict.fromkeys([f"topic{i}" for i in range(6)], (0, 5))
+    sentence = said(FALLING, result(0, many), result(1, {**many, "topic5": (5, 5)}))
     assert "topic0 (0 of 5 right, 0 untrained), topic1" in sentence
     assert sentence.endswith("and 2 topics more.")
+
+
+def test_repeats_of_a_question_are_one_question() -> None:
+    def repeated(round_no: int) -> EvalResult:
+        samples = [replace(sample("rivers", 1, 0.0), repeat=i) for i in range(1, 6)]
+        return eval_result(round_no, None, Measured((task_result("t", samples),)), {})
+
+    assert "rivers" not in said(FALLING, repeated(0), repeated(1))
 
 
 # --- real runs ------------------------------------------------------------------------------------
@@ -135,9 +162,9 @@ def workspace(tmp_path: Path, llama_dir: Path) -> Workspace:
 def test_a_rate_that_is_next_to_nothing_is_diagnosed(
     workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
-    sentence = diagnosis_of(workspace, learning_rate=1e-9, min_lr=0.0, steps_per_round=8)
-    assert "is stuck at" in sentence
-    assert "learning rate 1" in sentence
+    sentence = diagnosis_of(workspace, learning_rate=1e-9, min_lr=0.0, steps_per_round=40)
+    assert "stayed at" in sentence
+    assert "the learning rate 9.96e-10 or lora_rank 4 is too low" in sentence
     assert f"  {sentence}\n" in capsys.readouterr().err
     assert sentence in (workspace.folder / "run" / "eval_report.md").read_text()
 

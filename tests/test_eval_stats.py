@@ -22,6 +22,8 @@ from eval_stats import (
     estimate,
     false_stop_risk,
     false_stop_risk_normal,
+    gate_difference,
+    gate_interval,
     mcnemar_exact,
     mean,
     paired_difference,
@@ -546,3 +548,92 @@ def test_batch_loss_by_hand() -> None:
     logprobs = [np.array([-1.0, -2.0, -9.0]), np.array([-4.0])]
     weights = [np.array([0.5, 0.5, 0.0]), np.array([1.0])]
     assert batch_loss(logprobs, weights) == pytest.approx((2.75, 7 / 3))
+
+
+# --- what a gate relies on ------------------------------------------------------------------------
+
+LOOK = 1 - 2 * 0.05 / 3  # the one-sided level of one of three looks
+
+
+@pytest.mark.parametrize("n", [2, 20, 400])
+def test_a_gates_interval_of_right_and_wrong_answers_is_wilsons(n: int) -> None:
+    for num_right in (0, 1, n // 2, n):
+        scores = [1.0] * num_right + [0.0] * (n - num_right)
+        assert gate_interval(scores, None, LOOK) == wilson_interval(num_right, n, LOOK)
+
+
+def test_a_gates_interval_is_unknown_for_one_question_or_one_cluster() -> None:
+    assert gate_interval([1.0], None, LOOK) is None
+    assert gate_interval([1.0, 0.5, 1.0], ["a"] * 3, LOOK) is None
+    assert gate_difference({"a": 1.0}, {"a": 0.0}, None, LOOK) is None
+    assert gate_difference({"a": 1, "b": 1}, {"a": 0, "b": 0}, {"a": "c", "b": "c"}, LOOK) is None
+
+
+def test_a_lower_score_never_has_a_higher_bound() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        n = int(rng.integers(2, 60))
+        scores = [
+            rng.choice([0, 0.9, 1], n, p=[0.1, 0.2, 0.7]),
+            rng.random(n),
+            rng.normal(0.95, 0.05, n).clip(0, 1),
+            rng.integers(0, 2, n).astype(float),
+        ][rng.integers(4)].tolist()
+        lowered = list(scores)
+        at = int(rng.integers(n))
+        lowered[at] *= float(rng.random() * rng.integers(0, 2))
+        before, after = (gate_interval(one, None, LOOK) for one in (scores, lowered))
+        assert before is not None and after is not None
+        assert after.low <= before.low + 1e-12
+        base = {str(i): 0.0 for i in range(n)}
+        gains = [
+            gate_difference({str(i): one for i, one in enumerate(values)}, base, None, LOOK)
+            for values in (scores, lowered)
+        ]
+        assert gains[0] is not None and gains[1] is not None
+        assert gains[1].low <= max(0.0, gains[0].low) + 1e-12  # no surer that there is a gain
+
+
+@pytest.mark.parametrize(
+    ("kind", "true"),
+    [("0, 0.9 or 1", 0.85), ("four repeats", 0.856), ("normal", 0.7), ("clusters", 0.9)],
+)
+@pytest.mark.parametrize("n", [10, 20, 50])
+def test_a_gates_bound_keeps_its_level_where_students_t_does_not(
+    kind: str, true: float, n: int
+) -> None:
+    """The bound is above the true mean in at most 1/60 of evaluations, and a little for chance."""
+    rng, num_runs, errors = np.random.default_rng(n), 1500, 0
+    clusters = [i // 5 for i in range(5 * n)] if kind == "clusters" else None
+    for _ in range(num_runs):
+        if kind == "0, 0.9 or 1":
+            scores = rng.choice([0, 0.9, 1], n, p=[0.13, 0.2, 0.67])
+        elif kind == "four repeats":
+            scores = rng.binomial(4, true, n) / 4
+        elif kind == "normal":
+            scores = rng.normal(true, 0.1, n).clip(0, 1)
+        else:  # strongly correlated within clusters of five
+            shared, own = np.repeat(rng.random(n) < true, 5), rng.random(5 * n) < true
+            scores = np.where(rng.random(5 * n) < 0.84, shared, own).astype(float)
+        interval = gate_interval(scores.tolist(), clusters, LOOK)
+        assert interval is not None
+        errors += interval.low > true
+    assert errors <= num_runs / 60 + 3 * math.sqrt(num_runs / 60)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 20, 50])
+@pytest.mark.parametrize(("up", "down"), [(0.15, 0.15), (0.05, 0.05), (0.1, 0.02), (0.3, 0.1)])
+def test_a_gates_paired_bound_keeps_its_level_exactly(n: int, up: float, down: float) -> None:
+    """Over all tables of n right and wrong answers, before and after."""
+    level, chance_of_error = 0.9, 0.0
+    for better in range(n + 1):
+        for worse in range(n + 1 - better):
+            after = {str(i): float(i < better) for i in range(n)}
+            before = {str(i): float(better <= i < better + worse) for i in range(n)}
+            interval = gate_difference(after, before, None, level)
+            assert interval is not None
+            if interval.low > up - down:
+                ways = math.comb(n, better) * math.comb(n - better, worse)
+                stay = (1 - up - down) ** (n - better - worse)
+                chance_of_error += ways * up**better * down**worse * stay
+    assert chance_of_error <= 0.05

@@ -435,3 +435,41 @@ def test_a_judge_that_gives_no_grade_has_failed(
     told = capsys.readouterr().err
     assert "6 of 6 samples failed" in told
     assert "the scorer gave no score: grader_failed: Grade not found" in told
+
+
+def test_what_is_recommended_has_its_guards_measured(workspace: Workspace) -> None:
+    """Round 1 has the highest score and, as is seen when the run ends, broke a guard."""
+    ask = "Which word stands at {} {}?".format
+    taught = [{"instruction": ask("spot", i), "output": "q"} for i in range(12)]
+    other = [{"instruction": ask("spot", i), "output": "x"} for i in range(99)]
+    questions = [{"question": ask("place", i), "answer": "q"} for i in range(12)]
+    questions[0]["answer"] = "unanswerable"
+    workspace.write_rows("train.jsonl", taught)
+    workspace.write_rows("pool.jsonl", other)
+    workspace.write_rows("questions.jsonl", questions)
+    workspace.write_rows("guard.jsonl", [{"question": ask("place", 3), "answer": "x"}])
+    (workspace.folder / "tasks.py").write_text(TASKS.replace('target="x"', 'target=["x", "e"]'))
+    guard = "tasks.py@things"
+    assert (
+        workspace.run(
+            "run",
+            eval_tasks=["qa:questions.jsonl", guard],
+            evaluation={"max_tokens": 8, "every": {guard: "end"}},
+            gate={"guards": {guard: 0.2}, "rollback": False},
+            mining={"pool_file": "pool.jsonl", "replay_share": 0.0},
+            max_rounds=2,
+            steps_per_round=40,
+            lr_decay=1.0,
+            learning_rate=0.005,
+        )
+        == 0
+    )
+    store = workspace.store("run")
+    assert store.scores()[1] > store.scores()[2]
+    baseline, first, second = store.results()
+    before, broken, kept = (one.task(guard) for one in (baseline, first, second))
+    assert before is not None and broken is not None and kept is not None
+    assert broken.score < before.score - 0.2 <= kept.score
+    decision = store.decision(2)
+    assert decision is not None
+    assert (decision.action, decision.best_round) == ("stop_rounds", 2)
