@@ -73,6 +73,12 @@ def _find(name: str, runs_dir: Path) -> Subject:
         return _find_path(name, runs_dir)
     match = re.fullmatch(r"(.+)@(best|round_(\d+))", name)
     run_dir = Path(name if match is None else match[1])
+    before, at, after = name.rpartition("@")
+    if match is None and at and not run_dir.exists() and Path(before).is_dir():
+        raise ConfigError(
+            f"--evaluate {name}: {after!r} names no checkpoint of {before}. Give @best, @round_01 "
+            "and so on, or @round_00 for the untouched model."
+        )
     store = RunStore.open(run_dir)
     if store.is_evaluation:
         raise ConfigError(
@@ -186,6 +192,12 @@ def compare(
             continue
         verdict = judge(result, reference, gate)
         why_not = None if verdict.passed else verdict.objection or verdict.numbers
+        note = ""
+        if against is None and subject.recorded is not None:
+            note = (
+                " It is not compared with its evaluation in the run, which had another protocol "
+                "(questions, arguments, code, sampling or seed)."
+            )
         if why_not is None and against is not None:
             why_not = _worse(gate_change(result, reference, gate.level), against, verdict.numbers)
         if why_not is None and against is None and gate.guards:
@@ -195,9 +207,9 @@ def compare(
             )
         difference = None
         sentence = (
-            f"{subject.label} passes: {verdict.numbers}."
+            f"{subject.label} passes: {verdict.numbers}.{note}"
             if why_not is None
-            else f"{subject.label} does not pass: {why_not}."
+            else f"{subject.label} does not pass: {why_not}.{note}"
         )
         if against is not None:
             difference = score_difference(result, reference, LEVEL)
@@ -282,16 +294,14 @@ def write_comparison(
 
 
 def _score_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    yield f"| checkpoint | score, {LEVEL:.0%} interval | n | difference | flaws |"
-    yield "|---|---|---|---|---|"
+    yield f"| checkpoint | weights | score, {LEVEL:.0%} interval | n | difference | flaws |"
+    yield "|---|---|---|---|---|---|"
     for one in comparisons:
         result = one.result
         moved = "" if one.difference is None else _difference_text(one.difference)
-        yield (
-            f"| {one.label} | {score_text(result)} | {result.n} | {moved} | "
-            f"{result.num_truncated} truncated, {result.num_malformed} malformed, "
-            f"{result.num_failed} failed |"
-        )
+        flaws = f"{result.num_truncated} truncated, {result.num_malformed} malformed"
+        cells = [one.label, result.checkpoint or "untouched", score_text(result), str(result.n)]
+        yield f"| {' | '.join([*cells, moved, f'{flaws}, {result.num_failed} failed'])} |"
     yield ""
 
 

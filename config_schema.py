@@ -338,10 +338,11 @@ class TrainingConfig(Settings):
                     f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
                     "questions that no round is decided by."
                 )
-        if self.evaluation.held_out_every_steps is not None and not self.held_out_tasks:
+        self._check_held_out_every_steps()
+        if self.gate.margin and self.gate.rule != "paired":
             raise ValueError(
-                "evaluation.held_out_every_steps is set, but there is no held-out file to measure. "
-                "Set val_file, or add an nll: task to eval_tasks."
+                f"gate.margin is {self.gate.margin:g}, and only the rule `paired` uses it, but "
+                f"gate.rule is {self.gate.rule}. Set gate.rule to paired, or leave gate.margin out."
             )
         self._check_maps()
         self._check_roles()
@@ -353,6 +354,22 @@ class TrainingConfig(Settings):
                 "num_repeats to 1."
             )
         return self
+
+    def _check_held_out_every_steps(self) -> None:
+        every = self.evaluation.held_out_every_steps
+        if every is None:
+            return
+        if not self.held_out_tasks:
+            raise ValueError(
+                "evaluation.held_out_every_steps is set, but there is no held-out file to measure. "
+                "Set val_file, or add an nll: task to eval_tasks."
+            )
+        if every >= self.total_steps:
+            raise ValueError(
+                f"evaluation.held_out_every_steps is {every}, but the run takes at most "
+                f"{self.total_steps} steps, so nothing would be measured inside a round. Lower it, "
+                "or leave it out: held-out losses are measured after each round anyway."
+            )
 
     def _check_maps(self) -> None:
         """Every key of a map names a task of its kind."""
@@ -369,6 +386,11 @@ class TrainingConfig(Settings):
             ("gate.guards", self.gate.guards, scored),
         ):
             for name in keys:
+                if key == "gate.guards" and name.startswith("nll:"):
+                    raise ValueError(
+                        f"gate.guards names {name!r}, a held-out loss, which has no score that "
+                        "could fall. Guards are question files and Inspect tasks."
+                    )
                 if name not in known:
                     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                     hint = f"did you mean {near[0]}?" if near else _known_tasks(known)
@@ -495,7 +517,7 @@ def validate(raw: dict[str, Any], where: str) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(raw)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = dict.fromkeys(_explain(problem) for problem in error.errors())
         raise ConfigError(f"{where}: " + " ".join(problems)) from None
 
 
@@ -514,11 +536,25 @@ def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig) -> None:
         key for key in mine if key not in CHANGEABLE_ON_RESUME and mine[key] != recorded.get(key)
     ]
     if keys:
-        shown = "; ".join(f"{key} was {recorded.get(key)!r}, is {mine[key]!r}" for key in keys)
+        was, now = (
+            _flat({key: recorded.get(key) for key in keys}),
+            _flat({k: mine[k] for k in keys}),
+        )
+        changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+        shown = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed)
         raise ConfigError(
             f"{given.file}: the run was started with other settings: {shown}. A resumed run may "
             f"change only {', '.join(CHANGEABLE_ON_RESUME)}. Change these back, or start a new run."
         )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings with the keys of their groups dotted."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else None
+        flat |= {f"{prefix}{key}": value} if inner is None else inner
+    return flat
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -576,7 +612,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 def _explain(problem: Any) -> str:
     """Turn one pydantic error into a sentence with key, what was found and what to do."""
-    key = ".".join(str(part) for part in problem["loc"])
+    # Where a value may be of several kinds, pydantic adds the name of each to the place.
+    place = [part for part in problem["loc"] if not re.match(r"constrained-|literal\[", str(part))]
+    key = ".".join(str(part) for part in place)
     if problem["type"] == "extra_forbidden":
         known = [setting.key for setting in describe_settings()]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

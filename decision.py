@@ -137,9 +137,10 @@ class Verdict(NamedTuple):
 def judge(result: EvalResult, baseline: EvalResult, gate: Gate) -> Verdict:
     """Apply the rule, then what no rule overrides: guards and flawed answers."""
     rule = _apply_rule(result, baseline, gate)
+    guard = broken_guard(result, baseline, gate)
     if not rule.passed:
-        return rule
-    objection = broken_guard(result, baseline, gate) or _too_many_flaws(result)
+        return rule if guard is None else rule._replace(numbers=f"{rule.numbers}, and {guard}")
+    objection = guard or _too_many_flaws(result)
     if objection is None:
         return rule
     return Verdict(False, rule.numbers, f"{rule.numbers}, but {objection}")
@@ -261,7 +262,7 @@ def _end(history: Sequence[EvalResult], spent: Spent, gate: Gate) -> _End | None
         if limit is not None and used + per_round > limit:
             return _End(
                 "stop_budget",
-                f"with {used:,.6g} of budget.{name} {limit:,.6g} used and {per_round:,.6g} needed "
+                f"with {used:,.4g} of budget.{name} {limit:,.6g} used and {per_round:,.4g} needed "
                 "for another round like the dearest so far",
             )
     if gate.patience is not None and (still := _plateau(history, gate, gate.patience)) is not None:

@@ -37,7 +37,13 @@ class TrainingError(LoopError):
 
 
 class EvalError(LoopError):
-    """An evaluation could not be completed; there is no score."""
+    """An evaluation could not be completed; there is no score. Its tokens were spent all the same.
+
+    `num_prompt_tokens` and `num_sampled_tokens` are of the samples that no result holds.
+    """
+
+    num_prompt_tokens = 0
+    num_sampled_tokens = 0
 
 
 class RunStoreError(InputError):

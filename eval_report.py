@@ -26,9 +26,13 @@ GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
 
 
 def write_report(
-    store: RunStore, gate: Gate, config: Mapping[str, Any], decision: Decision
+    store: RunStore,
+    gate: Gate,
+    config: Mapping[str, Any],
+    decision: Decision,
+    cost_usd: float | None,
 ) -> None:
-    """Write the report of a run that has stopped."""
+    """Write the report of a run that has stopped; `cost_usd` is None without a price table."""
     best, baseline = store.result(decision.best_round), store.result(0)
     checkpoint = store.checkpoint(decision.best_round)
     assert best is not None and baseline is not None and checkpoint is not None
@@ -37,18 +41,38 @@ def write_report(
         "",
         decision.sentence,
         "",
-        *_recommendation(store, gate, best, baseline, checkpoint),
+        *_recommendation(store, gate, decision, best, baseline, checkpoint),
         *_side_by_side(store, best, baseline),
         *_tasks(best, baseline),
         *_rounds(store),
         *_failures(best),
-        *_description(store, config, checkpoint),
+        *_description(store, config, checkpoint, cost_usd),
     ]
     store.write_text("eval_report.md", "\n".join(lines) + "\n")
 
 
+def _why(store: RunStore, gate: Gate, decision: Decision) -> str:
+    if decision.action == "stop_passed":
+        return "It passed the gate"
+    baseline, *trained = store.results()
+    whole = [result for result in trained if broken_guard(result, baseline, gate) is None]
+    if not gate.guards:
+        return f"It has the highest score of the {len(trained)} trained rounds"
+    if not whole:
+        return f"It has the highest score of the {len(trained)} trained rounds, all broke a guard"
+    return (
+        f"It has the highest score of the {len(whole)} of {len(trained)} trained rounds whose "
+        "guards hold"
+    )
+
+
 def _recommendation(
-    store: RunStore, gate: Gate, best: EvalResult, baseline: EvalResult, checkpoint: Checkpoint
+    store: RunStore,
+    gate: Gate,
+    decision: Decision,
+    best: EvalResult,
+    baseline: EvalResult,
+    checkpoint: Checkpoint,
 ) -> Iterator[str]:
     gain = score_difference(best, baseline, LEVEL)
     yield "## Recommended checkpoint"
@@ -57,9 +81,9 @@ def _recommendation(
     yield f"(to train on from: `{checkpoint.state_path}`)."
     yield ""
     yield (
-        f"- It has the highest score of the {store.num_rounds} trained rounds whose guards hold: "
-        f"{score_text(best)}; {gain.mean:+.4f} {interval_text(gain.interval, signed=True)} on the "
-        f"baseline ({gain.method}{p_value_text(gain.p_value)})."
+        f"- {_why(store, gate, decision)}: {score_text(best)}; {gain.mean:+.4f} "
+        f"{interval_text(gain.interval, signed=True)} on the baseline "
+        f"({gain.method}{p_value_text(gain.p_value)})."
     )
     if store.num_rounds > 1:
         yield (
@@ -159,7 +183,9 @@ def _failures(best: EvalResult) -> Iterator[str]:
     for topic, score in failing[:5]:
         if score.num_failures:
             yield f"- Topic {topic}: {score.num_failures:g} of {score.n} answers wrong."
-    wrong = [sample for sample in best.samples if sample.score < 1][:NUM_FAILURES_SHOWN]
+    # One line for a question, also where it was asked several times.
+    wrong = list({sample.id: sample for sample in best.samples if sample.score < 1}.values())
+    wrong = wrong[:NUM_FAILURES_SHOWN]
     if not wrong:
         yield "No question of the dev set was answered wrong."
     for sample in wrong:
@@ -172,7 +198,7 @@ def _failures(best: EvalResult) -> Iterator[str]:
 
 
 def _description(
-    store: RunStore, config: Mapping[str, Any], checkpoint: Checkpoint
+    store: RunStore, config: Mapping[str, Any], checkpoint: Checkpoint, cost_usd: float | None
 ) -> Iterator[str]:
     usage, data = store.usage(), store.data_manifest()
     yield "## The run"
@@ -193,7 +219,8 @@ def _description(
     )
     yield (
         f"- Used: {usage.train_tokens:,} tokens trained, {usage.prompt_tokens:,} read and "
-        f"{usage.sampled_tokens:,} sampled in evaluations, {usage.minutes:.1f} minutes."
+        f"{usage.sampled_tokens:,} sampled in evaluations, {usage.minutes:.1f} minutes"
+        + ("." if cost_usd is None else f", ${cost_usd:,.2f} by the prices in the settings.")
     )
 
 

@@ -354,8 +354,11 @@ def paired_difference(
         p_value = 1.0 if abs(centre) <= TINY else mcnemar_exact(num_units, 0)
     elif is_clustered:
         critical, p_value = _bootstrap_t(grouped, centre, stderr, level)
-        half = critical * stderr
-        interval = Interval(max(-1.0, centre - half), min(1.0, centre + half))
+        if math.isinf(critical):  # resamples without spread: nothing is known beyond the bounds
+            interval = _padded_t_interval(grouped, 1.0, level, DIFFERENCE)
+        else:
+            half = critical * stderr
+            interval = Interval(max(-1.0, centre - half), min(1.0, centre + half))
     else:
         interval = _t_interval(centre, stderr, n, level, DIFFERENCE)
         p_value = min(1.0, 2 * student_t_cdf(-abs(centre / stderr), n - 1))
@@ -386,8 +389,8 @@ def _bootstrap_t(clusters: _Clusters, centre: float, stderr: float, level: float
     10 to 50 clusters: at most 0.06 by this method (0.03 where 6 % of questions changed), 0.12 by
     percentiles times sqrt(G / (G - 1)), 0.15 by the equal-tailed bootstrap-t, 0.12 by Student t
     with G - 1 degrees, 0.67 by the plain paired t. Not repaired by any of them: few clusters whose
-    rare changes all go one way. With 2 or 3 clusters, or few that changed, the interval may be all
-    of [-1, 1].
+    rare changes all go one way. With 2 or 3 clusters, or few that changed, the critical value may
+    be infinite; `gate_difference`'s interval then stands in.
     """
     import numpy as np
 

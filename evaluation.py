@@ -16,6 +16,7 @@ import inspect_eval
 import simple_eval
 from config_schema import LoadedConfig, is_inspect_task
 from data_loader import Rendering
+from errors import EvalError
 from eval_result import Measured, Role, task_result
 from inspect_eval import InspectTask
 from nll_eval import HeldOutFile, load_held_out, measure_held_out
@@ -82,6 +83,7 @@ class EvalTask:
 class Sampler:
     """One checkpoint, ready to be measured, and what its scores depend on besides."""
 
+    name: str  # in logs
     client: tinker.SamplingClient
     renderer: Renderer
     rendering: Rendering
@@ -131,7 +133,7 @@ def _load(loaded: LoadedConfig, key: str, name: str) -> QuestionTask | InspectTa
         args=settings.task_args.get(name, {}),
         limit=settings.limit.get(name),
         score_key=settings.score_key.get(name),
-        cluster_key=settings.cluster_key.get(name, "cluster"),
+        cluster_key=settings.cluster_key.get(name),
     )
 
 
@@ -187,7 +189,11 @@ async def rehearse_tasks(
         grader=grader_model,
         limit=1,
     )
-    samples = [sample for scores in done for sample in scores.samples]
+    samples = []
+    for scores in done:
+        if isinstance(scores, EvalError):
+            raise scores
+        samples += scores.samples
     return RehearsalUsage(
         sum(sample.num_prompt_tokens for sample in samples),
         sum(sample.num_sampled_tokens for sample in samples),
@@ -196,10 +202,12 @@ async def rehearse_tasks(
 
 def _inspect_models(sampler: Sampler, grader: Sampler | None) -> tuple[Model, Model | None]:
     seed = sampler.settings.seed
-    model = inspect_eval.inspect_model(sampler.client, sampler.renderer, seed)
-    if grader is None:
-        return model, None
-    return model, inspect_eval.inspect_model(grader.client, grader.renderer, seed)
+    models = [
+        inspect_eval.inspect_model(one.client, one.renderer, seed, one.name)
+        for one in (sampler, grader)
+        if one is not None
+    ]
+    return models[0], models[1] if grader is not None else None
 
 
 async def measure(
@@ -213,7 +221,7 @@ async def measure(
 ) -> AsyncIterator[Measured]:
     """Measure tasks on one checkpoint, giving out what is done as it is done.
 
-    Raises `EvalError` when one of them cannot be completed.
+    Raises `EvalError` when one of them cannot be completed, after the others are given out.
     """
     for task in tasks:
         if isinstance(task.work, QuestionTask):
@@ -244,16 +252,20 @@ async def measure(
         metadata=metadata,
         grader=grader_model,
     )
-    yield Measured(
-        tuple(
-            task_result(
-                task.name,
-                scores.samples,
-                layer=task.layer,
-                role=task.role,
-                metrics=scores.metrics,
-                log=str(scores.log.relative_to(run_dir.resolve())),
-            )
-            for task, scores in zip(of_inspect, done, strict=True)
+    errors = [scores for scores in done if isinstance(scores, EvalError)]
+    results = tuple(
+        task_result(
+            task.name,
+            scores.samples,
+            layer=task.layer,
+            role=task.role,
+            metrics=scores.metrics,
+            log=str(scores.log.relative_to(run_dir.resolve())),
         )
+        for task, scores in zip(of_inspect, done, strict=True)
+        if not isinstance(scores, EvalError)
     )
+    if results:
+        yield Measured(results)
+    if errors:
+        raise errors[0]

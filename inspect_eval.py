@@ -10,6 +10,7 @@ are graded as they stand and counted.
 from __future__ import annotations
 
 import ast
+import asyncio
 import contextlib
 import difflib
 import gc
@@ -20,6 +21,7 @@ import math
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -36,11 +38,13 @@ if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog, EvalSample
     from inspect_ai.model import Model
+    from inspect_ai.scorer import Score
     from tinker_cookbook.renderers import Renderer
 
 DEFAULT_MAX_TOKENS = 1024  # where neither the settings nor the task say
 MODEL_GRADED = ("inspect_ai/model_graded_qa", "inspect_ai/model_graded_fact")
 GRADER_ROLE = "grader"
+CLUSTER_KEY = "cluster"  # of the metadata, where the settings name no other
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def load_inspect_task(
     args: Mapping[str, Any],
     limit: int | None,
     score_key: str | None,
-    cluster_key: str,
+    cluster_key: str | None,
 ) -> InspectTask:
     """Load a task with its data. Raises `ConfigError` saying what it lacks."""
     from inspect_ai._eval.loader import load_tasks
@@ -96,16 +100,31 @@ def load_inspect_task(
         task.dataset = task.dataset[0:limit]
     if len(task.dataset) == 0:
         raise ConfigError(f"{name}: the task has no samples. Check its data and arguments.")
+    if not task.scorer:
+        raise ConfigError(f"{name}: the task has no scorer, so it gives no score. Give it one.")
     _refuse_missing_sandbox(name, task)
-    questions, topics, clusters, content = [], set(), set(), []
+    questions, topics, clusters, content, keys = [], set(), set(), [], set()
     for position, sample in enumerate(task.dataset, start=1):
         sample.id = sample.id if sample.id is not None else position
         question = _last_user_text(sample.input)
         questions.append(question)
         content.append([sample.id, question, sample.target])
         metadata = sample.metadata or {}
+        keys |= metadata.keys()
         topics.add(metadata.get("topic"))
-        clusters.add(str(metadata.get(cluster_key, f"sample {sample.id}")))
+        clusters.add(str(metadata.get(cluster_key or CLUSTER_KEY, f"sample {sample.id}")))
+    if cluster_key is not None and cluster_key not in keys:
+        raise ConfigError(
+            f"{name}: evaluation.cluster_key names {cluster_key!r}, which no sample has in its "
+            f"metadata; they have {', '.join(sorted(map(str, keys))) or 'none'}."
+        )
+    ids = [str(sample.id) for sample in task.dataset]
+    if len(set(ids)) < len(ids):
+        twice = next(one for one in ids if ids.count(one) > 1)
+        raise ConfigError(
+            f"{name}: two samples have the id {twice!r}, so their scores could not be told apart. "
+            "Give each sample an id of its own, or none."
+        )
     # The code of a task's own file counts too: another solver or scorer gives other scores.
     code = Path(spec.rsplit("@", 1)[0]).read_bytes() if ".py@" in spec else b""
     shape = {
@@ -124,8 +143,8 @@ def load_inspect_task(
         topics=frozenset(topics - {None}),
         num_clusters=len(clusters),
         score_key=score_key,
-        cluster_key=cluster_key,
-        uses_grader=_is_model_graded(task),
+        cluster_key=cluster_key or CLUSTER_KEY,
+        uses_grader=any(_asks_grader(scorer) for scorer in task.scorer),
     )
 
 
@@ -201,12 +220,26 @@ def _refuse_missing_sandbox(name: str, task: Task) -> None:
         )
 
 
-def _is_model_graded(task: Task) -> bool:
+def _asks_grader(scorer: Any) -> bool:
+    """Whether a scorer asks the role `grader`, which the evaluated model plays if nobody else does.
+
+    Known of Inspect's own model-graded scorers, and of others from their source.
+    """
     from inspect_ai._util.registry import is_registry_object, registry_info
 
+    if is_registry_object(scorer) and registry_info(scorer).name in MODEL_GRADED:
+        return True
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(scorer))))
+    except (OSError, TypeError, SyntaxError):
+        return False  # no source to look at
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    given = [{word.arg: word.value for word in call.keywords} for call in calls]
     return any(
-        is_registry_object(scorer) and registry_info(scorer).name in MODEL_GRADED
-        for scorer in task.scorer or []
+        isinstance(role := keywords.get("role"), ast.Constant)
+        and role.value == GRADER_ROLE
+        and "default" not in keywords
+        for keywords in given
     )
 
 
@@ -239,8 +272,11 @@ class _RecordingClient:
         return response
 
 
-def inspect_model(client: tinker.SamplingClient, renderer: Renderer, seed: int) -> Model:
-    """An Inspect model that samples `client`, with truncated and malformed answers marked."""
+def inspect_model(client: tinker.SamplingClient, renderer: Renderer, seed: int, name: str) -> Model:
+    """An Inspect model that samples `client`, with truncated and malformed answers marked.
+
+    `name` is what its logs call it.
+    """
     from inspect_ai.model import GenerateConfig, Model, ModelAPI, modelapi
     from tinker_cookbook.eval.inspect_utils import InspectAPIFromTinkerSampling
 
@@ -248,7 +284,7 @@ def inspect_model(client: tinker.SamplingClient, renderer: Renderer, seed: int) 
     class Bridge(InspectAPIFromTinkerSampling):
         def __init__(self) -> None:
             # Not the bridge's own: it would load a directory's tokenizer with remote code allowed.
-            ModelAPI.__init__(self, model_name="checkpoint")
+            ModelAPI.__init__(self, model_name=name)
             self.sampling_client: Any = _RecordingClient(client)
             self.renderer = renderer
             self.verbose = False
@@ -283,10 +319,11 @@ async def run_inspect(
     metadata: Mapping[str, Any],
     grader: Model | None,
     limit: int | None = None,
-) -> list[InspectScores]:
+) -> list[InspectScores | EvalError]:
     """Run all tasks in one call, only their first samples with `limit`; scores in their order.
 
-    Raises `EvalError` when a task ended early or more than a tenth of its samples failed.
+    A task that ended early, or of which more than a tenth of the samples failed, has an error
+    instead; the others keep their scores.
     """
     from inspect_ai import eval_async
     from inspect_ai.util._display import init_display_type
@@ -315,7 +352,9 @@ async def run_inspect(
             max_connections=settings.concurrency,
             **options,
         )
-        return [scores_of(task, log) for task, log in zip(tasks, logs, strict=True)]
+        if len(logs) < len(tasks) or any(log.status == "cancelled" for log in logs):
+            raise asyncio.CancelledError  # Inspect swallows it
+        return [_outcome(task, log) for task, log in zip(tasks, logs, strict=True)]
 
 
 @contextlib.contextmanager
@@ -328,6 +367,13 @@ def _rare_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+
+
+def _outcome(task: InspectTask, log: EvalLog) -> InspectScores | EvalError:
+    try:
+        return scores_of(task, log)
+    except EvalError as error:
+        return error
 
 
 def scores_of(task: InspectTask, log: EvalLog) -> InspectScores:
@@ -360,13 +406,22 @@ def _sample_result(task: InspectTask, sample: EvalSample) -> SampleResult:
         error = _first_line_of(sample.error.message)
     elif not sample.scores:
         error = "the scorer gave no score"
-    elif math.isnan(value := _score(task, sample)):
-        # What Inspect's graders give where they find no grade in the judge's answer.
-        one = next(iter(sample.scores.values()))
-        why = _first_line_of(f"{one.reason}: {one.explanation}")
-        error = f"the scorer gave no score: {why}"
     else:
-        score = value
+        value = _value(task, sample.scores)
+        number = _number(value)
+        if number is None:
+            # NaN is what Inspect's graders give where they find no grade in the judge's answer.
+            one = next(iter(sample.scores.values()))
+            said = f"{one.reason}: {one.explanation}" if value != value else repr(value)
+            error = f"the scorer gave no score: {_first_line_of(said)}"
+        elif 0 <= number <= 1:
+            score = number
+        else:
+            raise ConfigError(
+                f"{task.name}: sample {sample.id} has the score {number:g}, and a score is between "
+                "0 and 1. Use a scorer that rates answers on that range; then start a new run, or "
+                "evaluate this run's checkpoints with --evaluate."
+            )
     topic, cluster = metadata.get("topic"), metadata.get(task.cluster_key)
     return SampleResult(
         id=f"{task.name}/{sample.id}",
@@ -385,31 +440,47 @@ def _sample_result(task: InspectTask, sample: EvalSample) -> SampleResult:
     )
 
 
-def _score(task: InspectTask, sample: EvalSample) -> float:
-    from inspect_ai.scorer import value_to_float
+def _value(task: InspectTask, scores: Mapping[str, Score]) -> Any:
+    """The value that counts: of the first scorer, or the one that the settings name.
 
-    scores = sample.scores or {}
-    by_scorer = task.score_key in scores
-    value = scores[task.score_key].value if by_scorer else next(iter(scores.values())).value  # pyright: ignore[reportArgumentType]
-    if isinstance(value, dict):
-        if task.score_key not in value:
-            raise EvalError(
-                f"{task.name}: its scorer gives several values ({', '.join(value)}). Say which "
-                f"one counts: evaluation.score_key = {{{json.dumps(task.name)}: ...}}."
-            )
-        value = value[task.score_key]
-    elif task.score_key is not None and not by_scorer:
-        raise EvalError(
-            f"{task.name}: evaluation.score_key names {task.score_key!r}, but its scores are "
-            f"{', '.join(scores)}. Name one of these, or leave it out."
-        )
-    number = value_to_float()(value)  # pyright: ignore[reportArgumentType]
-    if not (0 <= number <= 1 or math.isnan(number)):
-        raise EvalError(
-            f"{task.name}: sample {sample.id} has the score {number}, and a score is between 0 "
-            "and 1. Use a scorer that rates answers on that range."
-        )
-    return float(number)
+    Raises `ConfigError` where the settings have to say which, or name one that is not there.
+    """
+    key, named = task.score_key, scores.get(task.score_key or "")
+    value = (named or next(iter(scores.values()))).value
+    if not isinstance(value, dict):
+        if key is None or named is not None:
+            return value
+        found = ", ".join(scores)
+    elif named is None and key in value:
+        return value[key]
+    else:
+        found = ", ".join(value)
+    said = "several values and none is named" if key is None else f"no value {key!r}"
+    raise ConfigError(
+        f"{task.name}: its scorer gives {said}; it gives {found}. Say which one counts: "
+        f"evaluation.score_key = {{{json.dumps(task.name)}: ...}}; then start a new run, or "
+        "evaluate this run's checkpoints with --evaluate."
+    )
+
+
+def _number(value: Any) -> float | None:
+    """A scorer's value as a number; None for one that Inspect would count as 0 with a warning."""
+    from inspect_ai.scorer import CORRECT, INCORRECT, NOANSWER, PARTIAL, value_to_float
+
+    if isinstance(value, str):
+        known = value in (CORRECT, INCORRECT, PARTIAL, NOANSWER) or value.lower() in _BOOLEANS
+        if not known:
+            try:
+                float(value)
+            except ValueError:
+                return None
+    elif not isinstance(value, int | float):
+        return None
+    number = float(value_to_float()(value))
+    return number if math.isfinite(number) else None
+
+
+_BOOLEANS = ("yes", "true", "no", "false")
 
 
 def _first_line_of(text: str) -> str:

@@ -105,12 +105,12 @@ class Plan:
     def test_tasks(self) -> tuple[EvalTask, ...]:
         return self.inputs.test_tasks
 
-    def cost_usd(self, usage: Usage) -> float:
-        """What tokens cost by the user's table; 0 where there is none, so no budget either."""
+    def cost_usd(self, usage: Usage) -> float | None:
+        """What tokens cost by the user's table; None where there is none."""
         table = self.config.budget.prices
         prices = None if table is None else table.usd_per_million_tokens.get(self.config.base_model)
         if prices is None:
-            return 0.0
+            return None
         return (
             usage.train_tokens * prices.train
             + usage.prompt_tokens * prices.prefill
@@ -437,9 +437,11 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
         rows = [row for file in inputs.files for row in file.dropped] + list(inputs.split.dropped)
         for row in rows[:3]:
             yield f"  {row.file} line {row.line_no}: {row.reason}"
-    yield from describe_tasks(inputs)
+    repeats = config.evaluation.num_repeats
+    for task in inputs.tasks:
+        yield f"evaluation: {_describe_task(task, repeats)}{_when(task)}"
     for task in inputs.test_tasks:
-        yield f"sealed test: {_describe_task(task)}"
+        yield f"sealed test: {_describe_task(task, repeats)}"
     yield from describe_gate(gate_of(config), inputs.scored_sizes)
     source = "warmup_steps" if config.warmup_steps is not None else "resolved from null"
     yield (
@@ -455,18 +457,37 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
 
 
 def describe_tasks(inputs: Inputs) -> Iterator[str]:
-    for task in inputs.tasks:
-        yield f"evaluation: {_describe_task(task)}"
+    """Yield a line for each task of an evaluation outside a run."""
+    repeats = inputs.config.evaluation.num_repeats
+    return (f"evaluation: {_describe_task(task, repeats)}" for task in inputs.tasks)
 
 
-def _describe_task(task: EvalTask) -> str:
-    kind = "conversations" if task.layer == 1 else "questions"
-    topics = f" in {len(task.topics)} topics" if task.topics else ""
+def _describe_task(task: EvalTask, num_repeats: int) -> str:
+    kind = "conversation" if task.layer == 1 else "question"
+    topics = f" in {_counted(len(task.topics), 'topic')}" if task.topics else ""
     role = {"guard": ", a guard", "report": ", beside the score", "score": ""}[task.role]
-    when = ""
-    if task.every != 1 and task.role != "score":
-        when = ", at the end" if task.every == "end" else f", every {task.every} rounds"
-    return f"{task.name}, {task.n} {kind}{topics}{role}{when}"
+    notes = "".join(f"; {note}" for note in _inspect_notes(task.work, num_repeats))
+    return f"{task.name}, {_counted(task.n, kind)}{topics}{role}{notes}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _inspect_notes(work: object, num_repeats: int) -> Iterator[str]:
+    """What of an Inspect task's own settings is not used."""
+    if not isinstance(work, InspectTask):
+        return
+    if work.task.epochs not in (None, 1, num_repeats):
+        yield f"its own {work.task.epochs} epochs are evaluation.num_repeats {num_repeats} here"
+    if len(work.task.scorer or []) > 1 and work.score_key is None:
+        yield f"the first of its {len(work.task.scorer or [])} scorers counts"
+
+
+def _when(task: EvalTask) -> str:
+    if task.every == 1 or task.role == "score":
+        return ""
+    return ", at the end" if task.every == "end" else f", every {task.every} rounds"
 
 
 def describe_plan(plan: Plan) -> Iterator[str]:

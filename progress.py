@@ -79,10 +79,16 @@ class Progress:
         flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
         self.line(f"{title}: score {score_and_n(result)}{flaws}")
         if len(result.names) > 1:
-            for task in result.tasks:
+            self.task_lines(result, result.names)
+
+    def task_lines(self, result: EvalResult, names: frozenset[str]) -> None:
+        """A line for each of these tasks and held-out losses."""
+        for task in result.tasks:
+            if task.name in names:
                 self.line(f"  {task.name}: {score_and_n(task)}{ROLE_NAMES[task.role]}")
         for loss in result.held_out:
-            self.line(f"  {_loss_text(loss)}, n={loss.n}")
+            if loss.name in names:
+                self.line(f"  {_loss_text(loss)}, n={loss.n}")
 
     def close(self) -> None:
         if self._status is not None:

@@ -242,11 +242,14 @@ def refuse_failures(name: str, samples: Sequence[SampleResult]) -> None:
     """Raise `EvalError` when more than a tenth of the samples failed: then there is no score."""
     failed = [sample for sample in samples if sample.error is not None]
     if len(failed) > MAX_FAILED_SHARE * len(samples):
-        raise EvalError(
+        error = EvalError(
             f"{name}: {len(failed)} of {len(samples)} samples failed, more than "
             f"{MAX_FAILED_SHARE:.0%}, so there is no score. The first: {failed[0].error}. "
             "Resume the run to evaluate the same checkpoint again."
         )
+        error.num_prompt_tokens = sum(sample.num_prompt_tokens for sample in samples)
+        error.num_sampled_tokens = sum(sample.num_sampled_tokens for sample in samples)
+        raise error
 
 
 def _graded(

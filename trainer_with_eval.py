@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import os
 import shlex
@@ -229,9 +230,10 @@ async def measuring(run: Run, number: int, label: str, path: str | None) -> dict
     if config.evaluation.grader_model is not None:
         assert plan.grader_renderer is not None, "the plan loads the grader's renderer"
         judge = await service.create_sampling_client(None, config.evaluation.grader_model)
-        grader = Sampler(judge, plan.grader_renderer, plan.rendering, plan.sampling)
+        name = config.evaluation.grader_model
+        grader = Sampler(name, judge, plan.grader_renderer, plan.rendering, plan.sampling)
     return {
-        "sampler": Sampler(client, plan.renderer, plan.rendering, plan.sampling),
+        "sampler": Sampler(label, client, plan.renderer, plan.rendering, plan.sampling),
         "grader": grader,
         "run_dir": store.run_dir.resolve(),
         "tags": [config.run_name, label],
@@ -299,10 +301,10 @@ def spent(run: Run, step: int) -> Spent:
         steps=step,
         tokens=used.tokens,
         minutes=used.minutes,
-        usd=run.plan.cost_usd(used),
+        usd=run.plan.cost_usd(used) or 0.0,
         round_tokens=max((one.tokens for one in rounds), default=0),
         round_minutes=max((one.minutes for one in rounds), default=0.0),
-        round_usd=max((run.plan.cost_usd(one) for one in rounds), default=0.0),
+        round_usd=max((run.plan.cost_usd(one) or 0.0 for one in rounds), default=0.0),
     )
 
 
@@ -314,11 +316,14 @@ async def complete_evidence(run: Run, decision: Decision) -> None:
     checkpoint = store.checkpoint(decision.best_round)
     assert checkpoint is not None, "a run stops after a trained round"
     try:
-        await evaluate(run, decision.best_round, checkpoint, list(plan.tasks))
+        before = store.measured(decision.best_round).names
+        result = await evaluate(run, decision.best_round, checkpoint, list(plan.tasks))
+        run.progress.task_lines(result, result.names - before)
         if plan.test_tasks and store.test_result() is None:
             await ask_sealed_test(run, checkpoint)
     finally:  # there is a report, also where an evaluation failed
-        write_report(store, plan.gate, plan.config.model_dump(mode="json"), decision)
+        config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.usage())
+        write_report(store, plan.gate, config, decision, cost_usd)
 
 
 async def ask_sealed_test(run: Run, checkpoint: Checkpoint) -> None:
@@ -720,14 +725,27 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
     if session.store is not None and session.is_running:
         event = {Interrupted: "interrupted", EvalError: "eval_failed"}.get(type(error), "failed")
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-            session.store.append(event, detail=redacted(message))
-        run_dir = shlex.quote(str(session.store.run_dir))
-        message += f" Continue with: python trainer_with_eval.py --resume {run_dir}"
+            tokens = {}
+            if isinstance(error, EvalError):  # spent, although there is no result
+                tokens["num_prompt_tokens"] = error.num_prompt_tokens
+                tokens["num_sampled_tokens"] = error.num_sampled_tokens
+            session.store.append(event, detail=redacted(message), **tokens)
+        if not isinstance(error, ConfigError):
+            message += f" Continue with: {resume_command(session.store.run_dir)}"
     message = redacted(message)
     print(message if exit_code == 130 else f"error: {message}", file=sys.stderr)
     if args.json:
         print(json.dumps({"error": message, "exit_code": exit_code}))
     return exit_code
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command that goes on with a run, for the shell and folder that this one was given in."""
+    cwd, words = Path.cwd(), [Path(sys.executable), Path(__file__).resolve()]
+    shown = [
+        str(word.relative_to(cwd)) if word.is_relative_to(cwd) else str(word) for word in words
+    ]
+    return shlex.join([*shown, "--resume", str(run_dir)])
 
 
 def redacted(text: str) -> str:
@@ -767,7 +785,7 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         progress.line(f"run directory: {store.run_dir}")
         decision = asyncio.run(train_on_service(plan, store, progress, choice, service, evalops))
     session.is_running = False
-    return report_end(args, store, decision)
+    return report_end(args, store, decision, plan.cost_usd(store.usage()))
 
 
 def evaluate_checkpoints(
@@ -1101,7 +1119,9 @@ async def connected(
         status = "success"
     except (Interrupted, asyncio.CancelledError) as error:
         status = "interrupted"
-        detail = str(error) or "between two steps"
+        # Requests on their way would each be reported as failed when the service closes.
+        logging.getLogger("tinker").setLevel(logging.CRITICAL)
+        detail = str(error) or "with all that was recorded so far saved"
         raise Interrupted(f"Interrupted {detail}.") from None
     except tinker.TinkerError as error:
         where = base_url or "Tinker"
@@ -1155,7 +1175,9 @@ def report_comparisons(
     return 3 if args.gate and has_failed else 0
 
 
-def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) -> int:
+def report_end(
+    args: argparse.Namespace, store: RunStore, decision: Decision, cost_usd: float | None
+) -> int:
     """Print the outcome to stdout; returns the exit code."""
     from progress import score_and_n
 
@@ -1173,6 +1195,7 @@ def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) ->
             "baseline": baseline.score,
             "test_score": None if test is None else test.score,
             "tokens": store.usage()._asdict(),
+            "cost_usd": cost_usd,
             "run_dir": str(store.run_dir),
         }
         print(json.dumps(outcome, indent=1))
@@ -1187,6 +1210,7 @@ def report_end(args: argparse.Namespace, store: RunStore, decision: Decision) ->
         if test is not None:
             print(f"Sealed test: score {score_and_n(test)}")
         print(f"  {checkpoint.sampler_path}")
+        print(f"Report: {store.run_dir / 'eval_report.md'}")
         print(f"Run directory: {store.run_dir}")
     return 3 if args.gate and decision.action != "stop_passed" else 0
 

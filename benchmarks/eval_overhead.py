@@ -94,6 +94,7 @@ async def measure(
     import tinker
 
     from data_loader import load_renderer
+    from errors import EvalError
     from inspect_eval import inspect_model, load_inspect_task, run_inspect
     from simple_eval import SamplingSettings, ask_questions, load_questions
 
@@ -137,13 +138,14 @@ async def measure(
             )
             (scores,) = await run_inspect(
                 [task],
-                inspect_model(client, renderer, 0),
+                inspect_model(client, renderer, 0, "benchmark"),
                 settings,
                 log_dir=Path(folder) / "inspect_logs",
                 tags=["benchmark"],
                 metadata={},
                 grader=None,
             )
+            assert not isinstance(scores, EvalError), scores
             return len(scores.samples)
 
         ways = {"bare sampling calls": bare, "question file": built_in, "Inspect task": inspect}

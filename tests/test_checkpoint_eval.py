@@ -93,7 +93,7 @@ def test_side_by_side_they_score_as_in_their_run(
         assert (tmp_path / "e/evals" / f"checkpoint_{number:02d}.json").is_file()
     assert outcome["tokens"]["prompt_tokens"] > 0
     report = (tmp_path / "e/eval_report.md").read_text()
-    assert f"| runs/r | {best.score:.4f} " in report
+    assert f"| runs/r | {best.checkpoint} | {best.score:.4f} " in report
     assert "runs/r does not pass: " in report
     # no training happens, and the run is left as it was
     assert not list(evaluation.events("step"))
@@ -171,7 +171,7 @@ def test_weights_on_a_compatible_service(
         (["nowhere"], {}, ["nowhere: not a run directory"]),
         (["runs/r@round_07"], {}, ["has no weights of round 7", "those of 1, 2, and round_00"]),
         (["runs/r", "runs/r@best"], {}, ["is the same checkpoint as runs/r"]),
-        (["runs/r@last"], {}, ["not a run directory"]),
+        (["runs/r@last"], {}, ["'last' names no checkpoint of runs/r"]),
         (["tinker://x:train:0/weights/round_01"], {}, ["tinker://x:train:0/sampler_weights/ro"]),
         (["tinker://x:train:0/sampler_weights/a"], {}, ["no run below ./runs has these weights"]),
         (["runs/r"], {"renderer_name": "role_colon"}, ["trained with the renderer llama3"]),
@@ -280,3 +280,11 @@ def test_one_alone_is_compared_with_its_record_only_under_the_same_protocol() ->
     other = Subject("c", "tinker://c", recorded=result(90, name="other questions"))
     (one,) = compare([other], [now], gate_for(replace(GATE, threshold=0.5), 1))
     assert (one.passed, one.against, one.difference) == (True, None, None)
+    assert "not compared with its evaluation in the run, which had another protocol" in one.sentence
+
+
+def test_a_guard_that_nothing_can_be_compared_with_does_not_pass_unseen() -> None:
+    gate = gate_for(replace(GATE, guards={"g": 0.05}), 1)
+    (one,) = compare([Subject("c", "tinker://c")], [result(80)], gate)
+    assert one.passed is False
+    assert "nothing that guard g could be compared with" in one.sentence

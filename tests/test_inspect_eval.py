@@ -29,6 +29,7 @@ from simple_eval import SamplingSettings
 TASKS = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import get_model
 from inspect_ai.scorer import Score, includes, mean, model_graded_qa, scorer
 from inspect_ai.solver import generate, solver
 
@@ -94,6 +95,49 @@ def outside():
     return Task(dataset=samples(2), solver=generate(), scorer=percent())
 
 
+@scorer(metrics=[mean()])
+def saying(value):
+    async def score(state, target):
+        return Score(value=value)
+
+    return score
+
+
+@task
+def worded():
+    return Task(dataset=samples(2), solver=generate(), scorer=saying("maybe"))
+
+
+@task
+def listed():
+    return Task(dataset=samples(2), solver=generate(), scorer=saying([1, 0]))
+
+
+@task
+def unscored():
+    return Task(dataset=samples(2), solver=generate())
+
+
+@task
+def twice():
+    again = MemoryDataset([*samples(2), *samples(1)], name="twice")
+    return Task(dataset=again, solver=generate(), scorer=includes())
+
+
+@scorer(metrics=[mean()])
+def by_hand():
+    async def score(state, target):
+        answer = await get_model(role="grader").generate("Is it right?")
+        return Score(value=len(answer.completion) % 2)
+
+    return score
+
+
+@task
+def judged_by_hand():
+    return Task(dataset=samples(2), solver=generate(), scorer=by_hand())
+
+
 @task
 def judged():
     return Task(dataset=samples(2), solver=generate(), scorer=model_graded_qa())
@@ -122,7 +166,7 @@ def tasks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(file: Path, name: str = "things", **options: Any) -> InspectTask:
-    settings = {"args": {}, "limit": None, "score_key": None, "cluster_key": "cluster", **options}
+    settings = {"args": {}, "limit": None, "score_key": None, "cluster_key": None, **options}
     return load_inspect_task(f"tasks.py@{name}", f"{file}@{name}", **settings)
 
 
@@ -141,15 +185,19 @@ def run(
 
     async def evaluate(client: tinker.ServiceClient) -> list[InspectScores]:
         sampler = await client.create_sampling_client(base_model="llama")
-        return await run_inspect(
+        done = await run_inspect(
             tasks,
-            inspect_model(sampler, renderer, settings.seed),
+            inspect_model(sampler, renderer, settings.seed, "untouched"),
             settings,
             log_dir=folder / "inspect_logs",
             tags=["loop", "round 2"],
             metadata=METADATA,
             grader=None,
         )
+        for scores in done:
+            if isinstance(scores, EvalError):
+                raise scores
+        return [scores for scores in done if not isinstance(scores, EvalError)]
 
     done = using(service, folder / "checkpoints", evaluate)
     return [Evaluated(scores, read_eval_log(str(scores.log))) for scores in done]
@@ -197,18 +245,25 @@ def test_loading_gives_questions_topics_and_a_hash_of_all_that_is_asked(tasks_fi
     assert len(load(tasks_file, limit=100).questions) == 6
 
 
-def test_a_model_graded_task_is_known_as_one(tasks_file: Path) -> None:
+def test_a_model_graded_task_is_known_as_one(tasks_file: Path, tmp_path: Path) -> None:
     assert load(tasks_file, "judged").uses_grader
+    plain = tmp_path / "plain.py"
+    plain.write_text(TASKS.replace('role="grader"', 'role="grader", default="openai/gpt-4o"'))
+    assert not load(plain, "judged_by_hand").uses_grader
     assert not load(tasks_file).uses_grader
+    # whose code has to be looked at, to see that the evaluated model would grade itself
+    assert load(tasks_file, "judged_by_hand").uses_grader
 
 
 @pytest.mark.parametrize(
     ("spec", "args", "part"),
     [
         ("missing.py@things", {}, "missing.py"),
-        ("tasks.py@nothing", {}, "its tasks are things, crashing, several, outside, judged, empty"),
+        ("tasks.py@nothing", {}, "its tasks are things, crashing, several, outside, worded,"),
         ("no_such_package/nothing", {}, "no_such_package"),
         ("tasks.py@empty", {}, "no samples"),
+        ("tasks.py@unscored", {}, "no scorer"),
+        ("tasks.py@twice", {}, "two samples have the id 's0'"),
         ("raising.py@things", {}, "the hub is down"),
         ("lacking.py@things", {}, "no_such_module"),
         ("gated.py@things", {}, "Exception: ask for access"),
@@ -226,9 +281,22 @@ def test_a_task_that_cannot_be_loaded_is_named_with_the_reason(
     (tmp_path / "lacking.py").write_text(f"import no_such_module\n{decorated}    return Task()\n")
     path = str(tmp_path / spec) if ".py@" in spec else spec
     with pytest.raises(ConfigError) as caught:
-        load_inspect_task(spec, path, args=args, limit=None, score_key=None, cluster_key="cluster")
+        load_inspect_task(spec, path, args=args, limit=None, score_key=None, cluster_key=None)
     assert str(caught.value).startswith(f"{spec}: ")
     assert part in str(caught.value)
+
+
+def test_a_cluster_key_that_no_sample_has_is_refused(tasks_file: Path) -> None:
+    assert load(tasks_file, cluster_key="origin").num_clusters == 2
+    assert load(tasks_file).num_clusters == 3
+    with pytest.raises(ConfigError, match=r"'famly', which no sample has .* cluster, origin, top"):
+        load(tasks_file, cluster_key="famly")
+
+
+def test_a_changed_scorer_changes_the_hash(tasks_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(TASKS.replace("len(answer.completion) % 2", "1"))
+    assert load(tmp_path / "tasks.py").sha256 != load(tasks_file).sha256
+    assert load(tasks_file, score_key="includes").sha256 != load(tasks_file).sha256
 
 
 @pytest.mark.parametrize(
@@ -344,12 +412,12 @@ def test_a_scorer_with_several_values_needs_a_score_key(
 ) -> None:
     scores, log = sampled["several"]
     assert {sample.score for sample in scores.samples} == {0.25}
-    with pytest.raises(EvalError, match=r"^tasks.py@several: .*right, length") as caught:
+    with pytest.raises(ConfigError, match=r"several values and none is named; it gives right, le"):
         scores_of(load(tasks_file, "several"), log)
-    assert 'evaluation.score_key = {"tasks.py@several": ...}' in str(caught.value)
-    with pytest.raises(EvalError, match="right, length"):
+    with pytest.raises(ConfigError, match=r"no value 'wrong'; it gives right, length") as caught:
         scores_of(load(tasks_file, "several", score_key="wrong"), log)
-    with pytest.raises(EvalError, match=r"'wrong', but its scores are includes"):
+    assert 'evaluation.score_key = {"tasks.py@several": ...}' in str(caught.value)
+    with pytest.raises(ConfigError, match=r"no value 'wrong'; it gives includes"):
         scores_of(load(tasks_file, score_key="wrong"), sampled["things"].log)
     by_scorer = scores_of(load(tasks_file, score_key="includes"), sampled["things"].log)
     assert [one.score for one in by_scorer.samples] == [
@@ -364,6 +432,8 @@ def test_a_scorer_with_several_values_needs_a_score_key(
         ("crashing", {"number": 6, "spared": 0}, ["6 of 6 samples failed"]),
         ("several", {}, ["right, length"]),
         ("outside", {}, ["has the score 80", "between 0 and 1"]),
+        ("worded", {}, ["2 of 2 samples failed", "the scorer gave no score: 'maybe'"]),
+        ("listed", {}, ["2 of 2 samples failed", "the scorer gave no score: [1, 0]"]),
     ],
 )
 def test_what_gives_no_score_is_an_error_that_names_the_task(
@@ -376,7 +446,7 @@ def test_what_gives_no_score_is_an_error_that_names_the_task(
     parts: list[str],
 ) -> None:
     settings = SamplingSettings(temperature=0.0, max_tokens=2, seed=5)
-    with pytest.raises(EvalError) as caught:
+    with pytest.raises((EvalError, ConfigError)) as caught:
         run(service, llama_dir, tmp_path, [load(tasks_file, name, args=args)], settings)
     assert str(caught.value).startswith(f"tasks.py@{name}: ")
     for part in parts:
