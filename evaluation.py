@@ -268,4 +268,7 @@ async def measure(
     if results:
         yield Measured(results)
     if errors:
-        raise errors[0]
+        first = errors[0]
+        first.num_prompt_tokens = sum(error.num_prompt_tokens for error in errors)
+        first.num_sampled_tokens = sum(error.num_sampled_tokens for error in errors)
+        raise first

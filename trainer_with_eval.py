@@ -1119,8 +1119,9 @@ async def connected(
         status = "success"
     except (Interrupted, asyncio.CancelledError) as error:
         status = "interrupted"
-        # Requests on their way would each be reported as failed when the service closes.
-        logging.getLogger("tinker").setLevel(logging.CRITICAL)
+        # Each request on its way would be reported, with a traceback, when the service closes.
+        for name in ("tinker", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         detail = str(error) or "with all that was recorded so far saved"
         raise Interrupted(f"Interrupted {detail}.") from None
     except tinker.TinkerError as error:

@@ -300,7 +300,7 @@ def _answer(request_id: str, future: Future[Result]) -> Response:
         is_users = isinstance(error, UserError | NotFound)
         is_known = is_users or isinstance(error, StorageError | Closed)
         message = str(error) if is_known else f"{type(error).__name__}: {error}"
-        if not is_users:
+        if not is_users and not isinstance(error, Closed):  # closing is no failure
             logger.error("request %s: %s", request_id, message)
         category = "user" if is_users else "server"
         return JSONResponse({"error": message[:MAX_ERROR_CHARS], "category": category})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from inspect_ai.log import read_eval_log
 from model_dirs import make_model_dir
 from nll_eval import load_held_out
 from run_store import RunStore
-from test_loop import Workspace, row
+from test_loop import Workspace, row, start, wait_for
 from trainer_with_eval import main
 
 TASKS = """
@@ -493,3 +495,56 @@ def test_what_is_recommended_has_its_guards_measured(workspace: Workspace) -> No
     decision = store.decision(2)
     assert decision is not None
     assert (decision.action, decision.best_round) == ("stop_rounds", 2)
+
+
+@pytest.mark.parametrize("name", ["tasks.py@things", "qa:many.jsonl"])
+def test_interrupted_in_an_evaluation_it_leaves_at_once_and_quietly(
+    workspace: Workspace, name: str
+) -> None:
+    many = [{"question": f"Which word stands at line {i}?", "answer": "x"} for i in range(2000)]
+    workspace.write_rows("many.jsonl", many)
+    evaluation: dict[str, Any] = {"max_tokens": 64}
+    if name.startswith("tasks"):
+        evaluation["task_args"] = {name: {"number": 2000}}
+    process = start(workspace, "run", eval_tasks=[name], evaluation=evaluation, max_rounds=1)
+    folder = workspace.folder / "run"
+    wait_for(process, folder / "ledger.jsonl", "run_started", 1)
+    while name.startswith("tasks") and not list(folder.glob("inspect_logs/*.eval")):
+        time.sleep(0.01)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    told = told.splitlines()
+    assert told[-2] == "stopping after the steps in flight; once more to leave at once"
+    assert told[-1].startswith("Interrupted ")
+    assert told[-1].endswith(f"trainer_with_eval.py --resume {folder}")
+    assert workspace.events("run")[-1]["type"] == "interrupted"
+
+
+def test_one_task_that_fails_does_not_take_the_others_with_it(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    changes = {"eval_tasks": ["tasks.py@crashing", "tasks.py@things", "tasks.py@half"]}
+    halves = TASKS.replace(
+        "@task\ndef several",
+        '@solver\ndef crash_half():\n    async def solve(state, generate):\n'
+        '        state = await generate(state)\n        if state.sample_id != "s0":\n'
+        '            raise ValueError("no")\n        return state\n\n    return solve\n\n\n'
+        "@task\ndef half():\n    return Task(dataset=samples(6), solver=crash_half(), "
+        "scorer=includes())\n\n\n@task\ndef several",
+    )  # fmt: skip
+    (workspace.folder / "tasks.py").write_text(halves)
+    assert workspace.run("run", **changes) == 1
+    assert "tasks.py@crashing: 6 of 6 samples failed" in capsys.readouterr().err
+    assert main(["--resume", str(workspace.folder / "run")]) == 1
+    events = workspace.events("run")
+    measured = [event["tasks"] for event in events if event["type"] == "measured"]
+    assert measured == [["tasks.py@things"]]  # once, although its evaluation failed twice
+    failed = [event for event in events if event["type"] == "eval_failed"]
+    assert [event["num_sampled_tokens"] > 0 for event in failed] == [True, True]
+    # whose answers were sampled before they crashed, and are paid for
+    assert workspace.store("run").usage().sampled_tokens == sum(
+        event.get("num_sampled_tokens", 0) for event in events
+    )
