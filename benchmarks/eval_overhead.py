@@ -134,7 +134,7 @@ async def measure(
                 args={"file": str(file)},
                 limit=None,
                 score_key=None,
-                cluster_key="cluster",
+                cluster_key=None,
             )
             (scores,) = await run_inspect(
                 [task],
