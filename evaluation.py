@@ -7,10 +7,10 @@ losses never. What does not enter the score may be measured every few rounds, or
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import inspect_eval
 import simple_eval
@@ -70,6 +70,10 @@ class EvalTask:
             return len({question.cluster or question.id for question in self.work.questions})
         return self.work.num_clusters if isinstance(self.work, InspectTask) else self.n
 
+    def num_requests(self, num_repeats: int) -> int:
+        """Requests that an evaluation makes, where each question takes one turn."""
+        return self.n * (1 if isinstance(self.work, HeldOutFile) else num_repeats)
+
     @property
     def topics(self) -> frozenset[str]:
         if isinstance(self.work, QuestionTask):
@@ -77,6 +81,32 @@ class EvalTask:
         if isinstance(self.work, InspectTask):
             return self.work.topics
         return frozenset(e.topic for e in self.work.examples if e.topic is not None)
+
+
+def counted(client: tinker.SamplingClient, on_answer: Callable[[], None]) -> tinker.SamplingClient:
+    """A client, as evaluators use one, that tells whenever it has answered."""
+    return cast("tinker.SamplingClient", _CountedClient(client, on_answer))
+
+
+class _CountedClient:
+    def __init__(self, client: tinker.SamplingClient, on_answer: Callable[[], None]) -> None:
+        self._client = client
+        self._on_answer = on_answer
+
+    async def sample(
+        self,
+        prompt: tinker.ModelInput,
+        num_samples: int,
+        sampling_params: tinker.SamplingParams,
+    ) -> tinker.SampleResponse:
+        response = await self._client.sample(prompt, num_samples, sampling_params)
+        self._on_answer()
+        return response
+
+    async def compute_logprobs(self, prompt: tinker.ModelInput) -> list[float | None]:
+        logprobs = await self._client.compute_logprobs(prompt)
+        self._on_answer()
+        return logprobs
 
 
 @dataclass(frozen=True)

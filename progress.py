@@ -5,6 +5,8 @@ Everything goes to stderr; stdout is for results.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from decision import Decision, flaw_warning
@@ -40,6 +42,12 @@ class Progress:
             self._status = self._console.status(text)
             self._status.start()
         self._status.update(text)
+
+    def counter(self, title: str, total: int) -> Callable[[], None]:
+        """Show how many of `total` answers have come; to be called once for each."""
+        counted = itertools.count(1)
+        self.live(f"{title}: 0 of {total} answers")
+        return lambda: self.live(f"{title}: {next(counted)} of {total} answers")
 
     def step_line(self, round_no: int, batch: Batch, loss: float) -> None:
         self.line(

@@ -101,8 +101,8 @@ async def rehearse(run: Run) -> None:
     tasks = [task for task in run.plan.tasks if task.needs_rehearsal]
     if not tasks or run.store.is_rehearsed:
         return
-    run.progress.live(f"trying {', '.join(task.name for task in tasks)} on one sample each")
-    usage = await rehearse_tasks(tasks, **await measuring(run, 0, "rehearsal", None))
+    place = await measuring(run, 0, "rehearsal", None, len(tasks))
+    usage = await rehearse_tasks(tasks, **place)
     run.store.append("rehearsed", round=0, tasks=[task.name for task in tasks], **usage._asdict())
 
 
@@ -210,8 +210,8 @@ async def measure_and_record(
     if result is not None and not missing:
         return result
     if missing:
-        run.progress.live(f"{label}: measuring {', '.join(task.name for task in missing)}")
-        async for new in measure(missing, **await measuring(run, number, label, path)):
+        total = sum(task.num_requests(plan.sampling.num_repeats) for task in missing)
+        async for new in measure(missing, **await measuring(run, number, label, path, total)):
             store.record_measured(number, new, step)
     settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
     result = eval_result(number, path, store.measured(number), protocol_of(plan.tasks, *settings))
@@ -219,13 +219,17 @@ async def measure_and_record(
     return result
 
 
-async def measuring(run: Run, number: int, label: str, path: str | None) -> dict[str, Any]:
+async def measuring(
+    run: Run, number: int, label: str, path: str | None, total: int
+) -> dict[str, Any]:
     """What `measure` needs besides the tasks: the checkpoint, the grader, and where logs go."""
-    from evaluation import Sampler
+    from evaluation import Sampler, counted
 
     plan, store = run.plan, run.store
     config, service = plan.config, run.service_client
-    client = await service.create_sampling_client(path, config.base_model if path is None else None)
+    base_model = config.base_model if path is None else None
+    weights = await service.create_sampling_client(path, base_model)
+    client = counted(weights, run.progress.counter(label, total))
     grader: Sampler | None = None
     if config.evaluation.grader_model is not None:
         assert plan.grader_renderer is not None, "the plan loads the grader's renderer"
@@ -342,9 +346,10 @@ async def ask_sealed_test(run: Run, checkpoint: Checkpoint) -> None:
             f"{store.run_dir}: the sealed test was opened on {opened['checkpoint']} and is not "
             f"asked of {path} as well. Start a new run with a new test."
         )
-    run.progress.live("asking the sealed test")
     missing = [t for t in plan.test_tasks if t.name not in store.test_measured().names]
-    async for new in measure(missing, **await measuring(run, round_no, "sealed test", path)):
+    total = sum(task.num_requests(plan.sampling.num_repeats) for task in missing)
+    place = await measuring(run, round_no, "sealed test", path, total)
+    async for new in measure(missing, **place):
         store.record_test_measured(round_no, new, checkpoint.step)
     result = eval_result(round_no, path, store.test_measured(), protocol)
     store.record_test(result, checkpoint.step)
