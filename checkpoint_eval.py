@@ -9,14 +9,14 @@ own evaluation in the run, where that had the same protocol. Nothing here sample
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from config_schema import TrainingConfig
 from decision import Gate, judge
-from errors import ConfigError
+from errors import ConfigError, RunStoreError
 from eval_report import interval_text, p_value_text, score_text
 from eval_result import (
     LEVEL,
@@ -39,17 +39,24 @@ class Subject:
 
     label: str
     path: str | None
+    round: int | None = None
     step: int = 0
     base_model: str | None = None  # a model directory or a hub name, as the run resolved it
     renderer: str | None = None
     service: str | None = None  # the kind of service that the run was on
     run_dir: Path | None = None
     recorded: EvalResult | None = None  # of this checkpoint, in its run
+    baseline: EvalResult | None = None  # of the untouched model, in that run
 
     @property
     def checkpoint_dir(self) -> Path | None:
         """Where the embedded service finds the weights."""
         return None if self.run_dir is None else self.run_dir / "checkpoints"
+
+    def to_record(self) -> dict[str, Any]:
+        """What names the checkpoint for good, whatever its run becomes and from wherever."""
+        run_dir = None if self.run_dir is None else str(self.run_dir.resolve())
+        return {"label": self.label, "path": self.path, "run_dir": run_dir, "round": self.round}
 
 
 # --- which ones -----------------------------------------------------------------------------------
@@ -58,6 +65,32 @@ class Subject:
 def find_subjects(names: Sequence[str], runs_dir: Path) -> list[Subject]:
     """The checkpoints that are meant, in the order given. Raises `InputError` children."""
     subjects = [_find(name, runs_dir) for name in names]
+    _refuse_repeated(names, subjects)
+    return subjects
+
+
+def recorded_subjects(records: Sequence[Mapping[str, Any]]) -> list[Subject]:
+    """The checkpoints of an evaluation that is resumed, from their `to_record`.
+
+    Raises `ConfigError` when a run no longer has the weights that the evaluation began on.
+    """
+    subjects = []
+    for record in records:
+        label, path = record["label"], record["path"]
+        if record["run_dir"] is None:
+            subjects.append(Subject(label, path))
+            continue
+        subject = _of_round(RunStore.open(Path(record["run_dir"])), record["round"], label)
+        if subject.path != path:
+            raise ConfigError(
+                f"{label}: the evaluation began on {path}, and {record['run_dir']} has "
+                f"{subject.path} as round {record['round']} now. Start a new evaluation."
+            )
+        subjects.append(subject)
+    return subjects
+
+
+def _refuse_repeated(names: Sequence[str], subjects: Sequence[Subject]) -> None:
     for position, subject in enumerate(subjects):
         for other in subjects[:position]:
             if (subject.path, subject.base_model) == (other.path, other.base_model):
@@ -65,7 +98,6 @@ def find_subjects(names: Sequence[str], runs_dir: Path) -> list[Subject]:
                     f"--evaluate: {names[position]} is the same checkpoint as {other.label}. Name "
                     "each once."
                 )
-    return subjects
 
 
 def _find(name: str, runs_dir: Path) -> Subject:
@@ -104,9 +136,12 @@ def _find_path(path: str, runs_dir: Path) -> Subject:
             f"were saved with it: {path.replace('/weights/', '/sampler_weights/')}."
         )
     for config in sorted(runs_dir.glob("*/config.resolved.json"), reverse=True):
-        store = RunStore.open(config.parent)
+        try:
+            store = RunStore.open(config.parent)
+        except RunStoreError:
+            continue  # damaged, or not a run of ours
         for event in store.events("checkpoint"):
-            if event["sampler_path"] == path:
+            if event.get("sampler_path") == path:
                 return _of_round(store, event["round"], path)
     return Subject(path, path)
 
@@ -125,12 +160,14 @@ def _of_round(store: RunStore, round_no: int, label: str) -> Subject:
     return Subject(
         label=label,
         path=None if checkpoint is None else checkpoint.sampler_path,
+        round=round_no,
         step=0 if checkpoint is None else checkpoint.step,
         base_model=resolved["files"]["base_model"],
         renderer=resolved["resolved"]["renderer_name"],
         service=resolved["resolved"]["service"],
         run_dir=store.run_dir,
         recorded=store.result(round_no),
+        baseline=store.result(0),
     )
 
 
@@ -179,18 +216,21 @@ def compare(
     Whatever the rule, a checkpoint does not pass that is worse than the reference beyond noise.
     """
     reference, against, first_judged = results[0], subjects[0].label, 1
+    guarded_by: EvalResult | None = reference  # what guards may not fall below
     if len(results) == 1:
-        recorded, first_judged = subjects[0].recorded, 0
+        recorded, guarded_by, first_judged = subjects[0].recorded, subjects[0].baseline, 0
         against = None
         if recorded is not None and _is_comparable(recorded, reference):
             against, reference = "its evaluation in the run", recorded
+        if guarded_by is not None and not _has_guards_of(guarded_by, results[0], gate):
+            guarded_by = None
     comparisons = []
     for position, (subject, result) in enumerate(zip(subjects, results, strict=True)):
         if position < first_judged:
             sentence = f"{subject.label} is the reference: {score_text(result)}."
             comparisons.append(Comparison(subject.label, result, None, None, None, sentence))
             continue
-        verdict = judge(result, reference, gate)
+        verdict = judge(result, guarded_by or reference, gate)
         why_not = None if verdict.passed else verdict.objection or verdict.numbers
         note = ""
         if against is None and subject.recorded is not None:
@@ -200,7 +240,7 @@ def compare(
             )
         if why_not is None and against is not None:
             why_not = _worse(gate_change(result, reference, gate.level), against, verdict.numbers)
-        if why_not is None and against is None and gate.guards:
+        if why_not is None and guarded_by is None and gate.guards:
             why_not = (
                 f"{verdict.numbers}, but there is nothing that guard {next(iter(gate.guards))} "
                 "could be compared with; name a reference first, for example RUN_DIR@round_00"
@@ -220,8 +260,13 @@ def compare(
 
 
 def _is_comparable(recorded: EvalResult, result: EvalResult) -> bool:
-    """Whether an evaluation in a run had the same protocol and measured the same tasks."""
-    return recorded.protocol_hash == result.protocol_hash and recorded.names >= result.names
+    """Whether an evaluation in a run had the same protocol, for all that enters the score."""
+    return recorded.protocol_hash == result.protocol_hash
+
+
+def _has_guards_of(baseline: EvalResult, result: EvalResult, gate: Gate) -> bool:
+    """Whether a run's baseline tells what the guards may not fall below."""
+    return _is_comparable(baseline, result) and baseline.names >= set(gate.guards)
 
 
 def _worse(change: GateChange, against: str, numbers: str) -> str | None:

@@ -363,11 +363,11 @@ def load_tokenizer(base_model: str) -> Any:
         ) from None
 
 
-def resolve_renderer_name(explicit: str | None, base_model: str) -> str:
+def resolve_renderer_name(explicit: str | None, base_model: str, *, key: str = "base_model") -> str:
     """The renderer to use: the one named, else the model's recommended one.
 
     For a model directory the special tokens of its tokenizer tell the chat format.
-    Raises `ConfigError` when neither settles it.
+    Raises `ConfigError` when neither settles it; `key` is the setting that names the model.
     """
     if explicit is not None:
         return explicit
@@ -377,10 +377,14 @@ def resolve_renderer_name(explicit: str | None, base_model: str) -> str:
             return "llama3"
         if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
             return "qwen3" if "<think>" in vocabulary else "qwen3_instruct"
+        what_to_do = (
+            "Set renderer_name, for example to role_colon, which works with any tokenizer."
+            if key == "base_model"
+            else f"Name another model as {key}."
+        )
         raise ConfigError(
-            f"renderer_name is not set and the tokenizer in {base_model} has no special tokens of "
-            "a known chat format. Set renderer_name, for example to role_colon, which works with "
-            "any tokenizer."
+            f"{key}: the tokenizer in {base_model} has no special tokens of a known chat format. "
+            f"{what_to_do}"
         )
     from tinker_cookbook.exceptions import ConfigurationError
     from tinker_cookbook.model_info import get_recommended_renderer_name
@@ -388,10 +392,11 @@ def resolve_renderer_name(explicit: str | None, base_model: str) -> str:
     try:
         return get_recommended_renderer_name(base_model)
     except (ConfigurationError, KeyError, ValueError):
+        or_set = ", or set renderer_name to the chat format that the model was trained with"
         raise ConfigError(
-            f"renderer_name is not set and the cookbook recommends none for {base_model!r}, which "
-            "is no directory beside the config or here either. Correct base_model, or set "
-            "renderer_name to the chat format that the model was trained with."
+            f"{key}: the cookbook recommends no renderer for {base_model!r}, which is no directory "
+            f"beside the config or here either. Correct {key}"
+            f"{or_set if key == 'base_model' else ''}."
         ) from None
 
 

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 
 class LoopError(Exception):
-    """An error whose message is the whole explanation."""
+    """An error whose message is the whole explanation.
+
+    `num_prompt_tokens` and `num_sampled_tokens` were spent on samples that no result holds.
+    """
+
+    num_prompt_tokens = 0
+    num_sampled_tokens = 0
 
 
 class InputError(LoopError):
@@ -37,13 +43,7 @@ class TrainingError(LoopError):
 
 
 class EvalError(LoopError):
-    """An evaluation could not be completed; there is no score. Its tokens were spent all the same.
-
-    `num_prompt_tokens` and `num_sampled_tokens` are of the samples that no result holds.
-    """
-
-    num_prompt_tokens = 0
-    num_sampled_tokens = 0
+    """An evaluation could not be completed; there is no score."""
 
 
 class RunStoreError(InputError):

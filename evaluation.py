@@ -16,9 +16,9 @@ import inspect_eval
 import simple_eval
 from config_schema import LoadedConfig, is_inspect_task
 from data_loader import Rendering
-from errors import EvalError
+from errors import ConfigError
 from eval_result import Measured, Role, task_result
-from inspect_eval import InspectTask
+from inspect_eval import InspectScores, InspectTask
 from nll_eval import HeldOutFile, load_held_out, measure_held_out
 from simple_eval import QuestionTask, SamplingSettings
 
@@ -194,6 +194,7 @@ class RehearsalUsage(NamedTuple):
 
 async def rehearse_tasks(
     tasks: Sequence[EvalTask],
+    sealed: Sequence[EvalTask],
     sampler: Sampler,
     *,
     grader: Sampler | None,
@@ -203,9 +204,17 @@ async def rehearse_tasks(
 ) -> RehearsalUsage:
     """Ask one sample of each Inspect task; its score counts nowhere.
 
-    Raises `EvalError` for a task whose sample fails, or is scored in a way that cannot be read.
+    A `sealed` task is asked an empty phrase instead of its question, which may well fail; what is
+    learnt is whether its scores can be read. Raises `EvalError` for another task whose sample
+    fails, `ConfigError` for any that is scored in a way that cannot be read.
     """
     works = [task.work for task in tasks if isinstance(task.work, InspectTask)]
+    num_open = len(works)
+    works += [
+        inspect_eval.without_questions(task.work)
+        for task in sealed
+        if isinstance(task.work, InspectTask)
+    ]
     if not works:
         return RehearsalUsage(0, 0)
     model, grader_model = _inspect_models(sampler, grader)
@@ -219,15 +228,17 @@ async def rehearse_tasks(
         grader=grader_model,
         limit=1,
     )
-    samples = []
-    for scores in done:
-        if isinstance(scores, EvalError):
+    num_prompt_tokens = num_sampled_tokens = 0
+    for position, scores in enumerate(done):
+        if isinstance(scores, InspectScores):
+            num_prompt_tokens += sum(sample.num_prompt_tokens for sample in scores.samples)
+            num_sampled_tokens += sum(sample.num_sampled_tokens for sample in scores.samples)
+        elif position < num_open or isinstance(scores, ConfigError):
             raise scores
-        samples += scores.samples
-    return RehearsalUsage(
-        sum(sample.num_prompt_tokens for sample in samples),
-        sum(sample.num_sampled_tokens for sample in samples),
-    )
+        else:
+            num_prompt_tokens += scores.num_prompt_tokens
+            num_sampled_tokens += scores.num_sampled_tokens
+    return RehearsalUsage(num_prompt_tokens, num_sampled_tokens)
 
 
 def _inspect_models(sampler: Sampler, grader: Sampler | None) -> tuple[Model, Model | None]:
@@ -251,7 +262,8 @@ async def measure(
 ) -> AsyncIterator[Measured]:
     """Measure tasks on one checkpoint, giving out what is done as it is done.
 
-    Raises `EvalError` when one of them cannot be completed, after the others are given out.
+    Raises `EvalError` (`ConfigError` for scores that cannot be read) when one of them cannot be
+    completed, after the others are given out.
     """
     for task in tasks:
         if isinstance(task.work, QuestionTask):
@@ -282,7 +294,7 @@ async def measure(
         metadata=metadata,
         grader=grader_model,
     )
-    errors = [scores for scores in done if isinstance(scores, EvalError)]
+    errors = [scores for scores in done if not isinstance(scores, InspectScores)]
     results = tuple(
         task_result(
             task.name,
@@ -293,7 +305,7 @@ async def measure(
             log=str(scores.log.relative_to(run_dir.resolve())),
         )
         for task, scores in zip(of_inspect, done, strict=True)
-        if not isinstance(scores, EvalError)
+        if isinstance(scores, InspectScores)
     )
     if results:
         yield Measured(results)

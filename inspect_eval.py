@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import copy
 import difflib
 import gc
 import hashlib
@@ -25,7 +26,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,6 +103,11 @@ def load_inspect_task(
         raise ConfigError(f"{name}: the task has no samples. Check its data and arguments.")
     if not task.scorer:
         raise ConfigError(f"{name}: the task has no scorer, so it gives no score. Give it one.")
+    if task.model is not None:
+        raise ConfigError(
+            f"{name}: the task names a model of its own, {task.model}, which would answer instead "
+            "of the checkpoint. Take `model` out of its Task(...)."
+        )
     _refuse_missing_sandbox(name, task)
     questions, topics, clusters, content, keys = [], set(), set(), [], set()
     for position, sample in enumerate(task.dataset, start=1):
@@ -112,7 +118,8 @@ def load_inspect_task(
         metadata = sample.metadata or {}
         keys |= metadata.keys()
         topics.add(metadata.get("topic"))
-        clusters.add(str(metadata.get(cluster_key or CLUSTER_KEY, f"sample {sample.id}")))
+        cluster = metadata.get(cluster_key or CLUSTER_KEY)
+        clusters.add(f"sample {sample.id}" if cluster is None else f"cluster {cluster}")
     if cluster_key is not None and cluster_key not in keys:
         raise ConfigError(
             f"{name}: evaluation.cluster_key names {cluster_key!r}, which no sample has in its "
@@ -146,6 +153,16 @@ def load_inspect_task(
         cluster_key=cluster_key or CLUSTER_KEY,
         uses_grader=any(_asks_grader(scorer) for scorer in task.scorer),
     )
+
+
+def without_questions(task: InspectTask) -> InspectTask:
+    """The task with its first sample only, and an empty phrase in the place of the question."""
+    from inspect_ai.dataset import MemoryDataset
+
+    tried = copy.copy(task.task)
+    sample = task.task.dataset[0].model_copy(update={"input": "This is a rehearsal."})
+    tried.dataset = MemoryDataset([sample], name="rehearsal")
+    return replace(task, task=tried)
 
 
 @contextlib.contextmanager
@@ -319,11 +336,11 @@ async def run_inspect(
     metadata: Mapping[str, Any],
     grader: Model | None,
     limit: int | None = None,
-) -> list[InspectScores | EvalError]:
+) -> list[InspectScores | EvalError | ConfigError]:
     """Run all tasks in one call, only their first samples with `limit`; scores in their order.
 
-    A task that ended early, or of which more than a tenth of the samples failed, has an error
-    instead; the others keep their scores.
+    A task that ended early, or of which more than a tenth of the samples failed, or whose scores
+    cannot be read, has an error instead; the others keep their scores.
     """
     from inspect_ai import eval_async
     from inspect_ai.util._display import init_display_type
@@ -369,15 +386,20 @@ def _rare_garbage_collection() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def _outcome(task: InspectTask, log: EvalLog) -> InspectScores | EvalError:
+def _outcome(task: InspectTask, log: EvalLog) -> InspectScores | EvalError | ConfigError:
     try:
         return scores_of(task, log)
-    except EvalError as error:
+    except (EvalError, ConfigError) as error:
+        usages = [u for sample in log.samples or [] for u in (sample.model_usage or {}).values()]
+        error.num_prompt_tokens = sum(usage.input_tokens for usage in usages)
+        error.num_sampled_tokens = sum(usage.output_tokens for usage in usages)
         return error
 
 
 def scores_of(task: InspectTask, log: EvalLog) -> InspectScores:
-    """Read what a log measured. Raises `EvalError` where it is not a complete evaluation."""
+    """Read what a log measured. Raises `EvalError` where it is not a complete evaluation, and
+    `ConfigError` where its scores are not numbers from 0 to 1, or several of which none is named.
+    """
     samples = tuple(_sample_result(task, sample) for sample in log.samples or [])
     refuse_failures(task.name, samples)
     if log.status != "success" or not samples:

@@ -77,7 +77,7 @@ async def measure_held_out(
 
     slots = asyncio.Semaphore(concurrency)
 
-    async def score(example: Example) -> HeldOutRow:
+    async def score(example: Example) -> HeldOutRow | EvalError:
         datum = rendering[example.id].datum
         targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
         tokens = [*datum.model_input.to_ints(), int(targets[-1])]
@@ -85,22 +85,27 @@ async def measure_held_out(
             try:
                 logprobs = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens))
             except tinker.TinkerError as error:
-                raise EvalError(
+                return EvalError(
                     f"{file.name} line {example.line_no}: its loss could not be measured: "
                     f"{type(error).__name__}: {error}. Resume the run to evaluate the same "
                     "checkpoint again."
-                ) from error
+                )
         return held_out_row(example, datum, np.array(logprobs[1:], dtype=float), tokenizer)
 
-    rows = await asyncio.gather(*(score(example) for example in file.examples))
-    num_prompt_tokens = sum(rendering[e.id].info.num_tokens + 1 for e in file.examples)
-    loss = held_out_loss(file.name, rows, num_prompt_tokens)
-    if not math.isfinite(loss.nll):
-        raise EvalError(
+    done = await asyncio.gather(*(score(example) for example in file.examples))
+    rows = [row for row in done if isinstance(row, HeldOutRow)]
+    num_prompt_tokens = sum(rendering[row.id].info.num_tokens + 1 for row in rows)
+    error = next((row for row in done if isinstance(row, EvalError)), None)
+    if error is None:
+        loss = held_out_loss(file.name, rows, num_prompt_tokens)
+        if math.isfinite(loss.nll):
+            return loss
+        error = EvalError(
             f"{file.name}: the loss of this checkpoint is {loss.nll}, so its weights are of no "
             "use. Start again with a lower learning_rate."
         )
-    return loss
+    error.num_prompt_tokens = num_prompt_tokens
+    raise error
 
 
 def held_out_datums(file: HeldOutFile, rendering: Rendering) -> list[tinker.Datum]:

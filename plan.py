@@ -57,6 +57,7 @@ class Inputs:
 
     loaded: LoadedConfig
     model_dir: Path | None
+    grader_path: str | None  # what the grader is loaded from
     files: tuple[LoadedFile, ...]
     split: CleanSplit
     tasks: tuple[EvalTask, ...]
@@ -127,15 +128,27 @@ class Plan:
 
 def find_model_dir(loaded: LoadedConfig) -> Path | None:
     """The directory that `base_model` names, beside the config file or in the working directory."""
+    return _model_dir(loaded, "base_model", loaded.config.base_model)
+
+
+def find_grader_path(loaded: LoadedConfig) -> str | None:
+    """What the grader is loaded from: a directory that its setting names, or the hub name."""
+    name = loaded.config.evaluation.grader_model
+    if name is None:
+        return None
+    return str(_model_dir(loaded, "evaluation.grader_model", name) or name)
+
+
+def _model_dir(loaded: LoadedConfig, key: str, name: str) -> Path | None:
     for base in (loaded.directory, Path.cwd()):
-        candidate = base / loaded.config.base_model
+        candidate = base / name
         is_directory = False
         with contextlib.suppress(OSError, ValueError):  # a name that no directory can have
             is_directory = candidate.is_dir()
         if is_directory:
             if not (candidate / "config.json").is_file():
                 raise ConfigError(
-                    f"{loaded.file}: base_model names the directory {candidate}, which holds no "
+                    f"{loaded.file}: {key} names the directory {candidate}, which holds no "
                     "config.json. Give a Hugging Face model directory, with weights and tokenizer."
                 )
             return candidate.resolve()
@@ -219,6 +232,7 @@ def read_inputs(
     return Inputs(
         loaded=loaded,
         model_dir=model_dir,
+        grader_path=find_grader_path(loaded),
         files=tuple(files),
         split=split,
         tasks=tasks,
@@ -242,6 +256,7 @@ def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
     return Inputs(
         loaded=loaded,
         model_dir=model_dir,
+        grader_path=find_grader_path(loaded),
         files=(),
         split=CleanSplit((), (), ()),
         tasks=tasks,
@@ -321,9 +336,10 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     for task in inputs.tasks:
         if isinstance(task.work, HeldOutFile):
             render_held_out(task.work, rendering)
-    grader, grader_renderer = config.evaluation.grader_model, None
+    grader, grader_renderer = inputs.grader_path, None
     if grader is not None:
-        grader_renderer = load_renderer(resolve_renderer_name(None, grader), grader)
+        format_name = resolve_renderer_name(None, grader, key="evaluation.grader_model")
+        grader_renderer = load_renderer(format_name, grader)
     return Plan(
         inputs=inputs,
         config_hash=config_schema.config_hash(config),
@@ -508,22 +524,60 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         )
     mean_tokens = sum(info.num_tokens for info in infos) / len(infos)
     num_trained = round(mean_tokens * config.total_steps * config.batch_size)
-    asked = [task for task in plan.tasks if task.layer > 1]
-    num_prompt = plan.sampling.num_repeats * sum(
-        plan.renderer.build_generation_prompt([{"role": "user", "content": question}]).length
-        for task in asked
-        for question in task.questions
-    )
-    num_evaluations = math.ceil(config.total_steps / config.steps_per_round) + 1
-    num_answer = plan.sampling.num_repeats * sum(task.n * _max_tokens(plan, task) for task in asked)
-    yield (
-        f"tokens at most: about {num_trained:,} trained, {num_prompt * num_evaluations:,} prompt "
-        f"and {num_answer * num_evaluations:,} sampled in {num_evaluations} evaluations"
-    )
+    yield f"tokens at most: about {num_trained:,} trained, {_describe_eval_tokens(plan)}"
     num_loss_tokens = sum(info.num_loss_tokens for info in infos)
     yield hyperparam_utils.capacity_sentence(
         _lora_param_count(plan.inputs), num_loss_tokens, config.lora_rank
     )
+
+
+def _describe_eval_tokens(plan: Plan) -> str:
+    """The most tokens that all evaluations of the run read and sample, one turn to a question."""
+    config = plan.config
+    num_rounds = math.ceil(config.total_steps / config.steps_per_round)
+    num_prompt = num_sampled = 0
+    for task in plan.tasks:
+        times = sum(task.is_due(round_no) for round_no in range(num_rounds + 1))
+        if times <= num_rounds:  # also where a round is stopped on, and a guard before a rollback
+            times = num_rounds + 1 if task.role == "guard" else times + 1
+        every = config.evaluation.held_out_every_steps
+        if every is not None and task.layer == 1:
+            times += config.total_steps // every
+        per_time = _eval_tokens(plan, task)
+        num_prompt += times * per_time.num_prompt
+        num_sampled += times * per_time.num_sampled
+        if task.needs_rehearsal:
+            num_prompt += per_time.num_prompt // task.n
+            num_sampled += _max_tokens(plan, task)
+    for task in plan.test_tasks:
+        num_prompt += _eval_tokens(plan, task).num_prompt
+        num_sampled += _eval_tokens(plan, task).num_sampled
+    sealed = " and the sealed test" if plan.test_tasks else ""
+    judged = (
+        "; what the grader reads and says comes on top" if config.evaluation.grader_model else ""
+    )
+    return (
+        f"{num_prompt:,} prompt and {num_sampled:,} sampled in {num_rounds + 1} evaluations"
+        f"{sealed}{judged}"
+    )
+
+
+class _EvalTokens(NamedTuple):
+    num_prompt: int
+    num_sampled: int
+
+
+def _eval_tokens(plan: Plan, task: EvalTask) -> _EvalTokens:
+    """Tokens of measuring a task once, at the most."""
+    if isinstance(task.work, HeldOutFile):
+        infos = [plan.rendering[example.id].info for example in task.work.examples]
+        return _EvalTokens(sum(info.num_tokens + 1 for info in infos), 0)
+    num_prompt = sum(
+        plan.renderer.build_generation_prompt([{"role": "user", "content": question}]).length
+        for question in task.questions
+    )
+    repeats = plan.sampling.num_repeats
+    return _EvalTokens(repeats * num_prompt, repeats * task.n * _max_tokens(plan, task))
 
 
 def _max_tokens(plan: Plan, task: EvalTask) -> int:

@@ -38,10 +38,13 @@ class Progress:
         """Show what is going on right now; only a terminal has such a line."""
         if not self._console.is_terminal:
             return
+        from rich.text import Text
+
+        shown = Text(text)  # a name in it may look like markup
         if self._status is None:
-            self._status = self._console.status(text)
+            self._status = self._console.status(shown)
             self._status.start()
-        self._status.update(text)
+        self._status.update(shown)
 
     def counter(self, title: str, total: int) -> Callable[[], None]:
         """Show how many of `total` answers have come; to be called once for each."""

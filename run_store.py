@@ -148,8 +148,8 @@ class RunStore:
                 if file["sha256"] != recorded[group].get(name, {}).get("sha256"):
                     raise RunStoreError(
                         f"{file['path']}: the content of {name} has changed since the run began, "
-                        "so the run cannot go on as the same run. Restore the file, or start a new "
-                        "run."
+                        "so the run cannot go on as the same run. Restore the file (a task that "
+                        "shuffles its samples has to do so with a seed), or start a new run."
                     )
 
     def resolved_config(self) -> dict[str, Any]:
@@ -244,9 +244,13 @@ class RunStore:
         self.append("checkpoint", round=checkpoint.round, step=checkpoint.step, **fields)
 
     def record_measured(self, round_no: int, new: Measured, step: int) -> None:
-        """Add to what has been measured of a round, so that none of it is measured twice."""
-        name = self._eval_file(round_no)
-        self.write_json(name, (self.measured(round_no) + new).to_json())
+        """Add to what has been measured of a round, so that none of it is measured twice.
+
+        A result that is there already stays one: its score is of tasks measured before.
+        """
+        name, is_result = self._eval_file(round_no), self._last("evaluated", round_no) is not None
+        result = self._read_json(name) if is_result else {}
+        self.write_json(name, {**result, **(self.measured(round_no) + new).to_json()})
         self._append_measured("measured", round_no, step, name, new)
 
     def record_result(self, result: EvalResult, step: int) -> None:
@@ -357,10 +361,7 @@ class RunStore:
         event = self._last("evaluated", round_no)
         if event is None:
             return None
-        recorded = self._read_json(event["file"])
-        if "score" not in recorded:  # cut short while more was measured of the same checkpoint
-            return None
-        return EvalResult.from_json(recorded)
+        return EvalResult.from_json(self._read_json(event["file"]))
 
     def results(self) -> list[EvalResult]:
         """The results of all evaluated rounds, the baseline first."""

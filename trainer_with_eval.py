@@ -98,12 +98,16 @@ async def rehearse(run: Run) -> None:
     """Try what is measured only at the end on one sample, so that what it lacks is known now."""
     from evaluation import rehearse_tasks
 
-    tasks = [task for task in run.plan.tasks if task.needs_rehearsal]
-    if not tasks or run.store.is_rehearsed:
+    tasks, sealed = (
+        [task for task in of_run if task.needs_rehearsal]
+        for of_run in (run.plan.tasks, run.plan.test_tasks)
+    )
+    if not (tasks or sealed) or run.store.is_rehearsed:
         return
-    place = await measuring(run, 0, "rehearsal", None, len(tasks))
-    usage = await rehearse_tasks(tasks, **place)
-    run.store.append("rehearsed", round=0, tasks=[task.name for task in tasks], **usage._asdict())
+    place = await measuring(run, 0, "rehearsal", None, len(tasks) + len(sealed))
+    usage = await rehearse_tasks(tasks, sealed, **place)
+    names = [task.name for task in (*tasks, *sealed)]
+    run.store.append("rehearsed", round=0, tasks=names, **usage._asdict())
 
 
 def select(run: Run, round_no: int) -> Selection:
@@ -262,12 +266,7 @@ async def decide_and_record(
         if decision.action == "continue" or all(t.name in results[best].names for t in guards):
             break
         results[best] = await evaluate(run, best, store.checkpoint(best), guards)
-    if store.test_opened() is not None and not decision.stops:
-        raise RunStoreError(
-            f"{store.run_dir}: the sealed test of this run has been opened, on round "
-            f"{decision.best_round}, so training on would give a checkpoint that no unseen "
-            "question can judge. Start a new run, with a test_tasks that nobody has looked at."
-        )
+    assert decision.stops or store.test_opened() is None, "no training past the sealed test"
     recorded = store.decision(result.round)
     if recorded is not None and recorded.action == decision.action:
         return recorded, result
@@ -731,7 +730,7 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
         event = {Interrupted: "interrupted", EvalError: "eval_failed"}.get(type(error), "failed")
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
             tokens = {}
-            if isinstance(error, EvalError):  # spent, although there is no result
+            if isinstance(error, LoopError) and error.num_prompt_tokens:
                 tokens["num_prompt_tokens"] = error.num_prompt_tokens
                 tokens["num_sampled_tokens"] = error.num_sampled_tokens
             session.store.append(event, detail=redacted(message), **tokens)
@@ -797,14 +796,24 @@ def evaluate_checkpoints(
     args: argparse.Namespace, settings: OpenedSettings, session: Session, model_dir: Path | None
 ) -> int:
     """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
-    from checkpoint_eval import common_renderer, compare, find_subjects, gate_for, write_comparison
+    from checkpoint_eval import (
+        common_renderer,
+        compare,
+        find_subjects,
+        gate_for,
+        recorded_subjects,
+        write_comparison,
+    )
     from decision import describe_resolution
     from plan import describe_tasks, make_plan, read_eval_inputs
     from progress import Progress
 
     assert settings.evaluated is not None, "the caller has looked"
     loaded, store = settings.loaded, settings.store
-    subjects = find_subjects(settings.evaluated, Path("runs"))
+    if store is None:
+        subjects = find_subjects(settings.evaluated, Path("runs"))
+    else:
+        subjects = recorded_subjects(settings.evaluated)
     if loaded.config.gate.rule == "paired" and len(subjects) == 1:
         raise ConfigError(
             "--evaluate: gate.rule is paired, and there is one checkpoint only. Name the one that "
@@ -827,7 +836,10 @@ def evaluate_checkpoints(
         progress.line(line)
     with open_service(choice, plan, progress) as service:
         asyncio.run(refuse_unknown_paths(subjects, choice, loaded.config))
-        store = begin_run(settings, plan, choice) if store is None else continue_run(store, plan)
+        if store is None:
+            store = begin_run(settings, plan, choice, [one.to_record() for one in subjects])
+        else:
+            continue_run(store, plan)
         session.store, session.is_running = store, True
         progress.line(f"evaluation directory: {store.run_dir}")
         results = asyncio.run(evaluate_on_service(plan, store, progress, choice, service, subjects))
@@ -847,7 +859,7 @@ class OpenedSettings(NamedTuple):
     store: RunStore | None
     run_dir: Path | None
     kept: dict[str, Any]
-    evaluated: list[str] | None  # the checkpoints of an evaluation outside a run
+    evaluated: list[Any] | None  # checkpoints to evaluate: their names, or records on resumption
 
 
 def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
@@ -981,7 +993,7 @@ def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Itera
         try:
             service.serve_model(plan.config.base_model, plan.inputs.model_path)
             if (grader := plan.config.evaluation.grader_model) is not None:
-                service.serve_model(grader)
+                service.serve_model(grader, plan.inputs.grader_path)
         except UserError as error:
             raise ConfigError(str(error)) from None
         yield service
@@ -1001,14 +1013,22 @@ def refuse_silent_address(base_url: str) -> None:
         ) from None
 
 
-def begin_run(settings: OpenedSettings, plan: Plan, choice: ServiceChoice) -> RunStore:
-    """Make the run directory and write down everything that was settled."""
+def begin_run(
+    settings: OpenedSettings,
+    plan: Plan,
+    choice: ServiceChoice,
+    evaluated: list[dict[str, Any]] | None = None,
+) -> RunStore:
+    """Make the run directory and write down everything that was settled.
+
+    `evaluated` are the checkpoints of an evaluation outside a run.
+    """
     from plan import data_manifest, resolved_config
     from run_store import EVALUATED, RunStore, new_run_dir
 
     name, resolved = plan.config.run_name, resolved_config(plan, choice, versions())
-    if settings.evaluated is not None:
-        name, resolved = f"{name}-evaluation", {**resolved, EVALUATED: settings.evaluated}
+    if evaluated is not None:
+        name, resolved = f"{name}-evaluation", {**resolved, EVALUATED: evaluated}
     store = RunStore.create(settings.run_dir or new_run_dir(Path("runs"), name), resolved)
     store.record_start(data_manifest(plan), plan.config_hash)
     return store
@@ -1018,6 +1038,8 @@ def continue_run(store: RunStore, plan: Plan) -> RunStore:
     """Check that the data are the ones the run began with, and mark the resumption."""
     from plan import data_manifest
 
+    refuse_training_past_test(store, plan.config)
+
     manifest = data_manifest(plan)
     if not store.has_started:  # killed while its directory was being made
         store.record_start(manifest, plan.config_hash)
@@ -1025,6 +1047,20 @@ def continue_run(store: RunStore, plan: Plan) -> RunStore:
         store.refuse_other_data(manifest)
         store.mark_resumed(plan.config.model_dump(mode="json"))
     return store
+
+
+def refuse_training_past_test(store: RunStore, config: TrainingConfig) -> None:
+    """Raise `ConfigError` when a larger bound would train on after the sealed test was opened."""
+    opened, recorded = store.test_opened(), store.resolved_config()["config"]
+    bounds = {"max_rounds": config.max_rounds, "budget": config.budget.model_dump(mode="json")}
+    changed = [key for key, value in bounds.items() if recorded[key] != value]
+    if opened is not None and changed:
+        raise ConfigError(
+            f"{store.run_dir}: {changed[0]} cannot change any more, because the sealed test of "
+            f"this run has been opened, on round {opened['round']}: training on would give a "
+            "checkpoint that no unseen question can judge. Resume without the change, or start a "
+            "new run with a test_tasks that nobody has looked at."
+        )
 
 
 def versions() -> dict[str, str]:

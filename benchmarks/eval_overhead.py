@@ -94,8 +94,7 @@ async def measure(
     import tinker
 
     from data_loader import load_renderer
-    from errors import EvalError
-    from inspect_eval import inspect_model, load_inspect_task, run_inspect
+    from inspect_eval import InspectScores, inspect_model, load_inspect_task, run_inspect
     from simple_eval import SamplingSettings, ask_questions, load_questions
 
     service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
@@ -145,7 +144,7 @@ async def measure(
                 metadata={},
                 grader=None,
             )
-            assert not isinstance(scores, EvalError), scores
+            assert isinstance(scores, InspectScores), scores
             return len(scores.samples)
 
         ways = {"bare sampling calls": bare, "question file": built_in, "Inspect task": inspect}

@@ -49,11 +49,14 @@ def domain_qa(file: str = "simple_qa.jsonl") -> Task:
 
 def to_sample(question: Question) -> Sample:
     """Turn a question into a sample; one without a topic gets the topic `general`."""
+    metadata = {"topic": question.topic or "general", "grader": question.grader}
+    if question.cluster is not None:
+        metadata["cluster"] = question.cluster
     return Sample(
         id=question.id,
         input=question.question,
         target=list(question.answers),
-        metadata={"topic": question.topic or "general", "grader": question.grader},
+        metadata=metadata,
     )
 
 

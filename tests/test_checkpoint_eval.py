@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,40 @@ def test_a_killed_evaluation_repeats_nothing(evaluate: Any, tmp_path: Path) -> N
     assert "holds an earlier evaluation" in err
 
 
+def test_a_resumed_evaluation_stays_on_its_checkpoints(
+    workspace: Workspace, evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short, while the run's best round becomes another one; resumed from another folder."""
+    shutil.copytree(workspace.folder / "runs/r", workspace.folder / "runs/grown")
+    cut = tmp_path / "cut"
+    assert evaluate("runs/grown@best", "runs/r@round_00", "--run-dir", str(cut))[0] == 0
+    before = RunStore.open(cut).result(0)
+    lines = (cut / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (cut / "ledger.jsonl").write_text("".join(lines[:1]))
+    ledger = workspace.folder / "runs/grown/ledger.jsonl"
+    events = [json.loads(line) for line in ledger.read_text().splitlines()]
+    for event in events:
+        if event["type"] == "decided":
+            event["best_round"] = 2
+    ledger.write_text("".join(json.dumps(event) + "\n" for event in events))
+    monkeypatch.chdir(tmp_path)
+    assert main(["--resume", str(cut)]) == 0
+    after = RunStore.open(cut).result(0)
+    assert before is not None and after is not None
+    assert after.checkpoint == before.checkpoint
+    assert after.score == before.score > 0.3
+
+
+def test_a_damaged_run_does_not_hide_the_others(workspace: Workspace, evaluate: Any) -> None:
+    damaged = workspace.folder / "runs/zz"
+    damaged.mkdir()
+    (damaged / "config.resolved.json").write_text("{")
+    checkpoint = workspace.store("runs/r").checkpoint(2)
+    assert checkpoint is not None and checkpoint.sampler_path is not None
+    assert evaluate(checkpoint.sampler_path)[0] == 0
+    shutil.rmtree(damaged)
+
+
 def test_bare_resume_passes_over_evaluations(workspace: Workspace, evaluate: Any) -> None:
     assert evaluate("runs/r")[0] == 0  # newer than the run, with the same settings
     assert main(["--config", "config.json", "--resume"]) == 0
@@ -288,3 +323,22 @@ def test_a_guard_that_nothing_can_be_compared_with_does_not_pass_unseen() -> Non
     (one,) = compare([Subject("c", "tinker://c")], [result(80)], gate)
     assert one.passed is False
     assert "nothing that guard g could be compared with" in one.sentence
+
+
+@pytest.mark.parametrize(("right_before", "passed"), [(90, False), (82, True)])
+def test_a_guard_of_one_alone_is_held_against_the_baseline_of_its_run(
+    right_before: int, passed: bool
+) -> None:
+    """Its own evaluation in the run says nothing of it: the guard may have fallen there already."""
+
+    def with_guard(right: int, of_guard: int) -> EvalResult:
+        tasks = result(right).tasks
+        guard = replace(result(of_guard, name="g").tasks[0], role="guard")
+        return eval_result(0, None, Measured((*tasks, guard)), {"name": "t"})
+
+    now = with_guard(80, 80)
+    subject = Subject("c", "tinker://c", recorded=now, baseline=with_guard(5, right_before))
+    gate = gate_for(replace(GATE, guards={"g": 0.05}), 1)
+    (one,) = compare([subject], [now], gate)
+    assert one.passed is passed
+    assert ("guard g fell by 0.1000 from 0.9000" in one.sentence) is not passed

@@ -259,7 +259,7 @@ def test_renderer_of_a_directory_follows_its_tokenizer(
 
 def test_renderer_of_a_hub_model_is_the_recommended_one_or_refused() -> None:
     assert resolve_renderer_name(None, "meta-llama/Llama-3.1-8B-Instruct") == "llama3"
-    with pytest.raises(ConfigError, match="renderer_name is not set"):
+    with pytest.raises(ConfigError, match="cookbook recommends no renderer"):
         resolve_renderer_name(None, "nobody/nothing-1b")
 
 

@@ -72,7 +72,7 @@ def test_samples_have_stable_unique_ids_and_a_topic(name: str) -> None:
 def test_domain_qa_asks_the_file_that_it_is_given(tmp_path: Path) -> None:
     rows = [
         {"question": "Who keeps the keys?", "answer": ["Ann", "Anna"], "topic": "staff", "id": "k"},
-        {"question": "How many desks?", "answer": "12", "grader": "numeric"},
+        {"question": "How many desks?", "answer": "12", "grader": "numeric", "cluster": "desks"},
     ]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -83,7 +83,8 @@ def test_domain_qa_asks_the_file_that_it_is_given(tmp_path: Path) -> None:
         ["Ann", "Anna"],
         {"topic": "staff", "grader": "includes"},
     )
-    assert (desks.target, desks.metadata) == (["12"], {"topic": "general", "grader": "numeric"})
+    assert desks.target == ["12"]
+    assert desks.metadata == {"topic": "general", "grader": "numeric", "cluster": "desks"}
     assert task.dataset.name == "mine"
     assert task.metadata == {"questions_sha256": load_questions("mine", file).sha256}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -273,12 +275,16 @@ def test_a_run_whose_test_was_opened_is_not_trained_further(
     workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
     assert workspace.run("run", evaluation={"test_tasks": ["qa:test.jsonl"]}, max_rounds=1) == 0
-    events = len(workspace.events("run"))
+    events = workspace.events("run")
     resume = ["--resume", str(workspace.folder / "run")]
+    capsys.readouterr()
     assert main([*resume, "--set", "max_rounds=2"]) == 2
-    assert "the sealed test of this run has been opened" in capsys.readouterr().err
-    later = workspace.events("run")[events:]
-    assert not types(later, "step", "test_opened", "decided")
+    told = capsys.readouterr().err
+    assert "max_rounds cannot change any more, because the sealed test of this run has been" in told
+    assert "Continue with" not in told
+    assert workspace.events("run") == events  # the refusal leaves the run as it was
+    assert main(resume) == 0
+    assert not types(workspace.events("run")[len(events) :], "step", "test_opened", "decided")
     assert RunStore.open(workspace.folder / "run").test_result() is not None
 
 
@@ -445,6 +451,141 @@ def test_a_sealed_test_that_fails_leaves_a_report(workspace: Workspace) -> None:
     assert "## Recommended checkpoint" in report
 
 
+def test_a_sealed_test_whose_scores_cannot_be_read_is_refused_before_the_first_step(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    sealed: dict[str, Any] = {"max_tokens": 4, "test_tasks": ["tasks.py@several"]}
+    assert workspace.run("unread", evaluation=sealed, max_rounds=1) == 2
+    assert "Say which one counts: evaluation.score_key" in capsys.readouterr().err
+    assert not types(workspace.events("unread"), "step", "evaluated", "test_opened")
+    # and no question of the test is asked to find that out
+    (log,) = (workspace.folder / "unread/inspect_logs").glob("*.eval")
+    (sample,) = read_eval_log(str(log)).samples or []
+    assert sample.input == "This is a rehearsal."
+    sealed["score_key"] = {"tasks.py@several": "length"}
+    assert workspace.run("run", evaluation=sealed, max_rounds=1) == 0
+    test = workspace.store("run").test_result()
+    assert test is not None and (test.n, test.score) == (6, 0.25)
+
+
+ALL_BUT_THE_FIRST_CRASH = TASKS.replace(
+    "@task\ndef several",
+    """
+@solver
+def crash_later():
+    async def solve(state, generate):
+        state = await generate(state)
+        if state.sample_id != "s0":
+            raise ValueError("no")
+        return state
+
+    return solve
+
+
+@scorer(metrics=[mean()])
+def beyond():
+    async def score(state, target):
+        return Score(value=0.5 if state.sample_id == "s0" else 2.0)
+
+    return score
+
+
+@task
+def half():
+    return Task(dataset=samples(6), solver=crash_later(), scorer=includes())
+
+
+@task
+def too_high():
+    return Task(dataset=samples(6), solver=generate(), scorer=beyond())
+
+
+@task
+def several""",
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "code", "event"),
+    [("tasks.py@half", 1, "eval_failed"), ("tasks.py@too_high", 2, "failed")],
+)
+def test_a_task_that_fails_at_the_end_leaves_its_reason_a_report_and_what_it_cost(
+    workspace: Workspace, capsys: pytest.CaptureFixture, task: str, code: int, event: str
+) -> None:
+    (workspace.folder / "tasks.py").write_text(ALL_BUT_THE_FIRST_CRASH)
+    workspace.write_rows("bench.jsonl", [{"question": "What is line 9?", "answer": "x"}])
+    at_end = ["qa:bench.jsonl", task]
+    evaluation = {
+        "max_tokens": 4,
+        "every": dict.fromkeys(at_end, "end"),
+        "layers": dict.fromkeys(at_end, 2),
+    }
+    eval_tasks = ["qa:questions.jsonl", *at_end]
+    assert workspace.run("run", eval_tasks=eval_tasks, evaluation=evaluation, max_rounds=1) == code
+    told = capsys.readouterr().err
+    assert f"error: {task}: " in told
+    last = workspace.events("run")[-1]
+    assert last["type"] == event
+    assert last["num_prompt_tokens"] > 0
+    assert "## Recommended checkpoint" in (workspace.folder / "run/eval_report.md").read_text()
+    result = workspace.store("run").result(1)
+    assert result is not None
+    assert result.names == {"qa:questions.jsonl", "qa:bench.jsonl"}
+
+
+def test_scores_that_cannot_be_read_do_not_take_the_others_with_them(
+    workspace: Workspace,
+) -> None:
+    (workspace.folder / "tasks.py").write_text(ALL_BUT_THE_FIRST_CRASH)
+    eval_tasks = ["tasks.py@too_high", "tasks.py@things"]
+    assert workspace.run("run", eval_tasks=eval_tasks) == 2
+    events = workspace.events("run")
+    assert [event["tasks"] for event in events if event["type"] == "measured"] == [
+        ["tasks.py@things"]
+    ]
+    assert events[-1]["num_sampled_tokens"] > 0
+
+
+def test_the_tokens_said_before_the_first_step_are_an_upper_bound(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    changes: dict[str, Any] = {
+        "val_file": "val.jsonl",
+        "eval_tasks": ["qa:questions.jsonl", "tasks.py@things"],
+        "evaluation": {
+            "max_tokens": 4,
+            "held_out_every_steps": 2,
+            "every": {"tasks.py@things": "end"},
+            "layers": {"tasks.py@things": 2},
+            "test_tasks": ["qa:test.jsonl"],
+        },
+        "max_rounds": 2,
+        "learning_rate": 1e-5,
+    }
+    assert workspace.run("run", **changes) == 0
+    told = capsys.readouterr().err
+    said = re.search(r"about ([\d,]+) trained, ([\d,]+) prompt and ([\d,]+) sampled", told)
+    assert said is not None
+    trained, prompt, sampled = (int(number.replace(",", "")) for number in said.groups())
+    used = workspace.store("run").usage()
+    assert used.train_tokens == pytest.approx(trained, rel=0.1)  # of a mean over the rows
+    assert 0.75 * prompt < used.prompt_tokens <= prompt
+    assert 0.5 * sampled < used.sampled_tokens <= sampled
+    assert "in 3 evaluations and the sealed test" in told
+
+
+def test_the_judge_may_be_the_untouched_model_or_a_directory_beside_the_config(
+    workspace: Workspace, llama_dir: Path
+) -> None:
+    shutil.copytree(llama_dir, workspace.folder / "base")
+    grader = {"max_tokens": 4, "grader_model": "base"}
+    changes = {"base_model": "base", "eval_tasks": ["tasks.py@judged_by_hand"], "max_rounds": 1}
+    assert workspace.run("run", **changes, evaluation=grader) == 0
+    assert (
+        workspace.run("other", **{**changes, "base_model": str(llama_dir)}, evaluation=grader) == 0
+    )
+
+
 def test_a_judge_that_gives_no_grade_has_failed(
     workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
@@ -526,16 +667,8 @@ def test_interrupted_in_an_evaluation_it_leaves_at_once_and_quietly(
 def test_one_task_that_fails_does_not_take_the_others_with_it(
     workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
+    (workspace.folder / "tasks.py").write_text(ALL_BUT_THE_FIRST_CRASH)
     changes = {"eval_tasks": ["tasks.py@crashing", "tasks.py@things", "tasks.py@half"]}
-    halves = TASKS.replace(
-        "@task\ndef several",
-        '@solver\ndef crash_half():\n    async def solve(state, generate):\n'
-        '        state = await generate(state)\n        if state.sample_id != "s0":\n'
-        '            raise ValueError("no")\n        return state\n\n    return solve\n\n\n'
-        "@task\ndef half():\n    return Task(dataset=samples(6), solver=crash_half(), "
-        "scorer=includes())\n\n\n@task\ndef several",
-    )  # fmt: skip
-    (workspace.folder / "tasks.py").write_text(halves)
     assert workspace.run("run", **changes) == 1
     assert "tasks.py@crashing: 6 of 6 samples failed" in capsys.readouterr().err
     assert main(["--resume", str(workspace.folder / "run")]) == 1

@@ -195,9 +195,9 @@ def run(
             grader=None,
         )
         for scores in done:
-            if isinstance(scores, EvalError):
+            if not isinstance(scores, InspectScores):
                 raise scores
-        return [scores for scores in done if not isinstance(scores, EvalError)]
+        return [scores for scores in done if isinstance(scores, InspectScores)]
 
     done = using(service, folder / "checkpoints", evaluate)
     return [Evaluated(scores, read_eval_log(str(scores.log))) for scores in done]
@@ -264,6 +264,7 @@ def test_a_model_graded_task_is_known_as_one(tasks_file: Path, tmp_path: Path) -
         ("tasks.py@empty", {}, "no samples"),
         ("tasks.py@unscored", {}, "no scorer"),
         ("tasks.py@twice", {}, "two samples have the id 's0'"),
+        ("own.py@things", {}, "names a model of its own, mockllm/model, which would answer"),
         ("raising.py@things", {}, "the hub is down"),
         ("lacking.py@things", {}, "no_such_module"),
         ("gated.py@things", {}, "Exception: ask for access"),
@@ -278,6 +279,8 @@ def test_a_task_that_cannot_be_loaded_is_named_with_the_reason(
     decorated = "from inspect_ai import Task, task\n\n\n@task\ndef things():\n"
     (tmp_path / "raising.py").write_text(f"{decorated}    raise RuntimeError('the hub is down')\n")
     (tmp_path / "gated.py").write_text(f"{decorated}    raise Exception('ask for access')\n")
+    own = TASKS.replace("scorer=includes())", 'scorer=includes(), model="mockllm/model")', 1)
+    (tmp_path / "own.py").write_text(own)
     (tmp_path / "lacking.py").write_text(f"import no_such_module\n{decorated}    return Task()\n")
     path = str(tmp_path / spec) if ".py@" in spec else spec
     with pytest.raises(ConfigError) as caught:
@@ -291,6 +294,12 @@ def test_a_cluster_key_that_no_sample_has_is_refused(tasks_file: Path) -> None:
     assert load(tasks_file).num_clusters == 3
     with pytest.raises(ConfigError, match=r"'famly', which no sample has .* cluster, origin, top"):
         load(tasks_file, cluster_key="famly")
+
+
+def test_samples_without_a_cluster_stand_alone(tmp_path: Path) -> None:
+    unset = TASKS.replace('"cluster": ', '"cluster": None, "other": ')
+    (tmp_path / "tasks.py").write_text(unset)
+    assert load(tmp_path / "tasks.py").num_clusters == 6
 
 
 def test_a_changed_scorer_changes_the_hash(tasks_file: Path, tmp_path: Path) -> None:
