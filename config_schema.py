@@ -31,6 +31,8 @@ CHANGEABLE_ON_RESUME = (
     "evalops_api_url",
 )
 
+SPLIT_TASK = "nll:split"  # the loss on the share of `train_file` that is held out
+
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -41,9 +43,95 @@ class Settings(BaseModel):
     )
 
 
+class SourceSettings(Settings):
+    """One of several sources of rows."""
+
+    file: str = Field(min_length=1)
+    weight: float | None = Field(default=None, gt=0)
+    columns: dict[str, str] | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+Sources = str | list[str | SourceSettings]
+ROW_FIELDS = (
+    *("messages", "conversations", "instruction", "input", "output", "prompt", "completion"),
+    *("system", "topic"),
+)
+
+
 class DataSettings(Settings):
     """How rows become training steps."""
 
+    columns: dict[str, str] = Field(
+        default={},
+        description=(
+            'what the files call their columns, for example `{"prompt": "question", "completion": '
+            '"answer", "topic": "subject"}`'
+        ),
+    )
+    on_bad_row: Literal["stop", "skip"] = Field(
+        default="skip",
+        description="what rows that cannot be used do: `skip` lists them, `stop` ends with exit 2",
+    )
+    train_on: (
+        Literal[
+            "last_assistant_message",
+            "last_assistant_turn",
+            "all_assistant_messages",
+            "all_messages",
+            "all_tokens",
+            "all_user_and_system_messages",
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description=(
+            "which messages carry loss; null: all of the assistant's, or only the last where the "
+            "chat format drops earlier reasoning"
+        ),
+    )
+    min_words: Positive | None = Field(
+        default=None, description="fewest words of a conversation; null: no limit"
+    )
+    max_words: Positive | None = Field(
+        default=None, description="most words of a conversation; null: no limit"
+    )
+    max_repetition: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description=(
+            "largest share of an answer's three-word phrases that may repeat earlier ones, for "
+            "example 0.5; null: no limit"
+        ),
+    )
+    near_duplicates: float | None = Field(
+        default=None,
+        ge=0.5,
+        lt=1,
+        description=(
+            "drop rows whose three-word phrases overlap with an earlier row's by this share, for "
+            "example 0.8; null: only exact duplicates"
+        ),
+    )
+    contamination: Literal["drop", "stop"] = Field(
+        default="drop",
+        description=(
+            "what rows that hold an evaluation question do: `drop` lists them with both texts, "
+            "`stop` ends with exit 2"
+        ),
+    )
+    val_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description=(
+            "share of `train_file` that is held out, chosen by the content of its first question, "
+            "so that it stays when rows are added; its loss is measured as `nll:split`"
+        ),
+    )
     accumulate: Positive = Field(
         default=1,
         description=(
@@ -187,8 +275,9 @@ class BudgetSettings(Settings):
 class MiningSettings(Settings):
     """What later rounds train on."""
 
-    pool_file: str | None = Field(
-        default=None, description="JSONL of further examples to draw new ones from after round 1"
+    pool_file: Sources | None = Field(
+        default=None,
+        description="further examples, like `train_file`, to draw new ones from after round 1",
     )
     replay_share: Share = Field(
         default=0.2, description="share of a later round that goes on through `train_file`"
@@ -209,12 +298,16 @@ class TrainingConfig(Settings):
     base_url: str | None = Field(
         default=None, description="address of a Tinker-compatible service; null: chosen by rule"
     )
-    train_file: str = Field(
-        min_length=1, description="JSONL with `instruction`/`input`/`output` or `messages`"
+    train_file: Sources = Field(
+        min_length=1,
+        description=(
+            "JSONL, JSON, CSV, TSV or Parquet (also `.gz`, `.zst`), a directory saved by "
+            "`datasets`, or `hf:NAME` of the hub; or a list of them"
+        ),
     )
     val_file: str | None = Field(
         default=None,
-        description="held-out JSONL like `train_file`; its loss is measured each round",
+        description="held-out file like `train_file`; its loss is measured each round",
     )
     eval_tasks: list[str] = Field(
         min_length=1,
@@ -338,6 +431,7 @@ class TrainingConfig(Settings):
                     f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
                     "questions that no round is decided by."
                 )
+        self._check_sources()
         self._check_held_out_every_steps()
         if self.gate.margin and self.gate.rule != "paired":
             raise ValueError(
@@ -354,6 +448,42 @@ class TrainingConfig(Settings):
                 "num_repeats to 1."
             )
         return self
+
+    def _check_sources(self) -> None:
+        for key, sources in (
+            ("train_file", self.sources(self.train_file)),
+            ("mining.pool_file", self.sources(self.mining.pool_file)),
+        ):
+            weighted = [source.weight is not None for source in sources]
+            if any(weighted) and not all(weighted):
+                raise ValueError(
+                    f"{key} gives a weight to some of its sources and none to others. Give one to "
+                    "each, or to none, which draws by their number of rows."
+                )
+            if key == "mining.pool_file" and any(weighted):
+                raise ValueError(
+                    "mining.pool_file gives a weight to a source, but what is drawn from the pool "
+                    "follows from what was failed. Take the weights out."
+                )
+            for columns in [self.data.columns, *(source.columns or {} for source in sources)]:
+                unknown = [name for name in columns if name not in ROW_FIELDS]
+                if unknown:
+                    raise ValueError(
+                        f"data.columns maps {unknown[0]!r}, which is no field of a row; they are "
+                        f"{', '.join(ROW_FIELDS)}. Write what the row has as what the file calls "
+                        'it, for example {"completion": "answer"}.'
+                    )
+        if self.val_file is not None and self.data.val_share:
+            raise ValueError(
+                "val_file and data.val_share are both set. Hold out a file, or a share of "
+                "train_file."
+            )
+
+    @staticmethod
+    def sources(given: Sources | None) -> list[SourceSettings]:
+        """The sources that a setting names, one or several."""
+        named = [] if given is None else [given] if isinstance(given, str) else given
+        return [SourceSettings(file=one) if isinstance(one, str) else one for one in named]
 
     def _check_held_out_every_steps(self) -> None:
         every = self.evaluation.held_out_every_steps
@@ -428,8 +558,9 @@ class TrainingConfig(Settings):
 
     @property
     def held_out_tasks(self) -> tuple[str, ...]:
-        """The `nll:` tasks, `val_file` among them."""
+        """The `nll:` tasks, `val_file` and the held-out share among them."""
         of_val_file = [] if self.val_file is None else [f"nll:{self.val_file}"]
+        of_val_file += [SPLIT_TASK] if self.data.val_share else []
         named = [name for name in self.eval_tasks if name.startswith("nll:")]
         return tuple(dict.fromkeys([*of_val_file, *named]))
 
@@ -489,12 +620,12 @@ class LoadedConfig(NamedTuple):
     file: Path
     directory: Path
 
-    def find(self, key: str, name: str) -> Path:
+    def find(self, key: str, name: str, *, or_directory: bool = False) -> Path:
         """Return the file that a setting names, looked for beside the config, then in the cwd."""
         candidates = list(dict.fromkeys([self.directory / name, Path.cwd() / name]))
         for candidate in candidates:
             with contextlib.suppress(OSError, ValueError):  # a name that no file can have
-                if candidate.is_file():
+                if candidate.is_file() or (or_directory and candidate.is_dir()):
                     return candidate.resolve()
         tried = " and ".join(str(candidate) for candidate in candidates)
         raise ConfigError(

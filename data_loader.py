@@ -1,32 +1,48 @@
-"""From files to what is trained on: rows -> Example -> Datum, with every dropped row accounted for.
+"""From files to examples: rows -> Example, with every dropped row accounted for.
 
-A row is `{"instruction", "input"?, "output"}` or `{"messages": [{"role", "content"}, ...]}`, and
-may carry `topic`. Exact duplicates (over the whole conversation) and rows that hold an evaluation
-question are dropped; each dropped row is listed with file, line and reason. Masks come from the
-cookbook's renderers: only assistant tokens carry loss.
-This file does not see scores and does not choose what to train on.
+A row is `{"messages": [{"role", "content"}, ...]}`, ShareGPT's `{"conversations": [{"from",
+"value"}, ...]}`, `{"instruction", "input"?, "output"}`, `{"prompt", "completion"}` or `{"input",
+"output"}`; it may carry `system` and `topic`, and `columns` says what the file calls them. Exact
+duplicates (over the whole conversation) and rows that hold an evaluation question are dropped; each
+dropped row is listed with file, line and reason. Examples wait on disk with an index in memory, so
+that a million of them fit. This file does not see scores and does not choose what to train on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+import tempfile
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, overload
 
-from errors import ConfigError, DataError, TokenizerError
-
-if TYPE_CHECKING:
-    import tinker
-    from tinker_cookbook.renderers import Renderer
+from contamination import HeldOut, Words, cut, normalise, words_of
+from data_quality import Filters, near_duplicates
+from data_sources import Row, Source, as_text, read_rows, sha256_of
+from errors import DataError
 
 ROLES = ("system", "user", "assistant")
+SHAREGPT_ROLES = {  # the names that ShareGPT files in the wild use
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+PAIRS = (("instruction", "output"), ("prompt", "completion"), ("input", "output"))
+SHAPES = (
+    '"messages", "conversations", "instruction"+"output", "prompt"+"completion" or "input"+"output"'
+)
 MAX_REJECTED_SHARE = 0.5  # a file that loses more of its rows to errors is probably the wrong file
-MIN_CONTAINED_WORDS = 4  # shorter questions only count as contained when they are the whole turn
-OPERATORS = frozenset("+-*/=<>^%×÷")  # noqa: RUF001 (the multiplication sign is meant)
+MAX_GROUPS = 20  # kinds of problems that a message lists,
+MAX_RANGES = 12  # and ranges of lines of each
+SPOOL_BYTES = 64 * 2**20  # kept in memory; what is more goes to a temporary file
 
 
 class Message(NamedTuple):
@@ -49,148 +65,388 @@ class Example:
 
 @dataclass(frozen=True)
 class DroppedRow:
-    """A row that is not trained on, and why."""
+    """A row that is not trained on, and why; `similar` ones are only listed, and trained on."""
 
     file: str
     line_no: int
-    kind: str  # "rejected", "duplicate", "contaminated" or "no_loss_tokens"
+    kind: str  # "rejected", "duplicate", "contaminated", "no_loss_tokens", "similar", ...
     reason: str
+    text: str | None = None  # what of the row was compared ...
+    other: str | None = None  # ... with what
 
 
-@dataclass(frozen=True)
-class DatumInfo:
-    """What is known of a rendered example."""
-
-    example_id: str
-    num_tokens: int
-    num_loss_tokens: int
-    truncated: bool
+# --- many rows, on disk ---------------------------------------------------------------------------
 
 
-class RenderedExample(NamedTuple):
-    """A datum as the service takes it, and what is known of it."""
+class _Spool:
+    """Byte strings by their number, in memory while they are few and in a temporary file after."""
 
-    datum: tinker.Datum
-    info: DatumInfo
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
+        self._ends = array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def append(self, item: bytes) -> None:
+        self._file.seek(self._ends[-1])
+        self._file.write(item)
+        self._ends.append(self._ends[-1] + len(item))
+
+    def __getitem__(self, index: int) -> bytes:
+        start, end = self._ends[index], self._ends[index + 1]
+        self._file.seek(start)
+        return self._file.read(end - start)
+
+
+class DropLog(Sequence[DroppedRow]):
+    """Dropped rows in the order they were dropped; only their counts are kept in memory."""
+
+    def __init__(self, rows: Iterable[DroppedRow] = ()) -> None:
+        self._spool = _Spool()
+        self.counts: Counter[str] = Counter()
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: DroppedRow) -> None:
+        self._spool.append(json.dumps(asdict(row), ensure_ascii=False).encode())
+        self.counts[row.kind] += 1
+
+    def __len__(self) -> int:
+        return len(self._spool)
+
+    @overload
+    def __getitem__(self, index: int) -> DroppedRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[DroppedRow]: ...
+    def __getitem__(self, index: int | slice) -> DroppedRow | Sequence[DroppedRow]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        return DroppedRow(**json.loads(self._spool[_position(index, len(self))]))
+
+
+def _position(index: int, length: int) -> int:
+    position = index + length if index < 0 else index
+    if not 0 <= position < length:
+        raise IndexError(index)
+    return position
+
+
+class ExampleTable(Sequence[Example]):
+    """Examples by their position: the messages wait in a spool, an index of them is in memory.
+
+    The index takes about 60 bytes an example. Tables made by `take` share the spool.
+    """
+
+    def __init__(self, examples: Iterable[Example] = ()) -> None:
+        self._spool = _Spool()
+        self._rows = array("q")  # position -> number in the spool
+        self._keys = bytearray()  # the ids, 32 bytes each
+        self._line_nos, self._topic_codes, self._source_codes = array("q"), array("l"), array("l")
+        self._topics, self._sources = _Names(), _Names()
+        self._positions: dict[bytes, int] | None = None
+        for one in examples:
+            self.append(make_record(one.messages, one.topic), one.source, one.line_no)
+
+    def append(self, record: Record, source: str, line_no: int) -> None:
+        self._rows.append(len(self._spool))
+        self._spool.append(record.canonical)
+        self._keys += record.key
+        self._line_nos.append(line_no)
+        self._topic_codes.append(self._topics.code(record.topic))
+        self._source_codes.append(self._sources.code(source))
+        self._positions = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        position = _position(index, len(self))
+        return Example(
+            id=self.id_of(position),
+            messages=tuple(
+                Message(*message) for message in json.loads(self._spool[self._rows[position]])
+            ),
+            source=self.source_of(position),
+            line_no=self._line_nos[position],
+            topic=self.topic_of(position),
+        )
+
+    def id_of(self, position: int) -> str:
+        return self._key_of(position).hex()
+
+    def topic_of(self, position: int) -> str | None:
+        return self._topics.names[self._topic_codes[position]]
+
+    def source_of(self, position: int) -> str:
+        source = self._sources.names[self._source_codes[position]]
+        assert source is not None, "every row has a source"
+        return source
+
+    def find(self, example_id: str) -> int | None:
+        """The position of an example; None where it is not in the table."""
+        if self._positions is None:
+            self._positions = {self._key_of(position): position for position in range(len(self))}
+        return self._positions.get(bytes.fromhex(example_id))
+
+    def __contains__(self, example_id: object) -> bool:
+        return isinstance(example_id, str) and self.find(example_id) is not None
+
+    def take(self, positions: Sequence[int]) -> ExampleTable:
+        """The examples at these positions, in their order."""
+        taken = ExampleTable()
+        taken._spool, taken._topics, taken._sources = self._spool, self._topics, self._sources
+        taken._rows = array("q", (self._rows[one] for one in positions))
+        taken._line_nos = array("q", (self._line_nos[one] for one in positions))
+        taken._topic_codes = array("l", (self._topic_codes[one] for one in positions))
+        taken._source_codes = array("l", (self._source_codes[one] for one in positions))
+        for position in positions:
+            taken._keys += self._key_of(position)
+        return taken
+
+    @property
+    def sha256(self) -> str:
+        """The digest of all examples, in their order."""
+        return hashlib.sha256(bytes(self._keys)).hexdigest()
+
+    def _key_of(self, position: int) -> bytes:
+        return bytes(self._keys[32 * position : 32 * position + 32])
+
+
+class _Names:
+    """Strings that stand in many rows, kept once each."""
+
+    def __init__(self) -> None:
+        self.names: list[str | None] = []
+        self._codes: dict[str | None, int] = {}
+
+    def code(self, name: str | None) -> int:
+        code = self._codes.get(name)
+        if code is None:
+            code = self._codes[name] = len(self.names)
+            self.names.append(name)
+        return code
 
 
 class LoadedFile(NamedTuple):
-    """The usable rows of one file, in file order, and the others."""
+    """One source of rows, as it was read."""
 
-    path: Path
+    source: Source
     sha256: str
     num_rows: int
-    examples: tuple[Example, ...]
-    dropped: tuple[DroppedRow, ...]
 
 
-# --- rows -> Example ---------------------------------------------------------------------------
+class LoadedData(NamedTuple):
+    """The usable rows of one or several sources, in their order, and the others."""
+
+    files: tuple[LoadedFile, ...]
+    examples: ExampleTable
+    dropped: DropLog
+
+    @property
+    def num_rows(self) -> int:
+        return sum(file.num_rows for file in self.files)
 
 
-class Lines(NamedTuple):
-    """The lines of a JSONL file that hold something, with their numbers from 1."""
-
-    sha256: str
-    lines: list[tuple[int, bytes]]
+# --- rows -> Example ------------------------------------------------------------------------------
 
 
-def read_lines(path: Path) -> Lines:
-    """Read a JSONL file. Raises `DataError` when it cannot be read."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-    # Split on newlines only: splitlines would also cut at characters that JSON strings may hold.
-    numbered = enumerate(content.split(b"\n"), start=1)
-    return Lines(
-        hashlib.sha256(content).hexdigest(),
-        [(number, line) for number, line in numbered if line.strip()],
-    )
+class Record(NamedTuple):
+    """What a row comes to, before it is an example of some file."""
+
+    messages: tuple[Message, ...]
+    topic: str | None
+    canonical: bytes  # the messages as they are kept and hashed
+    key: bytes  # the id's 32 bytes
 
 
-def load_examples(path: Path) -> LoadedFile:
-    """Read a JSONL file of training rows.
+def make_record(messages: tuple[Message, ...], topic: str | None) -> Record:
+    canonical = json.dumps(messages, ensure_ascii=False).encode()
+    return Record(messages, topic, canonical, hashlib.sha256(canonical).digest())
 
-    Raises `DataError` when the file cannot be read, holds no row, or loses most rows to errors.
+
+def load_examples(
+    sources: Sequence[Source],
+    *,
+    on_bad_row: Literal["stop", "skip"] = "skip",
+    filters: Filters | None = None,
+    near_duplicates_from: float | None = None,
+) -> LoadedData:
+    """Read training rows; of rows with the same conversation, or nearly so, the first is kept.
+
+    Raises `DataError`, with the lines of all problems, when a source cannot be read, holds no row,
+    loses most rows to errors, or has a bad one and `on_bad_row` is stop.
     """
-    file = read_lines(path)
-    examples: list[Example] = []
-    dropped: list[DroppedRow] = []
-    first_line: dict[str, int] = {}
-    for line_no, line in file.lines:
-        try:
-            example = parse_row(line, path.name, line_no)
-        except ValueError as error:
-            dropped.append(DroppedRow(path.name, line_no, "rejected", str(error)))
-            continue
-        if example.id in first_line:
-            reason = f"the same conversation as line {first_line[example.id]}"
-            dropped.append(DroppedRow(path.name, line_no, "duplicate", reason))
-            continue
-        first_line[example.id] = line_no
-        examples.append(example)
-    _refuse_unusable(path, len(file.lines), examples, dropped)
-    return LoadedFile(path, file.sha256, len(file.lines), tuple(examples), tuple(dropped))
+    examples, dropped, files = ExampleTable(), DropLog(), []
+    first_at: dict[bytes, int] = {}
+    for source in sources:
+        num_rows, problems = 0, _Problems()
+        for row in read_rows(source):
+            num_rows += 1
+            try:
+                record = record_of(row, source.columns)
+            except ValueError as error:
+                reason = as_text(str(error))
+                problems.add(row.line_no, reason)
+                dropped.append(DroppedRow(source.name, row.line_no, "rejected", reason))
+                continue
+            position = first_at.setdefault(record.key, len(examples))
+            if position < len(examples):
+                reason = f"the same conversation as {_place(examples, position, source.name)}"
+                dropped.append(DroppedRow(source.name, row.line_no, "duplicate", reason))
+                continue
+            flaw = None if filters is None else filters.flaw_of(record.messages)
+            if flaw is not None:
+                dropped.append(DroppedRow(source.name, row.line_no, *flaw))
+                del first_at[record.key]
+                continue
+            examples.append(record, source.name, row.line_no)
+        problems.refuse(source, num_rows, on_bad_row)
+        files.append(LoadedFile(source, sha256_of(source), num_rows))
+    if near_duplicates_from is not None:
+        examples = _without_near_duplicates(examples, near_duplicates_from, dropped)
+    if not len(examples):
+        raise DataError(f"{sources[0]}: the filters of `data` leave no row. Loosen them.")
+    return LoadedData(tuple(files), examples, dropped)
 
 
-def _refuse_unusable(
-    path: Path, num_rows: int, examples: list[Example], dropped: list[DroppedRow]
-) -> None:
-    if num_rows == 0:
-        raise DataError(f"{path}: the file is empty. Give a JSONL file with one example per line.")
-    rejected = [row for row in dropped if row.kind == "rejected"]
-    if not examples or len(rejected) > MAX_REJECTED_SHARE * num_rows:
-        shown = " ".join(f"Line {row.line_no}: {row.reason}." for row in rejected[:3])
+def _without_near_duplicates(
+    examples: ExampleTable, threshold: float, dropped: DropLog
+) -> ExampleTable:
+    def words_at(position: int) -> Words:
+        messages = examples[position].messages
+        return words_of("\n".join(message.content for message in messages))
+
+    gone: set[int] = set()
+    for position, kept, similarity in near_duplicates(len(examples), words_at, threshold):
+        row, other = examples[position], examples[kept]
+        reason = f"{similarity:.0%} like {_place(examples, kept, row.source)}"
+        texts = (cut(one.messages[-1].content) for one in (row, other))
+        dropped.append(DroppedRow(row.source, row.line_no, "near_duplicate", reason, *texts))
+        gone.add(position)
+    return examples.take([one for one in range(len(examples)) if one not in gone])
+
+
+def _place(examples: ExampleTable, position: int, seen_from: str) -> str:
+    first = examples[position]
+    place = f"line {first.line_no}"
+    return place if first.source == seen_from else f"{place} of {first.source}"
+
+
+class _Problems:
+    """The bad rows of one source, by what is wrong with them."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, list[int]] = defaultdict(list)
+
+    def add(self, line_no: int, reason: str) -> None:
+        self._lines[reason].append(line_no)
+
+    def refuse(self, source: Source, num_rows: int, on_bad_row: str) -> None:
+        """Raise `DataError` where the source cannot be used as it is."""
+        if num_rows == 0:
+            raise DataError(f"{source}: the file is empty. Give a file with one example per row.")
+        number = sum(map(len, self._lines.values()))
+        if not number or (on_bad_row == "skip" and number <= MAX_REJECTED_SHARE * num_rows):
+            return
+        groups = sorted(self._lines.items(), key=lambda item: item[1][0])
+        shown = "; ".join(f"{_ranges(lines)}: {reason}" for reason, lines in groups[:MAX_GROUPS])
+        left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
+        more = f"; and {left} more of other kinds" if left else ""
+        what = (
+            "Correct or remove them; with data.on_bad_row at skip, training rows are left out "
+            "and listed."
+            if number <= MAX_REJECTED_SHARE * num_rows
+            else "Is it the right file? data.columns says what it calls its columns."
+        )
         raise DataError(
-            f"{path}: {len(rejected)} of {num_rows} rows cannot be used. {shown} Expected one JSON "
-            'object per line with "instruction" and "output", or "messages".'
+            f"{source}: {number} of {num_rows} rows cannot be used: {shown}{more}. Expected "
+            f"{SHAPES}. {what}"
         )
 
 
-def parse_row(line: bytes, source: str, line_no: int) -> Example:
-    """Parse one line. Raises `ValueError` with the reason when it is not a training row."""
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ValueError("not valid UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"not usable JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    topic = row.get("topic")
-    if topic is not None:
-        topic = _text(topic, '"topic"')
-    messages = _messages_of(row)
-    canonical = json.dumps([list(message) for message in messages], ensure_ascii=False)
-    example_id = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
-    return Example(example_id, messages, source, line_no, topic)
+def _ranges(lines: Sequence[int]) -> str:
+    """Line numbers, those that follow each other drawn together."""
+    ranges: list[list[int]] = []
+    for line in lines:
+        if ranges and line == ranges[-1][1] + 1:
+            ranges[-1][1] = line
+        else:
+            ranges.append([line, line])
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in ranges[:MAX_RANGES]]
+    left = sum(b - a + 1 for a, b in ranges[MAX_RANGES:])
+    more = f" and {left} more" if left else ""
+    return f"line{'s' * (len(lines) > 1)} {', '.join(shown)}{more}"
 
 
-def _messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    if "messages" in row:
-        return _checked_messages(row["messages"])
-    if "instruction" not in row or "output" not in row:
-        found = ", ".join(sorted(map(str, row))[:8]) or "none"
-        raise ValueError(f'expected "messages" or "instruction"+"output", found keys: {found}')
-    instruction = _text(row["instruction"], '"instruction"')
-    extra = row.get("input")
-    if extra not in (None, ""):
-        instruction = instruction + "\n\n" + _text(extra, '"input"')
-    return (Message("user", instruction), Message("assistant", _text(row["output"], '"output"')))
+def record_of(row: Row, columns: Mapping[str, str]) -> Record:
+    """What a row trains on. Raises `ValueError` with the reason when it is not a training row."""
+    if row.fields is None:
+        raise ValueError(row.problem)
+    fields = _renamed(row.fields, columns) if columns else row.fields
+    topic = fields.get("topic")
+    return make_record(_messages_of(fields), None if topic is None else _text(topic, '"topic"'))
 
 
-def _checked_messages(raw: Any) -> tuple[Message, ...]:
+def _renamed(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Fields under our names, where a row has any of the columns that are named."""
+    if not any(theirs in fields for theirs in columns.values()):
+        return dict(fields)
+    kept = {key: fields[key] for key in ("topic", "system") if key in fields}
+    for ours, theirs in columns.items():
+        if theirs in fields:
+            kept[ours] = fields[theirs]
+    return kept
+
+
+def _messages_of(fields: Mapping[str, Any]) -> tuple[Message, ...]:
+    if fields.get("messages") is not None:
+        return _checked(fields["messages"], "messages")
+    if fields.get("conversations") is not None:
+        return _with_system(fields, _checked(fields["conversations"], "conversations"))
+    pair = next((p for p in PAIRS if all(fields.get(k) is not None for k in p)), None)
+    if pair is None:
+        found = ", ".join(sorted(map(str, fields))[:8]) or "none"
+        raise ValueError(f"expected {SHAPES}, found keys: {found}")
+    asked, answered = (fields[key] for key in pair)
+    if pair == ("prompt", "completion") and isinstance(asked, list) and isinstance(answered, list):
+        return _with_system(fields, _checked([*asked, *answered], "prompt and completion"))
+    question = _text(asked, f'"{pair[0]}"')
+    if pair[0] == "instruction" and fields.get("input") not in (None, ""):
+        question += "\n\n" + _text(fields["input"], '"input"')
+    answer = _text(answered, f'"{pair[1]}"')
+    return _with_system(fields, (Message("user", question), Message("assistant", answer)))
+
+
+def _with_system(fields: Mapping[str, Any], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    system = fields.get("system")
+    if system in (None, "") or messages[0].role == "system":
+        return messages
+    return (Message("system", _text(system, '"system"')), *messages)
+
+
+def _checked(raw: Any, key: str) -> tuple[Message, ...]:
     if not isinstance(raw, list) or not raw:
-        raise ValueError('"messages" is not a list with at least one message')
+        raise ValueError(f'"{key}" is not a list with at least one message')
     messages = []
     for index, item in enumerate(raw):
-        if not isinstance(item, dict) or item.get("role") not in ROLES:
-            raise ValueError(f"message {index} has no role among {', '.join(ROLES)}")
-        messages.append(
-            Message(item["role"], _text(item.get("content"), f"message {index}'s content"))
-        )
+        if not isinstance(item, dict):
+            raise ValueError(f"message {index} is not an object")
+        if "role" in item or "from" not in item:
+            role, content, known = item.get("role"), item.get("content"), ROLES
+        else:
+            role, content = item["from"], item.get("value")
+            role = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
+            known = tuple(SHAREGPT_ROLES)
+        if not isinstance(role, str) or role not in ROLES:
+            raise ValueError(f"message {index} has no role among {', '.join(known)}")
+        messages.append(Message(role, _text(_joined(content), f"message {index}'s content")))
     if messages[-1].role != "assistant":
         raise ValueError("the last message is not the assistant's, so there is nothing to train on")
     if not any(message.role == "user" for message in messages):
@@ -198,306 +454,92 @@ def _checked_messages(raw: Any) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def _joined(content: Any) -> Any:
+    """The text of a message that is written in parts; anything else as it is."""
+    is_parts = isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in content
+    )
+    return "".join(part["text"] for part in content) if is_parts else content
+
+
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{what} is not a string")
     if not value.strip():
         raise ValueError(f"{what} is empty")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-        raise ValueError(f"{what} holds a lone surrogate, which no tokenizer can encode")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} holds a lone surrogate, which no tokenizer can encode") from None
     return value
 
 
-# --- contamination -------------------------------------------------------------------------------
-
-
-def normalise(text: str) -> str:
-    """Reduce a text to what identifies a question: words, and marks that have meaning in numbers.
-
-    NFKC, case folded, punctuation and repeated spaces removed; digits stay, and so do operators and
-    marks that stand beside a digit ("2 + 3", "3.5", "-4"), so that different sums stay different.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    after = _next_visible(folded)
-    before = ""  # the last character that was not a space
-    kept: list[str] = []
-    for position, character in enumerate(folded):
-        if character.isalnum() or unicodedata.category(character).startswith("M"):
-            kept.append(character)
-        elif character in OPERATORS and (before.isdigit() or after[position].isdigit()):
-            kept.append(f" {character} ")
-        elif character in ".,:" and _stands_between_digits(folded, position):
-            kept.append(character)
-        else:
-            kept.append(" ")
-        if not character.isspace():
-            before = character
-    return " ".join("".join(kept).split())
-
-
-def _next_visible(text: str) -> list[str]:
-    """For each position the next character after it that is not a space, "" at the end."""
-    after = [""] * len(text)
-    following = ""
-    for position in range(len(text) - 1, -1, -1):
-        after[position] = following
-        if not text[position].isspace():
-            following = text[position]
-    return after
-
-
-def _stands_between_digits(text: str, position: int) -> bool:
-    return text[position - 1 : position].isdigit() and text[position + 1 : position + 2].isdigit()
-
-
-class HeldOutQuestions:
-    """The questions of all evaluation tasks, ready to be looked for in training rows.
-
-    The rule: a user turn that is the same question after `normalise`, or that contains a question
-    of at least four words, on whole words.
-    """
-
-    def __init__(self, questions: Iterable[str]) -> None:
-        self._whole: dict[str, str] = {}
-        self._by_first_words: dict[tuple[str, ...], list[tuple[list[str], str]]] = {}
-        for question in questions:
-            normal = normalise(question)
-            words = normal.split()
-            self._whole.setdefault(normal, question)
-            if len(words) >= MIN_CONTAINED_WORDS:
-                first = tuple(words[:MIN_CONTAINED_WORDS])
-                self._by_first_words.setdefault(first, []).append((words, question))
-
-    def find_in(self, example: Example) -> str | None:
-        """Return the question that one of the example's user turns holds, or None."""
-        for message in example.messages:
-            if message.role == "user":
-                found = self._find_in_turn(message.content)
-                if found is not None:
-                    return found
-        return None
-
-    def _find_in_turn(self, turn: str) -> str | None:
-        normal = normalise(turn)
-        if normal in self._whole:
-            return self._whole[normal]
-        words = normal.split()
-        for start in range(len(words) - MIN_CONTAINED_WORDS + 1):
-            first = tuple(words[start : start + MIN_CONTAINED_WORDS])
-            for question_words, question in self._by_first_words.get(first, ()):
-                if words[start : start + len(question_words)] == question_words:
-                    return question
-        return None
+# --- what may be trained on -----------------------------------------------------------------------
 
 
 class CleanSplit(NamedTuple):
     """Training and pool examples that hold no evaluation question and no row of each other."""
 
-    train: tuple[Example, ...]
-    pool: tuple[Example, ...]
-    dropped: tuple[DroppedRow, ...]
+    train: ExampleTable
+    pool: ExampleTable
+    dropped: DropLog
 
 
-def clean_split(
-    train: Sequence[Example],
-    pool: Sequence[Example],
-    held_out: HeldOutQuestions,
-    held_out_ids: Set[str] = frozenset(),
-) -> CleanSplit:
+def clean_split(train: ExampleTable, pool: ExampleTable, held_out: HeldOut) -> CleanSplit:
     """Drop what is held out from both, and from the pool what `train_file` has already.
 
     Raises `DataError` when nothing is left to train on.
     """
-    dropped: list[DroppedRow] = []
-    train_ids = {example.id for example in train}
+    dropped = DropLog()
 
-    def keep(example: Example, is_pool: bool) -> bool:
-        question = held_out.find_in(example)
-        if question is not None:
-            kind, reason = "contaminated", f"holds the evaluation question {question!r}"
-        elif example.id in held_out_ids:
-            kind, reason = "contaminated", "the same conversation stands in a held-out file"
-        elif is_pool and example.id in train_ids:
-            kind, reason = "duplicate", "the same conversation stands in train_file"
-        else:
-            return True
-        dropped.append(DroppedRow(example.source, example.line_no, kind, reason))
-        return False
+    def keep(examples: ExampleTable, is_pool: bool) -> ExampleTable:
+        kept = []
+        for position, example in enumerate(examples):
+            hit = held_out.find_in(example.id, example.messages)
+            if hit is not None:
+                row = DroppedRow(
+                    example.source, example.line_no, hit.kind, hit.reason, hit.text, hit.other
+                )
+                dropped.append(row)
+                if hit.kind == "contaminated":
+                    continue
+            if is_pool and example.id in train:
+                reason = "the same conversation stands in train_file"
+                dropped.append(DroppedRow(example.source, example.line_no, "duplicate", reason))
+                continue
+            kept.append(position)
+        return examples.take(kept)
 
-    kept_train = tuple(example for example in train if keep(example, is_pool=False))
-    kept_pool = tuple(example for example in pool if keep(example, is_pool=True))
-    if pool and not kept_pool:
+    kept_train, kept_pool = keep(train, is_pool=False), keep(pool, is_pool=True)
+    if len(pool) and not len(kept_pool):
         raise DataError(
             f"{pool[0].source}: every row holds an evaluation question or stands in train_file, so "
             "there is nothing to mine. Use another mining.pool_file, or leave it out."
         )
-    if not kept_train:
+    if not len(kept_train):
         raise DataError(
             f"{train[0].source}: every row holds an evaluation question, so nothing is left to "
             "train on. Train on other rows than those that the evaluation asks."
         )
-    return CleanSplit(kept_train, kept_pool, tuple(dropped))
+    return CleanSplit(kept_train, kept_pool, dropped)
 
 
-# --- Example -> Datum ----------------------------------------------------------------------------
+def split_validation(examples: ExampleTable, share: float) -> tuple[ExampleTable, ExampleTable]:
+    """Divide rows into those to train on and those to hold out, by the content of each.
 
-
-def load_tokenizer(base_model: str) -> Any:
-    """The tokenizer of a hub model or of a model directory.
-
-    Raises `TokenizerError` when there is none on this machine or the hub.
+    The digest of the first question decides, so that a row stays where it is when others are added
+    or taken away, and rows with the same question stay together. Raises `DataError` for a side
+    without rows.
     """
-    from tinker_cookbook.tokenizer_utils import get_tokenizer
-    from transformers import AutoTokenizer
-
-    try:
-        if Path(base_model).is_dir():
-            # Not through the cookbook, which loads directories with trust_remote_code.
-            return AutoTokenizer.from_pretrained(base_model, trust_remote_code=False)
-        return get_tokenizer(base_model)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise TokenizerError(
-            f"base_model {base_model!r}: its tokenizer cannot be loaded: {first_line} "
-            "Check the name, the network, or give a model directory."
-        ) from None
-
-
-def resolve_renderer_name(explicit: str | None, base_model: str, *, key: str = "base_model") -> str:
-    """The renderer to use: the one named, else the model's recommended one.
-
-    For a model directory the special tokens of its tokenizer tell the chat format.
-    Raises `ConfigError` when neither settles it; `key` is the setting that names the model.
-    """
-    if explicit is not None:
-        return explicit
-    if Path(base_model).is_dir():
-        vocabulary = load_tokenizer(base_model).get_vocab()
-        if "<|start_header_id|>" in vocabulary and "<|eot_id|>" in vocabulary:
-            return "llama3"
-        if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
-            return "qwen3" if "<think>" in vocabulary else "qwen3_instruct"
-        what_to_do = (
-            "Set renderer_name, for example to role_colon, which works with any tokenizer."
-            if key == "base_model"
-            else f"Name another model as {key}."
+    sides: tuple[list[int], list[int]] = [], []
+    for position, example in enumerate(examples):
+        asked = next(message.content for message in example.messages if message.role == "user")
+        digest = hashlib.sha256(f"validation:{normalise(asked)}".encode()).digest()
+        sides[int.from_bytes(digest[:8]) < share * 2**64].append(position)
+    if not all(sides):
+        raise DataError(
+            f"data.val_share {share:g} leaves {len(sides[0])} of {len(examples)} rows to train on "
+            f"and holds out {len(sides[1])}. Change it, or give more rows."
         )
-        raise ConfigError(
-            f"{key}: the tokenizer in {base_model} has no special tokens of a known chat format. "
-            f"{what_to_do}"
-        )
-    from tinker_cookbook.exceptions import ConfigurationError
-    from tinker_cookbook.model_info import get_recommended_renderer_name
-
-    try:
-        return get_recommended_renderer_name(base_model)
-    except (ConfigurationError, KeyError, ValueError):
-        or_set = ", or set renderer_name to the chat format that the model was trained with"
-        raise ConfigError(
-            f"{key}: the cookbook recommends no renderer for {base_model!r}, which is no directory "
-            f"beside the config or here either. Correct {key}"
-            f"{or_set if key == 'base_model' else ''}."
-        ) from None
-
-
-def load_renderer(renderer_name: str, base_model: str) -> Renderer:
-    """Build the cookbook's renderer over the model's tokenizer.
-
-    Raises `ConfigError` for an unknown name, or when the tokenizer lacks the renderer's tokens.
-    """
-    from tinker_cookbook.exceptions import RendererError
-    from tinker_cookbook.renderers import get_renderer
-
-    tokenizer = load_tokenizer(base_model)
-    try:
-        renderer = get_renderer(renderer_name, tokenizer, model_name=base_model)
-        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        renderer.build_supervised_example(probe)  # pyright: ignore[reportArgumentType]
-        renderer.build_generation_prompt(probe[:1])  # pyright: ignore[reportArgumentType]
-        renderer.get_stop_sequences()
-    except RendererError as error:
-        raise ConfigError(
-            f"renderer_name {renderer_name!r} cannot be used: {error} Leave it null for the "
-            "model's recommended one, or name one of the cookbook's renderers, such as llama3, "
-            "qwen3 or role_colon."
-        ) from None
-    except (AssertionError, TypeError, ValueError, KeyError):
-        raise ConfigError(
-            f"renderer_name {renderer_name!r} does not fit {base_model}: its tokenizer lacks "
-            "special tokens that this chat format needs. Choose the model's own format, or "
-            "role_colon."
-        ) from None
-    return renderer
-
-
-class Rendering:
-    """Renders examples to datums, once each, and remembers them by id."""
-
-    def __init__(self, renderer: Renderer, max_seq_length: int) -> None:
-        from tinker_cookbook.renderers import TrainOnWhat
-
-        self._renderer = renderer
-        self._max_seq_length = max_seq_length
-        # Renderers that drop earlier reasoning cannot train all turns in one pass: the prefix that
-        # earlier turns were trained on is one that sampling never produces.
-        self.train_on_what = (
-            TrainOnWhat.ALL_ASSISTANT_MESSAGES
-            if renderer.has_extension_property
-            else TrainOnWhat.LAST_ASSISTANT_MESSAGE
-        )
-        self._rendered: dict[str, RenderedExample] = {}
-
-    def __getitem__(self, example_id: str) -> RenderedExample:
-        return self._rendered[example_id]
-
-    def render_all(
-        self, examples: Sequence[Example]
-    ) -> tuple[tuple[Example, ...], tuple[DroppedRow, ...]]:
-        """Render the examples; returns those that can be trained on, and the dropped ones.
-
-        Raises `DataError` when none is left.
-        """
-        kept, dropped = [], []
-        for example in examples:
-            try:
-                rendered = self._render(example)
-            except ValueError as error:
-                reason = f"the renderer refuses it: {error}"
-                dropped.append(DroppedRow(example.source, example.line_no, "rejected", reason))
-                continue
-            if rendered.info.num_loss_tokens == 0:
-                reason = f"no answer token within max_seq_length {self._max_seq_length}"
-                dropped.append(
-                    DroppedRow(example.source, example.line_no, "no_loss_tokens", reason)
-                )
-                continue
-            self._rendered[example.id] = rendered
-            kept.append(example)
-        if examples and not kept:
-            raise DataError(
-                f"{examples[0].source}: no row can be trained on; the first fails because "
-                f"{dropped[0].reason}. Raise max_seq_length or check the rows."
-            )
-        return tuple(kept), tuple(dropped)
-
-    def _render(self, example: Example) -> RenderedExample:
-        from tinker_cookbook.supervised.common import datum_from_model_input_weights
-
-        messages = [{"role": role, "content": content} for role, content in example.messages]
-        model_input, weights = self._renderer.build_supervised_example(
-            messages,  # pyright: ignore[reportArgumentType]
-            train_on_what=self.train_on_what,
-        )
-        num_rendered = model_input.length
-        # Mean reduction: an example's weights sum to 1, so a long answer counts like a short one.
-        datum = datum_from_model_input_weights(
-            model_input, weights, max_length=self._max_seq_length, reduction="mean"
-        )
-        num_loss_tokens = int((datum.loss_fn_inputs["weights"].to_torch() > 0).sum())
-        info = DatumInfo(
-            example_id=example.id,
-            num_tokens=datum.model_input.length,
-            num_loss_tokens=num_loss_tokens,
-            truncated=num_rendered > self._max_seq_length,
-        )
-        return RenderedExample(datum, info)
+    return examples.take(sides[0]), examples.take(sides[1])

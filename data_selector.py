@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from data_loader import Example
+from data_loader import Example, ExampleTable
 from eval_result import TopicScore
 
 Source = Literal["train", "replay", "pool"]
@@ -59,46 +59,97 @@ class Selection:
         return cls(**{**data, "picks": picks, "used_ids": tuple(data["used_ids"])})
 
 
-def walk(examples: Sequence[Example], seed: int, cursor: int, count: int) -> list[Example]:
-    """Take `count` examples of an endless sequence of seeded shuffles, from `cursor` on."""
-    n = len(examples)
+def walk(
+    examples: ExampleTable,
+    seed: int,
+    cursor: int,
+    count: int,
+    weights: Mapping[str, float] | None = None,
+) -> list[Example]:
+    """Take `count` examples of an endless sequence of seeded shuffles, from `cursor` on.
+
+    With `weights` (source -> share) each source has its own shuffles, and the sources take turns so
+    that their counts are in proportion to the weights at any time, to within one.
+    """
+    if not weights:
+        return _walk_shuffles(examples, range(len(examples)), seed, "train", cursor, count)
+    positions: dict[str, list[int]] = defaultdict(list)
+    for position in range(len(examples)):
+        positions[examples.source_of(position)].append(position)
+    shares = {source: weight for source, weight in weights.items() if source in positions}
+    total = sum(shares.values())
+    taken, turns = Counter(), []
+    for place in range(cursor + count):
+        source = max(shares, key=lambda one: shares[one] * (place + 1) / total - taken[one])
+        if place >= cursor:
+            turns.append((source, taken[source]))
+        taken[source] += 1
+    walked: dict[str, list[Example]] = {}
+    first: dict[str, int] = {}
+    for source in shares:
+        own = [number for of_source, number in turns if of_source == source]
+        if own:
+            first[source] = own[0]
+            walked[source] = _walk_shuffles(
+                examples, positions[source], seed, f"train {source}", own[0], len(own)
+            )
+    return [walked[source][number - first[source]] for source, number in turns]
+
+
+def _walk_shuffles(
+    examples: ExampleTable,
+    positions: Sequence[int],
+    seed: int,
+    name: str,
+    cursor: int,
+    count: int,
+) -> list[Example]:
+    n = len(positions)
     taken = []
-    for position in range(cursor, cursor + count):
-        pass_no, offset = divmod(position, n)
-        if offset == 0 or position == cursor:
-            order = _shuffled(range(n), seed, "train", pass_no)
-        taken.append(examples[order[offset]])
+    for place in range(cursor, cursor + count):
+        pass_no, offset = divmod(place, n)
+        if offset == 0 or place == cursor:
+            order = _shuffled(range(n), seed, name, pass_no)
+        taken.append(examples[positions[order[offset]]])
     return taken
 
 
-def select_first(train: Sequence[Example], *, num_slots: int, seed: int) -> Selection:
+def select_first(
+    train: ExampleTable,
+    *,
+    num_slots: int,
+    seed: int,
+    weights: Mapping[str, float] | None = None,
+) -> Selection:
     """Round 1: the start of the seeded shuffle of the training file."""
     picks = tuple(
         Pick(example.id, "train", example.topic, "seeded shuffle of train_file", None)
-        for example in walk(train, seed, 0, num_slots)
+        for example in walk(train, seed, 0, num_slots, weights)
     )
     return Selection(1, seed, picks, {"train": num_slots}, {}, num_slots, 0, ())
 
 
 def select_next(
     previous: Selection,
-    train: Sequence[Example],
-    pool: Sequence[Example],
+    train: ExampleTable,
+    pool: ExampleTable,
     topics: Mapping[str, TopicScore],
     *,
     num_slots: int,
     replay_share: float,
+    weights: Mapping[str, float] | None = None,
 ) -> Selection:
     """A later round, from the round before it and the topics that the last evaluation failed."""
     seed, round_no = previous.seed, previous.round + 1
-    num_replay = round(replay_share * num_slots) if pool else 0
-    replayed = walk(train, seed, previous.train_cursor, num_replay)
+    num_replay = round(replay_share * num_slots) if len(pool) else 0
+    replayed = walk(train, seed, previous.train_cursor, num_replay, weights)
     picks = [
         Pick(example.id, "replay", example.topic, "replay: train_file's shuffle goes on", None)
         for example in replayed
     ]
-    draw = _Draw(pool or train, topics, seed, round_no, previous.pool_pass, previous.used_ids)
-    source: Source = "pool" if pool else "train"
+    mined = pool if len(pool) else train
+    draw = _Draw(mined, topics, seed, round_no, previous.pool_pass, previous.used_ids)
+    source: Source = "pool" if len(pool) else "train"
     picks += draw.take(num_slots - num_replay, source)
     order = _shuffled(range(len(picks)), seed, "slots", round_no)
     return Selection(
@@ -111,7 +162,7 @@ def select_next(
         ),
         train_cursor=previous.train_cursor + num_replay,
         pool_pass=draw.pass_no,
-        used_ids=tuple(sorted(draw.used)),
+        used_ids=tuple(sorted(mined.id_of(position) for position in draw.used)),
     )
 
 
@@ -125,7 +176,7 @@ class _Draw:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: ExampleTable,
         topics: Mapping[str, TopicScore],
         seed: int,
         round_no: int,
@@ -137,7 +188,8 @@ class _Draw:
         self.seed = seed
         self.round_no = round_no
         self.pass_no = pass_no
-        self.used = set(used_ids)
+        found = (examples.find(example_id) for example_id in used_ids)
+        self.used = {position for position in found if position is not None}
 
     def take(self, count: int, source: Source) -> list[Pick]:
         picks: list[Pick] = []
@@ -153,28 +205,27 @@ class _Draw:
                 picks += self._take_by_topic(waiting, count - len(picks), source)
         return picks
 
-    def _waiting_by_topic(self) -> dict[str | None, list[Example]]:
-        """Unused examples by topic, each topic in the shuffled order of this pass."""
-        waiting: dict[str | None, list[Example]] = defaultdict(list)
-        for index in _shuffled(range(len(self.examples)), self.seed, "pool", self.pass_no):
-            example = self.examples[index]
-            if example.id not in self.used:
-                waiting[example.topic].append(example)
+    def _waiting_by_topic(self) -> dict[str | None, list[int]]:
+        """Positions of unused examples by topic, in the shuffled order of this pass."""
+        waiting: dict[str | None, list[int]] = defaultdict(list)
+        for position in _shuffled(range(len(self.examples)), self.seed, "pool", self.pass_no):
+            if position not in self.used:
+                waiting[self.examples.topic_of(position)].append(position)
         return waiting
 
     def _take_uniformly(
-        self, waiting: dict[str | None, list[Example]], count: int, source: Source
+        self, waiting: dict[str | None, list[int]], count: int, source: Source
     ) -> list[Pick]:
-        examples = [example for group in waiting.values() for example in group]
-        order = _shuffled(range(len(examples)), self.seed, "uniform", self.round_no, self.pass_no)
+        positions = [position for group in waiting.values() for position in group]
+        order = _shuffled(range(len(positions)), self.seed, "uniform", self.round_no, self.pass_no)
         reason = "uniform: there are no topics to tell hard examples by"
         return [
-            self._pick(examples[index], source, reason, 1 / len(examples))
+            self._pick(positions[index], source, reason, 1 / len(positions))
             for index in order[:count]
         ]
 
     def _take_by_topic(
-        self, waiting: dict[str | None, list[Example]], count: int, source: Source
+        self, waiting: dict[str | None, list[int]], count: int, source: Source
     ) -> list[Pick]:
         # An example without a topic is drawn as if its topic failed like an unseen one.
         rates = {topic: failure_rate(self.topics.get(topic or "")) for topic in waiting}
@@ -185,8 +236,8 @@ class _Draw:
         for topic, num_slots in slots.items():
             reason = self._reason(topic)
             picks += [
-                self._pick(example, source, reason, round(rates[topic] / total, 6))
-                for example in waiting[topic][:num_slots]
+                self._pick(position, source, reason, round(rates[topic] / total, 6))
+                for position in waiting[topic][:num_slots]
             ]
         return picks
 
@@ -196,9 +247,10 @@ class _Draw:
             return "no question of this topic was asked; drawn at the rate of one half"
         return f"topic {topic}: {score.num_failures:g} of {score.n} questions failed"
 
-    def _pick(self, example: Example, source: Source, reason: str, weight: float) -> Pick:
-        self.used.add(example.id)
-        return Pick(example.id, source, example.topic, reason, weight)
+    def _pick(self, position: int, source: Source, reason: str, weight: float) -> Pick:
+        self.used.add(position)
+        example_id, topic = self.examples.id_of(position), self.examples.topic_of(position)
+        return Pick(example_id, source, topic, reason, weight)
 
 
 def allocate(

@@ -209,10 +209,13 @@ def _description(
         f"- LoRA rank {checkpoint.lora_rank}, alpha {checkpoint.lora_alpha}, trained layers: "
         f"{', '.join(layers)}."
     )
-    for role, file in data["files"].items():
-        yield f"- {role}: {file['num_examples']} of {file['num_rows']} rows of `{file['path']}`."
+    for key, counts in data["examples"].items():
+        files = {n: f for n, f in data["files"].items() if n.partition("[")[0] == key}
+        num_rows = sum(file["num_rows"] for file in files.values())
+        paths = ", ".join(f"`{file['path']}`" for file in files.values())
+        yield f"- {key}: {counts['num_examples']} of {num_rows} rows of {paths}."
     dropped = ", ".join(f"{number} {kind}" for kind, number in data["num_dropped"].items())
-    yield f"- Dropped rows: {dropped or 'none'} (`data_manifest.json`)."
+    yield f"- Dropped rows: {dropped or 'none'} (`data_dropped.jsonl`)."
     yield (
         f"- {checkpoint.step} steps of {config['batch_size']} examples; learning rate "
         f"{config['learning_rate']:g}, times {config['lr_decay']:g} after each missed threshold."

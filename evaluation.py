@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import inspect_eval
 import simple_eval
-from config_schema import LoadedConfig, is_inspect_task
-from data_loader import Rendering
+from config_schema import SPLIT_TASK, LoadedConfig, is_inspect_task
+from contamination import HeldOutText
 from errors import ConfigError
 from eval_result import Measured, Role, task_result
 from inspect_eval import InspectScores, InspectTask
 from nll_eval import HeldOutFile, load_held_out, measure_held_out
+from rendering import Rendering
 from simple_eval import QuestionTask, SamplingSettings
 
 if TYPE_CHECKING:
@@ -51,10 +52,18 @@ class EvalTask:
 
     @property
     def questions(self) -> tuple[str, ...]:
+        """What is asked; of held-out conversations those of a single turn."""
+        return tuple(text.question for text in self.held_out_texts if text.question)
+
+    @property
+    def held_out_texts(self) -> tuple[HeldOutText, ...]:
         """What must not be trained on."""
         if isinstance(self.work, QuestionTask):
-            return tuple(question.question for question in self.work.questions)
-        return self.work.questions
+            return tuple(
+                HeldOutText(self.name, question.question, question.answers)
+                for question in self.work.questions
+            )
+        return self.work.held_out_texts
 
     @property
     def n(self) -> int:
@@ -125,6 +134,8 @@ def load_eval_tasks(loaded: LoadedConfig) -> tuple[EvalTask, ...]:
     config = loaded.config
     tasks = []
     for name in config.measured_tasks:
+        if name == SPLIT_TASK:
+            continue  # its rows are those of train_file
         role: Role = "report"
         if name in config.gate.guards:
             role = "guard"
@@ -151,7 +162,9 @@ def _load(loaded: LoadedConfig, key: str, name: str) -> QuestionTask | InspectTa
     if not is_inspect_task(name):
         kind, _, file = name.partition(":")
         path = loaded.find(key, file)
-        return (load_held_out if kind == "nll" else simple_eval.load_questions)(name, path)
+        if kind == "nll":
+            return load_held_out(name, path, loaded.config.data.columns)
+        return simple_eval.load_questions(name, path)
     spec = name
     if ".py@" in name:
         file, _, task = name.rpartition("@")

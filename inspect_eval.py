@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from contamination import HeldOutText
 from errors import ConfigError, EvalError
 from eval_result import SampleResult
 from simple_eval import SamplingSettings, refuse_failures
@@ -37,6 +38,7 @@ from simple_eval import SamplingSettings, refuse_failures
 if TYPE_CHECKING:
     import tinker
     from inspect_ai import Task
+    from inspect_ai.dataset import Sample
     from inspect_ai.log import EvalLog, EvalSample
     from inspect_ai.model import Model
     from inspect_ai.scorer import Score
@@ -55,12 +57,16 @@ class InspectTask:
     name: str
     task: Task
     sha256: str
-    questions: tuple[str, ...]
+    held_out_texts: tuple[HeldOutText, ...]
     topics: frozenset[str]
     num_clusters: int
     score_key: str | None
     cluster_key: str
     uses_grader: bool
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        return tuple(text.question for text in self.held_out_texts)
 
 
 class InspectScores(NamedTuple):
@@ -109,11 +115,11 @@ def load_inspect_task(
             "of the checkpoint. Take `model` out of its Task(...)."
         )
     _refuse_missing_sandbox(name, task)
-    questions, topics, clusters, content, keys = [], set(), set(), [], set()
+    texts, topics, clusters, content, keys = [], set(), set(), [], set()
     for position, sample in enumerate(task.dataset, start=1):
         sample.id = sample.id if sample.id is not None else position
         question = _last_user_text(sample.input)
-        questions.append(question)
+        texts.append(HeldOutText(name, question, _accepted_answers(sample)))
         content.append([sample.id, question, sample.target])
         metadata = sample.metadata or {}
         keys |= metadata.keys()
@@ -146,7 +152,7 @@ def load_inspect_task(
         name=name,
         task=task,
         sha256=hashlib.sha256(json.dumps(shape, default=str).encode()).hexdigest(),
-        questions=tuple(questions),
+        held_out_texts=tuple(texts),
         topics=frozenset(topics - {None}),
         num_clusters=len(clusters),
         score_key=score_key,
@@ -258,6 +264,13 @@ def _asks_grader(scorer: Any) -> bool:
         and "default" not in keywords
         for keywords in given
     )
+
+
+def _accepted_answers(sample: Sample) -> tuple[str, ...]:
+    """The targets of a sample; where they name choices, the choices' texts too."""
+    targets = [sample.target] if isinstance(sample.target, str) else list(sample.target)
+    letters = {chr(ord("A") + i): choice for i, choice in enumerate(sample.choices or [])}
+    return (*targets, *(letters[target] for target in targets if target in letters))
 
 
 def _last_user_text(messages: Any) -> str:

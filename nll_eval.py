@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_loader import Example, Rendering, load_examples
+from contamination import HeldOutText
+from data_loader import Example, ExampleTable, load_examples
+from data_sources import Source
 from errors import DataError, EvalError
 from eval_result import HeldOutLoss, HeldOutRow, held_out_loss
+from rendering import Rendering
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,34 +32,35 @@ class HeldOutFile:
     name: str
     path: Path
     sha256: str
-    examples: tuple[Example, ...]
+    examples: ExampleTable
 
     @property
-    def questions(self) -> tuple[str, ...]:
-        """What must not be trained on besides the conversations: the question of a single turn."""
-        turns = [[m.content for m in e.messages if m.role == "user"] for e in self.examples]
-        return tuple(users[0] for users in turns if len(users) == 1)
+    def held_out_texts(self) -> tuple[HeldOutText, ...]:
+        """What must not be trained on besides the conversations: the question of a single turn,
+        and long phrases of any turn."""
+        return tuple(_held_out_text(self.name, example) for example in self.examples)
 
 
-def load_held_out(name: str, path: Path) -> HeldOutFile:
+def load_held_out(name: str, path: Path, columns: Mapping[str, str] | None = None) -> HeldOutFile:
     """Read a held-out file. Raises `DataError` for any row that cannot be used.
 
     Unlike training rows these are never dropped: a loss over fewer rows than the file holds would
     not be the loss that was asked for. Exact duplicates count once.
     """
-    file = load_examples(path)
-    rejected = [row for row in file.dropped if row.kind == "rejected"]
-    if rejected:
-        raise DataError(
-            f"{path} line {rejected[0].line_no}: {rejected[0].reason}. Every row of a held-out "
-            f"file has to be usable, and {len(rejected)} are not; correct or remove them."
-        )
-    return HeldOutFile(name, path, file.sha256, file.examples)
+    data = load_examples([Source(path.name, path, columns=columns or {})], on_bad_row="stop")
+    return HeldOutFile(name, path, data.files[0].sha256, data.examples)
+
+
+def _held_out_text(task: str, example: Example) -> HeldOutText:
+    asked = [message.content for message in example.messages if message.role == "user"]
+    said = [message.content for message in example.messages if message.role == "assistant"]
+    question, answers = (asked[0], (said[-1],)) if len(asked) == 1 else ("", ())
+    return HeldOutText(task, question, answers, tuple(asked + said))
 
 
 def render_held_out(file: HeldOutFile, rendering: Rendering) -> None:
     """Render the rows. Raises `DataError` for one without an answer token."""
-    _, dropped = rendering.render_all(file.examples)
+    dropped = rendering.render_all(file.examples).dropped
     if dropped:
         raise DataError(
             f"{file.path} line {dropped[0].line_no}: {dropped[0].reason}. Raise max_seq_length, or "

@@ -7,40 +7,50 @@ to a service; whatever a setting left open is resolved once and said, with its s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import config_schema
 import hyperparam_utils
-from config_schema import LoadedConfig, TrainingConfig
+from config_schema import SPLIT_TASK, LoadedConfig, Sources, TrainingConfig
+from contamination import HeldOut, normalise
 from data_loader import (
     CleanSplit,
-    HeldOutQuestions,
+    DropLog,
+    DroppedRow,
+    ExampleTable,
+    LoadedData,
     LoadedFile,
-    Rendering,
     clean_split,
     load_examples,
-    load_renderer,
-    normalise,
-    resolve_renderer_name,
+    split_validation,
 )
+from data_quality import Filters
+from data_sources import HUB_PREFIX, Source, as_text, hub_name, is_saved_dataset
 from decision import Gate, TaskSize, describe_gate
-from errors import ConfigError
+from errors import ConfigError, DataError
 from evaluation import EvalTask, load_eval_tasks, load_test_tasks
 from hyperparam_utils import Schedule
 from inspect_eval import DEFAULT_MAX_TOKENS as INSPECT_MAX_TOKENS
 from inspect_eval import InspectTask
 from nll_eval import HeldOutFile, render_held_out
+from rendering import RenderedTable, Rendering, load_renderer, resolve_renderer_name
 from run_store import Usage
 from simple_eval import DEFAULT_MAX_TOKENS, SamplingSettings
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
+
+    from data_selector import Pick, Selection
+
+
+NUM_LISTED = 100  # dropped rows that the manifest itself lists
 
 
 class ServiceChoice(NamedTuple):
@@ -58,8 +68,9 @@ class Inputs:
     loaded: LoadedConfig
     model_dir: Path | None
     grader_path: str | None  # what the grader is loaded from
-    files: tuple[LoadedFile, ...]
+    files: dict[str, LoadedData]  # by the setting that names them
     split: CleanSplit
+    held_out: HeldOut
     tasks: tuple[EvalTask, ...]
     test_tasks: tuple[EvalTask, ...]
     schedule: Schedule
@@ -90,8 +101,8 @@ class Plan:
     renderer_name: str
     renderer: Renderer
     rendering: Rendering
-    data: CleanSplit
-    trainable_ids: frozenset[str]
+    train: RenderedTable
+    pool: RenderedTable
     grader_renderer: Renderer | None
 
     @property
@@ -105,6 +116,24 @@ class Plan:
     @property
     def test_tasks(self) -> tuple[EvalTask, ...]:
         return self.inputs.test_tasks
+
+    @property
+    def train_weights(self) -> dict[str, float]:
+        """The shares of the training sources by their names; empty where they have none."""
+        sources = [file.source for file in self.inputs.files["train_file"].files]
+        return {one.name: one.weight for one in sources if one.weight is not None}
+
+    def held_out_picks(self, selection: Selection) -> list[Pick]:
+        """The picks of a selection that may not be trained on; there are none."""
+        return [pick for pick in selection.picks if not self._may_train(pick.example_id)]
+
+    def _may_train(self, example_id: str) -> bool:
+        for table in (self.train.examples, self.pool.examples):
+            position = table.find(example_id)
+            if position is not None:
+                hit = self.inputs.held_out.find_in(example_id, table[position].messages)
+                return hit is None or hit.kind == "similar"
+        return False
 
     def cost_usd(self, usage: Usage) -> float | None:
         """What tokens cost by the user's table; None where there is none."""
@@ -212,18 +241,18 @@ def read_inputs(
     tasks, test_tasks = load_eval_tasks(loaded), load_test_tasks(loaded)
     _refuse_missing_grader(config, (*tasks, *test_tasks))
     _refuse_opened_test(tasks, test_tasks)
-    files = [load_examples(loaded.find("train_file", config.train_file))]
+    files = {"train_file": _load_rows(loaded, "train_file", config.train_file)}
     if config.mining.pool_file is not None:
-        files.append(load_examples(loaded.find("mining.pool_file", config.mining.pool_file)))
-    questions = HeldOutQuestions(q for task in (*tasks, *test_tasks) for q in task.questions)
-    held_out_ids = {
-        example.id
-        for task in tasks
-        if isinstance(task.work, HeldOutFile)
-        for example in task.work.examples
-    }
-    pool = files[1].examples if len(files) > 1 else ()
-    split = clean_split(files[0].examples, pool, questions, held_out_ids)
+        files["mining.pool_file"] = _load_rows(loaded, "mining.pool_file", config.mining.pool_file)
+    train = files["train_file"].examples
+    if config.data.val_share:
+        train, split_task = _hold_out_share(loaded, train)
+        tasks = (*tasks, split_task)
+    held_out = held_out_of(tasks, test_tasks)
+    pool = files["mining.pool_file"].examples if "mining.pool_file" in files else ExampleTable()
+    split = clean_split(train, pool, held_out)
+    if config.data.contamination == "stop":
+        _refuse_contaminated(split)
     learning_rate, source = _resolve_learning_rate(config, kept, model_dir)
     warmup_steps = kept.get("warmup_steps")
     if warmup_steps is None:
@@ -233,8 +262,9 @@ def read_inputs(
         loaded=loaded,
         model_dir=model_dir,
         grader_path=find_grader_path(loaded),
-        files=tuple(files),
+        files=files,
         split=split,
+        held_out=held_out,
         tasks=tasks,
         test_tasks=test_tasks,
         schedule=Schedule(
@@ -249,21 +279,92 @@ def read_inputs(
 
 
 def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
-    """What an evaluation outside a run needs: the tasks. No training file is read."""
+    """What an evaluation outside a run needs: the tasks."""
     config = loaded.config
     tasks = load_eval_tasks(loaded)
     _refuse_missing_grader(config, tasks)
+    if config.data.val_share:  # the one thing that only the training file tells
+        data = _load_rows(loaded, "train_file", config.train_file)
+        tasks = (*tasks, _hold_out_share(loaded, data.examples)[1])
     return Inputs(
         loaded=loaded,
         model_dir=model_dir,
         grader_path=find_grader_path(loaded),
-        files=(),
-        split=CleanSplit((), (), ()),
+        files={},
+        split=CleanSplit(ExampleTable(), ExampleTable(), DropLog()),
+        held_out=HeldOut(()),
         tasks=tasks,
         test_tasks=(),
         schedule=Schedule(config.learning_rate, config.min_lr, config.lr_decay, 0, 1),
         learning_rate_source="not used",
     )
+
+
+def sources_of(loaded: LoadedConfig, key: str, given: Sources) -> list[Source]:
+    """Find the sources that a setting names. Raises `ConfigError` for one that is not there."""
+    sources: list[Source] = []
+    for one in loaded.config.sources(given):
+        name, path, on_hub = one.file, None, None
+        if one.file.startswith(HUB_PREFIX):
+            on_hub = hub_name(one.file)
+        else:
+            path = loaded.find(key, one.file, or_directory=True)
+            if path.is_dir() and not is_saved_dataset(path):
+                raise ConfigError(
+                    f"{loaded.file}: {key} names the directory {path}, which holds no dataset that "
+                    "`datasets` has saved. Name a file in it."
+                )
+            name = as_text(path.name)
+        if any(other.name == name for other in sources):
+            name = one.file
+        columns = loaded.config.data.columns if one.columns is None else one.columns
+        sources.append(
+            Source(name, path, on_hub, one.subset, one.split, one.revision, columns, one.weight)
+        )
+    return sources
+
+
+def _load_rows(loaded: LoadedConfig, key: str, given: Sources) -> LoadedData:
+    data = loaded.config.data
+    return load_examples(
+        sources_of(loaded, key, given),
+        on_bad_row=data.on_bad_row,
+        filters=Filters(data.min_words, data.max_words, data.max_repetition),
+        near_duplicates_from=data.near_duplicates,
+    )
+
+
+def _hold_out_share(loaded: LoadedConfig, train: ExampleTable) -> tuple[ExampleTable, EvalTask]:
+    """Take `data.val_share` out of the training rows, as a held-out task."""
+    config = loaded.config
+    train, validation = split_validation(train, config.data.val_share)
+    file = sources_of(loaded, "train_file", config.train_file)[0]
+    work = HeldOutFile(SPLIT_TASK, Path(str(file)), validation.sha256, validation)
+    every = config.evaluation.every.get(SPLIT_TASK, 1)
+    return train, EvalTask(SPLIT_TASK, 1, "report", every, work)
+
+
+def held_out_of(tasks: Sequence[EvalTask], test_tasks: Sequence[EvalTask]) -> HeldOut:
+    """Everything that evaluations ask, which no row may teach."""
+    ids = [
+        example.id
+        for task in tasks
+        if isinstance(task.work, HeldOutFile)
+        for example in task.work.examples
+    ]
+    return HeldOut((text for t in (*tasks, *test_tasks) for text in t.held_out_texts), ids)
+
+
+def _refuse_contaminated(split: CleanSplit) -> None:
+    hits = [row for row in split.dropped if row.kind == "contaminated"]
+    if hits:
+        shown = "; ".join(
+            f"{row.file} line {row.line_no}, {row.text!r}, {row.reason}" for row in hits[:5]
+        )
+        raise DataError(
+            f"{len(hits)} of the rows hold what an evaluation asks: {shown}. Take them out, or set "
+            "data.contamination to drop."
+        )
 
 
 def _refuse_missing_grader(config: TrainingConfig, tasks: tuple[EvalTask, ...]) -> None:
@@ -329,10 +430,8 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     name = (kept or {}).get("renderer_name") or config.renderer_name
     renderer_name = resolve_renderer_name(name, inputs.model_path)
     renderer = load_renderer(renderer_name, inputs.model_path)
-    rendering = Rendering(renderer, config.max_seq_length)
-    train, train_dropped = rendering.render_all(inputs.split.train)
-    pool, pool_dropped = rendering.render_all(inputs.split.pool)
-    dropped = inputs.split.dropped + train_dropped + pool_dropped
+    rendering = Rendering(renderer, config.max_seq_length, config.data.train_on)
+    train, pool = rendering.render_all(inputs.split.train), rendering.render_all(inputs.split.pool)
     for task in inputs.tasks:
         if isinstance(task.work, HeldOutFile):
             render_held_out(task.work, rendering)
@@ -354,8 +453,8 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
         renderer_name=renderer_name,
         renderer=renderer,
         rendering=rendering,
-        data=CleanSplit(train, pool, dropped),
-        trainable_ids=frozenset(example.id for example in (*train, *pool)),
+        train=train,
+        pool=pool,
         grader_renderer=grader_renderer,
     )
 
@@ -379,7 +478,7 @@ def resolved_config(
         },
         "files": {
             "base_model": plan.inputs.model_path,
-            **{file.role: str(file.path) for file in _named_files(plan.inputs)},
+            **{name: str(file.source) for name, file in _named_files(plan.inputs).items()},
             **{
                 f"eval_tasks.{task.name}": str(task.work.path)
                 for task in (*plan.tasks, *plan.test_tasks)
@@ -390,36 +489,51 @@ def resolved_config(
     }
 
 
-class _NamedFile(NamedTuple):
-    role: str
-    path: Path
-    loaded: LoadedFile
+def _named_files(inputs: Inputs) -> dict[str, LoadedFile]:
+    """The files of rows by the setting that names them, numbered where it names several."""
+    return {
+        key if len(data.files) == 1 else f"{key}[{number}]": file
+        for key, data in inputs.files.items()
+        for number, file in enumerate(data.files)
+    }
 
 
-def _named_files(inputs: Inputs) -> list[_NamedFile]:
-    roles = ("train_file", "mining.pool_file")
-    return [
-        _NamedFile(role, file.path, file) for role, file in zip(roles, inputs.files, strict=False)
-    ]
+def dropped_rows(plan: Plan) -> Iterator[DroppedRow]:
+    """Every row that is not trained on, and the similar ones, which are."""
+    for data in plan.inputs.files.values():
+        yield from data.dropped
+    for dropped in (plan.inputs.split.dropped, plan.train.dropped, plan.pool.dropped):
+        yield from dropped
+
+
+def _num_dropped(plan: Plan) -> Counter[str]:
+    logs = [*(data.dropped for data in plan.inputs.files.values()), plan.inputs.split.dropped]
+    return sum((log.counts for log in (*logs, plan.train.dropped, plan.pool.dropped)), Counter())
 
 
 def data_manifest(plan: Plan) -> dict[str, Any]:
-    """What data_manifest.json holds: counts, hashes, and every dropped row with its reason."""
-    kept = {"train_file": plan.data.train, "mining.pool_file": plan.data.pool}
-    dropped = [row for file in plan.inputs.files for row in file.dropped] + list(plan.data.dropped)
-    infos = {role: [plan.rendering[e.id].info for e in examples] for role, examples in kept.items()}
+    """What data_manifest.json holds: counts, hashes, and the first dropped rows with reasons.
+
+    All of them are in data_dropped.jsonl.
+    """
+    rendered = {"train_file": plan.train, "mining.pool_file": plan.pool}
     return {
         "files": {
-            file.role: {
-                "path": str(file.path),
-                "sha256": file.loaded.sha256,
-                "num_rows": file.loaded.num_rows,
-                "num_examples": len(kept[file.role]),
-                "num_tokens": sum(info.num_tokens for info in infos[file.role]),
-                "num_loss_tokens": sum(info.num_loss_tokens for info in infos[file.role]),
-                "num_truncated": sum(info.truncated for info in infos[file.role]),
+            name: {
+                "path": str(file.source),
+                "sha256": file.sha256,
+                "num_rows": file.num_rows,
             }
-            for file in _named_files(plan.inputs)
+            for name, file in _named_files(plan.inputs).items()
+        },
+        "examples": {
+            key: {
+                "num_examples": len(rendered[key].examples),
+                "num_tokens": sum(rendered[key].num_tokens),
+                "num_loss_tokens": sum(rendered[key].num_loss_tokens),
+                "num_truncated": rendered[key].num_truncated,
+            }
+            for key in plan.inputs.files
         },
         "eval_tasks": {
             task.name: {
@@ -429,8 +543,8 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
             }
             for task in (*plan.tasks, *plan.test_tasks)
         },
-        "num_dropped": dict(Counter(row.kind for row in dropped)),
-        "dropped": [asdict(row) for row in dropped],
+        "num_dropped": dict(_num_dropped(plan)),
+        "dropped": [asdict(row) for row in itertools.islice(dropped_rows(plan), NUM_LISTED)],
     }
 
 
@@ -440,19 +554,24 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
 def describe_inputs(inputs: Inputs) -> Iterator[str]:
     """Yield the lines about files and schedule, each resolved value with its source."""
     config = inputs.config
-    for file in _named_files(inputs):
-        kept = inputs.split.train if file.role == "train_file" else inputs.split.pool
-        yield (
-            f"{file.role}: {len(kept)} examples of {file.loaded.num_rows} rows in {file.path.name}"
-        )
-    dropped = Counter(row.kind for file in inputs.files for row in file.dropped)
-    dropped += Counter(row.kind for row in inputs.split.dropped)
+    for key, data in inputs.files.items():
+        kept = inputs.split.train if key == "train_file" else inputs.split.pool
+        names = ", ".join(file.source.name for file in data.files)
+        yield f"{key}: {len(kept)} examples of {data.num_rows} rows in {names}"
+    logs = [*(data.dropped for data in inputs.files.values()), inputs.split.dropped]
+    dropped = sum((log.counts for log in logs), Counter())
+    num_similar = dropped.pop("similar", 0)
     if dropped:
         counts = ", ".join(f"{number} {kind}" for kind, number in sorted(dropped.items()))
-        yield f"dropped rows: {counts} (each with file, line and reason in data_manifest.json)"
-        rows = [row for file in inputs.files for row in file.dropped] + list(inputs.split.dropped)
-        for row in rows[:3]:
+        yield f"dropped rows: {counts} (each with file, line and reason in data_dropped.jsonl)"
+        rows = (row for log in logs for row in log if row.kind != "similar")
+        for row in itertools.islice(rows, 3):
             yield f"  {row.file} line {row.line_no}: {row.reason}"
+    if num_similar:
+        yield (
+            f"similar rows: {num_similar} are near an evaluation question and have another answer; "
+            "they are trained on, and listed in data_dropped.jsonl"
+        )
     repeats = config.evaluation.num_repeats
     for task in inputs.tasks:
         yield f"evaluation: {_describe_task(task, repeats)}{_when(task)}"
@@ -511,21 +630,22 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     config = plan.config
     source = "renderer_name" if config.renderer_name else "resolved from null"
     yield f"renderer: {plan.renderer_name} ({source})"
-    dropped = plan.data.dropped[len(plan.inputs.split.dropped) :]
+    dropped = [*plan.train.dropped, *plan.pool.dropped]
     if dropped:
         first = f"{dropped[0].file} line {dropped[0].line_no}: {dropped[0].reason}"
         yield f"dropped in rendering: {len(dropped)} rows, the first {first}"
-    infos = [plan.rendering[e.id].info for e in (*plan.data.train, *plan.data.pool)]
-    num_truncated = sum(info.truncated for info in infos)
+    tables = plan.train, plan.pool
+    num_truncated = sum(table.num_truncated for table in tables)
     if num_truncated:
         yield (
             f"truncated: {num_truncated} examples are longer than max_seq_length "
             f"{config.max_seq_length}"
         )
-    mean_tokens = sum(info.num_tokens for info in infos) / len(infos)
+    num_examples = sum(len(table.examples) for table in tables)
+    mean_tokens = sum(sum(table.num_tokens) for table in tables) / num_examples
     num_trained = round(mean_tokens * config.total_steps * config.batch_size)
     yield f"tokens at most: about {num_trained:,} trained, {_describe_eval_tokens(plan)}"
-    num_loss_tokens = sum(info.num_loss_tokens for info in infos)
+    num_loss_tokens = sum(sum(table.num_loss_tokens) for table in tables)
     yield hyperparam_utils.capacity_sentence(
         _lora_param_count(plan.inputs), num_loss_tokens, config.lora_rank
     )

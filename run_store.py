@@ -24,11 +24,12 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from data_loader import DroppedRow
 from data_selector import Selection
 from decision import Decision
 from diagnosis import HeldOutPoint
@@ -39,6 +40,7 @@ LEDGER = "ledger.jsonl"
 CONFIG = "config.resolved.json"
 TEST_FILE = "evals/test.json"
 MANIFEST = "data_manifest.json"
+DROPPED = "data_dropped.jsonl"
 LOCK = ".lock"
 EVALUATED = "evaluate"  # key of the resolved config: the checkpoints that are evaluated, no run
 
@@ -170,9 +172,13 @@ class RunStore:
         """Whether the tasks that are measured only at the end have been tried."""
         return any(self.events("rehearsed"))
 
-    def record_start(self, manifest: dict[str, Any], config_hash: str) -> None:
-        """Write the data manifest and the first event."""
+    def record_start(
+        self, manifest: dict[str, Any], dropped: Iterable[DroppedRow], config_hash: str
+    ) -> None:
+        """Write the data manifest, the dropped rows and the first event."""
         self.write_json(MANIFEST, manifest)
+        lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in dropped)
+        self.write_text(DROPPED, lines)
         self.append("run_started", run_id=uuid.uuid4().hex[:12], config_hash=config_hash)
 
     def mark_resumed(self, config: dict[str, Any]) -> int:
@@ -224,13 +230,13 @@ class RunStore:
             name, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         )
 
-    def write_text(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str | Iterable[str]) -> None:
         """Write a file atomically: a reader sees the old one or the new one, never half."""
         target = self.run_dir / name
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_suffix(".tmp")
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)

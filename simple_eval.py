@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data_loader import read_lines
+from data_sources import Row, Source, read_rows, sha256_of
 from errors import DataError, EvalError
 from eval_result import SampleResult
 
@@ -74,14 +74,14 @@ def load_questions(name: str, path: Path) -> QuestionTask:
     Unlike training rows, questions are never dropped: a score over fewer questions than the file
     holds would not be the score that was asked for.
     """
-    file = read_lines(path)
+    source = Source(path.name, path)
     questions: list[Question] = []
     problems: list[str] = []
-    for line_no, line in file.lines:
+    for row in read_rows(source):
         try:
-            questions.append(parse_question(line))
+            questions.append(parse_question(row))
         except ValueError as error:
-            problems.append(f"line {line_no}: {error}")
+            problems.append(f"line {row.line_no}: {error}")
     first_at: dict[str, int] = {}
     for index, question in enumerate(questions):
         if question.id in first_at:
@@ -94,37 +94,34 @@ def load_questions(name: str, path: Path) -> QuestionTask:
         )
     if not questions:
         raise DataError(f"{path}: the file holds no question. Give one JSON object per line.")
-    return QuestionTask(name, path, file.sha256, tuple(questions))
+    return QuestionTask(name, path, sha256_of(source), tuple(questions))
 
 
-def parse_question(line: bytes) -> Question:
-    """Parse one line. Raises `ValueError` with the reason."""
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    unknown = sorted(set(row) - set(QUESTION_KEYS))
+def parse_question(row: Row) -> Question:
+    """Read one row. Raises `ValueError` with the reason."""
+    fields = row.fields
+    if fields is None:
+        raise ValueError(row.problem)
+    unknown = sorted(set(fields) - set(QUESTION_KEYS))
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(QUESTION_KEYS)}")
-    question, answer = row.get("question"), row.get("answer")
+    question, answer = fields.get("question"), fields.get("answer")
     if not isinstance(question, str) or not question.strip():
         raise ValueError('"question" is missing, empty or not a string')
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("it holds a lone surrogate, which is not text") from None
     given = answer if isinstance(answer, list) else [answer]
     answers = tuple(one for one in given if isinstance(one, str) and one.strip())
     if not answers or len(answers) < len(given):
         raise ValueError('"answer" is not a non-empty string or a list of them')
-    grader = row.get("grader", "includes")
+    grader = fields.get("grader", "includes")
     if not isinstance(grader, str) or grader not in GRADERS:
         raise ValueError(f'"grader" is {grader!r}; known are {", ".join(GRADERS)}')
     if grader == "numeric" and any(parse_number(a) is None for a in answers):
         raise ValueError('"grader" is numeric but "answer" is not a number')
-    topic, cluster, own_id = row.get("topic"), row.get("cluster"), row.get("id")
+    topic, cluster, own_id = fields.get("topic"), fields.get("cluster"), fields.get("id")
     for value in (topic, cluster, own_id):
         if value is not None and not (isinstance(value, str) and value):
             raise ValueError('"topic", "cluster" and "id" must be non-empty strings where given')

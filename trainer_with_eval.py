@@ -115,24 +115,26 @@ def select(run: Run, round_no: int) -> Selection:
     from data_selector import select_first, select_next
     from eval_result import topic_scores
 
-    store, config, data = run.store, run.plan.config, run.plan.data
+    store, config, train = run.store, run.plan.config, run.plan.train.examples
     previous, last_result = store.selection(round_no - 1), store.result(round_no - 1)
     step = store.steps_taken()
     num_slots = min(config.steps_per_round, config.max_steps - step) * config.batch_size
     if previous is None:
-        selection = select_first(data.train, num_slots=num_slots, seed=config.seed)
+        selection = select_first(
+            train, num_slots=num_slots, seed=config.seed, weights=run.plan.train_weights
+        )
     else:
         assert last_result is not None, "a round is evaluated before the next one is selected"
         selection = select_next(
             previous,
-            data.train,
-            data.pool,
+            train,
+            run.plan.pool.examples,
             topic_scores(last_result.samples),
             num_slots=num_slots,
             replay_share=config.mining.replay_share,
+            weights=run.plan.train_weights,
         )
-    held_out_picks = [p for p in selection.picks if p.example_id not in run.plan.trainable_ids]
-    assert not held_out_picks, "a pick that contamination or rendering had dropped"
+    assert not run.plan.held_out_picks(selection), "a pick that an evaluation asks"
     store.record_selection(selection, step)
     run.progress.selection_line(selection)
     return selection
@@ -1023,26 +1025,26 @@ def begin_run(
 
     `evaluated` are the checkpoints of an evaluation outside a run.
     """
-    from plan import data_manifest, resolved_config
+    from plan import data_manifest, dropped_rows, resolved_config
     from run_store import EVALUATED, RunStore, new_run_dir
 
     name, resolved = plan.config.run_name, resolved_config(plan, choice, versions())
     if evaluated is not None:
         name, resolved = f"{name}-evaluation", {**resolved, EVALUATED: evaluated}
     store = RunStore.create(settings.run_dir or new_run_dir(Path("runs"), name), resolved)
-    store.record_start(data_manifest(plan), plan.config_hash)
+    store.record_start(data_manifest(plan), dropped_rows(plan), plan.config_hash)
     return store
 
 
 def continue_run(store: RunStore, plan: Plan) -> RunStore:
     """Check that the data are the ones the run began with, and mark the resumption."""
-    from plan import data_manifest
+    from plan import data_manifest, dropped_rows
 
     refuse_training_past_test(store, plan.config)
 
     manifest = data_manifest(plan)
     if not store.has_started:  # killed while its directory was being made
-        store.record_start(manifest, plan.config_hash)
+        store.record_start(manifest, dropped_rows(plan), plan.config_hash)
     else:
         store.refuse_other_data(manifest)
         store.mark_resumed(plan.config.model_dump(mode="json"))

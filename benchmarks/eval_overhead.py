@@ -93,8 +93,8 @@ async def measure(
 ) -> list[Report]:
     import tinker
 
-    from data_loader import load_renderer
     from inspect_eval import InspectScores, inspect_model, load_inspect_task, run_inspect
+    from rendering import load_renderer
     from simple_eval import SamplingSettings, ask_questions, load_questions
 
     service = tinker.ServiceClient(base_url=base_url, api_key=api_key)

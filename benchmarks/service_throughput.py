@@ -105,8 +105,8 @@ class Answers(NamedTuple):
 def make_work() -> Work:
     """Render the demo's rows and questions as the loop and its evaluator do."""
     from config_schema import load_and_validate_config
-    from data_loader import load_renderer
     from hyperparam_utils import ADAM_BETAS, ADAM_EPS
+    from rendering import load_renderer
     from simple_eval import DEFAULT_MAX_TOKENS
 
     loaded = load_and_validate_config(CONFIG_FILE)
@@ -131,16 +131,16 @@ def make_work() -> Work:
 
 def make_batches(loaded: LoadedConfig, renderer: Any) -> list[list[tinker.Datum]]:
     """Batches of train_file's rows and then the pool's, shuffled, from the start when they end."""
-    from data_loader import Rendering, load_examples
+    from data_loader import load_examples
+    from plan import sources_of
+    from rendering import Rendering
 
     config = loaded.config
-    examples = [
-        example
-        for file in (config.train_file, config.mining.pool_file or config.train_file)
-        for example in load_examples(REPO / file).examples
-    ]
+    pool = config.mining.pool_file or config.train_file
+    sources = sources_of(loaded, "train_file", config.train_file)
+    sources += sources_of(loaded, "mining.pool_file", pool)
     rendering = Rendering(renderer, config.max_seq_length)
-    kept, _ = rendering.render_all(examples)
+    kept = rendering.render_all(load_examples(sources).examples).examples
     datums = [rendering[example.id].datum for example in kept]
     random.Random(config.seed).shuffle(datums)
     num_needed = (NUM_WARMUP_STEPS + NUM_STEPS) * config.batch_size

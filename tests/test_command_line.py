@@ -87,7 +87,7 @@ GOOD_ROW = json.dumps({"instruction": "q", "output": "a"}) + "\n"
         ({}, ["There is nowhere to train", "TINKER_API_KEY", "base_url", "--local"]),
         ({"lora_rnk": 3}, ["lora_rnk is not a setting", "lora_rank"]),
         ({"train_file": "gone.jsonl", "base_model": "MODEL"}, ["train_file names 'gone.jsonl'"]),
-        ({"train_file": "bad.jsonl", "base_model": "MODEL"}, ["bad.jsonl", "Line 1"]),
+        ({"train_file": "bad.jsonl", "base_model": "MODEL"}, ["bad.jsonl", "line 1"]),
         ({"train_file": "empty.jsonl", "base_model": "MODEL"}, ["empty.jsonl: the file is empty"]),
         (
             {"eval_tasks": ["qa:gone.jsonl"], "base_model": "MODEL"},

@@ -37,6 +37,7 @@ def refusal(tmp_path: Path, config: object, overrides: list[str] | None = None) 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_configs_load_and_name_files_that_exist(path: Path) -> None:
     loaded = load_and_validate_config(path)
+    assert isinstance(loaded.config.train_file, str)
     assert loaded.find("train_file", loaded.config.train_file).is_file()
 
 

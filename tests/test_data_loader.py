@@ -1,24 +1,29 @@
 """Rows to datums: nothing is dropped in silence, only assistant tokens carry loss."""
 
 import json
+import random
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rapidfuzz.distance import Levenshtein
 
+import rendering as rendering_module
+from contamination import HeldOut, HeldOutText, normalise
 from data_loader import (
     Example,
-    HeldOutQuestions,
+    ExampleTable,
+    LoadedData,
     Message,
-    Rendering,
     clean_split,
     load_examples,
-    load_renderer,
-    load_tokenizer,
-    normalise,
-    parse_row,
-    resolve_renderer_name,
+    split_validation,
 )
+from data_quality import Filters, bands_for, jaccard, near_duplicates, phrases
+from data_sources import Source
 from errors import ConfigError, DataError
+from rendering import Rendering, load_renderer, load_tokenizer, resolve_renderer_name
 
 
 def write_rows(path: Path, rows: list) -> Path:
@@ -31,8 +36,17 @@ def pair(question: str, answer: str = "an answer", **extra: object) -> dict:
     return {"instruction": question, "output": answer, **extra}
 
 
-def example(question: str, line_no: int = 1) -> Example:
-    return parse_row(json.dumps(pair(question)).encode(), "f.jsonl", line_no)
+def load(path: Path, **options: Any) -> LoadedData:
+    return load_examples([Source(path.name, path)], **options)
+
+
+def example(question: str, line_no: int = 1, answer: str = "an answer") -> Example:
+    messages = (Message("user", question), Message("assistant", answer))
+    return table([Example("", messages, "f.jsonl", line_no, None)])[0]
+
+
+def table(examples: Iterable[Example]) -> ExampleTable:
+    return ExampleTable(examples)  # which gives each the id that its messages have
 
 
 def test_both_row_forms_give_the_same_example(tmp_path: Path) -> None:
@@ -40,7 +54,7 @@ def test_both_row_forms_give_the_same_example(tmp_path: Path) -> None:
         pair("q", "a", topic="t"),
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
     ]
-    loaded = load_examples(write_rows(tmp_path / "f.jsonl", rows))
+    loaded = load(write_rows(tmp_path / "f.jsonl", rows))
     assert loaded.examples[0].messages == (Message("user", "q"), Message("assistant", "a"))
     assert loaded.examples[0].topic == "t"
     # the id is made of the messages alone, so the second form is a duplicate of the first
@@ -52,7 +66,7 @@ def test_duplicates_are_found_over_the_whole_example(tmp_path: Path) -> None:
     rows = [pair("Classify", "good", input=f"text {i}") for i in range(100)] + [
         pair("Classify", "good", input="text 7")
     ]
-    loaded = load_examples(write_rows(tmp_path / "f.jsonl", rows))
+    loaded = load(write_rows(tmp_path / "f.jsonl", rows))
     assert len(loaded.examples) == 100
     assert [(row.line_no, row.kind) for row in loaded.dropped] == [(101, "duplicate")]
 
@@ -72,13 +86,13 @@ BAD_ROWS = [
     ('{"instruction": "a", "output": "b", "topic": 3}', '"topic" is not a string'),
     ('{"instruction": "a", "output": "b", "topic": "\\udc00"}', "lone surrogate"),
     ('{"instruction": "a\\ud800", "output": "b"}', "lone surrogate"),
-    ("[" * 100_000, "recursion"),
+    ("[" * 100_000, "nested too deeply"),
 ]
 
 
 def test_every_bad_row_is_listed_with_line_and_reason(tmp_path: Path) -> None:
     rows = [pair(f"good {i}") for i in range(len(BAD_ROWS))] + [text for text, _ in BAD_ROWS]
-    loaded = load_examples(write_rows(tmp_path / "f.jsonl", rows))
+    loaded = load(write_rows(tmp_path / "f.jsonl", rows))
     assert len(loaded.examples) == len(BAD_ROWS)
     assert [row.line_no for row in loaded.dropped] == [
         len(BAD_ROWS) + 1 + i for i in range(len(BAD_ROWS))
@@ -95,7 +109,7 @@ def test_broken_bytes_are_one_bad_row_and_odd_separators_are_text(tmp_path: Path
     file.write_bytes(
         b"\xef\xbb\xbf" + odd + b"\r" + b"\n\xff\xfe\n" + json.dumps(pair("x")).encode() + b"\n\n"
     )
-    loaded = load_examples(file)
+    loaded = load(file)
     assert (loaded.num_rows, len(loaded.examples)) == (3, 2)
     assert loaded.dropped[0].reason == "not valid UTF-8"
 
@@ -105,14 +119,14 @@ def test_broken_bytes_are_one_bad_row_and_odd_separators_are_text(tmp_path: Path
     [
         ([], "the file is empty"),
         (["nonsense"] * 3 + [json.dumps(pair("q"))], "3 of 4 rows cannot be used"),
-        (["nonsense"], "Line 1: not valid JSON"),
+        (["nonsense"], "line 1: not valid JSON"),
     ],
 )
 def test_empty_and_mostly_rejected_files_stop_the_run(
     tmp_path: Path, rows: list[str], part: str
 ) -> None:
     with pytest.raises(DataError, match=part):
-        load_examples(write_rows(tmp_path / "f.jsonl", rows))
+        load(write_rows(tmp_path / "f.jsonl", rows))
 
 
 # --- contamination ---------------------------------------------------------------------------
@@ -134,11 +148,23 @@ def test_normalised_text(text: str, normal: str) -> None:
     assert normalise(text) == normal
 
 
-HELD_OUT = HeldOutQuestions(["What is the capital of France?", "2 + 2", "Who wrote Emma?"])
+HELD_OUT = HeldOut(
+    HeldOutText("t", question, (answer,))
+    for question, answer in [
+        ("What is the capital of France?", "Paris"),
+        ("2 + 2", "4"),
+        ("Who wrote Emma?", "Jane Austen"),
+    ]
+)
+
+
+def is_hit(row: Example) -> bool:
+    found = HELD_OUT.find_in(row.id, row.messages)
+    return found is not None and found.kind == "contaminated"
 
 
 @pytest.mark.parametrize(
-    ("turn", "is_hit"),
+    ("turn", "expected"),
     [
         ("What is the capital of France?", True),
         ("what is THE capital of   france", True),
@@ -152,27 +178,22 @@ HELD_OUT = HeldOutQuestions(["What is the capital of France?", "2 + 2", "Who wro
         ("Tell me, who wrote Emma?", False),
     ],
 )
-def test_contamination_by_the_exact_question_rule(turn: str, is_hit: bool) -> None:
-    assert (HELD_OUT.find_in(example(turn)) is not None) == is_hit
+def test_contamination_by_the_exact_question_rule(turn: str, expected: bool) -> None:
+    assert is_hit(example(turn)) == expected
 
 
 def test_contamination_in_any_user_turn_of_a_chat() -> None:
-    row = {
-        "messages": [
-            {"role": "user", "content": "hello"},
-            {"role": "assistant", "content": "yes?"},
-            {"role": "user", "content": "what is the capital of france"},
-            {"role": "assistant", "content": "Paris"},
-        ]
-    }
-    found = parse_row(json.dumps(row).encode(), "f", 1)
-    assert HELD_OUT.find_in(found) == "What is the capital of France?"
+    chat = parse_messages("hello", "yes?", "what is the capital of france", "Paris")
+    found = HELD_OUT.find_in(chat.id, chat.messages)
+    assert found is not None
+    assert (found.kind, found.text) == ("contaminated", "what is the capital of france")
+    assert found.other == "What is the capital of France?"
 
 
 def test_split_drops_hits_from_both_and_lists_them() -> None:
     train = [example("a question of mine", 1), example("2 + 2", 2)]
     pool = [example("another", 1), example("a question of mine", 2), example("who wrote emma", 3)]
-    split = clean_split(train, pool, HELD_OUT)
+    split = clean_split(table(train), table(pool), HELD_OUT)
     assert [e.line_no for e in split.train] == [1]
     assert [e.line_no for e in split.pool] == [1]
     assert [(row.line_no, row.kind) for row in split.dropped] == [
@@ -182,7 +203,7 @@ def test_split_drops_hits_from_both_and_lists_them() -> None:
     ]
     assert "'Who wrote Emma?'" in split.dropped[2].reason
     with pytest.raises(DataError, match="nothing is left to train"):
-        clean_split([example("2 + 2")], [], HELD_OUT)
+        clean_split(table([example("2 + 2")]), table([]), HELD_OUT)
 
 
 # --- rendering -------------------------------------------------------------------------------
@@ -190,8 +211,8 @@ def test_split_drops_hits_from_both_and_lists_them() -> None:
 
 def parse_messages(*contents: str) -> Example:
     roles = ["user", "assistant"] * len(contents)
-    messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
-    return parse_row(json.dumps({"messages": messages}).encode(), "f", 1)
+    messages = tuple(Message(r, c) for r, c in zip(roles, contents, strict=False))
+    return table([Example("", messages, "f", 1, None)])[0]
 
 
 @pytest.mark.parametrize("renderer_name", ["llama3", "role_colon"])
@@ -201,7 +222,7 @@ def test_only_assistant_tokens_carry_loss_token_by_token(
     """Two turns: exactly the tokens of both answers and of what ends them have weight."""
     chat = parse_messages("first question", "one answer", "second question", "other answer")
     rendering = Rendering(load_renderer(renderer_name, str(llama_dir)), 512)
-    rendering.render_all([chat])
+    rendering.render_all(table([chat]))
     datum = rendering[chat.id].datum
     tokenizer = load_tokenizer(str(llama_dir))
     weights = datum.loss_fn_inputs["weights"].to_numpy()
@@ -224,7 +245,7 @@ def test_only_assistant_tokens_carry_loss_token_by_token(
 def test_renderers_that_drop_reasoning_train_the_last_answer_only(qwen_dir: Path) -> None:
     chat = parse_messages("first question", "one answer", "second question", "other answer")
     rendering = Rendering(load_renderer("qwen3", str(qwen_dir)), 512)
-    rendering.render_all([chat])
+    rendering.render_all(table([chat]))
     datum = rendering[chat.id].datum
     weights = datum.loss_fn_inputs["weights"].to_numpy()
     targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
@@ -240,14 +261,15 @@ def test_too_long_rows_are_cut_and_counted_and_dropped_when_no_answer_is_left(
     long_question = example("word " * 200, 2)
     long_answer = parse_messages("short", "word " * 200)
     rendering = Rendering(renderer, 64)
-    kept, dropped = rendering.render_all([long_answer, long_question])
-    assert kept == (long_answer,)
+    rendered = rendering.render_all(table([long_answer, long_question]))
+    assert list(rendered.examples) == [long_answer]
+    assert rendered.num_truncated == 1
     info = rendering[long_answer.id].info
     assert info.truncated
     assert info.num_tokens == 63
-    assert [(row.kind, row.line_no) for row in dropped] == [("no_loss_tokens", 2)]
+    assert [(row.kind, row.line_no) for row in rendered.dropped] == [("no_loss_tokens", 2)]
     with pytest.raises(DataError, match="Raise max_seq_length"):
-        rendering.render_all([long_question])
+        rendering.render_all(table([long_question]))
 
 
 @pytest.mark.parametrize(("fixture", "renderer"), [("llama_dir", "llama3"), ("qwen_dir", "qwen3")])
@@ -269,3 +291,298 @@ def test_renderer_of_a_hub_model_is_the_recommended_one_or_refused() -> None:
 def test_renderers_that_cannot_work_are_refused(llama_dir: Path, name: str, part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         load_renderer(name, str(llama_dir))
+
+
+# --- near copies, long phrases and what only looks alike -----------------------------------------
+
+
+def chat(*turns: str) -> Example:
+    return parse_messages(*turns)
+
+
+FRANCE = "What is the capital of France?"
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        (chat(FRANCE, "Paris"), "asks"),
+        (chat("WHAT IS   THE CAPITAL of  FRANCE", "Lyon"), "asks"),
+        (chat(f"Please help me with this. {FRANCE} Thanks!", "Lyon"), "holds"),
+        (chat("hello", "hi", "what is the capital of france", "Lyon"), "asks"),
+        (chat("What's the capital of France?", "Paris."), "nearly asks"),
+        (chat("What is the capital city of France?", "The capital is Paris!"), "nearly asks"),
+        (chat("hi", "hi", "What is a capital of France?", "paris"), "nearly asks"),
+    ],
+)
+def test_planted_copies_are_found(row: Example, rule: str) -> None:
+    found = HELD_OUT.find_in(row.id, row.messages)
+    assert found is not None
+    assert (found.kind, found.other) == ("contaminated", FRANCE)
+    assert found.reason.endswith(f" the question {FRANCE!r} of t")
+    assert found.reason.startswith(rule)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (chat("What is the capital of Spain?", "Madrid"), "similar"),
+        (chat("What is the capital of France now?", "It moved to Lyon"), None),  # holds it: below
+        (chat("What is the population of Paris?", "Paris has 2 million"), None),
+        (chat("Who wrote Persuasion?", "Jane Austen"), None),
+        (chat("2 + 3", "5"), None),
+    ],
+)
+def test_what_only_looks_alike_is_kept(row: Example, kind: str | None) -> None:
+    found = HELD_OUT.find_in(row.id, row.messages)
+    if row.messages[0].content.endswith("now?"):
+        assert found is not None and found.reason.startswith("holds")
+    else:
+        assert (None if found is None else found.kind) == kind
+
+
+def test_a_fifth_of_the_words_is_the_limit_of_a_near_copy() -> None:
+    words = [f"word{i}" for i in range(20)]
+    held_out = HeldOut([HeldOutText("t", " ".join(words), ("yes",))])
+
+    def kind(changed: int, answer: str = "Yes.") -> str | None:
+        rng = random.Random(changed)
+        places = set(rng.sample(range(20), changed))
+        # every 5th word or so is another one, so that no 13 in a row are left
+        text = " ".join("other" if i in places else word for i, word in enumerate(words))
+        row = chat(text, answer)
+        found = held_out.find_in(row.id, row.messages)
+        return None if found is None else found.kind
+
+    assert [kind(changed) for changed in (1, 2, 3, 4)] == ["contaminated"] * 4
+    assert [kind(changed) for changed in (5, 6, 10)] == [None] * 3
+    assert kind(4, "No.") == "similar"
+
+
+def test_near_copies_of_generated_questions_are_never_missed() -> None:
+    """The index by rare words finds what comparing with every question finds."""
+    rng = random.Random(0)
+    vocabulary = [f"w{i}" for i in range(60)]
+    questions = [[rng.choice(vocabulary) for _ in range(rng.randint(3, 14))] for _ in range(80)]
+    held_out = HeldOut(HeldOutText("t", " ".join(words), ("same",)) for words in questions)
+    assert not any(
+        sum(Levenshtein.distance(q, other) <= 0.4 * len(q) for other in questions) >= 5
+        for q in questions
+        if len(q) > 5
+    )
+    num_found = 0
+    for _ in range(1500):
+        words = list(rng.choice(questions))
+        for _ in range(rng.randint(0, 4)):
+            place = rng.randrange(len(words) + 1)
+            words[place : place + rng.randint(0, 1)] = rng.choice([[], [rng.choice(vocabulary)]])
+            words = words or ["w0"]
+        row = chat(" ".join(words), "same")
+        found = held_out.find_in(row.id, row.messages)
+        expected = any(
+            Levenshtein.distance(words, q) <= int(0.2 * max(len(words), len(q))) for q in questions
+        )
+        is_found = found is not None and found.kind == "contaminated"
+        assert is_found or not expected, words
+        num_found += is_found
+    assert 300 < num_found < 1400
+
+
+def test_thirteen_words_in_a_row_are_shared_by_chance_by_nobody() -> None:
+    story = "a farmer has seventeen sheep and all but nine of them run away into the hills at night"
+    held_out = HeldOut([HeldOutText("t", f"{story}. How many are left?", ("9",))])
+    thirteen = " ".join(story.split()[2:15])
+    twelve = " ".join(story.split()[2:14])
+    for turns, is_found in (
+        ((f"Once, {thirteen}.", "what then"), True),
+        (("Tell me of a farmer", f"He {thirteen}, I heard."), True),  # also in what is answered
+        ((f"Once, {twelve}.", "what then"), False),
+    ):
+        row = chat(*turns)
+        found = held_out.find_in(row.id, row.messages)
+        assert (found is not None and "shares 13 words" in found.reason) is is_found
+
+
+def test_the_template_of_a_task_is_no_question() -> None:
+    template = "answer the following question with one word and nothing else at all and be brief"
+    texts = [HeldOutText("t", f"{template} number {i} is it a{i}", ("x",)) for i in range(30)]
+    row = chat(f"{template} so what is up", "fine")
+    kinds = []
+    for number in (30, 4):  # four may share a phrase without its being a template
+        found = HeldOut(texts[:number]).find_in(row.id, row.messages)
+        kinds.append(None if found is None else found.kind)
+    assert kinds == ["similar", "contaminated"]
+
+
+def test_a_pattern_with_few_answers_is_no_copy() -> None:
+    """Labels repeat: a row with the pattern of five questions with its answer copies none."""
+    texts = [HeldOutText("t", f"What kind of thing is thing{i}?", ("city",)) for i in range(5)]
+    row = chat("What kind of thing is Rome?", "City.")
+    kinds = []
+    for number in (5, 4):
+        found = HeldOut(texts[:number]).find_in(row.id, row.messages)
+        kinds.append(None if found is None else found.kind)
+    assert kinds == ["similar", "contaminated"]
+    copy = chat("what kind of thing is thing3", "City.")
+    found = HeldOut(texts).find_in(copy.id, copy.messages)
+    assert found is not None and found.reason.startswith("asks")
+
+
+def test_rows_of_a_held_out_file_are_found_by_their_id() -> None:
+    row = chat("first", "one", "second", "two")
+    found = HeldOut([], [row.id]).find_in(row.id, row.messages)
+    assert found is not None
+    assert (found.kind, found.reason) == (
+        "contaminated",
+        "the same conversation stands in a held-out file",
+    )
+
+
+# --- quality -------------------------------------------------------------------------------------
+
+
+def test_filters_name_what_a_row_is_dropped_for(tmp_path: Path) -> None:
+    rows = [
+        pair("one two three", "four five"),
+        pair("one", "two"),
+        pair("w " * 50, "an answer"),
+        pair("go on", "round and round " * 20),
+        pair("go on", " ".join(f"w{i}" for i in range(40))),
+    ]
+    path = write_rows(tmp_path / "f.jsonl", rows)
+    loaded = load(path, filters=Filters(min_words=3, max_words=62, max_repetition=0.5))
+    assert [e.line_no for e in loaded.examples] == [1, 3, 5]
+    assert [(row.line_no, row.kind, row.reason) for row in loaded.dropped] == [
+        (2, "too_short", "2 words, fewer than 3"),
+        (4, "repetitive", "95% of an answer's three-word phrases repeat earlier ones"),
+    ]
+    with pytest.raises(DataError, match="the filters of `data` leave no row"):
+        load(path, filters=Filters(min_words=1000))
+
+
+def test_near_duplicates_are_dropped_with_the_pairs_listed(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    base = [f"w{rng.randrange(5000)}" for _ in range(60)]
+    near, far = list(base), list(base)
+    near[30] = "changed"
+    for place in range(0, 60, 4):
+        far[place] = f"other{place}"
+    rows = [pair("q", " ".join(words)) for words in (base, near, far, [*base, "more"])]
+    rows += [pair(f"What is the capital of land {i}?", f"Town {i}") for i in range(50)]
+    path = write_rows(tmp_path / "f.jsonl", rows)
+    loaded = load(path, near_duplicates_from=0.8)
+    assert [(row.line_no, row.kind) for row in loaded.dropped] == [
+        (2, "near_duplicate"),
+        (4, "near_duplicate"),
+    ]
+    assert [row.reason for row in loaded.dropped] == ["90% like line 1", "98% like line 1"]
+    assert loaded.dropped[0].text == " ".join(near)
+    assert loaded.dropped[0].other == " ".join(base)
+    assert len(loaded.examples) == 52
+
+
+def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
+    rng = random.Random(1)
+    rows = [tuple(f"w{rng.randrange(3000)}" for _ in range(40)) for _ in range(150)]
+    for _ in range(150):
+        words = list(rng.choice(rows))
+        for place in rng.sample(range(40), rng.randint(0, 5)):
+            words[place] = f"x{rng.randrange(3000)}"
+        rows.append(tuple(words))
+    kept: list[int] = []
+    expected = {}
+    for position, words in enumerate(rows):
+        mine = phrases(words)
+        similar = [one for one in kept if jaccard(mine, phrases(rows[one])) >= 0.7]
+        if similar:
+            expected[position] = similar
+        else:
+            kept.append(position)
+    found = {one.position: one.kept for one in near_duplicates(len(rows), rows.__getitem__, 0.7)}
+    assert len(expected) > 60
+    assert set(found) <= set(expected)
+    assert len(found) >= 0.98 * len(expected)  # a pair is missed with a chance of 1 % at the most
+    assert all(found[position] in expected[position] for position in found)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 0.99])
+def test_bands_find_a_pair_at_the_threshold_and_few_far_below(threshold: float) -> None:
+    number, size = bands_for(threshold)
+    assert number * size <= 128
+    assert 1 - (1 - threshold**size) ** number >= 0.99
+    assert 1 - (1 - (threshold / 2) ** size) ** number < 0.9
+
+
+# --- splits and many rows ------------------------------------------------------------------------
+
+
+def test_a_held_out_share_stays_when_rows_are_added() -> None:
+    rows = [example(f"question number {i}?") for i in range(2000)]
+    train, validation = split_validation(table(rows), 0.1)
+    assert len(train) + len(validation) == 2000
+    assert 150 < len(validation) < 250
+    more = [example(f"another question {i}?") for i in range(500)]
+    train_after, validation_after = split_validation(table([*more, *rows[::-1]]), 0.1)
+    assert {e.id for e in validation} <= {e.id for e in validation_after}
+    assert {e.id for e in train} <= {e.id for e in train_after}
+    # a question asked in other words of case, and answered otherwise, is on the same side
+    held_out = next(iter(validation))
+    again = example(held_out.messages[0].content.upper(), answer="another answer")
+    assert len(split_validation(table([*rows, again]), 0.1)[1]) == len(validation) + 1
+    with pytest.raises(DataError, match=r"data\.val_share 0\.1 leaves 1 of 1 rows"):
+        split_validation(table(rows[:1]), 0.1)
+
+
+def test_a_table_finds_its_rows_and_shares_them(tmp_path: Path) -> None:
+    rows = [example(f"q{i}", i) for i in range(100)]
+    whole = table(rows)
+    part = whole.take([5, 3])
+    assert [e.line_no for e in part] == [5, 3]
+    assert (part.find(rows[3].id), part.find(rows[4].id), whole.find(rows[4].id)) == (1, None, 4)
+    assert rows[3].id in part
+    assert rows[4].id not in part
+    assert whole[-1] == rows[-1]
+    with pytest.raises(IndexError):
+        whole[100]
+
+
+def test_datums_that_are_not_kept_are_made_again_the_same(
+    llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering_module, "NUM_KEPT", 3)
+    rendering = Rendering(load_renderer("llama3", str(llama_dir)), 128)
+    rows = table(example(f"question {i}") for i in range(10))
+    rendered = rendering.render_all(rows)
+    first = rendering[rows[0].id]
+    for row in rows:
+        assert rendering[row.id].info.num_tokens == rendered.num_tokens[rows.find(row.id) or 0]
+    again = rendering[rows[0].id]
+    assert again is not first
+    assert again.datum.model_input.to_ints() == first.datum.model_input.to_ints()
+
+
+@pytest.mark.parametrize(
+    ("train_on", "trained"),
+    [
+        ("last_assistant_message", ["other answer"]),
+        ("all_assistant_messages", ["one answer", "other answer"]),
+        ("all_messages", ["first question", "one answer", "second question", "other answer"]),
+    ],
+)
+def test_what_is_trained_on_follows_the_setting(
+    llama_dir: Path, train_on: str, trained: list[str]
+) -> None:
+    turns = ["first question", "one answer", "second question", "other answer"]
+    row = chat(*turns)
+    rendering = Rendering(load_renderer("llama3", str(llama_dir)), 512, train_on)
+    rendering.render_all(table([row]))
+    datum = rendering[row.id].datum
+    weights = datum.loss_fn_inputs["weights"].to_numpy()
+    targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
+    text = load_tokenizer(str(llama_dir)).decode(targets[weights > 0])
+    assert [turn for turn in turns if turn in text] == trained
+
+
+def test_earlier_turns_are_not_trained_on_where_their_reasoning_is_dropped(qwen_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="trained on what sampling never sees"):
+        Rendering(load_renderer("qwen3", str(qwen_dir)), 512, "all_assistant_messages")

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from data_loader import Example, Message
+from data_loader import Example, ExampleTable, Message
 from data_selector import Selection, allocate, failure_rate, select_first, select_next, walk
 from eval_result import TopicScore
 
@@ -12,7 +12,7 @@ TOPICS = {"easy": TopicScore(20, 1.0), "hard": TopicScore(20, 19.0)}
 
 
 def examples(prefix: str, count: int, topics: tuple[str | None, ...] = ("easy", "hard")):
-    return [
+    return ExampleTable(
         Example(
             id=f"{prefix}{i}",
             messages=(Message("user", f"{prefix}{i}"), Message("assistant", "a")),
@@ -21,7 +21,7 @@ def examples(prefix: str, count: int, topics: tuple[str | None, ...] = ("easy", 
             topic=topics[i % len(topics)],
         )
         for i in range(count)
-    ]
+    )
 
 
 TRAIN, POOL = examples("t", 10), examples("p", 200)
@@ -45,6 +45,21 @@ def test_the_walk_goes_on_where_the_cursor_stands() -> None:
     whole = [e.id for e in walk(TRAIN, 0, 0, 33)]
     parts = [e.id for start, n in ((0, 7), (7, 13), (20, 13)) for e in walk(TRAIN, 0, start, n)]
     assert parts == whole
+
+
+def test_weighted_sources_take_turns_and_each_is_walked_whole() -> None:
+    both = ExampleTable([*examples("a", 30), *examples("b", 5)])
+    weights = {"a": 1.0, "b": 3.0, "gone": 2.0}
+    whole = walk(both, 0, 0, 80, weights)
+    parts = [e for start, n in ((0, 33), (33, 47)) for e in walk(both, 0, start, n, weights)]
+    assert parts == whole
+    for number in range(1, 81):
+        drawn = sum(example.source == "b" for example in whole[:number])
+        assert abs(drawn - 0.75 * number) <= 1
+    of_b = [example.id for example in whole if example.source == "b"]
+    assert all(len(set(of_b[i : i + 5])) == 5 for i in range(0, 60, 5))  # passes are whole
+    of_a = [example.id for example in whole if example.source == "a"]
+    assert len(set(of_a)) == len(of_a) == 20
 
 
 def test_later_round_has_exact_shares_and_replay_continues_the_walk() -> None:
@@ -84,7 +99,7 @@ def test_pool_is_drawn_without_replacement_across_rounds_and_then_again() -> Non
 
 
 def test_a_topic_that_runs_out_leaves_its_slots_to_the_others() -> None:
-    small = examples("p", 5, ("hard",)) + examples("q", 100, ("easy",))
+    small = ExampleTable([*examples("p", 5, ("hard",)), *examples("q", 100, ("easy",))])
     second = next_round(select_first(TRAIN, num_slots=40, seed=0), pool=small)
     assert second.topic_slots == {"easy": 25, "hard": 5}
 
@@ -100,7 +115,7 @@ def test_without_topics_picks_are_uniform_and_say_so() -> None:
 def test_without_a_pool_all_slots_come_from_the_training_file_by_topic() -> None:
     train = examples("t", 100)
     first = select_first(train, num_slots=40, seed=0)
-    second = select_next(first, train, (), TOPICS, num_slots=40, replay_share=0.25)
+    second = select_next(first, train, ExampleTable(), TOPICS, num_slots=40, replay_share=0.25)
     assert second.shares == {"train": 40}
     assert second.topic_slots == {"easy": 4, "hard": 36}
     assert len({p.example_id for p in second.picks}) == 40

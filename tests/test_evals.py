@@ -32,9 +32,9 @@ from tinker_cookbook.tokenizer_utils import get_tokenizer
 import local_tinker
 from config_schema import load_and_validate_config
 from conftest import REPO
-from data_loader import resolve_renderer_name
 from evals import arithmetic, calibration, domain_qa, instruction_following, refusal
 from evals.calibration import Forecast
+from rendering import resolve_renderer_name
 from simple_eval import GRADERS, grade_numeric, load_questions
 
 TASKS = {
@@ -556,6 +556,7 @@ def file_of(task: str) -> Path | None:
 def test_examples_are_valid_and_ask_at_all_three_layers(path: Path) -> None:
     config = load_and_validate_config(path).config
     tasks = [*config.measured_tasks, *config.evaluation.test_tasks]
+    assert isinstance(config.train_file, str)
     for file in [Path(config.train_file), *filter(None, map(file_of, tasks))]:
         assert (path.parent / file).is_file(), file
     assert {config.layer_of(task) for task in tasks} == {1, 2, 3}

@@ -206,9 +206,82 @@ def test_held_out_rows_are_not_trained_on(workspace: Workspace) -> None:
     assert dropped == [("train.jsonl", 1), ("pool.jsonl", 1)]
 
 
+def test_a_held_out_share_is_measured_and_not_trained_on(
+    workspace: Workspace, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.write_rows("train.jsonl", [row(i) for i in range(60)])
+    changes: dict[str, Any] = {
+        "data": {"val_share": 0.2},
+        "steps_per_round": 12,
+        "max_rounds": 1,
+        "evaluation": {"max_tokens": 4, "held_out_every_steps": 5},
+    }
+    assert workspace.run("run", **changes) == 0
+    store = workspace.store("run")
+    result = store.result(1)
+    assert result is not None
+    (loss,) = result.held_out
+    assert loss.name == "nll:split"
+    assert 5 <= loss.n <= 20
+    assert len(store.held_out_points(1)) == 2
+    trained = {i for event in store.events("step") for i in event["example_ids"]}
+    assert len(trained) == 48  # of the 60 that are not held out, each at the most once
+    assert not trained & {one.id for one in loss.rows}
+    # a row that is added leaves the others where they are
+    workspace.write_rows("train.jsonl", [row(i) for i in range(70)])
+    assert workspace.run("more", **changes) == 0
+    more = workspace.store("more").result(1)
+    assert more is not None
+    assert {one.id for one in loss.rows} <= {one.id for one in more.held_out[0].rows}
+    # and an evaluation outside the run measures it too
+    workspace.write_rows("train.jsonl", [row(i) for i in range(60)])
+    config = workspace.arguments("other", **changes)[:2]
+    capsys.readouterr()
+    assert main([*config, "--evaluate", str(workspace.folder / "run"), "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert one["held_out_nll"] == {"nll:split": pytest.approx(loss.nll, rel=1e-6)}
+
+
+def test_contamination_can_stop_the_run(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    asked = "Tell me, which word stands at place 3?"
+    workspace.write_rows("pool.jsonl", [row(100), {"instruction": asked, "output": "x"}])
+    assert workspace.run("run", data={"contamination": "stop"}) == 2
+    told = capsys.readouterr().err
+    assert "1 of the rows hold what an evaluation asks: pool.jsonl line 2" in told
+    assert f"{asked!r}, holds the question 'Which word stands at place 3?'" in told
+    assert not (workspace.folder / "run").exists()
+
+
+def test_questions_of_inspect_tasks_and_sealed_tests_are_not_trained_on(
+    workspace: Workspace,
+) -> None:
+    rows = [
+        {"instruction": "Name thing 3!", "output": "x"},  # of an Inspect task
+        {"instruction": "So: which word closes line 2, you think?", "output": "y"},  # of the test
+        {"instruction": "Which word stands on place 4?", "output": "x"},  # nearly a dev question
+        {"instruction": "Which word stands on place 4?", "output": "z"},  # with another answer
+    ]
+    workspace.write_rows("pool.jsonl", [*rows, *(row(i) for i in range(100, 120))])
+    changes = {
+        "eval_tasks": ["qa:questions.jsonl", "tasks.py@things"],
+        "evaluation": {"max_tokens": 4, "test_tasks": ["qa:test.jsonl"]},
+    }
+    assert workspace.run("run", **changes) == 0
+    lines = (workspace.folder / "run/data_dropped.jsonl").read_text().splitlines()
+    dropped = [(row["line_no"], row["kind"]) for row in map(json.loads, lines)]
+    assert dropped == [
+        *((1, "contaminated"), (2, "contaminated"), (3, "contaminated"), (4, "similar"))
+    ]
+    manifest = workspace.store("run").data_manifest()
+    assert manifest["num_dropped"] == {"contaminated": 3, "similar": 1}
+    assert manifest["examples"]["mining.pool_file"]["num_examples"] == 21
+
+
 def test_a_held_out_file_with_a_bad_row_is_refused(workspace: Workspace) -> None:
     workspace.write_rows("val.jsonl", [row(0), {"instruction": "no output"}])
-    with pytest.raises(Exception, match=r"val\.jsonl line 2: expected"):
+    with pytest.raises(Exception, match=r"val\.jsonl: 1 of 2 rows cannot be used: line 2: exp"):
         load_held_out("nll:val.jsonl", workspace.folder / "val.jsonl")
 
 

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import local_tinker
 from conftest import REPO
-from data_loader import load_examples, normalise
+from contamination import normalise
+from data_loader import load_examples
+from data_sources import Source
 from fake_evalops import OK_P, as_json, fake_evalops
 from run_store import RunStore
 from trainer_with_eval import main
@@ -138,8 +140,10 @@ def test_what_is_trained_on(workspace: Workspace) -> None:
     assert workspace.run("run") == 0
     first = json.loads((workspace.folder / "run/selections/round_01.json").read_text())
     second = json.loads((workspace.folder / "run/selections/round_02.json").read_text())
-    train_ids = {e.id for e in load_examples(workspace.folder / "train.jsonl").examples}
-    pool_ids = {e.id for e in load_examples(workspace.folder / "pool.jsonl").examples}
+    train_ids, pool_ids = (
+        {e.id for e in load_examples([Source(name, workspace.folder / name)]).examples}
+        for name in ("train.jsonl", "pool.jsonl")
+    )
     ids = [pick["example_id"] for pick in first["picks"]]
     assert set(ids[:10]) == train_ids
     assert len(ids) == 12
@@ -251,7 +255,11 @@ def test_evaluation_questions_never_enter_training(workspace: Workspace) -> None
         "contaminated",
     )
     assert "Which word stands at place 3?" in dropped["reason"]
-    assert manifest["files"]["mining.pool_file"]["num_examples"] == 20
+    assert dropped["text"] == planted
+    assert dropped["other"] == "Which word stands at place 3?"
+    assert manifest["examples"]["mining.pool_file"]["num_examples"] == 20
+    (line,) = (workspace.folder / "run/data_dropped.jsonl").read_text().splitlines()
+    assert json.loads(line) == dropped
     assert normalise(planted).startswith("please answer")
 
 

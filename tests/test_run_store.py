@@ -17,7 +17,7 @@ MANIFEST = {"files": {"train_file": {"path": "t.jsonl", "sha256": "1"}}, "eval_t
 
 def started(run_dir: Path) -> RunStore:
     store = RunStore.create(run_dir, {"config": {"max_rounds": 1}, "config_hash": "abc"})
-    store.record_start(MANIFEST, "abc")
+    store.record_start(MANIFEST, [], "abc")
     return store
 
 
