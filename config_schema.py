@@ -279,8 +279,27 @@ class MiningSettings(Settings):
         default=None,
         description="further examples, like `train_file`, to draw new ones from after round 1",
     )
+    strategy: Literal["uniform", "topics", "similar", "loss", "hybrid"] = Field(
+        default="topics",
+        description=(
+            "how hard rows are drawn: by chance, from failed topics, by their likeness to failed "
+            "questions, by their loss, or from failed topics by loss"
+        ),
+    )
     replay_share: Share = Field(
         default=0.2, description="share of a later round that goes on through `train_file`"
+    )
+    new_share: Share = Field(
+        default=0.0, description="share of a later round that is drawn from the pool by chance"
+    )
+    noise_cap: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of the measured rows, those with the highest losses, that is not drawn",
+    )
+    num_candidates: Positive = Field(
+        default=1000, description="rows whose losses or likeness are measured before each round"
     )
 
 
@@ -473,6 +492,11 @@ class TrainingConfig(Settings):
                         f"{', '.join(ROW_FIELDS)}. Write what the row has as what the file calls "
                         'it, for example {"completion": "answer"}.'
                     )
+        if self.mining.replay_share + self.mining.new_share > 1:
+            raise ValueError(
+                f"mining.replay_share {self.mining.replay_share:g} and mining.new_share "
+                f"{self.mining.new_share:g} are more than 1 together."
+            )
         if self.val_file is not None and self.data.val_share:
             raise ValueError(
                 "val_file and data.val_share are both set. Hold out a file, or a share of "

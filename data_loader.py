@@ -15,7 +15,7 @@ import json
 import tempfile
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, overload
 
@@ -181,6 +181,10 @@ class ExampleTable(Sequence[Example]):
     def id_of(self, position: int) -> str:
         return self._key_of(position).hex()
 
+    @property
+    def ids(self) -> Iterator[str]:
+        return (self.id_of(position) for position in range(len(self)))
+
     def topic_of(self, position: int) -> str | None:
         return self._topics.names[self._topic_codes[position]]
 
@@ -197,6 +201,17 @@ class ExampleTable(Sequence[Example]):
 
     def __contains__(self, example_id: object) -> bool:
         return isinstance(example_id, str) and self.find(example_id) is not None
+
+    @property
+    def has_topics(self) -> bool:
+        return any(self.topic_of(position) is not None for position in range(len(self)))
+
+    def with_topics(self, topics: Sequence[str]) -> ExampleTable:
+        """The same examples with other topics, one for each."""
+        changed = self.take(range(len(self)))
+        changed._topics = _Names()
+        changed._topic_codes = array("l", map(changed._topics.code, topics))
+        return changed
 
     def take(self, positions: Sequence[int]) -> ExampleTable:
         """The examples at these positions, in their order."""

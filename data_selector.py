@@ -1,31 +1,103 @@
-"""What a round trains on, and why: replayed training rows and new rows from the pool.
+"""What a round trains on, and why: replayed training rows, and hard and new ones from the pool.
 
 Round 1 walks a seeded shuffle of the training file. A later round has exactly
-`steps_per_round * batch_size` slots: replay slots go on through that shuffle, the others come from
-the pool, without replacement across rounds, topics in proportion to their smoothed failure rate.
-Without a pool all slots come from the training file, weighted by topic. A source that runs out is
-reshuffled with a new sub-seed. Everything follows from the seed, the cursor and the earlier picks,
-so a resumed run selects what an uninterrupted one would have. Reads no file; never sees held-out
-ids.
+`steps_per_round * batch_size` slots: replay slots go on through that shuffle, new slots are drawn
+from the pool by chance, and hard ones by the strategy:
+
+- `uniform`: by chance;
+- `topics`: topics in proportion to their smoothed failure rate, by chance within one;
+- `similar`: in proportion to the likeness of a row to the questions that were failed;
+- `loss`: in proportion to what can still be learnt of a row (`learnable`);
+- `hybrid`: topics as by `topics`, rows within one as by `loss`.
+
+Nothing is drawn twice before all was drawn once. Without a pool all slots come from the training
+file. A source that runs out is reshuffled with a new sub-seed. Everything follows from the seed,
+the cursor, the earlier picks and what was measured, so a resumed run selects what an uninterrupted
+one would have. Reads no file; never sees held-out ids.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 from data_loader import Example, ExampleTable
 from eval_result import TopicScore
 
 Source = Literal["train", "replay", "pool"]
+Strategy = Literal["uniform", "topics", "similar", "loss", "hybrid"]
+
+
+@dataclass(frozen=True)
+class Mining:
+    """How later rounds choose. Shares are of a round's slots; what they leave is for hard rows."""
+
+    strategy: Strategy = "topics"
+    replay_share: float = 0.2
+    new_share: float = 0.0
+    noise_cap: float = 0.1
+    num_candidates: int = 1000
+
+    @property
+    def needs_losses(self) -> bool:
+        return self.strategy in ("loss", "hybrid")
+
+    @property
+    def needs_topics(self) -> bool:
+        return self.strategy in ("topics", "hybrid")
+
+
+class CandidateLoss(NamedTuple):
+    """Nats per loss token of a row: under the weights that the round starts from, and under the
+    untouched model."""
+
+    now: float
+    before: float
+
+
+class Likeness(NamedTuple):
+    """How like a row is to the failed question that it is likest to, from 0 to 1."""
+
+    score: float
+    question: str
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What is known of the pool's rows after an evaluation; losses and likeness by example id."""
+
+    topics: Mapping[str, TopicScore] = field(default_factory=dict)
+    losses: Mapping[str, CandidateLoss] = field(default_factory=dict)
+    likeness: Mapping[str, Likeness] = field(default_factory=dict)
+    suspects: frozenset[str] = frozenset()  # wrong under every checkpoint; never drawn as hard
+
+
+def learnable(loss: CandidateLoss) -> float:
+    """How much there is to learn of a row, in nats per token.
+
+    Its loss, times the square of the share of its loss that training has taken away already. A row
+    that is known scores 0, and so does one whose loss training has not lowered: it is not of the
+    kind that is being learnt, or its answer is wrong. (After the idea of Mindermann et al. 2022,
+    "Prioritized training on points that are learnable, worth learning, and not yet learnt".)
+    """
+    if loss.before <= 0:
+        return 0.0
+    return loss.now * max(0.0, 1 - loss.now / loss.before) ** 2
+
+
+def noisiest(losses: Mapping[str, CandidateLoss], share: float) -> frozenset[str]:
+    """The rows with the highest losses, that share of all."""
+    by_loss = sorted(losses, key=lambda example_id: (-losses[example_id].now, example_id))
+    return frozenset(by_loss[: int(share * len(by_loss))])
 
 
 @dataclass(frozen=True)
 class Pick:
-    """One slot of a round. `weight` is its topic's share of the mined slots, None if not mined."""
+    """One slot of a round. `weight` is what it was drawn by, None where it was not mined."""
 
     example_id: str
     source: Source
@@ -49,6 +121,7 @@ class Selection:
     train_cursor: int
     pool_pass: int
     used_ids: tuple[str, ...]  # mined in this pass through the pool, this round included
+    suspects: tuple[str, ...] = ()  # rows whose answers are unlikely under every checkpoint
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,7 +129,8 @@ class Selection:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Selection:
         picks = tuple(Pick(**pick) for pick in data["picks"])
-        return cls(**{**data, "picks": picks, "used_ids": tuple(data["used_ids"])})
+        lists = {key: tuple(data[key]) for key in ("used_ids", "suspects")}
+        return cls(**{**data, "picks": picks, **lists})
 
 
 def walk(
@@ -133,24 +207,25 @@ def select_next(
     previous: Selection,
     train: ExampleTable,
     pool: ExampleTable,
-    topics: Mapping[str, TopicScore],
+    signals: Signals,
+    mining: Mining,
     *,
     num_slots: int,
-    replay_share: float,
     weights: Mapping[str, float] | None = None,
 ) -> Selection:
-    """A later round, from the round before it and the topics that the last evaluation failed."""
+    """A later round, from the round before it and what is known of the pool's rows."""
     seed, round_no = previous.seed, previous.round + 1
-    num_replay = round(replay_share * num_slots) if len(pool) else 0
+    mined, source = mined_table(train, pool)
+    num_replay = round(mining.replay_share * num_slots) if source == "pool" else 0
+    num_new = min(round(mining.new_share * num_slots), num_slots - num_replay)
     replayed = walk(train, seed, previous.train_cursor, num_replay, weights)
     picks = [
         Pick(example.id, "replay", example.topic, "replay: train_file's shuffle goes on", None)
         for example in replayed
     ]
-    mined = pool if len(pool) else train
-    draw = _Draw(mined, topics, seed, round_no, previous.pool_pass, previous.used_ids)
-    source: Source = "pool" if len(pool) else "train"
-    picks += draw.take(num_slots - num_replay, source)
+    draw = _Draw(mined, signals, mining, previous, source)
+    picks += draw.take(num_slots - num_replay - num_new, draw.hard)
+    picks += draw.take(num_new, draw.new)
     order = _shuffled(range(len(picks)), seed, "slots", round_no)
     return Selection(
         round=round_no,
@@ -163,7 +238,21 @@ def select_next(
         train_cursor=previous.train_cursor + num_replay,
         pool_pass=draw.pass_no,
         used_ids=tuple(sorted(mined.id_of(position) for position in draw.used)),
+        suspects=tuple(sorted(signals.suspects)),
     )
+
+
+def mined_table(train: ExampleTable, pool: ExampleTable) -> tuple[ExampleTable, Source]:
+    """What hard and new rows are drawn from: the pool, or the training rows where there is none."""
+    return (pool, "pool") if len(pool) else (train, "train")
+
+
+def candidates(previous: Selection, mined: ExampleTable, number: int) -> list[int]:
+    """The positions of the rows whose losses are measured: at most `number` of those not used in
+    this pass, by chance."""
+    used = set(previous.used_ids)
+    order = _shuffled(range(len(mined)), previous.seed, "pool", previous.pool_pass)
+    return [one for one in order if mined.id_of(one) not in used][:number]
 
 
 def failure_rate(score: TopicScore | None) -> float:
@@ -172,85 +261,139 @@ def failure_rate(score: TopicScore | None) -> float:
 
 
 class _Draw:
-    """Draws unused examples topic by topic, starting a new pass when the source has run out."""
+    """Draws unused examples, starting a new pass when the source has run out."""
 
     def __init__(
         self,
         examples: ExampleTable,
-        topics: Mapping[str, TopicScore],
-        seed: int,
-        round_no: int,
-        pass_no: int,
-        used_ids: Sequence[str],
+        signals: Signals,
+        mining: Mining,
+        previous: Selection,
+        source: Source,
     ) -> None:
         self.examples = examples
-        self.topics = topics
-        self.seed = seed
-        self.round_no = round_no
-        self.pass_no = pass_no
-        found = (examples.find(example_id) for example_id in used_ids)
+        self.signals = signals
+        self.source: Source = source
+        self.strategy = mining.strategy
+        self.seed, self.round_no = previous.seed, previous.round + 1
+        self.pass_no = previous.pool_pass
+        self.too_noisy = noisiest(signals.losses, mining.noise_cap) | signals.suspects
+        found = (examples.find(example_id) for example_id in previous.used_ids)
         self.used = {position for position in found if position is not None}
+        self._random = random.Random(f"{self.seed}:draw:{self.round_no}")
 
-    def take(self, count: int, source: Source) -> list[Pick]:
+    def take(self, count: int, choose: Callable[[list[int], int], list[Pick]]) -> list[Pick]:
+        """Draw `count` rows by one of the ways below."""
         picks: list[Pick] = []
         while len(picks) < count:
-            waiting = self._waiting_by_topic()
+            order = _shuffled(range(len(self.examples)), self.seed, "pool", self.pass_no)
+            waiting = [position for position in order if position not in self.used]
             if not waiting:
                 self.pass_no += 1
                 self.used.clear()
                 continue
-            if set(waiting) == {None} or not self.topics:
-                picks += self._take_uniformly(waiting, count - len(picks), source)
-            else:
-                picks += self._take_by_topic(waiting, count - len(picks), source)
+            picks += choose(waiting, count - len(picks))
         return picks
 
-    def _waiting_by_topic(self) -> dict[str | None, list[int]]:
-        """Positions of unused examples by topic, in the shuffled order of this pass."""
-        waiting: dict[str | None, list[int]] = defaultdict(list)
-        for position in _shuffled(range(len(self.examples)), self.seed, "pool", self.pass_no):
-            if position not in self.used:
-                waiting[self.examples.topic_of(position)].append(position)
-        return waiting
+    # Each is given the positions that wait, in the shuffled order of this pass, and draws at most
+    # so many of them, and at least one.
 
-    def _take_uniformly(
-        self, waiting: dict[str | None, list[int]], count: int, source: Source
-    ) -> list[Pick]:
-        positions = [position for group in waiting.values() for position in group]
-        order = _shuffled(range(len(positions)), self.seed, "uniform", self.round_no, self.pass_no)
-        reason = "uniform: there are no topics to tell hard examples by"
-        return [
-            self._pick(positions[index], source, reason, 1 / len(positions))
-            for index in order[:count]
-        ]
+    def hard(self, waiting: list[int], count: int) -> list[Pick]:
+        topics = {self.examples.topic_of(position) for position in waiting}
+        if self.strategy in ("topics", "hybrid") and self.signals.topics and topics != {None}:
+            return self._by_topic(waiting, count)
+        if self.strategy == "loss" or self.strategy == "hybrid":
+            return self._by_loss(waiting, count)
+        if self.strategy == "similar":
+            return self._by_likeness(waiting, count)
+        reason = "uniform: drawn by chance"
+        if self.strategy == "topics":
+            reason = "uniform: there are no topics to tell hard examples by"
+        return self._by_chance(waiting, count, reason)
 
-    def _take_by_topic(
-        self, waiting: dict[str | None, list[int]], count: int, source: Source
-    ) -> list[Pick]:
+    def new(self, waiting: list[int], count: int) -> list[Pick]:
+        return self._by_chance(waiting, count, "new: drawn by chance")
+
+    def _by_chance(self, waiting: list[int], count: int, reason: str) -> list[Pick]:
+        order = _shuffled(waiting, self.seed, reason, self.round_no, self.pass_no)
+        return [self._pick(one, reason, round(1 / len(waiting), 6)) for one in order[:count]]
+
+    def _by_topic(self, waiting: list[int], count: int) -> list[Pick]:
+        groups: dict[str | None, list[int]] = defaultdict(list)
+        for position in waiting:
+            groups[self.examples.topic_of(position)].append(position)
         # An example without a topic is drawn as if its topic failed like an unseen one.
-        rates = {topic: failure_rate(self.topics.get(topic or "")) for topic in waiting}
-        available = {topic: len(group) for topic, group in waiting.items()}
-        slots = allocate(rates, available, count)
+        rates = {topic: failure_rate(self.signals.topics.get(topic or "")) for topic in groups}
+        slots = allocate(rates, {topic: len(group) for topic, group in groups.items()}, count)
         total = sum(rates.values())
         picks = []
         for topic, num_slots in slots.items():
-            reason = self._reason(topic)
-            picks += [
-                self._pick(position, source, reason, round(rates[topic] / total, 6))
-                for position in waiting[topic][:num_slots]
-            ]
+            reason, weight = self._topic_reason(topic), round(rates[topic] / total, 6)
+            if self.strategy == "hybrid" and num_slots:
+                drawn = self._by_loss(groups[topic], num_slots)
+                drawn += self._by_chance(
+                    [one for one in groups[topic] if one not in self.used],
+                    num_slots - len(drawn),
+                    "no measured row of the topic is left",
+                )
+                picks += [replace(one, reason=f"{reason}; {one.reason}") for one in drawn]
+            else:
+                picks += [self._pick(one, reason, weight) for one in groups[topic][:num_slots]]
         return picks
 
-    def _reason(self, topic: str | None) -> str:
-        score = self.topics.get(topic or "")
+    def _by_loss(self, waiting: list[int], count: int) -> list[Pick]:
+        """Rows whose losses were measured, in proportion to what can be learnt of them."""
+        losses = self.signals.losses
+        weighed = {
+            one: learnable(losses[self.examples.id_of(one)])
+            for one in waiting
+            if self.examples.id_of(one) in losses and self.examples.id_of(one) not in self.too_noisy
+        }
+        picks = []
+        for position in self._in_proportion(weighed, count):
+            loss = losses[self.examples.id_of(position)]
+            reason = f"loss {loss.now:.2f} nats a token, {loss.before:.2f} before training"
+            picks.append(self._pick(position, reason, round(weighed[position], 6)))
+        if not picks and count:
+            return self._by_chance(waiting, count, "uniform: nothing measured is left to learn")
+        return picks
+
+    def _by_likeness(self, waiting: list[int], count: int) -> list[Pick]:
+        likeness = self.signals.likeness
+        weighed = {
+            one: likeness[self.examples.id_of(one)].score
+            for one in waiting
+            if self.examples.id_of(one) in likeness
+        }
+        picks = []
+        for position in self._in_proportion(weighed, count):
+            like = likeness[self.examples.id_of(position)]
+            reason = f"{like.score:.2f} like the failed question {like.question[:80]!r}"
+            picks.append(self._pick(position, reason, round(like.score, 6)))
+        if not picks and count:
+            return self._by_chance(waiting, count, "uniform: nothing is like a failed question")
+        return picks
+
+    def _in_proportion(self, weighed: Mapping[int, float], count: int) -> list[int]:
+        """Draw without replacement, each next one in proportion to the weights that are left
+        (Efraimidis and Spirakis 2006, algorithm A)."""
+        keys = {
+            position: math.log(1 - self._random.random()) / weight
+            for position, weight in weighed.items()
+            if weight > 0
+        }
+        return sorted(keys, key=lambda position: (-keys[position], position))[:count]
+
+    def _topic_reason(self, topic: str | None) -> str:
+        score = self.signals.topics.get(topic or "")
         if score is None:
             return "no question of this topic was asked; drawn at the rate of one half"
         return f"topic {topic}: {score.num_failures:g} of {score.n} questions failed"
 
-    def _pick(self, position: int, source: Source, reason: str, weight: float) -> Pick:
+    def _pick(self, position: int, reason: str, weight: float) -> Pick:
         self.used.add(position)
         example_id, topic = self.examples.id_of(position), self.examples.topic_of(position)
-        return Pick(example_id, source, topic, reason, weight)
+        return Pick(example_id, self.source, topic, reason, weight)
 
 
 def allocate(

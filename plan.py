@@ -32,6 +32,7 @@ from data_loader import (
     split_validation,
 )
 from data_quality import Filters
+from data_selector import Mining
 from data_sources import HUB_PREFIX, Source, as_text, hub_name, is_saved_dataset
 from decision import Gate, TaskSize, describe_gate
 from errors import ConfigError, DataError
@@ -116,6 +117,17 @@ class Plan:
     @property
     def test_tasks(self) -> tuple[EvalTask, ...]:
         return self.inputs.test_tasks
+
+    @property
+    def mining(self) -> Mining:
+        settings = self.config.mining
+        return Mining(
+            strategy=settings.strategy,
+            replay_share=settings.replay_share,
+            new_share=settings.new_share,
+            noise_cap=settings.noise_cap,
+            num_candidates=settings.num_candidates,
+        )
 
     @property
     def train_weights(self) -> dict[str, float]:

@@ -68,6 +68,11 @@ class Progress:
         self.line(
             f"round {selection.round}: {shares} examples" + (f"; most from {most}" if most else "")
         )
+        if selection.suspects:
+            self.line(
+                f"  {len(selection.suspects)} rows look wrong: every checkpoint found them "
+                f"unlikely; `suspects` in selections/round_{selection.round:02d}.json names them"
+            )
 
     def round_line(self, result: EvalResult, decision: Decision, diagnosis: str | None) -> None:
         if self._verbose:

@@ -24,13 +24,13 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from data_loader import DroppedRow
-from data_selector import Selection
+from data_selector import CandidateLoss, Selection
 from decision import Decision
 from diagnosis import HeldOutPoint
 from errors import RunStoreError
@@ -335,6 +335,16 @@ class RunStore:
             "selected", round=selection.round, step=step, shares=selection.shares, file=name
         )
 
+    def record_candidate_losses(
+        self, round_no: int, losses: Mapping[str, CandidateLoss], num_prompt_tokens: int
+    ) -> None:
+        """What the losses of the rows to draw from were before a round was chosen."""
+        name = f"selections/losses_{round_no:02d}.json"
+        self.write_json(name, {one: list(loss) for one, loss in losses.items()})
+        self.append(
+            "losses_measured", round=round_no, num_prompt_tokens=num_prompt_tokens, file=name
+        )
+
     # --- finding -----------------------------------------------------------------------------
 
     def checkpoint(self, round_no: int) -> Checkpoint | None:
@@ -402,6 +412,16 @@ class RunStore:
     def last_decision(self) -> Decision | None:
         rounds = [event["round"] for event in self.events("decided")]
         return self.decision(rounds[-1]) if rounds else None
+
+    def candidate_losses(self) -> list[tuple[int, dict[str, CandidateLoss]]]:
+        """The rounds that rows were measured for, and what was measured, oldest first."""
+        return [
+            (
+                event["round"],
+                {one: CandidateLoss(*loss) for one, loss in self._read_json(event["file"]).items()},
+            )
+            for event in self.events("losses_measured")
+        ]
 
     def selection(self, round_no: int) -> Selection | None:
         event = self._last("selected", round_no)

@@ -44,12 +44,14 @@ if TYPE_CHECKING:
     import tinker
 
     from checkpoint_eval import Comparison, Subject
-    from data_selector import Selection
+    from data_loader import ExampleTable
+    from data_selector import CandidateLoss, Selection, Signals
     from decision import Decision, Spent
     from eval_result import EvalResult
     from evalops_client import EvalOpsClient
     from evaluation import EvalTask, Sampler
     from local_tinker import Service
+    from mining import Topics
     from nll_eval import HeldOutFile
     from plan import Plan, ServiceChoice
     from progress import Progress
@@ -76,7 +78,7 @@ async def run_rounds(run: Run) -> Decision:
     while True:
         # --- train, checkpoint ---------------------------------------------------------------
         if decision is not None:
-            selection = store.selection(round_no) or select(run, round_no)
+            selection = store.selection(round_no) or await select(run, round_no, decision)
             checkpoint = store.checkpoint(round_no) or await train(run, selection, decision)
         # --- evaluate ------------------------------------------------------------------------
         result = await evaluate(run, round_no, checkpoint, due_tasks(run, round_no))
@@ -110,34 +112,81 @@ async def rehearse(run: Run) -> None:
     run.store.append("rehearsed", round=0, tasks=names, **usage._asdict())
 
 
-def select(run: Run, round_no: int) -> Selection:
+async def select(run: Run, round_no: int, decision: Decision) -> Selection:
     """Choose what a round trains on, from the round before it and what its evaluation failed."""
     from data_selector import select_first, select_next
-    from eval_result import topic_scores
 
-    store, config, train = run.store, run.plan.config, run.plan.train.examples
-    previous, last_result = store.selection(round_no - 1), store.result(round_no - 1)
-    step = store.steps_taken()
+    store, plan, config = run.store, run.plan, run.plan.config
+    train, weights = plan.train.examples, plan.train_weights
+    previous, step = store.selection(round_no - 1), store.steps_taken()
     num_slots = min(config.steps_per_round, config.max_steps - step) * config.batch_size
     if previous is None:
-        selection = select_first(
-            train, num_slots=num_slots, seed=config.seed, weights=run.plan.train_weights
-        )
+        selection = select_first(train, num_slots=num_slots, seed=config.seed, weights=weights)
     else:
-        assert last_result is not None, "a round is evaluated before the next one is selected"
+        pool, signals = await signals_for(run, previous, decision)
         selection = select_next(
-            previous,
-            train,
-            run.plan.pool.examples,
-            topic_scores(last_result.samples),
-            num_slots=num_slots,
-            replay_share=config.mining.replay_share,
-            weights=run.plan.train_weights,
+            previous, train, pool, signals, plan.mining, num_slots=num_slots, weights=weights
         )
-    assert not run.plan.held_out_picks(selection), "a pick that an evaluation asks"
+    assert not plan.held_out_picks(selection), "a pick that an evaluation asks"
     store.record_selection(selection, step)
     run.progress.selection_line(selection)
     return selection
+
+
+async def signals_for(
+    run: Run, previous: Selection, decision: Decision
+) -> tuple[ExampleTable, Signals]:
+    """The pool with its topics, and what is known of its rows before the next round."""
+    from data_selector import Signals, candidates, mined_table
+    from mining import likeness_of, suspects_among, topics_of
+
+    plan, mining, result = run.plan, run.plan.mining, run.store.result(previous.round)
+    assert result is not None, "a round is evaluated before the next one is selected"
+    rows, source = mined_table(plan.train.examples, plan.pool.examples)
+    topics, losses, likeness = {}, {}, {}
+    if mining.needs_topics:
+        run.topics = run.topics or topics_of(rows, result, plan.config.seed)
+        rows, topics = run.topics.rows, run.topics.scores(result)
+    positions = candidates(previous, rows, mining.num_candidates)
+    if mining.needs_losses:
+        losses = await measure_losses(run, previous.round + 1, rows.take(positions), decision)
+    if mining.strategy == "similar":
+        likeness = likeness_of(rows, positions, result)
+    suspects = suspects_among([losses for _, losses in run.store.candidate_losses()])
+    pool = rows if source == "pool" else plan.pool.examples
+    return pool, Signals(topics, losses, likeness, suspects)
+
+
+async def measure_losses(
+    run: Run, round_no: int, rows: ExampleTable, decision: Decision
+) -> dict[str, CandidateLoss]:
+    """The losses of rows under the weights that a round starts from, and under the base model."""
+    from data_selector import CandidateLoss
+    from mining import losses_of
+
+    store, plan = run.store, run.plan
+    earlier = dict(store.candidate_losses())
+    if round_no in earlier:
+        return earlier[round_no]
+    start = decision.best_round if decision.action == "rollback" else round_no - 1
+    checkpoint = store.checkpoint(start)
+    path = None if checkpoint is None else checkpoint.sampler_path
+    known = {one: loss.before for losses in earlier.values() for one, loss in losses.items()}
+    new = rows.take([i for i in range(len(rows)) if rows.id_of(i) not in known])
+    run.progress.live(f"measuring the losses of {len(rows)} rows")
+
+    async def measured(which: ExampleTable, path: str | None) -> dict[str, float]:
+        base_model = plan.config.base_model if path is None else None
+        client = await run.service_client.create_sampling_client(path, base_model)
+        tokenizer, concurrency = plan.renderer.tokenizer, plan.sampling.concurrency
+        return await losses_of(which, client, plan.rendering, tokenizer, concurrency)
+
+    before = known | (await measured(new, None) if len(new) else {})
+    now = await measured(rows, path)
+    losses = {one: CandidateLoss(loss, before[one]) for one, loss in now.items()}
+    tokens = sum(plan.rendering[one].info.num_tokens for t in (rows, new) for one in t.ids)
+    store.record_candidate_losses(round_no, losses, tokens)
+    return losses
 
 
 async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoint:
@@ -628,6 +677,7 @@ class Run:
     api_key: str | None = field(repr=False)
     evalops: EvalOpsClient | None = None
     training_client: tinker.TrainingClient | None = None
+    topics: Topics | None = None  # of the rows to draw from, once they are needed
     is_training: bool = False
     stop_requested: bool = False
 

@@ -5,7 +5,16 @@ from collections import Counter
 import pytest
 
 from data_loader import Example, ExampleTable, Message
-from data_selector import Selection, allocate, failure_rate, select_first, select_next, walk
+from data_selector import (
+    Mining,
+    Selection,
+    Signals,
+    allocate,
+    failure_rate,
+    select_first,
+    select_next,
+    walk,
+)
 from eval_result import TopicScore
 
 TOPICS = {"easy": TopicScore(20, 1.0), "hard": TopicScore(20, 19.0)}
@@ -27,8 +36,12 @@ def examples(prefix: str, count: int, topics: tuple[str | None, ...] = ("easy", 
 TRAIN, POOL = examples("t", 10), examples("p", 200)
 
 
-def next_round(previous: Selection, pool=POOL, topics=TOPICS, slots=40, replay=0.25) -> Selection:
-    return select_next(previous, TRAIN, pool, topics, num_slots=slots, replay_share=replay)
+def next_round(
+    previous: Selection, pool=POOL, topics=TOPICS, slots=40, replay=0.25, signals=None, **mining
+) -> Selection:
+    chosen = Mining(replay_share=replay, **mining)
+    known = signals or Signals(topics)
+    return select_next(previous, TRAIN, pool, known, chosen, num_slots=slots)
 
 
 def test_first_round_walks_whole_passes_of_the_shuffle() -> None:
@@ -115,7 +128,9 @@ def test_without_topics_picks_are_uniform_and_say_so() -> None:
 def test_without_a_pool_all_slots_come_from_the_training_file_by_topic() -> None:
     train = examples("t", 100)
     first = select_first(train, num_slots=40, seed=0)
-    second = select_next(first, train, ExampleTable(), TOPICS, num_slots=40, replay_share=0.25)
+    second = select_next(
+        first, train, ExampleTable(), Signals(TOPICS), Mining(replay_share=0.25), num_slots=40
+    )
     assert second.shares == {"train": 40}
     assert second.topic_slots == {"easy": 4, "hard": 36}
     assert len({p.example_id for p in second.picks}) == 40

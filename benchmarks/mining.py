@@ -1,0 +1,209 @@
+"""Does mining pay? Each strategy against uniform choice of as many new rows, and against none.
+
+    .venv/bin/python benchmarks/mining.py [--seeds 10] [--worlds NAME...] [--arms NAME...] [--skews]
+
+Every run is the loop itself, in one process on one embedded service: rounds of 40 examples, a fifth
+of them replayed, on the demo's balanced pool and on the skewed worlds of mining_worlds.py. Measured
+are the training tokens until the dev score first reaches the threshold, which is 90 % of what the
+same number of steps on the whole clean pool reaches; a run that never does counts as its full
+budget. Tokens that a strategy reads to measure losses are shown beside. Prints Markdown tables:
+medians over the seeds, and of the ratio to uniform the median with a 95 % bootstrap interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
+
+from mining_worlds import NAMES, WEAK_SHARES, make_world  # noqa: E402
+
+import local_tinker  # noqa: E402
+from config_schema import LoadedConfig, validate  # noqa: E402
+from plan import (  # noqa: E402
+    ServiceChoice,
+    data_manifest,
+    dropped_rows,
+    find_model_dir,
+    make_plan,
+    read_inputs,
+    resolved_config,
+)
+from progress import Progress  # noqa: E402
+from run_store import RunStore  # noqa: E402
+from trainer_with_eval import train_on_service  # noqa: E402
+
+MODEL = str(REPO / "demo_model")
+MAX_ROUNDS = 16
+REACHED_SHARE = 0.9
+SETTINGS: dict[str, Any] = {
+    "base_model": MODEL,
+    "renderer_name": "llama3",
+    "train_file": "train.jsonl",
+    "eval_tasks": ["qa:dev.jsonl"],
+    "learning_rate": 0.003,
+    "lr_decay": 0.9,
+    "batch_size": 8,
+    "steps_per_round": 5,
+    "max_rounds": MAX_ROUNDS,
+    "evaluation": {"max_tokens": 16},
+}
+ARMS = ("uniform", "topics", "similar", "loss", "hybrid", "no new rows")
+
+
+class Outcome(NamedTuple):
+    """What a run came to. `tokens` are trained until the threshold, or the whole budget."""
+
+    tokens: int
+    is_reached: bool
+    measured_tokens: int  # read to measure losses, until then
+    best_score: float
+
+
+def run_loop(service: local_tinker.Service, folder: Path, name: str, **changes: Any) -> RunStore:
+    """Run the loop in `folder`; progress is not shown."""
+    config = validate({**SETTINGS, **changes}, name)
+    loaded = LoadedConfig(config, folder / "config.json", folder)
+    plan = make_plan(read_inputs(loaded, find_model_dir(loaded)))
+    choice = ServiceChoice("embedded", None, "a benchmark")
+    store = RunStore.create(folder / name, resolved_config(plan, choice, {}))
+    store.record_start(data_manifest(plan), dropped_rows(plan), plan.config_hash)
+    progress = Progress(verbose=False)
+    with contextlib.redirect_stderr(io.StringIO()):
+        asyncio.run(train_on_service(plan, store, progress, choice, service, None))
+    store.close()
+    return store
+
+
+def outcome_of(store: RunStore, threshold: float) -> Outcome:
+    """Read when a run reached the threshold."""
+    scores = {number: score for number, score in store.scores().items() if number > 0}
+    reached = min((n for n, score in scores.items() if score >= threshold), default=None)
+    last = max(scores) if reached is None else reached
+    trained = sum(e["num_tokens"] for e in store.events("step") if e["round"] <= last)
+    measured = sum(
+        e["num_prompt_tokens"] for e in store.events("losses_measured") if e["round"] <= last
+    )
+    return Outcome(trained, reached is not None, measured, max(scores.values()))
+
+
+def write_world(name: str, weak_share: float, seed: int, folder: Path) -> None:
+    """Write a world's files; `demo` is the demo's own data."""
+    if name != "demo":
+        make_world(name, weak_share, seed).write(folder)
+        return
+    folder.mkdir(parents=True)
+    files = {
+        "train": REPO / "demo_data.jsonl",
+        "pool": REPO / "demo_pool.jsonl",
+        "clean_pool": REPO / "demo_pool.jsonl",
+        "dev": REPO / "evals" / "simple_qa.jsonl",
+    }
+    for target, source in files.items():
+        (folder / f"{target}.jsonl").write_bytes(source.read_bytes())
+
+
+def ceiling(service: local_tinker.Service, folder: Path, seed: int) -> float:
+    """What the whole clean pool reaches in as many steps: the mean of the last three rounds."""
+    changes = {"train_file": "clean_pool.jsonl", "eval_threshold": 1.0, "seed": seed}
+    scores = run_loop(service, folder, "clean", **changes).scores()
+    return statistics.mean(scores[number] for number in sorted(scores)[-3:])
+
+
+def run_arm(
+    service: local_tinker.Service, folder: Path, arm: str, threshold: float, seed: int
+) -> Outcome:
+    mining: dict[str, Any] = {"pool_file": "pool.jsonl", "strategy": arm}
+    if arm == "no new rows":
+        mining = {"strategy": "uniform"}
+    changes = {"mining": mining, "eval_threshold": min(1.0, threshold), "seed": seed}
+    store = run_loop(service, folder, arm.replace(" ", "_"), **changes)
+    return outcome_of(store, threshold)
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def bootstrap_median(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % percentile interval of the median (Efron and Tibshirani 1993, section 13.3)."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(4000))
+    return medians[100], medians[3899]
+
+
+def table(name: str, thresholds: Sequence[float], arms: dict[str, list[Outcome]]) -> str:
+    lines = [
+        f"### {name}: threshold {min(thresholds):.2f} to {max(thresholds):.2f}, "
+        f"{len(thresholds)} seeds",
+        "",
+        "| arm | tokens to threshold | reached | ratio to uniform | read to measure | best score |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, outcomes in arms.items():
+        tokens = [outcome.tokens for outcome in outcomes]
+        ratio = ""
+        if "uniform" in arms and arm != "uniform":
+            ratios = [
+                mine.tokens / other.tokens
+                for mine, other in zip(outcomes, arms["uniform"], strict=True)
+            ]
+            low, high = bootstrap_median(ratios)
+            ratio = f"{statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]"
+        reached = sum(outcome.is_reached for outcome in outcomes)
+        measured = statistics.median(outcome.measured_tokens for outcome in outcomes)
+        best = statistics.mean(outcome.best_score for outcome in outcomes)
+        lines.append(
+            f"| {arm} | {statistics.median(tokens):,.0f} | {reached} of {len(outcomes)} | {ratio} "
+            f"| {measured:,.0f} | {best:.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare mining strategies.")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--worlds", nargs="+", default=["demo", *NAMES])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--skews", action="store_true", help="the other shares of weak rows too")
+    parser.add_argument("--json", type=Path, help="write every outcome here")
+    args = parser.parse_args()
+    start, kept = time.perf_counter(), []
+    with local_tinker.start() as service, tempfile.TemporaryDirectory() as scratch:
+        service.serve_model(MODEL, MODEL)
+        for name in args.worlds:
+            for weak_share in WEAK_SHARES if args.skews and name != "demo" else WEAK_SHARES[:1]:
+                title = name if name == "demo" else f"{name}, {weak_share:.0%} weak"
+                thresholds: list[float] = []
+                arms: dict[str, list[Outcome]] = {arm: [] for arm in args.arms}
+                for seed in range(args.seeds):
+                    folder = Path(scratch) / f"{name}-{weak_share}-{seed}"
+                    write_world(name, weak_share, seed, folder)
+                    threshold = REACHED_SHARE * ceiling(service, folder, seed)
+                    thresholds.append(threshold)
+                    for arm in args.arms:
+                        outcome = run_arm(service, folder, arm, threshold, seed)
+                        arms[arm].append(outcome)
+                        kept.append({"world": title, "seed": seed, "arm": arm, **outcome._asdict()})
+                    minutes = (time.perf_counter() - start) / 60
+                    print(f"{title}, seed {seed}: {minutes:.1f} minutes", file=sys.stderr)
+                print(table(title, thresholds, arms), flush=True)
+    if args.json is not None:
+        args.json.write_text(json.dumps(kept, indent=1))
+    print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()

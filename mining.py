@@ -1,0 +1,96 @@
+"""What is known of the rows that a round may be given: their topics, their losses under the weights
+that it starts from, how like they are to failed questions, and which of them look wrong.
+
+Topics are the rows' own, or found in their words where rows or questions have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import text_similarity
+from data_loader import Example, ExampleTable
+from data_selector import CandidateLoss, Likeness, noisiest
+from eval_result import EvalResult, TopicScore, topic_scores
+from nll_eval import HeldOutFile, measure_held_out
+
+if TYPE_CHECKING:
+    import tinker
+
+    from rendering import Rendering
+
+SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely ...
+SUSPECT_SHARE = 0.1  # ... as unlikely as this share of the measured rows ...
+SUSPECT_RATIO = 0.5  # ... and more than half as unlikely as before any training
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The rows with their topics, and how questions get theirs (None: they have their own)."""
+
+    rows: ExampleTable
+    found: text_similarity.TextTopics | None
+
+    def scores(self, result: EvalResult) -> dict[str, TopicScore]:
+        """How each topic was answered."""
+        if self.found is None:
+            return topic_scores(result.samples)
+        topics = self.found.of([sample.question for sample in result.samples])
+        return topic_scores(
+            [replace(s, topic=topic) for s, topic in zip(result.samples, topics, strict=True)]
+        )
+
+
+def topics_of(rows: ExampleTable, result: EvalResult, seed: int) -> Topics:
+    """The topics of rows, in words that the questions of a result share."""
+    if rows.has_topics and any(sample.topic is not None for sample in result.samples):
+        return Topics(rows, None)
+    texts = [asked_in(example) for example in rows]
+    found = text_similarity.TextTopics(texts, seed)
+    return Topics(rows.with_topics(found.of(texts)), found)
+
+
+def likeness_of(
+    rows: ExampleTable, positions: Sequence[int], result: EvalResult
+) -> dict[str, Likeness]:
+    """How like the rows at these positions are to the questions that a result failed."""
+    failed = list(dict.fromkeys(s.question for s in result.samples if s.score < 1))
+    if not failed or not positions:
+        return {}
+    examples = [rows[position] for position in positions]
+    found = text_similarity.likeness_to(failed, [asked_in(example) for example in examples])
+    return {example.id: like for example, like in zip(examples, found, strict=True)}
+
+
+async def losses_of(
+    rows: ExampleTable,
+    client: tinker.SamplingClient,
+    rendering: Rendering,
+    tokenizer: Any,
+    concurrency: int,
+) -> dict[str, float]:
+    """The loss of each row under the client's weights, in nats per loss token."""
+    file = HeldOutFile("the rows to draw from", Path(), rows.sha256, rows)
+    measured = await measure_held_out(file, client, rendering, tokenizer, concurrency)
+    return {row.id: row.nll_sum / row.num_loss_tokens for row in measured.rows}
+
+
+def suspects_among(rounds: Sequence[Mapping[str, CandidateLoss]]) -> frozenset[str]:
+    """Rows whose answers every checkpoint that was asked found unlikely, at least two of them."""
+    asked: dict[str, int] = {}
+    for losses in rounds:
+        tail = noisiest(losses, SUSPECT_SHARE)
+        for example_id, loss in losses.items():
+            is_wrong = example_id in tail and loss.now > SUSPECT_RATIO * loss.before
+            # A checkpoint that finds it likely clears a row for good.
+            count = asked.get(example_id, 0)
+            asked[example_id] = count + 1 if is_wrong and count >= 0 else -1
+    return frozenset(one for one, count in asked.items() if count >= SUSPECT_ROUNDS)
+
+
+def asked_in(example: Example) -> str:
+    """What the user says in a conversation."""
+    return "\n".join(message.content for message in example.messages if message.role == "user")
