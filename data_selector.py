@@ -123,6 +123,11 @@ class Selection:
     used_ids: tuple[str, ...]  # mined in this pass through the pool, this round included
     suspects: tuple[str, ...] = ()  # rows whose answers are unlikely under every checkpoint
 
+    @property
+    def added_by_topic(self) -> dict[str, int]:
+        """How many examples of each topic are in the round, replayed ones apart."""
+        return dict(Counter(p.topic for p in self.picks if p.source != "replay" and p.topic))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

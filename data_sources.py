@@ -368,7 +368,8 @@ def _explained(source: Source) -> Iterator[None]:
     except (DatasetsError, ArrowException, OSError, ValueError, KeyError) as error:
         said = str(error).strip().splitlines()
         what = (
-            "Check its name, `subset`, `split` and `revision`, and the network."
+            "Check its name, `subset`, `split` and `revision`, and the network, which a dry run "
+            "does not use."
             if source.path is None
             else "Check that it is whole, and of the kind that its name says."
         )

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from eval_result import EvalResult, HeldOutLoss
-from eval_stats import mean, student_t_quantile
+from eval_stats import Interval, estimate, mean, student_t_quantile
 
 MIN_STEPS = 4  # of a round, before its trend is looked at
 MIN_STEPS_STUCK = 8
@@ -182,3 +182,32 @@ def _unlearned_topics(baseline: EvalResult, result: EvalResult) -> str | None:
     )
     more = len(unlearned) - MAX_TOPICS
     return f"nothing was learned in {shown}" + (f" and {more} topics more" if more > 0 else "")
+
+
+# --- topics ---------------------------------------------------------------------------------------
+
+
+class TopicReport(NamedTuple):
+    """How one topic stands after a round; `interval` is at 95 %."""
+
+    topic: str
+    score: float
+    interval: Interval | None
+    n: int  # questions
+    change: float | None  # since the round that the weights came from
+    num_added: int  # examples of the topic that the round drew
+
+
+def topic_reports(
+    result: EvalResult, before: EvalResult | None, added: Mapping[str, int]
+) -> list[TopicReport]:
+    """The topics of the scored questions, the weakest first; `added` are the examples drawn."""
+    earlier = {} if before is None else _topic_scores(before)
+    reports = []
+    for topic, scores in _topic_scores(result).items():
+        known = estimate(scores)
+        change = mean(scores) - mean(earlier[topic]) if topic in earlier else None
+        reports.append(
+            TopicReport(topic, known.mean, known.interval, known.n, change, added.get(topic, 0))
+        )
+    return sorted(reports, key=lambda report: (report.score, report.topic))

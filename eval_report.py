@@ -16,7 +16,6 @@ from eval_result import (
     TaskResult,
     score_difference,
     task_difference,
-    topic_scores,
 )
 from eval_stats import Interval
 from run_store import Checkpoint, RunStore
@@ -45,6 +44,7 @@ def write_report(
         *_side_by_side(store, best, baseline),
         *_tasks(best, baseline),
         *_rounds(store),
+        *_topics(store, best),
         *_failures(best),
         *_description(store, config, checkpoint, cost_usd),
     ]
@@ -175,14 +175,26 @@ def _rounds(store: RunStore) -> Iterator[str]:
     yield ""
 
 
+def _topics(store: RunStore, best: EvalResult) -> Iterator[str]:
+    reports = store.topics(best.round) or []
+    if len(reports) < 2:
+        return
+    yield f"## Topics of round {best.round}, the weakest first"
+    yield ""
+    yield f"| topic | score, {LEVEL:.0%} interval | questions | change | examples added |"
+    yield "|---|---|---|---|---|"
+    for one in reports:
+        change = "" if one.change is None else f"{one.change:+.2f}"
+        yield (
+            f"| {_flat(one.topic)} | {one.score:.2f} {interval_text(one.interval)} | {one.n} | "
+            f"{change} | {one.num_added} |"
+        )
+    yield ""
+
+
 def _failures(best: EvalResult) -> Iterator[str]:
     yield "## Known failures"
     yield ""
-    topics = topic_scores(best.samples)
-    failing = sorted(topics.items(), key=lambda item: -item[1].num_failures / item[1].n)
-    for topic, score in failing[:5]:
-        if score.num_failures:
-            yield f"- Topic {topic}: {score.num_failures:g} of {score.n} answers wrong."
     # One line for a question, also where it was asked several times.
     wrong = list({sample.id: sample for sample in best.samples if sample.score < 1}.values())
     wrong = wrong[:NUM_FAILURES_SHOWN]

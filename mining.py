@@ -36,12 +36,19 @@ class Topics:
 
     def scores(self, result: EvalResult) -> dict[str, TopicScore]:
         """How each topic was answered."""
+        return topic_scores(self.labelled(result).samples)
+
+    def labelled(self, result: EvalResult) -> EvalResult:
+        """A result whose questions have topics."""
         if self.found is None:
-            return topic_scores(result.samples)
-        topics = self.found.of([sample.question for sample in result.samples])
-        return topic_scores(
-            [replace(s, topic=topic) for s, topic in zip(result.samples, topics, strict=True)]
-        )
+            return result
+        tasks = []
+        for task in result.tasks:
+            topics = self.found.of([sample.question for sample in task.samples])
+            pairs = zip(task.samples, topics, strict=True)
+            samples = tuple(replace(sample, topic=topic) for sample, topic in pairs)
+            tasks.append(replace(task, samples=samples))
+        return replace(result, tasks=tuple(tasks))
 
 
 def topics_of(rows: ExampleTable, result: EvalResult, seed: int) -> Topics:

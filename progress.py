@@ -6,11 +6,12 @@ Everything goes to stderr; stdout is for results.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from decision import Decision, flaw_warning
-from eval_report import score_text
+from diagnosis import TopicReport
+from eval_report import interval_text, score_text
 from eval_result import EvalResult, HeldOutLoss, TaskResult
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from data_selector import Selection
     from run_store import Batch
+
+
+NUM_WEAKEST = 3
 
 
 class Progress:
@@ -74,7 +78,13 @@ class Progress:
                 f"unlikely; `suspects` in selections/round_{selection.round:02d}.json names them"
             )
 
-    def round_line(self, result: EvalResult, decision: Decision, diagnosis: str | None) -> None:
+    def round_line(
+        self,
+        result: EvalResult,
+        decision: Decision,
+        diagnosis: str | None,
+        topics: Sequence[TopicReport],
+    ) -> None:
         if self._verbose:
             for sample in result.samples:
                 mark = "ok  " if sample.score == 1 else "miss"
@@ -83,10 +93,22 @@ class Progress:
         self.result_lines(f"round {result.round}", result)
         if diagnosis is not None:
             self.line(f"  {diagnosis}")
+        self._topics_line(topics)
         if (warning := flaw_warning(result)) is not None:
             self.line(warning)
         if not decision.stops:
             self.line(decision.sentence)
+
+    def _topics_line(self, reports: Sequence[TopicReport]) -> None:
+        shown = [
+            f"{one.topic} {one.score:.2f} {interval_text(one.interval)} of {one.n}"
+            + ("" if one.change is None else f", {one.change:+.2f}")
+            + f", {one.num_added} added"
+            for one in reports[:NUM_WEAKEST]
+            if one.score < 1
+        ]
+        if shown and len(reports) > 1:
+            self.line(f"  weakest topics: {'; '.join(shown)}")
 
     def result_lines(self, title: str, result: EvalResult) -> None:
         """The score, and each task and held-out loss where there are more than one."""

@@ -24,7 +24,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -32,9 +32,10 @@ from typing import IO, Any, NamedTuple
 from data_loader import DroppedRow
 from data_selector import CandidateLoss, Selection
 from decision import Decision
-from diagnosis import HeldOutPoint
+from diagnosis import HeldOutPoint, TopicReport
 from errors import RunStoreError
 from eval_result import EvalResult, HeldOutLoss, Measured
+from eval_stats import Interval
 
 LEDGER = "ledger.jsonl"
 CONFIG = "config.resolved.json"
@@ -328,6 +329,10 @@ class RunStore:
     def record_diagnosis(self, round_no: int, sentence: str) -> None:
         self.append("diagnosed", round=round_no, sentence=sentence)
 
+    def record_topics(self, round_no: int, reports: Sequence[TopicReport]) -> None:
+        """How each topic stands after a round, the weakest first."""
+        self.append("topics", round=round_no, topics=[report._asdict() for report in reports])
+
     def record_selection(self, selection: Selection, step: int) -> None:
         name = f"selections/round_{selection.round:02d}.json"
         self.write_json(name, selection.to_json())
@@ -470,6 +475,20 @@ class RunStore:
     def diagnosis(self, round_no: int) -> str | None:
         event = self._last("diagnosed", round_no)
         return None if event is None else event["sentence"]
+
+    def topics(self, round_no: int) -> list[TopicReport] | None:
+        event = self._last("topics", round_no)
+        if event is None:
+            return None
+        return [
+            TopicReport(
+                **{
+                    **one,
+                    "interval": None if one["interval"] is None else Interval(*one["interval"]),
+                }
+            )
+            for one in event["topics"]
+        ]
 
     def data_manifest(self) -> dict[str, Any]:
         return self._read_json(MANIFEST)

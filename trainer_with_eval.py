@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from data_loader import ExampleTable
     from data_selector import CandidateLoss, Selection, Signals
     from decision import Decision, Spent
+    from diagnosis import TopicReport
     from eval_result import EvalResult
     from evalops_client import EvalOpsClient
     from evaluation import EvalTask, Sampler
@@ -87,7 +88,8 @@ async def run_rounds(run: Run) -> Decision:
         if decision is None or decision.action in EXTENDABLE:
             decision, result = await decide_and_record(run, result, checkpoint)
         # --- report --------------------------------------------------------------------------
-        run.progress.round_line(result, decision, diagnose_and_record(run, result))
+        sentence, topics = diagnose_and_record(run, result), topics_and_record(run, result)
+        run.progress.round_line(result, decision, sentence, topics)
         await post_to_evalops(run, result, decision, checkpoint)
         if decision.stops:
             await complete_evidence(run, decision)
@@ -138,15 +140,15 @@ async def signals_for(
 ) -> tuple[ExampleTable, Signals]:
     """The pool with its topics, and what is known of its rows before the next round."""
     from data_selector import Signals, candidates, mined_table
-    from mining import likeness_of, suspects_among, topics_of
+    from mining import likeness_of, suspects_among
 
     plan, mining, result = run.plan, run.plan.mining, run.store.result(previous.round)
     assert result is not None, "a round is evaluated before the next one is selected"
     rows, source = mined_table(plan.train.examples, plan.pool.examples)
     topics, losses, likeness = {}, {}, {}
     if mining.needs_topics:
-        run.topics = run.topics or topics_of(rows, result, plan.config.seed)
-        rows, topics = run.topics.rows, run.topics.scores(result)
+        known = topics_for(run, result)
+        rows, topics = known.rows, known.scores(result)
     positions = candidates(previous, rows, mining.num_candidates)
     if mining.needs_losses:
         losses = await measure_losses(run, previous.round + 1, rows.take(positions), decision)
@@ -155,6 +157,17 @@ async def signals_for(
     suspects = suspects_among([losses for _, losses in run.store.candidate_losses()])
     pool = rows if source == "pool" else plan.pool.examples
     return pool, Signals(topics, losses, likeness, suspects)
+
+
+def topics_for(run: Run, result: EvalResult) -> Topics:
+    """The topics of the rows to draw from, found once where they have none."""
+    from data_selector import mined_table
+    from mining import topics_of
+
+    if run.topics is None:
+        rows, _ = mined_table(run.plan.train.examples, run.plan.pool.examples)
+        run.topics = topics_of(rows, result, run.plan.config.seed)
+    return run.topics
 
 
 async def measure_losses(
@@ -343,6 +356,26 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
     sentence = diagnose(curves, lineage, result)
     store.record_diagnosis(round_no, sentence)
     return sentence
+
+
+def topics_and_record(run: Run, result: EvalResult) -> list[TopicReport]:
+    """Say once how each topic stands after a trained round; empty for the baseline."""
+    from diagnosis import topic_reports
+
+    store, round_no = run.store, result.round
+    if round_no == 0:
+        return []
+    if (recorded := store.topics(round_no)) is not None:
+        return recorded
+    selection, before = store.selection(round_no), store.result(store.lineage(round_no)[-1])
+    assert selection is not None, "a trained round was selected"
+    if run.plan.mining.needs_topics:  # the questions may have none of their own
+        topics = topics_for(run, result)
+        result = topics.labelled(result)
+        before = None if before is None else topics.labelled(before)
+    reports = topic_reports(result, before, selection.added_by_topic)
+    store.record_topics(round_no, reports)
+    return reports
 
 
 def spent(run: Run, step: int) -> Spent:

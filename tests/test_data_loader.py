@@ -227,6 +227,7 @@ def test_only_assistant_tokens_carry_loss_token_by_token(
     tokenizer = load_tokenizer(str(llama_dir))
     weights = datum.loss_fn_inputs["weights"].to_numpy()
     targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
+    assert rendering[chat.id].info.num_tokens == datum.model_input.length == len(targets)
     trained = tokenizer.decode(targets[weights > 0])
     untrained = tokenizer.decode(targets[weights == 0])
     # role_colon ends the last turn with the words that would open the next one
@@ -264,8 +265,10 @@ def test_too_long_rows_are_cut_and_counted_and_dropped_when_no_answer_is_left(
     rendered = rendering.render_all(table([long_answer, long_question]))
     assert list(rendered.examples) == [long_answer]
     assert rendered.num_truncated == 1
-    info = rendering[long_answer.id].info
+    datum, info = rendering[long_answer.id]
     assert info.truncated
+    assert info.num_loss_tokens == (datum.loss_fn_inputs["weights"].to_numpy() > 0).sum()
+    assert rendered.num_tokens[0] == info.num_tokens == datum.model_input.length
     assert info.num_tokens == 63
     assert [(row.kind, row.line_no) for row in rendered.dropped] == [("no_loss_tokens", 2)]
     with pytest.raises(DataError, match="Raise max_seq_length"):

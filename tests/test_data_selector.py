@@ -1,16 +1,23 @@
 """What a round trains on: shares exact, nothing twice, everything reproducible and explained."""
 
+import random
 from collections import Counter
 
 import pytest
 
-from data_loader import Example, ExampleTable, Message
+from contamination import HeldOut, HeldOutText
+from data_loader import Example, ExampleTable, Message, clean_split
 from data_selector import (
+    CandidateLoss,
+    Likeness,
     Mining,
     Selection,
     Signals,
     allocate,
+    candidates,
     failure_rate,
+    learnable,
+    noisiest,
     select_first,
     select_next,
     walk,
@@ -167,3 +174,157 @@ def test_failure_rates_are_smoothed() -> None:
     assert failure_rate(None) == 0.5
     assert failure_rate(TopicScore(1, 1.0)) == pytest.approx(2 / 3)
     assert failure_rate(TopicScore(100, 0.0)) == pytest.approx(1 / 102)
+
+
+# --- strategies ----------------------------------------------------------------------------------
+
+
+def losses_by_number(now: dict[int, float], before: float = 10.0) -> dict[str, CandidateLoss]:
+    """Losses of pool rows by their position."""
+    return {POOL.id_of(number): CandidateLoss(loss, before) for number, loss in now.items()}
+
+
+def mined(selection: Selection) -> list[int]:
+    found = [POOL.find(pick.example_id) for pick in selection.picks if pick.source == "pool"]
+    assert None not in found
+    return [number for number in found if number is not None]
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        (0.01, 10.0, 0.01 * 0.999**2),  # known
+        (2.5, 10.0, 2.5 * 0.75**2),
+        (9.0, 10.0, 9.0 * 0.1**2),  # hardly touched by training
+        (10.0, 10.0, 0.0),
+        (14.0, 10.0, 0.0),  # training made it less likely: probably wrong
+        (1.0, 0.0, 0.0),
+    ],
+)
+def test_what_can_be_learnt_of_a_row(now: float, before: float, expected: float) -> None:
+    assert learnable(CandidateLoss(now, before)) == pytest.approx(expected)
+
+
+def test_by_loss_rows_are_drawn_in_proportion_and_never_from_the_noisy_tail() -> None:
+    # 60 rows with much to learn, 60 with a third of it, 60 known ones, 20 whose loss rose
+    now = {i: 3.0 if i < 60 else 0.8 if i < 120 else 0.001 if i < 180 else 15.0 for i in range(200)}
+    counts: Counter[str] = Counter()
+    for seed in range(40):
+        first = select_first(TRAIN, num_slots=40, seed=seed)
+        signals = Signals(losses=losses_by_number(now))
+        for number in mined(next_round(first, signals=signals, strategy="loss")):
+            counts["much" if number < 60 else "some" if number < 120 else str(number // 60)] += 1
+    assert counts["much"] + counts["some"] == 40 * 30
+    share = learnable(CandidateLoss(3.0, 10)) / learnable(CandidateLoss(0.8, 10))
+    assert 0.75 * share < counts["much"] / counts["some"] < share  # less, as they run out
+
+
+def test_the_noisiest_rows_are_those_with_the_highest_losses() -> None:
+    losses = losses_by_number({i: float(i) for i in range(20)})
+    assert noisiest(losses, 0.1) == {POOL.id_of(19), POOL.id_of(18)}
+    assert noisiest(losses, 0.0) == frozenset()
+    signals = Signals(losses=losses_by_number({i: 5.0 + i / 10 for i in range(40)}, before=100))
+    first = select_first(TRAIN, num_slots=40, seed=0)
+    second = next_round(first, signals=signals, strategy="loss", noise_cap=0.25)
+    assert set(mined(second)) == set(range(30))
+
+
+def test_suspects_and_rows_that_were_not_measured_are_not_drawn_as_hard() -> None:
+    now = dict.fromkeys(range(50), 3.0)
+    suspects = frozenset(POOL.id_of(number) for number in range(10))
+    signals = Signals(losses=losses_by_number(now), suspects=suspects)
+    first = select_first(TRAIN, num_slots=40, seed=0)
+    second = next_round(first, signals=signals, strategy="loss", noise_cap=0.0)
+    assert set(mined(second)) <= set(range(10, 50))
+    assert second.suspects == tuple(sorted(suspects))
+    assert Selection.from_json(second.to_json()) == second
+
+
+def test_by_likeness_rows_are_drawn_in_proportion_with_the_question_named() -> None:
+    likeness = {
+        POOL.id_of(number): Likeness(0.8 if number < 50 else 0.2 if number < 150 else 0.0, "Why?")
+        for number in range(200)
+    }
+    counts = Counter()
+    for seed in range(40):
+        first = select_first(TRAIN, num_slots=40, seed=seed)
+        second = next_round(first, signals=Signals(likeness=likeness), strategy="similar")
+        assert {p.reason for p in second.picks if p.source == "pool"} <= {
+            "0.80 like the failed question 'Why?'",
+            "0.20 like the failed question 'Why?'",
+        }
+        counts.update("like" if number < 50 else "less" for number in mined(second))
+    assert 1.5 < counts["like"] / counts["less"] < 2.0  # 50 x 0.8 to 100 x 0.2, as they run out
+
+
+def test_the_hybrid_takes_topics_by_failures_and_rows_by_loss() -> None:
+    # even positions are easy, odd ones hard; of the hard ones the first 60 can be learnt
+    now = {i: 3.0 if i % 2 and i < 120 else 0.001 for i in range(200)}
+    signals = Signals(TOPICS, losses_by_number(now))
+    first = select_first(TRAIN, num_slots=40, seed=0)
+    second = next_round(first, signals=signals, strategy="hybrid")
+    assert second.topic_slots == {"easy": 3, "hard": 27}
+    hard = [number for number in mined(second) if number % 2]
+    assert all(number < 120 for number in hard)
+    (reason,) = {p.reason for p in second.picks if p.topic == "hard" and p.source == "pool"}
+    assert reason == (
+        "topic hard: 19 of 20 questions failed; loss 3.00 nats a token, 10.00 before training"
+    )
+
+
+def test_new_rows_have_their_own_share() -> None:
+    first = select_first(TRAIN, num_slots=40, seed=0)
+    second = next_round(first, new_share=0.25)
+    reasons = Counter(pick.reason.partition(":")[0] for pick in second.picks)
+    assert (reasons["replay"], reasons["new"]) == (10, 10)
+    # smoothed failure rates 2/22 and 20/22 of the 20 slots that are left: 1.8 and 18.2
+    assert (reasons["topic easy"], reasons["topic hard"]) == (2, 18)
+
+
+def test_candidates_are_rows_that_wait_in_the_order_of_the_pass() -> None:
+    first = select_first(TRAIN, num_slots=40, seed=0)
+    second = next_round(first)
+    waiting = candidates(second, POOL, 1000)
+    assert len(waiting) == 170
+    assert not {POOL.id_of(one) for one in waiting} & set(second.used_ids)
+    assert candidates(second, POOL, 20) == waiting[:20]
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "topics", "similar", "loss", "hybrid"])
+def test_no_strategy_ever_picks_what_an_evaluation_asks(strategy: str) -> None:
+    """Rounds over random data with planted questions: every pick is of the cleaned rows."""
+    for seed in range(15):
+        rng = random.Random(seed)
+        questions = [f"what is the value of item number {i}" for i in range(10)]
+        held_out = HeldOut(HeldOutText("t", q, (f"value{i}",)) for i, q in enumerate(questions))
+        rows = []
+        for i in range(120):
+            planted = rng.random() < 0.3
+            question = rng.choice(questions) if planted else f"tell me about subject {i} please"
+            shape = rng.choice(["{}", "{}?", "Please: {}!", "  {}  and why"])
+            messages = (
+                Message("user", shape.format(question.upper())),
+                Message("assistant", f"x{i}"),
+            )
+            rows.append(Example("", messages, "f", i, rng.choice(["a", "b", None])))
+        split = clean_split(ExampleTable(rows[:40]), ExampleTable(rows[40:]), held_out)
+        losses = {
+            one: CandidateLoss(rng.uniform(0, 9), 8.0)
+            for one in split.pool.ids
+            if rng.random() < 0.8
+        }
+        likeness = {one: Likeness(rng.random(), "q") for one in split.pool.ids}
+        signals = Signals({"a": TopicScore(5, 4.0), "b": TopicScore(5, 1.0)}, losses, likeness)
+        selection = select_first(split.train, num_slots=16, seed=seed)
+        for _ in range(6):
+            chosen = Mining(strategy=strategy, new_share=0.2)  # pyright: ignore[reportArgumentType]
+            selection = select_next(
+                selection, split.train, split.pool, signals, chosen, num_slots=16
+            )
+            assert len(selection.picks) == 16
+            for pick in selection.picks:
+                table = split.train if pick.example_id in split.train else split.pool
+                position = table.find(pick.example_id)
+                assert position is not None
+                hit = held_out.find_in(pick.example_id, table[position].messages)
+                assert hit is None or hit.kind == "similar"

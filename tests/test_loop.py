@@ -109,7 +109,7 @@ def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.Captu
     events = workspace.events("run")
     evaluate = ["measured", "evaluated", "decided"]
     train = ["selected", "step", "step", "step", "checkpoint"]
-    explain = ["diagnosed"]
+    explain = ["diagnosed", "topics"]
     assert [event["type"] for event in events] == [
         "run_started",
         *evaluate,
