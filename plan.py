@@ -681,6 +681,7 @@ def _describe_eval_tokens(plan: Plan) -> str:
         if task.needs_rehearsal:
             num_prompt += per_time.num_prompt // task.n
             num_sampled += _max_tokens(plan, task)
+    num_prompt += _num_mining_tokens(plan, num_rounds)
     for task in plan.test_tasks:
         num_prompt += _eval_tokens(plan, task).num_prompt
         num_sampled += _eval_tokens(plan, task).num_sampled
@@ -692,6 +693,17 @@ def _describe_eval_tokens(plan: Plan) -> str:
         f"{num_prompt:,} prompt and {num_sampled:,} sampled in {num_rounds + 1} evaluations"
         f"{sealed}{judged}"
     )
+
+
+def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
+    """Tokens of the rows whose losses are measured before each later round, and once untrained."""
+    if not plan.mining.needs_losses:
+        return 0
+    rendered = plan.pool if len(plan.pool.examples) else plan.train
+    number = len(rendered.examples)
+    mean_tokens = sum(rendered.num_tokens) / number
+    measured = (num_rounds - 1) * min(plan.mining.num_candidates, number)
+    return round((measured + min(measured, number)) * mean_tokens)
 
 
 class _EvalTokens(NamedTuple):

@@ -142,7 +142,9 @@ async def signals_for(
     from data_selector import Signals, candidates, mined_table
     from mining import likeness_of, suspects_among
 
-    plan, mining, result = run.plan, run.plan.mining, run.store.result(previous.round)
+    plan, mining = run.plan, run.plan.mining
+    start = decision.best_round if decision.action == "rollback" else previous.round
+    result = run.store.result(start)  # of the weights that the round goes on from
     assert result is not None, "a round is evaluated before the next one is selected"
     rows, source = mined_table(plan.train.examples, plan.pool.examples)
     topics, losses, likeness = {}, {}, {}
@@ -151,7 +153,7 @@ async def signals_for(
         rows, topics = known.rows, known.scores(result)
     positions = candidates(previous, rows, mining.num_candidates)
     if mining.needs_losses:
-        losses = await measure_losses(run, previous.round + 1, rows.take(positions), decision)
+        losses = await measure_losses(run, previous.round + 1, rows.take(positions), start)
     if mining.strategy == "similar":
         likeness = likeness_of(rows, positions, result)
     suspects = suspects_among([losses for _, losses in run.store.candidate_losses()])
@@ -171,9 +173,9 @@ def topics_for(run: Run, result: EvalResult) -> Topics:
 
 
 async def measure_losses(
-    run: Run, round_no: int, rows: ExampleTable, decision: Decision
+    run: Run, round_no: int, rows: ExampleTable, start: int
 ) -> dict[str, CandidateLoss]:
-    """The losses of rows under the weights that a round starts from, and under the base model."""
+    """The losses of rows before a round, under the weights of round `start` and the base model."""
     from data_selector import CandidateLoss
     from mining import losses_of
 
@@ -181,7 +183,6 @@ async def measure_losses(
     earlier = dict(store.candidate_losses())
     if round_no in earlier:
         return earlier[round_no]
-    start = decision.best_round if decision.action == "rollback" else round_no - 1
     checkpoint = store.checkpoint(start)
     path = None if checkpoint is None else checkpoint.sampler_path
     known = {one: loss.before for losses in earlier.values() for one, loss in losses.items()}

@@ -619,8 +619,9 @@ def test_scores_that_cannot_be_read_do_not_take_the_others_with_them(
     assert events[-1]["num_sampled_tokens"] > 0
 
 
+@pytest.mark.parametrize("strategy", ["topics", "hybrid"])
 def test_the_tokens_said_before_the_first_step_are_an_upper_bound(
-    workspace: Workspace, capsys: pytest.CaptureFixture
+    workspace: Workspace, capsys: pytest.CaptureFixture, strategy: str
 ) -> None:
     changes: dict[str, Any] = {
         "val_file": "val.jsonl",
@@ -634,6 +635,7 @@ def test_the_tokens_said_before_the_first_step_are_an_upper_bound(
         },
         "max_rounds": 2,
         "learning_rate": 1e-5,
+        "mining": {"pool_file": "pool.jsonl", "strategy": strategy, "num_candidates": 50},
     }
     assert workspace.run("run", **changes) == 0
     told = capsys.readouterr().err
