@@ -54,7 +54,7 @@ class SourceSettings(Settings):
     revision: str | None = None
 
 
-Sources = str | list[str | SourceSettings]
+Sources = str | Annotated[list[str | SourceSettings], Field(min_length=1)]
 ROW_FIELDS = (
     *("messages", "conversations", "instruction", "input", "output", "prompt", "completion"),
     *("system", "topic"),
@@ -320,7 +320,7 @@ class TrainingConfig(Settings):
     train_file: Sources = Field(
         min_length=1,
         description=(
-            "JSONL, JSON, CSV, TSV or Parquet (also `.gz`, `.zst`), a directory saved by "
+            "JSONL, JSON, CSV or TSV (also `.gz`, `.zst`), Parquet, a directory saved by "
             "`datasets`, or `hf:NAME` of the hub; or a list of them"
         ),
     )

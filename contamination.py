@@ -43,6 +43,7 @@ class HeldOutText:
     question: str
     answers: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    only_same: bool = False  # no rule but the same question: rows of a split are like one another
 
 
 class Hit(NamedTuple):
@@ -141,7 +142,7 @@ class HeldOut:
         for question in self._questions:
             if question.words:  # a conversation of several turns has no one question
                 self._whole.setdefault(question.words, question)
-            if len(question.words) >= MIN_CONTAINED_WORDS:
+            if len(question.words) >= MIN_CONTAINED_WORDS and not question.text.only_same:
                 self._contained[question.words[:MIN_CONTAINED_WORDS]].append(question)
         self._ngrams = self._ngrams_by_start()
         self._starts = frozenset(self._contained) | frozenset(self._ngrams)
@@ -184,7 +185,10 @@ class HeldOut:
         for position in range(len(words) - MIN_CONTAINED_WORDS + 1):
             start = words[position : position + MIN_CONTAINED_WORDS]
             for question in self._contained.get(start, ()) if is_user else ():
-                if words[position : position + len(question.words)] == question.words:
+                end = position + len(question.words)
+                beside = {*words[position - 1 : position], *words[end : end + 1]}
+                # "5 + 7" in "5 + 7 + 3" is another question.
+                if words[position:end] == question.words and not beside & OPERATORS:
                     return "holds", question
             shared = self._ngrams.get(start, {}).get(words[position : position + NGRAM])
             if shared is not None:
@@ -196,8 +200,9 @@ class HeldOut:
         found: dict[Words, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
         sizes = Counter(question.text.task for question in self._questions)
         for number, question in enumerate(self._questions):
-            for words in (question.words, *map(words_of, question.text.others)):
-                for ngram in _ngrams(words):
+            texts = () if question.text.only_same else question.text.others
+            for words in (question.words, *map(words_of, texts)):
+                for ngram in () if question.text.only_same else _ngrams(words):
                     found[ngram][question.text.task].add(number)
         by_start: dict[Words, dict[Words, _Question]] = defaultdict(dict)
         for ngram, by_task in found.items():
@@ -217,7 +222,7 @@ class HeldOut:
         index: dict[str, list[_Question]] = defaultdict(list)
         for question in self._questions:
             num_changes = int(MAX_CHANGED_SHARE * _longest_near(question))
-            if num_changes == 0:
+            if num_changes == 0 or question.text.only_same:
                 continue  # a question this short has no near copies, only copies
             # A word that stands twice counts twice: changing it once leaves the other.
             by_rarity = sorted(question.words, key=lambda word: (frequency[word], word))

@@ -298,7 +298,7 @@ def load_examples(
     Raises `DataError`, with the lines of all problems, when a source cannot be read, holds no row,
     loses most rows to errors, or has a bad one and `on_bad_row` is stop.
     """
-    examples, dropped, files = ExampleTable(), DropLog(), []
+    examples, dropped, files, refusals = ExampleTable(), DropLog(), [], []
     first_at: dict[bytes, int] = {}
     for source in sources:
         num_rows, problems = 0, _Problems()
@@ -322,8 +322,10 @@ def load_examples(
                 del first_at[record.key]
                 continue
             examples.append(record, source.name, row.line_no)
-        problems.refuse(source, num_rows, on_bad_row)
+        refusals += problems.refusals(source, num_rows, on_bad_row)
         files.append(LoadedFile(source, sha256_of(source), num_rows))
+    if refusals:
+        raise DataError(" ".join(refusals))
     if near_duplicates_from is not None:
         examples = _without_near_duplicates(examples, near_duplicates_from, dropped)
     if not len(examples):
@@ -363,10 +365,10 @@ class _Problems:
     def add(self, line_no: int, reason: str) -> None:
         self._lines[reason].append(line_no)
 
-    def refuse(self, source: Source, num_rows: int, on_bad_row: str) -> None:
-        """Raise `DataError` where the source cannot be used as it is."""
+    def refusals(self, source: Source, num_rows: int, on_bad_row: str) -> Iterator[str]:
+        """Yield why the source cannot be used as it is."""
         if num_rows == 0:
-            raise DataError(f"{source}: the file is empty. Give a file with one example per row.")
+            yield f"{source}: the file is empty. Give a file with one example per row."
         number = sum(map(len, self._lines.values()))
         if not number or (on_bad_row == "skip" and number <= MAX_REJECTED_SHARE * num_rows):
             return
@@ -380,7 +382,7 @@ class _Problems:
             if number <= MAX_REJECTED_SHARE * num_rows
             else "Is it the right file? data.columns says what it calls its columns."
         )
-        raise DataError(
+        yield (
             f"{source}: {number} of {num_rows} rows cannot be used: {shown}{more}. Expected "
             f"{SHAPES}. {what}"
         )
@@ -410,19 +412,24 @@ def record_of(row: Row, columns: Mapping[str, str]) -> Record:
 
 
 def _renamed(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Fields under our names, where a row has any of the columns that are named."""
-    if not any(theirs in fields for theirs in columns.values()):
-        return dict(fields)
-    kept = {key: fields[key] for key in ("topic", "system") if key in fields}
-    for ours, theirs in columns.items():
-        if theirs in fields:
-            kept[ours] = fields[theirs]
-    return kept
+    """Fields under our names: what is named comes first, and takes the place of what has its name;
+    no other form of the row counts beside it."""
+    named = {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
+    others = {k: v for k, v in fields.items() if k not in columns.values() and k not in named}
+    forms = [{"messages"}, {"conversations"}, *({*pair, "input"} for pair in PAIRS)]
+    wanted = [form for form in forms if form & named.keys()]
+    allowed = set().union(*wanted) if wanted else None
+    of_forms = set().union(*forms)
+    return named | {
+        key: value
+        for key, value in others.items()
+        if allowed is None or key in allowed or key not in of_forms
+    }
 
 
 def _messages_of(fields: Mapping[str, Any]) -> tuple[Message, ...]:
     if fields.get("messages") is not None:
-        return _checked(fields["messages"], "messages")
+        return _with_system(fields, _checked(fields["messages"], "messages"))
     if fields.get("conversations") is not None:
         return _with_system(fields, _checked(fields["conversations"], "conversations"))
     pair = next((p for p in PAIRS if all(fields.get(k) is not None for k in p)), None)
@@ -512,14 +519,15 @@ def clean_split(train: ExampleTable, pool: ExampleTable, held_out: HeldOut) -> C
         kept = []
         for position, example in enumerate(examples):
             hit = held_out.find_in(example.id, example.messages)
-            if hit is not None:
+            is_known = is_pool and example.id in train
+            if hit is not None and not (is_known and hit.kind == "similar"):
                 row = DroppedRow(
                     example.source, example.line_no, hit.kind, hit.reason, hit.text, hit.other
                 )
                 dropped.append(row)
                 if hit.kind == "contaminated":
                     continue
-            if is_pool and example.id in train:
+            if is_known:
                 reason = "the same conversation stands in train_file"
                 dropped.append(DroppedRow(example.source, example.line_no, "duplicate", reason))
                 continue

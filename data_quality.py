@@ -94,7 +94,10 @@ def near_duplicates(
     signatures = _signatures(num_rows, words_at)
     gone: dict[int, int] = {}  # row -> the row that stays for it
     for position, candidates in _candidates(signatures, threshold):
-        mine = phrases(words_at(position))
+        words = words_at(position)
+        if not words:
+            continue  # marks only, which all look alike
+        mine = phrases(words)
         for kept in sorted({gone.get(one, one) for one in candidates}):
             similarity = jaccard(mine, phrases(words_at(kept)))
             if similarity >= threshold:

@@ -223,6 +223,8 @@ def select_next(
     mined, source = mined_table(train, pool)
     num_replay = round(mining.replay_share * num_slots) if source == "pool" else 0
     num_new = min(round(mining.new_share * num_slots), num_slots - num_replay)
+    if mining.new_share and mining.replay_share + mining.new_share > 1 - 1e-9:
+        num_new = num_slots - num_replay  # and no hard ones, however the shares round
     replayed = walk(train, seed, previous.train_cursor, num_replay, weights)
     picks = [
         Pick(example.id, "replay", example.topic, "replay: train_file's shuffle goes on", None)
@@ -253,11 +255,15 @@ def mined_table(train: ExampleTable, pool: ExampleTable) -> tuple[ExampleTable, 
 
 
 def candidates(previous: Selection, mined: ExampleTable, number: int) -> list[int]:
-    """The positions of the rows whose losses are measured: at most `number` of those not used in
-    this pass, by chance."""
+    """The positions of at most `number` rows to measure, by chance: those that wait in this pass,
+    and then those that come first in the next one."""
     used = set(previous.used_ids)
-    order = _shuffled(range(len(mined)), previous.seed, "pool", previous.pool_pass)
-    return [one for one in order if mined.id_of(one) not in used][:number]
+    positions = range(len(mined))
+    this_pass = _shuffled(positions, previous.seed, "pool", previous.pool_pass)
+    waiting = [one for one in this_pass if mined.id_of(one) not in used]
+    if len(waiting) < number:
+        waiting += _shuffled(positions, previous.seed, "pool", previous.pool_pass + 1)
+    return list(dict.fromkeys(waiting))[:number]
 
 
 def failure_rate(score: TopicScore | None) -> float:
@@ -336,11 +342,12 @@ class _Draw:
             reason, weight = self._topic_reason(topic), round(rates[topic] / total, 6)
             if self.strategy == "hybrid" and num_slots:
                 drawn = self._by_loss(groups[topic], num_slots)
-                drawn += self._by_chance(
-                    [one for one in groups[topic] if one not in self.used],
-                    num_slots - len(drawn),
-                    "no measured row of the topic is left",
-                )
+                left = [one for one in groups[topic] if one not in self.used]
+                good = [one for one in left if self.examples.id_of(one) not in self.too_noisy]
+                number, why = num_slots - len(drawn), "no measured row of the topic is left"
+                drawn += self._by_chance(good, number, why)
+                left = [one for one in left if one not in self.used]
+                drawn += self._by_chance(left, num_slots - len(drawn), why)
                 picks += [replace(one, reason=f"{reason}; {one.reason}") for one in drawn]
             else:
                 picks += [self._pick(one, reason, weight) for one in groups[topic][:num_slots]]
@@ -360,7 +367,9 @@ class _Draw:
             reason = f"loss {loss.now:.2f} nats a token, {loss.before:.2f} before training"
             picks.append(self._pick(position, reason, round(weighed[position], 6)))
         if not picks and count:
-            return self._by_chance(waiting, count, "uniform: nothing measured is left to learn")
+            rest = [one for one in waiting if self.examples.id_of(one) not in self.too_noisy]
+            reason = "uniform: of no row that waits it is known that it can be learnt"
+            return self._by_chance(rest or waiting, count, reason)
         return picks
 
     def _by_likeness(self, waiting: list[int], count: int) -> list[Pick]:
@@ -376,7 +385,8 @@ class _Draw:
             reason = f"{like.score:.2f} like the failed question {like.question[:80]!r}"
             picks.append(self._pick(position, reason, round(like.score, 6)))
         if not picks and count:
-            return self._by_chance(waiting, count, "uniform: nothing is like a failed question")
+            reason = "uniform: of no row that waits it is known to be like a failed question"
+            return self._by_chance(waiting, count, reason)
         return picks
 
     def _in_proportion(self, weighed: Mapping[int, float], count: int) -> list[int]:

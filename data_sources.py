@@ -26,6 +26,7 @@ from errors import ConfigError, DataError
 HUB_PREFIX = "hf:"
 MAX_ROW_BYTES = 16 * 2**20  # a longer row is a mistake, or no text that a model could be trained on
 COMPRESSIONS = (".gz", ".zst")
+CHUNK_BYTES = 2**16
 
 
 class Row(NamedTuple):
@@ -131,13 +132,39 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             with gzip.GzipFile(fileobj=raw) as file:
                 yield file  # pyright: ignore[reportReturnType] (it has what is read here)
         elif suffix == ".zst":
-            import zstandard
-
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            with io.BufferedReader(reader) as file:  # pyright: ignore[reportArgumentType]
+            with io.BufferedReader(_ZstdFile(raw)) as file:
                 yield file
         else:
             yield raw
+
+
+class _ZstdFile(io.RawIOBase):
+    """What is inside a .zst file of one or several frames; one that is cut off is an `EOFError`."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        import zstandard
+
+        self._raw, self._decompressor = raw, zstandard.ZstdDecompressor()
+        self._frame: Any = None  # the one that is being read
+        self._read, self._made = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._made:
+            self._read = self._read or self._raw.read(CHUNK_BYTES)
+            if not self._read:
+                if self._frame is not None:
+                    raise EOFError("Compressed file ended before the end of its last frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._made, self._read = self._frame.decompress(self._read), b""
+            if self._frame.eof:
+                self._read, self._frame = self._frame.unused_data, None
+        number = min(len(buffer), len(self._made))
+        buffer[:number], self._made = self._made[:number], self._made[number:]
+        return number
 
 
 def _first_byte(file: IO[bytes]) -> bytes:

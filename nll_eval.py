@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from config_schema import SPLIT_TASK
 from contamination import HeldOutText
 from data_loader import Example, ExampleTable, load_examples
 from data_sources import Source
@@ -38,7 +39,8 @@ class HeldOutFile:
     def held_out_texts(self) -> tuple[HeldOutText, ...]:
         """What must not be trained on besides the conversations: the question of a single turn,
         and long phrases of any turn."""
-        return tuple(_held_out_text(self.name, example) for example in self.examples)
+        is_split = self.name == SPLIT_TASK
+        return tuple(_held_out_text(self.name, example, is_split) for example in self.examples)
 
 
 def load_held_out(name: str, path: Path, columns: Mapping[str, str] | None = None) -> HeldOutFile:
@@ -51,11 +53,11 @@ def load_held_out(name: str, path: Path, columns: Mapping[str, str] | None = Non
     return HeldOutFile(name, path, data.files[0].sha256, data.examples)
 
 
-def _held_out_text(task: str, example: Example) -> HeldOutText:
+def _held_out_text(task: str, example: Example, is_split: bool) -> HeldOutText:
     asked = [message.content for message in example.messages if message.role == "user"]
     said = [message.content for message in example.messages if message.role == "assistant"]
     question, answers = (asked[0], (said[-1],)) if len(asked) == 1 else ("", ())
-    return HeldOutText(task, question, answers, tuple(asked + said))
+    return HeldOutText(task, question, answers, tuple(asked + said), only_same=is_split)
 
 
 def render_held_out(file: HeldOutFile, rendering: Rendering) -> None:

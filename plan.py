@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -255,7 +255,9 @@ def read_inputs(
     _refuse_opened_test(tasks, test_tasks)
     files = {"train_file": _load_rows(loaded, "train_file", config.train_file)}
     if config.mining.pool_file is not None:
-        files["mining.pool_file"] = _load_rows(loaded, "mining.pool_file", config.mining.pool_file)
+        taken = [file.source.name for file in files["train_file"].files]
+        pool_file = config.mining.pool_file
+        files["mining.pool_file"] = _load_rows(loaded, "mining.pool_file", pool_file, taken)
     train = files["train_file"].examples
     if config.data.val_share:
         train, split_task = _hold_out_share(loaded, train)
@@ -312,8 +314,13 @@ def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
     )
 
 
-def sources_of(loaded: LoadedConfig, key: str, given: Sources) -> list[Source]:
-    """Find the sources that a setting names. Raises `ConfigError` for one that is not there."""
+def sources_of(
+    loaded: LoadedConfig, key: str, given: Sources, taken: Collection[str] = ()
+) -> list[Source]:
+    """Find the sources that a setting names, each under a name of its own, not among `taken`.
+
+    Raises `ConfigError` for one that is not there.
+    """
     sources: list[Source] = []
     for one in loaded.config.sources(given):
         name, path, on_hub = one.file, None, None
@@ -327,8 +334,13 @@ def sources_of(loaded: LoadedConfig, key: str, given: Sources) -> list[Source]:
                     "`datasets` has saved. Name a file in it."
                 )
             name = as_text(path.name)
-        if any(other.name == name for other in sources):
-            name = one.file
+        part = " ".join(filter(None, (one.subset, one.split if one.split != "train" else None)))
+        name = f"{name} {part}" if part else name
+        used = {*taken, *(other.name for other in sources)}
+        if name in used:
+            name = f"{one.file} {part}" if part else one.file
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        name = name if name not in used else next(one for one in numbered if one not in used)
         columns = loaded.config.data.columns if one.columns is None else one.columns
         sources.append(
             Source(name, path, on_hub, one.subset, one.split, one.revision, columns, one.weight)
@@ -336,10 +348,12 @@ def sources_of(loaded: LoadedConfig, key: str, given: Sources) -> list[Source]:
     return sources
 
 
-def _load_rows(loaded: LoadedConfig, key: str, given: Sources) -> LoadedData:
+def _load_rows(
+    loaded: LoadedConfig, key: str, given: Sources, taken: Collection[str] = ()
+) -> LoadedData:
     data = loaded.config.data
     return load_examples(
-        sources_of(loaded, key, given),
+        sources_of(loaded, key, given, taken),
         on_bad_row=data.on_bad_row,
         filters=Filters(data.min_words, data.max_words, data.max_repetition),
         near_duplicates_from=data.near_duplicates,

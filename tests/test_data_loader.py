@@ -431,6 +431,32 @@ def test_a_pattern_with_few_answers_is_no_copy() -> None:
     assert found is not None and found.reason.startswith("asks")
 
 
+def test_rows_of_a_split_are_only_held_against_the_same_question() -> None:
+    """They are like the rows that are trained on, since they were among them."""
+    asked = "Is this message spam or ham, in one word: buy now and win a prize today"
+    texts = [HeldOutText("t", asked, ("spam",), (asked,), only_same=True)]
+    for turns, kind in (
+        ((asked.upper(), "ham"), "contaminated"),
+        ((asked.replace("today", "tomorrow"), "spam"), None),
+        ((f"Please: {asked}", "spam"), None),
+    ):
+        row = chat(*turns)
+        found = HeldOut(texts).find_in(row.id, row.messages)
+        assert (None if found is None else found.kind) == kind
+
+
+def test_a_longer_sum_is_another_question() -> None:
+    held_out = HeldOut([HeldOutText("t", "What is 5 + 7?", ("12",))])
+    for asked, is_held in (
+        ("Tell me: what is 5 + 7, please", True),
+        ("What is 5 + 7 + 3?", False),
+        ("What is 5 + 7 * 2?", False),
+    ):
+        row = chat(asked, "15")
+        found = held_out.find_in(row.id, row.messages)
+        assert (found is not None and found.reason.startswith("holds")) is is_held
+
+
 def test_rows_of_a_held_out_file_are_found_by_their_id() -> None:
     row = chat("first", "one", "second", "two")
     found = HeldOut([], [row.id]).find_in(row.id, row.messages)
@@ -506,6 +532,11 @@ def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:
     assert set(found) <= set(expected)
     assert len(found) >= 0.98 * len(expected)  # a pair is missed with a chance of 1 % at the most
     assert all(found[position] in expected[position] for position in found)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 0.99])
+def test_rows_without_words_are_no_duplicates_of_one_another(threshold: float) -> None:
+    assert list(near_duplicates(3, [(), (), ()].__getitem__, threshold)) == []
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 0.99])

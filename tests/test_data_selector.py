@@ -285,9 +285,26 @@ def test_candidates_are_rows_that_wait_in_the_order_of_the_pass() -> None:
     first = select_first(TRAIN, num_slots=40, seed=0)
     second = next_round(first)
     waiting = candidates(second, POOL, 1000)
-    assert len(waiting) == 170
-    assert not {POOL.id_of(one) for one in waiting} & set(second.used_ids)
+    assert sorted(waiting) == list(range(200))  # those that wait first, then the next pass
+    assert not {POOL.id_of(one) for one in waiting[:170]} & set(second.used_ids)
+    assert {POOL.id_of(one) for one in waiting[170:]} == set(second.used_ids)
     assert candidates(second, POOL, 20) == waiting[:20]
+
+
+@pytest.mark.parametrize("strategy", ["loss", "hybrid"])
+def test_the_noisy_tail_is_not_drawn_where_nothing_can_be_learnt_either(strategy: str) -> None:
+    now = {i: 12.0 if i < 100 else 11.0 for i in range(200)}  # all rose: nothing is learnable
+    signals = Signals(TOPICS, losses_by_number(now), suspects=frozenset([POOL.id_of(150)]))
+    first = select_first(TRAIN, num_slots=40, seed=0)
+    second = next_round(first, signals=signals, strategy=strategy, noise_cap=0.5)
+    assert set(mined(second)) <= set(range(100, 200)) - {150}
+
+
+def test_shares_that_come_to_one_leave_no_hard_rows() -> None:
+    for slots in (1, 5, 13, 15):
+        first = select_first(TRAIN, num_slots=40, seed=0)
+        second = next_round(first, slots=slots, replay=0.5, new_share=0.5)
+        assert {pick.reason.partition(":")[0] for pick in second.picks} <= {"replay", "new"}
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "topics", "similar", "loss", "hybrid"])

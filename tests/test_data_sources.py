@@ -114,6 +114,11 @@ def test_chats_in_parquet_keep_their_turns(tmp_path: Path) -> None:
         ("a.jsonl.gz", gzip.compress(as_jsonl(ROWS))[:-12], "cannot be read: Compressed file end"),
         ("a.jsonl.gz", b"plain text", "cannot be read: Not a gzipped file"),
         ("a.jsonl.zst", b"plain text", "cannot be read: "),
+        (
+            "a.jsonl.zst",
+            zstandard.compress(as_jsonl(ROWS))[:-6],
+            "before the end of its last frame",
+        ),
         ("a.parquet", b"plain text", "the dataset cannot be read"),
         ("a.json", b'[{"instruction": "q", "output": "a"}, {broken', "line 1: not valid JSON"),
         ("a.json", b'[{"instruction": "q"}\n\n{"a": 1}]', "instead of a comma or its end"),
@@ -195,6 +200,16 @@ USER, REPLY = ("user", "q"), ("assistant", "a")
         (
             {
                 "system": "s",
+                "messages": [
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a"},
+                ],
+            },
+            [("system", "s"), USER, REPLY],
+        ),
+        (
+            {
+                "system": "s",
                 "conversations": [
                     {"role": "user", "content": "q"},
                     {"role": "assistant", "content": "a"},
@@ -255,6 +270,27 @@ def test_columns_name_what_a_file_calls_its_own(tmp_path: Path) -> None:
     assert example.topic == "s"
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"instruction": "q", "output": "a", "subject": "s"}, {"topic": "subject"}),
+        ({"prompt": "q", "answer": "a", "topic": "s"}, {"completion": "answer"}),
+        ({"prompt": "q", "completion": "a", "topic": "s"}, {"prompt": "none", "output": "such"}),
+        (
+            {"instruction": "no", "output": "no", "q": "q", "a": "a", "topic": "s"},
+            {"prompt": "q", "completion": "a"},
+        ),
+    ],
+)
+def test_columns_may_name_some_only(
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, str]
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl([row]))
+    (example,) = load_examples([Source("a", tmp_path / "a.jsonl", columns=columns)]).examples
+    assert [tuple(message) for message in example.messages] == [USER, REPLY]
+    assert example.topic == "s"
+
+
 # --- what a user is told --------------------------------------------------------------------------
 
 
@@ -288,7 +324,9 @@ def test_sources_are_found_and_named(tmp_path: Path) -> None:
     columns = {"prompt": "question"}
     loaded = write_config(tmp_path, train_file=train, data={"columns": columns})
     first, second, third = sources_of(loaded, "train_file", loaded.config.train_file)
-    assert (first.name, second.name, third.name) == ("a.jsonl", "b/a.jsonl", "hf:owner/name")
+    assert (first.name, second.name, third.name) == (
+        *("a.jsonl", "b/a.jsonl", "hf:owner/name main test"),
+    )
     assert (third.path, third.hub_name, third.subset, third.split) == (
         None,
         "owner/name",
@@ -298,6 +336,23 @@ def test_sources_are_found_and_named(tmp_path: Path) -> None:
     assert (second.weight, second.columns) == (3, columns)
 
 
+def test_sources_of_one_name_keep_their_shares_apart(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b/a.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(as_jsonl(ROWS))
+    data = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "ds"))
+    train = [
+        {"file": "b/a.jsonl", "weight": 5},
+        {"file": "a.jsonl", "weight": 1},
+        {"file": "ds", "weight": 3},
+        {"file": "ds", "split": "test", "weight": 2},
+    ]
+    loaded = write_config(tmp_path, train_file=train)
+    sources = sources_of(loaded, "train_file", loaded.config.train_file, {"ds"})
+    assert [one.name for one in sources] == ["a.jsonl", "a.jsonl (2)", "ds (2)", "ds test"]
+
+
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
@@ -305,6 +360,7 @@ def test_sources_are_found_and_named(tmp_path: Path) -> None:
         ({"mining": {"pool_file": [{"file": "a.jsonl", "weight": 1}]}}, "Take the weights out"),
         ({"data": {"columns": {"question": "prompt"}}}, "maps 'question', which is no field"),
         ({"train_file": []}, "train_file"),
+        ({"mining": {"pool_file": []}}, "mining.pool_file"),
         ({"train_file": "."}, "holds no dataset"),
         ({"train_file": "hf:/etc/passwd"}, "names no dataset of the hub"),
         ({"train_file": "missing"}, "there is no such file"),

@@ -127,6 +127,19 @@ def test_every_strategy_runs_and_is_recorded(workspace: Workspace, strategy: str
         assert store.usage().prompt_tokens > spent > 0
 
 
+@pytest.mark.parametrize("strategy", ["loss", "hybrid", "similar"])
+@pytest.mark.parametrize("pool", ["pool.jsonl", None])
+def test_a_pool_that_is_used_up_is_measured_again(
+    workspace: Workspace, strategy: str, pool: str | None
+) -> None:
+    workspace.write_rows("pool.jsonl", [row(i) for i in range(100, 109)])  # 9 slots of a round
+    mining = {"pool_file": pool, "strategy": strategy, "replay_share": 0.25}
+    assert workspace.run("run", mining=mining, max_rounds=4) == 0
+    assert workspace.store("run").num_rounds == 4
+    for _, losses in workspace.store("run").candidate_losses():
+        assert len(losses) == (10 if pool is None else 9)
+
+
 def test_a_run_killed_after_losses_were_measured_chooses_the_same(workspace: Workspace) -> None:
     mining = {"pool_file": "pool.jsonl", "strategy": "hybrid"}
     for name in ("whole", "cut"):
