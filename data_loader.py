@@ -13,15 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from abc import abstractmethod
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from contamination import HeldOut, Words, cut, normalise, words_of
 from data_quality import Filters, near_duplicates
-from data_sources import Row, Source, as_text, read_rows, sha256_of
+from data_sources import Row, Source, as_text, is_text, read_rows, sha256_of
 from errors import DataError
 
 ROLES = ("system", "user", "assistant")
@@ -42,6 +43,7 @@ SHAPES = (
 MAX_REJECTED_SHARE = 0.5  # a file that loses more of its rows to errors is probably the wrong file
 MAX_GROUPS = 20  # kinds of problems that a message lists,
 MAX_RANGES = 12  # and ranges of lines of each
+T = TypeVar("T")
 SPOOL_BYTES = 64 * 2**20  # kept in memory; what is more goes to a temporary file
 
 
@@ -99,14 +101,30 @@ class _Spool:
         return self._file.read(end - start)
 
 
-class DropLog(Sequence[DroppedRow]):
+class _Lazy(Sequence[T]):
+    """A sequence whose items are made when they are asked for."""
+
+    @abstractmethod
+    def _at(self, position: int) -> T:
+        """The item at a position that there is."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        positions = range(len(self))[index]
+        if isinstance(positions, range):
+            return [self._at(position) for position in positions]
+        return self._at(positions)
+
+
+class DropLog(_Lazy[DroppedRow]):
     """Dropped rows in the order they were dropped; only their counts are kept in memory."""
 
-    def __init__(self, rows: Iterable[DroppedRow] = ()) -> None:
+    def __init__(self) -> None:
         self._spool = _Spool()
         self.counts: Counter[str] = Counter()
-        for row in rows:
-            self.append(row)
 
     def append(self, row: DroppedRow) -> None:
         self._spool.append(json.dumps(asdict(row), ensure_ascii=False).encode())
@@ -115,24 +133,11 @@ class DropLog(Sequence[DroppedRow]):
     def __len__(self) -> int:
         return len(self._spool)
 
-    @overload
-    def __getitem__(self, index: int) -> DroppedRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[DroppedRow]: ...
-    def __getitem__(self, index: int | slice) -> DroppedRow | Sequence[DroppedRow]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        return DroppedRow(**json.loads(self._spool[_position(index, len(self))]))
+    def _at(self, position: int) -> DroppedRow:
+        return DroppedRow(**json.loads(self._spool[position]))
 
 
-def _position(index: int, length: int) -> int:
-    position = index + length if index < 0 else index
-    if not 0 <= position < length:
-        raise IndexError(index)
-    return position
-
-
-class ExampleTable(Sequence[Example]):
+class ExampleTable(_Lazy[Example]):
     """Examples by their position: the messages wait in a spool, an index of them is in memory.
 
     The index takes about 60 bytes an example. Tables made by `take` share the spool.
@@ -160,14 +165,7 @@ class ExampleTable(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        position = _position(index, len(self))
+    def _at(self, position: int) -> Example:
         return Example(
             id=self.id_of(position),
             messages=tuple(
@@ -490,10 +488,8 @@ def _text(value: Any, what: str) -> str:
         raise ValueError(f"{what} is not a string")
     if not value.strip():
         raise ValueError(f"{what} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{what} holds a lone surrogate, which no tokenizer can encode") from None
+    if not is_text(value):
+        raise ValueError(f"{what} holds a lone surrogate, which no tokenizer can encode")
     return value
 
 

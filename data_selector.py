@@ -285,7 +285,7 @@ class _Draw:
         self.examples = examples
         self.signals = signals
         self.source: Source = source
-        self.strategy = mining.strategy
+        self.mining = mining
         self.seed, self.round_no = previous.seed, previous.round + 1
         self.pass_no = previous.pool_pass
         self.too_noisy = noisiest(signals.losses, mining.noise_cap) | signals.suspects
@@ -311,14 +311,14 @@ class _Draw:
 
     def hard(self, waiting: list[int], count: int) -> list[Pick]:
         topics = {self.examples.topic_of(position) for position in waiting}
-        if self.strategy in ("topics", "hybrid") and self.signals.topics and topics != {None}:
+        if self.mining.needs_topics and self.signals.topics and topics != {None}:
             return self._by_topic(waiting, count)
-        if self.strategy == "loss" or self.strategy == "hybrid":
+        if self.mining.needs_losses:
             return self._by_loss(waiting, count)
-        if self.strategy == "similar":
+        if self.mining.strategy == "similar":
             return self._by_likeness(waiting, count)
         reason = "uniform: drawn by chance"
-        if self.strategy == "topics":
+        if self.mining.needs_topics:
             reason = "uniform: there are no topics to tell hard examples by"
         return self._by_chance(waiting, count, reason)
 
@@ -340,7 +340,7 @@ class _Draw:
         picks = []
         for topic, num_slots in slots.items():
             reason, weight = self._topic_reason(topic), round(rates[topic] / total, 6)
-            if self.strategy == "hybrid" and num_slots:
+            if self.mining.needs_losses and num_slots:
                 drawn = self._by_loss(groups[topic], num_slots)
                 left = [one for one in groups[topic] if one not in self.used]
                 good = [one for one in left if self.examples.id_of(one) not in self.too_noisy]

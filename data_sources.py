@@ -301,7 +301,7 @@ def _csv_rows(source: Source, file: IO[bytes], delimiter: str) -> Iterator[Row]:
             if len(values) != len(header):
                 problem = f"it has {len(values)} fields, the header has {len(header)}"
                 yield Row(line_no, None, problem)
-            elif not _is_text("".join(values)):
+            elif not is_text("".join(values)):
                 yield Row(line_no, None, "not valid UTF-8")
             else:
                 fields = {k: v for k, v in zip(header, values, strict=True) if v != ""}
@@ -317,15 +317,6 @@ def _csv_header(source: Source, reader: Any) -> list[str]:
         twice = next(name for name in header if header.count(name) > 1)
         raise DataError(f"{source} line 1: two columns are called {_shown(twice)}. Rename one.")
     return header
-
-
-def _is_text(value: str) -> bool:
-    """Whether there is no surrogate in it, which is what bytes that are no UTF-8 became."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -409,6 +400,16 @@ def _explained(source: Source) -> Iterator[None]:
 def as_text(text: str) -> str:
     """A text that can be written down, whatever bytes or surrogates a file or its name has."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def is_text(value: str) -> bool:
+    """Whether there is no lone surrogate in it: JSON may hold them, and bytes that are no UTF-8
+    become some."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(text: str) -> str:

@@ -82,6 +82,11 @@ class Inputs:
         return self.loaded.config
 
     @property
+    def drop_logs(self) -> list[DropLog]:
+        """What was dropped in reading and in cleaning, in that order."""
+        return [*(data.dropped for data in self.files.values()), self.split.dropped]
+
+    @property
     def scored_sizes(self) -> list[TaskSize]:
         return [TaskSize(t.n, t.num_clusters) for t in self.tasks if t.role == "score"]
 
@@ -260,7 +265,7 @@ def read_inputs(
         files["mining.pool_file"] = _load_rows(loaded, "mining.pool_file", pool_file, taken)
     train = files["train_file"].examples
     if config.data.val_share:
-        train, split_task = _hold_out_share(loaded, train)
+        train, split_task = _hold_out_share(config, files["train_file"])
         tasks = (*tasks, split_task)
     held_out = held_out_of(tasks, test_tasks)
     pool = files["mining.pool_file"].examples if "mining.pool_file" in files else ExampleTable()
@@ -299,7 +304,7 @@ def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
     _refuse_missing_grader(config, tasks)
     if config.data.val_share:  # the one thing that only the training file tells
         data = _load_rows(loaded, "train_file", config.train_file)
-        tasks = (*tasks, _hold_out_share(loaded, data.examples)[1])
+        tasks = (*tasks, _hold_out_share(config, data)[1])
     return Inputs(
         loaded=loaded,
         model_dir=model_dir,
@@ -360,12 +365,11 @@ def _load_rows(
     )
 
 
-def _hold_out_share(loaded: LoadedConfig, train: ExampleTable) -> tuple[ExampleTable, EvalTask]:
+def _hold_out_share(config: TrainingConfig, data: LoadedData) -> tuple[ExampleTable, EvalTask]:
     """Take `data.val_share` out of the training rows, as a held-out task."""
-    config = loaded.config
-    train, validation = split_validation(train, config.data.val_share)
-    file = sources_of(loaded, "train_file", config.train_file)[0]
-    work = HeldOutFile(SPLIT_TASK, Path(str(file)), validation.sha256, validation)
+    train, validation = split_validation(data.examples, config.data.val_share)
+    path = Path(str(data.files[0].source))
+    work = HeldOutFile(SPLIT_TASK, path, validation.sha256, validation)
     every = config.evaluation.every.get(SPLIT_TASK, 1)
     return train, EvalTask(SPLIT_TASK, 1, "report", every, work)
 
@@ -526,15 +530,15 @@ def _named_files(inputs: Inputs) -> dict[str, LoadedFile]:
 
 def dropped_rows(plan: Plan) -> Iterator[DroppedRow]:
     """Every row that is not trained on, and the similar ones, which are."""
-    for data in plan.inputs.files.values():
-        yield from data.dropped
-    for dropped in (plan.inputs.split.dropped, plan.train.dropped, plan.pool.dropped):
-        yield from dropped
+    return itertools.chain.from_iterable(_drop_logs(plan))
 
 
-def _num_dropped(plan: Plan) -> Counter[str]:
-    logs = [*(data.dropped for data in plan.inputs.files.values()), plan.inputs.split.dropped]
-    return sum((log.counts for log in (*logs, plan.train.dropped, plan.pool.dropped)), Counter())
+def _drop_logs(plan: Plan) -> list[DropLog]:
+    return [*plan.inputs.drop_logs, plan.train.dropped, plan.pool.dropped]
+
+
+def _num_dropped(logs: list[DropLog]) -> Counter[str]:
+    return sum((log.counts for log in logs), Counter())
 
 
 def data_manifest(plan: Plan) -> dict[str, Any]:
@@ -569,7 +573,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
             }
             for task in (*plan.tasks, *plan.test_tasks)
         },
-        "num_dropped": dict(_num_dropped(plan)),
+        "num_dropped": dict(_num_dropped(_drop_logs(plan))),
         "dropped": [asdict(row) for row in itertools.islice(dropped_rows(plan), NUM_LISTED)],
     }
 
@@ -584,8 +588,8 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
         kept = inputs.split.train if key == "train_file" else inputs.split.pool
         names = ", ".join(file.source.name for file in data.files)
         yield f"{key}: {len(kept)} examples of {data.num_rows} rows in {names}"
-    logs = [*(data.dropped for data in inputs.files.values()), inputs.split.dropped]
-    dropped = sum((log.counts for log in logs), Counter())
+    logs = inputs.drop_logs
+    dropped = _num_dropped(logs)
     num_similar = dropped.pop("similar", 0)
     if dropped:
         counts = ", ".join(f"{number} {kind}" for kind, number in sorted(dropped.items()))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data_sources import Row, Source, read_rows, sha256_of
+from data_sources import Row, Source, is_text, read_rows, sha256_of
 from errors import DataError, EvalError
 from eval_result import SampleResult
 
@@ -108,10 +108,8 @@ def parse_question(row: Row) -> Question:
     question, answer = fields.get("question"), fields.get("answer")
     if not isinstance(question, str) or not question.strip():
         raise ValueError('"question" is missing, empty or not a string')
-    try:
-        json.dumps(fields, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError("it holds a lone surrogate, which is not text") from None
+    if not is_text(json.dumps(fields, ensure_ascii=False)):
+        raise ValueError("it holds a lone surrogate, which is not text")
     given = answer if isinstance(answer, list) else [answer]
     answers = tuple(one for one in given if isinstance(one, str) and one.strip())
     if not answers or len(answers) < len(given):
