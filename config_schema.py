@@ -16,7 +16,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from errors import ConfigError
@@ -54,7 +62,30 @@ class SourceSettings(Settings):
     revision: str | None = None
 
 
-Sources = str | Annotated[list[str | SourceSettings], Field(min_length=1)]
+def _kind_of_source(value: Any) -> str | None:
+    """Which of the kinds below a value is meant to be, so that only its problems are said."""
+    kinds = {
+        str: "kind-name",
+        list: "kind-list",
+        dict: "kind-source",
+        SourceSettings: "kind-source",
+    }
+    return kinds.get(type(value))
+
+
+def _one_of(what: str) -> Discriminator:
+    return Discriminator(_kind_of_source, "source_kind", f"input should be {what}")
+
+
+SourceName = Annotated[str, Field(min_length=1), Tag("kind-name")]
+OneSource = Annotated[
+    SourceName | Annotated[SourceSettings, Tag("kind-source")],
+    _one_of("the name of a source, or an object with its `file`"),
+]
+Sources = Annotated[
+    SourceName | Annotated[list[OneSource], Field(min_length=1), Tag("kind-list")],
+    _one_of("the name of a source, or a list of sources"),
+]
 ROW_FIELDS = (
     *("messages", "conversations", "instruction", "input", "output", "prompt", "completion"),
     *("system", "topic"),
@@ -318,7 +349,6 @@ class TrainingConfig(Settings):
         default=None, description="address of a Tinker-compatible service; null: chosen by rule"
     )
     train_file: Sources = Field(
-        min_length=1,
         description=(
             "JSONL, JSON, CSV or TSV (also `.gz`, `.zst`), Parquet, a directory saved by "
             "`datasets`, or `hf:NAME` of the hub; or a list of them"
@@ -768,10 +798,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 def _explain(problem: Any) -> str:
     """Turn one pydantic error into a sentence with key, what was found and what to do."""
     # Where a value may be of several kinds, pydantic adds the name of each to the place.
-    place = [part for part in problem["loc"] if not re.match(r"constrained-|literal\[", str(part))]
+    kinds = re.compile(r"constrained-|literal\[|kind-")
+    place = [part for part in problem["loc"] if not kinds.match(str(part))]
     key = ".".join(str(part) for part in place)
     if problem["type"] == "extra_forbidden":
         known = [setting.key for setting in describe_settings()]
+        known += [".".join(map(str, (*place[:-1], name))) for name in SourceSettings.model_fields]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see the settings table in README.md."
         return f"{key} is not a setting; {hint}"

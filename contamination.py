@@ -90,7 +90,7 @@ def normalise(text: str) -> str:
             before = words[position - 1][-1] if position else ""
             after = words[position + 1][0] if position + 1 < len(words) else ""
             kept += _without_marks(word, before, after).split()
-    return " ".join(kept)
+    return " ".join(kept or text.split())  # a text of marks alone is told by its marks
 
 
 def _without_marks(word: str, before: str, after: str) -> str:

@@ -290,8 +290,11 @@ def load_examples(
     on_bad_row: Literal["stop", "skip"] = "skip",
     filters: Filters | None = None,
     near_duplicates_from: float | None = None,
+    beside: Sequence[Example] = (),
 ) -> LoadedData:
     """Read training rows; of rows with the same conversation, or nearly so, the first is kept.
+
+    With `near_duplicates_from`, rows that are nearly one of those `beside` are dropped too.
 
     Raises `DataError`, with the lines of all problems, when a source cannot be read, holds no row,
     loses most rows to errors, or has a bad one and `on_bad_row` is stop.
@@ -311,7 +314,7 @@ def load_examples(
                 continue
             position = first_at.setdefault(record.key, len(examples))
             if position < len(examples):
-                reason = f"the same conversation as {_place(examples, position, source.name)}"
+                reason = f"the same conversation as {_place(examples[position], source.name)}"
                 dropped.append(DroppedRow(source.name, row.line_no, "duplicate", reason))
                 continue
             flaw = None if filters is None else filters.flaw_of(record.messages)
@@ -325,33 +328,39 @@ def load_examples(
     if refusals:
         raise DataError(" ".join(refusals))
     if near_duplicates_from is not None:
-        examples = _without_near_duplicates(examples, near_duplicates_from, dropped)
+        examples = _without_near_duplicates(examples, beside, near_duplicates_from, dropped)
     if not len(examples):
         raise DataError(f"{sources[0]}: the filters of `data` leave no row. Loosen them.")
     return LoadedData(tuple(files), examples, dropped)
 
 
 def _without_near_duplicates(
-    examples: ExampleTable, threshold: float, dropped: DropLog
+    examples: ExampleTable, beside: Sequence[Example], threshold: float, dropped: DropLog
 ) -> ExampleTable:
+    num_beside = len(beside)
+
+    def row_at(position: int) -> Example:
+        return beside[position] if position < num_beside else examples[position - num_beside]
+
     def words_at(position: int) -> Words:
-        messages = examples[position].messages
-        return words_of("\n".join(message.content for message in messages))
+        return words_of("\n".join(message.content for message in row_at(position).messages))
 
     gone: set[int] = set()
-    for position, kept, similarity in near_duplicates(len(examples), words_at, threshold):
-        row, other = examples[position], examples[kept]
-        reason = f"{similarity:.0%} like {_place(examples, kept, row.source)}"
+    number = num_beside + len(examples)
+    for position, kept, similarity in near_duplicates(number, words_at, threshold):
+        if position < num_beside:
+            continue
+        row, other = row_at(position), row_at(kept)
+        reason = f"{similarity:.0%} like {_place(other, row.source)}"
         texts = (cut(one.messages[-1].content) for one in (row, other))
         dropped.append(DroppedRow(row.source, row.line_no, "near_duplicate", reason, *texts))
-        gone.add(position)
+        gone.add(position - num_beside)
     return examples.take([one for one in range(len(examples)) if one not in gone])
 
 
-def _place(examples: ExampleTable, position: int, seen_from: str) -> str:
-    first = examples[position]
-    place = f"line {first.line_no}"
-    return place if first.source == seen_from else f"{place} of {first.source}"
+def _place(row: Example, seen_from: str) -> str:
+    place = f"line {row.line_no}"
+    return place if row.source == seen_from else f"{place} of {row.source}"
 
 
 class _Problems:
@@ -405,8 +414,15 @@ def record_of(row: Row, columns: Mapping[str, str]) -> Record:
     if row.fields is None:
         raise ValueError(row.problem)
     fields = _renamed(row.fields, columns) if columns else row.fields
-    topic = fields.get("topic")
-    return make_record(_messages_of(fields), None if topic is None else _text(topic, '"topic"'))
+    return make_record(_messages_of(fields), _topic_of(fields.get("topic")))
+
+
+def _topic_of(value: Any) -> str | None:
+    """A topic by its name or its number."""
+    if value in (None, ""):
+        return None
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number else _text(value, '"topic"')
 
 
 def _renamed(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

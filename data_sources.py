@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import gzip
 import hashlib
 import io
@@ -364,13 +365,16 @@ def _hub_rows(source: Source) -> Iterator[Row]:
 
 
 def _load_hub(source: Source) -> Any:
-    from datasets import load_dataset
-
     assert source.hub_name is not None, "a source without a path is on the hub"
     with _explained(source):
-        return load_dataset(
-            source.hub_name, source.subset, split=source.split, revision=source.revision
-        )
+        return _hub_dataset(source.hub_name, source.subset, source.split, source.revision)
+
+
+@functools.cache  # so that the rows and the digest are those of one revision
+def _hub_dataset(name: str, subset: str | None, split: str, revision: str | None) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(name, subset, split=split, revision=revision)
 
 
 @contextlib.contextmanager

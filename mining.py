@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import text_similarity
 from data_loader import Example, ExampleTable
 from data_selector import CandidateLoss, Likeness, noisiest
-from eval_result import EvalResult, TopicScore, topic_scores
+from eval_result import EvalResult, HeldOutLoss, TopicScore, topic_scores
 from nll_eval import HeldOutFile, measure_held_out
 
 if TYPE_CHECKING:
@@ -78,11 +78,10 @@ async def losses_of(
     rendering: Rendering,
     tokenizer: Any,
     concurrency: int,
-) -> dict[str, float]:
-    """The loss of each row under the client's weights, in nats per loss token."""
+) -> HeldOutLoss:
+    """The loss of each row under the client's weights."""
     file = HeldOutFile("the rows to draw from", Path(), rows.sha256, rows)
-    measured = await measure_held_out(file, client, rendering, tokenizer, concurrency)
-    return {row.id: row.nll_sum / row.num_loss_tokens for row in measured.rows}
+    return await measure_held_out(file, client, rendering, tokenizer, concurrency)
 
 
 def suspects_among(rounds: Sequence[Mapping[str, CandidateLoss]]) -> frozenset[str]:

@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -109,6 +109,7 @@ class Plan:
     rendering: Rendering
     train: RenderedTable
     pool: RenderedTable
+    dropped_of_split: DropLog  # rows that `data.val_share` held out and that have no loss
     grader_renderer: Renderer | None
 
     @property
@@ -122,6 +123,10 @@ class Plan:
     @property
     def test_tasks(self) -> tuple[EvalTask, ...]:
         return self.inputs.test_tasks
+
+    @property
+    def dropped_in_rendering(self) -> list[DropLog]:
+        return [self.train.dropped, self.pool.dropped, self.dropped_of_split]
 
     @property
     def mining(self) -> Mining:
@@ -260,9 +265,8 @@ def read_inputs(
     _refuse_opened_test(tasks, test_tasks)
     files = {"train_file": _load_rows(loaded, "train_file", config.train_file)}
     if config.mining.pool_file is not None:
-        taken = [file.source.name for file in files["train_file"].files]
-        pool_file = config.mining.pool_file
-        files["mining.pool_file"] = _load_rows(loaded, "mining.pool_file", pool_file, taken)
+        pool_file, beside = config.mining.pool_file, files["train_file"]
+        files["mining.pool_file"] = _load_rows(loaded, "mining.pool_file", pool_file, beside)
     train = files["train_file"].examples
     if config.data.val_share:
         train, split_task = _hold_out_share(config, files["train_file"])
@@ -354,11 +358,14 @@ def sources_of(
 
 
 def _load_rows(
-    loaded: LoadedConfig, key: str, given: Sources, taken: Collection[str] = ()
+    loaded: LoadedConfig, key: str, given: Sources, beside: LoadedData | None = None
 ) -> LoadedData:
+    """Read the rows of a setting; those that are nearly one of `beside` are no use."""
     data = loaded.config.data
+    taken = () if beside is None else [file.source.name for file in beside.files]
     return load_examples(
         sources_of(loaded, key, given, taken),
+        beside=ExampleTable() if beside is None else beside.examples,
         on_bad_row=data.on_bad_row,
         filters=Filters(data.min_words, data.max_words, data.max_repetition),
         near_duplicates_from=data.near_duplicates,
@@ -462,9 +469,11 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     renderer = load_renderer(renderer_name, inputs.model_path)
     rendering = Rendering(renderer, config.max_seq_length, config.data.train_on)
     train, pool = rendering.render_all(inputs.split.train), rendering.render_all(inputs.split.pool)
-    for task in inputs.tasks:
-        if isinstance(task.work, HeldOutFile):
-            render_held_out(task.work, rendering)
+    tasks, dropped_of_split = _render_tasks(inputs.tasks, rendering)
+    if config.data.on_bad_row == "stop":
+        _refuse_dropped([train.dropped, pool.dropped, dropped_of_split])
+    _refuse_empty_sources(inputs, train.examples)
+    inputs = replace(inputs, tasks=tasks)
     grader, grader_renderer = inputs.grader_path, None
     if grader is not None:
         format_name = resolve_renderer_name(None, grader, key="evaluation.grader_model")
@@ -485,8 +494,51 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
         rendering=rendering,
         train=train,
         pool=pool,
+        dropped_of_split=dropped_of_split,
         grader_renderer=grader_renderer,
     )
+
+
+def _render_tasks(
+    tasks: tuple[EvalTask, ...], rendering: Rendering
+) -> tuple[tuple[EvalTask, ...], DropLog]:
+    """Render the held-out rows. A file must have a loss in every row; what is held out of the
+    training rows loses those that have none, as the training rows do."""
+    rendered, dropped = [], DropLog()
+    for task in tasks:
+        if task.name == SPLIT_TASK and isinstance(task.work, HeldOutFile):
+            table = rendering.render_all(task.work.examples)
+            dropped, digest = table.dropped, table.examples.sha256
+            task = replace(task, work=replace(task.work, examples=table.examples, sha256=digest))
+        elif isinstance(task.work, HeldOutFile):
+            render_held_out(task.work, rendering)
+        rendered.append(task)
+    return tuple(rendered), dropped
+
+
+def _refuse_dropped(logs: list[DropLog]) -> None:
+    dropped = [row for log in logs for row in log]
+    if dropped:
+        shown = "; ".join(f"{row.file} line {row.line_no}: {row.reason}" for row in dropped[:20])
+        more = f"; and {len(dropped) - 20} more" if len(dropped) > 20 else ""
+        raise DataError(
+            f"{_counted(len(dropped), 'row')} cannot be trained on: {shown}{more}. Correct or "
+            "remove them, raise max_seq_length, or set data.on_bad_row to skip, which leaves them "
+            "out and lists them."
+        )
+
+
+def _refuse_empty_sources(inputs: Inputs, train: ExampleTable) -> None:
+    """A source with a weight must have rows to take its share from."""
+    files = inputs.files["train_file"].files if "train_file" in inputs.files else ()
+    left = {train.source_of(position) for position in range(len(train))}
+    for file in files:
+        if file.source.weight is not None and file.source.name not in left:
+            raise DataError(
+                f"{file.source}: none of its {_counted(file.num_rows, 'row')} is left to train on, "
+                f"and train_file gives it the weight {file.source.weight:g}. See what they were "
+                "dropped for with --dry-run, or take it out."
+            )
 
 
 # --- on disk ------------------------------------------------------------------------------------
@@ -534,7 +586,7 @@ def dropped_rows(plan: Plan) -> Iterator[DroppedRow]:
 
 
 def _drop_logs(plan: Plan) -> list[DropLog]:
-    return [*plan.inputs.drop_logs, plan.train.dropped, plan.pool.dropped]
+    return [*plan.inputs.drop_logs, *plan.dropped_in_rendering]
 
 
 def _num_dropped(logs: list[DropLog]) -> Counter[str]:
@@ -593,7 +645,8 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
     num_similar = dropped.pop("similar", 0)
     if dropped:
         counts = ", ".join(f"{number} {kind}" for kind, number in sorted(dropped.items()))
-        yield f"dropped rows: {counts} (each with file, line and reason in data_dropped.jsonl)"
+        where = "a run lists each, with file, line and reason, in its data_dropped.jsonl"
+        yield f"dropped rows: {counts} ({where})"
         rows = (row for log in logs for row in log if row.kind != "similar")
         for row in itertools.islice(rows, 3):
             yield f"  {row.file} line {row.line_no}: {row.reason}"
@@ -660,7 +713,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     config = plan.config
     source = "renderer_name" if config.renderer_name else "resolved from null"
     yield f"renderer: {plan.renderer_name} ({source})"
-    dropped = [*plan.train.dropped, *plan.pool.dropped]
+    dropped = [row for log in plan.dropped_in_rendering for row in log]
     if dropped:
         first = f"{dropped[0].file} line {dropped[0].line_no}: {dropped[0].reason}"
         yield f"dropped in rendering: {len(dropped)} rows, the first {first}"

@@ -7,6 +7,7 @@ rows fit in memory.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -64,16 +65,21 @@ def load_tokenizer(base_model: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        if Path(base_model).is_dir():
-            # Not through the cookbook, which loads directories with trust_remote_code.
-            return AutoTokenizer.from_pretrained(base_model, trust_remote_code=False)
-        return get_tokenizer(base_model)
+        # A directory not through the cookbook, which loads those with trust_remote_code.
+        tokenizer = (
+            AutoTokenizer.from_pretrained(base_model, trust_remote_code=False)
+            if Path(base_model).is_dir()
+            else get_tokenizer(base_model)
+        )
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise TokenizerError(
             f"base_model {base_model!r}: its tokenizer cannot be loaded: {first_line} "
             "Check the name, the network, or give a model directory."
         ) from None
+    # Rows are cut at max_seq_length, so its warning about longer ones would mislead.
+    tokenizer.model_max_length = sys.maxsize
+    return tokenizer
 
 
 def resolve_renderer_name(explicit: str | None, base_model: str, *, key: str = "base_model") -> str:

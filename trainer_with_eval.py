@@ -189,17 +189,21 @@ async def measure_losses(
     new = rows.take([i for i in range(len(rows)) if rows.id_of(i) not in known])
     run.progress.live(f"measuring the losses of {len(rows)} rows")
 
+    num_tokens = 0
+
     async def measured(which: ExampleTable, path: str | None) -> dict[str, float]:
+        nonlocal num_tokens
         base_model = plan.config.base_model if path is None else None
         client = await run.service_client.create_sampling_client(path, base_model)
         tokenizer, concurrency = plan.renderer.tokenizer, plan.sampling.concurrency
-        return await losses_of(which, client, plan.rendering, tokenizer, concurrency)
+        losses = await losses_of(which, client, plan.rendering, tokenizer, concurrency)
+        num_tokens += losses.num_prompt_tokens
+        return {row.id: row.nll_sum / row.num_loss_tokens for row in losses.rows}
 
     before = known | (await measured(new, None) if len(new) else {})
     now = await measured(rows, path)
     losses = {one: CandidateLoss(loss, before[one]) for one, loss in now.items()}
-    tokens = sum(plan.rendering[one].info.num_tokens for t in (rows, new) for one in t.ids)
-    store.record_candidate_losses(round_no, losses, tokens)
+    store.record_candidate_losses(round_no, losses, num_tokens)
     return losses
 
 

@@ -49,6 +49,13 @@ def table(examples: Iterable[Example]) -> ExampleTable:
     return ExampleTable(examples)  # which gives each the id that its messages have
 
 
+def test_a_topic_may_be_a_number_or_left_empty(tmp_path: Path) -> None:
+    rows = [pair("p", topic=3), pair("q", topic=""), pair("r", topic=None), pair("s", topic=True)]
+    loaded = load(write_rows(tmp_path / "f.jsonl", rows))
+    assert [example.topic for example in loaded.examples] == ["3", None, None]
+    assert [row.line_no for row in loaded.dropped] == [4]
+
+
 def test_both_row_forms_give_the_same_example(tmp_path: Path) -> None:
     rows = [
         pair("q", "a", topic="t"),
@@ -83,7 +90,7 @@ BAD_ROWS = [
     ('{"messages": [{"role": "robot", "content": "x"}]}', "message 0 has no role"),
     ('{"messages": [{"role": "user", "content": "x"}]}', "last message is not the assistant's"),
     ('{"messages": [{"role": "assistant", "content": "x"}]}', "no user message"),
-    ('{"instruction": "a", "output": "b", "topic": 3}', '"topic" is not a string'),
+    ('{"instruction": "a", "output": "b", "topic": [3]}', '"topic" is not a string'),
     ('{"instruction": "a", "output": "b", "topic": "\\udc00"}', "lone surrogate"),
     ('{"instruction": "a\\ud800", "output": "b"}', "lone surrogate"),
     ("[" * 100_000, "nested too deeply"),
@@ -508,6 +515,13 @@ def test_near_duplicates_are_dropped_with_the_pairs_listed(tmp_path: Path) -> No
     assert loaded.dropped[0].text == " ".join(near)
     assert loaded.dropped[0].other == " ".join(base)
     assert len(loaded.examples) == 52
+    # and those that are nearly a row of another file are no use beside it
+    other = write_rows(tmp_path / "g.jsonl", [pair("q", "of its own"), pair("q", " ".join(near))])
+    beside = load(other, near_duplicates_from=0.8, beside=loaded.examples)
+    assert [(row.line_no, row.reason) for row in beside.dropped] == [
+        (2, "90% like line 1 of f.jsonl")
+    ]
+    assert [example.line_no for example in beside.examples] == [1]
 
 
 def test_near_duplicates_are_those_that_comparing_all_pairs_finds() -> None:

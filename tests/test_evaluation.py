@@ -242,6 +242,42 @@ def test_a_held_out_share_is_measured_and_not_trained_on(
     assert one["held_out_nll"] == {"nll:split": pytest.approx(loss.nll, rel=1e-6)}
 
 
+LONG = " ".join(["word"] * 600)  # a question that leaves no room for an answer
+
+
+def test_a_row_without_room_for_its_answer_is_left_out_also_of_the_held_out_share(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{"instruction": f"{LONG} {i}", "output": f"w{i}"} for i in range(20)]
+    workspace.write_rows("train.jsonl", [row(i) for i in range(60)] + rows)
+    changes = {"data": {"val_share": 0.3}, "max_rounds": 1, "max_seq_length": 300}
+    assert workspace.run("run", **changes) == 0
+    manifest = json.loads((workspace.folder / "run" / "data_manifest.json").read_text())
+    assert manifest["num_dropped"] == {"no_loss_tokens": 20}
+    result = workspace.store("run").result(1)
+    assert result is not None
+    num_trained = manifest["examples"]["train_file"]["num_examples"]
+    assert num_trained + result.held_out[0].n == 60
+    # or it stops the run, with every line
+    capsys.readouterr()
+    assert workspace.run("stop", **{**changes, "data": {"on_bad_row": "stop"}}) == 2
+    told = capsys.readouterr().err
+    assert "20 rows cannot be trained on: train.jsonl line 61: no answer token" in told
+    assert "line 80" in told
+    assert not (workspace.folder / "stop").exists()
+
+
+def test_a_source_that_has_a_share_and_no_row_left_is_refused(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{"instruction": f"{LONG} {i}", "output": f"w{i}"} for i in range(9)]
+    workspace.write_rows("long.jsonl", rows)
+    sources = [{"file": "train.jsonl", "weight": 1}, {"file": "long.jsonl", "weight": 2}]
+    assert workspace.run("run", train_file=sources, max_seq_length=300) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "none of its 9 rows is left to train on, and train_file gives it the weight 2" in told
+
+
 def test_contamination_can_stop_the_run(
     workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
