@@ -311,10 +311,10 @@ class MiningSettings(Settings):
         description="further examples, like `train_file`, to draw new ones from after round 1",
     )
     strategy: Literal["uniform", "topics", "similar", "loss", "hybrid"] = Field(
-        default="topics",
+        default="hybrid",
         description=(
             "how hard rows are drawn: by chance, from failed topics, by their likeness to failed "
-            "questions, by their loss, or from failed topics by loss"
+            "questions, by their loss, or from failed topics without what looks wrong by its loss"
         ),
     )
     replay_share: Share = Field(
@@ -324,13 +324,20 @@ class MiningSettings(Settings):
         default=0.0, description="share of a later round that is drawn from the pool by chance"
     )
     noise_cap: float = Field(
-        default=0.1,
+        default=0.3,
         ge=0,
         lt=1,
-        description="share of the measured rows, those with the highest losses, that is not drawn",
+        description=(
+            "share of the measured rows, those with the highest losses (of each topic, with "
+            "`hybrid`), that is not drawn, because wrong answers are among them"
+        ),
     )
-    num_candidates: Positive = Field(
-        default=1000, description="rows whose losses or likeness are measured before each round"
+    num_candidates: Positive | None = Field(
+        default=None,
+        description=(
+            "rows that are measured before each round; null: 8 for each one that is drawn by "
+            "its loss, all for likeness"
+        ),
     )
 
 

@@ -8,12 +8,13 @@ from the pool by chance, and hard ones by the strategy:
 - `topics`: topics in proportion to their smoothed failure rate, by chance within one;
 - `similar`: in proportion to the likeness of a row to the questions that were failed;
 - `loss`: in proportion to what can still be learnt of a row (`learnable`);
-- `hybrid`: topics as by `topics`, rows within one as by `loss`.
+- `hybrid`: as `topics`, without the rows of each topic whose losses are the highest.
 
-Nothing is drawn twice before all was drawn once. Without a pool all slots come from the training
-file. A source that runs out is reshuffled with a new sub-seed. Everything follows from the seed,
-the cursor, the earlier picks and what was measured, so a resumed run selects what an uninterrupted
-one would have. Reads no file; never sees held-out ids.
+Rows that were drawn least often go first: in the pool, and by topics within each one, whose share
+falls the more often its rows were drawn, and further where that was to no avail. Without a pool all
+slots come from the training file. Everything follows from the seed, the cursor, the earlier picks
+and what was measured, so a resumed run selects what an uninterrupted one would have. Reads no file;
+never sees held-out ids.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from data_loader import Example, ExampleTable
@@ -36,27 +37,51 @@ Strategy = Literal["uniform", "topics", "similar", "loss", "hybrid"]
 class Mining:
     """How later rounds choose. Shares are of a round's slots; what they leave is for hard rows."""
 
-    strategy: Strategy = "topics"
+    strategy: Strategy = "hybrid"
     replay_share: float = 0.2
     new_share: float = 0.0
-    noise_cap: float = 0.1
-    num_candidates: int = 1000
+    noise_cap: float = 0.3
+    num_candidates: int | None = None  # None: some for each slot, where losses are measured
 
     @property
     def needs_losses(self) -> bool:
         return self.strategy in ("loss", "hybrid")
 
     @property
+    def needs_losses_before(self) -> bool:
+        return self.strategy == "loss"
+
+    @property
     def needs_topics(self) -> bool:
         return self.strategy in ("topics", "hybrid")
 
+    def slots(self, num_slots: int, has_pool: bool) -> Slots:
+        """Divide the slots of a round."""
+        num_replay = round(self.replay_share * num_slots) if has_pool else 0
+        num_new = min(round(self.new_share * num_slots), num_slots - num_replay)
+        if self.new_share and self.replay_share + self.new_share > 1 - 1e-9:
+            num_new = num_slots - num_replay  # and no hard ones, however the shares round
+        return Slots(num_replay, num_slots - num_replay - num_new, num_new)
+
+
+class Slots(NamedTuple):
+    """How many rows of a round are replayed, hard and new."""
+
+    num_replay: int
+    num_hard: int
+    num_new: int
+
+
+CANDIDATES_PER_SLOT = 8  # rows measured for each that is drawn
+STALL_FACTOR = 0.3  # on the share of a topic, for each round in a row that drew from it to no avail
+
 
 class CandidateLoss(NamedTuple):
-    """Nats per loss token of a row: under the weights that the round starts from, and under the
-    untouched model."""
+    """Nats per loss token of a row: under the weights that the round starts from, and, where the
+    strategy asks for it, under the untouched model."""
 
     now: float
-    before: float
+    before: float | None = None
 
 
 class Likeness(NamedTuple):
@@ -74,6 +99,7 @@ class Signals:
     losses: Mapping[str, CandidateLoss] = field(default_factory=dict)
     likeness: Mapping[str, Likeness] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()  # wrong under every checkpoint; never drawn as hard
+    stalled: Mapping[str, int] = field(default_factory=dict)  # topic -> rounds to no avail
 
 
 def learnable(loss: CandidateLoss) -> float:
@@ -84,7 +110,7 @@ def learnable(loss: CandidateLoss) -> float:
     kind that is being learnt, or its answer is wrong. (After the idea of Mindermann et al. 2022,
     "Prioritized training on points that are learnable, worth learning, and not yet learnt".)
     """
-    if loss.before <= 0:
+    if not loss.before or loss.before < 0:
         return 0.0
     return loss.now * max(0.0, 1 - loss.now / loss.before) ** 2
 
@@ -110,7 +136,7 @@ class Pick:
 class Selection:
     """The slots of one round in training order.
 
-    `train_cursor` and `pool_pass` are where the next round goes on.
+    `train_cursor` and `times_drawn` are where the next round goes on.
     """
 
     round: int
@@ -119,8 +145,7 @@ class Selection:
     shares: dict[str, int]  # source -> number of slots
     topic_slots: dict[str, int]  # topic ("" is none) -> number of mined slots
     train_cursor: int
-    pool_pass: int
-    used_ids: tuple[str, ...]  # mined in this pass through the pool, this round included
+    times_drawn: dict[str, int]  # rows that were hard or new, by now -> in how many slots
     suspects: tuple[str, ...] = ()  # rows whose answers are unlikely under every checkpoint
 
     @property
@@ -134,8 +159,7 @@ class Selection:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Selection:
         picks = tuple(Pick(**pick) for pick in data["picks"])
-        lists = {key: tuple(data[key]) for key in ("used_ids", "suspects")}
-        return cls(**{**data, "picks": picks, **lists})
+        return cls(**{**data, "picks": picks, "suspects": tuple(data["suspects"])})
 
 
 def walk(
@@ -205,7 +229,7 @@ def select_first(
         Pick(example.id, "train", example.topic, "seeded shuffle of train_file", None)
         for example in walk(train, seed, 0, num_slots, weights)
     )
-    return Selection(1, seed, picks, {"train": num_slots}, {}, num_slots, 0, ())
+    return Selection(1, seed, picks, {"train": num_slots}, {}, num_slots, {})
 
 
 def select_next(
@@ -221,18 +245,15 @@ def select_next(
     """A later round, from the round before it and what is known of the pool's rows."""
     seed, round_no = previous.seed, previous.round + 1
     mined, source = mined_table(train, pool)
-    num_replay = round(mining.replay_share * num_slots) if source == "pool" else 0
-    num_new = min(round(mining.new_share * num_slots), num_slots - num_replay)
-    if mining.new_share and mining.replay_share + mining.new_share > 1 - 1e-9:
-        num_new = num_slots - num_replay  # and no hard ones, however the shares round
-    replayed = walk(train, seed, previous.train_cursor, num_replay, weights)
+    slots = mining.slots(num_slots, has_pool=source == "pool")
+    replayed = walk(train, seed, previous.train_cursor, slots.num_replay, weights)
     picks = [
         Pick(example.id, "replay", example.topic, "replay: train_file's shuffle goes on", None)
         for example in replayed
     ]
     draw = _Draw(mined, signals, mining, previous, source)
-    picks += draw.take(num_slots - num_replay - num_new, draw.hard)
-    picks += draw.take(num_new, draw.new)
+    picks += draw.take(slots.num_hard, draw.hard)
+    picks += draw.take(slots.num_new, draw.new)
     order = _shuffled(range(len(picks)), seed, "slots", round_no)
     return Selection(
         round=round_no,
@@ -242,9 +263,8 @@ def select_next(
         topic_slots=dict(
             sorted(Counter(p.topic or "" for p in picks if p.weight is not None).items())
         ),
-        train_cursor=previous.train_cursor + num_replay,
-        pool_pass=draw.pass_no,
-        used_ids=tuple(sorted(mined.id_of(position) for position in draw.used)),
+        train_cursor=previous.train_cursor + slots.num_replay,
+        times_drawn={mined.id_of(one): draw.times[one] for one in sorted(draw.times)},
         suspects=tuple(sorted(signals.suspects)),
     )
 
@@ -254,16 +274,29 @@ def mined_table(train: ExampleTable, pool: ExampleTable) -> tuple[ExampleTable, 
     return (pool, "pool") if len(pool) else (train, "train")
 
 
-def candidates(previous: Selection, mined: ExampleTable, number: int) -> list[int]:
-    """The positions of at most `number` rows to measure, by chance: those that wait in this pass,
-    and then those that come first in the next one."""
-    used = set(previous.used_ids)
-    positions = range(len(mined))
-    this_pass = _shuffled(positions, previous.seed, "pool", previous.pool_pass)
-    waiting = [one for one in this_pass if mined.id_of(one) not in used]
-    if len(waiting) < number:
-        waiting += _shuffled(positions, previous.seed, "pool", previous.pool_pass + 1)
-    return list(dict.fromkeys(waiting))[:number]
+def candidates(
+    previous: Selection,
+    mined: ExampleTable,
+    signals: Signals,
+    mining: Mining,
+    num_hard: int,
+) -> list[int]:
+    """The positions of the rows to measure for so many slots, those that were drawn least first.
+
+    By topics, where the strategy draws by them: each has the share of them that it has of the
+    slots.
+    """
+    if num_hard == 0:
+        return []
+    in_all = CANDIDATES_PER_SLOT * num_hard if mining.needs_losses else len(mined)
+    number = mining.num_candidates or in_all
+    draw = _Draw(mined, signals, mining, previous, "pool")
+    if not draw.is_by_topic:
+        return draw.order[:number]
+    groups = draw.by_topic(draw.order)
+    rates = draw.rates_of(groups)
+    slots = allocate(rates, {topic: len(group) for topic, group in groups.items()}, number)
+    return [one for topic, group in groups.items() for one in group[: slots[topic]]]
 
 
 def failure_rate(score: TopicScore | None) -> float:
@@ -272,7 +305,10 @@ def failure_rate(score: TopicScore | None) -> float:
 
 
 class _Draw:
-    """Draws unused examples, starting a new pass when the source has run out."""
+    """Draws rows for the slots of one round, those that were drawn least often first.
+
+    `order` has all positions so: shuffled anew for each time that the pool was gone through.
+    """
 
     def __init__(
         self,
@@ -284,131 +320,185 @@ class _Draw:
     ) -> None:
         self.examples = examples
         self.signals = signals
-        self.source: Source = source
         self.mining = mining
+        self.source: Source = source
         self.seed, self.round_no = previous.seed, previous.round + 1
-        self.pass_no = previous.pool_pass
-        self.too_noisy = noisiest(signals.losses, mining.noise_cap) | signals.suspects
-        found = (examples.find(example_id) for example_id in previous.used_ids)
-        self.used = {position for position in found if position is not None}
+        self.times: Counter[int] = Counter()
+        for example_id, number in previous.times_drawn.items():
+            position = examples.find(example_id)
+            if position is not None:
+                self.times[position] = number
+        self.order = self._least_drawn_first()
+        topics = {examples.topic_of(position) for position in self.order}
+        self.is_by_topic = mining.needs_topics and bool(signals.topics) and topics != {None}
+        self._now: set[int] = set()  # drawn in this round
         self._random = random.Random(f"{self.seed}:draw:{self.round_no}")
+        self._too_noisy = self._noisy_tail() | signals.suspects
 
-    def take(self, count: int, choose: Callable[[list[int], int], list[Pick]]) -> list[Pick]:
-        """Draw `count` rows by one of the ways below."""
+    def by_topic(self, positions: Iterable[int]) -> dict[str | None, list[int]]:
+        """Positions by the topic of their row, in their order."""
+        groups: dict[str | None, list[int]] = defaultdict(list)
+        for position in positions:
+            groups[self.examples.topic_of(position)].append(position)
+        return groups
+
+    def rates_of(self, groups: Mapping[str | None, Sequence[int]]) -> dict[str | None, float]:
+        """What topics have slots in proportion to: their smoothed failure rate, divided by one
+        more than the times that their rows were drawn already, on average, and cut for each of the
+        last rounds that drew from them to no avail."""
+        drawn = Counter[str | None]()
+        sizes = Counter(self.examples.topic_of(position) for position in self.order)
+        for position, times in self.times.items():
+            drawn[self.examples.topic_of(position)] += times
+        # An example without a topic is drawn as if its topic failed like an unseen one.
+        return {
+            topic: failure_rate(self.signals.topics.get(topic or ""))
+            / (1 + drawn[topic] / sizes[topic])
+            * STALL_FACTOR ** self.signals.stalled.get(topic or "", 0)
+            for topic in groups
+        }
+
+    def take(self, count: int, choose: Callable[[int], list[Pick]]) -> list[Pick]:
+        """Draw `count` rows by one of the ways below, each of which draws at least one, and at
+        most so many as it is asked for."""
         picks: list[Pick] = []
         while len(picks) < count:
-            order = _shuffled(range(len(self.examples)), self.seed, "pool", self.pass_no)
-            waiting = [position for position in order if position not in self.used]
-            if not waiting:
-                self.pass_no += 1
-                self.used.clear()
-                continue
-            picks += choose(waiting, count - len(picks))
+            picks += choose(count - len(picks))
         return picks
 
-    # Each is given the positions that wait, in the shuffled order of this pass, and draws at most
-    # so many of them, and at least one.
-
-    def hard(self, waiting: list[int], count: int) -> list[Pick]:
-        topics = {self.examples.topic_of(position) for position in waiting}
-        if self.mining.needs_topics and self.signals.topics and topics != {None}:
-            return self._by_topic(waiting, count)
-        if self.mining.needs_losses:
-            return self._by_loss(waiting, count)
+    def hard(self, count: int) -> list[Pick]:
+        if self.is_by_topic:
+            return self._by_topic(count)
+        if self.mining.strategy == "loss":
+            return self._by_loss(count)
         if self.mining.strategy == "similar":
-            return self._by_likeness(waiting, count)
+            return self._by_likeness(count)
         reason = "uniform: drawn by chance"
         if self.mining.needs_topics:
             reason = "uniform: there are no topics to tell hard examples by"
-        return self._by_chance(waiting, count, reason)
+        return self._by_chance(self._drawable(), count, reason)
 
-    def new(self, waiting: list[int], count: int) -> list[Pick]:
-        return self._by_chance(waiting, count, "new: drawn by chance")
+    def new(self, count: int) -> list[Pick]:
+        return self._by_chance(self.order, count, "new: drawn by chance")
 
-    def _by_chance(self, waiting: list[int], count: int, reason: str) -> list[Pick]:
-        order = _shuffled(waiting, self.seed, reason, self.round_no, self.pass_no)
-        return [self._pick(one, reason, round(1 / len(waiting), 6)) for one in order[:count]]
-
-    def _by_topic(self, waiting: list[int], count: int) -> list[Pick]:
-        groups: dict[str | None, list[int]] = defaultdict(list)
-        for position in waiting:
-            groups[self.examples.topic_of(position)].append(position)
-        # An example without a topic is drawn as if its topic failed like an unseen one.
-        rates = {topic: failure_rate(self.signals.topics.get(topic or "")) for topic in groups}
+    def _by_topic(self, count: int) -> list[Pick]:
+        groups = self.by_topic(self._drawable())
+        rates = self.rates_of(groups)
         slots = allocate(rates, {topic: len(group) for topic, group in groups.items()}, count)
         total = sum(rates.values())
-        picks = []
-        for topic, num_slots in slots.items():
-            reason, weight = self._topic_reason(topic), round(rates[topic] / total, 6)
-            if self.mining.needs_losses and num_slots:
-                drawn = self._by_loss(groups[topic], num_slots)
-                left = [one for one in groups[topic] if one not in self.used]
-                good = [one for one in left if self.examples.id_of(one) not in self.too_noisy]
-                number, why = num_slots - len(drawn), "no measured row of the topic is left"
-                drawn += self._by_chance(good, number, why)
-                left = [one for one in left if one not in self.used]
-                drawn += self._by_chance(left, num_slots - len(drawn), why)
-                picks += [replace(one, reason=f"{reason}; {one.reason}") for one in drawn]
-            else:
-                picks += [self._pick(one, reason, weight) for one in groups[topic][:num_slots]]
-        return picks
+        return [
+            self._pick(position, self._topic_reason(topic, position), rates[topic] / total)
+            for topic, group in groups.items()
+            for position in group[: slots[topic]]
+        ]
 
-    def _by_loss(self, waiting: list[int], count: int) -> list[Pick]:
+    def _by_loss(self, count: int) -> list[Pick]:
         """Rows whose losses were measured, in proportion to what can be learnt of them."""
         losses = self.signals.losses
-        weighed = {
-            one: learnable(losses[self.examples.id_of(one)])
-            for one in waiting
-            if self.examples.id_of(one) in losses and self.examples.id_of(one) not in self.too_noisy
-        }
-        picks = []
-        for position in self._in_proportion(weighed, count):
-            loss = losses[self.examples.id_of(position)]
-            reason = f"loss {loss.now:.2f} nats a token, {loss.before:.2f} before training"
-            picks.append(self._pick(position, reason, round(weighed[position], 6)))
-        if not picks and count:
-            rest = [one for one in waiting if self.examples.id_of(one) not in self.too_noisy]
-            reason = "uniform: of no row that waits it is known that it can be learnt"
-            return self._by_chance(rest or waiting, count, reason)
-        return picks
 
-    def _by_likeness(self, waiting: list[int], count: int) -> list[Pick]:
+        def weight(example_id: str) -> float:
+            return learnable(losses[example_id]) if example_id in losses else 0.0
+
+        def reason(example_id: str) -> str:
+            loss = losses[example_id]
+            return f"loss {loss.now:.2f} nats a token, {loss.before or 0:.2f} before training"
+
+        unknown = "uniform: of no row that waits it is known that it can be learnt"
+        return self._in_proportion(weight, reason, count, unknown)
+
+    def _by_likeness(self, count: int) -> list[Pick]:
         likeness = self.signals.likeness
-        weighed = {
-            one: likeness[self.examples.id_of(one)].score
-            for one in waiting
-            if self.examples.id_of(one) in likeness
-        }
-        picks = []
-        for position in self._in_proportion(weighed, count):
-            like = likeness[self.examples.id_of(position)]
-            reason = f"{like.score:.2f} like the failed question {like.question[:80]!r}"
-            picks.append(self._pick(position, reason, round(like.score, 6)))
-        if not picks and count:
-            reason = "uniform: of no row that waits it is known to be like a failed question"
-            return self._by_chance(waiting, count, reason)
-        return picks
 
-    def _in_proportion(self, weighed: Mapping[int, float], count: int) -> list[int]:
-        """Draw without replacement, each next one in proportion to the weights that are left
-        (Efraimidis and Spirakis 2006, algorithm A)."""
+        def weight(example_id: str) -> float:
+            return likeness[example_id].score if example_id in likeness else 0.0
+
+        def reason(example_id: str) -> str:
+            like = likeness[example_id]
+            return f"{like.score:.2f} like the failed question {like.question[:80]!r}"
+
+        unknown = "uniform: of no row that waits it is known to be like a failed question"
+        return self._in_proportion(weight, reason, count, unknown)
+
+    def _by_chance(self, positions: Sequence[int], count: int, reason: str) -> list[Pick]:
+        waiting = self._least_drawn(positions)
+        order = _shuffled(waiting, self.seed, reason, self.round_no, len(self._now))
+        return [self._pick(one, reason, 1 / len(waiting)) for one in order[:count]]
+
+    def _in_proportion(
+        self,
+        weight: Callable[[str], float],
+        reason: Callable[[str], str],
+        count: int,
+        unknown: str,
+    ) -> list[Pick]:
+        """Draw without replacement, each next row in proportion to the weights that are left
+        (Efraimidis and Spirakis 2006, algorithm A); by chance where no row has any."""
+        drawable = self._drawable()
+        weights = {one: weight(self.examples.id_of(one)) for one in self._least_drawn(drawable)}
         keys = {
-            position: math.log(1 - self._random.random()) / weight
-            for position, weight in weighed.items()
-            if weight > 0
+            one: math.log(1 - self._random.random()) / value
+            for one, value in weights.items()
+            if value > 0
         }
-        return sorted(keys, key=lambda position: (-keys[position], position))[:count]
+        if not keys:
+            return self._by_chance(drawable, count, unknown)
+        drawn = sorted(keys, key=lambda one: (-keys[one], one))[:count]
+        return [self._pick(one, reason(self.examples.id_of(one)), weights[one]) for one in drawn]
 
-    def _topic_reason(self, topic: str | None) -> str:
+    def _drawable(self) -> list[int]:
+        """What may be drawn as hard: no row that looks wrong, none twice in a round, and rows that
+        were measured before others, as long as there are such rows."""
+        order = [p for p in self.order if self.examples.id_of(p) not in self._too_noisy]
+        order = [p for p in order or self.order if p not in self._now] or order or self.order
+        if self.mining.needs_losses:
+            order = [p for p in order if self.examples.id_of(p) in self.signals.losses] or order
+        return order
+
+    def _least_drawn(self, positions: Sequence[int]) -> list[int]:
+        fewest = min(self.times[position] for position in positions)
+        return [position for position in positions if self.times[position] == fewest]
+
+    def _least_drawn_first(self) -> list[int]:
+        positions = range(len(self.examples))
+        if not self.times:
+            return _shuffled(positions, self.seed, "pool", 0)
+        by_times: dict[int, set[int]] = defaultdict(set)
+        for position in positions:
+            by_times[self.times[position]].add(position)
+        return [
+            position
+            for times, group in sorted(by_times.items())
+            for position in _shuffled(positions, self.seed, "pool", times)
+            if position in group
+        ]
+
+    def _noisy_tail(self) -> frozenset[str]:
+        """The measured rows with the highest losses; of each topic, where topics are drawn by."""
+        losses, cap = self.signals.losses, self.mining.noise_cap
+        if not losses or not self.is_by_topic:
+            return noisiest(losses, cap)
+        of_topic: dict[str | None, dict[str, CandidateLoss]] = defaultdict(dict)
+        for example_id, loss in losses.items():
+            position = self.examples.find(example_id)
+            if position is not None:
+                of_topic[self.examples.topic_of(position)][example_id] = loss
+        return frozenset().union(*(noisiest(group, cap) for group in of_topic.values()))
+
+    def _topic_reason(self, topic: str | None, position: int) -> str:
         score = self.signals.topics.get(topic or "")
+        loss = self.signals.losses.get(self.examples.id_of(position))
+        found = "" if loss is None else f"; loss {loss.now:.2f} nats a token"
         if score is None:
-            return "no question of this topic was asked; drawn at the rate of one half"
-        return f"topic {topic}: {score.num_failures:g} of {score.n} questions failed"
+            return f"no question of this topic was asked; drawn at the rate of one half{found}"
+        num_stalled = self.signals.stalled.get(topic or "", 0)
+        rounds = f", no better for {num_stalled} rounds" if num_stalled else ""
+        return f"topic {topic}: {score.num_failures:g} of {score.n} questions failed{rounds}{found}"
 
     def _pick(self, position: int, reason: str, weight: float) -> Pick:
-        self.used.add(position)
+        self.times[position] += 1
+        self._now.add(position)
         example_id, topic = self.examples.id_of(position), self.examples.topic_of(position)
-        return Pick(example_id, self.source, topic, reason, weight)
+        return Pick(example_id, self.source, topic, reason, round(weight, 6))
 
 
 def allocate(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import text_similarity
 from data_loader import Example, ExampleTable
 from data_selector import CandidateLoss, Likeness, noisiest
+from diagnosis import TopicReport
 from eval_result import EvalResult, HeldOutLoss, TopicScore, topic_scores
 from nll_eval import HeldOutFile, measure_held_out
 
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 
     from rendering import Rendering
 
-SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely ...
-SUSPECT_SHARE = 0.1  # ... as unlikely as this share of the measured rows ...
-SUSPECT_RATIO = 0.5  # ... and more than half as unlikely as before any training
+SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
+SUSPECT_SHARE = 0.1  # as unlikely as this share of the rows that were measured, and no other one
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,33 @@ async def losses_of(
     return await measure_held_out(file, client, rendering, tokenizer, concurrency)
 
 
+def stalled_topics(rounds: Sequence[Sequence[TopicReport]]) -> dict[str, int]:
+    """Failed topics -> the rounds in a row that drew rows of them and were answered no better.
+
+    `rounds` are the reports of the mined rounds, oldest first; one that drew no row of a topic
+    takes one back, so that it is tried again.
+    """
+    stalled: dict[str, int] = {}
+    for reports in rounds:
+        for one in reports:
+            number = stalled.get(one.topic, 0)
+            if one.num_added == 0:
+                stalled[one.topic] = max(0, number - 1)
+            else:
+                is_moving = one.score == 1 or one.change is None or one.change > 0
+                stalled[one.topic] = 0 if is_moving else number + 1
+    return {topic: number for topic, number in stalled.items() if number}
+
+
 def suspects_among(rounds: Sequence[Mapping[str, CandidateLoss]]) -> frozenset[str]:
     """Rows whose answers every checkpoint that was asked found unlikely, at least two of them."""
     asked: dict[str, int] = {}
     for losses in rounds:
         tail = noisiest(losses, SUSPECT_SHARE)
-        for example_id, loss in losses.items():
-            is_wrong = example_id in tail and loss.now > SUSPECT_RATIO * loss.before
-            # A checkpoint that finds it likely clears a row for good.
+        for example_id in losses:
+            # A checkpoint that finds it likelier than that clears a row for good.
             count = asked.get(example_id, 0)
-            asked[example_id] = count + 1 if is_wrong and count >= 0 else -1
+            asked[example_id] = count + 1 if example_id in tail and count >= 0 else -1
     return frozenset(one for one, count in asked.items() if count >= SUSPECT_ROUNDS)
 
 

@@ -32,7 +32,7 @@ from data_loader import (
     split_validation,
 )
 from data_quality import Filters
-from data_selector import Mining
+from data_selector import CANDIDATES_PER_SLOT, Mining
 from data_sources import HUB_PREFIX, Source, as_text, hub_name, is_saved_dataset
 from decision import Gate, TaskSize, describe_gate
 from errors import ConfigError, DataError
@@ -773,8 +773,12 @@ def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
     rendered = plan.pool if len(plan.pool.examples) else plan.train
     number = len(rendered.examples)
     mean_tokens = sum(rendered.num_tokens) / number
-    measured = (num_rounds - 1) * min(plan.mining.num_candidates, number)
-    return round((measured + min(measured, number)) * mean_tokens)
+    num_slots = plan.config.steps_per_round * plan.config.batch_size
+    num_hard = plan.mining.slots(num_slots, has_pool=rendered is plan.pool).num_hard
+    at_once = plan.mining.num_candidates or CANDIDATES_PER_SLOT * num_hard
+    measured = (num_rounds - 1) * min(at_once, number) if num_hard else 0
+    before = min(measured, number) if plan.mining.needs_losses_before else 0
+    return round((measured + before) * mean_tokens)
 
 
 class _EvalTokens(NamedTuple):

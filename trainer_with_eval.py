@@ -22,7 +22,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -125,7 +125,7 @@ async def select(run: Run, round_no: int, decision: Decision) -> Selection:
     if previous is None:
         selection = select_first(train, num_slots=num_slots, seed=config.seed, weights=weights)
     else:
-        pool, signals = await signals_for(run, previous, decision)
+        train, pool, signals = await signals_for(run, previous, decision, num_slots)
         selection = select_next(
             previous, train, pool, signals, plan.mining, num_slots=num_slots, weights=weights
         )
@@ -136,29 +136,34 @@ async def select(run: Run, round_no: int, decision: Decision) -> Selection:
 
 
 async def signals_for(
-    run: Run, previous: Selection, decision: Decision
-) -> tuple[ExampleTable, Signals]:
-    """The pool with its topics, and what is known of its rows before the next round."""
+    run: Run, previous: Selection, decision: Decision, num_slots: int
+) -> tuple[ExampleTable, ExampleTable, Signals]:
+    """The training rows and the pool, and what is known of those that the next round draws from;
+    they have their topics."""
     from data_selector import Signals, candidates, mined_table
-    from mining import likeness_of, suspects_among
+    from mining import likeness_of, stalled_topics, suspects_among
 
     plan, mining = run.plan, run.plan.mining
     start = decision.best_round if decision.action == "rollback" else previous.round
     result = run.store.result(start)  # of the weights that the round goes on from
     assert result is not None, "a round is evaluated before the next one is selected"
-    rows, source = mined_table(plan.train.examples, plan.pool.examples)
-    topics, losses, likeness = {}, {}, {}
+    train, pool = plan.train.examples, plan.pool.examples
+    rows, source = mined_table(train, pool)
+    signals = Signals()
     if mining.needs_topics:
         known = topics_for(run, result)
-        rows, topics = known.rows, known.scores(result)
-    positions = candidates(previous, rows, mining.num_candidates)
-    if mining.needs_losses:
+        reports = [run.store.topics(n) or [] for n in (*run.store.lineage(start), start) if n > 1]
+        rows = known.rows
+        signals = Signals(topics=known.scores(result), stalled=stalled_topics(reports))
+    num_hard = mining.slots(num_slots, has_pool=source == "pool").num_hard
+    positions = candidates(previous, rows, signals, mining, num_hard)
+    if mining.needs_losses and positions:
         losses = await measure_losses(run, previous.round + 1, rows.take(positions), start)
+        suspects = suspects_among([losses for _, losses in run.store.candidate_losses()])
+        signals = replace(signals, losses=losses, suspects=suspects)
     if mining.strategy == "similar":
-        likeness = likeness_of(rows, positions, result)
-    suspects = suspects_among([losses for _, losses in run.store.candidate_losses()])
-    pool = rows if source == "pool" else plan.pool.examples
-    return pool, Signals(topics, losses, likeness, suspects)
+        signals = replace(signals, likeness=likeness_of(rows, positions, result))
+    return (train, rows, signals) if source == "pool" else (rows, pool, signals)
 
 
 def topics_for(run: Run, result: EvalResult) -> Topics:
@@ -175,7 +180,8 @@ def topics_for(run: Run, result: EvalResult) -> Topics:
 async def measure_losses(
     run: Run, round_no: int, rows: ExampleTable, start: int
 ) -> dict[str, CandidateLoss]:
-    """The losses of rows before a round, under the weights of round `start` and the base model."""
+    """The losses of rows before a round, under the weights of round `start`, and under the base
+    model where the strategy asks for them."""
     from data_selector import CandidateLoss
     from mining import losses_of
 
@@ -185,8 +191,8 @@ async def measure_losses(
         return earlier[round_no]
     checkpoint = store.checkpoint(start)
     path = None if checkpoint is None else checkpoint.sampler_path
-    known = {one: loss.before for losses in earlier.values() for one, loss in losses.items()}
-    new = rows.take([i for i in range(len(rows)) if rows.id_of(i) not in known])
+    before = {one: loss.before for losses in earlier.values() for one, loss in losses.items()}
+    new = rows.take([i for i in range(len(rows)) if rows.id_of(i) not in before])
     run.progress.live(f"measuring the losses of {len(rows)} rows")
 
     num_tokens = 0
@@ -200,9 +206,10 @@ async def measure_losses(
         num_tokens += losses.num_prompt_tokens
         return {row.id: row.nll_sum / row.num_loss_tokens for row in losses.rows}
 
-    before = known | (await measured(new, None) if len(new) else {})
+    if plan.mining.needs_losses_before and len(new):
+        before |= await measured(new, None)
     now = await measured(rows, path)
-    losses = {one: CandidateLoss(loss, before[one]) for one, loss in now.items()}
+    losses = {one: CandidateLoss(loss, before.get(one)) for one, loss in now.items()}
     store.record_candidate_losses(round_no, losses, num_tokens)
     return losses
 

@@ -1,13 +1,16 @@
 """Does mining pay? Each strategy against uniform choice of as many new rows, and against none.
 
-    .venv/bin/python benchmarks/mining.py [--seeds 10] [--worlds NAME...] [--arms NAME...] [--skews]
+    .venv/bin/python benchmarks/mining.py [--first-seed 0] [--seeds 10] [--worlds NAME...]
+        [--arms NAME...] [--skews NAME...] [--json FILE]
 
 Every run is the loop itself, in one process on one embedded service: rounds of 40 examples, a fifth
 of them replayed, on the demo's balanced pool and on the skewed worlds of mining_worlds.py. Measured
 are the training tokens until the dev score first reaches the threshold, which is 90 % of what the
 same number of steps on the whole clean pool reaches; a run that never does counts as its full
-budget. Tokens that a strategy reads to measure losses are shown beside. Prints Markdown tables:
-medians over the seeds, and of the ratio to uniform the median with a 95 % bootstrap interval.
+budget. Tokens that a strategy reads to measure losses are shown beside, and the rows that it calls
+suspects. `clean pool` is uniform choice from the pool without its faults: what a strategy that knew
+them would come to. Prints Markdown tables: medians over the seeds, and of the ratio to uniform the
+median with a 95 % bootstrap interval.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import contextlib
 import io
 import json
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -29,10 +33,12 @@ from typing import Any, NamedTuple
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
 
-from mining_worlds import NAMES, WEAK_SHARES, make_world  # noqa: E402
+from mining_worlds import NAMES, REWORDINGS, WEAK_SHARES, make_world  # noqa: E402
 
 import local_tinker  # noqa: E402
 from config_schema import LoadedConfig, validate  # noqa: E402
+from data_loader import load_examples  # noqa: E402
+from data_sources import Source  # noqa: E402
 from plan import (  # noqa: E402
     ServiceChoice,
     data_manifest,
@@ -47,7 +53,7 @@ from run_store import RunStore  # noqa: E402
 from trainer_with_eval import train_on_service  # noqa: E402
 
 MODEL = str(REPO / "demo_model")
-MAX_ROUNDS = 16
+MAX_ROUNDS = 12
 REACHED_SHARE = 0.9
 SETTINGS: dict[str, Any] = {
     "base_model": MODEL,
@@ -61,7 +67,8 @@ SETTINGS: dict[str, Any] = {
     "max_rounds": MAX_ROUNDS,
     "evaluation": {"max_tokens": 16},
 }
-ARMS = ("uniform", "topics", "similar", "loss", "hybrid", "no new rows")
+ARMS = ("uniform", "topics", "similar", "loss", "hybrid", "no new rows", "clean pool")
+SKEW_ARMS = ("uniform", "topics", "hybrid")  # at the other shares of weak rows
 
 
 class Outcome(NamedTuple):
@@ -71,6 +78,8 @@ class Outcome(NamedTuple):
     is_reached: bool
     measured_tokens: int  # read to measure losses, until then
     best_score: float
+    num_suspects: int  # rows that were called so, and how many of them have a wrong answer
+    num_wrong_suspects: int
 
 
 def run_loop(service: local_tinker.Service, folder: Path, name: str, **changes: Any) -> RunStore:
@@ -88,8 +97,8 @@ def run_loop(service: local_tinker.Service, folder: Path, name: str, **changes: 
     return store
 
 
-def outcome_of(store: RunStore, threshold: float) -> Outcome:
-    """Read when a run reached the threshold."""
+def outcome_of(store: RunStore, threshold: float, wrong_ids: frozenset[str]) -> Outcome:
+    """Read when a run reached the threshold, and which rows it suspected by then."""
     scores = {number: score for number, score in store.scores().items() if number > 0}
     reached = min((n for n, score in scores.items() if score >= threshold), default=None)
     last = max(scores) if reached is None else reached
@@ -97,14 +106,22 @@ def outcome_of(store: RunStore, threshold: float) -> Outcome:
     measured = sum(
         e["num_prompt_tokens"] for e in store.events("losses_measured") if e["round"] <= last
     )
-    return Outcome(trained, reached is not None, measured, max(scores.values()))
+    selection = store.selection(last)
+    assert selection is not None, "a trained round was selected"
+    suspects = set(selection.suspects)
+    counts = len(suspects), len(suspects & wrong_ids)
+    return Outcome(trained, reached is not None, measured, max(scores.values()), *counts)
 
 
-def write_world(name: str, weak_share: float, seed: int, folder: Path) -> None:
-    """Write a world's files; `demo` is the demo's own data."""
+def write_world(name: str, weak_share: float, seed: int, folder: Path) -> frozenset[str]:
+    """Write a world's files, and return the ids of the rows with wrong answers; `demo` is the
+    demo's own data."""
     if name != "demo":
-        make_world(name, weak_share, seed).write(folder)
-        return
+        world = make_world(name, weak_share, seed)
+        world.write(folder)
+        wrong = {asking.format(one) for one in world.wrong for asking in ("{}", *REWORDINGS)}
+        rows = load_examples([Source("pool", folder / "pool.jsonl")]).examples
+        return frozenset(row.id for row in rows if row.messages[0].content in wrong)
     folder.mkdir(parents=True)
     files = {
         "train": REPO / "demo_data.jsonl",
@@ -114,6 +131,7 @@ def write_world(name: str, weak_share: float, seed: int, folder: Path) -> None:
     }
     for target, source in files.items():
         (folder / f"{target}.jsonl").write_bytes(source.read_bytes())
+    return frozenset()
 
 
 def ceiling(service: local_tinker.Service, folder: Path, seed: int) -> float:
@@ -124,14 +142,20 @@ def ceiling(service: local_tinker.Service, folder: Path, seed: int) -> float:
 
 
 def run_arm(
-    service: local_tinker.Service, folder: Path, arm: str, threshold: float, seed: int
+    service: local_tinker.Service,
+    folder: Path,
+    arm: str,
+    threshold: float,
+    seed: int,
+    wrong_ids: frozenset[str],
 ) -> Outcome:
-    mining: dict[str, Any] = {"pool_file": "pool.jsonl", "strategy": arm}
-    if arm == "no new rows":
-        mining = {"strategy": "uniform"}
+    mining = {
+        "no new rows": {"strategy": "uniform"},
+        "clean pool": {"strategy": "uniform", "pool_file": "clean_pool.jsonl"},
+    }.get(arm, {"strategy": arm, "pool_file": "pool.jsonl"})
     changes = {"mining": mining, "eval_threshold": min(1.0, threshold), "seed": seed}
     store = run_loop(service, folder, arm.replace(" ", "_"), **changes)
-    return outcome_of(store, threshold)
+    return outcome_of(store, threshold, wrong_ids)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -149,8 +173,9 @@ def table(name: str, thresholds: Sequence[float], arms: dict[str, list[Outcome]]
         f"### {name}: threshold {min(thresholds):.2f} to {max(thresholds):.2f}, "
         f"{len(thresholds)} seeds",
         "",
-        "| arm | tokens to threshold | reached | ratio to uniform | read to measure | best score |",
-        "|---|---|---|---|---|---|",
+        "| arm | tokens to threshold | reached | ratio to uniform | read to measure | best score "
+        "| suspects, wrong |",
+        "|---|---|---|---|---|---|---|",
     ]
     for arm, outcomes in arms.items():
         tokens = [outcome.tokens for outcome in outcomes]
@@ -165,43 +190,69 @@ def table(name: str, thresholds: Sequence[float], arms: dict[str, list[Outcome]]
         reached = sum(outcome.is_reached for outcome in outcomes)
         measured = statistics.median(outcome.measured_tokens for outcome in outcomes)
         best = statistics.mean(outcome.best_score for outcome in outcomes)
+        counts = [
+            sum(o.num_suspects for o in outcomes),
+            sum(o.num_wrong_suspects for o in outcomes),
+        ]
+        suspects = f"{counts[0]}, {counts[1]}" if counts[0] else ""
         lines.append(
             f"| {arm} | {statistics.median(tokens):,.0f} | {reached} of {len(outcomes)} | {ratio} "
-            f"| {measured:,.0f} | {best:.2f} |"
+            f"| {measured:,.0f} | {best:.2f} | {suspects} |"
         )
     return "\n".join([*lines, ""])
 
 
+def study(
+    service: local_tinker.Service,
+    scratch: Path,
+    name: str,
+    weak_share: float,
+    arm_names: Sequence[str],
+    seeds: Sequence[int],
+) -> tuple[list[float], dict[str, list[Outcome]]]:
+    """The threshold of each seed and what each arm came to in it."""
+    thresholds: list[float] = []
+    arms: dict[str, list[Outcome]] = {arm: [] for arm in arm_names}
+    for seed in seeds:
+        folder = scratch / f"{name}-{weak_share}-{seed}"
+        wrong_ids = write_world(name, weak_share, seed, folder)
+        threshold = REACHED_SHARE * ceiling(service, folder, seed)
+        thresholds.append(threshold)
+        for arm, outcomes in arms.items():
+            outcomes.append(run_arm(service, folder, arm, threshold, seed, wrong_ids))
+        shutil.rmtree(folder)
+        print(f"{name}, {weak_share:.0%} weak, seed {seed}", file=sys.stderr)
+    return thresholds, arms
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare mining strategies.")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--worlds", nargs="+", default=["demo", *NAMES])
+    parser.add_argument("--worlds", nargs="*", default=["demo", *NAMES])
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
-    parser.add_argument("--skews", action="store_true", help="the other shares of weak rows too")
+    parser.add_argument("--skews", nargs="*", default=[], help="worlds with other shares too")
     parser.add_argument("--json", type=Path, help="write every outcome here")
     args = parser.parse_args()
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    skewed = [(name, share, SKEW_ARMS) for name in args.skews for share in WEAK_SHARES[1:]]
+    parts = [*((name, WEAK_SHARES[0], args.arms) for name in args.worlds), *skewed]
     start, kept = time.perf_counter(), []
     with local_tinker.start() as service, tempfile.TemporaryDirectory() as scratch:
         service.serve_model(MODEL, MODEL)
-        for name in args.worlds:
-            for weak_share in WEAK_SHARES if args.skews and name != "demo" else WEAK_SHARES[:1]:
-                title = name if name == "demo" else f"{name}, {weak_share:.0%} weak"
-                thresholds: list[float] = []
-                arms: dict[str, list[Outcome]] = {arm: [] for arm in args.arms}
-                for seed in range(args.seeds):
-                    folder = Path(scratch) / f"{name}-{weak_share}-{seed}"
-                    write_world(name, weak_share, seed, folder)
-                    threshold = REACHED_SHARE * ceiling(service, folder, seed)
-                    thresholds.append(threshold)
-                    for arm in args.arms:
-                        outcome = run_arm(service, folder, arm, threshold, seed)
-                        arms[arm].append(outcome)
-                        kept.append({"world": title, "seed": seed, "arm": arm, **outcome._asdict()})
-                    minutes = (time.perf_counter() - start) / 60
-                    print(f"{title}, seed {seed}: {minutes:.1f} minutes", file=sys.stderr)
-                print(table(title, thresholds, arms), flush=True)
-    if args.json is not None:
-        args.json.write_text(json.dumps(kept, indent=1))
+        for name, share, arm_names in parts:
+            title = name if name == "demo" else f"{name}, {share:.0%} weak"
+            found = study(service, Path(scratch), name, share, arm_names, seeds)
+            print(table(title, *found), flush=True)
+            kept += [
+                {"world": title, "seed": seed, "arm": arm, "threshold": limit, **one._asdict()}
+                for arm, outcomes in found[1].items()
+                for seed, limit, one in zip(seeds, found[0], outcomes, strict=True)
+            ]
+            if args.json is not None:
+                args.json.write_text(json.dumps(kept, indent=1))
+            minutes = (time.perf_counter() - start) / 60
+            print(f"{title}: done after {minutes:.0f} minutes", file=sys.stderr)
     print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
 
 

@@ -107,18 +107,42 @@ def test_failing_topics_get_their_share_and_reasons_say_why() -> None:
 def test_pool_is_drawn_without_replacement_across_rounds_and_then_again() -> None:
     selection = select_first(TRAIN, num_slots=40, seed=0)
     drawn: list[str] = []
-    passes = []
     for _ in range(7):
-        selection = next_round(selection)
+        selection = next_round(selection, strategy="uniform")
         drawn += [p.example_id for p in selection.picks if p.source == "pool"]
-        passes.append(selection.pool_pass)
     # 7 rounds of 30 are 210 draws from 200: each once, and ten of them once more
     assert sorted(Counter(drawn).values()) == [1] * 190 + [2] * 10
     assert len(set(drawn[:180])) == 180
-    assert passes == [0, 0, 0, 0, 0, 0, 1]
+    assert selection.times_drawn == Counter(drawn)
 
 
-def test_a_topic_that_runs_out_leaves_its_slots_to_the_others() -> None:
+def test_a_topic_is_gone_through_again_and_weighs_less_then() -> None:
+    small = ExampleTable([*examples("p", 18, ("hard",)), *examples("q", 100, ("easy",))])
+    topics = {"easy": TopicScore(20, 9.0), "hard": TopicScore(20, 19.0)}
+    selection = select_first(TRAIN, num_slots=40, seed=0)
+    slots, drawn = [], Counter[str]()
+    for _ in range(4):
+        selection = next_round(selection, pool=small, topics=topics)
+        slots.append(selection.topic_slots["hard"])
+        picks = [p.example_id for p in selection.picks if p.topic == "hard" and p.weight]
+        assert len(set(picks)) == len(picks)
+        drawn.update(picks)
+        assert max(drawn.values()) - min(drawn[small.id_of(i)] for i in range(18)) <= 1
+    # of 30: 20/22 to 10/22, then 20/22/(1 + 18/18) to 10/22/(1 + 12/100), and so on
+    assert slots[:2] == [18, 16]
+    assert slots[1] > slots[2] > slots[3] > 9
+
+
+def test_a_topic_that_does_not_move_weighs_less() -> None:
+    first = select_first(TRAIN, num_slots=40, seed=0)
+    second = next_round(first, signals=Signals(TOPICS, stalled={"hard": 2}), strategy="topics")
+    # 2/22 to 20/22 * 0.3**2, of 30 slots
+    assert second.topic_slots == {"easy": 16, "hard": 14}
+    reasons = {p.reason for p in second.picks if p.topic == "hard" and p.source == "pool"}
+    assert reasons == {"topic hard: 19 of 20 questions failed, no better for 2 rounds"}
+
+
+def test_a_topic_that_cannot_fill_its_slots_leaves_them_to_the_others() -> None:
     small = ExampleTable([*examples("p", 5, ("hard",)), *examples("q", 100, ("easy",))])
     second = next_round(select_first(TRAIN, num_slots=40, seed=0), pool=small)
     assert second.topic_slots == {"easy": 25, "hard": 5}
@@ -212,7 +236,7 @@ def test_by_loss_rows_are_drawn_in_proportion_and_never_from_the_noisy_tail() ->
     for seed in range(40):
         first = select_first(TRAIN, num_slots=40, seed=seed)
         signals = Signals(losses=losses_by_number(now))
-        for number in mined(next_round(first, signals=signals, strategy="loss")):
+        for number in mined(next_round(first, signals=signals, strategy="loss", noise_cap=0.1)):
             counts["much" if number < 60 else "some" if number < 120 else str(number // 60)] += 1
     assert counts["much"] + counts["some"] == 40 * 30
     share = learnable(CandidateLoss(3.0, 10)) / learnable(CandidateLoss(0.8, 10))
@@ -257,19 +281,26 @@ def test_by_likeness_rows_are_drawn_in_proportion_with_the_question_named() -> N
     assert 1.5 < counts["like"] / counts["less"] < 2.0  # 50 x 0.8 to 100 x 0.2, as they run out
 
 
-def test_the_hybrid_takes_topics_by_failures_and_rows_by_loss() -> None:
-    # even positions are easy, odd ones hard; of the hard ones the first 60 can be learnt
-    now = {i: 3.0 if i % 2 and i < 120 else 0.001 for i in range(200)}
-    signals = Signals(TOPICS, losses_by_number(now))
+def test_the_hybrid_takes_topics_by_failures_and_leaves_out_the_noisy_tail_of_each() -> None:
+    # even positions are easy, odd ones hard; the losses of the hard ones are higher throughout
+    now = {i: (5.0 if i % 2 else 0.1) + i / 1000 for i in range(200)}
+    for seed in range(10):
+        first = select_first(TRAIN, num_slots=40, seed=seed)
+        signals = Signals(TOPICS, losses_by_number(now))
+        second = next_round(first, signals=signals, noise_cap=0.3)
+        assert second.topic_slots == {"easy": 3, "hard": 27}
+        assert max(mined(second)) < 140
+    (pick,) = [p for p in second.picks if POOL.find(p.example_id) == mined(second)[0]]
+    assert pick.reason.endswith(f"questions failed; loss {now[mined(second)[0]]:.2f} nats a token")
+
+
+def test_where_too_few_rows_were_measured_the_others_are_drawn_too() -> None:
+    signals = Signals(TOPICS, losses_by_number({i: float(i) for i in range(10)}))
     first = select_first(TRAIN, num_slots=40, seed=0)
-    second = next_round(first, signals=signals, strategy="hybrid")
-    assert second.topic_slots == {"easy": 3, "hard": 27}
-    hard = [number for number in mined(second) if number % 2]
-    assert all(number < 120 for number in hard)
-    (reason,) = {p.reason for p in second.picks if p.topic == "hard" and p.source == "pool"}
-    assert reason == (
-        "topic hard: 19 of 20 questions failed; loss 3.00 nats a token, 10.00 before training"
-    )
+    numbers = mined(next_round(first, signals=signals, noise_cap=0.4))
+    assert len(set(numbers)) == 30
+    assert set(numbers) >= {0, 1, 2, 3, 4, 5}  # of each topic two of five are its tail
+    assert not set(numbers) & {6, 7, 8, 9}
 
 
 def test_new_rows_have_their_own_share() -> None:
@@ -281,19 +312,31 @@ def test_new_rows_have_their_own_share() -> None:
     assert (reasons["topic easy"], reasons["topic hard"]) == (2, 18)
 
 
-def test_candidates_are_rows_that_wait_in_the_order_of_the_pass() -> None:
+def test_candidates_are_the_rows_that_were_drawn_least() -> None:
     first = select_first(TRAIN, num_slots=40, seed=0)
-    second = next_round(first)
-    waiting = candidates(second, POOL, 1000)
-    assert sorted(waiting) == list(range(200))  # those that wait first, then the next pass
-    assert not {POOL.id_of(one) for one in waiting[:170]} & set(second.used_ids)
-    assert {POOL.id_of(one) for one in waiting[170:]} == set(second.used_ids)
-    assert candidates(second, POOL, 20) == waiting[:20]
+    second = next_round(first, strategy="loss")
+    waiting = candidates(second, POOL, Signals(), Mining("loss", num_candidates=1000), 30)
+    assert sorted(waiting) == list(range(200))
+    assert not {POOL.id_of(one) for one in waiting[:170]} & set(second.times_drawn)
+    assert {POOL.id_of(one) for one in waiting[170:]} == set(second.times_drawn)
+    assert candidates(second, POOL, Signals(), Mining("loss"), 20) == waiting[:160]
+    assert len(candidates(second, POOL, Signals(), Mining("similar"), 30)) == 200
+    assert candidates(second, POOL, Signals(), Mining("loss"), 0) == []
+
+
+def test_candidates_are_shared_among_the_topics_as_the_slots_are() -> None:
+    second = next_round(select_first(TRAIN, num_slots=40, seed=0), strategy="topics")
+    assert second.topic_slots == {"easy": 3, "hard": 27}
+    found = candidates(second, POOL, Signals(TOPICS), Mining(num_candidates=40), 10)
+    topics = Counter(POOL.topic_of(one) for one in found)
+    # of 40: 2/22/(1 + 3/100) to 20/22/(1 + 27/100)
+    assert topics == {"easy": 4, "hard": 36}
+    assert not {POOL.id_of(one) for one in found} & set(second.times_drawn)
 
 
 @pytest.mark.parametrize("strategy", ["loss", "hybrid"])
 def test_the_noisy_tail_is_not_drawn_where_nothing_can_be_learnt_either(strategy: str) -> None:
-    now = {i: 12.0 if i < 100 else 11.0 for i in range(200)}  # all rose: nothing is learnable
+    now = {i: 12.0 if i < 100 else 11.0 for i in range(200)}  # all rose: nothing can be learnt
     signals = Signals(TOPICS, losses_by_number(now), suspects=frozenset([POOL.id_of(150)]))
     first = select_first(TRAIN, num_slots=40, seed=0)
     second = next_round(first, signals=signals, strategy=strategy, noise_cap=0.5)

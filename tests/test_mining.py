@@ -10,8 +10,9 @@ import pytest
 
 from data_loader import Example, ExampleTable, Message
 from data_selector import CandidateLoss
+from diagnosis import TopicReport
 from eval_result import EvalResult, Measured, SampleResult, eval_result, task_result
-from mining import likeness_of, suspects_among, topics_of
+from mining import likeness_of, stalled_topics, suspects_among, topics_of
 from test_loop import Workspace, row
 from trainer_with_eval import main
 
@@ -90,8 +91,25 @@ def test_suspects_are_unlikely_under_every_checkpoint_at_least_two() -> None:
     assert suspects_among([first, second]) == {"a", "c"}  # b was learnt, d asked once
     third = {**second, "b": CandidateLoss(9.0, 10.0)}
     assert "b" not in suspects_among([first, second, third])
-    learning = {**first, **dict.fromkeys("abc", CandidateLoss(4.0, 10.0))}
-    assert suspects_among([learning, learning]) == frozenset()
+
+
+def report(score: float, change: float, num_added: int, topic: str = "t") -> TopicReport:
+    return TopicReport(topic, score, None, 10, change, num_added)
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        ([report(0.2, 0.0, 3), report(0.2, -0.1, 1)], {"t": 2}),
+        ([report(0.2, 0.0, 3), report(0.3, 0.1, 3)], {}),  # it moves
+        ([report(1.0, 0.0, 3)], {}),  # there is nothing to move
+        ([report(0.2, 0.0, 0)], {}),  # nothing was tried
+        ([report(0.2, 0.0, 3)] * 3 + [report(0.2, 0.0, 0)], {"t": 2}),  # it is tried again
+        ([report(0.2, 0.0, 3), report(0.2, 0.0, 3, "other")], {"t": 1, "other": 1}),
+    ],
+)
+def test_topics_that_do_not_move(reports: list[TopicReport], expected: dict[str, int]) -> None:
+    assert stalled_topics([[one] for one in reports]) == expected
 
 
 # --- in the loop ----------------------------------------------------------------------------------
@@ -116,7 +134,8 @@ def test_every_strategy_runs_and_is_recorded(workspace: Workspace, strategy: str
         )
         picked = {pick["example_id"] for pick in chosen["picks"] if pick["source"] == "pool"}
         assert picked <= set(losses)
-        assert all(loss.now > 0 and loss.before > 0 for loss in losses.values())
+        assert all(loss.now > 0 for loss in losses.values())
+        assert all((loss.before or 0) > 0 for loss in losses.values()) == (strategy == "loss")
     if measured:
         # under the untouched model both rounds find the same losses, under trained weights others
         (_, first), (_, second) = store.candidate_losses()
@@ -155,13 +174,17 @@ def test_a_run_killed_after_losses_were_measured_chooses_the_same(workspace: Wor
     assert len(list(workspace.store("cut").events("losses_measured"))) == 1
 
 
-def test_topics_are_found_where_the_data_name_none(workspace: Workspace) -> None:
-    pool = [{k: v for k, v in row(i).items() if k != "topic"} for i in range(100, 200)]
-    workspace.write_rows("pool.jsonl", pool)
-    assert workspace.run("run") == 0
+@pytest.mark.parametrize("pool", ["pool.jsonl", None])
+def test_topics_are_found_where_the_data_name_none(workspace: Workspace, pool: str | None) -> None:
+    plain = [{k: v for k, v in row(i).items() if k != "topic"} for i in range(100, 200)]
+    workspace.write_rows("pool.jsonl", plain)
+    if pool is None:
+        workspace.write_rows("train.jsonl", plain)
+    mining = {"pool_file": pool, "replay_share": 0.25}
+    assert workspace.run("run", mining=mining) == 0
     selection = workspace.store("run").selection(2)
     assert selection is not None
-    drawn = [pick for pick in selection.picks if pick.source == "pool"]
+    drawn = [pick for pick in selection.picks if pick.source != "replay"]
     assert all(pick.topic for pick in drawn)
     assert all(pick.reason.startswith(("topic ", "no question of this topic")) for pick in drawn)
 
