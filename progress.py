@@ -65,6 +65,11 @@ class Progress:
     def held_out_line(self, round_no: int, num_steps: int, loss: HeldOutLoss) -> None:
         self.line(f"round {round_no}, after {num_steps} steps: {_loss_text(loss)}")
 
+    def losses_line(self, round_no: int, num_rows: int, num_tokens: int) -> None:
+        self.line(
+            f"round {round_no}: measured the losses of {num_rows} rows, {num_tokens:,} tokens read"
+        )
+
     def selection_line(self, selection: Selection) -> None:
         shares = ", ".join(f"{number} {source}" for source, number in selection.shares.items())
         topics = sorted(selection.topic_slots.items(), key=lambda item: (-item[1], item[0]))

@@ -211,6 +211,7 @@ async def measure_losses(
     now = await measured(rows, path)
     losses = {one: CandidateLoss(loss, before.get(one)) for one, loss in now.items()}
     store.record_candidate_losses(round_no, losses, num_tokens)
+    run.progress.losses_line(round_no, len(losses), num_tokens)
     return losses
 
 
