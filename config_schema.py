@@ -810,7 +810,10 @@ def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in place)
     if problem["type"] == "extra_forbidden":
         known = [setting.key for setting in describe_settings()]
-        known += [".".join(map(str, (*place[:-1], name))) for name in SourceSettings.model_fields]
+        if any(isinstance(part, int) for part in place):  # one of several sources
+            known = [
+                ".".join(map(str, (*place[:-1], name))) for name in SourceSettings.model_fields
+            ]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see the settings table in README.md."
         return f"{key} is not a setting; {hint}"

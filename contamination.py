@@ -78,6 +78,7 @@ def normalise(text: str) -> str:
 
     NFKC, case folded, punctuation and repeated spaces removed; digits stay, and so do operators and
     marks that stand beside a digit ("2 + 3", "3.5", "-4"), so that different sums stay different.
+    A text of nothing but marks is left as it is.
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
@@ -90,7 +91,7 @@ def normalise(text: str) -> str:
             before = words[position - 1][-1] if position else ""
             after = words[position + 1][0] if position + 1 < len(words) else ""
             kept += _without_marks(word, before, after).split()
-    return " ".join(kept or text.split())  # a text of marks alone is told by its marks
+    return " ".join(kept or text.split())
 
 
 def _without_marks(word: str, before: str, after: str) -> str:

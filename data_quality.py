@@ -96,7 +96,7 @@ def near_duplicates(
     for position, candidates in _candidates(signatures, threshold):
         words = words_at(position)
         if not words:
-            continue  # marks only, which all look alike
+            continue  # texts of no words are not alike for that
         mine = phrases(words)
         for kept in sorted({gone.get(one, one) for one in candidates}):
             similarity = jaccard(mine, phrases(words_at(kept)))

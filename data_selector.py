@@ -73,7 +73,7 @@ class Slots(NamedTuple):
 
 
 CANDIDATES_PER_SLOT = 8  # rows measured for each that is drawn
-STALL_FACTOR = 0.3  # on the share of a topic, for each round in a row that drew from it to no avail
+STALL_FACTOR = 0.3  # on the share of a topic, for each futile round that `stalled` counts
 
 
 class CandidateLoss(NamedTuple):
@@ -82,6 +82,14 @@ class CandidateLoss(NamedTuple):
 
     now: float
     before: float | None = None
+
+
+class MeasuredLosses(NamedTuple):
+    """The losses of rows before a round, under the weights of an earlier one."""
+
+    round: int
+    checkpoint_round: int
+    losses: dict[str, CandidateLoss]
 
 
 class Likeness(NamedTuple):
@@ -98,8 +106,8 @@ class Signals:
     topics: Mapping[str, TopicScore] = field(default_factory=dict)
     losses: Mapping[str, CandidateLoss] = field(default_factory=dict)
     likeness: Mapping[str, Likeness] = field(default_factory=dict)
-    suspects: frozenset[str] = frozenset()  # wrong under every checkpoint; never drawn as hard
-    stalled: Mapping[str, int] = field(default_factory=dict)  # topic -> rounds to no avail
+    suspects: frozenset[str] = frozenset()  # wrong under every checkpoint
+    stalled: Mapping[str, int] = field(default_factory=dict)  # topic -> futile rounds
 
 
 def learnable(loss: CandidateLoss) -> float:
@@ -115,10 +123,20 @@ def learnable(loss: CandidateLoss) -> float:
     return loss.now * max(0.0, 1 - loss.now / loss.before) ** 2
 
 
-def noisiest(losses: Mapping[str, CandidateLoss], share: float) -> frozenset[str]:
-    """The rows with the highest losses, that share of all."""
-    by_loss = sorted(losses, key=lambda example_id: (-losses[example_id].now, example_id))
-    return frozenset(by_loss[: int(share * len(by_loss))])
+def noisiest(
+    losses: Mapping[str, CandidateLoss], share: float, of_topics: ExampleTable | None = None
+) -> frozenset[str]:
+    """The rows with the highest losses, that share of all; of each topic, with a table of them."""
+    groups: dict[str | None, list[str]] = defaultdict(list)
+    for example_id in losses:
+        position = None if of_topics is None else of_topics.find(example_id)
+        topic = None if of_topics is None or position is None else of_topics.topic_of(position)
+        groups[topic].append(example_id)
+    tail: set[str] = set()
+    for group in groups.values():
+        by_loss = sorted(group, key=lambda example_id: (-losses[example_id].now, example_id))
+        tail.update(by_loss[: int(share * len(by_loss))])
+    return frozenset(tail)
 
 
 @dataclass(frozen=True)
@@ -281,19 +299,22 @@ def candidates(
     mining: Mining,
     num_hard: int,
 ) -> list[int]:
-    """The positions of the rows to measure for so many slots, those that were drawn least first.
+    """The positions of the rows to measure for so many slots, by chance, anew in each round.
 
     By topics, where the strategy draws by them: each has the share of them that it has of the
-    slots.
+    slots. Rows that were drawn before are among them, since it is the others that a wrong answer
+    stands out from; suspects only where there are no others.
     """
     if num_hard == 0:
         return []
     in_all = CANDIDATES_PER_SLOT * num_hard if mining.needs_losses else len(mined)
     number = mining.num_candidates or in_all
     draw = _Draw(mined, signals, mining, previous, "pool")
+    order = _shuffled(range(len(mined)), draw.seed, "candidates", draw.round_no)
+    order.sort(key=lambda position: mined.id_of(position) in signals.suspects)
     if not draw.is_by_topic:
-        return draw.order[:number]
-    groups = draw.by_topic(draw.order)
+        return order[:number]
+    groups = draw.by_topic(order)
     rates = draw.rates_of(groups)
     slots = allocate(rates, {topic: len(group) for topic, group in groups.items()}, number)
     return [one for topic, group in groups.items() for one in group[: slots[topic]]]
@@ -333,7 +354,9 @@ class _Draw:
         self.is_by_topic = mining.needs_topics and bool(signals.topics) and topics != {None}
         self._now: set[int] = set()  # drawn in this round
         self._random = random.Random(f"{self.seed}:draw:{self.round_no}")
-        self._too_noisy = self._noisy_tail() | signals.suspects
+        of_topics = examples if self.is_by_topic else None
+        tail = noisiest(signals.losses, mining.noise_cap, of_topics)
+        self._too_noisy = tail | signals.suspects
 
     def by_topic(self, positions: Iterable[int]) -> dict[str | None, list[int]]:
         """Positions by the topic of their row, in their order."""
@@ -344,8 +367,9 @@ class _Draw:
 
     def rates_of(self, groups: Mapping[str | None, Sequence[int]]) -> dict[str | None, float]:
         """What topics have slots in proportion to: their smoothed failure rate, divided by one
-        more than the times that their rows were drawn already, on average, and cut for each of the
-        last rounds that drew from them to no avail."""
+        more than the times that their rows were drawn already, on average, and cut while drawing
+        them is futile. Rounds that were rolled back count as drawn: what was learnt from them is
+        that they did not help."""
         drawn = Counter[str | None]()
         sizes = Counter(self.examples.topic_of(position) for position in self.order)
         for position, times in self.times.items():
@@ -379,7 +403,8 @@ class _Draw:
         return self._by_chance(self._drawable(), count, reason)
 
     def new(self, count: int) -> list[Pick]:
-        return self._by_chance(self.order, count, "new: drawn by chance")
+        fresh = [position for position in self.order if position not in self._now]
+        return self._by_chance(fresh or self.order, count, "new: drawn by chance")
 
     def _by_topic(self, count: int) -> list[Pick]:
         groups = self.by_topic(self._drawable())
@@ -446,13 +471,18 @@ class _Draw:
         return [self._pick(one, reason(self.examples.id_of(one)), weights[one]) for one in drawn]
 
     def _drawable(self) -> list[int]:
-        """What may be drawn as hard: no row that looks wrong, none twice in a round, and rows that
-        were measured before others, as long as there are such rows."""
-        order = [p for p in self.order if self.examples.id_of(p) not in self._too_noisy]
-        order = [p for p in order or self.order if p not in self._now] or order or self.order
+        """What may be drawn as hard: rows that do not look wrong, those first that were measured.
+
+        None is drawn twice in a round before all of these were.
+        """
+        usable = [p for p in self.order if self.examples.id_of(p) not in self._too_noisy]
+        usable = usable or self.order
+        fresh = [position for position in usable if position not in self._now]
+        if not fresh:
+            return self._least_drawn(usable)
         if self.mining.needs_losses:
-            order = [p for p in order if self.examples.id_of(p) in self.signals.losses] or order
-        return order
+            return [p for p in fresh if self.examples.id_of(p) in self.signals.losses] or fresh
+        return fresh
 
     def _least_drawn(self, positions: Sequence[int]) -> list[int]:
         fewest = min(self.times[position] for position in positions)
@@ -472,18 +502,6 @@ class _Draw:
             if position in group
         ]
 
-    def _noisy_tail(self) -> frozenset[str]:
-        """The measured rows with the highest losses; of each topic, where topics are drawn by."""
-        losses, cap = self.signals.losses, self.mining.noise_cap
-        if not losses or not self.is_by_topic:
-            return noisiest(losses, cap)
-        of_topic: dict[str | None, dict[str, CandidateLoss]] = defaultdict(dict)
-        for example_id, loss in losses.items():
-            position = self.examples.find(example_id)
-            if position is not None:
-                of_topic[self.examples.topic_of(position)][example_id] = loss
-        return frozenset().union(*(noisiest(group, cap) for group in of_topic.values()))
-
     def _topic_reason(self, topic: str | None, position: int) -> str:
         score = self.signals.topics.get(topic or "")
         loss = self.signals.losses.get(self.examples.id_of(position))
@@ -491,8 +509,8 @@ class _Draw:
         if score is None:
             return f"no question of this topic was asked; drawn at the rate of one half{found}"
         num_stalled = self.signals.stalled.get(topic or "", 0)
-        rounds = f", no better for {num_stalled} rounds" if num_stalled else ""
-        return f"topic {topic}: {score.num_failures:g} of {score.n} questions failed{rounds}{found}"
+        futile = ", and more of its rows did not help" if num_stalled else ""
+        return f"topic {topic}: {score.num_failures:g} of {score.n} questions failed{futile}{found}"
 
     def _pick(self, position: int, reason: str, weight: float) -> Pick:
         self.times[position] += 1

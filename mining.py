@@ -6,14 +6,14 @@ Topics are the rows' own, or found in their words where rows or questions have n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import text_similarity
 from data_loader import Example, ExampleTable
-from data_selector import CandidateLoss, Likeness, noisiest
+from data_selector import CandidateLoss, Likeness, MeasuredLosses, noisiest
 from diagnosis import TopicReport
 from eval_result import EvalResult, HeldOutLoss, TopicScore, topic_scores
 from nll_eval import HeldOutFile, measure_held_out
@@ -85,10 +85,11 @@ async def losses_of(
 
 
 def stalled_topics(rounds: Sequence[Sequence[TopicReport]]) -> dict[str, int]:
-    """Failed topics -> the rounds in a row that drew rows of them and were answered no better.
+    """Failed topics -> how many futile rounds they have behind them: such that drew their rows and
+    were answered no better.
 
-    `rounds` are the reports of the mined rounds, oldest first; one that drew no row of a topic
-    takes one back, so that it is tried again.
+    `rounds` are the reports of the mined rounds, oldest first. A round that drew no row of a topic
+    takes one back, so that it is tried again; one that answered it better takes all back.
     """
     stalled: dict[str, int] = {}
     for reports in rounds:
@@ -102,11 +103,20 @@ def stalled_topics(rounds: Sequence[Sequence[TopicReport]]) -> dict[str, int]:
     return {topic: number for topic, number in stalled.items() if number}
 
 
-def suspects_among(rounds: Sequence[Mapping[str, CandidateLoss]]) -> frozenset[str]:
-    """Rows whose answers every checkpoint that was asked found unlikely, at least two of them."""
+def suspects_among(
+    measured: Sequence[MeasuredLosses], of_topics: ExampleTable | None = None
+) -> frozenset[str]:
+    """Rows whose answers every checkpoint that was asked found unlikely, at least two of them.
+
+    Unlikely among the rows of their topic, with a table of them. A checkpoint that was asked twice
+    counts once.
+    """
+    by_checkpoint: dict[int, dict[str, CandidateLoss]] = {}
+    for one in measured:
+        by_checkpoint.setdefault(one.checkpoint_round, {}).update(one.losses)
     asked: dict[str, int] = {}
-    for losses in rounds:
-        tail = noisiest(losses, SUSPECT_SHARE)
+    for losses in by_checkpoint.values():
+        tail = noisiest(losses, SUSPECT_SHARE, of_topics)
         for example_id in losses:
             # A checkpoint that finds it likelier than that clears a row for good.
             count = asked.get(example_id, 0)

@@ -92,8 +92,8 @@ async def measure_held_out(
                 logprobs = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens))
             except tinker.TinkerError as error:
                 return EvalError(
-                    f"{file.name} line {example.line_no}: its loss could not be measured: "
-                    f"{type(error).__name__}: {error}. Resume the run to evaluate the same "
+                    f"{file.name}: the loss of {example.source} line {example.line_no} could not "
+                    f"be measured: {type(error).__name__}: {error}. Resume the run to ask the same "
                     "checkpoint again."
                 )
         return held_out_row(example, datum, np.array(logprobs[1:], dtype=float), tokenizer)

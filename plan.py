@@ -472,7 +472,7 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     tasks, dropped_of_split = _render_tasks(inputs.tasks, rendering)
     if config.data.on_bad_row == "stop":
         _refuse_dropped([train.dropped, pool.dropped, dropped_of_split])
-    _refuse_empty_sources(inputs, train.examples)
+    _refuse_empty_sources(inputs, train)
     inputs = replace(inputs, tasks=tasks)
     grader, grader_renderer = inputs.grader_path, None
     if grader is not None:
@@ -528,16 +528,19 @@ def _refuse_dropped(logs: list[DropLog]) -> None:
         )
 
 
-def _refuse_empty_sources(inputs: Inputs, train: ExampleTable) -> None:
+def _refuse_empty_sources(inputs: Inputs, train: RenderedTable) -> None:
     """A source with a weight must have rows to take its share from."""
+    logs = [*inputs.drop_logs, train.dropped]
     files = inputs.files["train_file"].files if "train_file" in inputs.files else ()
-    left = {train.source_of(position) for position in range(len(train))}
+    left = {train.examples.source_of(position) for position in range(len(train.examples))}
     for file in files:
         if file.source.weight is not None and file.source.name not in left:
+            reasons = (r for log in logs for r in log if r.file == file.source.name)
+            shown = "; ".join(f"line {r.line_no}: {r.reason}" for r in itertools.islice(reasons, 3))
             raise DataError(
-                f"{file.source}: none of its {_counted(file.num_rows, 'row')} is left to train on, "
-                f"and train_file gives it the weight {file.source.weight:g}. See what they were "
-                "dropped for with --dry-run, or take it out."
+                f"{file.source}: none of its {_counted(file.num_rows, 'row')} is left to train on "
+                f"({shown}), and train_file gives it the weight {file.source.weight:g}. Correct "
+                "the rows, or take it out."
             )
 
 
@@ -767,18 +770,19 @@ def _describe_eval_tokens(plan: Plan) -> str:
 
 
 def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
-    """Tokens of the rows whose losses are measured before each later round, and once untrained."""
+    """Tokens of the rows whose losses are measured before each later round, and once untrained,
+    were they the longest ones."""
     if not plan.mining.needs_losses:
         return 0
     rendered = plan.pool if len(plan.pool.examples) else plan.train
-    number = len(rendered.examples)
-    mean_tokens = sum(rendered.num_tokens) / number
     num_slots = plan.config.steps_per_round * plan.config.batch_size
     num_hard = plan.mining.slots(num_slots, has_pool=rendered is plan.pool).num_hard
-    at_once = plan.mining.num_candidates or CANDIDATES_PER_SLOT * num_hard
-    measured = (num_rounds - 1) * min(at_once, number) if num_hard else 0
-    before = min(measured, number) if plan.mining.needs_losses_before else 0
-    return round((measured + before) * mean_tokens)
+    longest = sorted((number + 1 for number in rendered.num_tokens), reverse=True)
+    at_once = (plan.mining.num_candidates or CANDIDATES_PER_SLOT * num_hard) if num_hard else 0
+    num_tokens = (num_rounds - 1) * sum(longest[:at_once])
+    if plan.mining.needs_losses_before:
+        num_tokens += sum(longest[: (num_rounds - 1) * at_once])
+    return num_tokens
 
 
 class _EvalTokens(NamedTuple):

@@ -24,13 +24,13 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from data_loader import DroppedRow
-from data_selector import CandidateLoss, Selection
+from data_selector import CandidateLoss, MeasuredLosses, Selection
 from decision import Decision
 from diagnosis import HeldOutPoint, TopicReport
 from errors import RunStoreError
@@ -340,17 +340,17 @@ class RunStore:
             "selected", round=selection.round, step=step, shares=selection.shares, file=name
         )
 
-    def record_candidate_losses(
-        self, round_no: int, losses: Mapping[str, CandidateLoss], num_prompt_tokens: int
-    ) -> None:
+    def record_losses(self, measured: MeasuredLosses, num_prompt_tokens: int) -> None:
         """What the losses of the rows to draw from were before a round was chosen."""
-        name = f"selections/losses_{round_no:02d}.json"
-        self.write_json(name, {one: list(loss) for one, loss in losses.items()})
+        name = f"selections/losses_{measured.round:02d}.json"
+        self.write_json(name, {one: list(loss) for one, loss in measured.losses.items()})
         self.append(
-            "losses_measured", round=round_no, num_prompt_tokens=num_prompt_tokens, file=name
+            "losses_measured",
+            round=measured.round,
+            checkpoint_round=measured.checkpoint_round,
+            num_prompt_tokens=num_prompt_tokens,
+            file=name,
         )
-
-    # --- finding -----------------------------------------------------------------------------
 
     def checkpoint(self, round_no: int) -> Checkpoint | None:
         """The checkpoint at the end of a round."""
@@ -418,15 +418,14 @@ class RunStore:
         rounds = [event["round"] for event in self.events("decided")]
         return self.decision(rounds[-1]) if rounds else None
 
-    def candidate_losses(self) -> list[tuple[int, dict[str, CandidateLoss]]]:
-        """The rounds that rows were measured for, and what was measured, oldest first."""
-        return [
-            (
-                event["round"],
-                {one: CandidateLoss(*loss) for one, loss in self._read_json(event["file"]).items()},
-            )
-            for event in self.events("losses_measured")
-        ]
+    def measured_losses(self) -> list[MeasuredLosses]:
+        """What was measured of rows before rounds, oldest first."""
+        found = []
+        for event in self.events("losses_measured"):
+            stored = self._read_json(event["file"])
+            losses = {one: CandidateLoss(*loss) for one, loss in stored.items()}
+            found.append(MeasuredLosses(event["round"], event["checkpoint_round"], losses))
+        return found
 
     def selection(self, round_no: int) -> Selection | None:
         event = self._last("selected", round_no)

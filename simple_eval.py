@@ -14,10 +14,10 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_sources import Row, Source, is_text, read_rows, sha256_of
 from errors import DataError, EvalError
@@ -119,14 +119,21 @@ def parse_question(row: Row) -> Question:
         raise ValueError(f'"grader" is {grader!r}; known are {", ".join(GRADERS)}')
     if grader == "numeric" and any(parse_number(a) is None for a in answers):
         raise ValueError('"grader" is numeric but "answer" is not a number')
-    topic, cluster, own_id = fields.get("topic"), fields.get("cluster"), fields.get("id")
-    for value in (topic, cluster, own_id):
-        if value is not None and not (isinstance(value, str) and value):
-            raise ValueError('"topic", "cluster" and "id" must be non-empty strings where given')
+    topic, cluster, own_id = (_name(fields, key) for key in ("topic", "cluster", "id"))
     question_id = (
         own_id or hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     )
     return Question(question_id, question, answers, topic, grader, cluster)
+
+
+def _name(fields: Mapping[str, Any], key: str) -> str | None:
+    """What a question is called; a number is a name as well, as in training rows."""
+    value = fields.get(key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise ValueError(f'"{key}" must be a non-empty string, or a number, where it is given')
 
 
 # --- graders --------------------------------------------------------------------------------------

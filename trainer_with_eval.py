@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -155,12 +155,16 @@ async def signals_for(
         reports = [run.store.topics(n) or [] for n in (*run.store.lineage(start), start) if n > 1]
         rows = known.rows
         signals = Signals(topics=known.scores(result), stalled=stalled_topics(reports))
+    if mining.needs_losses:
+        of_topics = rows if mining.needs_topics else None
+        known = suspects_among(run.store.measured_losses(), of_topics)
+        signals = replace(signals, suspects=known)
     num_hard = mining.slots(num_slots, has_pool=source == "pool").num_hard
     positions = candidates(previous, rows, signals, mining, num_hard)
     if mining.needs_losses and positions:
         losses = await measure_losses(run, previous.round + 1, rows.take(positions), start)
-        suspects = suspects_among([losses for _, losses in run.store.candidate_losses()])
-        signals = replace(signals, losses=losses, suspects=suspects)
+        known = suspects_among(run.store.measured_losses(), of_topics)
+        signals = replace(signals, losses=losses, suspects=known)
     if mining.strategy == "similar":
         signals = replace(signals, likeness=likeness_of(rows, positions, result))
     return (train, rows, signals) if source == "pool" else (rows, pool, signals)
@@ -182,35 +186,44 @@ async def measure_losses(
 ) -> dict[str, CandidateLoss]:
     """The losses of rows before a round, under the weights of round `start`, and under the base
     model where the strategy asks for them."""
-    from data_selector import CandidateLoss
+    from data_selector import CandidateLoss, MeasuredLosses
+    from errors import EvalError
     from mining import losses_of
 
     store, plan = run.store, run.plan
-    earlier = dict(store.candidate_losses())
-    if round_no in earlier:
-        return earlier[round_no]
-    checkpoint = store.checkpoint(start)
-    path = None if checkpoint is None else checkpoint.sampler_path
-    before = {one: loss.before for losses in earlier.values() for one, loss in losses.items()}
-    new = rows.take([i for i in range(len(rows)) if rows.id_of(i) not in before])
+    before: dict[str, float | None] = {}
+    now: dict[str, float] = {}  # of an earlier round that these weights were asked before, too
+    for one in store.measured_losses():
+        if one.round == round_no:
+            return one.losses
+        before |= {example_id: loss.before for example_id, loss in one.losses.items()}
+        if one.checkpoint_round == start:
+            now |= {example_id: loss.now for example_id, loss in one.losses.items()}
     run.progress.live(f"measuring the losses of {len(rows)} rows")
-
     num_tokens = 0
 
-    async def measured(which: ExampleTable, path: str | None) -> dict[str, float]:
+    async def measured(known: Collection[str], path: str | None) -> dict[str, float]:
         nonlocal num_tokens
+        new = rows.take([i for i in range(len(rows)) if rows.id_of(i) not in known])
+        if not len(new):
+            return {}
         base_model = plan.config.base_model if path is None else None
         client = await run.service_client.create_sampling_client(path, base_model)
         tokenizer, concurrency = plan.renderer.tokenizer, plan.sampling.concurrency
-        losses = await losses_of(which, client, plan.rendering, tokenizer, concurrency)
+        try:
+            losses = await losses_of(new, client, plan.rendering, tokenizer, concurrency)
+        except EvalError as error:
+            error.num_prompt_tokens += num_tokens
+            raise
         num_tokens += losses.num_prompt_tokens
         return {row.id: row.nll_sum / row.num_loss_tokens for row in losses.rows}
 
-    if plan.mining.needs_losses_before and len(new):
-        before |= await measured(new, None)
-    now = await measured(rows, path)
-    losses = {one: CandidateLoss(loss, before.get(one)) for one, loss in now.items()}
-    store.record_candidate_losses(round_no, losses, num_tokens)
+    if plan.mining.needs_losses_before:
+        before |= await measured(before, None)
+    checkpoint = store.checkpoint(start)
+    now |= await measured(now, None if checkpoint is None else checkpoint.sampler_path)
+    losses = {one: CandidateLoss(now[one], before.get(one)) for one in rows.ids}
+    store.record_losses(MeasuredLosses(round_no, start, losses), num_tokens)
     run.progress.losses_line(round_no, len(losses), num_tokens)
     return losses
 

@@ -139,7 +139,7 @@ def test_a_topic_that_does_not_move_weighs_less() -> None:
     # 2/22 to 20/22 * 0.3**2, of 30 slots
     assert second.topic_slots == {"easy": 16, "hard": 14}
     reasons = {p.reason for p in second.picks if p.topic == "hard" and p.source == "pool"}
-    assert reasons == {"topic hard: 19 of 20 questions failed, no better for 2 rounds"}
+    assert reasons == {"topic hard: 19 of 20 questions failed, and more of its rows did not help"}
 
 
 def test_a_topic_that_cannot_fill_its_slots_leaves_them_to_the_others() -> None:
@@ -247,6 +247,10 @@ def test_the_noisiest_rows_are_those_with_the_highest_losses() -> None:
     losses = losses_by_number({i: float(i) for i in range(20)})
     assert noisiest(losses, 0.1) == {POOL.id_of(19), POOL.id_of(18)}
     assert noisiest(losses, 0.0) == frozenset()
+    assert noisiest(losses, 0.2, POOL) == {POOL.id_of(number) for number in (16, 17, 18, 19)}
+    odd = losses_by_number({i: 9.0 + i if i % 2 else float(i) for i in range(20)})
+    assert noisiest(odd, 0.2, POOL) == {POOL.id_of(number) for number in (16, 18, 17, 19)}
+    assert noisiest(odd, 0.2) == {POOL.id_of(number) for number in (13, 15, 17, 19)}
     signals = Signals(losses=losses_by_number({i: 5.0 + i / 10 for i in range(40)}, before=100))
     first = select_first(TRAIN, num_slots=40, seed=0)
     second = next_round(first, signals=signals, strategy="loss", noise_cap=0.25)
@@ -312,26 +316,40 @@ def test_new_rows_have_their_own_share() -> None:
     assert (reasons["topic easy"], reasons["topic hard"]) == (2, 18)
 
 
-def test_candidates_are_the_rows_that_were_drawn_least() -> None:
-    first = select_first(TRAIN, num_slots=40, seed=0)
-    second = next_round(first, strategy="loss")
-    waiting = candidates(second, POOL, Signals(), Mining("loss", num_candidates=1000), 30)
-    assert sorted(waiting) == list(range(200))
-    assert not {POOL.id_of(one) for one in waiting[:170]} & set(second.times_drawn)
-    assert {POOL.id_of(one) for one in waiting[170:]} == set(second.times_drawn)
-    assert candidates(second, POOL, Signals(), Mining("loss"), 20) == waiting[:160]
+def test_candidates_are_drawn_by_chance_anew_in_each_round() -> None:
+    second = next_round(select_first(TRAIN, num_slots=40, seed=0), strategy="loss")
+    third = next_round(second, strategy="loss")
+    found = [candidates(one, POOL, Signals(), Mining("loss"), 20) for one in (second, third)]
+    assert [len(set(one)) for one in found] == [160, 160]  # 8 for each slot
+    assert found[0] != found[1]
+    assert found[0] == candidates(second, POOL, Signals(), Mining("loss"), 20)
+    drawn = {POOL.find(example_id) for example_id in second.times_drawn}
+    assert 15 < len(drawn & set(found[0])) < 30  # some of the 30 that were drawn before
     assert len(candidates(second, POOL, Signals(), Mining("similar"), 30)) == 200
     assert candidates(second, POOL, Signals(), Mining("loss"), 0) == []
+    suspects = frozenset(POOL.id_of(one) for one in range(50))
+    without = candidates(second, POOL, Signals(suspects=suspects), Mining("loss"), 15)
+    assert not set(without) & set(range(50))
 
 
 def test_candidates_are_shared_among_the_topics_as_the_slots_are() -> None:
     second = next_round(select_first(TRAIN, num_slots=40, seed=0), strategy="topics")
     assert second.topic_slots == {"easy": 3, "hard": 27}
     found = candidates(second, POOL, Signals(TOPICS), Mining(num_candidates=40), 10)
-    topics = Counter(POOL.topic_of(one) for one in found)
     # of 40: 2/22/(1 + 3/100) to 20/22/(1 + 27/100)
-    assert topics == {"easy": 4, "hard": 36}
-    assert not {POOL.id_of(one) for one in found} & set(second.times_drawn)
+    assert Counter(POOL.topic_of(one) for one in found) == {"easy": 4, "hard": 36}
+
+
+def test_no_row_is_drawn_twice_in_a_round_while_others_may_be_drawn() -> None:
+    small = examples("p", 20)
+    for seed in range(20):
+        first = select_first(TRAIN, num_slots=40, seed=seed)
+        second = next_round(first, pool=small, slots=20, replay=0.2, new_share=0.4)
+        drawn = [pick.example_id for pick in second.picks if pick.source == "pool"]
+        assert len(set(drawn)) == len(drawn) == 16
+    losses = {small.id_of(number): CandidateLoss(1.0) for number in (0, 1)}
+    second = next_round(first, pool=small, slots=40, replay=0, signals=Signals(losses=losses))
+    assert set(Counter(pick.example_id for pick in second.picks).values()) == {2}
 
 
 @pytest.mark.parametrize("strategy", ["loss", "hybrid"])

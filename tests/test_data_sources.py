@@ -363,6 +363,7 @@ def test_sources_of_one_name_keep_their_shares_apart(tmp_path: Path) -> None:
         ({"train_file": 5}, ": train_file: input should be the name of a source, or a list of s"),
         ({"train_file": [5]}, ": train_file.0: input should be the name of a source, or an obj"),
         ({"train_file": [{"file": "a", "wieght": 2}]}, "did you mean train_file.0.weight?"),
+        ({"columns": {}}, "columns is not a setting; did you mean data.columns?"),
         ({"mining": {"pool_file": []}}, "mining.pool_file"),
         ({"train_file": "."}, "holds no dataset"),
         ({"train_file": "hf:/etc/passwd"}, "names no dataset of the hub"),

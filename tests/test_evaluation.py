@@ -275,7 +275,8 @@ def test_a_source_that_has_a_share_and_no_row_left_is_refused(
     sources = [{"file": "train.jsonl", "weight": 1}, {"file": "long.jsonl", "weight": 2}]
     assert workspace.run("run", train_file=sources, max_seq_length=300) == 2
     told = " ".join(capsys.readouterr().err.split())
-    assert "none of its 9 rows is left to train on, and train_file gives it the weight 2" in told
+    assert "none of its 9 rows is left to train on (line 1: no answer token within" in told
+    assert "and train_file gives it the weight 2. Correct the rows" in told
 
 
 def test_contamination_can_stop_the_run(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_loader import Example, ExampleTable, Message
-from data_selector import CandidateLoss
+from data_selector import CandidateLoss, MeasuredLosses
 from diagnosis import TopicReport
 from eval_result import EvalResult, Measured, SampleResult, eval_result, task_result
 from mining import likeness_of, stalled_topics, suspects_among, topics_of
@@ -84,13 +84,31 @@ def test_likeness_names_the_failed_question_that_a_row_is_likest_to() -> None:
 
 
 def test_suspects_are_unlikely_under_every_checkpoint_at_least_two() -> None:
-    first = {f"r{i}": CandidateLoss(1.0, 10.0) for i in range(30)}
-    first |= {name: CandidateLoss(9.0, 10.0) for name in ("a", "b", "c")}
-    second = {**first, "b": CandidateLoss(0.5, 10.0), "d": CandidateLoss(9.0, 10.0)}
-    assert suspects_among([first]) == frozenset()
-    assert suspects_among([first, second]) == {"a", "c"}  # b was learnt, d asked once
-    third = {**second, "b": CandidateLoss(9.0, 10.0)}
-    assert "b" not in suspects_among([first, second, third])
+    first = {f"r{i}": CandidateLoss(1.0) for i in range(30)}
+    first |= {name: CandidateLoss(9.0) for name in ("a", "b", "c")}
+    second = {**first, "b": CandidateLoss(0.5), "d": CandidateLoss(9.0)}
+    third = {**second, "b": CandidateLoss(9.0)}
+
+    def suspects(*rounds: tuple[int, dict[str, CandidateLoss]]) -> frozenset[str]:
+        return suspects_among(
+            [MeasuredLosses(n, checkpoint, one) for n, (checkpoint, one) in enumerate(rounds)]
+        )
+
+    assert suspects((1, first)) == frozenset()
+    assert suspects((1, first), (2, second)) == {"a", "c"}  # b was learnt, d asked once
+    assert "b" not in suspects((1, first), (2, second), (3, third))
+    # after a rollback the same checkpoint is asked again, which tells nothing new
+    assert suspects((1, first), (1, first)) == frozenset()
+
+
+def test_what_is_unlikely_is_told_within_each_topic() -> None:
+    """All of a topic that is not learnt yet has high losses, and is not wrong for that."""
+    table = rows(*((f"q{i}", "known" if i % 2 else "unknown") for i in range(60)))
+    losses = {table.id_of(i): CandidateLoss((0.1 if i % 2 else 6.0) + i / 1000) for i in range(60)}
+    both = [MeasuredLosses(n, n, losses) for n in (1, 2)]
+    assert {table.find(one) for one in suspects_among(both)} == {48, 50, 52, 54, 56, 58}
+    expected = {54, 56, 58, 55, 57, 59}
+    assert {table.find(one) for one in suspects_among(both, table)} == expected
 
 
 def report(score: float, change: float, num_added: int, topic: str = "t") -> TopicReport:
@@ -127,7 +145,8 @@ def test_every_strategy_runs_and_is_recorded(workspace: Workspace, strategy: str
     store = workspace.store("run")
     measured = [event["round"] for event in store.events("losses_measured")]
     assert measured == ([2, 3] if strategy in ("loss", "hybrid") else [])
-    for number, losses in store.candidate_losses():
+    for number, start, losses in store.measured_losses():
+        assert start == number - 1
         assert len(losses) == 50
         chosen = json.loads(
             (workspace.folder / f"run/selections/round_{number:02d}.json").read_text()
@@ -138,7 +157,7 @@ def test_every_strategy_runs_and_is_recorded(workspace: Workspace, strategy: str
         assert all((loss.before or 0) > 0 for loss in losses.values()) == (strategy == "loss")
     if measured:
         # under the untouched model both rounds find the same losses, under trained weights others
-        (_, first), (_, second) = store.candidate_losses()
+        (*_, first), (*_, second) = store.measured_losses()
         shared = sorted(set(first) & set(second))
         assert [first[one].before for one in shared] == [second[one].before for one in shared]
         assert [first[one].now for one in shared] != [second[one].now for one in shared]
@@ -155,8 +174,8 @@ def test_a_pool_that_is_used_up_is_measured_again(
     mining = {"pool_file": pool, "strategy": strategy, "replay_share": 0.25}
     assert workspace.run("run", mining=mining, max_rounds=4) == 0
     assert workspace.store("run").num_rounds == 4
-    for _, losses in workspace.store("run").candidate_losses():
-        assert len(losses) == (10 if pool is None else 9)
+    for one in workspace.store("run").measured_losses():
+        assert len(one.losses) == (10 if pool is None else 9)
 
 
 def test_a_run_killed_after_losses_were_measured_chooses_the_same(workspace: Workspace) -> None:

@@ -112,7 +112,7 @@ def test_question_rows(tmp_path: Path) -> None:
         ({"question": "a?", "answer": "x", "grader": "llm"}, "known are includes, exact, numeric"),
         ({"question": "a?", "answer": "x", "grader": "numeric"}, "not a number"),
         ({"question": "a?", "answer": "x", "topik": "t"}, "unknown key 'topik'"),
-        ({"question": "a?", "answer": "x", "topic": ""}, "non-empty strings"),
+        ({"question": "a?", "answer": "x", "topic": ""}, "must be a non-empty string"),
         ({"question": "a?", "answer": "x", "grader": ["exact"]}, "known are includes"),
         ({"question": "a\ud800", "answer": "x"}, "lone surrogate"),
         ({"question": "a?", "answer": "x", "topic": "\ud800"}, "lone surrogate"),
