@@ -433,6 +433,12 @@ def test_a_rollback_goes_on_from_the_best_rounds_weights(workspace: Workspace) -
     first_of_2, last_of_2, first_of_3 = (steps[i]["loss"] for i in (40, 79, 80))
     assert first_of_3 == pytest.approx(first_of_2, rel=0.2)
     assert first_of_3 > 3 * last_of_2
+    # the whole pool was measured under round 1's weights before, and is not read or judged again
+    measured = list(store.events("losses_measured"))
+    assert [(one["round"], one["checkpoint_round"]) for one in measured] == [(2, 1), (3, 1)]
+    assert measured[0]["num_prompt_tokens"] > measured[1]["num_prompt_tokens"] == 0
+    selection = store.selection(3)
+    assert selection is not None and selection.suspects == ()
 
 
 def test_a_sealed_test_that_was_cut_short_is_finished_on_the_same_checkpoint(
