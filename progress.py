@@ -66,9 +66,8 @@ class Progress:
         self.line(f"round {round_no}, after {num_steps} steps: {_loss_text(loss)}")
 
     def losses_line(self, round_no: int, num_rows: int, num_tokens: int) -> None:
-        self.line(
-            f"round {round_no}: measured the losses of {num_rows} rows, {num_tokens:,} tokens read"
-        )
+        rows = "1 row" if num_rows == 1 else f"{num_rows} rows"
+        self.line(f"round {round_no}: measured the losses of {rows}, {num_tokens:,} tokens read")
 
     def selection_line(self, selection: Selection) -> None:
         shares = ", ".join(f"{number} {source}" for source, number in selection.shares.items())
