@@ -55,6 +55,10 @@ class Mining:
     def needs_topics(self) -> bool:
         return self.strategy in ("topics", "hybrid")
 
+    def num_to_measure(self, num_hard: int) -> int:
+        """How many rows have their losses measured for so many slots, if there are so many."""
+        return (self.num_candidates or CANDIDATES_PER_SLOT * num_hard) if num_hard else 0
+
     def slots(self, num_slots: int, has_pool: bool) -> Slots:
         """Divide the slots of a round."""
         num_replay = round(self.replay_share * num_slots) if has_pool else 0
@@ -307,8 +311,9 @@ def candidates(
     """
     if num_hard == 0:
         return []
-    in_all = CANDIDATES_PER_SLOT * num_hard if mining.needs_losses else len(mined)
-    number = mining.num_candidates or in_all
+    number = mining.num_to_measure(num_hard)
+    if not mining.needs_losses:
+        number = mining.num_candidates or len(mined)
     draw = _Draw(mined, signals, mining, previous, "pool")
     order = _shuffled(range(len(mined)), draw.seed, "candidates", draw.round_no)
     order.sort(key=lambda position: mined.id_of(position) in signals.suspects)
@@ -490,8 +495,6 @@ class _Draw:
 
     def _least_drawn_first(self) -> list[int]:
         positions = range(len(self.examples))
-        if not self.times:
-            return _shuffled(positions, self.seed, "pool", 0)
         by_times: dict[int, set[int]] = defaultdict(set)
         for position in positions:
             by_times[self.times[position]].add(position)

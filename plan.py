@@ -32,7 +32,7 @@ from data_loader import (
     split_validation,
 )
 from data_quality import Filters
-from data_selector import CANDIDATES_PER_SLOT, Mining
+from data_selector import Mining
 from data_sources import HUB_PREFIX, Source, as_text, hub_name, is_saved_dataset
 from decision import Gate, TaskSize, describe_gate
 from errors import ConfigError, DataError
@@ -778,7 +778,7 @@ def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
     num_slots = plan.config.steps_per_round * plan.config.batch_size
     num_hard = plan.mining.slots(num_slots, has_pool=rendered is plan.pool).num_hard
     longest = sorted((number + 1 for number in rendered.num_tokens), reverse=True)
-    at_once = (plan.mining.num_candidates or CANDIDATES_PER_SLOT * num_hard) if num_hard else 0
+    at_once = plan.mining.num_to_measure(num_hard)
     num_tokens = (num_rounds - 1) * sum(longest[:at_once])
     if plan.mining.needs_losses_before:
         num_tokens += sum(longest[: (num_rounds - 1) * at_once])

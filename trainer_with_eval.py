@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from checkpoint_eval import Comparison, Subject
     from data_loader import ExampleTable
-    from data_selector import CandidateLoss, Selection, Signals
+    from data_selector import MeasuredLosses, Selection, Signals
     from decision import Decision, Spent
     from diagnosis import TopicReport
     from eval_result import EvalResult
@@ -155,16 +155,15 @@ async def signals_for(
         reports = [run.store.topics(n) or [] for n in (*run.store.lineage(start), start) if n > 1]
         rows = known.rows
         signals = Signals(topics=known.scores(result), stalled=stalled_topics(reports))
-    if mining.needs_losses:
-        of_topics = rows if mining.needs_topics else None
-        known = suspects_among(run.store.measured_losses(), of_topics)
-        signals = replace(signals, suspects=known)
+    earlier = run.store.measured_losses()
+    of_topics = rows if mining.needs_topics else None
+    signals = replace(signals, suspects=suspects_among(earlier, of_topics))
     num_hard = mining.slots(num_slots, has_pool=source == "pool").num_hard
     positions = candidates(previous, rows, signals, mining, num_hard)
     if mining.needs_losses and positions:
-        losses = await measure_losses(run, previous.round + 1, rows.take(positions), start)
-        known = suspects_among(run.store.measured_losses(), of_topics)
-        signals = replace(signals, losses=losses, suspects=known)
+        new = await measure_losses(run, previous.round + 1, rows.take(positions), start, earlier)
+        suspects = suspects_among([*earlier, new], of_topics)
+        signals = replace(signals, losses=new.losses, suspects=suspects)
     if mining.strategy == "similar":
         signals = replace(signals, likeness=likeness_of(rows, positions, result))
     return (train, rows, signals) if source == "pool" else (rows, pool, signals)
@@ -182,10 +181,10 @@ def topics_for(run: Run, result: EvalResult) -> Topics:
 
 
 async def measure_losses(
-    run: Run, round_no: int, rows: ExampleTable, start: int
-) -> dict[str, CandidateLoss]:
+    run: Run, round_no: int, rows: ExampleTable, start: int, earlier: Sequence[MeasuredLosses]
+) -> MeasuredLosses:
     """The losses of rows before a round, under the weights of round `start`, and under the base
-    model where the strategy asks for them."""
+    model where the strategy asks for them; what was measured `earlier` is not measured again."""
     from data_selector import CandidateLoss, MeasuredLosses
     from errors import EvalError
     from mining import losses_of
@@ -193,9 +192,9 @@ async def measure_losses(
     store, plan = run.store, run.plan
     before: dict[str, float | None] = {}
     now: dict[str, float] = {}  # of an earlier round that these weights were asked before, too
-    for one in store.measured_losses():
+    for one in earlier:
         if one.round == round_no:
-            return one.losses
+            return one
         before |= {example_id: loss.before for example_id, loss in one.losses.items()}
         if one.checkpoint_round == start:
             now |= {example_id: loss.now for example_id, loss in one.losses.items()}
@@ -223,9 +222,10 @@ async def measure_losses(
     checkpoint = store.checkpoint(start)
     now |= await measured(now, None if checkpoint is None else checkpoint.sampler_path)
     losses = {one: CandidateLoss(now[one], before.get(one)) for one in rows.ids}
-    store.record_losses(MeasuredLosses(round_no, start, losses), num_tokens)
+    made = MeasuredLosses(round_no, start, losses)
+    store.record_losses(made, num_tokens)
     run.progress.losses_line(round_no, len(losses), num_tokens)
-    return losses
+    return made
 
 
 async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoint:
