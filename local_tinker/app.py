@@ -21,15 +21,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_tinker import checkpoints, wire
 from local_tinker.checkpoints import StorageError
 from local_tinker.engine import TrainingRun
 from local_tinker.lora import LoraShape
-from local_tinker.rest import add_rest_routes
+from local_tinker.rest import add_rest_routes, repeat_key
 from local_tinker.sampling import check_request
-from local_tinker.state import Sampler, State
+from local_tinker.state import Repeats, Sampler, State
 from local_tinker.wire import PROTOBUF, NotFound, UserError
 from local_tinker.worker import Closed, Result
 
@@ -163,6 +164,10 @@ def _add_errors(app: FastAPI, state: State) -> None:
         logger.error("%s failed", request.url.path, exc_info=error)
         return _error(400, f"a defect of the service: {type(error).__name__}: {error}")
 
+    @app.exception_handler(ClientDisconnect)
+    async def on_disconnect(_: Request, __: ClientDisconnect) -> JSONResponse:
+        return _error(400, "the connection ended within the request")  # nobody reads it
+
     @app.exception_handler(NotFound)
     async def on_not_found(_: Request, error: NotFound) -> JSONResponse:
         return _error(404, str(error))
@@ -189,6 +194,8 @@ def _add_errors(app: FastAPI, state: State) -> None:
 
 
 def _add_session_routes(app: FastAPI, state: State) -> None:
+    repeats = Repeats()
+
     @app.get("/", response_class=HTMLResponse)
     async def health_page() -> str:
         return _health_page(state)
@@ -209,10 +216,13 @@ def _add_session_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/api/v1/create_session")
     async def create_session(request: Request) -> dict[str, Any]:
-        root = state.checkpoint_dirs[request.scope["api_key"]]
-        session = state.add_session(root)
-        logger.info("session %s: opened", session.session_id)
-        return {"session_id": session.session_id}
+        def open_session() -> dict[str, Any]:
+            root = state.checkpoint_dirs[request.scope["api_key"]]
+            session = state.add_session(root)
+            logger.info("session %s: opened", session.session_id)
+            return {"session_id": session.session_id}
+
+        return repeats.once(repeat_key(request), open_session)
 
     @app.post("/api/v1/session_heartbeat")
     async def heartbeat(body: wire.SessionRequest) -> Response:

@@ -176,9 +176,9 @@ def storage(root: Path, what: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(root).free if root.exists() else 0
         raise StorageError(
-            f"{what} could not be written to {root}: {error}. {free / 2**20:.0f} MiB are free "
-            "there; make room, or let this user write there, and try again. Nothing that was saved "
-            "before is touched."
+            f"{what} could not be written to {root}, the disk refused: {error}. "
+            f"{free / 2**20:.0f} MiB are free there; make room, or let this user write there, and "
+            "try again. Nothing that was saved before is touched."
         ) from error
 
 
@@ -277,9 +277,12 @@ def set_ttl(root: Path, checkpoint_dir: Path, ttl_seconds: int | None) -> None:
     temporary = scratch(root) / f"info-{time.monotonic_ns()}"
     what = f"the expiry of {checkpoint_dir.name!r}"
     with storage(root, what), _still_there(checkpoint_dir):
-        _write_info(temporary, info)
-        _fsync(temporary)
-        temporary.replace(checkpoint_dir / INFO_FILE)
+        try:
+            _write_info(temporary, info)
+            _fsync(temporary)
+            temporary.replace(checkpoint_dir / INFO_FILE)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Checkpoints are read from disk at each request, so those of earlier processes ar
 from __future__ import annotations
 
 import uuid
+from collections.abc import Hashable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from fastapi import FastAPI, Query, Request
 
 from local_tinker import checkpoints, wire
 from local_tinker.checkpoints import CheckpointInfo, TinkerPath
-from local_tinker.state import State
+from local_tinker.state import Repeats, State
 from local_tinker.wire import NotFound, UserError
 
 Limit = Annotated[int, Query(ge=0, le=10_000)]
@@ -26,6 +27,12 @@ def add_rest_routes(app: FastAPI, state: State) -> None:
     _add_run_routes(app, state)
     _add_checkpoint_routes(app, state)
     _add_session_routes(app, state)
+
+
+def repeat_key(request: Request) -> Hashable | None:
+    """What a client sends again with a request whose answer it did not get."""
+    key = request.headers.get("x-idempotency-key")
+    return None if key is None else (request.scope["api_key"], key)
 
 
 def _time(seconds_since_epoch: float) -> str:
@@ -110,6 +117,8 @@ def _add_run_routes(app: FastAPI, state: State) -> None:
 
 
 def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
+    repeats = Repeats()
+
     def stored(run_id: str, kind: str, name: str) -> tuple[Path, TinkerPath, Path]:
         """The root, path and folder of a checkpoint; `UserError` when it is not there."""
         path = checkpoints.parse_path(f"tinker://{run_id}/{kind}/{name}")
@@ -137,10 +146,13 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
         }
 
     @app.delete("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}")
-    def delete_checkpoint(run_id: str, kind: str, name: str) -> dict[str, Any]:
-        root, _, directory = stored(run_id, kind, name)
-        checkpoints.delete(root, directory)
-        return {}
+    def delete_checkpoint(run_id: str, kind: str, name: str, request: Request) -> dict[str, Any]:
+        def delete() -> dict[str, Any]:
+            root, _, directory = stored(run_id, kind, name)
+            checkpoints.delete(root, directory)
+            return {}
+
+        return repeats.once(repeat_key(request), delete)
 
     @app.put("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/ttl")
     def set_ttl(run_id: str, kind: str, name: str, body: wire.SetTtl) -> dict[str, Any]:
@@ -156,12 +168,16 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
     @app.post("/api/v1/copy_weights")
     def copy_weights(body: wire.CopyWeights, request: Request) -> dict[str, str]:
         """Copy into a run of its own, which as on Tinker cannot be trained on."""
-        source = checkpoints.parse_path(body.source_path)
-        directory = state.find_checkpoint(body.source_path)
-        root = state.checkpoint_dirs[request.scope["api_key"]]
-        copy = TinkerPath(f"{uuid.uuid4().hex}:train:0", source.kind, source.name)
-        checkpoints.copy(root, directory, checkpoints.folder(root, copy), body.ttl_seconds)
-        return {"tinker_path": str(copy)}
+
+        def copy() -> dict[str, str]:
+            source = checkpoints.parse_path(body.source_path)
+            directory = state.find_checkpoint(body.source_path)
+            root = state.checkpoint_dirs[request.scope["api_key"]]
+            target = TinkerPath(f"{uuid.uuid4().hex}:train:0", source.kind, source.name)
+            checkpoints.copy(root, directory, checkpoints.folder(root, target), body.ttl_seconds)
+            return {"tinker_path": str(target)}
+
+        return repeats.once(repeat_key(request), copy)
 
     @app.post("/api/v1/weights_info")
     def weights_info(body: wire.TinkerPathRequest) -> dict[str, Any]:

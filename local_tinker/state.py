@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from local_tinker import checkpoints
 from local_tinker.engine import Engine, TrainingRun
@@ -31,6 +33,7 @@ KEEP_UNCLAIMED_S = 1800.0  # a result that nobody fetches is kept this long
 SESSION_SILENCE_S = 600.0  # clients send a heartbeat every 10 s, but a debugger may stop one
 MAX_SESSIONS = 10_000
 MAX_PENDING = 100_000  # futures at a time
+MAX_REPEATS = 1000  # answers remembered in case their request comes again
 
 
 @dataclass
@@ -170,6 +173,29 @@ class Futures:
         for entry in list(self._entries.values()):
             if not entry.future.done():
                 entry.future.set_exception(error)
+
+
+class Repeats:
+    """Answers to requests that have no number of their own, by the key that is sent with them.
+
+    A client that did not get the answer sends the request again with the same key. Used from
+    several threads: a repeat that comes while the first is at work waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._answers: dict[Hashable, Any] = {}
+        self._lock = threading.Lock()
+
+    def once(self, key: Hashable | None, make: Callable[[], Any]) -> Any:
+        """Return the answer with this key, made now if the key is new; an error is not kept."""
+        if key is None:
+            return make()
+        with self._lock:
+            if key not in self._answers:
+                self._answers[key] = make()
+                if len(self._answers) > MAX_REPEATS:
+                    del self._answers[next(iter(self._answers))]  # the oldest
+            return self._answers[key]
 
 
 class State:
