@@ -147,7 +147,7 @@ def _find_path(path: str, runs_dir: Path) -> Subject:
 
 
 def _of_round(store: RunStore, round_no: int, label: str) -> Subject:
-    resolved = store.resolved_config()
+    resolved = store.settled_config()
     checkpoint: Checkpoint | None = None
     if round_no > 0:
         checkpoint = store.checkpoint(round_no)
@@ -261,7 +261,9 @@ def compare(
 
 def _is_comparable(recorded: EvalResult, result: EvalResult) -> bool:
     """Whether an evaluation in a run had the same protocol, for all that enters the score."""
-    return recorded.protocol_hash == result.protocol_hash
+    return (
+        recorded.protocol_hash == result.protocol_hash and recorded.sample_ids == result.sample_ids
+    )
 
 
 def _has_guards_of(baseline: EvalResult, result: EvalResult, gate: Gate) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -26,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from errors import ConfigError
 
@@ -37,12 +39,33 @@ CHANGEABLE_ON_RESUME = (
     "evalops_enabled",
     "evalops_test_suite_id",
     "evalops_api_url",
+    "evalops_budget_file",
+    "evalops_environment",
 )
 
 SPLIT_TASK = "nll:split"  # the loss on the share of `train_file` that is held out
 
-Positive = Annotated[int, Field(ge=1)]
+MAX_CONFIG_BYTES = 4 * 2**20
+MAX_DEPTH = 50  # objects and lists within each other
+MAX_COUNT = 10**12  # more of anything is a mistake, and too long a number to reckon with
+MAX_ROUNDS = 10_000  # each has its line in the schedule and its share of `gate.alpha`
+MAX_PROBLEMS = 20  # that one message explains
+NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _one_line(text: str) -> str:
+    """Names stand in messages, tables and logs, where a control character would do harm, and a
+    lone surrogate cannot even be written."""
+    if NO_TEXT.search(text):
+        what = "input should hold no control character and no lone surrogate"
+        raise PydanticCustomError("no_text", what)
+    return text
+
+
+Name = Annotated[str, AfterValidator(_one_line)]
 
 
 class Settings(BaseModel):
@@ -54,12 +77,12 @@ class Settings(BaseModel):
 class SourceSettings(Settings):
     """One of several sources of rows."""
 
-    file: str = Field(min_length=1)
+    file: Name = Field(min_length=1)
     weight: float | None = Field(default=None, gt=0)
     columns: dict[str, str] | None = None
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
+    subset: Name | None = None
+    split: Name = "train"
+    revision: Name | None = None
 
 
 def _kind_of_source(value: Any) -> str | None:
@@ -77,7 +100,7 @@ def _one_of(what: str) -> Discriminator:
     return Discriminator(_kind_of_source, "source_kind", f"input should be {what}")
 
 
-SourceName = Annotated[str, Field(min_length=1), Tag("kind-name")]
+SourceName = Annotated[Name, Field(min_length=1), Tag("kind-name")]
 OneSource = Annotated[
     SourceName | Annotated[SourceSettings, Tag("kind-source")],
     _one_of("the name of a source, or an object with its `file`"),
@@ -224,10 +247,10 @@ class EvaluationSettings(Settings):
             "Inspect task -> metadata key of samples that belong together; default `cluster`"
         ),
     )
-    grader_model: str | None = Field(
+    grader_model: Name | None = Field(
         default=None, description="base model, on the same service, that grades model-graded tasks"
     )
-    test_tasks: list[str] = Field(
+    test_tasks: list[Name] = Field(
         default=[],
         description="sealed test: asked once, at the end, of the chosen checkpoint only",
     )
@@ -349,10 +372,10 @@ class TrainingConfig(Settings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="short name, used in the run directory's name",
     )
-    base_model: str = Field(
+    base_model: Name = Field(
         min_length=1, description="model to fine-tune: a hub name, or a model directory"
     )
-    base_url: str | None = Field(
+    base_url: Name | None = Field(
         default=None, description="address of a Tinker-compatible service; null: chosen by rule"
     )
     train_file: Sources = Field(
@@ -361,18 +384,18 @@ class TrainingConfig(Settings):
             "`datasets`, or `hf:NAME` of the hub; or a list of them"
         ),
     )
-    val_file: str | None = Field(
+    val_file: Name | None = Field(
         default=None,
         description="held-out file like `train_file`; its loss is measured each round",
     )
-    eval_tasks: list[str] = Field(
+    eval_tasks: list[Name] = Field(
         min_length=1,
         description=(
             "what is evaluated each round: `simple_qa` (built in), `qa:FILE.jsonl`, "
             "`nll:FILE.jsonl`, or an Inspect task, `FILE.py@TASK` or `PACKAGE/TASK`"
         ),
     )
-    renderer_name: str | None = Field(
+    renderer_name: Name | None = Field(
         default=None, description="chat format; null: the model's recommended one"
     )
     seed: int = Field(
@@ -403,6 +426,7 @@ class TrainingConfig(Settings):
     warmup_steps: int | None = Field(
         default=None,
         ge=0,
+        le=MAX_COUNT,
         description="linear warm-up at the start of the run; null: 100, at most a tenth of the run",
     )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW's weight decay")
@@ -412,24 +436,41 @@ class TrainingConfig(Settings):
     batch_size: Positive = Field(default=8, description="examples in one step")
     steps_per_round: Positive = Field(default=1, description="optimizer steps in one round")
     max_seq_length: int = Field(
-        default=2048, ge=8, description="longest training example in tokens; longer ones are cut"
+        default=2048,
+        ge=8,
+        le=MAX_COUNT,
+        description="longest training example in tokens; longer ones are cut",
     )
 
     eval_threshold: float = Field(
         default=0.85, ge=0, le=1, description="score at which the run stops"
     )
-    max_rounds: Positive = Field(default=3, description="most rounds of a run")
+    max_rounds: int = Field(default=3, ge=1, le=MAX_ROUNDS, description="most rounds of a run")
     checkpoint_every_steps: Positive | None = Field(
         default=None,
-        description="save state inside a round every so many steps; null: only at its end",
+        description="save state inside a round every so many steps; null: every 10 minutes",
+    )
+    checkpoint_ttl_days: float | None = Field(
+        default=30.0,
+        ge=1 / 24,
+        le=3650,
+        description="days until saved weights expire, the best round's apart; null: never",
     )
 
     evalops_enabled: bool = Field(default=False, description="post every round to EvalOps")
-    evalops_test_suite_id: str | None = Field(
+    evalops_test_suite_id: Name | None = Field(
         default=None, description="the EvalOps test suite that rounds are posted to"
     )
-    evalops_api_url: str | None = Field(
+    evalops_api_url: Name | None = Field(
         default=None, description="EvalOps address; null: `EVALOPS_API_URL`, else the public one"
+    )
+
+    evalops_budget_file: Name | None = Field(
+        default=None,
+        description="limits in EvalOps' `budget.yaml` format, which each round is held against",
+    )
+    evalops_environment: Name | None = Field(
+        default=None, description="the entry under `environments` of that file that applies"
     )
 
     data: DataSettings = Field(default=DataSettings(), description="how rows become steps")
@@ -487,6 +528,11 @@ class TrainingConfig(Settings):
                     f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
                     "questions that no round is decided by."
                 )
+        if SPLIT_TASK in self.eval_tasks and not self.data.val_share:
+            raise ValueError(
+                f"eval_tasks names {SPLIT_TASK!r}, the share of train_file that data.val_share "
+                "holds out, and that is 0. Set data.val_share, or take the task out."
+            )
         self._check_sources()
         self._check_held_out_every_steps()
         if self.gate.margin and self.gate.rule != "paired":
@@ -652,8 +698,9 @@ def is_inspect_task(name: str) -> bool:
     """Whether a task's name is `FILE.py@TASK` or `PACKAGE/TASK`."""
     if name.startswith(("qa:", "nll:")):
         return False
+    # In `../..` Inspect would look for tasks, and run what it finds.
     return bool(
-        re.fullmatch(r".+\.py@\w+", name) or re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+        re.fullmatch(r".+\.py@\w+", name) or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)
     ) and not (name.endswith((".py", ".jsonl")))
 
 
@@ -709,8 +756,11 @@ def validate(raw: dict[str, Any], where: str) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(raw)
     except ValidationError as error:
-        problems = dict.fromkeys(_explain(problem) for problem in error.errors())
-        raise ConfigError(f"{where}: " + " ".join(problems)) from None
+        problems = error.errors(include_url=False)
+        told = dict.fromkeys(_explain(problem) for problem in problems[:MAX_PROBLEMS])
+        left = len(problems) - MAX_PROBLEMS
+        more = f" And {left} more problems." if left > 0 else ""
+        raise ConfigError(f"{where}: {' '.join(told)}{more}") from None
 
 
 def with_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -732,7 +782,7 @@ def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig) -> None:
             _flat({key: recorded.get(key) for key in keys}),
             _flat({k: mine[k] for k in keys}),
         )
-        changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+        changed = [key for key in {**was, **now} if was.get(key) != now.get(key)] or keys
         shown = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed)
         raise ConfigError(
             f"{given.file}: the run was started with other settings: {shown}. A resumed run may "
@@ -751,7 +801,9 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with open(file, "rb") as opened:  # no more than that, or /dev/zero would have no end
+            content = opened.read(MAX_CONFIG_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: there is no such file. Give --config the path of a JSON config."
@@ -760,8 +812,14 @@ def _read_object(file: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{file}: the config cannot be read: {error}. Give --config a JSON file."
         ) from None
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(
+            f"{file}: longer than {MAX_CONFIG_BYTES // 2**20} MiB. Give --config a JSON file of "
+            "settings."
+        )
     try:
         raw = json.loads(text, object_pairs_hook=_refuse_duplicates)
+        _refuse_depth(raw)
     except json.JSONDecodeError as error:
         hint = " JSON has no comments; remove them." if "//" in text or "/*" in text else ""
         raise ConfigError(
@@ -777,27 +835,47 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"the key {key!r} stands twice in one object. Keep one of them.")
-    return dict(pairs)
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise ValueError(f"the key '{_shown(key)}' stands twice in one object. Keep one.")
+        made[key] = value
+    return made
+
+
+def _refuse_depth(value: Any, depth: int = 1) -> None:
+    """Raise `RecursionError` early, for what somebody would fail to recurse through later."""
+    if depth > MAX_DEPTH:
+        raise RecursionError(f"objects and lists are nested more than {MAX_DEPTH} deep.")
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for one in inner:
+        _refuse_depth(one, depth + 1)
+
+
+def _shown(text: str, limit: int = 60) -> str:
+    """A text of the user's as messages show it: cut, control characters escaped."""
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     """Apply one `--set KEY=VALUE`; VALUE is JSON, or else a string; KEY may be dotted."""
     key, equals, text = override.partition("=")
+    shown = _shown(override)
     if not equals or not key.strip():
-        raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set lora_rank=8.")
+        raise ConfigError(f"--set {shown}: expected KEY=VALUE, for example --set lora_rank=8.")
     try:
         value = json.loads(text)
+        _refuse_depth(value)
     except ValueError:
         value = text
+    except RecursionError:
+        raise ConfigError(f"--set {shown}: the value is nested too deeply.") from None
     *groups, leaf = key.strip().split(".")
     for group in groups:
         inner = raw.setdefault(group, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: {group} is not a group of settings.")
+            raise ConfigError(f"--set {shown}: {_shown(group)} is not a group of settings.")
         raw = inner
     raw[leaf] = value
 
@@ -807,7 +885,7 @@ def _explain(problem: Any) -> str:
     # Where a value may be of several kinds, pydantic adds the name of each to the place.
     kinds = re.compile(r"constrained-|literal\[|kind-")
     place = [part for part in problem["loc"] if not kinds.match(str(part))]
-    key = ".".join(str(part) for part in place)
+    key = _shown(".".join(str(part) for part in place), limit=200)
     if problem["type"] == "extra_forbidden":
         known = [setting.key for setting in describe_settings()]
         if any(isinstance(part, int) for part in place):  # one of several sources
@@ -822,8 +900,7 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     found = problem["input"]
-    shown = json.dumps(found, default=str)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    shown = _shown(json.dumps(found, default=str))
     message = problem["msg"][0].lower() + problem["msg"][1:].rstrip(".")
     return f"{key}: {message}; found {shown} ({_type_name(found)})."
 

@@ -41,6 +41,7 @@ SHAPES = (
     '"messages", "conversations", "instruction"+"output", "prompt"+"completion" or "input"+"output"'
 )
 MAX_REJECTED_SHARE = 0.5  # a file that loses more of its rows to errors is probably the wrong file
+MAX_REFUSALS = 20  # sources that a message explains,
 MAX_GROUPS = 20  # kinds of problems that a message lists,
 MAX_RANGES = 12  # and ranges of lines of each
 T = TypeVar("T")
@@ -195,7 +196,10 @@ class ExampleTable(_Lazy[Example]):
         """The position of an example; None where it is not in the table."""
         if self._positions is None:
             self._positions = {self._key_of(position): position for position in range(len(self))}
-        return self._positions.get(bytes.fromhex(example_id))
+        try:
+            return self._positions.get(bytes.fromhex(example_id))
+        except ValueError:  # no id of any row
+            return None
 
     def __contains__(self, example_id: object) -> bool:
         return isinstance(example_id, str) and self.find(example_id) is not None
@@ -326,7 +330,9 @@ def load_examples(
         refusals += problems.refusals(source, num_rows, on_bad_row)
         files.append(LoadedFile(source, sha256_of(source), num_rows))
     if refusals:
-        raise DataError(" ".join(refusals))
+        left = len(refusals) - MAX_REFUSALS
+        more = f" And {left} more of the sources." if left > 0 else ""
+        raise DataError(" ".join(refusals[:MAX_REFUSALS]) + more)
     if near_duplicates_from is not None:
         examples = _without_near_duplicates(examples, beside, near_duplicates_from, dropped)
     if not len(examples):

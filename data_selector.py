@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 from data_loader import Example, ExampleTable
 from eval_result import TopicScore
+from stored_json import Count, record_of
 
 Source = Literal["train", "replay", "pool"]
 Strategy = Literal["uniform", "topics", "similar", "loss", "hybrid"]
@@ -166,8 +167,8 @@ class Selection:
     picks: tuple[Pick, ...]
     shares: dict[str, int]  # source -> number of slots
     topic_slots: dict[str, int]  # topic ("" is none) -> number of mined slots
-    train_cursor: int
-    times_drawn: dict[str, int]  # rows that were hard or new, by now -> in how many slots
+    train_cursor: Count
+    times_drawn: dict[str, Count]  # rows that were hard or new, by now -> in how many slots
     suspects: tuple[str, ...] = ()  # rows whose answers are unlikely under every checkpoint
 
     @property
@@ -179,9 +180,9 @@ class Selection:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Selection:
-        picks = tuple(Pick(**pick) for pick in data["picks"])
-        return cls(**{**data, "picks": picks, "suspects": tuple(data["suspects"])})
+    def from_json(cls, data: Mapping[str, Any]) -> Selection:
+        """Raises `ValueError` for what `to_json` does not give."""
+        return record_of(cls, data)
 
 
 def walk(

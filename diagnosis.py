@@ -27,6 +27,9 @@ MIN_ROWS = 5  # of a held-out file, before its rise is named
 MIN_QUESTIONS = 5  # of a topic, before it is named
 MAX_TOPICS = 3
 SURE = 0.99  # one-sided, of every comparison
+DIVERGED_STEPS = 20  # in a row; a spike that a run recovers from is shorter
+NUM_FIRST_STEPS = 5
+DIVERGED_FACTOR = 2.0  # of the round's first steps
 
 
 class HeldOutPoint(NamedTuple):
@@ -59,6 +62,25 @@ def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) 
     found = [problem for problem in problems if problem is not None] or [training.sentence]
     sentence = "; ".join(found)
     return sentence[0].upper() + sentence[1:] + "."
+
+
+def divergence(losses: Sequence[float], vocab_size: int) -> str | None:
+    """What shows that a round's training loss, in nats per token, diverges; None where nothing.
+
+    It does when the last steps are, on average, worse than a blind guess among the vocabulary,
+    which is ln(vocab_size), and twice as bad as the round's first steps. Rows that contradict what
+    was learned begin that high and fall.
+    """
+    if len(losses) < NUM_FIRST_STEPS + DIVERGED_STEPS:
+        return None
+    first, last = mean(losses[:NUM_FIRST_STEPS]), mean(losses[-DIVERGED_STEPS:])
+    blind_guess = math.log(vocab_size)
+    if last <= max(DIVERGED_FACTOR * first, blind_guess):
+        return None
+    return (
+        f"{last:.2f} nats a token over the last {DIVERGED_STEPS} steps, {first:.2f} over the "
+        f"round's first ones, and a blind guess has {blind_guess:.2f}"
+    )
 
 
 def last_quarter(losses: Sequence[float]) -> float:

@@ -35,7 +35,16 @@ class DataError(InputError):
 
 
 class ServiceError(LoopError):
-    """The Tinker service refused or lost something and the run cannot go on."""
+    """The Tinker service refused or lost something and the run cannot go on.
+
+    `fault` says in one word what, for the ledger; see faults.py.
+    """
+
+    fault: str | None = None
+
+
+class StorageError(LoopError):
+    """The disk refused a write: full, read-only or broken. What was recorded before is whole."""
 
 
 class TrainingError(LoopError):

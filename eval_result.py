@@ -12,9 +12,11 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from eval_stats import (
     DIFFERENCE,
@@ -29,6 +31,7 @@ from eval_stats import (
     mean,
     paired_difference,
 )
+from stored_json import Count, Measure, Share, record_of
 
 LEVEL = 0.95  # of every interval that is shown or stored
 
@@ -47,7 +50,7 @@ class SampleResult:
     question: str
     expected: tuple[str, ...]
     answer: str | None
-    score: float
+    score: Share
     truncated: bool
     malformed: bool
     error: str | None
@@ -64,8 +67,8 @@ class TaskResult:
     name: str
     layer: int
     role: Role
-    score: float
-    stderr: float | None
+    score: Share
+    stderr: Measure | None
     interval: Interval | None
     method: str  # of the interval
     n: int  # questions
@@ -108,9 +111,9 @@ class HeldOutRow:
 
     id: str
     topic: str | None
-    nll_sum: float
-    num_loss_tokens: int
-    num_loss_bytes: int
+    nll_sum: Measure
+    num_loss_tokens: Annotated[int, Field(ge=1)]
+    num_loss_bytes: Count
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ class HeldOutLoss:
     """Loss on held-out conversations: `nll` in nats per loss token, perplexity is exp(nll)."""
 
     name: str
-    nll: float
-    stderr: float | None
+    nll: Measure
+    stderr: Measure | None
     perplexity: float
     bits_per_byte: float
     n: int  # conversations
@@ -134,8 +137,8 @@ class EvalResult:
 
     round: int
     checkpoint: str | None  # sampler path; None is the untouched base model
-    score: float
-    stderr: float | None
+    score: Share
+    stderr: Measure | None
     interval: Interval | None
     n: int
     num_samples: int
@@ -161,6 +164,11 @@ class EvalResult:
         """The tasks that have been measured."""
         return frozenset(one.name for one in (*self.tasks, *self.held_out))
 
+    @property
+    def sample_ids(self) -> dict[str, frozenset[str]]:
+        """What each task has asked."""
+        return Measured(self.tasks, self.held_out).sample_ids
+
     def task(self, name: str) -> TaskResult | None:
         return next((task for task in self.tasks if task.name == name), None)
 
@@ -174,16 +182,13 @@ class EvalResult:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> EvalResult:
-        measured = Measured.from_json(data)
-        return cls(
-            **{
-                **data,
-                "interval": _interval(data["interval"]),
-                "tasks": measured.tasks,
-                "held_out": measured.held_out,
-            }
-        )
+    def from_json(cls, data: Mapping[str, Any]) -> EvalResult:
+        """Raises `ValueError` for what `to_json` does not give."""
+        result = record_of(cls, data)
+        _refuse_impossible(result.tasks, result.held_out)
+        if not result.scored_tasks:
+            raise ValueError("no task enters the score")
+        return result
 
 
 class Measured(NamedTuple):
@@ -200,6 +205,19 @@ class Measured(NamedTuple):
     def names(self) -> frozenset[str]:
         return frozenset(one.name for one in (*self.tasks, *self.held_out))
 
+    @property
+    def sample_ids(self) -> dict[str, frozenset[str]]:
+        """What each task has asked, and the rows of each held-out loss."""
+        asked = {task.name: frozenset(one.id for one in task.samples) for task in self.tasks}
+        return asked | {loss.name: frozenset(r.id for r in loss.rows) for loss in self.held_out}
+
+    def only(self, names: Collection[str]) -> Measured:
+        """The tasks and held-out losses of these names."""
+        return Measured(
+            tuple(task for task in self.tasks if task.name in names),
+            tuple(loss for loss in self.held_out if loss.name in names),
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             "tasks": [asdict(task) for task in self.tasks],
@@ -208,28 +226,23 @@ class Measured(NamedTuple):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Measured:
-        tasks = tuple(
-            TaskResult(
-                **{
-                    **task,
-                    "interval": _interval(task["interval"]),
-                    "samples": tuple(
-                        SampleResult(**{**sample, "expected": tuple(sample["expected"])})
-                        for sample in task["samples"]
-                    ),
-                }
-            )
-            for task in data["tasks"]
-        )
-        held_out = tuple(
-            HeldOutLoss(**{**loss, "rows": tuple(HeldOutRow(**row) for row in loss["rows"])})
-            for loss in data["held_out"]
-        )
-        return cls(tasks, held_out)
+        """Raises `ValueError` for what `to_json` does not give."""
+        fields = {"tasks": data.get("tasks"), "held_out": data.get("held_out")}
+        measured = record_of(cls, fields)
+        _refuse_impossible(measured.tasks, measured.held_out)
+        return measured
 
 
-def _interval(value: Sequence[float] | None) -> Interval | None:
-    return None if value is None else Interval(*value)
+def _refuse_impossible(tasks: Sequence[TaskResult], held_out: Sequence[HeldOutLoss]) -> None:
+    """Raise `ValueError` for what arithmetic takes for granted and a shape does not say."""
+    for task in tasks:
+        if not task.samples:
+            raise ValueError(f"{task.name} has no samples")
+    if not all(loss.rows for loss in held_out):
+        raise ValueError("a held-out loss has no rows")
+    names = [one.name for one in (*tasks, *held_out)]
+    if len(set(names)) < len(names):
+        raise ValueError("a task is there twice")
 
 
 # --- from samples to a score ----------------------------------------------------------------------

@@ -457,7 +457,8 @@ def _fleiss_n(low: float, high: float, alpha: float, power: float) -> float:
     normal = NormalDist()
     spread = normal.inv_cdf(1 - alpha) * math.sqrt(low * (1 - low))
     spread += normal.inv_cdf(power) * math.sqrt(high * (1 - high))
-    return (spread / (high - low)) ** 2
+    ratio = spread / (high - low)
+    return ratio * ratio  # `** 2` raises where the difference is next to nothing
 
 
 def false_stop_risk(

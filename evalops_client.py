@@ -1,54 +1,98 @@
-"""The EvalOps client: post each evaluated round to EvalOps as a test run.
+"""EvalOps: post each evaluated round as a test run, by way of an outbox on disk.
 
-What is known of the API, and how surely: two public clients (Python and TypeScript, 2025, one
-author) are all there is; no server, schema or document confirms them. They agree on the host, the
-bearer key, `POST /api/v1/test-runs`, `testSuiteId` and `visibility`. They disagree on a trailing
-slash and on the answer's envelope (the Python one, P, nests it under `data`; the other, C, is
-flat), so both forms are accepted. Both take the call to *start* a test run; no known call stores
-scores computed elsewhere, so ours travel in `config.metadata`, as P sends them. Whether the
-platform keeps or shows them is unknown.
+What is known of the API, and how surely, is in `docs/evalops.md`: two public clients (Python and
+TypeScript, 2025, one author) are all there is; no server, schema or document confirms them. They
+agree on the host, the bearer key, `POST /api/v1/test-runs`, `testSuiteId` and `visibility`, and
+disagree on the answer's envelope (one nests it under `data`, the other is flat): both are accepted.
+Both take the call to *start* a test run; no known call stores scores computed elsewhere, so ours
+travel in `config.metadata`. Whether the platform keeps or shows them is unknown.
 
-Posting never changes a decision: a failed post is an `EvalOpsError` for the caller to report.
-This client neither polls nor retries.
+A round is on disk before it is sent, and is sent again, with the same key and the same bytes, until
+EvalOps confirms it: at least once. The proof is the ledger's `evalops` event; the file stays.
+Sending never changes or delays a decision: a background task does it (`Deliverer`), and what it
+could not deliver is left to a later process, or to
+
+    python evalops_client.py sync RUN_DIR
+    python evalops_client.py status RUN_ID [--wait SECONDS] [--api-url URL]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
 import hashlib
 import ipaddress
 import json
-import math
-import re
-from dataclasses import dataclass
-from typing import Any
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx
 
-from errors import ConfigError, LoopError
+import durable
+from errors import ConfigError, InputError, LoopError, StorageError
+from run_store import RunStore
+from secret_keys import EVALOPS, redact
 
 DEFAULT_API_URL = "https://api.evalops.dev"
 TEST_RUNS_PATH = "/api/v1/test-runs"
+OUTBOX = "evalops"  # folder of a run directory
 MAX_REDIRECTS = 3
-MAX_ANSWER_BYTES = 1 << 20
+MAX_BYTES = 1 << 20  # of an answer, and of a record
 MAX_QUOTED_CHARS = 300
-DEFAULT_PORTS = {"http": 80, "https": 443}
 
-SAFE = "the round itself is safe in the run directory."
-CHECK_URL = f"Check `evalops_api_url`; {SAFE}"
-SERVER_FAULT = f"The fault is on the server's side; {SAFE}"
-REFUSED = f"Check `evalops_test_suite_id`; {SAFE}"
-REMEDIES = {
+MAX_ATTEMPTS = 4  # per record and pass
+FIRST_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 8.0
+MAX_RETRY_AFTER_S = 60.0  # a server that asks for more is left alone until the next pass
+LEAVE_S = 0.5  # what a cancelled request gets to close its connection
+FIRST_POLL_S = 5.0
+MAX_POLL_S = 60.0
+
+TEMPORARY_STATUSES = (408, 425, 429)  # and all of 5xx
+WAITING_STATUSES = ("pending", "running", "queued", "created", "processing")
+
+FIRST_STANDS = "accepted before under this key with another body; the first record stands"
+CHECK_URL = (
+    "Check the address (`evalops_api_url` or --api-url, else EVALOPS_API_URL), HTTPS_PROXY, "
+    "NO_PROXY and SSL_CERT_FILE."
+)
+REMEDIES = {  # of a status, else of its hundred
     401: "Check that EVALOPS_API_KEY holds a key that is still valid.",
-    403: "Check that the key in EVALOPS_API_KEY may start test runs in this suite.",
-    404: "Check `evalops_test_suite_id` and `evalops_api_url`.",
-    429: f"EvalOps limits the rate of calls; {SAFE}",
+    403: "Check that the key in EVALOPS_API_KEY may start and read test runs of this suite.",
+    404: "Check the address, and the id of the suite or the test run.",
+    429: "EvalOps limits the rate of calls. Try again later.",
+    400: "Check the id of the suite or the test run.",
+    500: "The fault is on the server's side. Try again later.",
 }
 
 
 class EvalOpsError(LoopError):
-    """A round could not be posted to EvalOps; the run and its decision are not affected."""
+    """EvalOps did not confirm or tell something; the run and its decision are not affected.
+
+    With `is_temporary` the same call may succeed later, not before `retry_after_s` seconds where
+    the server said so.
+    """
+
+    def __init__(
+        self, message: str, *, is_temporary: bool = False, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.is_temporary = is_temporary
+        self.retry_after_s = retry_after_s
+
+
+# --- what is sent ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -77,39 +121,40 @@ class RoundReport:
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """EvalOps' answer to an accepted post; None where the answer did not say."""
+class OutboxRecord:
+    """One round as it lies in the outbox."""
 
-    run_id: str | None
-    job_id: str | None
-    status: str | None
-    status_code: int
+    key: str
+    suite_id: str
+    round: int
+    payload: dict[str, Any]
+
+    @property
+    def file_name(self) -> str:
+        return f"round_{self.round:02d}-{self.key[:12]}.json"
+
+    @property
+    def body(self) -> bytes:
+        """What is posted: the same bytes each time."""
+        return json.dumps(self.payload).encode()
 
 
 def build_payload(report: RoundReport, suite_id: str) -> dict[str, Any]:
     """Return the JSON body of one round, with absent values left out.
 
     Name and tags carry the run id and the config hash, because many runs share one suite.
-
-    Raises `EvalOpsError` for a number that is not finite: JSON cannot carry it, and it is no score.
     """
+    number = report.round
     metrics = {
         "score": report.score,
         "stderr": report.stderr,
         "n": report.n,
         "threshold": report.threshold,
     }
-    task_scores = {f"tasks.{name}": score for name, score, _ in report.tasks}
-    for key, value in {**metrics, "learningRate": report.learning_rate, **task_scores}.items():
-        if value is not None and not math.isfinite(value):
-            raise EvalOpsError(
-                f"EvalOps was not sent round {report.round}: {key} is {value}, which is not a "
-                "number that JSON can carry. Look at this round's evaluation in the run directory."
-            )
     metadata = {
         "source": "tinker-eval-loop",
         "checkpoint": report.checkpoint,
-        "round": report.round,
+        "round": number,
         "metrics": _without_none(metrics),
         "tasks": [{"name": name, "score": score, "n": n} for name, score, n in report.tasks],
         "runName": report.run_name,
@@ -121,150 +166,216 @@ def build_payload(report: RoundReport, suite_id: str) -> dict[str, Any]:
         "passed": report.passed,
         "decision": report.decision,
     }
-    run, config = f"run-{report.run_id}", f"config-{report.config_hash[:12]}"
-    title = f"Training Round {report.round}"
-    summary = f"Automated evaluation from Tinker fine-tuning round {report.round}."
     model = report.checkpoint or report.base_model
+    summary = f"Automated evaluation from Tinker fine-tuning round {number}."
+    run, config = f"run-{report.run_id}", f"config-{report.config_hash[:12]}"
     return {
         "testSuiteId": suite_id,
-        "name": f"{title}: {report.run_name} ({run}, {config})",
+        "name": f"Training Round {number}: {report.run_name} ({run}, {config})",
         "description": f"{summary} {report.decision}",
         "config": {"model": model, "metadata": _without_none(metadata)},
-        "tags": ["tinker", "automated", f"round-{report.round}", run, config],
+        "tags": ["tinker", "automated", f"round-{number}", run, config],
         "visibility": "team",
         "sharedWithTeams": [],
     }
 
 
-def idempotency_key(report: RoundReport, suite_id: str) -> str:
-    """Return a key that is the same whenever this round of this run is posted to this suite.
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
-    Both known clients start an execution with this call; a post sent twice must not start two.
+
+def make_record(payload: dict[str, Any]) -> OutboxRecord:
+    """Return the record of a payload.
+
+    Its key is the same whenever this round of this run is posted to this suite: both known clients
+    start an execution with this call, and a post sent twice must not start two.
     """
-    identity = json.dumps([report.run_id, report.round, suite_id])
-    return hashlib.sha256(identity.encode()).hexdigest()
+    suite_id, metadata = payload["testSuiteId"], payload["config"]["metadata"]
+    identity = json.dumps([metadata["runId"], metadata["round"], suite_id])
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    return OutboxRecord(key, suite_id, metadata["round"], payload)
 
 
-def redact(text: str, secret: str) -> str:
-    """Return `text` without the secret, be it plain, JSON- or URL-escaped, in any letter case."""
-    assert secret, "an empty secret would match everywhere"
-    forms = {secret, json.dumps(secret)[1:-1], quote(secret, safe="")}
-    longest_first = sorted(forms, key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, longest_first)), "[redacted]", text, flags=re.IGNORECASE)
+# --- the calls ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A complete answer, without the key in it; `body` is None where it is no JSON object."""
+
+    status: int
+    text: str
+    body: dict[str, Any] | None
+    retry_after_s: float | None = None
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The test run that it tells of: under `data`, or flat."""
+        body = self.body or {}
+        data = body.get("data")
+        return data if isinstance(data, dict) else body
+
+    @property
+    def outcome(self) -> Literal["completed", "failed", "waiting", "unknown"]:
+        """How the run stands; `unknown`, which no known client expects, ends the polling too."""
+        status = self.run.get("status")
+        if status == "completed" or status == "failed":
+            return status
+        return "waiting" if status in WAITING_STATUSES else "unknown"
+
+    @property
+    def error_words(self) -> list[str]:
+        """Code and message of an error, in any of the four shapes seen at EvalOps.
+
+        They are `{"message"}`, `{"error": text}`, `{"error": {"code", "message"}}` and plain text.
+        """
+        body = self.body or {}
+        error = body.get("error")
+        words = [error.get("code"), error.get("message")] if isinstance(error, dict) else [error]
+        words += [body.get("code"), body.get("message")]
+        return [word for word in words if isinstance(word, str) and word] or [self.text]
+
+    def describe(self) -> str:
+        """What was answered, for a message: the status and one short line of the server's words."""
+        said = _one_line(": ".join(self.error_words))
+        said = said if len(said) <= MAX_QUOTED_CHARS else said[:MAX_QUOTED_CHARS] + "..."
+        no_object = " without a JSON object" if 200 <= self.status < 300 else ""
+        return f"HTTP {self.status}{no_object}" + (f', "{said}"' if said else "")
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the same call may be answered otherwise later, if it was not answered well."""
+        # The first post of a key may still be worked on: its answer is there to fetch later.
+        is_in_progress = self.status == 409 and "idempotency_in_progress" in self.error_words
+        is_known = self.status in TEMPORARY_STATUSES or is_in_progress
+        return is_known or self.status < 300 or self.status >= 500
 
 
 class EvalOpsClient:
-    """Posts rounds to one EvalOps host with one key; the key appears in no message or repr.
+    """Calls one EvalOps host with one key; the key appears in no message or repr.
 
-    `timeout_s` bounds a whole post, redirects included, so a slow server cannot hold up the loop.
+    `timeout_s` bounds a whole call, redirects included, whatever the server does.
 
     Raises `ConfigError` for a key or a base URL that must not be used.
     """
 
     def __init__(self, api_key: str, api_url: str, timeout_s: float = 10.0) -> None:
-        assert timeout_s > 0, f"timeout_s must be positive, not {timeout_s}"
         self._key = api_key.strip()
         if not self._key or not all("!" <= char <= "~" for char in self._key):
             raise ConfigError(
-                "EVALOPS_API_KEY: the key is empty or has spaces, control or non-ASCII characters "
-                "inside, so it cannot be sent. Copy the key again from EvalOps, or set "
-                "evalops_enabled to false."
+                "EVALOPS_API_KEY is not set, or has spaces, control or non-ASCII characters inside "
+                "and cannot be sent. Copy the key from EvalOps, and export it."
             )
         self._url = httpx.URL(_checked_base_url(api_url, self._key) + TEST_RUNS_PATH)
         self._timeout_s = timeout_s
+        self.shown_url = redact(str(self._url), self._key)
 
-    async def post_round(self, report: RoundReport, suite_id: str) -> Delivery:
-        """Post one round and return what EvalOps answered.
+    async def post_record(self, record: OutboxRecord) -> str | None:
+        """Post one record, once, and return what the ledger keeps of it: the test run's id, if any.
 
         Raises `EvalOpsError` when it was not accepted, not answered in time, or not understood.
         """
-        body = json.dumps(build_payload(report, suite_id), allow_nan=False).encode()
-        headers = {
-            "Authorization": f"Bearer {self._key}",
-            "Content-Type": "application/json",
-            "Idempotency-Key": idempotency_key(report, suite_id),
-            "User-Agent": "tinker-eval-loop",
-        }
+        headers = {"Content-Type": "application/json", "Idempotency-Key": record.key}
+        request = httpx.Request("POST", self._url, headers=headers, content=record.body)
+        answer = await self._send(request)
+        if answer.status == 409 and "idempotency_conflict" in answer.error_words:
+            # The key names run, round and suite, so this round has been accepted, in other words:
+            # posting it again under another key would start a second test run. The first stands.
+            return FIRST_STANDS
+        run_id = self._checked(answer, request).run.get("id")
+        return None if run_id is None else _one_line(str(run_id))[:MAX_QUOTED_CHARS]
+
+    async def get_run(self, run_id: str) -> Answer:
+        """Ask once how a test run stands. Raises `EvalOpsError`, or `ConfigError` for a bad id."""
+        escaped = quote(run_id.strip(), safe="", errors="surrogateescape")
+        if escaped in ("", ".", "..") or len(escaped) > MAX_QUOTED_CHARS:
+            raise ConfigError(
+                "RUN_ID is not the id of a test run: it is empty, dots or very long. Give the id "
+                "that EvalOps answered with; the run's ledger has it in its `evalops` events."
+            )
+        request = httpx.Request("GET", f"{self._url}/{escaped}")
+        return self._checked(await self._send(request), request)
+
+    async def _send(self, request: httpx.Request) -> Answer:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        request.headers["User-Agent"] = "tinker-eval-loop"
+        request.headers["Accept"] = "application/json"
+        is_remote = request.url.scheme == "https"  # plain http stays here, and needs no proxy
         try:
-            async with asyncio.timeout(self._timeout_s), self._open() as http:
-                return await self._post(http, body, headers)
+            async with (
+                asyncio.timeout(self._timeout_s),
+                httpx.AsyncClient(timeout=None, trust_env=is_remote) as http,
+            ):
+                return await self._follow(http, request)
         except TimeoutError:
             found = f"no complete answer within {self._timeout_s:g} s"
-            raise self._error(self._url, found, CHECK_URL) from None
-        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
-            # UnicodeError: httpx reads a redirect's host name even when it does not follow it.
-            # Only a ConnectError's words are its own; the others may repeat what the server sent.
+            raise self._error(request, found, CHECK_URL, is_temporary=True) from None
+        except (httpx.RequestError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
+            # The last three are of proxy and certificate settings. Only a ConnectError's words are
+            # its own: the others may repeat what the server sent, or a proxy's password.
             words = f": {error}" if isinstance(error, httpx.ConnectError) else ""
             found = f"no usable answer ({type(error).__name__}{words})"
-            raise self._error(self._url, found, CHECK_URL) from None
+            is_temporary = isinstance(error, httpx.RequestError)
+            raise self._error(request, found, CHECK_URL, is_temporary=is_temporary) from None
 
-    def _open(self) -> httpx.AsyncClient:
-        """Return an HTTP client; plain http stays on this machine, so it ignores proxy settings."""
-        try:
-            return httpx.AsyncClient(timeout=None, trust_env=self._url.scheme == "https")
-        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-            found = f"no connection: bad proxy or certificate settings ({type(error).__name__})"
-            remedy = "Check HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
-            raise self._error(self._url, found, remedy) from None
-
-    async def _post(
-        self, http: httpx.AsyncClient, body: bytes, headers: dict[str, str]
-    ) -> Delivery:
-        """Post, following redirects by hand: httpx would follow them to other hosts as well."""
-        url = self._url
+    async def _follow(self, http: httpx.AsyncClient, request: httpx.Request) -> Answer:
+        """Call, following redirects by hand: httpx would follow them to other hosts as well."""
         for _ in range(MAX_REDIRECTS + 1):
-            async with http.stream("POST", url, content=body, headers=headers) as response:
-                if response.status_code not in (307, 308):
-                    answer = await _read_capped(response)
-                    return self._delivery(url, response.status_code, answer)
-                url = self._redirect_target(url, response)
-        raise self._error(url, f"more than {MAX_REDIRECTS} redirects", CHECK_URL)
+            async with contextlib.aclosing(await http.send(request, stream=True)) as response:
+                target = response.next_request
+                if response.status_code not in (307, 308) or target is None:
+                    return await self._read(response)
+            if target.url.join("/") != self._url.join("/"):  # in scheme, user, host or port
+                found = f"HTTP {response.status_code} to {_shown(target.url)}, which is elsewhere"
+                raise self._error(request, found, CHECK_URL)
+            request = target
+        raise self._error(request, f"more than {MAX_REDIRECTS} redirects", CHECK_URL)
 
-    def _redirect_target(self, url: httpx.URL, response: httpx.Response) -> httpx.URL:
-        """Return where a redirect points; the key must not travel to another origin."""
-        target = url.join(response.headers.get("Location", ""))
-        if _origin(target) == _origin(self._url) and not target.userinfo:
-            return target
-        found = f"HTTP {response.status_code} to {_shown(target)}, which was not followed"
-        remedy = f"If that is the right place, set `evalops_api_url` to it; {SAFE}"
-        raise self._error(url, found, remedy)
+    async def _read(self, response: httpx.Response) -> Answer:
+        """Read an answer, at most so far as it may be long, and take the key out of it."""
+        raw = bytearray()
+        async for chunk in response.aiter_bytes():
+            raw += chunk
+            if len(raw) > MAX_BYTES:
+                break
+        text = raw[:MAX_BYTES].decode(errors="replace")
+        try:  # in the one way of escaping that `redact` knows, and without NaN
+            value = json.loads(redact(json.dumps(json.loads(text), allow_nan=False), self._key))
+        except (ValueError, RecursionError):  # RecursionError: a body of many opening brackets
+            value = None
+        body = value if isinstance(value, dict) else None
+        text = json.dumps(value) if body is not None else redact(text, self._key)
+        wait_s = _retry_after_s(response.headers.get("Retry-After", ""))
+        return Answer(response.status_code, text, body, wait_s)
 
-    def _delivery(self, url: httpx.URL, status: int, answer: bytes | None) -> Delivery:
-        """Read the final answer; None stands for one over the size limit."""
-        if not 200 <= status < 300:
-            said = "" if answer is None else self._quoted(_server_message(answer))
-            default = CHECK_URL if status < 400 else REFUSED if status < 500 else SERVER_FAULT
-            found = f'HTTP {status}, "{said}"' if said else f"HTTP {status}"
-            raise self._error(url, found, REMEDIES.get(status, default))
-        if answer is None:
-            found = f"HTTP {status} with an answer of over {MAX_ANSWER_BYTES} bytes"
-            raise self._error(url, found, CHECK_URL)
-        outer = _json_object(answer)
-        if outer is None:
-            said = self._quoted(answer.decode(errors="replace"))
-            found = f'HTTP {status} with an answer that is not a JSON object: "{said}"'
-            raise self._error(url, found, CHECK_URL)
-        data = outer.get("data")
-        inner: dict[str, Any] = data if isinstance(data, dict) else outer
-        return Delivery(
-            run_id=self._text(inner.get("id")),
-            job_id=self._text(outer.get("jobId", inner.get("jobId"))),
-            status=self._text(inner.get("status")),
-            status_code=status,
+    def _checked(self, answer: Answer, request: httpx.Request) -> Answer:
+        if 200 <= answer.status < 300 and answer.body is not None:
+            return answer
+        hundred = answer.status - answer.status % 100
+        raise self._error(
+            request,
+            answer.describe(),
+            REMEDIES.get(answer.status) or REMEDIES.get(hundred, CHECK_URL),
+            is_temporary=answer.is_temporary,
+            retry_after_s=answer.retry_after_s if answer.is_temporary else None,
         )
 
-    def _text(self, value: object) -> str | None:
-        return redact(str(value), self._key) if isinstance(value, str | int) else None
+    def _error(self, request: httpx.Request, found: str, remedy: str, **when: Any) -> EvalOpsError:
+        what, safe = "tell how the test run stands", ""
+        if request.method == "POST":
+            what, safe = "confirm the round", " The round itself is safe in the run directory."
+        call = f"{request.method} {_shown(request.url)}"
+        message = f"EvalOps did not {what}: {call} gave {found}. {remedy}{safe}"
+        return EvalOpsError(redact(message, self._key), **when)
 
-    def _quoted(self, text: str) -> str:
-        """Return a server's words as one printable line; redact before cutting, or a part stays."""
-        line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        line = redact(line, self._key)
-        return line if len(line) <= MAX_QUOTED_CHARS else line[:MAX_QUOTED_CHARS] + "..."
 
-    def _error(self, url: httpx.URL, found: str, remedy: str) -> EvalOpsError:
-        message = f"EvalOps did not confirm the round: POST {_shown(url)} gave {found}. {remedy}"
-        return EvalOpsError(redact(message, self._key))
+def make_client(key: str | None, api_url: str | None) -> EvalOpsClient:
+    """A client with this key, for `api_url`, else EVALOPS_API_URL, else the public host.
+
+    Raises `ConfigError` for a key that is missing, and for a key or address that cannot be used.
+    """
+    api_url = api_url or os.environ.get("EVALOPS_API_URL") or DEFAULT_API_URL
+    return EvalOpsClient(key or "", api_url)
 
 
 def _checked_base_url(api_url: str, key: str) -> str:
@@ -272,41 +383,22 @@ def _checked_base_url(api_url: str, key: str) -> str:
 
     Raises `ConfigError` for one that would send the key in clear or cannot be used at all.
     """
-    shown = "[hidden]@" + api_url.rpartition("@")[2] if "@" in api_url else api_url
-    try:
+    with contextlib.suppress(httpx.InvalidURL, ValueError):
         url = httpx.URL(api_url.strip())
-        host, port = url.host, url.port
-    except (httpx.InvalidURL, ValueError):
-        problem = "it is not a URL"
-    else:
-        if url.scheme not in DEFAULT_PORTS:
-            problem = "it does not begin with https://"
-        elif not host or (port is not None and not 0 < port < 65536):
-            problem = "it has no usable host and port"
-        elif url.userinfo:
-            problem = "it holds a user name or password, and the key alone signs the calls"
-        elif "?" in api_url or "#" in api_url:
-            problem = "it has a query or a fragment, which a base URL cannot have"
-        elif url.scheme == "http" and not _is_loopback(host):
-            problem = "plain http to another machine would show the key to the network"
-        else:
+        is_bare = not any(char in api_url for char in "@?#")
+        is_safe = url.scheme == "https" or (
+            url.scheme == "http"  # `ip_address` raises for any other name
+            and (url.host == "localhost" or ipaddress.ip_address(url.host).is_loopback)
+        )
+        if is_bare and is_safe and url.host and (url.port or 1) < 65536:
             return str(url).rstrip("/")
+    shown = "[hidden]@" + api_url.rpartition("@")[2] if "@" in api_url else api_url
     message = (
-        f'evalops_api_url: "{shown}" cannot be used: {problem}. Write it like '
-        f'"{DEFAULT_API_URL}"; plain http is accepted for this machine only.'
+        f'evalops_api_url: "{shown}" cannot be used. Write it like "{DEFAULT_API_URL}", without '
+        "user name, password, query or fragment. Plain http, which shows the key to the network, "
+        "is accepted for this machine only."
     )
     raise ConfigError(redact(message, key))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port or DEFAULT_PORTS.get(url.scheme)
 
 
 def _shown(url: httpx.URL) -> str:
@@ -314,37 +406,345 @@ def _shown(url: httpx.URL) -> str:
     return str(url.copy_with(username=None, password=None, query=None, fragment=None))
 
 
-async def _read_capped(response: httpx.Response) -> bytes | None:
-    """Return the answer's body, or None as soon as it is over the limit."""
-    answer = bytearray()
-    async for chunk in response.aiter_bytes():
-        answer += chunk
-        if len(answer) > MAX_ANSWER_BYTES:
-            return None
-    return bytes(answer)
-
-
-def _json_object(answer: bytes) -> dict[str, Any] | None:
+def _retry_after_s(header: str) -> float | None:
+    """Read `Retry-After`: whole seconds or an HTTP date; None for anything else."""
+    if header.isdecimal():
+        return float(header)
     try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):  # RecursionError: a body of many opening brackets
+        date = parsedate_to_datetime(header)
+    except (ValueError, OverflowError):
         return None
-    return value if isinstance(value, dict) else None
+    return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time())
 
 
-def _server_message(answer: bytes) -> str:
-    """Return what an error body says, in any of the four shapes seen at EvalOps.
+def _one_line(text: str) -> str:
+    """Return text from outside as one printable line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
-    They are `{"message"}`, `{"error": text}`, `{"error": {"code", "message"}}` and plain text.
+
+async def wait_for_run(
+    client: EvalOpsClient, run_id: str, wait_s: float, first_pause_s: float = FIRST_POLL_S
+) -> Answer:
+    """Ask until the test run has ended or `wait_s` seconds are over; return the last answer.
+
+    An answer under way at the end is still waited for, as long as the client waits for any.
+    Raises `EvalOpsError` when EvalOps refuses, or when the last call got no answer.
     """
-    body = _json_object(answer)
-    if body is None:
-        return answer.decode(errors="replace")
-    error = body.get("error")
-    words = [error.get("code"), error.get("message")] if isinstance(error, dict) else [error]
-    words.append(body.get("message"))
-    return ": ".join(word for word in words if isinstance(word, str) and word) or json.dumps(body)
+    end_s, pause_s = time.monotonic() + wait_s, first_pause_s
+    while True:
+        try:
+            found = await client.get_run(run_id)
+            if found.outcome != "waiting":
+                return found
+        except EvalOpsError as error:
+            if not error.is_temporary:
+                raise
+            found = error
+        next_s = poll_pause_s(pause_s, end_s - time.monotonic(), found.retry_after_s)
+        if next_s is None:
+            break
+        await asyncio.sleep(next_s)
+        pause_s = min(2 * pause_s, MAX_POLL_S)
+    if isinstance(found, EvalOpsError):
+        raise found
+    return found
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def poll_pause_s(pause_s: float, left_s: float, retry_after_s: float | None) -> float | None:
+    """Seconds until the next question, with `left_s` to go; None: there is no time for one.
+
+    The last question comes when the time is over, and none before the server wants it.
+    """
+    next_s = max(min(pause_s, left_s), retry_after_s or 0.0)
+    return next_s if left_s > 0 and next_s <= left_s else None
+
+
+# --- the outbox -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outbox:
+    """The rounds of one run on their way to EvalOps: `RUN_DIR/evalops/round_02-<key>.json`.
+
+    What lies there may have been damaged or planted, so it is judged when it is read.
+    """
+
+    run_dir: Path
+    run_id: str
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / OUTBOX
+
+    def put(self, report: RoundReport, suite_id: str) -> None:
+        """Make a round durable, unless the outbox has it: the first record of a key stands.
+
+        Raises `EvalOpsError` when it cannot be sent or stored; the run is not affected.
+        """
+        assert report.run_id == self.run_id, "a round of another run"
+        record = make_record(build_payload(report, suite_id))
+        file = self.folder / record.file_name
+        try:
+            if not os.path.lexists(file):
+                content = json.dumps(asdict(record), indent=1, allow_nan=False)
+                durable.write_whole(file, [content, "\n"])
+                durable.sync_folder(self.run_dir)  # the folder itself may be new
+        except (OSError, StorageError, ValueError) as error:  # ValueError: a number is not finite
+            raise EvalOpsError(
+                f"EvalOps is not sent round {report.round}: {_one_line(str(error)).rstrip('.')}. "
+                "Resuming the run before its end tries again. The round itself is safe in the run "
+                "directory."
+            ) from None
+
+    def records(self) -> tuple[list[OutboxRecord], list[str]]:
+        """Return all records in round order, and a warning for each file that is none."""
+        records, warnings = [], []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                records.append(self._read_record(path))
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                warnings.append(
+                    f"{_one_line(str(path))}: not a record of this run's outbox "
+                    f"({type(error).__name__}: {_one_line(str(error))}). Nothing of it is sent. "
+                    "Remove it, or restore it from a copy."
+                )
+        return sorted(records, key=lambda record: (record.round, record.key)), warnings
+
+    def _read_record(self, path: Path) -> OutboxRecord:
+        """Read what `put` writes, and raise one of the errors above for anything else."""
+        # A link could lead out of the run, and reading a pipe would wait for ever.
+        is_plain = path.is_file() and not path.is_symlink() and not self.folder.is_symlink()
+        if not is_plain or path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it is a link, not a regular file, or over {MAX_BYTES} bytes")
+        stored = json.loads(path.read_bytes())
+        json.dumps(stored, allow_nan=False)
+        record = make_record(stored["payload"])
+        if stored["payload"]["config"]["metadata"]["runId"] != self.run_id:
+            raise ValueError("it is of another run")
+        if stored != asdict(record) or path.name != record.file_name:
+            raise ValueError("its name, key, suite or round is not that of its payload")
+        return record
+
+
+async def deliver(client: EvalOpsClient, record: OutboxRecord) -> str | None:
+    """Post a record, a few times where the failure is a temporary one. As `post_record`."""
+    attempt = 1
+    while True:
+        try:
+            return await client.post_record(record)
+        except EvalOpsError as error:
+            pause_s = retry_pause_s(error, attempt)
+            if pause_s is None:
+                raise
+        await asyncio.sleep(pause_s)
+        attempt += 1
+
+
+def retry_pause_s(error: EvalOpsError, attempt: int) -> float | None:
+    """Seconds to wait after failed attempt number `attempt`, from 1; None: give up for now.
+
+    Exponential with full jitter, so that many runs do not come back at the same moment.
+    """
+    asked_s = error.retry_after_s or 0.0
+    if not error.is_temporary or attempt >= MAX_ATTEMPTS or asked_s > MAX_RETRY_AFTER_S:
+        return None
+    backoff_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1))
+    return max(asked_s, Random().uniform(0.0, backoff_s))  # the run's own draws stay as they are
+
+
+@dataclass
+class Deliverer:
+    """Sends a suite's rounds in one background task that nothing in the loop waits for.
+
+    A pass sends what is undelivered, in round order; every `put` begins one, and so does the end.
+    What fails for now is left to the next pass, what is refused is not tried again by this object.
+    Each outcome goes to `record`, a failed one to `warn` too; the same failure of a round is told
+    once. An error in recording (a full disk: `StorageError`) ends the task; `finish` raises it.
+    """
+
+    client: EvalOpsClient
+    outbox: Outbox
+    suite_id: str
+    _: KW_ONLY
+    delivered: set[str]
+    record: Callable[..., None]  # `RunStore.record_delivery`
+    warn: Callable[[str], None]
+    _refused: set[str] = field(default_factory=set, init=False)
+    _told: set[str] = field(default_factory=set, init=False)
+    _is_finishing: bool = field(default=False, init=False)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _task: asyncio.Task[None] | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Start the task, in a running event loop, with what an earlier process left behind."""
+        assert self._task is None, "started twice"
+        self._wake.set()
+        self._task = asyncio.create_task(self._work())
+
+    def put(self, report: RoundReport) -> None:
+        """Make a round durable and have it sent; returns at once. Raises as `Outbox.put`."""
+        self.outbox.put(report, self.suite_id)
+        self._wake.set()
+
+    async def finish(self, bound_s: float = 10.0) -> int:
+        """Try a last time; return how many rounds are undelivered, after a warning about them.
+
+        Takes at most `bound_s` seconds. Raises what ended the task, if `record` raised.
+        """
+        assert self._task is not None, "not started"
+        self._is_finishing = True
+        self._wake.set()
+        leave_s = min(LEAVE_S, bound_s)
+        await asyncio.wait({self._task}, timeout=bound_s - leave_s)
+        self._task.cancel()
+        await asyncio.wait({self._task}, timeout=leave_s)
+        ended, self._task = self._task, None
+        if ended.done() and not ended.cancelled():
+            ended.result()
+        rounds = [str(record.round) for record in self._undelivered()]
+        if rounds:
+            command = shlex.join(["python", "evalops_client.py", "sync", str(self.outbox.run_dir)])
+            self.warn(f"EvalOps: undelivered: round {', '.join(rounds)}. Send with: {command}")
+        return len(rounds)
+
+    def close(self) -> None:
+        """Leave at once; what was being sent stays in the outbox. After `finish` it does nothing.
+
+        What ended the task before is a warning here, for the run is ending for another reason.
+        """
+        ended, self._task = self._task, None
+        if ended is None:
+            return
+        ended.cancel()
+        if ended.done() and not ended.cancelled() and (error := ended.exception()) is not None:
+            self.warn(f"EvalOps: deliveries could not be recorded: {error}")
+
+    async def _work(self) -> None:
+        is_last = False
+        while not is_last:
+            await self._wake.wait()
+            self._wake.clear()
+            is_last = self._is_finishing
+            for record in self._undelivered():
+                if record.key not in self._refused:
+                    await self._deliver(record)
+
+    def _undelivered(self) -> list[OutboxRecord]:
+        records, warnings = self.outbox.records()
+        for text in warnings:
+            self._warn_once(text)
+        mine = (record for record in records if record.suite_id == self.suite_id)
+        return [record for record in mine if record.key not in self.delivered]
+
+    async def _deliver(self, record: OutboxRecord) -> None:
+        try:
+            detail = await deliver(self.client, record)
+        except EvalOpsError as error:
+            if not error.is_temporary:
+                self._refused.add(record.key)
+            later = "is sent again later" if error.is_temporary else "stays in the outbox"
+            if self._warn_once(f"{error} Round {record.round} {later}."):
+                self.record(record.round, record.key, str(error), ok=False)
+        else:
+            self.record(record.round, record.key, detail, ok=True)
+            self.delivered.add(record.key)
+
+    def _warn_once(self, text: str) -> bool:
+        if text in self._told:
+            return False
+        self._told.add(text)
+        self.warn(text)
+        return True
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evalops_client.py",
+        description="Send a run's undelivered rounds to EvalOps, or ask how a test run stands. The "
+        "key is EVALOPS_API_KEY.",
+        epilog="Exit codes: 0 all delivered, or completed; 1 not so; 2 bad input.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("sync", help="send what a run could not deliver")
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    command = commands.add_parser("status", help="print a test run's status as JSON")
+    command.add_argument("run_id", metavar="RUN_ID", help="the id that EvalOps answered with")
+    wait_help = "ask again until it has ended, at most so long"
+    command.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help=wait_help)
+    url_help = "default: EVALOPS_API_URL, else the public address"
+    command.add_argument("--api-url", metavar="URL", help=url_help)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; every failure ends as one paragraph on stderr and an exit code."""
+    args = parse_arguments(argv)
+    try:
+        if args.command == "sync":
+            return sync(args.run_dir)
+        return show_status(args.run_id, args.wait, args.api_url)
+    except (LoopError, OSError) as error:
+        _complain(str(error))
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        _complain("interrupted. What is undelivered stays in the outbox.")
+        return 130
+
+
+def _complain(text: str, word: str = "error") -> None:
+    secret = os.environ.get(EVALOPS, "").strip()
+    print(f"{word}: {redact(text, secret) if secret else text}", file=sys.stderr)
+
+
+def sync(run_dir: Path) -> int:
+    """Send a run's undelivered rounds to the suites that they name; the exit code.
+
+    Raises `InputError` for no key, no run, or a run that another process is at work on.
+    """
+    with contextlib.closing(RunStore.open(run_dir, to_resume=True)) as store:
+        api_url = store.resolved_config()["config"].get("evalops_api_url")
+        client = make_client(os.environ.get(EVALOPS), api_url)
+        if not store.has_started:
+            raise InputError(f"{run_dir}: the run has not started, so there is nothing to send.")
+        print(f"sending to {client.shown_url}")
+        return asyncio.run(_send_undelivered(client, store))
+
+
+async def _send_undelivered(client: EvalOpsClient, store: RunStore) -> int:
+    records, warnings = Outbox(store.run_dir, store.run_id).records()
+    for text in warnings:
+        _complain(text, "warning")
+    before = store.delivered_keys()
+    undelivered = [record for record in records if record.key not in before]
+    num_now = 0
+    for record in undelivered:
+        try:
+            detail, ok = await deliver(client, record), True
+        except EvalOpsError as error:
+            detail, ok = str(error), False
+        store.record_delivery(record.round, record.key, detail, ok=ok)
+        num_now += ok
+        said = ("delivered" if ok else "not delivered") + (f" ({detail})" if detail else "")
+        print(
+            f"round {record.round} to suite {_one_line(str(record.suite_id))}: {said}", flush=True
+        )
+    num_left = len(undelivered) - num_now + len(warnings)
+    num_before = len(records) - len(undelivered)
+    print(f"{num_now} delivered now, {num_before} before, {num_left} not delivered.")
+    return 1 if num_left else 0
+
+
+def show_status(run_id: str, wait_s: float, api_url: str | None) -> int:
+    """Print how a test run stands as one line of JSON; the exit code is 0 if it has completed."""
+    client = make_client(os.environ.get(EVALOPS), api_url)
+    found = asyncio.run(wait_for_run(client, run_id, wait_s))
+    told = {name: found.run.get(name) for name in ("status", "summary")}
+    print(json.dumps({**told, "outcome": found.outcome, "answer": found.body}))
+    return 0 if found.outcome == "completed" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,16 +7,18 @@ losses never. What does not enter the score may be measured every few rounds, or
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import inspect_eval
 import simple_eval
 from config_schema import SPLIT_TASK, LoadedConfig, is_inspect_task
 from contamination import HeldOutText
-from errors import ConfigError
+from durable import Journal
+from errors import ConfigError, ServiceError
 from eval_result import Measured, Role, task_result
 from inspect_eval import InspectScores, InspectTask
 from nll_eval import HeldOutFile, load_held_out, measure_held_out
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import tinker
     from inspect_ai.model import Model
     from tinker_cookbook.renderers import Renderer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,15 @@ class EvalTask:
         return len(self.work.questions)
 
     @property
+    def sample_ids(self) -> frozenset[str]:
+        """The ids that its results have."""
+        if isinstance(self.work, HeldOutFile):
+            return frozenset(example.id for example in self.work.examples)
+        if isinstance(self.work, QuestionTask):
+            return frozenset(f"{self.name}/{question.id}" for question in self.work.questions)
+        return frozenset(f"{self.name}/{sample.id}" for sample in self.work.task.dataset)
+
+    @property
     def num_clusters(self) -> int:
         """Questions that share no cluster; `n` where none do."""
         if isinstance(self.work, QuestionTask):
@@ -92,15 +105,29 @@ class EvalTask:
         return frozenset(e.topic for e in self.work.examples if e.topic is not None)
 
 
-def counted(client: tinker.SamplingClient, on_answer: Callable[[], None]) -> tinker.SamplingClient:
-    """A client, as evaluators use one, that tells whenever it has answered."""
-    return cast("tinker.SamplingClient", _CountedClient(client, on_answer))
+def watched(
+    client: tinker.SamplingClient,
+    on_answer: Callable[[float], None],
+    redacted: Callable[[str], str],
+) -> tinker.SamplingClient:
+    """A client, as evaluators use one, that tells of each answer how many seconds it took.
+
+    What a request fails with is a `ServiceError` without the keys, for it goes into records and
+    logs, and a server may have quoted them.
+    """
+    return cast("tinker.SamplingClient", _WatchedClient(client, on_answer, redacted))
 
 
-class _CountedClient:
-    def __init__(self, client: tinker.SamplingClient, on_answer: Callable[[], None]) -> None:
+class _WatchedClient:
+    def __init__(
+        self,
+        client: tinker.SamplingClient,
+        on_answer: Callable[[float], None],
+        redacted: Callable[[str], str],
+    ) -> None:
         self._client = client
         self._on_answer = on_answer
+        self._redacted = redacted
 
     async def sample(
         self,
@@ -108,14 +135,24 @@ class _CountedClient:
         num_samples: int,
         sampling_params: tinker.SamplingParams,
     ) -> tinker.SampleResponse:
-        response = await self._client.sample(prompt, num_samples, sampling_params)
-        self._on_answer()
-        return response
+        return await self._answer(self._client.sample(prompt, num_samples, sampling_params))
 
     async def compute_logprobs(self, prompt: tinker.ModelInput) -> list[float | None]:
-        logprobs = await self._client.compute_logprobs(prompt)
-        self._on_answer()
-        return logprobs
+        return await self._answer(self._client.compute_logprobs(prompt))
+
+    async def _answer(self, future: Awaitable[T]) -> T:
+        from faults import SDK_ERRORS, explain
+
+        asked_at = time.monotonic()
+        try:
+            answer = await future
+        except SDK_ERRORS as error:
+            if explain(error, None) is None:
+                raise
+            said = self._redacted(f"{type(error).__name__}: {error}")
+            raise ServiceError(said) from None
+        self._on_answer(time.monotonic() - asked_at)
+        return answer
 
 
 @dataclass(frozen=True)
@@ -268,6 +305,7 @@ async def measure(
     tasks: Sequence[EvalTask],
     sampler: Sampler,
     *,
+    journal: Journal,
     grader: Sampler | None,
     run_dir: Path,
     tags: Sequence[str],
@@ -275,13 +313,14 @@ async def measure(
 ) -> AsyncIterator[Measured]:
     """Measure tasks on one checkpoint, giving out what is done as it is done.
 
+    What an attempt before this one had done of a task is in the journal, or in Inspect's log.
     Raises `EvalError` (`ConfigError` for scores that cannot be read) when one of them cannot be
     completed, after the others are given out.
     """
     for task in tasks:
         if isinstance(task.work, QuestionTask):
             samples = await simple_eval.ask_questions(
-                task.work, sampler.client, sampler.renderer, sampler.settings
+                task.work, sampler.client, sampler.renderer, sampler.settings, journal
             )
             yield Measured((task_result(task.name, samples, layer=task.layer, role=task.role),))
     for task in tasks:
@@ -292,6 +331,7 @@ async def measure(
                 sampler.rendering,
                 sampler.renderer.tokenizer,
                 sampler.settings.concurrency,
+                journal,
             )
             yield Measured(held_out=(loss,))
     of_inspect = [task for task in tasks if isinstance(task.work, InspectTask)]

@@ -19,19 +19,24 @@ import hashlib
 import inspect
 import json
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from contamination import HeldOutText
-from errors import ConfigError, EvalError
+from durable import REFUSALS
+from errors import ConfigError, EvalError, StorageError
 from eval_result import SampleResult
 from simple_eval import SamplingSettings, refuse_failures
 
@@ -63,10 +68,16 @@ class InspectTask:
     score_key: str | None
     cluster_key: str
     uses_grader: bool
+    code: Mapping[str, str]  # the Python files that made it, with their sha256
 
     @property
     def questions(self) -> tuple[str, ...]:
         return tuple(text.question for text in self.held_out_texts)
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What its logs carry, besides what they are told of the weights."""
+        return {"eval_task": self.name, "sha256": self.sha256}
 
 
 class InspectScores(NamedTuple):
@@ -91,17 +102,20 @@ def load_inspect_task(
 ) -> InspectTask:
     """Load a task with its data. Raises `ConfigError` saying what it lacks."""
     from inspect_ai._eval.loader import load_tasks
+    from inspect_ai._util.registry import registry_lookup
 
-    if ".py@" in spec:
+    if is_file := ".py@" in spec:
         _refuse_absent_task(name, *spec.rsplit("@", 1))
     with _explaining(name), contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-        loaded = load_tasks([spec], dict(args))
-    if len(loaded) != 1:
+        # A folder PACKAGE/TASK would be searched for tasks, and what is found there run.
+        is_known = is_file or registry_lookup("task", spec) is not None
+        found = load_tasks([spec], dict(args)) if is_known else []
+    if len(found) != 1:
         raise ConfigError(
-            f"{name}: {'no' if not loaded else 'more than one'} Inspect task of this name was "
+            f"{name}: {'no' if not found else 'more than one'} Inspect task of this name was "
             "found. Name one as FILE.py@TASK or PACKAGE/TASK, for example inspect_evals/gsm8k."
         )
-    task = loaded[0]
+    task = found[0]
     _refuse_unknown_arguments(name, task, args)
     if limit is not None:
         task.dataset = task.dataset[0:limit]
@@ -123,7 +137,8 @@ def load_inspect_task(
         content.append([sample.id, question, sample.target])
         metadata = sample.metadata or {}
         keys |= metadata.keys()
-        topics.add(metadata.get("topic"))
+        topic = metadata.get("topic")
+        topics.add(None if topic is None else str(topic))
         cluster = metadata.get(cluster_key or CLUSTER_KEY)
         clusters.add(f"sample {sample.id}" if cluster is None else f"cluster {cluster}")
     if cluster_key is not None and cluster_key not in keys:
@@ -139,16 +154,16 @@ def load_inspect_task(
             "Give each sample an id of its own, or none."
         )
     # The code of a task's own file counts too: another solver or scorer gives other scores.
-    code = Path(spec.rsplit("@", 1)[0]).read_bytes() if ".py@" in spec else b""
+    code = code_of(Path(spec.rsplit("@", 1)[0])) if ".py@" in spec else {}
     shape = {
         "samples": content,
         "version": task.version,
         "args": dict(args),
         "score_key": score_key,
         "cluster_key": cluster_key,
-        "code": hashlib.sha256(code).hexdigest(),
+        "code": sorted(code.values()),
     }
-    return InspectTask(
+    loaded = InspectTask(
         name=name,
         task=task,
         sha256=hashlib.sha256(json.dumps(shape, default=str).encode()).hexdigest(),
@@ -158,7 +173,54 @@ def load_inspect_task(
         score_key=score_key,
         cluster_key=cluster_key or CLUSTER_KEY,
         uses_grader=any(_asks_grader(scorer) for scorer in task.scorer),
+        code=code,
     )
+    task.metadata = {**(task.metadata or {}), **loaded.marks}
+    return loaded
+
+
+def code_of(file: Path) -> dict[str, str]:
+    """A task's file and the modules beside it that it imports, directly or not -> their sha256.
+
+    What is imported by other means than an import statement is not seen; the loop's own modules
+    are not the user's, wherever the file lies.
+    """
+    file, own = file.resolve(), Path(__file__).resolve().parent
+    found: dict[str, str] = {}
+    todo = [file]
+    while todo:
+        path = todo.pop()
+        content = path.read_bytes()
+        found[str(path)] = hashlib.sha256(content).hexdigest()
+        near = (
+            n for name in _imported(content) for n in _files_of(name, {path.parent, file.parent})
+        )
+        todo += [one for one in near if str(one) not in found and one.parent != own]
+    return found
+
+
+def _imported(content: bytes) -> Iterator[str]:
+    """Dotted names that a module may import, submodules among them."""
+    try:
+        nodes = list(ast.walk(ast.parse(content)))
+    except (SyntaxError, ValueError):
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = (alias.name for alias in node.names)
+            yield from (f"{node.module}.{name}" if node.module else name for name in names)
+
+
+def _files_of(name: str, folders: set[Path]) -> Iterator[Path]:
+    parts = name.split(".")
+    for folder in sorted(folders):
+        for end in range(1, len(parts) + 1):
+            stem = folder.joinpath(*parts[:end])
+            for candidate in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
+                if candidate.is_file():
+                    yield candidate.resolve()
 
 
 def without_questions(task: InspectTask) -> InspectTask:
@@ -176,13 +238,18 @@ def _explaining(name: str) -> Iterator[None]:
     """Name the task that cannot be loaded, whatever its code raised."""
     try:
         yield
+    except SystemExit as error:
+        raise _not_loaded(name, error) from error
     except Exception as error:  # a task is anybody's code, and may raise anything
-        raise ConfigError(
-            f"{name}: the Inspect task cannot be loaded: {type(error).__name__}: "
-            f"{_first_line(error)}. Check its name, its arguments in evaluation.task_args, and "
-            "that its data can be read (benchmarks of inspect_evals download theirs from the hub "
-            "the first time)."
-        ) from error
+        raise _not_loaded(name, error) from error
+
+
+def _not_loaded(name: str, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"{name}: the Inspect task cannot be loaded: {type(error).__name__}: {_first_line(error)}. "
+        "Check its name, its arguments in evaluation.task_args, and that its data can be read "
+        "(benchmarks of inspect_evals download theirs from the hub the first time)."
+    )
 
 
 def _refuse_absent_task(name: str, file: str, task_name: str) -> None:
@@ -222,9 +289,8 @@ def _refuse_unknown_arguments(name: str, task: Task, args: Mapping[str, Any]) ->
         )
 
 
-def _first_line(error: Exception) -> str:
-    text = str(getattr(error, "message", None) or error).strip()
-    return text.splitlines()[0] if text else "no details"
+def _first_line(error: BaseException) -> str:
+    return _first_line_of(str(getattr(error, "message", None) or error))
 
 
 def _refuse_missing_sandbox(name: str, task: Task) -> None:
@@ -308,6 +374,7 @@ def inspect_model(client: tinker.SamplingClient, renderer: Renderer, seed: int, 
     `name` is what its logs call it.
     """
     from inspect_ai.model import GenerateConfig, Model, ModelAPI, modelapi
+    from inspect_ai.solver._task_state import sample_state
     from tinker_cookbook.eval.inspect_utils import InspectAPIFromTinkerSampling
 
     @modelapi(name="tinker")
@@ -319,13 +386,17 @@ def inspect_model(client: tinker.SamplingClient, renderer: Renderer, seed: int, 
             self.renderer = renderer
             self.verbose = False
             self.include_reasoning = False
-            self._num_asked: Counter[str] = Counter()
+            self._num_asked: Counter[tuple[str, int, str]] = Counter()
 
         async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:
-            # Repeats of a question get different seeds, the same ones in every evaluation.
+            # Repeats of a question get different seeds, the same ones in every evaluation, also
+            # in one that goes on where another was cut short.
+            sample = sample_state()
+            assert sample is not None, "Inspect asks on behalf of a sample"
             asked = "\n".join(f"{message.role}: {message.text}" for message in input)
-            digest = hashlib.sha256(f"{seed}:{self._num_asked[asked]}:{asked}".encode()).digest()
-            self._num_asked[asked] += 1
+            place = (str(sample.sample_id), sample.epoch, asked)
+            digest = hashlib.sha256(f"{seed}:{self._num_asked[place]}:{place}".encode()).digest()
+            self._num_asked[place] += 1
             config = config.model_copy(update={"seed": int.from_bytes(digest[:4]) // 2})
             output = await super().generate(input, tools, tool_choice, config)
             for choice, sequence in zip(output.choices, _sequences.get(), strict=True):
@@ -353,38 +424,116 @@ async def run_inspect(
     """Run all tasks in one call, only their first samples with `limit`; scores in their order.
 
     A task that ended early, or of which more than a tenth of the samples failed, or whose scores
-    cannot be read, has an error instead; the others keep their scores.
+    cannot be read, has an error instead; the others keep their scores. Samples that the log of an
+    earlier attempt holds are taken from there.
     """
-    from inspect_ai import eval_async
     from inspect_ai.util._display import init_display_type
 
     init_display_type("none")
+    sampling = asdict(settings)
+    del sampling["concurrency"]  # answers do not depend on it
+    metadata = {**metadata, "sampling": sampling}
     options: dict[str, Any] = {"temperature": settings.temperature}
     if settings.max_tokens is not None:
         options["max_tokens"] = settings.max_tokens
+    options |= {
+        "model": model,
+        "model_roles": None if grader is None else {GRADER_ROLE: grader},
+        "epochs": settings.num_repeats,
+        "limit": limit,
+        "tags": list(tags),
+        "metadata": metadata,
+        "log_dir": str(log_dir),
+        "log_level": "error",
+        "ctl_server": False,
+        "log_realtime": False,  # a database write per event, a fifth of the cost of a sample
+        "fail_on_error": False,
+        "max_tasks": len(tasks),
+        # So many again are prepared or written down while the others are being sampled.
+        "max_samples": 2 * settings.concurrency,
+        "max_connections": settings.concurrency,
+    }
+    earlier = [_earlier_log(task, log_dir, metadata) for task in tasks]
+    logs = {i: log for i, log in enumerate(earlier) if log is not None and _is_complete(log)}
+    begun = {i: log for i, log in enumerate(earlier) if log is not None and i not in logs}
+    fresh = [i for i, log in enumerate(earlier) if log is None]
     with contextlib.redirect_stdout(sys.stderr), _rare_garbage_collection():
-        logs = await eval_async(
-            [task.task for task in tasks],
-            model=model,
-            model_roles=None if grader is None else {GRADER_ROLE: grader},
-            epochs=settings.num_repeats,
-            limit=limit,
-            tags=list(tags),
-            metadata=dict(metadata),
-            log_dir=str(log_dir),
-            log_level="error",
-            ctl_server=False,
-            log_realtime=False,  # a database write per event, a fifth of the cost of a sample
-            fail_on_error=False,
-            max_tasks=len(tasks),
-            # So many again are prepared or written down while the others are being sampled.
-            max_samples=2 * settings.concurrency,
-            max_connections=settings.concurrency,
-            **options,
-        )
-        if len(logs) < len(tasks) or any(log.status == "cancelled" for log in logs):
-            raise asyncio.CancelledError  # Inspect swallows it
-        return [_outcome(task, log) for task, log in zip(tasks, logs, strict=True)]
+        # Inspect takes tasks that go on and new ones, but not in the same call.
+        goes_on = await _eval([_going_on(tasks[i].task, log) for i, log in begun.items()], options)
+        logs |= zip(begun, goes_on, strict=True)
+        for log in begun.values():  # its samples are in the new one
+            _file_of(log).unlink(missing_ok=True)
+        logs |= zip(fresh, await _eval([tasks[i].task for i in fresh], options), strict=True)
+        return [_outcome(task, logs[i], logs[i] is not earlier[i]) for i, task in enumerate(tasks)]
+
+
+async def _eval(tasks: list[Any], options: Mapping[str, Any]) -> list[EvalLog]:
+    from inspect_ai import eval_async
+
+    if not tasks:
+        return []
+    logs = await eval_async(tasks, **options)
+    if len(logs) < len(tasks) or any(log.status == "cancelled" for log in logs):
+        raise asyncio.CancelledError  # Inspect swallows it
+    for log in logs:
+        _refuse_unwritten(log)
+    return logs
+
+
+def _refuse_unwritten(log: EvalLog) -> None:
+    """Raise `StorageError` for a task that ended because its log could not be written.
+
+    Inspect swallows the `OSError` and keeps its repr. What other logs hold is found there again.
+    """
+    found = re.match(r"[A-Za-z]*Error\((\d+), ", log.error.message if log.error is not None else "")
+    if found is None or (reason := int(found[1])) not in REFUSALS:
+        return
+    raise StorageError(
+        f"{_file_of(log)}: the disk refused to write this log of Inspect, or a temporary file of "
+        f"it in {tempfile.gettempdir()}: {os.strerror(reason)}. Make room in both places, or set "
+        "TMPDIR to a folder with more; what was recorded before is whole."
+    )
+
+
+def _earlier_log(task: InspectTask, log_dir: Path, metadata: Mapping[str, Any]) -> EvalLog | None:
+    """The log of an attempt at the same task on the same weights, if there is one to go on from."""
+    from inspect_ai.log import read_eval_log
+
+    wanted = {**metadata, **task.marks}
+    found: list[EvalLog] = []
+    for file in sorted(log_dir.glob("*.eval")):
+        try:
+            marks = read_eval_log(str(file), header_only=True).eval.metadata or {}
+            if all(marks.get(key) == value for key, value in wanted.items()):
+                found.append(read_eval_log(str(file)))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            continue  # not a log, or one that was cut short before it could be read
+    return max(found, key=lambda log: len(log.samples or []), default=None)
+
+
+def _is_complete(log: EvalLog) -> bool:
+    return log.status == "success" and all(sample.error is None for sample in log.samples or [])
+
+
+def _going_on(task: Task, log: EvalLog) -> Any:
+    """A task as Inspect goes on with it from a log."""
+    from inspect_ai._eval.loader import resolve_task_args
+    from inspect_ai._eval.task import PreviousTask
+
+    return PreviousTask(
+        id=log.eval.task_id,
+        task=task,
+        task_args=resolve_task_args(task),
+        model=None,
+        model_roles=None,
+        sandbox=task.sandbox,
+        log=log,
+        log_info=None,
+    )
+
+
+def _file_of(log: EvalLog) -> Path:
+    return Path(log.location.removeprefix("file://"))
 
 
 @contextlib.contextmanager
@@ -399,13 +548,23 @@ def _rare_garbage_collection() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def _outcome(task: InspectTask, log: EvalLog) -> InspectScores | EvalError | ConfigError:
+def _outcome(
+    task: InspectTask, log: EvalLog, is_new: bool
+) -> InspectScores | EvalError | ConfigError:
     try:
         return scores_of(task, log)
     except (EvalError, ConfigError) as error:
-        usages = [u for sample in log.samples or [] for u in (sample.model_usage or {}).values()]
-        error.num_prompt_tokens = sum(usage.input_tokens for usage in usages)
-        error.num_sampled_tokens = sum(usage.output_tokens for usage in usages)
+        # Answers without an error wait in the log, and count once they are part of a result; of
+        # scores that cannot be read there will be none.
+        lost = [
+            sample
+            for sample in log.samples or []
+            if sample.error is not None or isinstance(error, ConfigError)
+        ]
+        usages = [u for sample in lost for u in (sample.model_usage or {}).values()]
+        if is_new:
+            error.num_prompt_tokens = sum(usage.input_tokens for usage in usages)
+            error.num_sampled_tokens = sum(usage.output_tokens for usage in usages)
         return error
 
 
@@ -426,7 +585,7 @@ def scores_of(task: InspectTask, log: EvalLog) -> InspectScores:
         for name, metric in score.metrics.items()
         if isinstance(metric.value, int | float) and math.isfinite(metric.value)
     }
-    return InspectScores(samples, metrics, Path(log.location.removeprefix("file://")))
+    return InspectScores(samples, metrics, _file_of(log))
 
 
 def _sample_result(task: InspectTask, sample: EvalSample) -> SampleResult:

@@ -21,6 +21,7 @@ from nll_eval import HeldOutFile, measure_held_out
 if TYPE_CHECKING:
     import tinker
 
+    from durable import Journal
     from rendering import Rendering
 
 SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
@@ -78,10 +79,12 @@ async def losses_of(
     rendering: Rendering,
     tokenizer: Any,
     concurrency: int,
+    journal: Journal,
+    weights: str,
 ) -> HeldOutLoss:
-    """The loss of each row under the client's weights."""
-    file = HeldOutFile("the rows to draw from", Path(), rows.sha256, rows)
-    return await measure_held_out(file, client, rendering, tokenizer, concurrency)
+    """The loss of each row under the client's weights, which the journal knows as `weights`."""
+    file = HeldOutFile(f"the rows to draw from, under {weights}", Path(), rows.sha256, rows)
+    return await measure_held_out(file, client, rendering, tokenizer, concurrency, journal)
 
 
 def stalled_topics(rounds: Sequence[Sequence[TopicReport]]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from config_schema import SPLIT_TASK
 from contamination import HeldOutText
 from data_loader import Example, ExampleTable, load_examples
 from data_sources import Source
-from errors import DataError, EvalError
+from durable import Journal
+from errors import DataError, EvalError, ServiceError
 from eval_result import HeldOutLoss, HeldOutRow, held_out_loss
 from rendering import Rendering
 
@@ -76,27 +77,37 @@ async def measure_held_out(
     rendering: Rendering,
     tokenizer: Any,
     concurrency: int,
+    journal: Journal,
 ) -> HeldOutLoss:
-    """Score every row with the client's weights. Raises `EvalError` when a request fails."""
+    """Score every row with the client's weights; those in the journal are not asked again.
+
+    Raises `EvalError` when a request fails.
+    """
     import numpy as np
     import tinker
 
     slots = asyncio.Semaphore(concurrency)
 
     async def score(example: Example) -> HeldOutRow | EvalError:
+        key = f"{file.name}/{example.id}"
+        if (kept := journal.get(key, HeldOutRow)) is not None:
+            return kept
         datum = rendering[example.id].datum
         targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
         tokens = [*datum.model_input.to_ints(), int(targets[-1])]
         async with slots:
             try:
                 logprobs = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens))
-            except tinker.TinkerError as error:
+            except ServiceError as error:
                 return EvalError(
                     f"{file.name}: the loss of {example.source} line {example.line_no} could not "
-                    f"be measured: {type(error).__name__}: {error}. Resume the run to ask the same "
+                    f"be measured: {error}. Resume the run to ask the same "
                     "checkpoint again."
                 )
-        return held_out_row(example, datum, np.array(logprobs[1:], dtype=float), tokenizer)
+        row = held_out_row(example, datum, np.array(logprobs[1:], dtype=float), tokenizer)
+        if math.isfinite(row.nll_sum):
+            journal.add(key, asdict(row), num_prompt_tokens=len(tokens))
+        return row
 
     done = await asyncio.gather(*(score(example) for example in file.examples))
     rows = [row for row in done if isinstance(row, HeldOutRow)]
@@ -110,7 +121,7 @@ async def measure_held_out(
             f"{file.name}: the loss of this checkpoint is {loss.nll}, so its weights are of no "
             "use. Start again with a lower learning_rate."
         )
-    error.num_prompt_tokens = num_prompt_tokens
+        error.num_prompt_tokens = num_prompt_tokens
     raise error
 
 

@@ -35,14 +35,14 @@ from data_quality import Filters
 from data_selector import Mining
 from data_sources import HUB_PREFIX, Source, as_text, hub_name, is_saved_dataset
 from decision import Gate, TaskSize, describe_gate
-from errors import ConfigError, DataError
+from errors import ConfigError, DataError, RunStoreError
 from evaluation import EvalTask, load_eval_tasks, load_test_tasks
 from hyperparam_utils import Schedule
 from inspect_eval import DEFAULT_MAX_TOKENS as INSPECT_MAX_TOKENS
-from inspect_eval import InspectTask
+from inspect_eval import InspectTask, code_of
 from nll_eval import HeldOutFile, render_held_out
 from rendering import RenderedTable, Rendering, load_renderer, resolve_renderer_name
-from run_store import Usage
+from run_store import RunStore, Usage
 from simple_eval import DEFAULT_MAX_TOKENS, SamplingSettings
 
 if TYPE_CHECKING:
@@ -158,20 +158,24 @@ class Plan:
         return False
 
     def cost_usd(self, usage: Usage) -> float | None:
-        """What tokens cost by the user's table; None where there is none."""
-        table = self.config.budget.prices
-        prices = None if table is None else table.usd_per_million_tokens.get(self.config.base_model)
-        if prices is None:
-            return None
-        return (
-            usage.train_tokens * prices.train
-            + usage.prompt_tokens * prices.prefill
-            + usage.sampled_tokens * prices.sample
-        ) / 1e6
+        return cost_usd(self.config, usage)
 
     @property
     def schedule(self) -> Schedule:
         return self.inputs.schedule
+
+
+def cost_usd(config: TrainingConfig, usage: Usage) -> float | None:
+    """What tokens cost by the user's table; None where there is none."""
+    table = config.budget.prices
+    prices = None if table is None else table.usd_per_million_tokens.get(config.base_model)
+    if prices is None:
+        return None
+    return (
+        usage.train_tokens * prices.train
+        + usage.prompt_tokens * prices.prefill
+        + usage.sampled_tokens * prices.sample
+    ) / 1e6
 
 
 # --- where it runs -----------------------------------------------------------------------------
@@ -193,17 +197,37 @@ def find_grader_path(loaded: LoadedConfig) -> str | None:
 def _model_dir(loaded: LoadedConfig, key: str, name: str) -> Path | None:
     for base in (loaded.directory, Path.cwd()):
         candidate = base / name
-        is_directory = False
+        is_directory = is_file = False
         with contextlib.suppress(OSError, ValueError):  # a name that no directory can have
-            is_directory = candidate.is_dir()
+            is_directory, is_file = candidate.is_dir(), candidate.is_file()
+        if is_file:
+            raise ConfigError(
+                f"{loaded.file}: {key} names the file {candidate}, and a model is a directory. "
+                "Give a Hugging Face model directory, or the name of a hub model."
+            )
         if is_directory:
             if not (candidate / "config.json").is_file():
                 raise ConfigError(
                     f"{loaded.file}: {key} names the directory {candidate}, which holds no "
                     "config.json. Give a Hugging Face model directory, with weights and tokenizer."
                 )
+            _model_config(candidate, key)
             return candidate.resolve()
     return None
+
+
+def _model_config(directory: Path, key: str) -> dict[str, Any]:
+    """A model directory's config.json. Raises `ConfigError` where that is no JSON object."""
+    file = directory / "config.json"
+    try:
+        model_config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(model_config, dict):
+            raise ValueError
+    except (OSError, ValueError, RecursionError):
+        raise ConfigError(
+            f"{file}: not a JSON object. Give {key} a complete model directory."
+        ) from None
+    return model_config
 
 
 def choose_service(
@@ -301,6 +325,24 @@ def read_inputs(
     )
 
 
+def task_code(loaded: LoadedConfig) -> dict[str, str]:
+    """The Python files that the settings name as tasks, and what these import from beside them,
+    with their sha256; to load one is to run it. Raises `ConfigError`."""
+    groups = {
+        "eval_tasks": loaded.config.measured_tasks,
+        "evaluation.test_tasks": loaded.config.evaluation.test_tasks,
+    }
+    code: dict[str, str] = {}
+    for key, names in groups.items():
+        for name in names:
+            if ".py@" in name:
+                try:
+                    code |= code_of(loaded.find(key, name.rpartition("@")[0]))
+                except OSError as error:
+                    raise ConfigError(f"{loaded.file}: {key}: {name}: {error}.") from None
+    return code
+
+
 def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
     """What an evaluation outside a run needs: the tasks."""
     config = loaded.config
@@ -334,7 +376,10 @@ def sources_of(
     for one in loaded.config.sources(given):
         name, path, on_hub = one.file, None, None
         if one.file.startswith(HUB_PREFIX):
-            on_hub = hub_name(one.file)
+            try:
+                on_hub = hub_name(one.file)
+            except ConfigError as error:
+                raise ConfigError(f"{loaded.file}: {key}: {error}") from None
         else:
             path = loaded.find(key, one.file, or_directory=True)
             if path.is_dir() and not is_saved_dataset(path):
@@ -628,9 +673,43 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
             }
             for task in (*plan.tasks, *plan.test_tasks)
         },
+        "code": {
+            path: sha256
+            for task in (*plan.tasks, *plan.test_tasks)
+            if isinstance(task.work, InspectTask)
+            for path, sha256 in task.work.code.items()
+        },
         "num_dropped": dict(_num_dropped(_drop_logs(plan))),
         "dropped": [asdict(row) for row in itertools.islice(dropped_rows(plan), NUM_LISTED)],
     }
+
+
+def refuse_foreign_records(plan: Plan, store: RunStore) -> None:
+    """Raise `RunStoreError` for results and selections that this plan cannot have led to."""
+    tasks = (*plan.tasks, *plan.test_tasks)
+    store.refuse_other_results({task.name: task.sample_ids for task in tasks})
+    num_picks, selection = 0, None
+    for event in store.events("selected"):
+        before = store.checkpoint(event["round"] - 1)
+        num_left = plan.config.max_steps - (0 if before is None else before.step)
+        num_slots = min(plan.config.steps_per_round, num_left) * plan.config.batch_size
+        selection = store.selection(event["round"])
+        assert selection is not None, "there is an event of it"
+        num_picks += num_slots
+        numbers = selection.train_cursor, *selection.times_drawn.values()
+        is_of_plan = (selection.round, selection.seed) == (event["round"], plan.config.seed)
+        if len(selection.picks) != num_slots or max(numbers) > num_picks or not is_of_plan:
+            raise _foreign(store, event["file"], "other rows or counts than the settings ask for")
+    if selection is not None and (held_out := plan.held_out_picks(selection)):
+        name = f"selections/round_{selection.round:02d}.json"
+        raise _foreign(store, name, f"{held_out[0].example_id}, which may not be trained on")
+
+
+def _foreign(store: RunStore, name: str, what: str) -> RunStoreError:
+    return RunStoreError(
+        f"{store.run_dir / name}: it names {what}. The file was changed by something else; "
+        "restore it or start a new run."
+    )
 
 
 # --- what the user is told ------------------------------------------------------------------------
@@ -821,16 +900,14 @@ def _lora_param_count(inputs: Inputs) -> int | None:
     }
     if inputs.model_dir is None:
         return hyperparam_utils.known_lora_param_count(config.base_model, config.lora_rank, **flags)
+    model_config = _model_config(inputs.model_dir, "base_model")
     try:
-        model_config = json.loads((inputs.model_dir / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(model_config, dict):
-            raise ValueError
-    except (OSError, ValueError):
+        return hyperparam_utils.lora_param_count(model_config, config.lora_rank, **flags)
+    except (TypeError, ValueError, ZeroDivisionError):
         raise ConfigError(
-            f"{inputs.model_dir / 'config.json'}: not a JSON object. Give base_model a complete "
-            "model directory."
+            f"{inputs.model_dir / 'config.json'}: its sizes are not all positive numbers. Give "
+            "base_model a complete model directory."
         ) from None
-    return hyperparam_utils.lora_param_count(model_config, config.lora_rank, **flags)
 
 
 def schedule_table(inputs: Inputs) -> Iterator[str]:

@@ -28,15 +28,19 @@ NUM_WEAKEST = 3
 class Progress:
     """Progress on stderr."""
 
-    def __init__(self, *, verbose: bool) -> None:
+    def __init__(
+        self, *, verbose: bool, redacted: Callable[[str], str] = lambda text: text
+    ) -> None:
         from rich.console import Console
+
+        self._redacted = redacted
 
         self._console: Console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._verbose = verbose
         self._status: Status | None = None
 
     def line(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(printable(self._redacted(text)))
 
     def live(self, text: str) -> None:
         """Show what is going on right now; only a terminal has such a line."""
@@ -44,7 +48,7 @@ class Progress:
             return
         from rich.text import Text
 
-        shown = Text(text)  # a name in it may look like markup
+        shown = Text(printable(text))  # a name in it may look like markup
         if self._status is None:
             self._status = self._console.status(shown)
             self._status.start()
@@ -150,6 +154,16 @@ def _loss_text(loss: HeldOutLoss) -> str:
         f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}, "
         f"{loss.bits_per_byte:.4f} bits per byte"
     )
+
+
+def printable(text: str) -> str:
+    """A text as a terminal may have it: lines, and nothing that it would act on.
+
+    Names, questions and answers in it may be anybody's.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
 
 
 def _one_line(text: str) -> str:

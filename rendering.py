@@ -68,11 +68,12 @@ def load_tokenizer(base_model: str) -> Any:
         # A directory not through the cookbook, which loads those with trust_remote_code.
         tokenizer = (
             AutoTokenizer.from_pretrained(base_model, trust_remote_code=False)
-            if Path(base_model).is_dir()
+            if _is_dir(base_model)
             else get_tokenizer(base_model)
         )
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    # What transformers raises for files that are not what they should be: there is no list of it.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TokenizerError(
             f"base_model {base_model!r}: its tokenizer cannot be loaded: {first_line} "
             "Check the name, the network, or give a model directory."
@@ -80,6 +81,13 @@ def load_tokenizer(base_model: str) -> Any:
     # Rows are cut at max_seq_length, so its warning about longer ones would mislead.
     tokenizer.model_max_length = sys.maxsize
     return tokenizer
+
+
+def _is_dir(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name that no directory can have
+        return False
 
 
 def resolve_renderer_name(explicit: str | None, base_model: str, *, key: str = "base_model") -> str:
@@ -90,7 +98,7 @@ def resolve_renderer_name(explicit: str | None, base_model: str, *, key: str = "
     """
     if explicit is not None:
         return explicit
-    if Path(base_model).is_dir():
+    if _is_dir(base_model):
         vocabulary = load_tokenizer(base_model).get_vocab()
         if "<|start_header_id|>" in vocabulary and "<|eot_id|>" in vocabulary:
             return "llama3"

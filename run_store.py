@@ -7,7 +7,9 @@
                              checkpoint_NN.json in an evaluation of checkpoints outside a run
     inspect_logs/            what `inspect view` opens
     eval_report.md           the recommended checkpoint and the evidence for it
+    evals/*.partial.jsonl    graded samples of an evaluation that is not recorded yet
     selections/round_NN.json what the round trained on, and why
+    evalops/round_NN-*.json  rounds as EvalOps is told of them
     checkpoints/             the embedded service's weights
 
 The effective ledger is what a replay gives: a `resumed` event names the last durable `seq` and
@@ -17,25 +19,31 @@ This file stores and finds; it does not interpret scores.
 
 from __future__ import annotations
 
-import calendar
+import contextlib
 import fcntl
 import itertools
 import json
 import os
+import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, TypeVar
 
+import durable
+import ledger
+import stored_json
 from data_loader import DroppedRow
 from data_selector import CandidateLoss, MeasuredLosses, Selection
 from decision import Decision
 from diagnosis import HeldOutPoint, TopicReport
+from durable import Journal
 from errors import RunStoreError
 from eval_result import EvalResult, HeldOutLoss, Measured
-from eval_stats import Interval
+from ledger import WeightsPath
+from stored_json import Count
 
 LEDGER = "ledger.jsonl"
 CONFIG = "config.resolved.json"
@@ -43,9 +51,13 @@ TEST_FILE = "evals/test.json"
 MANIFEST = "data_manifest.json"
 DROPPED = "data_dropped.jsonl"
 LOCK = ".lock"
+OUTBOX = "evalops"  # judges what lies in it itself
+PARTIAL = ".partial.jsonl"
+INTERRUPTIONS = ("resumed", "interrupted", "failed", "eval_failed")
 EVALUATED = "evaluate"  # key of the resolved config: the checkpoints that are evaluated, no run
 
-Event = dict[str, Any]
+Event = ledger.Event
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,8 @@ class Checkpoint:
     train_mlp: bool
     train_unembed: bool
     renderer: str
-    expires_at: str | None
+    expires_at: str | None  # UTC; as it was set when the weights were saved
+    parent: str | None = None  # the state that these weights were trained on from
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,52 @@ class Usage(NamedTuple):
         return self.train_tokens + self.prompt_tokens + self.sampled_tokens
 
 
+@dataclass(frozen=True)
+class _Topics:
+    """What a `topics` event holds."""
+
+    topics: list[TopicReport]
+
+
+@dataclass(frozen=True)
+class _Values:
+    renderer_name: str
+    learning_rate: float
+    warmup_steps: Count
+    service: Literal["embedded", "compatible", "tinker"]
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    label: str
+    path: WeightsPath | None
+    run_dir: str | None
+    round: Count | None
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What is looked up in config.resolved.json."""
+
+    config: dict[str, Any]
+    config_file: str
+    resolved: _Values
+    files: dict[str, str]
+    evaluated: list[_Evaluated] = field(default_factory=list)
+
+
+class SavedWeights(NamedTuple):
+    """One saved set of weights; times are UTC."""
+
+    round: int
+    step: int
+    kind: str  # state or sampler
+    path: str
+    saved_at: str
+    expires_at: str | None
+    is_superseded: bool  # a resumption went on from before it
+
+
 class RunStore:
     """One run directory. What was recorded is found by round, so that nothing is done twice."""
 
@@ -105,6 +164,7 @@ class RunStore:
     ) -> None:
         self.run_dir = run_dir
         self.is_evaluation = is_evaluation  # of checkpoints outside a run; it has no rounds
+        self.num_torn_bytes = 0  # of a last line that was not written whole, and is not read
         self._lock_file = lock_file
         self._all_events = events
         self._events = effective_events(events)
@@ -115,12 +175,13 @@ class RunStore:
     def create(cls, run_dir: Path, resolved: dict[str, Any]) -> RunStore:
         """Start a run in a new or empty directory. Raises `RunStoreError` when it is not empty."""
         try:
-            if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            if not is_absent_or_empty(run_dir):
                 raise RunStoreError(
                     f"{run_dir}: not an empty directory. Choose another --run-dir, or continue the "
                     f"run in it with --resume {run_dir}."
                 )
-            run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            run_dir.chmod(0o700)  # questions, answers and rows are the user's own
         except (OSError, ValueError) as error:
             raise RunStoreError(f"{run_dir}: cannot be made: {error}. Choose another.") from None
         store = cls(run_dir, [], _lock(run_dir), EVALUATED in resolved)
@@ -130,12 +191,19 @@ class RunStore:
     @classmethod
     def open(cls, run_dir: Path, *, to_resume: bool = False) -> RunStore:
         """Open a run to resume it, dropping a torn last line. Raises `RunStoreError` for no run."""
-        if not (run_dir / CONFIG).is_file():
+        is_run = False
+        with contextlib.suppress(OSError):  # a name that no directory can have
+            is_run = (run_dir / CONFIG).is_file()
+        if not is_run:
             raise RunStoreError(
                 f"{run_dir}: not a run directory, it has no {CONFIG}. Name the directory of a run."
             )
+        _refuse_links(run_dir)
         lock_file = _lock(run_dir) if to_resume else None
-        store = cls(run_dir, _read_ledger(run_dir / LEDGER, repair=to_resume), lock_file)
+        lines = durable.read_lines(run_dir / LEDGER, repair=to_resume)
+        events = ledger.read_events(run_dir / LEDGER, lines.complete)
+        store = cls(run_dir, events, lock_file)
+        store.num_torn_bytes = lines.num_torn_bytes
         store.is_evaluation = EVALUATED in store.resolved_config()
         return store
 
@@ -145,18 +213,74 @@ class RunStore:
 
     def refuse_other_data(self, manifest: dict[str, Any]) -> None:
         """Raise `RunStoreError` when a file is no longer the one that the run began with."""
-        recorded = self._read_json(MANIFEST)
-        for group in ("files", "eval_tasks"):
+        recorded = self._read(MANIFEST, _manifest_from_json)
+        known = {"files": recorded.files, "eval_tasks": recorded.eval_tasks}
+        for group, files in known.items():
             for name, file in manifest[group].items():
-                if file["sha256"] != recorded[group].get(name, {}).get("sha256"):
+                if name not in files or files[name].sha256 != file["sha256"]:
                     raise RunStoreError(
                         f"{file['path']}: the content of {name} has changed since the run began, "
                         "so the run cannot go on as the same run. Restore the file (a task that "
                         "shuffles its samples has to do so with a seed), or start a new run."
                     )
 
+    def refuse_other_code(self, code: Mapping[str, str]) -> list[str]:
+        """Raise `RunStoreError` when code that the run's tasks are made of is not what it was.
+
+        `code` is what it is now, by path its sha256. To be asked before any of it is loaded, and
+        so run. Returns a line on each file.
+        """
+        if not self.has_started:
+            if code:
+                raise RunStoreError(
+                    f"{self.run_dir}: the run has not started, so it is not recorded which code "
+                    f"{next(iter(code))} is to have. Start a new run."
+                )
+            return []
+        recorded = self._read(MANIFEST, _manifest_from_json).code
+        for path in (*code, *recorded):
+            if code.get(path) != recorded.get(path):
+                raise RunStoreError(
+                    f"{path}: this Python file belongs to a task of the run, and it is not the one "
+                    f"that the run began with (sha256 was {recorded.get(path)}, is "
+                    f"{code.get(path)}), so it was not run. Restore it, or start a new run."
+                )
+        return [f"task code: {path} (sha256 {sha256})" for path, sha256 in code.items()]
+
     def resolved_config(self) -> dict[str, Any]:
         return self._read_json(CONFIG)
+
+    def settled_config(self) -> dict[str, Any]:
+        """The resolved config, with all that a run or an evaluation goes on by."""
+
+        def checked(data: dict[str, Any]) -> dict[str, Any]:
+            if "base_model" not in stored_json.record_of(_Settled, data).files:
+                raise ValueError("files.base_model is missing")
+            return data
+
+        return self._read(CONFIG, checked)
+
+    def refuse_impossible_ledger(self) -> None:
+        """Raise `RunStoreError` for a ledger that no run can have written."""
+        problem = None if self.is_evaluation else ledger.impossibility(self._events)
+        if problem is not None:
+            raise RunStoreError(
+                f"{self.run_dir / LEDGER}: {problem}, which no run writes. The file was changed "
+                "by something else; restore it or start a new run."
+            )
+
+    def refuse_other_results(self, asked: Mapping[str, Collection[str]]) -> None:
+        """Raise `RunStoreError` for results of other samples than the tasks have."""
+        numbers = {event["round"] for event in self.events("measured")}
+        files = {self._eval_file(number): self.measured(number) for number in sorted(numbers)}
+        for name, measured in {**files, TEST_FILE: self.test_measured()}.items():
+            for task, ids in measured.sample_ids.items():
+                if task not in asked or ids != asked[task]:
+                    raise RunStoreError(
+                        f"{self.run_dir / name}: it holds results of {task!r} that are not of the "
+                        "samples that the task has. The file was changed by something else; "
+                        "restore it or start a new run."
+                    )
 
     def close(self) -> None:
         """Let other processes have the run."""
@@ -182,11 +306,20 @@ class RunStore:
         self.write_text(DROPPED, lines)
         self.append("run_started", run_id=uuid.uuid4().hex[:12], config_hash=config_hash)
 
-    def mark_resumed(self, config: dict[str, Any]) -> int:
-        """Record that the run goes on from its last durable event; returns that event's `seq`.
+    def mark_resumed(self, config: dict[str, Any], back_to: int | None = None) -> None:
+        """Record that the run goes on from its last durable event, or from the end of a round.
 
         `config` replaces the recorded settings: what may change on a resumption stays changed.
+        Raises `RunStoreError` for a round to go back to that cannot be taken.
         """
+        seq = self._durable_seq() if back_to is None else self._last_seq_of(back_to)
+        recorded = self.resolved_config()
+        if recorded["config"] != config:
+            self.write_json(CONFIG, {**recorded, "config": config})
+        self.append("resumed", durable_seq=seq)
+        self._events = effective_events(self._all_events)
+
+    def _durable_seq(self) -> int:
         # A step is durable once a checkpoint holds it, and so is whatever came after such a step.
         seq, has_loose_steps = -1, False
         for event in self._events:
@@ -194,19 +327,40 @@ class RunStore:
                 has_loose_steps = event["type"] == "step"
             if not has_loose_steps:
                 seq = event["seq"]
-        recorded = self.resolved_config()
-        if recorded["config"] != config:
-            self.write_json(CONFIG, {**recorded, "config": config})
-        self.append("resumed", durable_seq=seq)
-        self._events = effective_events(self._all_events)
         return seq
+
+    def _last_seq_of(self, round_no: int) -> int:
+        """The last event before the next round began."""
+        if self.decision(round_no) is None:
+            raise RunStoreError(
+                f"{self.run_dir}: round {round_no} has not been decided, so the run cannot go back "
+                f"to its end. It has rounds 0 to {self.num_rounds}."
+            )
+        if self.test_opened() is not None:
+            raise RunStoreError(
+                f"{self.run_dir}: the sealed test of this run has been opened, so it cannot go "
+                "back and train on: no unseen question is left to judge the outcome. Start a new "
+                "run with a test_tasks that nobody has looked at."
+            )
+        earlier = itertools.takewhile(
+            lambda event: (event["round"] or 0) <= round_no and event["type"] != "run_finished",
+            self._events,
+        )
+        return list(earlier)[-1]["seq"]
+
+    def is_finished_with(self, config: dict[str, Any]) -> bool:
+        """Whether the run came to its end, and the settings give it nothing more to do."""
+        types = [event["type"] for event in self._events if event["type"] != "evalops"]
+        recorded = self.resolved_config()["config"]
+        is_same = all(recorded.get(key) == config[key] for key in ("max_rounds", "budget"))
+        return types[-1:] == ["run_finished"] and is_same
 
     # --- writing -----------------------------------------------------------------------------
 
     def append(
         self, event_type: str, *, round: int | None = None, step: int | None = None, **fields: Any
     ) -> Event:
-        """Append one event and make it durable before returning."""
+        """Append one event and make it durable before returning. Raises `StorageError`."""
         seq = self._all_events[-1]["seq"] + 1 if self._all_events else 0
         event: Event = {
             "seq": seq,
@@ -216,11 +370,8 @@ class RunStore:
             "type": event_type,
             **fields,
         }
-        line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
-        with open(self.run_dir / LEDGER, "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(event, ensure_ascii=False, allow_nan=False)
+        durable.append_line(self.run_dir / LEDGER, line)
         self._all_events.append(event)
         self._events.append(event)
         return event
@@ -232,15 +383,8 @@ class RunStore:
         )
 
     def write_text(self, name: str, text: str | Iterable[str]) -> None:
-        """Write a file atomically: a reader sees the old one or the new one, never half."""
-        target = self.run_dir / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines([text] if isinstance(text, str) else text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        """Write a file durably: a reader sees the old one or the new one, never half."""
+        durable.write_whole(self.run_dir / name, [text] if isinstance(text, str) else text)
 
     def record_batch(self, round_no: int, batch: Batch, *, loss: float, nll: float) -> None:
         fields = {k: v for k, v in asdict(batch).items() if k != "step"}
@@ -250,20 +394,38 @@ class RunStore:
         fields = {k: v for k, v in asdict(checkpoint).items() if k not in ("round", "step")}
         self.append("checkpoint", round=checkpoint.round, step=checkpoint.step, **fields)
 
-    def record_measured(self, round_no: int, new: Measured, step: int) -> None:
+    def record_measured(
+        self, round_no: int, new: Measured, step: int, latency_ms: float | None = None
+    ) -> None:
         """Add to what has been measured of a round, so that none of it is measured twice.
 
-        A result that is there already stays one: its score is of tasks measured before.
+        `latency_ms` is the mean over the requests of this process, None where it made none. A
+        result that is there already stays one: its score is of tasks measured before.
         """
         name, is_result = self._eval_file(round_no), self._last("evaluated", round_no) is not None
         result = self._read_json(name) if is_result else {}
         self.write_json(name, {**result, **(self.measured(round_no) + new).to_json()})
-        self._append_measured("measured", round_no, step, name, new)
+        self._append_measured("measured", round_no, step, name, new, latency_ms)
 
     def record_result(self, result: EvalResult, step: int) -> None:
         name = self._eval_file(result.round)
         self.write_json(name, result.to_json())
         self._append_result("evaluated", result, step, name)
+
+    def eval_journal(self, number: int, checkpoint: str | None) -> Journal:
+        """The graded samples of a round's evaluation, or of a checkpoint's at that place."""
+        return self._journal(self._eval_file(number), checkpoint)
+
+    def test_journal(self, checkpoint: str | None) -> Journal:
+        return self._journal(TEST_FILE, checkpoint)
+
+    def losses_journal(self, round_no: int, checkpoint: str | None) -> Journal:
+        """The losses of rows measured before a round, under weights and the base model."""
+        return self._journal(_losses_file(round_no), checkpoint)
+
+    def _journal(self, file: str, checkpoint: str | None) -> Journal:
+        path = (self.run_dir / file).with_suffix(PARTIAL)
+        return Journal(path, checkpoint or "the base model")
 
     def record_test_opened(self, round_no: int, checkpoint: str | None, test_hash: str) -> None:
         """Break the seal, before the first sample: from now on this is the checkpoint it judged."""
@@ -279,7 +441,13 @@ class RunStore:
         self._append_result("test_evaluated", result, step, TEST_FILE)
 
     def _append_measured(
-        self, event_type: str, round_no: int, step: int, file: str, measured: Measured
+        self,
+        event_type: str,
+        round_no: int,
+        step: int,
+        file: str,
+        measured: Measured,
+        latency_ms: float | None = None,
     ) -> None:
         samples = [sample for task in measured.tasks for sample in task.samples]
         self.append(
@@ -290,6 +458,8 @@ class RunStore:
             num_prompt_tokens=sum(sample.num_prompt_tokens for sample in samples)
             + sum(loss.num_prompt_tokens for loss in measured.held_out),
             num_sampled_tokens=sum(sample.num_sampled_tokens for sample in samples),
+            num_samples=len(samples) + sum(loss.n for loss in measured.held_out),
+            latency_ms=None if latency_ms is None else round(latency_ms, 3),
             file=file,
         )
 
@@ -342,7 +512,7 @@ class RunStore:
 
     def record_losses(self, measured: MeasuredLosses, num_prompt_tokens: int) -> None:
         """What the losses of the rows to draw from were before a round was chosen."""
-        name = f"selections/losses_{measured.round:02d}.json"
+        name = _losses_file(measured.round)
         self.write_json(name, {one: list(loss) for one, loss in measured.losses.items()})
         self.append(
             "losses_measured",
@@ -352,37 +522,108 @@ class RunStore:
             file=name,
         )
 
+    def record_kept(self, round_no: int, paths: Sequence[str]) -> None:
+        """These weights have no expiry any more."""
+        self.append("checkpoint_kept", round=round_no, paths=list(paths), expires_at=None)
+
+    def record_released(self, round_no: int, paths: Sequence[str], expires_at: str | None) -> None:
+        """These weights have an expiry again."""
+        self.append("checkpoint_released", round=round_no, paths=list(paths), expires_at=expires_at)
+
+    def record_deleted(self, round_no: int, paths: Sequence[str]) -> None:
+        self.append("checkpoint_deleted", round=round_no, paths=list(paths))
+
+    def kept_paths(self) -> list[str]:
+        """Weights without expiry; what was superseded since counts as well, it is still there."""
+        kept: dict[str, None] = {}
+        for event in self._all_events:
+            if event["type"] == "checkpoint_kept":
+                kept |= dict.fromkeys(event["paths"])
+            elif event["type"] == "checkpoint_released":
+                kept = {path: None for path in kept if path not in event["paths"]}
+        return list(kept)
+
+    def deleted_paths(self) -> set[str]:
+        events = (event for event in self._all_events if event["type"] == "checkpoint_deleted")
+        return {path for event in events for path in event["paths"]}
+
+    def saved_weights(self) -> list[SavedWeights]:
+        """Everything that was saved and not deleted, oldest first, with its expiry as it is now."""
+        gone = self.deleted_paths() | {
+            event["state_path"]
+            for event in self._all_events
+            if event["type"] == "checkpoint_unusable"
+        }
+        expiries: dict[str, str | None] = {}
+        for event in self._all_events:
+            if event["type"] in ("checkpoint_kept", "checkpoint_released"):
+                expiries |= dict.fromkeys(event["paths"], event["expires_at"])
+        current = {event["seq"] for event in self.events("checkpoint")}
+        saved = []
+        for event in self._all_events:
+            if event["type"] != "checkpoint":
+                continue
+            for kind in ("state", "sampler"):
+                path = event[f"{kind}_path"]
+                if path is not None and path not in gone:
+                    expires_at = expiries.get(path, event["expires_at"])
+                    is_superseded = event["seq"] not in current
+                    place = event["round"], event["step"], kind, path
+                    saved.append(SavedWeights(*place, event["time"], expires_at, is_superseded))
+        return saved
+
     def checkpoint(self, round_no: int) -> Checkpoint | None:
         """The checkpoint at the end of a round."""
         ended = [
-            c for c in self._checkpoints() if c.round == round_no and c.sampler_path is not None
+            c for c in self.checkpoints() if c.round == round_no and c.sampler_path is not None
         ]
         return ended[-1] if ended else None
 
     def last_checkpoint(self) -> Checkpoint | None:
         """The newest state to go on from, inside a round or at its end."""
-        checkpoints = self._checkpoints()
+        checkpoints = self.checkpoints()
         return checkpoints[-1] if checkpoints else None
 
-    def _checkpoints(self) -> list[Checkpoint]:
+    def checkpoints(self) -> list[Checkpoint]:
+        """What can be gone on from or evaluated, oldest first."""
         unusable = {event["state_path"] for event in self.events("checkpoint_unusable")}
-        names = Checkpoint.__dataclass_fields__
         return [
-            Checkpoint(**{name: event[name] for name in names})
+            self._record(Checkpoint, event)
             for event in self.events("checkpoint")
             if event["state_path"] not in unusable
         ]
 
     def measured(self, round_no: int) -> Measured:
         """What has been measured of a round's checkpoint, also in an evaluation cut short."""
-        event = self._last("measured", round_no)
-        return Measured() if event is None else Measured.from_json(self._read_json(event["file"]))
+        events = [event for event in self.events("measured") if event["round"] == round_no]
+        return self._measured_in(events)
+
+    def _measured_in(self, events: Sequence[Event]) -> Measured:
+        """What these events tell of. The file may hold more: it is written before its event."""
+        if not events:
+            return Measured()
+        names = {name for event in events for name in event["tasks"]}
+        return self._read(events[-1]["file"], Measured.from_json).only(names)
+
+    def mean_latency_ms(self, round_no: int) -> float | None:
+        """Mean time of a request of a round's evaluation; None where it was not measured."""
+        timed = [
+            (event["latency_ms"], event["num_samples"])
+            for event in self.events("measured")
+            if event["round"] == round_no and event.get("latency_ms") is not None
+        ]
+        num_samples = sum(number for _, number in timed)
+        return sum(ms * number for ms, number in timed) / num_samples if num_samples else None
+
+    def limits_verdict(self, round_no: int) -> Event | None:
+        """How a round stands to the limits of `evalops_budget_file`, once it was held to them."""
+        return self._last("limits_checked", round_no)
 
     def result(self, round_no: int) -> EvalResult | None:
         event = self._last("evaluated", round_no)
         if event is None:
             return None
-        return EvalResult.from_json(self._read_json(event["file"]))
+        return self._read(event["file"], EvalResult.from_json)
 
     def results(self) -> list[EvalResult]:
         """The results of all evaluated rounds, the baseline first."""
@@ -400,19 +641,15 @@ class RunStore:
 
     def test_measured(self) -> Measured:
         """What the sealed test has measured, also in one cut short."""
-        if next(self.events("test_measured"), None) is None:
-            return Measured()
-        return Measured.from_json(self._read_json(TEST_FILE))
+        return self._measured_in(list(self.events("test_measured")))
 
     def test_result(self) -> EvalResult | None:
         event = next(self.events("test_evaluated"), None)
-        return None if event is None else EvalResult.from_json(self._read_json(event["file"]))
+        return None if event is None else self._read(event["file"], EvalResult.from_json)
 
     def decision(self, round_no: int) -> Decision | None:
         event = self._last("decided", round_no)
-        if event is None:
-            return None
-        return Decision(**{name: event[name] for name in Decision.__dataclass_fields__})
+        return None if event is None else self._record(Decision, event)
 
     def last_decision(self) -> Decision | None:
         rounds = [event["round"] for event in self.events("decided")]
@@ -422,14 +659,13 @@ class RunStore:
         """What was measured of rows before rounds, oldest first."""
         found = []
         for event in self.events("losses_measured"):
-            stored = self._read_json(event["file"])
-            losses = {one: CandidateLoss(*loss) for one, loss in stored.items()}
+            losses = self._read(event["file"], _losses_from_json)
             found.append(MeasuredLosses(event["round"], event["checkpoint_round"], losses))
         return found
 
     def selection(self, round_no: int) -> Selection | None:
         event = self._last("selected", round_no)
-        return None if event is None else Selection.from_json(self._read_json(event["file"]))
+        return None if event is None else self._read(event["file"], Selection.from_json)
 
     def scores(self) -> dict[int, float]:
         """Score per evaluated round, the baseline included."""
@@ -477,34 +713,34 @@ class RunStore:
 
     def topics(self, round_no: int) -> list[TopicReport] | None:
         event = self._last("topics", round_no)
-        if event is None:
-            return None
-        return [
-            TopicReport(
-                **{
-                    **one,
-                    "interval": None if one["interval"] is None else Interval(*one["interval"]),
-                }
-            )
-            for one in event["topics"]
-        ]
+        return None if event is None else self._record(_Topics, event).topics
 
     def data_manifest(self) -> dict[str, Any]:
-        return self._read_json(MANIFEST)
+        return asdict(self._read(MANIFEST, _manifest_from_json))
 
-    def is_posted(self, round_no: int) -> bool:
-        """Whether EvalOps has confirmed this round."""
-        return any(event["ok"] for event in self.events("evalops") if event["round"] == round_no)
+    def record_delivery(self, round_no: int, key: str, detail: str | None, *, ok: bool) -> None:
+        """What came of sending a round to EvalOps; `key` names round, run and suite."""
+        self.append("evalops", round=round_no, key=key, ok=ok, detail=detail)
+
+    def delivered_keys(self) -> set[str]:
+        """What EvalOps has confirmed, also between steps that were taken again."""
+        events = (event for event in self._all_events if event["type"] == "evalops")
+        return {event["key"] for event in events if event["ok"] and "key" in event}
 
     def usage(self, round_no: int | None = None) -> Usage:
-        """What was used, by a round or by the whole run; what was done twice counts twice."""
-        usage = Usage(0, 0, 0, 0.0)
+        """What was used, by a round or by the whole run; what was done twice counts twice.
+
+        Of the whole run this includes samples whose evaluation is not recorded yet.
+        """
+        usage = Usage(0, *self._waiting_tokens(), 0.0) if round_no is None else Usage(0, 0, 0, 0.0)
         before: Event | None = None
         for event in self._all_events:
+            if event["type"] == "evalops":  # it comes whenever the answer does
+                continue
             # The pause before a resumption is not running time.
             seconds = 0.0
             if before is not None and event["type"] != "resumed":
-                seconds = _seconds(event["time"]) - _seconds(before["time"])
+                seconds = ledger.seconds_of(event["time"]) - ledger.seconds_of(before["time"])
             before = event
             if round_no is not None and event["round"] != round_no:
                 continue
@@ -517,6 +753,10 @@ class RunStore:
             )
         return usage
 
+    def _waiting_tokens(self) -> tuple[int, int]:
+        waiting = [durable.num_waiting_tokens(path) for path in self.run_dir.glob(f"*/*{PARTIAL}")]
+        return sum(prompt for prompt, _ in waiting), sum(sampled for _, sampled in waiting)
+
     def _eval_file(self, number: int) -> str:
         """The file of a round's evaluation, or of the checkpoint's at that place."""
         return f"evals/{'checkpoint' if self.is_evaluation else 'round'}_{number:02d}.json"
@@ -525,14 +765,63 @@ class RunStore:
         found = [event for event in self.events(event_type) if event["round"] == round_no]
         return found[-1] if found else None
 
-    def _read_json(self, name: str) -> dict[str, Any]:
+    def _record(self, kind: type[T], event: Event) -> T:
+        """What an event tells of, as a record. Raises `RunStoreError`."""
         try:
-            return json.loads((self.run_dir / name).read_text(encoding="utf-8"))
+            return stored_json.record_of(kind, event)
+        except ValueError as error:
+            raise RunStoreError(
+                f"{self.run_dir / LEDGER} line {event['seq'] + 1}: not a ledger event: {error}. "
+                "The file was changed by something else; restore it or start a new run."
+            ) from None
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        return self._read(name, lambda data: data)
+
+    def _read(self, name: str, from_json: Callable[[dict[str, Any]], T]) -> T:
+        """What one of the run's own files holds. Raises `RunStoreError` where it does not."""
+        try:
+            return from_json(stored_json.parse_object((self.run_dir / name).read_bytes()))
         except (OSError, ValueError) as error:
             raise RunStoreError(
                 f"{self.run_dir / name}: cannot be read: {error}. The run cannot be resumed "
                 "without it."
             ) from None
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    sha256: str
+    num_rows: Count = 0
+
+
+@dataclass(frozen=True)
+class _Examples:
+    num_examples: Count
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What is looked up in data_manifest.json."""
+
+    files: dict[str, _File]
+    eval_tasks: dict[str, _File]
+    examples: dict[str, _Examples] = field(default_factory=dict)
+    num_dropped: dict[str, Count] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)  # path -> sha256
+
+
+def _manifest_from_json(data: dict[str, Any]) -> _Manifest:
+    return stored_json.record_of(_Manifest, data)
+
+
+def _losses_from_json(data: dict[str, Any]) -> dict[str, CandidateLoss]:
+    return stored_json.record_of(dict[str, CandidateLoss], data)
+
+
+def _losses_file(round_no: int) -> str:
+    return f"selections/losses_{round_no:02d}.json"
 
 
 def new_run_dir(parent: Path, name: str) -> Path:
@@ -561,6 +850,15 @@ def newest_run(parent: Path, config_hash: str) -> Path:
     return max(found)[1]
 
 
+def is_absent_or_empty(run_dir: Path) -> bool:
+    """Whether there is nothing of a run, be it that one was killed before its first file."""
+    if not run_dir.exists():
+        return True
+    return run_dir.is_dir() and all(
+        path.name == LOCK or path.suffix == ".tmp" for path in run_dir.iterdir()
+    )
+
+
 def effective_events(events: list[Event]) -> list[Event]:
     """Replay: each `resumed` event drops what came after the event it names."""
     effective: list[Event] = []
@@ -571,9 +869,27 @@ def effective_events(events: list[Event]) -> list[Event]:
     return effective
 
 
+def _refuse_links(run_dir: Path) -> None:
+    """Raise `RunStoreError` for anything but folders and files: a link could lead out of the run,
+    where its target would be read or written over; a pipe would never end."""
+    for folder, folders, files in os.walk(run_dir):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            with contextlib.suppress(FileNotFoundError):  # a run at work deletes weights
+                mode = path.lstat().st_mode
+                is_folder = stat.S_ISDIR(mode) and path.suffix not in (".json", ".jsonl")
+                if not (is_folder or stat.S_ISREG(mode)) and path.parent != run_dir / OUTBOX:
+                    raise RunStoreError(
+                        f"{path}: a run directory holds files and folders of files, and this is "
+                        "a link or something else. Put what it stands for in its place."
+                    )
+
+
 def _lock(run_dir: Path) -> IO[str]:
     """Keep every other process off a run for as long as the returned file stays open."""
-    file = open(run_dir / LOCK, "w")  # noqa: SIM115 (held open on purpose)
+    try:
+        file = open(run_dir / LOCK, "w")  # noqa: SIM115 (held open on purpose)
+    except OSError as error:
+        raise durable.storage_error(run_dir / LOCK, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -584,32 +900,10 @@ def _lock(run_dir: Path) -> IO[str]:
     return file
 
 
-def _read_ledger(path: Path, *, repair: bool) -> list[Event]:
-    """Read the ledger; a torn last line is cut off the file, anything else wrong is refused."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    complete, newline, torn = content.rpartition(b"\n")
-    if torn and repair:
-        os.truncate(path, len(complete) + len(newline))
-    events = []
-    for line_no, line in enumerate(complete.split(b"\n") if complete else [], start=1):
-        try:
-            event = json.loads(line)
-            if event["seq"] != len(events):
-                raise ValueError
-            events.append({"type": event["type"], **event})
-        except (ValueError, KeyError, TypeError):
-            raise RunStoreError(
-                f"{path} line {line_no}: not a ledger event. The file was changed by something "
-                "else; restore it or start a new run."
-            ) from None
-    return events
-
-
-def _seconds(stamp: str) -> float:
-    return float(calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ")))
-
-
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return stamp_in(0)
+
+
+def stamp_in(seconds: float) -> str:
+    """The time so many seconds from now, in UTC, as events have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))

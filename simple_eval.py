@@ -15,12 +15,13 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_sources import Row, Source, is_text, read_rows, sha256_of
-from errors import DataError, EvalError
+from durable import Journal
+from errors import DataError, EvalError, ServiceError
 from eval_result import SampleResult
 
 if TYPE_CHECKING:
@@ -204,16 +205,21 @@ async def ask_questions(
     sampling_client: tinker.SamplingClient,
     renderer: Renderer,
     settings: SamplingSettings,
+    journal: Journal,
 ) -> tuple[SampleResult, ...]:
     """Ask every question of a task, as many times as the settings say, and grade the answers.
 
-    Raises `EvalError` when more than a tenth of the samples failed.
+    Samples in the journal are not asked again, and each graded one is added to it. Raises
+    `EvalError` when more than a tenth of the samples failed.
     """
     import tinker
 
     slots = asyncio.Semaphore(settings.concurrency)
 
     async def ask(question: Question, repeat: int) -> SampleResult:
+        key = f"{task.name}/{question.id} {repeat}"
+        if (kept := journal.get(key, SampleResult)) is not None:
+            return kept
         prompt = renderer.build_generation_prompt([{"role": "user", "content": question.question}])
         params = tinker.SamplingParams(
             max_tokens=settings.max_tokens or DEFAULT_MAX_TOKENS,
@@ -224,10 +230,17 @@ async def ask_questions(
         async with slots:
             try:
                 response = await sampling_client.sample(prompt, 1, params)
-            except tinker.TinkerError as error:
-                return _failed(task, question, repeat, f"{type(error).__name__}: {error}")
+            except ServiceError as error:
+                return _failed(task, question, repeat, str(error))
         sequence = response.sequences[0]
-        return _graded(task, question, repeat, renderer, sequence, prompt.length)
+        sample = _graded(task, question, repeat, renderer, sequence, prompt.length)
+        journal.add(
+            key,
+            asdict(sample),
+            num_prompt_tokens=sample.num_prompt_tokens,
+            num_sampled_tokens=sample.num_sampled_tokens,
+        )
+        return sample
 
     samples = await asyncio.gather(
         *(
@@ -247,10 +260,11 @@ def refuse_failures(name: str, samples: Sequence[SampleResult]) -> None:
         error = EvalError(
             f"{name}: {len(failed)} of {len(samples)} samples failed, more than "
             f"{MAX_FAILED_SHARE:.0%}, so there is no score. The first: {failed[0].error}. "
-            "Resume the run to evaluate the same checkpoint again."
+            "Resume the run to ask these of the same checkpoint again."
         )
-        error.num_prompt_tokens = sum(sample.num_prompt_tokens for sample in samples)
-        error.num_sampled_tokens = sum(sample.num_sampled_tokens for sample in samples)
+        # The others are kept, and count once they are part of a result.
+        error.num_prompt_tokens = sum(sample.num_prompt_tokens for sample in failed)
+        error.num_sampled_tokens = sum(sample.num_sampled_tokens for sample in failed)
         raise error
 
 

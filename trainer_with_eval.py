@@ -12,22 +12,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import logging
-import math
 import os
+import re
 import shlex
 import signal
 import socket
 import sys
-from collections import deque
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from urllib.parse import urlsplit
 
 import config_schema
+import durable
 from config_schema import LoadedConfig, TrainingConfig
 from errors import (
     ConfigError,
@@ -36,9 +38,11 @@ from errors import (
     LoopError,
     RunStoreError,
     ServiceError,
+    StorageError,
     TokenizerError,
-    TrainingError,
 )
+from secret_keys import Keys, taken
+from training import Alert, Interrupted, Run, care_for_checkpoints, gone, ignore_alert, train
 
 if TYPE_CHECKING:
     import tinker
@@ -48,17 +52,16 @@ if TYPE_CHECKING:
     from data_selector import MeasuredLosses, Selection, Signals
     from decision import Decision, Spent
     from diagnosis import TopicReport
+    from eval_budget import Budget, Metrics
     from eval_result import EvalResult
     from evalops_client import EvalOpsClient
     from evaluation import EvalTask, Sampler
     from local_tinker import Service
     from mining import Topics
-    from nll_eval import HeldOutFile
     from plan import Plan, ServiceChoice
     from progress import Progress
     from run_store import Checkpoint, RunStore
 
-MAX_STEPS_IN_FLIGHT = 4
 EXTENDABLE = (
     "stop_rounds",
     "stop_budget",
@@ -87,10 +90,12 @@ async def run_rounds(run: Run) -> Decision:
         decision = store.decision(round_no)
         if decision is None or decision.action in EXTENDABLE:
             decision, result = await decide_and_record(run, result, checkpoint)
+        await care_for_checkpoints(run, decision)
         # --- report --------------------------------------------------------------------------
         sentence, topics = diagnose_and_record(run, result), topics_and_record(run, result)
         run.progress.round_line(result, decision, sentence, topics)
-        await post_to_evalops(run, result, decision, checkpoint)
+        check_limits(run, result, checkpoint)
+        send_to_evalops(run, result, decision, checkpoint)
         if decision.stops:
             await complete_evidence(run, decision)
             return decision
@@ -155,13 +160,14 @@ async def signals_for(
         reports = [run.store.topics(n) or [] for n in (*run.store.lineage(start), start) if n > 1]
         rows = known.rows
         signals = Signals(topics=known.scores(result), stalled=stalled_topics(reports))
-    earlier = run.store.measured_losses()
+    measured = run.store.measured_losses()
+    earlier = [one for one in measured if one.round <= previous.round]
     of_topics = rows if mining.needs_topics else None
     signals = replace(signals, suspects=suspects_among(earlier, of_topics))
     num_hard = mining.slots(num_slots, has_pool=source == "pool").num_hard
     positions = candidates(previous, rows, signals, mining, num_hard)
     if mining.needs_losses and positions:
-        new = await measure_losses(run, previous.round + 1, rows.take(positions), start, earlier)
+        new = await measure_losses(run, previous.round + 1, rows.take(positions), start, measured)
         suspects = suspects_among([*earlier, new], of_topics)
         signals = replace(signals, losses=new.losses, suspects=suspects)
     if mining.strategy == "similar":
@@ -181,19 +187,22 @@ def topics_for(run: Run, result: EvalResult) -> Topics:
 
 
 async def measure_losses(
-    run: Run, round_no: int, rows: ExampleTable, start: int, earlier: Sequence[MeasuredLosses]
+    run: Run, round_no: int, rows: ExampleTable, start: int, recorded: Sequence[MeasuredLosses]
 ) -> MeasuredLosses:
     """The losses of rows before a round, under the weights of round `start`, and under the base
-    model where the strategy asks for them; what was measured `earlier` is not measured again."""
+    model where the strategy asks for them; what is `recorded` is not measured again."""
     from data_selector import CandidateLoss, MeasuredLosses
-    from errors import EvalError
     from mining import losses_of
 
     store, plan = run.store, run.plan
+    checkpoint = store.checkpoint(start)
+    path = None if checkpoint is None else checkpoint.sampler_path
+    journal = store.losses_journal(round_no, path)
     before: dict[str, float | None] = {}
     now: dict[str, float] = {}  # of an earlier round that these weights were asked before, too
-    for one in earlier:
+    for one in recorded:
         if one.round == round_no:
+            journal.discard()
             return one
         before |= {example_id: loss.before for example_id, loss in one.losses.items()}
         if one.checkpoint_round == start:
@@ -206,72 +215,24 @@ async def measure_losses(
         new = rows.take([i for i in range(len(rows)) if rows.id_of(i) not in known])
         if not len(new):
             return {}
-        base_model = plan.config.base_model if path is None else None
-        client = await run.service_client.create_sampling_client(path, base_model)
+        client = await sampling_client(run, path, lambda: None)
         tokenizer, concurrency = plan.renderer.tokenizer, plan.sampling.concurrency
-        try:
-            losses = await losses_of(new, client, plan.rendering, tokenizer, concurrency)
-        except EvalError as error:
-            error.num_prompt_tokens += num_tokens
-            raise
+        weights = path or "the base model"
+        losses = await losses_of(
+            new, client, plan.rendering, tokenizer, concurrency, journal, weights
+        )
         num_tokens += losses.num_prompt_tokens
         return {row.id: row.nll_sum / row.num_loss_tokens for row in losses.rows}
 
     if plan.mining.needs_losses_before:
         before |= await measured(before, None)
-    checkpoint = store.checkpoint(start)
-    now |= await measured(now, None if checkpoint is None else checkpoint.sampler_path)
+    now |= await measured(now, path)
     losses = {one: CandidateLoss(now[one], before.get(one)) for one in rows.ids}
     made = MeasuredLosses(round_no, start, losses)
     store.record_losses(made, num_tokens)
+    journal.discard()
     run.progress.losses_line(round_no, len(losses), num_tokens)
     return made
-
-
-async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoint:
-    """Train one round, several steps in flight, and save both kinds of weights at its end."""
-    store, config = run.store, run.plan.config
-    round_no = selection.round
-    start = store.last_checkpoint()
-    if decision.action == "rollback" and (start is None or start.round != round_no):
-        start, run.training_client = store.checkpoint(decision.best_round), None
-    client = run.training_client = run.training_client or await open_training_client(run, start)
-    examples = [pick.example_id for pick in selection.picks]
-    batches = [
-        examples[i : i + config.batch_size] for i in range(0, len(examples), config.batch_size)
-    ]
-    first_step = 0 if (before := store.checkpoint(round_no - 1)) is None else before.step
-    end_step = first_step + len(batches)
-    next_step = start.step if start is not None and start.round == round_no else first_step
-
-    in_flight: deque[InFlight] = deque()
-    run.is_training = True
-    try:
-        for step in range(next_step, end_step):
-            if run.stop_requested:
-                if step == next_step or not is_checkpoint_due(config, step):  # else just saved
-                    in_flight.append(submit_save(client, round_no, step, is_round_end=False))
-                await finish_all(run, round_no, in_flight, num_left=0)
-                raise Interrupted(f"before step {step}, with the weights saved")
-            lr = run.plan.schedule.lr(step, decision.num_missed_gates)
-            in_flight.append(submit_step(run, client, step, batches[step - first_step], lr))
-            is_round_end = step + 1 == end_step
-            if not is_round_end and is_held_out_due(config, step + 1):
-                in_flight += submit_held_out(run, client, step + 1)
-            if is_round_end or is_checkpoint_due(config, step + 1):
-                in_flight.append(submit_save(client, round_no, step + 1, is_round_end))
-            num_left = 0 if is_round_end else MAX_STEPS_IN_FLIGHT
-            await finish_all(run, round_no, in_flight, num_left)
-        if run.stop_requested:
-            raise Interrupted(f"after round {round_no}'s last step, with the weights saved")
-    except TrainingError:
-        await discard_saves(run, round_no, in_flight)
-        raise
-    finally:
-        run.is_training = False
-    checkpoint = store.checkpoint(round_no)
-    assert checkpoint is not None, "the last save of a round is its checkpoint"
-    return checkpoint
 
 
 def due_tasks(run: Run, round_no: int) -> list[EvalTask]:
@@ -301,12 +262,15 @@ async def measure_and_record(
     plan, store = run.plan, run.store
     result = store.result(number)
     missing = [task for task in tasks if task.name not in store.measured(number).names]
-    if result is not None and not missing:
-        return result
+    journal = store.eval_journal(number, path)
     if missing:
         total = sum(task.num_requests(plan.sampling.num_repeats) for task in missing)
-        async for new in measure(missing, **await measuring(run, number, label, path, total)):
-            store.record_measured(number, new, step)
+        place = await measuring(run, number, label, path, total - len(journal))
+        async for new in measure(missing, journal=journal, **place):
+            store.record_measured(number, new, step, run.stopwatch.take_mean_ms())
+    journal.discard()
+    if result is not None and not missing:
+        return result
     settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
     result = eval_result(number, path, store.measured(number), protocol_of(plan.tasks, *settings))
     store.record_result(result, step)
@@ -317,26 +281,50 @@ async def measuring(
     run: Run, number: int, label: str, path: str | None, total: int
 ) -> dict[str, Any]:
     """What `measure` needs besides the tasks: the checkpoint, the grader, and where logs go."""
-    from evaluation import Sampler, counted
+    from evaluation import Sampler
 
-    plan, store = run.plan, run.store
-    config, service = plan.config, run.service_client
-    base_model = config.base_model if path is None else None
-    weights = await service.create_sampling_client(path, base_model)
-    client = counted(weights, run.progress.counter(label, total))
+    plan, store, config = run.plan, run.store, run.plan.config
+    client = await sampling_client(run, path, run.progress.counter(label, total))
     grader: Sampler | None = None
     if config.evaluation.grader_model is not None:
         assert plan.grader_renderer is not None, "the plan loads the grader's renderer"
-        judge = await service.create_sampling_client(None, config.evaluation.grader_model)
         name = config.evaluation.grader_model
+        judge = await sampling_client(run, None, lambda: None, name)
         grader = Sampler(name, judge, plan.grader_renderer, plan.rendering, plan.sampling)
     return {
         "sampler": Sampler(label, client, plan.renderer, plan.rendering, plan.sampling),
         "grader": grader,
         "run_dir": store.run_dir.resolve(),
         "tags": [config.run_name, label],
-        "metadata": {"run": store.run_id, "round": number, "checkpoint": path or "base model"},
+        "metadata": {
+            "run": store.run_id,
+            "round": number,
+            "checkpoint": path or "base model",
+            "evaluation": label,
+        },
     }
+
+
+async def sampling_client(
+    run: Run, path: str | None, on_answer: Callable[[], None], model: str | None = None
+) -> tinker.SamplingClient:
+    """A client for saved weights, or for a base model (None: the run's), that is watched."""
+    from evaluation import watched
+    from faults import SDK_ERRORS, is_gone
+
+    base_model = (model or run.plan.config.base_model) if path is None else None
+    try:
+        client = await run.service_client.create_sampling_client(path, base_model)
+    except SDK_ERRORS as error:
+        if path is not None and not run.store.is_evaluation and is_gone(error):
+            raise await gone(run, path, error) from error
+        raise
+
+    def answered(seconds: float) -> None:
+        run.stopwatch.add(seconds)
+        on_answer()
+
+    return watched(client, answered, run.keys.redacted)
 
 
 async def decide_and_record(
@@ -457,21 +445,57 @@ async def ask_sealed_test(run: Run, checkpoint: Checkpoint) -> None:
         )
     missing = [t for t in plan.test_tasks if t.name not in store.test_measured().names]
     total = sum(task.num_requests(plan.sampling.num_repeats) for task in missing)
-    place = await measuring(run, round_no, "sealed test", path, total)
-    async for new in measure(missing, **place):
+    journal = store.test_journal(path)
+    place = await measuring(run, round_no, "sealed test", path, total - len(journal))
+    async for new in measure(missing, journal=journal, **place):
         store.record_test_measured(round_no, new, checkpoint.step)
+    journal.discard()
     result = eval_result(round_no, path, store.test_measured(), protocol)
     store.record_test(result, checkpoint.step)
 
 
-async def post_to_evalops(
+def check_limits(run: Run, result: EvalResult, checkpoint: Checkpoint | None) -> None:
+    """Hold a trained round against the limits of `evalops_budget_file`, once, and alert."""
+    from eval_budget import check
+
+    store, round_no = run.store, result.round
+    if run.limits is None or checkpoint is None or store.limits_verdict(round_no) is not None:
+        return
+    verdict = check(run.limits, round_metrics(run, result))
+    store.append("limits_checked", round=round_no, step=checkpoint.step, **verdict.to_json())
+    for one in (*verdict.violations, *verdict.warnings):
+        run.progress.line(f"  {one.type}: {one.message}")
+    if verdict.violations:
+        said = " ".join(one.message for one in verdict.violations)
+        run.alert("limits_violated", {"round": round_no, "detail": said})
+
+
+def round_metrics(run: Run, result: EvalResult) -> Metrics:
+    """What limits are held against: a round's scores, and what the run has used up to it."""
+    from eval_budget import Metrics
+
+    used = run.store.usage()
+    custom = {task.name: task.score for task in result.tasks}
+    custom |= {f"{t.name}/{name}": value for t in result.tasks for name, value in t.metrics.items()}
+    custom |= {loss.name: loss.nll for loss in result.held_out}
+    return Metrics(
+        quality_score=result.score,
+        cost_usd=run.plan.cost_usd(used),
+        tokens_used=used.tokens,
+        avg_latency_ms=run.store.mean_latency_ms(result.round),
+        total_execution_time_ms=used.minutes * 60_000,
+        custom=custom,
+    )
+
+
+def send_to_evalops(
     run: Run, result: EvalResult, decision: Decision, checkpoint: Checkpoint | None
 ) -> None:
-    """Post a round that was not posted yet. A failed post is only a warning and a ledger entry."""
+    """Put a round into the outbox, from where it is sent while the loop goes on."""
     from evalops_client import EvalOpsError, RoundReport
 
     config, store = run.plan.config, run.store
-    if run.evalops is None or store.is_posted(result.round):
+    if run.evalops is None:
         return
     report = RoundReport(
         run_name=config.run_name,
@@ -490,255 +514,10 @@ async def post_to_evalops(
         passed=decision.action == "stop_passed",
         decision=decision.sentence,
     )
-    assert config.evalops_test_suite_id is not None, "the schema asks for it"
     try:
-        delivery = await run.evalops.post_round(report, config.evalops_test_suite_id)
+        run.evalops.put(report)
     except EvalOpsError as error:
-        store.append("evalops", round=result.round, ok=False, detail=str(error))
         run.progress.line(f"warning: {error}")
-    else:
-        store.append("evalops", round=result.round, ok=True, detail=delivery.run_id)
-
-
-# --- steps and saves in flight --------------------------------------------------------------------
-
-
-class StepInFlight(NamedTuple):
-    """A submitted optimizer step: the forward-backward futures (one per part) and the step's."""
-
-    step: int
-    lr: float
-    example_ids: list[str]
-    forward_backwards: list[Any]
-    optim_step: Any
-
-
-class HeldOutInFlight(NamedTuple):
-    """A submitted forward pass over a held-out file, behind the steps before it."""
-
-    step: int
-    file: HeldOutFile
-    forward: Any
-
-
-class SaveInFlight(NamedTuple):
-    """Submitted saves. They queue behind the steps before them, so the pipeline need not drain."""
-
-    step: int
-    state: Any
-    sampler: Any | None
-
-
-InFlight = StepInFlight | HeldOutInFlight | SaveInFlight
-
-
-def submit_step(
-    run: Run, client: tinker.TrainingClient, step: int, example_ids: list[str], lr: float
-) -> StepInFlight:
-    """Submit the forward-backwards of a batch and its optimizer step, before any is awaited."""
-    import tinker
-
-    from hyperparam_utils import ADAM_BETAS, ADAM_EPS
-
-    config = run.plan.config
-    part_size = math.ceil(len(example_ids) / config.data.accumulate)
-    datums = [run.plan.rendering[example_id].datum for example_id in example_ids]
-    adam = tinker.AdamParams(
-        learning_rate=lr,
-        beta1=ADAM_BETAS[0],
-        beta2=ADAM_BETAS[1],
-        eps=ADAM_EPS,
-        weight_decay=config.weight_decay,
-    )
-    forward_backwards = [
-        client.forward_backward(datums[start : start + part_size], "cross_entropy")
-        for start in range(0, len(datums), part_size)
-    ]
-    return StepInFlight(step, lr, example_ids, forward_backwards, client.optim_step(adam))
-
-
-def is_checkpoint_due(config: TrainingConfig, num_steps: int) -> bool:
-    every = config.checkpoint_every_steps
-    return every is not None and num_steps % every == 0
-
-
-def is_held_out_due(config: TrainingConfig, num_steps: int) -> bool:
-    every = config.evaluation.held_out_every_steps
-    return every is not None and num_steps % every == 0
-
-
-def submit_held_out(run: Run, client: tinker.TrainingClient, step: int) -> list[HeldOutInFlight]:
-    """Submit a forward pass over each held-out file; it sees the weights after `step` steps."""
-    from nll_eval import HeldOutFile, held_out_datums
-
-    return [
-        HeldOutInFlight(
-            step,
-            task.work,
-            client.forward(held_out_datums(task.work, run.plan.rendering), "cross_entropy"),
-        )
-        for task in run.plan.tasks
-        if isinstance(task.work, HeldOutFile)
-    ]
-
-
-def submit_save(
-    client: tinker.TrainingClient, round_no: int, step: int, is_round_end: bool
-) -> SaveInFlight:
-    if not is_round_end:
-        return SaveInFlight(step, client.save_state(f"round_{round_no:02d}_step_{step:06d}"), None)
-    name = f"round_{round_no:02d}"
-    return SaveInFlight(step, client.save_state(name), client.save_weights_for_sampler(name))
-
-
-async def finish_all(run: Run, round_no: int, in_flight: deque[InFlight], num_left: int) -> None:
-    """Await and record the oldest of what is in flight until `num_left` are."""
-    while len(in_flight) > num_left:
-        await finish(run, round_no, in_flight.popleft())
-
-
-async def finish(run: Run, round_no: int, pending: InFlight) -> None:
-    """Await and record one submitted step, measurement or save.
-
-    Raises `TrainingError` for a bad step.
-    """
-    if isinstance(pending, SaveInFlight):
-        await finish_save(run, round_no, pending)
-        return
-    if isinstance(pending, HeldOutInFlight):
-        await finish_held_out(run, round_no, pending)
-        return
-    import tinker
-
-    from eval_stats import batch_loss
-    from run_store import Batch
-
-    outputs = [await future for future in pending.forward_backwards]
-    rendered = [run.plan.rendering[example_id] for example_id in pending.example_ids]
-    loss, nll = batch_loss(
-        [made["logprobs"].to_numpy() for output in outputs for made in output.loss_fn_outputs],
-        [one.datum.loss_fn_inputs["weights"].to_numpy() for one in rendered],
-    )
-    if not (math.isfinite(loss) and math.isfinite(nll)):
-        raise TrainingError(
-            f"round {round_no} step {pending.step}: the loss is {loss}, at learning rate "
-            f"{pending.lr:.3g}. The run stops here, and weights saved after this step are not "
-            "used. Lower learning_rate, or check the model's weights and the rows of this step."
-        )
-    try:
-        await pending.optim_step
-    except tinker.RequestFailedError as error:
-        raise TrainingError(
-            f"round {round_no} step {pending.step}: the service refused the optimizer step at "
-            f"learning rate {pending.lr:.3g} (loss {loss:.4g}): {error}. Weights saved after this "
-            "step are not used. Where gradients are not finite, lower learning_rate."
-        ) from error
-    batch = Batch(
-        step=pending.step,
-        example_ids=tuple(pending.example_ids),
-        num_tokens=sum(one.info.num_tokens for one in rendered),
-        num_loss_tokens=sum(one.info.num_loss_tokens for one in rendered),
-        lr=pending.lr,
-    )
-    run.store.record_batch(round_no, batch, loss=loss, nll=nll)
-    run.progress.step_line(round_no, batch, loss)
-
-
-async def finish_held_out(run: Run, round_no: int, pending: HeldOutInFlight) -> None:
-    from nll_eval import held_out_of_output
-
-    rendering, tokenizer = run.plan.rendering, run.plan.renderer.tokenizer
-    loss = held_out_of_output(pending.file, await pending.forward, rendering, tokenizer)
-    if not math.isfinite(loss.nll):
-        raise TrainingError(
-            f"round {round_no}: after {pending.step} steps the loss on {loss.name} is {loss.nll}. "
-            "The run stops here, and weights saved from now on are not used. Lower learning_rate."
-        )
-    run.store.record_held_out(round_no, loss, pending.step)
-    run.progress.held_out_line(round_no, pending.step, loss)
-
-
-async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
-    from hyperparam_utils import LORA_ALPHA
-    from run_store import Checkpoint
-
-    config = run.plan.config
-    state = await save.state
-    sampler = None if save.sampler is None else await save.sampler
-    run.store.record_checkpoint(
-        Checkpoint(
-            round=round_no,
-            step=save.step,
-            state_path=state.path,
-            sampler_path=None if sampler is None else sampler.path,
-            base_model=config.base_model,
-            lora_rank=config.lora_rank,
-            lora_alpha=LORA_ALPHA,
-            train_attn=config.train_attn,
-            train_mlp=config.train_mlp,
-            train_unembed=config.train_unembed,
-            renderer=run.plan.renderer_name,
-            expires_at=None,
-        )
-    )
-
-
-async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> None:
-    """Mark saves that queue behind a bad step as unusable, and delete them."""
-    import tinker
-
-    rest = tinker.RestClient(base_url=run.base_url, api_key=run.api_key)
-    for save in [pending for pending in in_flight if isinstance(pending, SaveInFlight)]:
-        for future in filter(None, (save.state, save.sampler)):
-            try:
-                path = (await future).path
-            except tinker.TinkerError:
-                continue  # the service refused to save these weights; there is nothing to discard
-            run.store.append("checkpoint_unusable", round=round_no, step=save.step, state_path=path)
-            await rest.delete_checkpoint_from_tinker_path(path)
-
-
-async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.TrainingClient:
-    """A new adapter, or the newest saved state with its optimizer."""
-    config = run.plan.config
-    run.progress.live("preparing the adapter")
-    if start is not None:
-        return await run.service_client.create_training_client_from_state_with_optimizer(
-            start.state_path
-        )
-    return await run.service_client.create_lora_training_client(
-        base_model=config.base_model,
-        rank=config.lora_rank,
-        seed=config.seed,
-        train_attn=config.train_attn,
-        train_mlp=config.train_mlp,
-        train_unembed=config.train_unembed,
-        user_metadata={"renderer_name": run.plan.renderer_name},
-    )
-
-
-# --- a run, and what the user sees of it ---------------------------------------------------------
-
-
-class Interrupted(LoopError):
-    """The user asked to stop; what was paid for is saved. Exit code 130."""
-
-
-@dataclass
-class Run:
-    """A plan in a run directory on a service."""
-
-    plan: Plan
-    store: RunStore
-    progress: Progress
-    service_client: tinker.ServiceClient
-    base_url: str | None
-    api_key: str | None = field(repr=False)
-    evalops: EvalOpsClient | None = None
-    training_client: tinker.TrainingClient | None = None
-    topics: Topics | None = None  # of the rows to draw from, once they are needed
-    is_training: bool = False
-    stop_requested: bool = False
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -773,7 +552,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const="",
         metavar="RUN_DIR",
-        help="continue a run; without RUN_DIR the newest one of --config",
+        help="continue a run; without RUN_DIR the newest one of --config; with RUN_DIR@round_02 go "
+        "back to the end of that round and run what came after it again",
     )
     parser.add_argument(
         "--evaluate",
@@ -781,6 +561,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="CHECKPOINT",
         help="evaluate checkpoints instead of training: RUN_DIR, RUN_DIR@best, RUN_DIR@round_02 "
         "or tinker://...; of several the first is what the others are compared with",
+    )
+    parser.add_argument(
+        "--list",
+        type=Path,
+        metavar="RUN_DIR",
+        help="show which weights a run has saved, where, since and until when",
     )
     parser.add_argument(
         "--local",
@@ -795,6 +581,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--gate", action="store_true", help="exit 3 when the threshold is not met in the end"
     )
+    parser.add_argument(
+        "--alert",
+        metavar="COMMAND",
+        help="run a command when a limit is violated, the target is missed or the run fails, with "
+        "what happened as JSON on its standard input",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="show every answer, and tracebacks of errors"
@@ -804,54 +596,144 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass
 class Session:
-    """What the top boundary needs: the run that is open, and whether it has work in hand."""
+    """What the top boundary needs: the keys, the run that is open, whether it has work in hand."""
 
+    keys: Keys
     store: RunStore | None = None
     is_running: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; every failure ends as one paragraph on stderr and an exit code."""
-    args, session = parse_arguments(argv), Session()
+    args = parse_arguments(argv)
+    with taken() as keys, sigterm_as_interrupt():
+        session = Session(keys)
+        try:
+            exit_code = run_command(args, session)
+            write_out()
+            return exit_code
+        except KeyboardInterrupt:
+            return report_failure(args, session, Interrupted("Interrupted."))
+        except BrokenPipeError:  # whoever read the output has gone; what was paid for is on disk
+            drop_output()
+            return 1
+        except Exception as error:  # the one boundary
+            return report_failure(args, session, error)
+        finally:
+            if session.store is not None:
+                session.store.close()
+
+
+def write_out() -> None:
+    """Write the result out; what a full disk refuses only at exit, nobody is told any more."""
     try:
-        return run_command(args, session)
-    except KeyboardInterrupt:
-        return report_failure(args, session, Interrupted("Interrupted."))
-    except BrokenPipeError:  # whoever read the output has gone; what was paid for is on disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:  # the one boundary
-        return report_failure(args, session, error)
+        sys.stdout.flush()
+    except OSError as error:
+        drop_output()
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise StorageError(
+            f"Standard output: the disk refused to write the result to it: {error.strerror}. Make "
+            "room. The run directory is whole."
+        ) from error
+
+
+def drop_output() -> None:
+    """Keep Python from writing the rest of the output at exit, where that would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Before the loop has its own handlers, SIGTERM ends the command as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
     finally:
-        if session.store is not None:
-            session.store.close()
+        signal.signal(signal.SIGTERM, before)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print what may hold anybody's names: nothing in it reaches the terminal as a command."""
+    from progress import printable
+
+    print(printable(text), file=file)
 
 
 def report_failure(args: argparse.Namespace, session: Session, error: BaseException) -> int:
     """Record a failure in the ledger, where there is a run, and tell the user; the exit code."""
-    if args.verbose:
-        import traceback
-
-        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
-    message = str(error)
-    if not isinstance(error, LoopError):
-        message = f"Unexpected {type(error).__name__}: {error}. Add -v for the traceback."
+    redacted, store = session.keys.redacted, session.store
+    message = redacted(describe_failure(error))
     exit_code = 2 if isinstance(error, InputError) else 130 if isinstance(error, Interrupted) else 1
-    if session.store is not None and session.is_running:
-        event = {Interrupted: "interrupted", EvalError: "eval_failed"}.get(type(error), "failed")
-        with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-            tokens = {}
-            if isinstance(error, LoopError) and error.num_prompt_tokens:
-                tokens["num_prompt_tokens"] = error.num_prompt_tokens
-                tokens["num_sampled_tokens"] = error.num_sampled_tokens
-            session.store.append(event, detail=redacted(message), **tokens)
-        if not isinstance(error, ConfigError):
-            message += f" Continue with: {resume_command(session.store.run_dir)}"
-    message = redacted(message)
-    print(message if exit_code == 130 else f"error: {message}", file=sys.stderr)
-    if args.json:
-        print(json.dumps({"error": message, "exit_code": exit_code}))
+    if store is not None and session.is_running:
+        with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong
+            record_failure(store, error, message)
+    can_continue = session.is_running and not isinstance(error, ConfigError)
+    if store is not None and (can_continue or isinstance(error, StorageError)):
+        message += f" {how_to_continue(store.run_dir)}"
+        if not store.has_started and args.config is not None:  # what its tasks run is not recorded
+            overrides = [word for one in args.overrides for word in ("--set", one)]
+            message += f" {shlex.join(['--config', args.config, *overrides])}"
+    with contextlib.suppress(OSError, StorageError):  # the output may lie on the disk that is full
+        if args.verbose:
+            import traceback
+
+            say(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+        say(message if exit_code == 130 else f"error: {message}", file=sys.stderr)
+        if args.json:
+            print(json.dumps({"error": message, "exit_code": exit_code}))
+        write_out()
+    if exit_code == 1:
+        run_dir = None if store is None else store.run_dir
+        alert(args.alert, "failed", {"detail": message}, run_dir)
     return exit_code
+
+
+def describe_failure(error: BaseException) -> str:
+    """One paragraph on any failure."""
+    if isinstance(error, LoopError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in durable.REFUSALS:
+        if error.filename:
+            return str(durable.storage_error(Path(error.filename), error))
+        return (
+            f"The disk refused to write an output or a temporary file: {error.strerror}. Make room "
+            "where they go; what was recorded before is whole."
+        )
+    return f"Unexpected {type(error).__name__}: {error}. Add -v for the traceback."
+
+
+def record_failure(store: RunStore, error: BaseException, message: str) -> None:
+    event = {Interrupted: "interrupted", EvalError: "eval_failed"}.get(type(error), "failed")
+    fields: dict[str, Any] = {}
+    if isinstance(error, ServiceError) and error.fault is not None:
+        fields["fault"] = error.fault
+    if isinstance(error, LoopError) and error.num_prompt_tokens:
+        fields["num_prompt_tokens"] = error.num_prompt_tokens
+        fields["num_sampled_tokens"] = error.num_sampled_tokens
+    store.append(event, detail=message, **fields)
+
+
+def alert(command: str | None, what: str, figures: Mapping[str, Any], run_dir: Path | None) -> None:
+    """Run the user's alert command, if there is one; that it failed is a warning."""
+    if command is None:
+        return
+    from alerts import parse_command, send_alert
+
+    message = {"alert": what, "run_dir": None if run_dir is None else str(run_dir), **figures}
+    if (problem := send_alert(parse_command(command), message)) is not None:
+        say(f"warning: {problem}", file=sys.stderr)
+
+
+def how_to_continue(run_dir: Path) -> str:
+    return f"Continue with: {resume_command(run_dir)}"
 
 
 def resume_command(run_dir: Path) -> str:
@@ -863,31 +745,43 @@ def resume_command(run_dir: Path) -> str:
     return shlex.join([*shown, "--resume", str(run_dir)])
 
 
-def redacted(text: str) -> str:
-    """Remove the keys that this process knows, wherever the text came from."""
-    for name in ("TINKER_API_KEY", "EVALOPS_API_KEY"):
-        if secret := os.environ.get(name):
-            from evalops_client import redact
-
-            text = redact(text, secret)
-    return text
-
-
 def run_command(args: argparse.Namespace, session: Session) -> int:
+    if args.alert is not None:
+        from alerts import parse_command
+
+        parse_command(args.alert)
+    if args.list is not None:
+        return list_checkpoints(args)
     settings = open_settings(args, session)
-    from plan import describe_inputs, describe_plan, find_model_dir, make_plan, read_inputs
+    from plan import (
+        describe_inputs,
+        describe_plan,
+        find_model_dir,
+        make_plan,
+        read_inputs,
+        task_code,
+    )
     from progress import Progress
 
     loaded, store = settings.loaded, settings.store
     model_dir = find_model_dir(loaded)
+    progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
+    # Before a run has started nothing is recorded, and --config names code as for a new one.
+    if store is not None and (store.has_started or args.config is None):
+        for line in store.refuse_other_code(task_code(loaded)):
+            progress.line(line)
     if settings.evaluated is not None:
         return evaluate_checkpoints(args, settings, session, model_dir)
     if args.dry_run:
-        return dry_run(args, settings, model_dir)
-    choice = choose_place(args, settings, model_dir, settings.kept.get("service"))
-    evalops = open_evalops(loaded.config)
-    progress = Progress(verbose=args.verbose)
+        return dry_run(args, settings, session, model_dir)
+    as_recorded = loaded.config.model_dump(mode="json")
+    if store is not None and settings.back_to is None and store.is_finished_with(as_recorded):
+        return report_finished(args, store, loaded.config, progress)
+    choice = choose_place(args, settings, session, model_dir, settings.kept.get("service"))
+    evalops, limits = open_evalops(loaded.config, session.keys), load_limits(loaded)
     progress.line(f"service: {choice.kind} ({choice.reason})")
+    if limits is not None and (untouched := limits.not_acted_on) is not None:
+        progress.line(f"{loaded.config.evalops_budget_file}: {untouched}")
     inputs = read_inputs(loaded, model_dir, settings.kept)
     for line in describe_inputs(inputs):
         progress.line(line)
@@ -895,12 +789,66 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
     for line in describe_plan(plan):
         progress.line(line)
     with open_service(choice, plan, progress) as service:
-        store = begin_run(settings, plan, choice) if store is None else continue_run(store, plan)
+        if store is None:
+            store = begin_run(settings, plan, choice, session)
+        else:
+            if store.num_torn_bytes:
+                progress.line(
+                    f"ledger: dropped a last line of {store.num_torn_bytes} bytes that was not "
+                    "written whole"
+                )
+            continue_run(store, plan, settings.back_to)
         session.store, session.is_running = store, True
         progress.line(f"run directory: {store.run_dir}")
-        decision = asyncio.run(train_on_service(plan, store, progress, choice, service, evalops))
+        place = Place(choice, service, store.run_dir / "checkpoints", session.keys)
+        on_alert = functools.partial(alert, args.alert, run_dir=store.run_dir)
+        decision = asyncio.run(
+            train_on_service(plan, store, progress, place, evalops, limits, on_alert)
+        )
+        if decision.action != "stop_passed":
+            on_alert("target_missed", {"round": decision.round, "detail": decision.sentence})
     session.is_running = False
     return report_end(args, store, decision, plan.cost_usd(store.usage()))
+
+
+def report_finished(
+    args: argparse.Namespace, store: RunStore, config: TrainingConfig, progress: Progress
+) -> int:
+    """A run with nothing left to do: say so, how it can go on, and its outcome."""
+    from plan import cost_usd
+
+    decision = store.last_decision()
+    assert decision is not None, "a finished run has a decision"
+    how = "a run that met its target ends there"
+    if decision.action in EXTENDABLE:
+        command = f"{resume_command(store.run_dir)} --set max_rounds={config.max_rounds + 1}"
+        how = f"to train on, raise a bound: {command}"
+    progress.line(f"{store.run_dir}: this run is finished, nothing is left to do; {how}")
+    return report_end(args, store, decision, cost_usd(config, store.usage()))
+
+
+def list_checkpoints(args: argparse.Namespace) -> int:
+    """Print which weights a run has saved. Reads the run directory alone."""
+    from checkpoint_care import listing, missing_from
+    from run_store import RunStore
+
+    store = RunStore.open(args.list)
+    settled = store.settled_config()
+    service = settled["resolved"]["service"]
+    saved, decision = store.saved_weights(), store.last_decision()
+    best_round = None if decision is None else decision.best_round
+    missing: set[str] = set()
+    address = "Tinker" if service == "tinker" else settled["config"].get("base_url")
+    where = f"on the service at {address or 'TINKER_BASE_URL'}"
+    if service == "embedded":
+        folder = store.run_dir / "checkpoints"
+        missing, where = missing_from(folder, saved), f"on this machine in {folder}"
+    if args.json:
+        rows = [{**one._asdict(), "is_best": one.round == best_round} for one in saved]
+        print(json.dumps({"where": where, "checkpoints": rows, "missing": sorted(missing)}))
+    else:
+        say(listing(saved, where, store.scores(), best_round, missing))
+    return 0
 
 
 def evaluate_checkpoints(
@@ -931,29 +879,31 @@ def evaluate_checkpoints(
             "it is compared with first, for example RUN_DIR@round_00 for the untouched model."
         )
     begun_on = "embedded" if any(s.service == "embedded" for s in subjects) else None
-    choice = choose_place(args, settings, model_dir, begun_on)
+    choice = choose_place(args, settings, session, model_dir, begun_on)
     inputs = read_eval_inputs(loaded, model_dir)
     renderer_name = common_renderer(subjects, loaded.config, inputs.model_path)
     plan = make_plan(inputs, {"renderer_name": renderer_name})
     gate = gate_for(plan.gate, len(subjects))
-    progress = Progress(verbose=args.verbose)
+    progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
     lines += [describe_resolution(gate, inputs.scored_sizes), f"renderer: {plan.renderer_name}"]
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
     if args.dry_run:
-        print(json.dumps({"dry_run": True, "plan": lines}) if args.json else "\n".join(lines))
+        say(json.dumps({"dry_run": True, "plan": lines}) if args.json else "\n".join(lines))
         return 0
     for line in lines:
         progress.line(line)
     with open_service(choice, plan, progress) as service:
-        asyncio.run(refuse_unknown_paths(subjects, choice, loaded.config))
+        asyncio.run(refuse_unknown_paths(subjects, choice, loaded.config, session.keys))
         if store is None:
-            store = begin_run(settings, plan, choice, [one.to_record() for one in subjects])
+            records = [one.to_record() for one in subjects]
+            store = begin_run(settings, plan, choice, session, records)
         else:
             continue_run(store, plan)
         session.store, session.is_running = store, True
         progress.line(f"evaluation directory: {store.run_dir}")
-        results = asyncio.run(evaluate_on_service(plan, store, progress, choice, service, subjects))
+        place = Place(choice, service, store.run_dir / "checkpoints", session.keys)
+        results = asyncio.run(evaluate_on_service(plan, store, progress, place, subjects))
         comparisons = compare(subjects, results, gate)
         write_comparison(store, comparisons, loaded.config)
         for number, one in enumerate(comparisons):
@@ -971,6 +921,7 @@ class OpenedSettings(NamedTuple):
     run_dir: Path | None
     kept: dict[str, Any]
     evaluated: list[Any] | None  # checkpoints to evaluate: their names, or records on resumption
+    back_to: int | None = None  # the round to go back to
 
 
 def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
@@ -998,44 +949,52 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
     given = None
     if args.config is not None:
         given = config_schema.load_and_validate_config(args.config, args.overrides)
-    run_dir = Path(args.resume)
+    run_dir, back_to = resumed_place(args.resume)
     if args.resume == "":
         if given is None:
             raise ConfigError(
                 "--resume without a RUN_DIR needs --config, to know whose run is meant."
             )
         run_dir = newest_run(Path("runs"), config_schema.config_hash(given.config))
-    elif given is not None and is_absent_or_empty(run_dir):
+    elif given is not None and run_store.is_absent_or_empty(run_dir):
         return OpenedSettings(given, None, run_dir, {}, None)
     store = session.store = RunStore.open(run_dir, to_resume=not args.dry_run)
-    recorded = store.resolved_config()
+    store.refuse_impossible_ledger()
+    recorded = store.settled_config()
     if given is None:
         raw = config_schema.with_overrides(recorded["config"], args.overrides)
         file = Path(recorded["config_file"])
         given = LoadedConfig(config_schema.validate(raw, str(run_dir)), file, file.parent)
     config_schema.refuse_other_config(recorded["config"], given)
     evaluated = recorded.get(run_store.EVALUATED)
-    return OpenedSettings(given, store, run_dir, recorded["resolved"], evaluated)
+    return OpenedSettings(given, store, run_dir, recorded["resolved"], evaluated, back_to)
 
 
-def is_absent_or_empty(path: Path) -> bool:
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+def resumed_place(text: str) -> tuple[Path, int | None]:
+    """The directory that --resume names, and the round to go back to, if one is named."""
+    match = re.fullmatch(r"(.+)@round_(\d{1,4})", text, re.DOTALL)
+    if match is None or Path(text).exists():
+        return Path(text), None
+    return Path(match[1]), int(match[2])
 
 
 def choose_place(
     args: argparse.Namespace,
     settings: OpenedSettings,
+    session: Session,
     model_dir: Path | None,
     begun_on: str | None,
 ) -> ServiceChoice:
     """Where the run happens, by the rules of plan.py, from command line and environment."""
     from plan import choose_service
 
-    config = settings.loaded.config
-    return choose_service(config, model_dir, os.environ, local=args.local, begun_on=begun_on)
+    config, env = settings.loaded.config, session.keys.environment
+    return choose_service(config, model_dir, env, local=args.local, begun_on=begun_on)
 
 
-def dry_run(args: argparse.Namespace, settings: OpenedSettings, model_dir: Path | None) -> int:
+def dry_run(
+    args: argparse.Namespace, settings: OpenedSettings, session: Session, model_dir: Path | None
+) -> int:
     """Check all that can be checked without a service or the network; say what could not be."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
     from plan import (
@@ -1049,7 +1008,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, model_dir: Path 
 
     lines, unchecked, choice = [], [], None
     try:
-        choice = choose_place(args, settings, model_dir, settings.kept.get("service"))
+        choice = choose_place(args, settings, session, model_dir, settings.kept.get("service"))
         lines.append(f"service: {choice.kind} ({choice.reason})")
     except ConfigError as error:
         lines.append("service: none yet")
@@ -1065,26 +1024,35 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, model_dir: Path 
     lines += schedule_table(inputs)
     unchecked += unchecked_without_service(choice)
     if args.json:
-        print(json.dumps({"dry_run": True, "plan": lines, "not_checked": unchecked}, indent=1))
+        say(json.dumps({"dry_run": True, "plan": lines, "not_checked": unchecked}, indent=1))
     else:
-        print("\n".join([*lines, "not checked:", *(f"  {what}" for what in unchecked)]))
+        say("\n".join([*lines, "not checked:", *(f"  {what}" for what in unchecked)]))
     return 0
 
 
-def open_evalops(config: TrainingConfig) -> EvalOpsClient | None:
+def open_evalops(config: TrainingConfig, keys: Keys) -> EvalOpsClient | None:
     """The EvalOps client where it is enabled. Raises `ConfigError` when its key is missing."""
     if not config.evalops_enabled:
         return None
-    from evalops_client import DEFAULT_API_URL, EvalOpsClient
+    from evalops_client import make_client
 
-    key = os.environ.get("EVALOPS_API_KEY")
-    if not key:
+    if not keys.evalops:
         raise ConfigError(
             "evalops_enabled is true but EVALOPS_API_KEY is not set. Export your EvalOps key, or "
             "set evalops_enabled to false."
         )
-    url = config.evalops_api_url or os.environ.get("EVALOPS_API_URL") or DEFAULT_API_URL
-    return EvalOpsClient(key, url)
+    return make_client(keys.evalops, config.evalops_api_url)
+
+
+def load_limits(loaded: LoadedConfig) -> Budget | None:
+    """The limits of `evalops_budget_file`, where one is named."""
+    config = loaded.config
+    if config.evalops_budget_file is None:
+        return None
+    from eval_budget import load_budget
+
+    path = loaded.find("evalops_budget_file", config.evalops_budget_file)
+    return load_budget(path, config.evalops_environment)
 
 
 @contextlib.contextmanager
@@ -1128,6 +1096,7 @@ def begin_run(
     settings: OpenedSettings,
     plan: Plan,
     choice: ServiceChoice,
+    session: Session,
     evaluated: list[dict[str, Any]] | None = None,
 ) -> RunStore:
     """Make the run directory and write down everything that was settled.
@@ -1140,14 +1109,21 @@ def begin_run(
     name, resolved = plan.config.run_name, resolved_config(plan, choice, versions())
     if evaluated is not None:
         name, resolved = f"{name}-evaluation", {**resolved, EVALUATED: evaluated}
-    store = RunStore.create(settings.run_dir or new_run_dir(Path("runs"), name), resolved)
+    run_dir = settings.run_dir or new_run_dir(Path("runs"), name)
+    try:
+        store = session.store = RunStore.create(run_dir, resolved)
+    except StorageError as error:
+        raise StorageError(f"{error} Nothing was begun yet; give the same command again.") from None
     store.record_start(data_manifest(plan), dropped_rows(plan), plan.config_hash)
     return store
 
 
-def continue_run(store: RunStore, plan: Plan) -> RunStore:
-    """Check that the data are the ones the run began with, and mark the resumption."""
-    from plan import data_manifest, dropped_rows
+def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> None:
+    """Check that the data are the ones the run began with, and mark the resumption.
+
+    It goes on where it was, or from the end of round `back_to`.
+    """
+    from plan import data_manifest, dropped_rows, refuse_foreign_records
 
     refuse_training_past_test(store, plan.config)
 
@@ -1156,15 +1132,15 @@ def continue_run(store: RunStore, plan: Plan) -> RunStore:
         store.record_start(manifest, dropped_rows(plan), plan.config_hash)
     else:
         store.refuse_other_data(manifest)
-        store.mark_resumed(plan.config.model_dump(mode="json"))
-    return store
+        refuse_foreign_records(plan, store)
+        store.mark_resumed(plan.config.model_dump(mode="json"), back_to)
 
 
 def refuse_training_past_test(store: RunStore, config: TrainingConfig) -> None:
     """Raise `ConfigError` when a larger bound would train on after the sealed test was opened."""
     opened, recorded = store.test_opened(), store.resolved_config()["config"]
     bounds = {"max_rounds": config.max_rounds, "budget": config.budget.model_dump(mode="json")}
-    changed = [key for key, value in bounds.items() if recorded[key] != value]
+    changed = [key for key, value in bounds.items() if recorded.get(key) != value]
     if opened is not None and changed:
         raise ConfigError(
             f"{store.run_dir}: {changed[0]} cannot change any more, because the sealed test of "
@@ -1181,36 +1157,69 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
 
 
+class Place(NamedTuple):
+    """Where a session is opened, and what it is signed with."""
+
+    choice: ServiceChoice
+    service: Service | None  # the embedded one
+    checkpoint_dir: Path
+    keys: Keys
+
+
 async def train_on_service(
     plan: Plan,
     store: RunStore,
     progress: Progress,
-    choice: ServiceChoice,
-    service: Service | None,
-    evalops: EvalOpsClient | None,
+    place: Place,
+    evalops: EvalOpsClient | None = None,
+    limits: Budget | None = None,
+    on_alert: Alert = ignore_alert,
 ) -> Decision:
     """Run the rounds, from wherever the ledger stands."""
-    checkpoint_dir = store.run_dir / "checkpoints"
-    async with connected(plan, store, progress, choice, service, checkpoint_dir) as run:
-        run.evalops = evalops
-        decision = await run_rounds(run)
-        store.append("run_finished", round=decision.round, action=decision.action)
+    async with connected(plan, store, progress, place) as run:
+        run.limits, run.alert = limits, on_alert
+        with sending(run, evalops):
+            decision = await run_rounds(run)
+            store.append("run_finished", round=decision.round, action=decision.action)
+            if run.evalops is not None:
+                await run.evalops.finish()
         return decision
 
 
+@contextlib.contextmanager
+def sending(run: Run, evalops: EvalOpsClient | None) -> Iterator[None]:
+    """Send rounds to EvalOps beside the loop, where that is enabled."""
+    if evalops is None:
+        yield
+        return
+    from evalops_client import Deliverer, Outbox
+
+    suite_id = run.plan.config.evalops_test_suite_id
+    assert suite_id is not None, "the schema asks for it"
+    run.evalops = Deliverer(
+        evalops,
+        Outbox(run.store.run_dir, run.store.run_id),
+        suite_id,
+        delivered=run.store.delivered_keys(),
+        record=run.store.record_delivery,
+        warn=lambda text: run.progress.line(f"warning: {text}"),
+    )
+    run.evalops.start()
+    try:
+        yield
+    finally:
+        run.evalops.close()
+
+
 async def evaluate_on_service(
-    plan: Plan,
-    store: RunStore,
-    progress: Progress,
-    choice: ServiceChoice,
-    service: Service | None,
-    subjects: list[Subject],
+    plan: Plan, store: RunStore, progress: Progress, place: Place, subjects: list[Subject]
 ) -> list[EvalResult]:
     """Measure each checkpoint on every task; what is measured already is not measured again."""
     results = []
     for number, subject in enumerate(subjects):
-        folder = subject.checkpoint_dir or store.run_dir / "checkpoints"
-        async with connected(plan, store, progress, choice, service, folder) as run:
+        folder = subject.checkpoint_dir or place.checkpoint_dir
+        of_subject = place._replace(checkpoint_dir=folder)
+        async with connected(plan, store, progress, of_subject) as run:
             label, path, tasks = subject.label, subject.path, list(plan.tasks)
             result = await measure_and_record(run, number, label, path, subject.step, tasks)
         progress.result_lines(label, result)
@@ -1219,7 +1228,7 @@ async def evaluate_on_service(
 
 
 async def refuse_unknown_paths(
-    subjects: list[Subject], choice: ServiceChoice, config: TrainingConfig
+    subjects: list[Subject], choice: ServiceChoice, config: TrainingConfig, keys: Keys
 ) -> None:
     """Raise `ConfigError` for a bare path whose weights are not there, or of another model."""
     import tinker
@@ -1232,7 +1241,7 @@ async def refuse_unknown_paths(
                 f"--evaluate {subject.path}: no run below ./runs has these weights, and the "
                 "embedded service finds weights by their run. Give RUN_DIR@round_02 instead."
             )
-        rest = tinker.RestClient(base_url=choice.base_url, api_key=os.environ.get("TINKER_API_KEY"))
+        rest = tinker.RestClient(base_url=choice.base_url, api_key=keys.tinker)
         try:
             info = await rest.get_weights_info_by_tinker_path(subject.path)
         except tinker.APIStatusError as error:
@@ -1248,22 +1257,19 @@ async def refuse_unknown_paths(
 
 @contextlib.asynccontextmanager
 async def connected(
-    plan: Plan,
-    store: RunStore,
-    progress: Progress,
-    choice: ServiceChoice,
-    service: Service | None,
-    checkpoint_dir: Path,
+    plan: Plan, store: RunStore, progress: Progress, place: Place
 ) -> AsyncIterator[Run]:
     """Open a session on the service, and finish it whatever happens."""
     import tinker
 
-    if service is not None:
-        base_url, api_key = service.base_url, service.open_folder(checkpoint_dir)
-    else:
-        base_url, api_key = choice.base_url, os.environ.get("TINKER_API_KEY")
-    client = tinker.ServiceClient(base_url=base_url, api_key=api_key)
-    run = Run(plan, store, progress, client, base_url, api_key)
+    from faults import SDK_ERRORS, explain
+
+    base_url, keys = place.choice.base_url, place.keys
+    if place.service is not None:
+        base_url = place.service.base_url
+        keys = replace(keys, tinker=place.service.open_folder(place.checkpoint_dir))
+    client = tinker.ServiceClient(base_url=base_url, api_key=keys.tinker)
+    run = Run(plan, store, progress, client, base_url, keys)
     stop_on_signals(run)
     status = "errored"
     try:
@@ -1276,11 +1282,11 @@ async def connected(
             logging.getLogger(name).setLevel(logging.CRITICAL)
         detail = str(error) or "with all that was recorded so far saved"
         raise Interrupted(f"Interrupted {detail}.") from None
-    except tinker.TinkerError as error:
-        where = base_url or "Tinker"
-        raise ServiceError(
-            f"The service at {where} failed a request with {type(error).__name__}: {error}"
-        ) from error
+    except SDK_ERRORS as error:
+        explained = explain(error, base_url)
+        if explained is None:
+            raise
+        raise explained from error
     finally:
         progress.close()
         with contextlib.suppress(tinker.TinkerError, TimeoutError):
@@ -1294,6 +1300,7 @@ def stop_on_signals(run: Run) -> None:
 
     def on_signal() -> None:
         if run.stop_requested:
+            say(f"Left at once. {how_to_continue(run.store.run_dir)}", file=sys.stderr)
             os._exit(130)
         run.stop_requested = True
         run.progress.line("stopping after the steps in flight; once more to leave at once")
@@ -1319,11 +1326,11 @@ def report_comparisons(
         print(json.dumps(outcome, indent=1))
     else:
         for one in comparisons:
-            print(summary(one))
+            say(summary(one))
         for one in comparisons:
             if one.passed is not None:
-                print(one.sentence)
-        print(f"Evaluation directory: {store.run_dir}")
+                say(one.sentence)
+        say(f"Evaluation directory: {store.run_dir}")
     has_failed = any(one.passed is False for one in comparisons)
     return 3 if args.gate and has_failed else 0
 
@@ -1353,19 +1360,21 @@ def report_end(
         }
         print(json.dumps(outcome, indent=1))
     else:
-        print(decision.sentence)
-        print(
+        say(decision.sentence)
+        say(
             f"Best checkpoint: round {decision.best_round}, score {score_and_n(best)}, "
             f"baseline {baseline.score:.4f}"
         )
         if best.score <= baseline.score:
-            print("No round scored above the untouched model.")
+            say("No round scored above the untouched model.")
         if test is not None:
-            print(f"Sealed test: score {score_and_n(test)}")
-        print(f"  {checkpoint.sampler_path}")
-        print(f"Report: {store.run_dir / 'eval_report.md'}")
-        print(f"Run directory: {store.run_dir}")
-    return 3 if args.gate and decision.action != "stop_passed" else 0
+            say(f"Sealed test: score {score_and_n(test)}")
+        say(f"  {checkpoint.sampler_path}")
+        say(f"Report: {store.run_dir / 'eval_report.md'}")
+        say(f"Run directory: {store.run_dir}")
+    verdict = store.limits_verdict(decision.best_round)
+    is_within_limits = verdict is None or not verdict["fails"]
+    return 3 if args.gate and not (decision.action == "stop_passed" and is_within_limits) else 0
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ async def base_score(base_url: str, api_key: str) -> float:
     import tinker
 
     from config_schema import load_and_validate_config
+    from durable import Journal
     from rendering import load_renderer
     from simple_eval import SamplingSettings, ask_questions, load_questions
 
@@ -71,7 +72,9 @@ async def base_score(base_url: str, api_key: str) -> float:
     service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
     client = await service.create_sampling_client(base_model=config.base_model)
     task = load_questions("simple_qa_test", TEST_FILE)
-    samples = await ask_questions(task, client, renderer, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "asked.partial.jsonl", "the base model")
+        samples = await ask_questions(task, client, renderer, settings, journal)
     await service.close("success")
     return mean(sample.score for sample in samples)
 

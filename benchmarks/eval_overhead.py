@@ -93,6 +93,7 @@ async def measure(
 ) -> list[Report]:
     import tinker
 
+    from durable import Journal
     from inspect_eval import InspectScores, inspect_model, load_inspect_task, run_inspect
     from rendering import load_renderer
     from simple_eval import SamplingSettings, ask_questions, load_questions
@@ -124,7 +125,10 @@ async def measure(
             return len(await asyncio.gather(*map(ask, prompts)))
 
         async def built_in() -> int:
-            return len(await ask_questions(questions, client, renderer, settings))
+            journal = Journal(Path(folder) / "asked.partial.jsonl", "the checkpoint")
+            answers = await ask_questions(questions, client, renderer, settings, journal)
+            journal.discard()
+            return len(answers)
 
         async def inspect() -> int:
             task = load_inspect_task(
@@ -139,7 +143,7 @@ async def measure(
                 [task],
                 inspect_model(client, renderer, 0, "benchmark"),
                 settings,
-                log_dir=Path(folder) / "inspect_logs",
+                log_dir=Path(tempfile.mkdtemp(dir=folder)),  # it would go on with a log it finds
                 tags=["benchmark"],
                 metadata={},
                 grader=None,

@@ -51,7 +51,8 @@ from plan import (  # noqa: E402
 )
 from progress import Progress  # noqa: E402
 from run_store import RunStore  # noqa: E402
-from trainer_with_eval import train_on_service  # noqa: E402
+from secret_keys import Keys  # noqa: E402
+from trainer_with_eval import Place, train_on_service  # noqa: E402
 
 MODEL = str(REPO / "demo_model")
 MAX_ROUNDS = 8
@@ -91,11 +92,12 @@ def run_loop(service: local_tinker.Service, folder: Path, name: str, **changes: 
     loaded = LoadedConfig(config, folder / "config.json", folder)
     plan = make_plan(read_inputs(loaded, find_model_dir(loaded)))
     choice = ServiceChoice("embedded", None, "a benchmark")
+    place = Place(choice, service, folder / name / "checkpoints", Keys())
     store = RunStore.create(folder / name, resolved_config(plan, choice, {}))
     store.record_start(data_manifest(plan), dropped_rows(plan), plan.config_hash)
     progress = Progress(verbose=False)
     with contextlib.redirect_stderr(io.StringIO()):
-        asyncio.run(train_on_service(plan, store, progress, choice, service, None))
+        asyncio.run(train_on_service(plan, store, progress, place))
     store.close()
     return store
 

@@ -197,7 +197,7 @@ async def train_over_service(client: tinker.ServiceClient, work: Work) -> Servic
     """All steps, as many in flight as the loop keeps; a step is submitted before any is awaited."""
     import tinker
 
-    from trainer_with_eval import MAX_STEPS_IN_FLIGHT
+    from training import MAX_STEPS_IN_FLIGHT
 
     run = await client.create_lora_training_client(
         "demo_model", rank=work.lora_rank, seed=work.seed

@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     import local_tinker
+    from test_loop import Workspace
 
 # Before anything imports tinker or transformers: no telemetry, no hub, no proxy for loopback.
 os.environ["TINKER_TELEMETRY"] = "0"
@@ -47,3 +48,11 @@ def service(llama_dir: Path, qwen_dir: Path) -> Iterator[local_tinker.Service]:
 
     with local_tinker.start([("llama", str(llama_dir)), ("qwen3", str(qwen_dir))]) as running:
         yield running
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, llama_dir: Path) -> Workspace:
+    """A folder with config, data and questions for a tiny model."""
+    from test_loop import Workspace
+
+    return Workspace(tmp_path, llama_dir)

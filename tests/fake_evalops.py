@@ -8,18 +8,24 @@ judges nothing: a test reads `requests` and asserts.
         evalops.play(RATE_LIMITED, OK_P)  # one reply per request; the last one repeats
         ...                               # post to evalops.url
         assert len(evalops.requests) == 2
+
+With `honours_keys` it keeps one test run per Idempotency-Key, as other services of EvalOps do: what
+is posted again is answered with the first run and starts nothing. A reply with a 2xx status accepts
+the post, also when the answer is never sent, torn or garbage; `accepted` counts starts per key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import uvicorn
@@ -35,16 +41,20 @@ class Recorded:
     path: str
     headers: dict[str, str]
     body: bytes
+    raw_path: str = ""  # with its percent-escapes
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer; with `pace` "never" nothing is sent, with "drip" a byte now and then for ever."""
+    """One answer; with `pace` "never" nothing is sent, with "drip" a byte now and then for ever.
+
+    With "torn" the connection ends in the middle of the body.
+    """
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
-    pace: Literal["at_once", "never", "drip"] = "at_once"
+    pace: Literal["at_once", "never", "drip", "torn"] = "at_once"
 
 
 def as_json(value: object, status: int = 200, **headers: str) -> Reply:
@@ -67,6 +77,20 @@ HANG = Reply(pace="never")
 DRIP = Reply(pace="drip")
 
 
+TORN = Reply(200, b'{"data": {"id": "ru', {"content-length": "1000"}, pace="torn")
+UNAVAILABLE = as_json({"error": {"code": "unavailable", "message": "try later"}}, status=503)
+CONFLICT = as_json({"error": {"code": "idempotency_conflict", "message": "other body"}}, 409)
+IN_PROGRESS = as_json({"error": {"code": "idempotency_in_progress", "message": "wait"}}, 409)
+
+
+REPLAYED = {"x-idempotent-replay": "true"}
+
+
+def run_replies(*statuses: str, **fields: object) -> list[Reply]:
+    """The answers to questions about one test run, one status after the other."""
+    return [as_json({"data": {**RUN, "status": status, **fields}}) for status in statuses]
+
+
 def error_shapes(words: str) -> dict[str, bytes]:
     """Return the error bodies that EvalOps services and clients are known to use."""
     return {
@@ -83,24 +107,66 @@ class FakeEvalOps:
     def __init__(self, url: str) -> None:
         self.url = url
         self.requests: list[Recorded] = []
-        self._replies = [OK_P]
+        self.accepted: Counter[str] = Counter()
+        self.honours_keys = False
+        self.on_request: Callable[[Recorded], None] = lambda request: None  # in the fake's thread
+        self._bodies: dict[str, bytes] = {}
+        self._replies: Iterator[Reply] = itertools.repeat(OK_P)
 
     def play(self, *replies: Reply) -> None:
         """Forget the past and answer with these from now on, the last one again and again."""
-        assert replies, "at least one reply is needed"
         self.requests.clear()
-        self._replies = list(replies)
+        self.accepted.clear()
+        self._bodies.clear()
+        self.honours_keys = False
+        self.on_request = lambda request: None
+        self.go_on(*replies)
+
+    def go_on(self, *replies: Reply) -> None:
+        """Answer with these from now on, the last one again and again, and forget nothing."""
+        assert replies, "at least one reply is needed"
+        self._replies = itertools.chain(replies, itertools.repeat(replies[-1]))
+
+    def flap(self, *replies: Reply) -> None:
+        """Answer with these in turn, over and over, and forget nothing."""
+        self._replies = itertools.cycle(replies)
 
     async def answer(self, request: Request) -> Response:
         body = await request.body()
-        headers = dict(request.headers)
-        self.requests.append(Recorded(request.method, request.url.path, headers, body))
-        reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+        headers, raw_path = dict(request.headers), request.scope["raw_path"].decode()
+        recorded = Recorded(request.method, request.url.path, headers, body, raw_path)
+        self.requests.append(recorded)
+        self.on_request(recorded)
+        reply = self._accept(recorded, next(self._replies))
         if reply.pace == "drip":
             return StreamingResponse(_drip(), reply.status, reply.headers)
+        if reply.pace == "torn":
+            return StreamingResponse(_once(reply.body), reply.status, reply.headers)
         while reply.pace == "never" and not await request.is_disconnected():
             await asyncio.sleep(0.02)
         return Response(reply.body, reply.status, reply.headers)
+
+    def _accept(self, request: Recorded, reply: Reply) -> Reply:
+        """Count what a reply accepts, and put the run of this key into `OK_P`."""
+        key = request.headers.get("idempotency-key")
+        if key is None or not 200 <= reply.status < 300:
+            return reply
+        if not self.honours_keys:
+            self.accepted[key] += 1
+            return reply
+        if self._bodies.setdefault(key, request.body) != request.body:
+            return CONFLICT
+        is_replay = self.accepted[key] > 0
+        self.accepted[key] = 1
+        if reply is not OK_P:
+            return reply
+        run = {**RUN, "id": f"run-{list(self._bodies).index(key) + 1}"}
+        answer = as_json({"data": run, "jobId": "job-9"})
+        return replace(answer, headers={**answer.headers, **REPLAYED}) if is_replay else answer
+
+
+async def _once(part: bytes) -> AsyncIterator[bytes]:
+    yield part
 
 
 async def _drip() -> AsyncIterator[bytes]:

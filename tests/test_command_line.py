@@ -219,7 +219,7 @@ def test_the_command_line_is_frozen() -> None:
     assert flags >= {"--config", "--set", "--run-dir", "--resume", "--local", "--dry-run"}
     assert flags == {
         *("-h", "--help", "--config", "--set", "--run-dir", "--resume", "--local", "--dry-run"),
-        *("--gate", "--json", "-v", "--verbose", "--evaluate"),
+        *("--gate", "--json", "-v", "--verbose", "--evaluate", "--list", "--alert"),
     }
 
 

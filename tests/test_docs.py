@@ -109,7 +109,8 @@ def test_every_file_has_its_clause_in_the_readme() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "DEMO.md", "demo_model/README.md", "local_tinker/README.md"]
+    "document",
+    ["README.md", "DEMO.md", "demo_model/README.md", "local_tinker/README.md", "docs/evalops.md"],
 )
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     text = (REPO / document).read_text(encoding="utf-8")

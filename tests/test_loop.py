@@ -15,12 +15,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import evalops_client
 import local_tinker
 from conftest import REPO
 from contamination import normalise
 from data_loader import load_examples
 from data_sources import Source
-from fake_evalops import OK_P, as_json, fake_evalops
+from fake_evalops import (
+    GARBAGE,
+    HANG,
+    OK_C,
+    OK_P,
+    RATE_LIMITED,
+    SLASH_REDIRECT,
+    Reply,
+    as_json,
+    fake_evalops,
+)
 from run_store import RunStore
 from trainer_with_eval import main
 
@@ -92,11 +103,6 @@ def row(number: int) -> dict[str, str]:
     return {"instruction": f"Say {number}", "output": str(number), "topic": TOPICS[number % 2]}
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, llama_dir: Path) -> Workspace:
-    return Workspace(tmp_path, llama_dir)
-
-
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
@@ -113,7 +119,7 @@ def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.Captu
     assert [event["type"] for event in events] == [
         "run_started",
         *evaluate,
-        *(train + evaluate + explain),
+        *(train + evaluate + ["checkpoint_kept"] + explain),
         "losses_measured",
         *(train + evaluate + explain),
         "run_finished",
@@ -289,38 +295,6 @@ def wait_for(process: subprocess.Popen, ledger: Path, event_type: str, count: in
     raise AssertionError(f"no {event_type} number {count} before the run ended")
 
 
-@pytest.mark.parametrize(
-    ("event_type", "count"), [("evaluated", 1), ("step", 2), ("checkpoint", 2), ("selected", 2)]
-)
-def test_a_killed_run_ends_with_the_same_bits(
-    workspace: Workspace, event_type: str, count: int
-) -> None:
-    workspace.write_rows("val.jsonl", [row(i) for i in range(300, 303)])
-    changes = {"steps_per_round": 4, "checkpoint_every_steps": 3, "val_file": "val.jsonl"}
-    changes["evaluation"] = {"max_tokens": 4, "held_out_every_steps": 2}
-    assert workspace.run("whole", **changes) == 0
-    process = start(workspace, "killed", **changes)
-    wait_for(process, workspace.folder / "killed/ledger.jsonl", event_type, count)
-    process.send_signal(signal.SIGKILL)
-    process.wait(20)
-    assert main(["--resume", str(workspace.folder / "killed")]) == 0
-    whole, killed = workspace.store("whole"), workspace.store("killed")
-    for round_no in (1, 2):
-        assert same_bits(
-            workspace.weights("whole", round_no), workspace.weights("killed", round_no)
-        )
-        assert whole.selection(round_no) == killed.selection(round_no)
-        assert whole.decision(round_no) == killed.decision(round_no)
-        assert len(whole.held_out_points(round_no)) == 1
-        assert whole.held_out_points(round_no) == killed.held_out_points(round_no)
-        assert whole.diagnosis(round_no) == killed.diagnosis(round_no)
-    assert [(e["step"], e["lr"], e["loss"], e["example_ids"]) for e in whole.events("step")] == [
-        (e["step"], e["lr"], e["loss"], e["example_ids"]) for e in killed.events("step")
-    ]
-    results = [[s.answer for s in store.result(2).samples] for store in (whole, killed)]  # pyright: ignore
-    assert results[0] == results[1]
-
-
 def test_interrupted_it_finishes_the_step_saves_and_exits_130(workspace: Workspace) -> None:
     process = start(workspace, "run", steps_per_round=200, max_rounds=1)
     wait_for(process, workspace.folder / "run/ledger.jsonl", "step", 3)
@@ -357,7 +331,7 @@ def test_resume_refuses_data_that_changed(
 ) -> None:
     assert workspace.run("run", max_rounds=1) == 0
     workspace.write_rows("train.jsonl", [row(i) for i in range(11)])
-    assert main(["--resume", str(workspace.folder / "run")]) == 2
+    assert main(["--resume", str(workspace.folder / "run"), "--set", "max_rounds=2"]) == 2
     assert "the content of train_file has changed" in capsys.readouterr().err
 
 
@@ -402,7 +376,9 @@ def test_a_failed_evaluation_has_no_score_and_can_be_resumed(
     assert "--resume" in errors
     types = [event["type"] for event in workspace.events("run")]
     assert types == ["run_started", "eval_failed"]
-    assert not (workspace.folder / "run/evals").exists()
+    assert [file.name for file in (workspace.folder / "run/evals").iterdir()] == [
+        "round_00.partial.jsonl"  # the one that was answered waits there
+    ]
 
 
 def test_a_few_failed_samples_count_as_wrong(workspace: Workspace) -> None:
@@ -418,30 +394,64 @@ def test_a_few_failed_samples_count_as_wrong(workspace: Workspace) -> None:
 # --- EvalOps -----------------------------------------------------------------------------------
 
 
-def test_rounds_are_posted_and_a_broken_server_changes_nothing(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def loop_events(workspace: Workspace, run_dir: str) -> list[tuple[str, int | None]]:
+    events = workspace.events(run_dir)
+    return [(event["type"], event["round"]) for event in events if event["type"] != "evalops"]
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [OK_P],
+        [as_json({"error": "broken"}, 500), OK_P],
+        [SLASH_REDIRECT, OK_C, SLASH_REDIRECT, OK_P],
+        [RATE_LIMITED, OK_P],
+        [GARBAGE, GARBAGE, OK_P],
+    ],
+    ids=["good", "flapping", "redirecting", "limiting", "garbage"],
+)
+def test_each_round_is_delivered_once_and_the_loop_does_not_notice(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, replies: list[Reply]
 ) -> None:
-    enabled = {"evalops_enabled": True, "evalops_test_suite_id": "suite-1"}
-    assert workspace.run("missing-key", **enabled) == 2
-    assert "EVALOPS_API_KEY is not set" in capsys.readouterr().err
-    secret = "eoak_planted_secret"
-    monkeypatch.setenv("EVALOPS_API_KEY", secret)
+    monkeypatch.setenv("EVALOPS_API_KEY", "eoak_of_this_test")
     assert workspace.run("plain") == 0
     with fake_evalops() as server:
+        server.play(*replies)
+        enabled = {"evalops_enabled": True, "evalops_test_suite_id": "suite-1"}
+        assert workspace.run("sent", **enabled, evalops_api_url=server.url) == 0
+        delivered = [e["round"] for e in workspace.events("sent") if e.get("ok")]
+        keys = {request.headers["idempotency-key"] for request in server.requests}
+    assert sorted(delivered) == [0, 1, 2]
+    assert len(keys) == 3
+    assert loop_events(workspace, "sent") == loop_events(workspace, "plain")
+    assert same_bits(workspace.weights("plain", 2), workspace.weights("sent", 2))
+
+
+@pytest.mark.parametrize("reply", [None, HANG, as_json({"error": "broken"}, 500)])
+def test_what_a_server_did_not_take_is_sent_by_sync(
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    reply: Reply | None,
+) -> None:
+    enabled = {"evalops_enabled": True, "evalops_test_suite_id": "suite-1"}
+    assert workspace.run("no-key", **enabled) == 2
+    assert "EVALOPS_API_KEY is not set" in capsys.readouterr().err
+    monkeypatch.setenv("EVALOPS_API_KEY", "eoak_of_this_test")
+    with fake_evalops() as server:
+        url = server.url if reply is not None else "http://127.0.0.1:9"  # where nobody listens
+        if reply is not None:
+            server.play(reply)
+        assert workspace.run("run", **enabled, evalops_api_url=url) == 0
+        assert "sync" in capsys.readouterr().err
+        assert not [event for event in workspace.events("run") if event.get("ok")]
+        file = workspace.folder / "run/config.resolved.json"
+        resolved = json.loads(file.read_text())
+        resolved["config"]["evalops_api_url"] = server.url
+        file.write_text(json.dumps(resolved))
         server.play(OK_P)
-        assert workspace.run("good", **enabled, evalops_api_url=server.url) == 0
-        names = [json.loads(request.body)["name"] for request in server.requests]
-        assert [name.split(":")[0] for name in names] == [f"Training Round {i}" for i in range(3)]
-        server.play(as_json({"error": f"broken, you sent {secret}"}, 500))
-        assert workspace.run("bad", **enabled, evalops_api_url=server.url) == 0
-    output = capsys.readouterr()
-    posts = [
-        [e["ok"] for e in workspace.events(r) if e["type"] == "evalops"] for r in ("good", "bad")
-    ]
-    assert posts == [[True] * 3, [False] * 3]
-    assert "warning: EvalOps did not confirm the round" in output.err
-    for name in ("good", "bad"):
-        assert same_bits(workspace.weights("plain", 2), workspace.weights(name, 2))
-        for file in (workspace.folder / name).rglob("*"):
-            assert not file.is_file() or secret.encode() not in file.read_bytes()
-    assert secret not in output.err + output.out
+        assert evalops_client.main(["sync", str(workspace.folder / "run")]) == 0
+        assert evalops_client.main(["sync", str(workspace.folder / "run")]) == 0
+        sent = [json.loads(request.body)["name"].split(":")[0] for request in server.requests]
+    assert sent == [f"Training Round {i}" for i in range(3)]
+    assert [event["round"] for event in workspace.events("run") if event.get("ok")] == [0, 1, 2]

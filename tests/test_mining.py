@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -131,11 +130,6 @@ def test_topics_that_do_not_move(reports: list[TopicReport], expected: dict[str,
 
 
 # --- in the loop ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def workspace(tmp_path: Any, llama_dir: Any) -> Workspace:
-    return Workspace(tmp_path, llama_dir)
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "similar", "loss", "hybrid"])

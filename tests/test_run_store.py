@@ -122,8 +122,9 @@ def test_steps_after_the_last_checkpoint_are_superseded_but_their_tokens_were_sp
     store.append("failed", detail="killed here")  # comes after steps that nothing holds
 
     later = RunStore.open(tmp_path / "run")
-    durable = later.mark_resumed({})
-    assert durable == 3  # run_started 0, steps 1 and 2, checkpoint 3
+    later.mark_resumed({})
+    (resumed,) = later.events("resumed")
+    assert resumed["durable_seq"] == 3  # run_started 0, steps 1 and 2, checkpoint 3
     assert [event["step"] for event in later.events("step")] == [0, 1]
     record_steps(later, 2, range(2, 4))
     assert [event["step"] for event in later.events("step")] == [0, 1, 2, 3]

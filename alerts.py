@@ -1,0 +1,47 @@
+"""An alert: a command of the user's, given what happened as JSON on its standard input.
+
+The command comes from the command line alone, never from a config or a run directory, which may be
+somebody else's. It is run without a shell and without this process's keys.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from errors import ConfigError
+
+LIMIT_S = 10.0
+
+
+def parse_command(text: str) -> list[str]:
+    """The words of a command. Raises `ConfigError` when it is none."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"--alert {text}: not a command: {error}.") from None
+    if not words:
+        raise ConfigError("--alert: the command is empty. Give a program and its arguments.")
+    return words
+
+
+def send_alert(words: list[str], message: Mapping[str, Any]) -> str | None:
+    """Run the command; returns what went wrong with it, or None."""
+    try:
+        done = subprocess.run(
+            words,
+            input=json.dumps(message).encode() + b"\n",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=LIMIT_S,
+        )
+    except (OSError, ValueError) as error:
+        return f"the alert command {words[0]} could not be run: {error}"
+    except subprocess.TimeoutExpired:
+        return f"the alert command {words[0]} took longer than {LIMIT_S:g} s and was stopped"
+    if done.returncode != 0:
+        return f"the alert command {words[0]} ended with exit code {done.returncode}"
+    return None

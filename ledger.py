@@ -1,0 +1,279 @@
+"""The events of a ledger as they are read back: what each kind holds, and which can follow which.
+
+A run directory may be somebody else's, or damaged. What is read here once is what everything else
+may take for granted of an event.
+"""
+
+from __future__ import annotations
+
+import calendar
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+import stored_json
+from errors import RunStoreError
+from stored_json import Count, Measure, Share
+
+Event = dict[str, Any]
+
+MAX_PATH_CHARS = 500
+
+
+def seconds_of(stamp: str) -> float:
+    """An event's time in seconds since 1970. Raises `ValueError`."""
+    return float(calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ")))
+
+
+def _stamp(text: str) -> str:
+    seconds_of(text)
+    return text
+
+
+def _weights_path(text: str) -> str:
+    parts = text.removeprefix("tinker://").split("/")
+    is_plain = text.isprintable() and " " not in text and len(text) <= MAX_PATH_CHARS
+    if not (text.startswith("tinker://") and is_plain and not {"", ".", ".."}.intersection(parts)):
+        raise ValueError("not a tinker:// path")
+    return text
+
+
+Stamp = Annotated[str, AfterValidator(_stamp)]
+WeightsPath = Annotated[str, AfterValidator(_weights_path)]
+OwnFile = Annotated[str, Field(pattern=r"^(evals|selections)/[a-z0-9_]+\.json$")]
+
+
+# --- what each kind holds -------------------------------------------------------------------------
+
+
+class _Any(BaseModel):
+    """What every event has; a kind that is not listed below has no more that is relied on."""
+
+    model_config = ConfigDict(strict=True)
+
+    seq: Count
+    time: Stamp
+    type: str
+    round: Count | None
+    step: Count | None
+    num_prompt_tokens: Count = 0
+    num_sampled_tokens: Count = 0
+
+
+class _OfRound(_Any):
+    round: Count
+
+
+class _RunStarted(_Any):
+    run_id: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+
+
+class _Resumed(_Any):
+    durable_seq: Count
+
+
+class _Selected(_OfRound):
+    file: OwnFile
+
+
+class _LossesMeasured(_Selected):
+    checkpoint_round: Count
+
+
+class _Step(_OfRound):
+    step: Count
+    num_tokens: Count
+    lr: Measure
+    nll: Measure
+
+
+class _HeldOut(_OfRound):
+    step: Count
+    task: str
+    nll: Measure
+
+
+class _Checkpoint(_OfRound):
+    step: Count
+    state_path: WeightsPath
+    sampler_path: WeightsPath | None
+    base_model: str
+    lora_rank: int
+    lora_alpha: int
+    train_attn: bool
+    train_mlp: bool
+    train_unembed: bool
+    renderer: str
+    expires_at: Stamp | None
+    parent: WeightsPath | None = None
+
+
+class _Unusable(_OfRound):
+    state_path: WeightsPath
+
+
+class _Paths(_OfRound):
+    paths: list[WeightsPath]
+
+
+class _Kept(_Paths):
+    expires_at: Stamp | None
+
+
+class _Measured(_OfRound):
+    tasks: list[str]
+    file: OwnFile
+    num_samples: Count = 0
+    latency_ms: Measure | None = None
+
+
+class _Evaluated(_OfRound):
+    score: Share
+    file: OwnFile
+
+
+class _Decided(_OfRound):
+    action: str
+    sentence: str
+    lr_multiplier: Measure
+    best_round: Count
+    num_missed_gates: Count
+
+
+class _Diagnosed(_OfRound):
+    sentence: str
+
+
+class _Topics(_OfRound):
+    topics: list[dict[str, Any]]
+
+
+class _Limits(_OfRound):
+    fails: bool
+
+
+class _TestOpened(_OfRound):
+    checkpoint: WeightsPath | None
+
+
+class _Delivery(_OfRound):
+    ok: bool
+    key: str = ""
+
+
+_KINDS: dict[str, type[_Any]] = {
+    "run_started": _RunStarted,
+    "resumed": _Resumed,
+    "selected": _Selected,
+    "losses_measured": _LossesMeasured,
+    "step": _Step,
+    "held_out": _HeldOut,
+    "checkpoint": _Checkpoint,
+    "checkpoint_unusable": _Unusable,
+    "checkpoint_kept": _Kept,
+    "checkpoint_released": _Kept,
+    "checkpoint_deleted": _Paths,
+    "measured": _Measured,
+    "evaluated": _Evaluated,
+    "decided": _Decided,
+    "diagnosed": _Diagnosed,
+    "topics": _Topics,
+    "limits_checked": _Limits,
+    "test_opened": _TestOpened,
+    "test_measured": _Measured,
+    "test_evaluated": _Evaluated,
+    "evalops": _Delivery,
+}
+
+
+def read_events(path: Path, lines: Sequence[bytes]) -> list[Event]:
+    """The events in the lines of a ledger. Raises `RunStoreError` naming a line that is none."""
+    events: list[Event] = []
+    for line_no, line in enumerate(lines, start=1):
+        try:
+            event = stored_json.parse_object(line)
+            kind = event.get("type")
+            shape = _KINDS.get(kind, _Any) if isinstance(kind, str) else _Any
+            checked = shape.model_validate(event)
+            if checked.seq != len(events) or (checked.round or 0) > len(events):
+                raise ValueError("its number or its round is out of order")
+        except ValueError as error:
+            raise RunStoreError(
+                f"{path} line {line_no}: not a ledger event: {_said(error)}. The file was changed "
+                "by something else; restore it or start a new run."
+            ) from None
+        events.append(event)
+    return events
+
+
+def _said(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+
+
+# --- which can follow which -----------------------------------------------------------------------
+
+
+def impossibility(events: Sequence[Event]) -> str | None:
+    """What of an effective ledger no run can have written; None where a run can have.
+
+    A round is selected, trained step by step, saved, evaluated and decided, in this order.
+    """
+    num_steps, stops = 0, False
+    done: set[tuple[str, int]] = set()
+    saved: set[str] = set()
+    for event in events:
+        kind, number = event["type"], event["round"]
+        before = _NEEDED.get(kind)
+        if (kind == "run_started") != (event["seq"] == 0):
+            return f"event {event['seq']}: a ledger begins with run_started, once"
+        if before is not None and number > (0 if kind in _ALSO_OF_BASELINE else -1):
+            needed = before, number - (kind == "selected")
+            if needed not in done:
+                return f"event {event['seq']}: {kind} of round {number} without its {before}"
+        if kind == "step":
+            if event["step"] != num_steps:
+                return f"event {event['seq']}: step {event['step']} where {num_steps} is next"
+            num_steps += 1
+        elif kind == "checkpoint":
+            if event["step"] != num_steps:
+                return f"event {event['seq']}: weights of {event['step']} steps after {num_steps}"
+            saved.add(event["state_path"])
+            if event["sampler_path"] is None:  # the round goes on
+                continue
+        elif kind == "checkpoint_unusable" and event["state_path"] in saved:
+            return f"event {event['seq']}: weights that were saved well are unusable"
+        elif kind == "decided":
+            stops = event["action"].startswith("stop")
+            if event["best_round"] > number or (stops and event["best_round"] == 0):
+                return f"event {event['seq']}: round {event['best_round']} cannot be the best"
+        elif kind == "losses_measured" and event["checkpoint_round"] >= number:
+            return f"event {event['seq']}: losses under the weights of a later round"
+        elif kind == "run_finished" and not stops:
+            return f"event {event['seq']}: the run finished without a decision to stop"
+        if number is not None:
+            done.add((kind, number))
+    return None
+
+
+_ALSO_OF_BASELINE = ("measured", "evaluated")  # round 0 has no weights of its own
+_NEEDED = {
+    "selected": "decided",
+    "step": "selected",
+    "held_out": "selected",
+    "checkpoint": "selected",
+    "measured": "checkpoint",
+    "evaluated": "checkpoint",
+    "decided": "evaluated",
+    "diagnosed": "decided",
+    "topics": "decided",
+    "limits_checked": "evaluated",
+    "test_opened": "checkpoint",
+    "test_measured": "test_opened",
+    "test_evaluated": "test_opened",
+}

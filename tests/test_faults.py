@@ -1,0 +1,150 @@
+"""What comes back from a service: one message each, an event, and a run that can be resumed."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+import tinker
+from tinker.lib.retryable_exception import RetryableException
+from tinker.types import RequestErrorCategory
+
+from diagnosis import DIVERGED_STEPS, NUM_FIRST_STEPS, divergence
+from faults import explain, is_gone
+from test_loop import Workspace
+from trainer_with_eval import main
+
+ADDRESS = "http://127.0.0.1:1"
+
+
+def status_error(status: int) -> tinker.APIStatusError:
+    kinds = {
+        400: tinker.BadRequestError,
+        401: tinker.AuthenticationError,
+        402: tinker.BillingError,
+        403: tinker.PermissionDeniedError,
+        404: tinker.NotFoundError,
+        429: tinker.RateLimitError,
+        500: tinker.InternalServerError,
+    }
+    response = httpx.Response(status, request=httpx.Request("POST", ADDRESS))
+    return kinds.get(status, tinker.APIStatusError)("what the server said", response, None)
+
+
+LOST_RESULT = ValueError("Error retrieving result: Error code: 404 - gone with status 404 for x")
+
+
+@pytest.mark.parametrize(
+    ("error", "fault", "words"),
+    [
+        (status_error(400), "user_error", "refuses a request as wrong"),
+        (status_error(401), "refused_key", "Check that TINKER_API_KEY"),
+        (status_error(402), "out_of_quota", "billing or quota"),
+        (status_error(403), "refused_key", "Check that TINKER_API_KEY"),
+        (status_error(404), "session_lost", "was restarted, or the session expired"),
+        (status_error(410), "future_lost", "has lost the result of a request"),
+        (status_error(429), "rate_limited", "Wait a while"),
+        (status_error(500), "server_error", "failed on its own side"),
+        (status_error(503), "server_error", "failed on its own side"),
+        (
+            tinker.RequestFailedError("no", "r1", RequestErrorCategory("user")),
+            "user_error",
+            "as wrong",
+        ),
+        (
+            tinker.RequestFailedError("no", "r1", RequestErrorCategory("server")),
+            "server_error",
+            "on its own side",
+        ),
+        (RetryableException("promise lost"), "future_lost", "has lost the result"),
+        (LOST_RESULT, "session_lost", "was restarted, or the session expired"),
+        (
+            tinker.APIConnectionError(request=httpx.Request("POST", ADDRESS)),
+            "unreachable",
+            "cannot be reached any more",
+        ),
+    ],
+)
+def test_each_fault_has_one_message_and_a_word(error: Exception, fault: str, words: str) -> None:
+    explained = explain(error, ADDRESS)
+    assert explained is not None
+    assert explained.fault == fault
+    assert words in str(explained)
+    assert str(explained).startswith(f"The service at {ADDRESS} ")
+    assert str(explained).endswith("What was saved before is safe.")
+    assert "\n" not in str(explained)
+
+
+def test_an_error_of_ours_is_not_taken_for_the_services() -> None:
+    assert explain(ValueError("lr is negative"), ADDRESS) is None
+    assert explain(KeyError("x"), None) is None
+    assert is_gone(status_error(404)) and is_gone(status_error(400))
+    assert not is_gone(status_error(500)) and not is_gone(status_error(401))
+
+
+# --- divergence -----------------------------------------------------------------------------------
+
+
+def test_a_loss_worse_than_a_blind_guess_and_twice_the_start_has_diverged() -> None:
+    learned = [3.0, 2.5, 2.0, 1.5, 1.0]
+    assert divergence([*learned, *[9.0] * 20], vocab_size=1000) is not None  # ln(1000) is 6.9
+    # A spike, a rise to what harder rows cost, or a bad start say nothing.
+    assert divergence([*learned, *[1.0] * 10, *[9.0] * 10], vocab_size=1000) is None
+    assert divergence([*learned, *[6.5] * 20], vocab_size=1000) is None
+    assert divergence([8.0] * 5 + [9.0] * 20, vocab_size=1000) is None
+    assert divergence([1.0] * 5 + [9.0] * 19, vocab_size=1000) is None
+
+
+def test_a_diverging_run_stops_and_what_was_saved_behind_is_not_used(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    wild = {"learning_rate": 1.0, "steps_per_round": 60, "max_rounds": 1, "lr_decay": 1.0}
+    assert workspace.run("run", **wild, batch_size=4) == 1
+    error = capsys.readouterr().err
+    assert "the loss diverges, at learning rate 0.99" in error
+    assert "a blind guess has " in error
+    assert "Start a new run with a lower learning_rate." in error
+    events = workspace.events("run")
+    assert events[-1]["type"] == "failed"
+    num_steps = len([event for event in events if event["type"] == "step"])
+    assert NUM_FIRST_STEPS + DIVERGED_STEPS <= num_steps < 60
+    assert workspace.store("run").last_checkpoint() is None
+
+
+# --- the alert command, and limits ----------------------------------------------------------------
+
+
+def test_an_alert_is_given_what_happened_and_no_keys(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "tml-planted-in-this-test")
+    script = workspace.folder / "alert.sh"
+    script.write_text(f"#!/bin/sh\n(cat; env) >> {workspace.folder}/alerts\n")
+    script.chmod(0o755)
+    (workspace.folder / "budget.yaml").write_text("cost: {max_tokens: 5}\n")
+    limits = {"evalops_budget_file": "budget.yaml", "max_rounds": 1, "eval_threshold": 0.0}
+    assert workspace.run("run", "--local", "--alert", str(script), "--gate", **limits) == 3
+    alerts = (workspace.folder / "alerts").read_text()
+    assert '"alert": "limits_violated"' in alerts
+    assert '"round": 1' in alerts
+    assert "target_missed" not in alerts  # the threshold was met
+    assert "planted" not in alerts
+    (checked,) = workspace.store("run").events("limits_checked")
+    assert (checked["passed"], checked["fails"]) == (False, True)
+    assert checked["violations"][0]["actual"] > 5
+    output = capsys.readouterr()
+    assert "  error: " in output.err
+    # A failing run, and a command that does not work: a warning, the exit code stays.
+    assert workspace.run("missed", "--local", "--alert", "/no/such/command", max_rounds=1) == 0
+    assert "warning: the alert command /no/such/command could not be run" in capsys.readouterr().err
+    assert main(["--alert", "'", "--config", "x"]) == 2
+
+
+def test_a_limit_on_what_was_not_measured_is_violated(workspace: Workspace) -> None:
+    (workspace.folder / "budget.yaml").write_text(
+        "cost: {max_usd: 5}\nperformance: {max_latency_ms: 60000}\nquality_score: {min: 0}\n"
+    )
+    limits = {"evalops_budget_file": "budget.yaml", "max_rounds": 1}
+    assert workspace.run("run", **limits) == 0  # it is no gate without --gate
+    (checked,) = workspace.store("run").events("limits_checked")
+    assert [one["metric"] for one in checked["violations"]] == ["cost_usd"]  # no prices are given
+    assert 0 < (workspace.store("run").mean_latency_ms(1) or 0) < 60_000
