@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,11 @@ def parse_command(text: str) -> list[str]:
         raise ConfigError(f"--alert {text}: not a command: {error}.") from None
     if not words:
         raise ConfigError("--alert: the command is empty. Give a program and its arguments.")
+    if shutil.which(words[0]) is None:
+        raise ConfigError(
+            f"--alert {text}: {words[0]!r} is no program that can be run. Give one and its "
+            "arguments; no shell reads them, so for pipes and variables name a script."
+        )
     return words
 
 

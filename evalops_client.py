@@ -603,7 +603,8 @@ class Deliverer:
             ended.result()
         rounds = [str(record.round) for record in self._undelivered()]
         if rounds:
-            command = shlex.join(["python", "evalops_client.py", "sync", str(self.outbox.run_dir)])
+            program = [sys.executable, str(Path(__file__).resolve())]
+            command = shlex.join([*program, "sync", str(self.outbox.run_dir)])
             self.warn(f"EvalOps: undelivered: round {', '.join(rounds)}. Send with: {command}")
         return len(rounds)
 

@@ -584,8 +584,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--alert",
         metavar="COMMAND",
-        help="run a command when a limit is violated, the target is missed or the run fails, with "
-        "what happened as JSON on its standard input",
+        help="run a command, without a shell, when a limit is violated, the target is missed or "
+        "the run fails, with what happened as JSON on its standard input",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
@@ -675,7 +675,8 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
     if store is not None and session.is_running:
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong
             record_failure(store, error, message)
-    can_continue = session.is_running and not isinstance(error, ConfigError)
+    is_gone = isinstance(error, ServiceError) and error.fault == "checkpoint_gone"  # it says how
+    can_continue = session.is_running and not isinstance(error, ConfigError) and not is_gone
     if store is not None and (can_continue or isinstance(error, StorageError)):
         message += f" {how_to_continue(store.run_dir)}"
         if not store.has_started and args.config is not None:  # what its tasks run is not recorded
@@ -820,7 +821,9 @@ def report_finished(
     decision = store.last_decision()
     assert decision is not None, "a finished run has a decision"
     how = "a run that met its target ends there"
-    if decision.action in EXTENDABLE:
+    if store.test_opened() is not None:
+        how = "its sealed test was opened, so it is not trained further"
+    elif decision.action in EXTENDABLE:
         command = f"{resume_command(store.run_dir)} --set max_rounds={config.max_rounds + 1}"
         how = f"to train on, raise a bound: {command}"
     progress.line(f"{store.run_dir}: this run is finished, nothing is left to do; {how}")
@@ -1007,6 +1010,9 @@ def dry_run(
     )
 
     lines, unchecked, choice = [], [], None
+    load_limits(settings.loaded)
+    if settings.loaded.config.evalops_enabled and not session.keys.evalops:
+        unchecked.append("EvalOps: EVALOPS_API_KEY is not set, and the run needs it")
     try:
         choice = choose_place(args, settings, session, model_dir, settings.kept.get("service"))
         lines.append(f"service: {choice.kind} ({choice.reason})")

@@ -459,7 +459,8 @@ async def care_for_checkpoints(run: Run, decision: Decision) -> None:
             store.record_kept(round_no, care.keep)
         if ttl is not None and care.release:
             for path in care.release:
-                await rest.set_checkpoint_ttl_from_tinker_path(path, ttl)
+                with contextlib.suppress(tinker.NotFoundError):  # gone, and not needed any more
+                    await rest.set_checkpoint_ttl_from_tinker_path(path, ttl)
             store.record_released(round_no, care.release, expiry(run.plan.config))
         if care.delete:
             for path in care.delete:

@@ -272,10 +272,9 @@ def test_finish_is_bounded_and_names_what_is_left(
 
     left, warnings = asyncio.run(asyncio.wait_for(run(), 60))  # for ever, without a bound
     assert left == 2
-    assert warnings == [
-        "EvalOps: undelivered: round 1, 2. Send with: "
-        f"python evalops_client.py sync {store.run_dir}"
-    ]
+    (warning,) = warnings
+    assert warning.startswith("EvalOps: undelivered: round 1, 2. Send with: ")
+    assert warning.endswith(f"evalops_client.py sync {store.run_dir}")
     assert deliveries(store) == [] and len(evalops.requests) == 1
     evalops.go_on(OK_P)
     assert run_rounds(store, evalops.url) == (0, [])

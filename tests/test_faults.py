@@ -133,9 +133,11 @@ def test_an_alert_is_given_what_happened_and_no_keys(
     assert checked["violations"][0]["actual"] > 5
     output = capsys.readouterr()
     assert "  error: " in output.err
-    # A failing run, and a command that does not work: a warning, the exit code stays.
-    assert workspace.run("missed", "--local", "--alert", "/no/such/command", max_rounds=1) == 0
-    assert "warning: the alert command /no/such/command could not be run" in capsys.readouterr().err
+    # A command that fails is a warning, and the exit code stays; one that is none is refused.
+    assert workspace.run("missed", "--local", "--alert", "false", max_rounds=1) == 0
+    assert "warning: the alert command false ended with exit code 1" in capsys.readouterr().err
+    assert main(["--alert", "/no/such/command", "--config", "x"]) == 2
+    assert "no program that can be run" in capsys.readouterr().err
     assert main(["--alert", "'", "--config", "x"]) == 2
 
 

@@ -274,6 +274,8 @@ def test_one_cannot_go_back_behind_an_opened_test(
     assert workspace.run("run", max_rounds=1, evaluation=evaluation) == 0
     assert main(["--resume", str(workspace.folder / "run@round_00")]) == 2
     assert "the sealed test of this run has been opened" in capsys.readouterr().err
+    assert resume(workspace, "run") == 0  # and no command that would be refused is recommended
+    assert "its sealed test was opened, so it is not trained further" in capsys.readouterr().err
 
 
 def test_a_state_that_is_gone_is_named_with_what_is_still_there(
@@ -293,6 +295,7 @@ def test_a_state_that_is_gone_is_named_with_what_is_still_there(
     error = capsys.readouterr().err
     assert f"of round 2, step 6 ({newest.state_path}) cannot be loaded: " in error
     assert f"can still go on from {workspace.folder / 'run'}@round_01, " in error
+    assert "Continue with" not in error  # the command that would fail again
     assert workspace.events("run")[-1]["fault"] == "checkpoint_gone"
     assert main(["--resume", str(workspace.folder / "run@round_01")]) == 0
     assert workspace.run("whole", steps_per_round=3, max_rounds=3) == 0
