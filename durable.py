@@ -31,7 +31,7 @@ def write_whole(target: Path, parts: Iterable[str]) -> None:
     """Write a text file durably, all of it or nothing. Raises `StorageError`."""
     temporary = target.with_name(target.name + ".tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         try:
             with open(temporary, "w", encoding="utf-8") as file:
                 file.writelines(parts)
@@ -53,6 +53,7 @@ def append_line(path: Path, line: str, *, is_synced: bool = True) -> None:
     Raises `StorageError`.
     """
     try:
+        _make_folder(path.parent)
         is_new = not path.exists()
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
@@ -70,6 +71,13 @@ def append_line(path: Path, line: str, *, is_synced: bool = True) -> None:
             sync_folder(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder that is not there, and its name durable: what lies in it is lost without."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
@@ -173,10 +181,6 @@ class Journal:
             "fields": dict(fields),
         }
         if not self._has_head:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise storage_error(self.path, error) from error
             append_line(self.path, self._head)
             self._has_head = True
         now = time.monotonic()

@@ -488,8 +488,7 @@ class Outbox:
             if not os.path.lexists(file):
                 content = json.dumps(asdict(record), indent=1, allow_nan=False)
                 durable.write_whole(file, [content, "\n"])
-                durable.sync_folder(self.run_dir)  # the folder itself may be new
-        except (OSError, StorageError, ValueError) as error:  # ValueError: a number is not finite
+        except (StorageError, ValueError) as error:  # ValueError: a number is not finite
             raise EvalOpsError(
                 f"EvalOps is not sent round {report.round}: {_one_line(str(error)).rstrip('.')}. "
                 "Resuming the run before its end tries again. The round itself is safe in the run "

@@ -450,6 +450,8 @@ async def care_for_checkpoints(run: Run, decision: Decision) -> None:
         return
     saved = [one for one in store.checkpoints() if one.round <= round_no]
     care = care_for(saved, best, store.kept_paths(), store.deleted_paths())
+    if not any(care):  # a client asks the service for its settings first
+        return
     rest = tinker.RestClient(base_url=run.base_url, api_key=run.keys.tinker)
     ttl = ttl_seconds(run.plan.config)
     try:
