@@ -10,7 +10,7 @@ import json
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errors import ConfigError
@@ -34,7 +34,7 @@ def parse_command(text: str) -> list[str]:
     return words
 
 
-def send_alert(words: list[str], message: Mapping[str, Any]) -> str | None:
+def send_alert(words: Sequence[str], message: Mapping[str, Any]) -> str | None:
     """Run the command; returns what went wrong with it, or None."""
     try:
         done = subprocess.run(

@@ -261,10 +261,12 @@ class EvalOpsClient:
 
     def __init__(self, api_key: str, api_url: str, timeout_s: float = 10.0) -> None:
         self._key = api_key.strip()
-        if not self._key or not all("!" <= char <= "~" for char in self._key):
+        if not self._key:
+            raise ConfigError("EVALOPS_API_KEY is not set, or is blank. Export your EvalOps key.")
+        if not all("!" <= char <= "~" for char in self._key):
             raise ConfigError(
-                "EVALOPS_API_KEY is not set, or has spaces, control or non-ASCII characters inside "
-                "and cannot be sent. Copy the key from EvalOps, and export it."
+                "EVALOPS_API_KEY has spaces, control or non-ASCII characters inside, which no "
+                "request can carry. Copy the key from EvalOps once more, and export it."
             )
         self._url = httpx.URL(_checked_base_url(api_url, self._key) + TEST_RUNS_PATH)
         self._timeout_s = timeout_s

@@ -50,7 +50,7 @@ OwnFile = Annotated[str, Field(pattern=r"^(evals|selections)/[a-z0-9_]+\.json$")
 
 
 class _Any(BaseModel):
-    """What every event has; a kind that is not listed below has no more that is relied on."""
+    """What every event has; of some kinds no more is relied on."""
 
     model_config = ConfigDict(strict=True)
 
@@ -164,9 +164,13 @@ class _Delivery(_OfRound):
     key: str = ""
 
 
-_KINDS: dict[str, type[_Any]] = {
+KINDS: dict[str, type[_Any]] = {
     "run_started": _RunStarted,
+    "rehearsed": _Any,
     "resumed": _Resumed,
+    "interrupted": _Any,
+    "failed": _Any,
+    "eval_failed": _Any,
     "selected": _Selected,
     "losses_measured": _LossesMeasured,
     "step": _Step,
@@ -176,6 +180,7 @@ _KINDS: dict[str, type[_Any]] = {
     "checkpoint_kept": _Kept,
     "checkpoint_released": _Kept,
     "checkpoint_deleted": _Paths,
+    "care_failed": _OfRound,
     "measured": _Measured,
     "evaluated": _Evaluated,
     "decided": _Decided,
@@ -186,6 +191,8 @@ _KINDS: dict[str, type[_Any]] = {
     "test_measured": _Measured,
     "test_evaluated": _Evaluated,
     "evalops": _Delivery,
+    "compared": _OfRound,
+    "run_finished": _Any,
 }
 
 
@@ -196,7 +203,7 @@ def read_events(path: Path, lines: Sequence[bytes]) -> list[Event]:
         try:
             event = stored_json.parse_object(line)
             kind = event.get("type")
-            shape = _KINDS.get(kind, _Any) if isinstance(kind, str) else _Any
+            shape = KINDS.get(kind, _Any) if isinstance(kind, str) else _Any
             checked = shape.model_validate(event)
             if checked.seq != len(events) or (checked.round or 0) > len(events):
                 raise ValueError("its number or its round is out of order")

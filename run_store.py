@@ -320,11 +320,12 @@ class RunStore:
         self._events = effective_events(self._all_events)
 
     def _durable_seq(self) -> int:
-        # A step is durable once a checkpoint holds it, and so is whatever came after such a step.
+        # A step is durable once a checkpoint holds it, and so is whatever came after such a step;
+        # one that failed leaves only a save that cannot be used.
         seq, has_loose_steps = -1, False
         for event in self._events:
-            if event["type"] in ("step", "checkpoint"):
-                has_loose_steps = event["type"] == "step"
+            if event["type"] in ("step", "checkpoint", "checkpoint_unusable"):
+                has_loose_steps = event["type"] != "checkpoint"
             if not has_loose_steps:
                 seq = event["seq"]
         return seq
@@ -532,6 +533,22 @@ class RunStore:
 
     def record_deleted(self, round_no: int, paths: Sequence[str]) -> None:
         self.append("checkpoint_deleted", round=round_no, paths=list(paths))
+
+    def record_comparison(self, number: int, passed: bool | None, sentence: str) -> None:
+        """How the checkpoint at this place of an evaluation compares; once, also if resumed."""
+        if self._last("compared", number) is None:
+            self.append("compared", round=number, passed=passed, sentence=sentence)
+
+    def record_evaluation_end(self) -> None:
+        """That an evaluation outside a run has all it was to measure; once, also if resumed."""
+        if not any(self.events("run_finished")):
+            self.append("run_finished")
+
+    def record_care_failed(self, round_no: int, detail: str) -> None:
+        """That a service did not change how long weights are kept; once a round, also where a
+        resumed run has asked again."""
+        if self._last("care_failed", round_no) is None:
+            self.append("care_failed", round=round_no, detail=detail)
 
     def kept_paths(self) -> list[str]:
         """Weights without expiry; what was superseded since counts as well, it is still there."""

@@ -8,4 +8,4 @@ ensure_venv
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright --pythonpath "$VENV_PYTHON"
-exec "$VENV_PYTHON" -m pytest "$@"
+exec "$VENV_PYTHON" -m pytest --numprocesses 2 --dist worksteal "$@"

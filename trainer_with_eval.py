@@ -42,7 +42,15 @@ from errors import (
     TokenizerError,
 )
 from secret_keys import Keys, taken
-from training import Alert, Interrupted, Run, care_for_checkpoints, gone, ignore_alert, train
+from training import (
+    Alert,
+    Interrupted,
+    Run,
+    care_for_checkpoints,
+    ignore_alert,
+    naming_what_is_gone,
+    train,
+)
 
 if TYPE_CHECKING:
     import tinker
@@ -310,15 +318,10 @@ async def sampling_client(
 ) -> tinker.SamplingClient:
     """A client for saved weights, or for a base model (None: the run's), that is watched."""
     from evaluation import watched
-    from faults import SDK_ERRORS, is_gone
 
     base_model = (model or run.plan.config.base_model) if path is None else None
-    try:
+    async with naming_what_is_gone(run, path):
         client = await run.service_client.create_sampling_client(path, base_model)
-    except SDK_ERRORS as error:
-        if path is not None and not run.store.is_evaluation and is_gone(error):
-            raise await gone(run, path, error) from error
-        raise
 
     def answered(seconds: float) -> None:
         run.stopwatch.add(seconds)
@@ -596,9 +599,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass
 class Session:
-    """What the top boundary needs: the keys, the run that is open, whether it has work in hand."""
+    """What the top boundary needs: the keys, the run that is open, whether it has work in hand,
+    and the user's alert command."""
 
     keys: Keys
+    alert_command: Sequence[str] | None = None
     store: RunStore | None = None
     is_running: bool = False
 
@@ -692,8 +697,7 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
             print(json.dumps({"error": message, "exit_code": exit_code}))
         write_out()
     if exit_code == 1:
-        run_dir = None if store is None else store.run_dir
-        alert(args.alert, "failed", {"detail": message}, run_dir)
+        alert(session, "failed", {"detail": message})
     return exit_code
 
 
@@ -722,15 +726,22 @@ def record_failure(store: RunStore, error: BaseException, message: str) -> None:
     store.append(event, detail=message, **fields)
 
 
-def alert(command: str | None, what: str, figures: Mapping[str, Any], run_dir: Path | None) -> None:
+def alert(session: Session, what: str, figures: Mapping[str, Any]) -> None:
     """Run the user's alert command, if there is one; that it failed is a warning."""
-    if command is None:
+    if session.alert_command is None:
         return
-    from alerts import parse_command, send_alert
+    from alerts import send_alert
 
-    message = {"alert": what, "run_dir": None if run_dir is None else str(run_dir), **figures}
-    if (problem := send_alert(parse_command(command), message)) is not None:
+    run_dir = None if session.store is None else str(session.store.run_dir)
+    message = {"alert": what, "run_dir": run_dir, **figures}
+    if (problem := send_alert(session.alert_command, message)) is not None:
         say(f"warning: {problem}", file=sys.stderr)
+
+
+def alert_on_end(session: Session, decision: Decision) -> None:
+    """Alert where a run has ended without meeting its target."""
+    if decision.action != "stop_passed":
+        alert(session, "target_missed", {"round": decision.round, "detail": decision.sentence})
 
 
 def how_to_continue(run_dir: Path) -> str:
@@ -750,7 +761,7 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
     if args.alert is not None:
         from alerts import parse_command
 
-        parse_command(args.alert)
+        session.alert_command = parse_command(args.alert)
     if args.list is not None:
         return list_checkpoints(args)
     settings = open_settings(args, session)
@@ -777,7 +788,7 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         return dry_run(args, settings, session, model_dir)
     as_recorded = loaded.config.model_dump(mode="json")
     if store is not None and settings.back_to is None and store.is_finished_with(as_recorded):
-        return report_finished(args, store, loaded.config, progress)
+        return report_finished(args, session, store, loaded.config, progress)
     choice = choose_place(args, settings, session, model_dir, settings.kept.get("service"))
     evalops, limits = open_evalops(loaded.config, session.keys), load_limits(loaded)
     progress.line(f"service: {choice.kind} ({choice.reason})")
@@ -802,18 +813,21 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         session.store, session.is_running = store, True
         progress.line(f"run directory: {store.run_dir}")
         place = Place(choice, service, store.run_dir / "checkpoints", session.keys)
-        on_alert = functools.partial(alert, args.alert, run_dir=store.run_dir)
+        on_alert = functools.partial(alert, session)
         decision = asyncio.run(
             train_on_service(plan, store, progress, place, evalops, limits, on_alert)
         )
-        if decision.action != "stop_passed":
-            on_alert("target_missed", {"round": decision.round, "detail": decision.sentence})
+        alert_on_end(session, decision)
     session.is_running = False
     return report_end(args, store, decision, plan.cost_usd(store.usage()))
 
 
 def report_finished(
-    args: argparse.Namespace, store: RunStore, config: TrainingConfig, progress: Progress
+    args: argparse.Namespace,
+    session: Session,
+    store: RunStore,
+    config: TrainingConfig,
+    progress: Progress,
 ) -> int:
     """A run with nothing left to do: say so, how it can go on, and its outcome."""
     from plan import cost_usd
@@ -827,6 +841,7 @@ def report_finished(
         command = f"{resume_command(store.run_dir)} --set max_rounds={config.max_rounds + 1}"
         how = f"to train on, raise a bound: {command}"
     progress.line(f"{store.run_dir}: this run is finished, nothing is left to do; {how}")
+    alert_on_end(session, decision)  # a kill at the very end may have kept it from being told
     return report_end(args, store, decision, cost_usd(config, store.usage()))
 
 
@@ -910,8 +925,8 @@ def evaluate_checkpoints(
         comparisons = compare(subjects, results, gate)
         write_comparison(store, comparisons, loaded.config)
         for number, one in enumerate(comparisons):
-            store.append("compared", round=number, passed=one.passed, sentence=one.sentence)
-        store.append("run_finished")
+            store.record_comparison(number, one.passed, one.sentence)
+        store.record_evaluation_end()
     session.is_running = False
     return report_comparisons(args, store, comparisons)
 

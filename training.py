@@ -7,11 +7,12 @@ is recorded when its result has come, in the order of submission.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +37,7 @@ Alert = Callable[[str, dict[str, Any]], None]  # given what happened, and its fi
 
 MAX_STEPS_IN_FLIGHT = 4
 SAVE_EVERY_S = 600.0  # inside long rounds, where the settings name no number of steps
+CARE_LIMIT_S = 30.0  # for what the run does not depend on; the SDK would try for many minutes
 
 
 class Interrupted(LoopError):
@@ -373,21 +375,14 @@ async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> 
 
 async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.TrainingClient:
     """A new adapter, or a saved state with its optimizer."""
-    from faults import SDK_ERRORS, is_gone
-
     config = run.plan.config
     run.progress.live("preparing the adapter")
+    run.parent = None if start is None else start.state_path
     if start is not None:
-        run.parent = start.state_path
-        try:
+        async with naming_what_is_gone(run, start.state_path):
             return await run.service_client.create_training_client_from_state_with_optimizer(
                 start.state_path
             )
-        except SDK_ERRORS as error:
-            if is_gone(error):
-                raise await gone(run, start.state_path, error) from error
-            raise
-    run.parent = None
     return await run.service_client.create_lora_training_client(
         base_model=config.base_model,
         rank=config.lora_rank,
@@ -400,6 +395,20 @@ async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.Tra
 
 
 # --- what was saved -------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def naming_what_is_gone(run: Run, path: str | None) -> AsyncIterator[None]:
+    """Around the loading of a run's saved weights (None: a base model's): where the service does
+    not have them any more, the error says what the run can still go on from."""
+    from faults import SDK_ERRORS, is_gone
+
+    try:
+        yield
+    except SDK_ERRORS as error:
+        if path is None or run.store.is_evaluation or not is_gone(error):
+            raise
+        raise await gone(run, path, error) from error
 
 
 async def gone(run: Run, path: str, error: Exception) -> ServiceError:
@@ -454,7 +463,14 @@ async def care_for_checkpoints(run: Run, decision: Decision) -> None:
         return
     rest = tinker.RestClient(base_url=run.base_url, api_key=run.keys.tinker)
     ttl = ttl_seconds(run.plan.config)
-    try:
+
+    async def delete() -> None:
+        for path in care.delete:
+            await delete_checkpoint(rest, path)
+        if care.delete:
+            store.record_deleted(round_no, care.delete)
+
+    async def change_expiry() -> None:
         if ttl is not None and care.keep:
             for path in care.keep:
                 await rest.set_checkpoint_ttl_from_tinker_path(path, None)
@@ -464,13 +480,19 @@ async def care_for_checkpoints(run: Run, decision: Decision) -> None:
                 with contextlib.suppress(tinker.NotFoundError):  # gone, and not needed any more
                     await rest.set_checkpoint_ttl_from_tinker_path(path, ttl)
             store.record_released(round_no, care.release, expiry(run.plan.config))
-        if care.delete:
-            for path in care.delete:
-                await delete_checkpoint(rest, path)
-            store.record_deleted(round_no, care.delete)
-    except tinker.TinkerError as error:
-        said = run.keys.redacted(f"{type(error).__name__}: {error}")
-        store.append("care_failed", round=round_no, detail=said)
+
+    refusals = []
+    for work in (delete, change_expiry):  # a service may know how to do the one and not the other
+        try:
+            async with asyncio.timeout(CARE_LIMIT_S):
+                await work()
+        except TimeoutError:
+            refusals.append(f"it did not do so within {CARE_LIMIT_S:g} s")
+        except tinker.TinkerError as error:
+            refusals.append(f"{type(error).__name__}: {error}")
+    if refusals:
+        said = run.keys.redacted("; ".join(refusals))
+        store.record_care_failed(round_no, said)
         run.progress.line(
             f"warning: the service did not change how long weights are kept: {said}. They may "
             "expire as --list shows; export what you need before."

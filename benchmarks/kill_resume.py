@@ -4,11 +4,20 @@
 
 A moment is one operation of the run on its files (an open to write, a rename, a removal): just
 before it the process is killed with SIGKILL, by its own audit hook, so that the moment is exact.
-The moments of a series are drawn with a seed, such that each event type of the ledger has one just
-before and one just after it was written, and half of the latter leave a torn line behind, as a
-power cut does. Some resumed runs are killed a second time; others at a random time instead, in the
-middle of sampling or arithmetic. In the series `service` it is the service's process
-(`python -m local_tinker`) that is killed, and started again, while the run goes on.
+The moments of a series are drawn with a seed, such that each event type that it is there for has
+one just before the event is written, one amid it (a torn line is left behind, as a power cut does)
+and one just after it. Some resumed runs are killed a second time; others at a random time instead,
+in the middle of sampling or arithmetic. The series:
+
+    plain      question files, held-out loss, mined rows, states inside rounds, a sealed test
+    inspect    two Inspect tasks beside them, one rehearsed and measured at the end
+    guarded    rounds that get worse, and are gone back from; limits; rounds sent to an EvalOps
+    rising     rounds that get better, up to the target: what was best is let go
+    stopped    ended by Ctrl-C, or by an evaluation that fails, and killed while that is recorded
+    diverging  the first loss is not finite; the run fails, and has to fail in the same way again
+    engine     a service of its own process that knows no expiry of weights
+    evaluate   checkpoints evaluated outside a run
+    service    the service's process (`python -m local_tinker`) is killed, and started again
 
 Compared are adapter and optimizer tensors of every checkpoint, evaluations, selections, measured
 losses, the data manifest and the effective ledger; times, ids, paths and interruptions aside.
@@ -18,10 +27,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -29,82 +40,137 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
 # Imported before anything forks, so that each run starts at once.
+import httpx  # noqa: E402
 import inspect_ai  # noqa: E402, F401
 import sklearn.feature_extraction.text  # noqa: E402, F401
 import tinker  # noqa: E402, F401
 import tinker_cookbook.renderers  # noqa: E402, F401
 import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import uvicorn  # noqa: E402
+from fastapi import FastAPI, Request, Response  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
+import ledger  # noqa: E402
 import local_tinker.__main__  # noqa: E402
 import local_tinker.service  # noqa: E402
 import plan  # noqa: E402, F401
 import trainer_with_eval  # noqa: E402
-from run_store import INTERRUPTIONS, effective_events  # noqa: E402
+from run_store import INTERRUPTIONS, RunStore, effective_events, is_absent_or_empty  # noqa: E402
 
 KEY = "tml-of-the-kill-benchmark"
 TWICE_SHARE = 0.2  # of the moments: the resumed run is killed as well
 TIMED_SHARE = 0.2  # of the moments: at a random time, not at an operation
 LIMIT_S = 300.0  # for one run; a run that hangs is a failure
+DEFAULT_SERIES = [
+    "plain:60",
+    "inspect:40",
+    "guarded:24",
+    "rising:8",
+    "stopped:24",
+    "diverging:8",
+    "engine:6",
+    "evaluate:10",
+    "service:50",
+]
 
 TASK_FILE = """
+from pathlib import Path
+
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import includes
-from inspect_ai.solver import generate
+from inspect_ai.solver import generate, solver
+
+FAILS = Path({fails!r})  # as long as this file is there
+
+
+@solver
+def failing_at_times():
+    async def solve(state, generate):
+        if FAILS.exists():
+            raise RuntimeError("this task fails now")
+        return state
+
+    return solve
 
 
 def asking(text: str) -> Task:
     samples = [Sample(id=i, input=text.format(i), target="a") for i in range(12)]
-    return Task(dataset=MemoryDataset(samples), solver=generate(), scorer=includes())
+    solvers = [failing_at_times(), generate()]
+    return Task(dataset=MemoryDataset(samples), solver=solvers, scorer=includes())
 
 
 @task
 def letters() -> Task:
-    return asking("Which letter is number {}?")
+    return asking("Which letter is number {{}}?")
 
 
 @task
 def ending() -> Task:
-    return asking("How does line {} end?")
+    return asking("How does line {{}} end?")
 """
 
 
 class Operation(NamedTuple):
-    """One operation on a file of the run, and the events that the ledger held before it."""
+    """One operation on a file of the run, and the type of the event that it writes, if it does."""
 
     kind: str
     file: str
-    num_events: int
+    event: str | None
 
 
 class Moment(NamedTuple):
-    """When a run is killed: before an operation, or after seconds of running."""
+    """When a run is killed: before an operation, at an event of the ledger, or after seconds.
+
+    With `stop` the operation is when it is made to end by itself, by Ctrl-C or by its evaluation;
+    it is killed at the event that tells of it, or, where that does not come, not at all.
+    """
 
     operation: int | None = None
+    event: str | None = None
+    occurrence: int = 0  # of the events of this type
+    when: Literal["before", "amid", "after"] = "before"
     after_s: float | None = None
-    is_torn: bool = False
+    stop: Literal["signal", "fail"] | None = None
 
 
-# --- the world --------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class World:
+    """What the runs of a series are given, in a folder of their own."""
+
+    folder: Path
+    begin: list[str]  # the arguments of a new run; its directory follows
+    go_on: list[str]  # and of a resumed one
+    focus: tuple[str, ...] | None = None  # event types to be killed at first; None: all
+    exit_code: int = 0
+    checkpoints: Path | None = None  # where the weights are; None: in the run directory
+    fails: Path = field(default_factory=lambda: Path("fails"))  # while it is there, tasks fail
+
+    def arguments(self, run_dir: Path) -> list[str]:
+        is_new = is_absent_or_empty(run_dir)
+        return [*(self.begin if is_new else self.go_on), str(run_dir)]
+
+    def checkpoint_dir(self, run_dir: Path) -> Path:
+        return self.checkpoints or run_dir / "checkpoints"
 
 
-def make_world(folder: Path, series: str) -> dict[str, Any]:
-    """Data, questions and settings that reach every event type of a run; returns the settings."""
+# --- the worlds -------------------------------------------------------------------------------
+
+
+def base_settings(folder: Path) -> dict[str, Any]:
+    """Data, questions and settings that reach most event types of a run; returns the settings."""
     from model_dirs import make_model_dir  # pyright: ignore[reportMissingImports] (of tests/)
 
     make_model_dir(folder / "model", "llama")
     topics = ("sums", "names")
-
-    def write(name: str, rows: Sequence[dict[str, str]]) -> None:
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def rows(numbers: range) -> list[dict[str, str]]:
         return [
@@ -117,31 +183,17 @@ def make_world(folder: Path, series: str) -> dict[str, Any]:
             for i in range(12)
         ]
 
-    write("train.jsonl", rows(range(20)))
-    write("pool.jsonl", rows(range(100, 200)))
-    write("val.jsonl", rows(range(300, 304)))
-    write("questions.jsonl", questions("word"))
-    write("sealed.jsonl", questions("sealed number"))
-    (folder / "letters.py").write_text(TASK_FILE)
-    evaluation = {
-        "max_tokens": 6,
-        "temperature": 1.0,
-        "held_out_every_steps": 2,
-        "test_tasks": ["qa:sealed.jsonl"],
-    }
-    tasks = ["qa:questions.jsonl"]
-    if series == "inspect":
-        tasks += ["letters.py@letters", "letters.py@ending"]
-        evaluation |= {
-            "num_repeats": 2,
-            "layers": {"letters.py@ending": 2},
-            "every": {"letters.py@ending": "end"},  # so that it is rehearsed
-        }
+    write_rows(folder / "train.jsonl", rows(range(20)))
+    write_rows(folder / "pool.jsonl", rows(range(100, 200)))
+    write_rows(folder / "val.jsonl", rows(range(300, 304)))
+    write_rows(folder / "questions.jsonl", questions("word"))
+    write_rows(folder / "sealed.jsonl", questions("sealed number"))
+    (folder / "letters.py").write_text(TASK_FILE.format(fails=str(folder / "fails")))
     return {
         "base_model": str(folder / "model"),
         "train_file": "train.jsonl",
         "val_file": "val.jsonl",
-        "eval_tasks": tasks,
+        "eval_tasks": ["qa:questions.jsonl"],
         "learning_rate": 0.01,
         "lora_rank": 4,
         "batch_size": 4,
@@ -149,12 +201,141 @@ def make_world(folder: Path, series: str) -> dict[str, Any]:
         "checkpoint_every_steps": 2,
         "max_rounds": 3,
         "eval_threshold": 1.0,
-        "evaluation": evaluation,
+        "evaluation": {
+            "max_tokens": 6,
+            "temperature": 1.0,
+            "held_out_every_steps": 2,
+            "test_tasks": ["qa:sealed.jsonl"],
+        },
         "mining": {"pool_file": "pool.jsonl", "replay_share": 0.25},
     }
 
 
-# --- runs in processes of their own ---------------------------------------------------------------
+def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def world_of(folder: Path, settings: dict[str, Any], **fields: Any) -> World:
+    config = folder / "config.json"
+    config.write_text(json.dumps(settings))
+    command = ["--config", str(config), "--resume"]
+    return World(folder, command, command, fails=folder / "fails", **fields)
+
+
+@contextlib.contextmanager
+def plain(folder: Path) -> Iterator[World]:
+    yield world_of(folder, base_settings(folder))
+
+
+def inspect_settings(folder: Path) -> dict[str, Any]:
+    settings = base_settings(folder)
+    settings["eval_tasks"] += ["letters.py@letters", "letters.py@ending"]
+    settings["evaluation"] |= {
+        "num_repeats": 2,
+        "layers": {"letters.py@ending": 2},
+        "every": {"letters.py@ending": "end"},  # so that it is rehearsed
+    }
+    return settings
+
+
+@contextlib.contextmanager
+def inspect(folder: Path) -> Iterator[World]:
+    yield world_of(folder, inspect_settings(folder))
+
+
+def taught_and_spoilt(folder: Path) -> dict[str, Any]:
+    """Round 1 teaches the answer, the pool unlearns it; returns settings."""
+    settings = base_settings(folder)
+    ask = "Which word stands at {} {}?".format
+    taught = [{"instruction": ask("spot", i), "output": "x"} for i in range(12)]
+    spoilt = [{"instruction": ask("spot", i), "output": "q"} for i in range(99)]
+    questions = [{"question": ask("place", i), "answer": "x"} for i in range(12)]
+    questions[0]["answer"] = "unanswerable"  # so that no round passes
+    write_rows(folder / "train.jsonl", taught)
+    write_rows(folder / "pool.jsonl", spoilt)
+    write_rows(folder / "questions.jsonl", questions)
+    settings |= {"learning_rate": 0.005, "lr_decay": 1.0, "steps_per_round": 40}
+    settings |= {"checkpoint_every_steps": 15, "evaluation": {"max_tokens": 4}}
+    return settings | {"mining": {"pool_file": "pool.jsonl", "replay_share": 0.0}}
+
+
+@contextlib.contextmanager
+def guarded(folder: Path) -> Iterator[World]:
+    (folder / "budget.yaml").write_text("quality_score: {min: 0.5}\n")
+    with evalops_at(folder) as url, environment(EVALOPS_API_KEY="eoak_of_this_benchmark"):
+        settings = taught_and_spoilt(folder) | {
+            "evalops_budget_file": "budget.yaml",
+            "evalops_enabled": True,
+            "evalops_test_suite_id": "suite-1",
+            "evalops_api_url": url,
+        }
+        focus = ("decided", "selected", "losses_measured", "checkpoint", "limits_checked")
+        yield world_of(folder, settings, focus=(*focus, "evalops"))
+
+
+@contextlib.contextmanager
+def rising(folder: Path) -> Iterator[World]:
+    settings = taught_and_spoilt(folder)
+    del settings["mining"]
+    settings |= {"steps_per_round": 4, "learning_rate": 0.001, "eval_threshold": 0.9}
+    yield world_of(folder, settings, focus=("checkpoint_released", "checkpoint_kept"))
+
+
+@contextlib.contextmanager
+def stopped(folder: Path) -> Iterator[World]:
+    settings = base_settings(folder)
+    settings["eval_tasks"].append("letters.py@letters")
+    yield world_of(folder, settings)
+
+
+@contextlib.contextmanager
+def diverging(folder: Path) -> Iterator[World]:
+    settings = base_settings(folder) | {"evaluation": {"max_tokens": 4}, "val_file": None}
+    weights = folder / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    yield world_of(folder, settings, focus=("checkpoint_unusable", "failed"), exit_code=1)
+
+
+@contextlib.contextmanager
+def engine(folder: Path) -> Iterator[World]:
+    settings, port, port_of_proxy = base_settings(folder), free_port(), free_port()
+    settings["base_url"] = f"http://127.0.0.1:{port_of_proxy}"
+    with (
+        environment(TINKER_API_KEY=KEY, NO_PROXY="127.0.0.1"),
+        process(lambda: without_expiry(port_of_proxy, port), folder / "proxy_log", port_of_proxy),
+        service_at(port, folder),
+    ):
+        yield world_of(folder, settings, focus=("care_failed",), checkpoints=folder / "saved")
+
+
+@contextlib.contextmanager
+def evaluate(folder: Path) -> Iterator[World]:
+    settings, trained = base_settings(folder), folder / "trained"
+    world = world_of(folder, settings, focus=("measured", "evaluated", "compared", "run_finished"))
+    assert end_of(forked(lambda: command(world.arguments(trained)), folder / "log")) == 0
+    names = [f"{trained}@round_{number:02d}" for number in range(3)]
+    begin = ["--config", str(folder / "config.json"), "--evaluate", *names, "--run-dir"]
+    yield World(folder, begin, ["--resume"], world.focus)
+
+
+@contextlib.contextmanager
+def service(folder: Path) -> Iterator[World]:
+    """The service itself is the study's to start, kill and start again."""
+    settings, port = base_settings(folder), free_port()
+    settings["base_url"] = f"http://127.0.0.1:{port}"
+    with environment(TINKER_API_KEY=KEY, NO_PROXY="127.0.0.1"):
+        yield world_of(folder, settings, checkpoints=folder / "saved")
+
+
+WORLDS = {
+    make.__name__: make
+    for make in (plain, inspect, guarded, rising, stopped, diverging, engine, evaluate, service)
+}
+
+
+# --- processes ------------------------------------------------------------------------------------
 
 
 def forked(body: Callable[[], int], log: Path) -> int:
@@ -173,7 +354,7 @@ def forked(body: Callable[[], int], log: Path) -> int:
         os._exit(code)
 
 
-def wait_for(pid: int, limit_s: float) -> int | None:
+def end_of(pid: int, limit_s: float = LIMIT_S) -> int | None:
     """The exit code of a child, negative for a signal; None when it is still running."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
@@ -184,7 +365,114 @@ def wait_for(pid: int, limit_s: float) -> int | None:
     return None
 
 
-def watch_files(run_dir: Path, on_operation: Callable[[str, str], None]) -> None:
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def await_port(port: int, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"nothing answers on port {port}: {log.read_text()[-1000:]}")
+
+
+@contextlib.contextmanager
+def process(body: Callable[[], int], log: Path, port: int) -> Iterator[None]:
+    """A child process that listens on a port, until the block ends."""
+    pid = forked(body, log)
+    try:
+        await_port(port, log)
+        yield
+    finally:
+        kill(pid)
+
+
+@contextlib.contextmanager
+def environment(**changes: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def command(arguments: Sequence[str]) -> int:
+    return trainer_with_eval.main(list(arguments))
+
+
+def tinker_service(port: int, folder: Path) -> int:
+    """`python -m local_tinker`."""
+    model, saved = str(folder / "model"), str(folder / "saved")
+    arguments = ["--base-model", model, "--port", str(port), "--checkpoint-dir", saved]
+    return local_tinker.__main__.main(arguments)
+
+
+def service_at(port: int, folder: Path) -> contextlib.AbstractContextManager[None]:
+    return process(lambda: tinker_service(port, folder), folder / "service_log", port)
+
+
+def without_expiry(port: int, port_of_service: int) -> int:
+    """A service that is asked for everything but how long weights are kept: it does not know."""
+    app = FastAPI(openapi_url=None)
+    client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port_of_service}", timeout=None)
+
+    async def answer(request: Request) -> Response:
+        if request.url.path.endswith("/ttl"):
+            return Response('{"detail": "Not Found"}', 404)
+        hop = ("host", "content-length", "transfer-encoding", "connection")
+        headers = [pair for pair in request.headers.items() if pair[0] not in hop]
+        url, body = httpx.URL(request.url.path, query=request.url.query.encode()), request.stream()
+        content = body if request.method in ("POST", "PUT") else None
+        got = await client.request(request.method, url, headers=headers, content=content)
+        kept = {k: v for k, v in got.headers.items() if k not in (*hop, "content-encoding")}
+        return Response(got.content, got.status_code, kept)
+
+    app.add_route("/{path:path}", answer, methods=["GET", "POST", "PUT", "DELETE"])
+    uvicorn.run(app, port=port, log_level="error")
+    return 0
+
+
+@contextlib.contextmanager
+def evalops_at(folder: Path) -> Iterator[str]:
+    """The tests' EvalOps in a process of its own; gives its address."""
+
+    def serve() -> int:
+        from fake_evalops import OK_P, fake_evalops  # pyright: ignore[reportMissingImports]
+
+        with fake_evalops() as fake:
+            fake.play(OK_P)
+            (folder / "evalops_url.new").write_text(fake.url)
+            (folder / "evalops_url.new").rename(folder / "evalops_url")
+            signal.pause()
+        return 0
+
+    pid, file = forked(serve, folder / "evalops_log"), folder / "evalops_url"
+    try:
+        deadline = time.monotonic() + 30
+        while not file.exists():
+            assert time.monotonic() < deadline, (folder / "evalops_log").read_text()
+            time.sleep(0.02)
+        yield file.read_text()
+    finally:
+        kill(pid)
+
+
+# --- runs that are watched ------------------------------------------------------------------------
+
+
+def watch_files(run_dir: Path, on_operation: Callable[[Operation], None]) -> None:
     """Tell of each operation of this process on files below a folder, before it is done."""
     root = str(run_dir)
 
@@ -197,62 +485,100 @@ def watch_files(run_dir: Path, on_operation: Callable[[str, str], None]) -> None
         else:
             return
         for path in paths:
-            if isinstance(path, (str, os.PathLike)) and str(path).startswith(root):
-                on_operation(event, os.path.relpath(str(path), root))
+            if isinstance(path, (str, os.PathLike)) and f"{path}/".startswith(f"{root}/"):
+                file = os.path.relpath(str(path), run_dir)
+                written = event_being_written() if file == "ledger.jsonl" else None
+                on_operation(Operation(event, file, written))
 
     sys.addaudithook(hook)
 
 
-def num_events(run_dir: Path) -> int:
-    ledger = run_dir / "ledger.jsonl"
-    return ledger.read_bytes().count(b"\n") if ledger.exists() else 0
+def event_being_written() -> str | None:
+    """The type of the event that the caller's caller is about to append to the ledger."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is RunStore.append.__code__:
+            return frame.f_locals["event_type"]
+        frame = frame.f_back
+    return None
 
 
-def run_command(
-    run_dir: Path, arguments: Sequence[str], on_operation: Callable[[str, str], None]
+def watched_run(
+    run_dir: Path, arguments: Sequence[str], on_operation: Callable[[Operation], None]
 ) -> int:
     watch_files(run_dir, on_operation)
-    return trainer_with_eval.main(list(arguments))
+    return command(arguments)
 
 
-def traced(run_dir: Path, arguments: Sequence[str], log: Path) -> list[Operation]:
+def traced(world: World, run_dir: Path, log: Path) -> list[Operation]:
     """Run to the end and return every operation on the run's files."""
     trace = log.with_suffix(".trace")
 
-    def note(kind: str, file: str) -> None:
-        if file == "ledger.jsonl":  # the open that reads it counts the events, not itself
-            note.num_events = num_events(run_dir)  # type: ignore[attr-defined]
-        line = json.dumps([kind, file, note.num_events])  # type: ignore[attr-defined]
-        os.write(descriptor, line.encode() + b"\n")
+    def note(operation: Operation) -> None:
+        os.write(descriptor, json.dumps(operation).encode() + b"\n")
 
-    note.num_events = 0  # type: ignore[attr-defined]
     descriptor = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    pid = forked(lambda: run_command(run_dir, arguments, note), log)
+    code = end_of(forked(lambda: watched_run(run_dir, world.arguments(run_dir), note), log))
     os.close(descriptor)
-    code = wait_for(pid, LIMIT_S)
-    assert code == 0, f"the uninterrupted run ended with {code}: {log.read_text()[-2000:]}"
+    assert code == world.exit_code, f"the uninterrupted run ended with {code}: {tail_of(log)}"
     return [Operation(*json.loads(line)) for line in trace.read_text().splitlines()]
 
 
-def killed(run_dir: Path, arguments: Sequence[str], moment: Moment, log: Path) -> int | None:
-    """Run until the moment of death, or to the end where that comes first; the exit code."""
-    count = 0
+def tail_of(log: Path) -> str:
+    return log.read_text()[-1500:]
 
-    def die_in_time(kind: str, file: str) -> None:
-        nonlocal count
-        if count == moment.operation:
-            if moment.is_torn:
+
+class Reaper:
+    """Kills this process at a moment, told of each operation before it is done."""
+
+    def __init__(self, world: World, run_dir: Path, moment: Moment) -> None:
+        self.world, self.run_dir, self.moment = world, run_dir, moment
+        self.num_operations = 0
+        self.num_events = 0  # of the moment's type
+        self.is_next = False
+        self.is_dying = False
+
+    def __call__(self, operation: Operation) -> None:
+        moment = self.moment
+        if self.is_dying:  # its own torn line
+            return
+        if self.is_next:
+            self.die()
+        if self.num_operations == moment.operation:
+            self.num_operations += 1  # what follows may be an operation
+            if moment.stop == "signal":
+                os.kill(os.getpid(), signal.SIGINT)
+            elif moment.stop == "fail":
+                self.world.fails.touch()
+            else:
+                self.die()
+        else:
+            self.num_operations += 1
+        if operation.event is None or operation.event != moment.event:
+            return
+        if self.num_events == moment.occurrence:
+            if moment.when == "amid":
+                self.is_dying = True
                 with contextlib.suppress(OSError):
-                    ledger = os.open(run_dir / "ledger.jsonl", os.O_WRONLY | os.O_APPEND)
-                    os.write(ledger, b'{"seq": 3, "time": "2026-0')
-            os.kill(os.getpid(), signal.SIGKILL)
-        count += 1
+                    descriptor = os.open(self.run_dir / "ledger.jsonl", os.O_WRONLY | os.O_APPEND)
+                    os.write(descriptor, b'{"seq": 3, "time": "2026-0')
+            if moment.when != "after":
+                self.die()
+            self.is_next = True
+        self.num_events += 1
 
-    pid = forked(lambda: run_command(run_dir, arguments, die_in_time), log)
-    code = wait_for(pid, LIMIT_S if moment.after_s is None else moment.after_s)
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(world: World, run_dir: Path, moment: Moment, log: Path) -> int | None:
+    """Run until the moment of death, or to the end where that comes first; the exit code."""
+    arguments, reaper = world.arguments(run_dir), Reaper(world, run_dir, moment)
+    pid = forked(lambda: watched_run(run_dir, arguments, reaper), log)
+    code = end_of(pid, LIMIT_S if moment.after_s is None else moment.after_s)
+    world.fails.unlink(missing_ok=True)
     if code is None:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        kill(pid)
         return None if moment.after_s is None else -signal.SIGKILL
     return code
 
@@ -261,15 +587,22 @@ def killed(run_dir: Path, arguments: Sequence[str], moment: Moment, log: Path) -
 
 
 def draw_moments(
-    operations: Sequence[Operation], types: Sequence[str], number: int, rng: random.Random
+    operations: Sequence[Operation], focus: Sequence[str] | None, number: int, rng: random.Random
 ) -> list[list[Moment]]:
-    """For each trial the moments of its kills, one or two; all event types come first."""
-    appends = {op.num_events: i for i, op in enumerate(operations) if op.file == "ledger.jsonl"}
+    """For each trial the moments of its kills, one or two; the event types of focus come first."""
+    counts = Counter(operation.event for operation in operations if operation.event is not None)
+    wanted = list(counts) if focus is None else [one for one in focus if one in counts]
+    assert focus is None or len(wanted) == len(focus), f"of {focus} the run has only {wanted}"
+    whens = itertools.cycle(("after", "amid"))  # both where there is room
     trials: list[list[Moment]] = []
-    for event_type in dict.fromkeys(types):
-        seq = rng.choice([i for i, one in enumerate(types) if one == event_type])
-        trials.append([Moment(appends[seq])])  # before it is written
-        trials.append([Moment(appends[seq] + 1, is_torn=len(trials) % 4 == 1)])  # and after
+    for rest in (False, True):
+        for event in wanted:
+            when = next(whens)
+            both: list[Any] = ["before", when] if not rest else [when]
+            trials += [[Moment(None, event, rng.randrange(counts[event]), w)] for w in both]
+        if len(wanted) % 2 == 0:
+            next(whens)  # the other one of each type
+    del trials[number:]
     while len(trials) < number:
         if rng.random() < TIMED_SHARE:
             trials.append([Moment(after_s=rng.uniform(0.5, 8.0))])
@@ -278,8 +611,30 @@ def draw_moments(
     rng.shuffle(trials)
     for moments in trials:
         if rng.random() < TWICE_SHARE:
-            moments.append(Moment(rng.randrange(len(operations))))
-    return trials[:number]
+            again = [Moment(rng.randrange(len(operations))), Moment(event="resumed")]
+            moments.append(rng.choice([*again, Moment(event="resumed", when="after")]))
+    return trials
+
+
+def draw_stops(
+    operations: Sequence[Operation], number: int, rng: random.Random
+) -> list[list[Moment]]:
+    """Trials in which the run ends by itself, and is killed while it records that, or just after;
+    every other time by a signal at any operation, else by an evaluation that fails."""
+    # Where nothing is being evaluated: a few failed samples would count as wrong.
+    quiet = ("run_started", "selected", "step", "checkpoint")
+    between = [i for i, operation in enumerate(operations) if operation.event in quiet]
+    trials: list[list[Moment]] = []
+    for i in range(number):
+        when: Any = ("before", "amid", "after")[i // 2 % 3]
+        if i % 2:
+            trials.append(
+                [Moment(rng.choice(between), event="eval_failed", when=when, stop="fail")]
+            )
+        else:
+            place = rng.randrange(len(operations))
+            trials.append([Moment(place, event="interrupted", when=when, stop="signal")])
+    return trials
 
 
 # --- the same run? --------------------------------------------------------------------------------
@@ -317,7 +672,7 @@ def differences(whole: Path, resumed: Path, checkpoint_dirs: tuple[Path, Path]) 
         if (whole / file).read_text() != (resumed / file).read_text():
             found.append(file)
     for folder in ("evals", "selections"):
-        names = [sorted(f.name for f in (one / folder).iterdir()) for one in (whole, resumed)]
+        names = [sorted(f.name for f in (one / folder).glob("*")) for one in (whole, resumed)]
         if names[0] != names[1]:
             found.append(f"the files of {folder}: {names}")
             continue
@@ -325,6 +680,9 @@ def differences(whole: Path, resumed: Path, checkpoint_dirs: tuple[Path, Path]) 
             texts = [json.loads((one / folder / name).read_text()) for one in (whole, resumed)]
             if masked(texts[0]) != masked(texts[1]):
                 found.append(f"{folder}/{name}")
+    delivered = [len(RunStore.open(one).delivered_keys()) for one in (whole, resumed)]
+    if delivered[0] != delivered[1]:
+        found.append(f"rounds delivered: {delivered}")
     saved = [[e for e in ledger if e["type"] == "checkpoint"] for ledger in ledgers]
     for one, other in zip(*saved, strict=False):
         if one["sampler_path"] is None or other["sampler_path"] is None:
@@ -360,117 +718,121 @@ class Outcome(NamedTuple):
     differences: list[str]
 
 
-def run_series(
-    series: str, number: int, seed: int, folder: Path, tell: Callable[[str], None]
-) -> list[Outcome]:
+Tell = Callable[[str], None]
+
+
+def run_series(series: str, number: int, seed: int, folder: Path, tell: Tell) -> list[Outcome]:
     """Trials in which the run's own process is killed."""
-    settings = make_world(folder, series)
-    config = folder / "config.json"
-    config.write_text(json.dumps(settings))
-    whole = folder / "whole"
-    operations = traced(whole, ["--config", str(config), "--run-dir", str(whole)], folder / "log")
-    lines = (whole / "ledger.jsonl").read_text().splitlines()
-    types = [json.loads(line)["type"] for line in lines]
-    tell(f"{series}: {len(operations)} operations, {len(types)} events, {len(set(types))} types")
-    outcomes = []
-    trials = draw_moments(operations, types, number, random.Random(seed))
-    for trial, moments in enumerate(trials):
-        run_dir, log = folder / f"trial_{trial:03d}", folder / f"log_{trial:03d}"
-        arguments = ["--config", str(config), "--resume", str(run_dir)]
-        code = None
-        for moment in moments:
-            code = killed(run_dir, arguments, moment, log)
-        last_event = types_before_end(run_dir)
-        code = killed(run_dir, arguments, Moment(), log)
-        found = [] if code == 0 else [f"exit {code}: {log.read_text()[-1500:]}"]
-        if code == 0:
-            found = differences(whole, run_dir, (whole / "checkpoints", run_dir / "checkpoints"))
-        outcomes.append(Outcome(moments, last_event, found))
-        tell(f"{series} {trial}: {moments} after {last_event}: {found or 'equal'}")
-    return outcomes
+    with WORLDS[series](folder) as world:
+        whole, rng = folder / "whole", random.Random(seed)
+        operations = traced(world, whole, folder / "log")
+        types = Counter(one.event for one in operations if one.event is not None)
+        tell(f"{series}: {len(operations)} operations, {types.total()} events, {len(types)} types")
+        if series == "stopped":
+            trials = draw_stops(operations, number, rng)
+        else:
+            trials = draw_moments(operations, world.focus, number, rng)
+        outcomes = []
+        for trial, moments in enumerate(trials):
+            run_dir, log = folder / f"trial_{trial:03d}", folder / f"log_{trial:03d}"
+            met = [one for one in moments if is_met(one, killed(world, run_dir, one, log), run_dir)]
+            last_event = last_event_of(run_dir)
+            outcomes.append(finished(world, whole, run_dir, log, met, last_event))
+            tell(f"{series} {trial}: {moments} after {last_event}: {outcomes[-1].differences}")
+        return outcomes
 
 
-def types_before_end(run_dir: Path) -> str:
+def is_met(moment: Moment, code: int | None, run_dir: Path) -> bool:
+    """Whether a run died at its moment; after the last of its events there is none but its end."""
+    is_after_end = moment.when == "after" and last_event_of(run_dir) == moment.event
+    return code == -signal.SIGKILL or is_after_end
+
+
+def finished(
+    world: World, whole: Path, run_dir: Path, log: Path, moments: list[Moment], last_event: str
+) -> Outcome:
+    """Let a killed run go on to its end, and compare it."""
+    code = killed(world, run_dir, Moment(), log)
+    if code != world.exit_code:
+        return Outcome(moments, last_event, [f"exit {code}: {tail_of(log)}"])
+    folders = world.checkpoint_dir(whole), world.checkpoint_dir(run_dir)
+    found = differences(whole, run_dir, folders)
+    if world.checkpoints is None:
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    return Outcome(moments, last_event, found)
+
+
+def num_events(run_dir: Path) -> int:
+    ledger_file = run_dir / "ledger.jsonl"
+    return ledger_file.read_bytes().count(b"\n") if ledger_file.exists() else 0
+
+
+def last_event_of(run_dir: Path) -> str:
     """The type of the last whole event in a ledger."""
-    ledger = run_dir / "ledger.jsonl"
-    whole = ledger.read_bytes().rpartition(b"\n")[0] if ledger.exists() else b""
+    ledger_file = run_dir / "ledger.jsonl"
+    whole = ledger_file.read_bytes().rpartition(b"\n")[0] if ledger_file.exists() else b""
     return json.loads(whole.splitlines()[-1])["type"] if whole else "(none)"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-@contextlib.contextmanager
-def environment(**changes: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def start_service(model: Path, folder: Path, port: int, log: Path) -> int:
-    """`python -m local_tinker` in a child process; returns its pid once it answers."""
-    arguments = ["--base-model", str(model), "--port", str(port), "--checkpoint-dir", str(folder)]
-    pid = forked(lambda: local_tinker.__main__.main(arguments), log)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return pid
-        time.sleep(0.02)
-    raise AssertionError(f"the service did not start: {log.read_text()[-1000:]}")
-
-
 def run_service_series(
-    number: int, seed: int, folder: Path, tell: Callable[[str], None]
+    series: str, number: int, seed: int, folder: Path, tell: Tell
 ) -> list[Outcome]:
-    """Trials in which the service's process is killed after so many events, and started again."""
-    settings, port = make_world(folder, "service"), free_port()
-    settings["base_url"] = f"http://127.0.0.1:{port}"
-    config = folder / "config.json"
-    config.write_text(json.dumps(settings))
-    model, saved, whole = folder / "model", folder / "saved", folder / "whole"
+    """Trials in which the service's process is killed after so many events, and started again;
+    every third time the run as well, while it records that it lost its service."""
     rng, outcomes = random.Random(seed), []
-    with environment(TINKER_API_KEY=KEY, NO_PROXY="127.0.0.1"):
-        service = start_service(model, saved, port, folder / "service_log")
-        traced(whole, ["--config", str(config), "--run-dir", str(whole)], folder / "log")
-        lines = (whole / "ledger.jsonl").read_text().splitlines()
-        types = [json.loads(line)["type"] for line in lines]
+    with WORLDS[series](folder) as world:
+        port = int(json.loads((folder / "config.json").read_text())["base_url"].rpartition(":")[2])
+        whole, log = folder / "whole", folder / "service_log"
+        server = forked(lambda: tinker_service(port, folder), log)
+        await_port(port, log)
+        types = [one.event for one in traced(world, whole, folder / "log") if one.event is not None]
         for trial in range(number):
             event_type = list(dict.fromkeys(types))[trial % len(set(types))]
             target = 1 + rng.choice([i for i, one in enumerate(types) if one == event_type])
             run_dir, log = folder / f"trial_{trial:03d}", folder / f"log_{trial:03d}"
-            arguments = ["--config", str(config), "--resume", str(run_dir)]
-            pid, at = forked(lambda a=arguments: trainer_with_eval.main(a), log), 0
+            when: Any = ("before", "amid", "after")[trial // 3 % 3]
+            moment = Moment(event="failed", when=when) if trial % 3 == 2 else Moment()
+            reaper = Reaper(world, run_dir, moment)
+            arguments = world.arguments(run_dir)
+            pid, at = forked(lambda d=run_dir, a=arguments, r=reaper: watched_run(d, a, r), log), 0
             code = None
             while code is None and at < target:
-                code, at = wait_for(pid, 0.002), num_events(run_dir)
+                code, at = end_of(pid, 0.002), num_events(run_dir)
             time.sleep(rng.uniform(0, 0.2))  # into what comes after the event
-            os.kill(service, signal.SIGKILL)
-            os.waitpid(service, 0)
-            last_event = types_before_end(run_dir)
-            service = start_service(model, saved, port, folder / "service_log")
+            kill(server)
+            last_event = last_event_of(run_dir)
+            server = forked(lambda: tinker_service(port, folder), folder / "service_log")
+            await_port(port, folder / "service_log")
             began = time.monotonic()
-            code = wait_for(pid, LIMIT_S) if code is None else code
+            code = end_of(pid) if code is None else code
             tell(f"  the run left with {code} after {time.monotonic() - began:.1f} s")
             if code is None:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            code = killed(run_dir, arguments, Moment(), log)
-            found = [] if code == 0 else [f"exit {code}: {log.read_text()[-1500:]}"]
-            if code == 0:
-                found = differences(whole, run_dir, (saved, saved))
-            outcomes.append(Outcome([Moment(target)], last_event, found))
-            tell(f"service {trial}: after {at} events, {last_event}: {found or 'equal'}")
-        os.kill(service, signal.SIGKILL)
-        os.waitpid(service, 0)
+                kill(pid)
+            met = [moment] if is_met(moment, code, run_dir) else []
+            outcomes.append(finished(world, whole, run_dir, log, met, last_event))
+            tell(f"service {trial}: after {at} events, {last_event}: {outcomes[-1].differences}")
+        kill(server)
     return outcomes
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def report(results: dict[str, list[Outcome]]) -> set[str]:
+    """Print the tables; returns the event types that no run was killed at."""
+    print("| series | killed | equal | killed right after (events) |\n|---|---|---|---|")
+    for series, outcomes in results.items():
+        equal = sum(not outcome.differences for outcome in outcomes)
+        after = Counter(outcome.last_event for outcome in outcomes)
+        shown = ", ".join(f"{name} {count}" for name, count in sorted(after.items()))
+        print(f"| {series} | {len(outcomes)} | {equal} | {shown} |")
+    moments = [m for outcomes in results.values() for one in outcomes for m in one.moments]
+    at = Counter((moment.event, moment.when) for moment in moments if moment.event is not None)
+    print("\n| event | killed before | amid | after it was written |\n|---|---|---|---|")
+    for event in ledger.KINDS:
+        counts = (at[event, when] for when in ("before", "amid", "after"))
+        print(f"| {event} | {' | '.join(map(str, counts))} |")
+    return set(ledger.KINDS) - {event for event, _ in at if event is not None}
 
 
 def main() -> int:
@@ -478,9 +840,9 @@ def main() -> int:
     parser.add_argument(
         "--series",
         nargs="+",
-        default=["plain:60", "inspect:40", "service:50"],
+        default=DEFAULT_SERIES,
         metavar="NAME:MOMENTS",
-        help="plain, inspect or service, and how many runs are killed (default: %(default)s)",
+        help="which series, and how many runs of each are killed (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the outcomes here")
@@ -489,24 +851,18 @@ def main() -> int:
     results: dict[str, list[Outcome]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.series:
-            series, _, moments = name.partition(":")
-            number = int(moments)
+            series, _, number = name.partition(":")
             folder = Path(scratch) / series
             folder.mkdir()
 
             def tell(text: str) -> None:
                 print(text, file=sys.stderr, flush=True)
 
-            if series == "service":
-                results[series] = run_service_series(number, args.seed, folder, tell)
-            else:
-                results[series] = run_series(series, number, args.seed, folder, tell)
-    print("| series | killed | equal | killed right after (events) |\n|---|---|---|---|")
-    for series, outcomes in results.items():
-        equal = sum(not outcome.differences for outcome in outcomes)
-        after = Counter(outcome.last_event for outcome in outcomes)
-        shown = ", ".join(f"{name} {count}" for name, count in sorted(after.items()))
-        print(f"| {series} | {len(outcomes)} | {equal} | {shown} |")
+            run = run_service_series if series == "service" else run_series
+            results[series] = run(series, int(number), args.seed, folder, tell)
+    missed = report(results)
+    if args.series == DEFAULT_SERIES and missed:
+        print(f"no run was killed at: {', '.join(sorted(missed))}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
     return 0 if all(not o.differences for outcomes in results.values() for o in outcomes) else 1

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,34 +21,6 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 SETTLED = ("TINKER_API_KEY", "TINKER_BASE_URL", "EVALOPS_API_KEY", "EVALOPS_API_URL")
-KILL_STUDY = {"plain": 6, "inspect": 2, "service": 2}
-kill_study = pytest.StashKey[tuple[subprocess.Popen[str], Path]]()
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begin the kill study, which test_resume.py waits for: it takes a minute of its own process,
-    and the other tests leave a core free."""
-    is_asked = any("test_killed_runs_end" in item.name for item in session.items)
-    if is_asked and not session.config.option.collectonly:
-        outcomes = Path(tempfile.mkdtemp()) / "outcomes.json"
-        command = [sys.executable, str(REPO / "benchmarks" / "kill_resume.py"), "--series"]
-        command += [f"{name}:{moments}" for name, moments in KILL_STUDY.items()]
-        with open(outcomes.with_name("printed"), "w") as printed:
-            study = subprocess.Popen(
-                [*command, "--json", str(outcomes)],
-                stdout=printed,
-                stderr=printed,
-                text=True,
-                env={name: value for name, value in os.environ.items() if name not in SETTLED},
-            )
-        session.config.stash[kill_study] = study, outcomes
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if (started := session.config.stash.get(kill_study, None)) is not None:
-        study, outcomes = started
-        study.kill()
-        shutil.rmtree(outcomes.parent)
 
 
 @pytest.fixture(autouse=True)

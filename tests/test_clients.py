@@ -244,7 +244,15 @@ def test_chat_sl_goes_on_from_its_checkpoint_after_being_killed(
     )
 
 
+# Libraries' threads abort a process now and then while it ends; what it did is done by then.
+LEAVE = """
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(0)
+"""
+
 DPO_DRIVER = """
+import os
 import sys
 from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
@@ -295,7 +303,7 @@ def test_dpo_starts_at_ln_2_and_prefers_what_it_is_told_to(served: Served, tmp_p
                 "label": "B" if i % 2 else "A",
             }
         )
-    (tmp_path / "driver.py").write_text(DPO_DRIVER)
+    (tmp_path / "driver.py").write_text(DPO_DRIVER + LEAVE)
     comparisons = write_jsonl(tmp_path / "comparisons.jsonl", rows)
     log = tmp_path / "log"
     run_client(served, tmp_path, "driver.py", served.model, comparisons, str(log))
@@ -315,6 +323,7 @@ def test_dpo_starts_at_ln_2_and_prefers_what_it_is_told_to(served: Served, tmp_p
 
 RL_DRIVER = """
 import asyncio
+import os
 import sys
 from tinker_cookbook.recipes.math_rl.arithmetic_env import ArithmeticDatasetBuilder
 from tinker_cookbook.rl import train
@@ -352,7 +361,7 @@ def test_rl_trains_on_samples_whose_logprobs_are_the_trainers(
     served: Served, taught: Taught, tmp_path: Path, loss_fn: types.LossFnType
 ) -> None:
     """From a saved state, in rounds of sampling, training and new samplers."""
-    (tmp_path / "driver.py").write_text(RL_DRIVER)
+    (tmp_path / "driver.py").write_text(RL_DRIVER + LEAVE)
     log = tmp_path / "log"
     run_client(served, tmp_path, "driver.py", served.model, taught.state_path, loss_fn, str(log))
     metrics = read_jsonl(log / "metrics.jsonl")

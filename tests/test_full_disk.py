@@ -226,7 +226,7 @@ class Driver:
 
         pid = self.kill_resume.forked(body, pipe)
         os.close(tell)
-        code = self.kill_resume.wait_for(pid, LIMIT_S)
+        code = self.kill_resume.end_of(pid, LIMIT_S)
         if code is None:
             os.kill(pid, signal.SIGKILL)
         reader.wait(10)
@@ -251,13 +251,13 @@ class Driver:
 
         for name, disk in self.disks.items():
             self.kill_resume.watch_files(
-                disk.path, lambda kind, file, name=name: refusing(kind, f"{name}/{file}")
+                disk.path, lambda op, name=name: refusing(op.kind, f"{name}/{op.file}")
             )
         return trainer_with_eval.main(list(arguments))
 
     def at_every_kind(self) -> dict[str, Any]:
         """One run in which each kind of write is refused once, beside one that never was."""
-        settings = self.kill_resume.make_world(self.folder, "inspect")
+        settings = self.kill_resume.inspect_settings(self.folder)
         with open(self.folder / "train.jsonl", "a") as train:  # a row to drop
             train.write('{"instruction": "Say 0", "output": "0", "topic": "sums"}\n')
         config = self.folder / "config.json"
@@ -304,21 +304,13 @@ class Driver:
 
     def beside_a_run(self, config: Path, settings: dict[str, Any]) -> dict[str, Any]:
         """EvalOps and the expiry of weights, which a run does not depend on."""
-        url_file = self.folder / "url"
-        server = self.kill_resume.forked(lambda: serve_evalops(url_file), self.folder / "evalops")
-        deadline = time.monotonic() + 20
-        while not url_file.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
         changed = {"evalops_enabled": True, "evalops_test_suite_id": "suite", "max_rounds": 1}
-        changed["evalops_api_url"] = url_file.read_text()
-        config.write_text(json.dumps({**settings, **changed}))
-        run_dir = self.disks["disk"].path / "beside"
+        run_dir, study = self.disks["disk"].path / "beside", self.kill_resume
         resume = ["--config", str(config), "--resume", str(run_dir)]
-        with self.kill_resume.environment(EVALOPS_API_KEY="eoak_of_the_test"):
+        with study.evalops_at(self.folder) as url, study.environment(EVALOPS_API_KEY="eoak_test"):
+            config.write_text(json.dumps({**settings, **changed, "evalops_api_url": url}))
             attempt = self.attempt("beside", resume, run_dir, BESIDE)
             end = self.attempt("end", resume, run_dir)
-        os.kill(server, signal.SIGKILL)
-        os.waitpid(server, 0)
         return {"attempts": [attempt], "end": end}
 
     def of_the_output(self, config: Path, whole: Path) -> dict[str, Any]:
@@ -348,23 +340,12 @@ def is_left_over(file: Path) -> bool:
     return file.suffix == ".tmp" or file.name.startswith((".inspect_tmp", "write-", "info-"))
 
 
-def serve_evalops(url_file: Path) -> int:
-    from fake_evalops import OK_P, fake_evalops
-
-    with fake_evalops() as server:
-        server.play(OK_P)
-        url_file.with_suffix(".new").write_text(server.url)
-        url_file.with_suffix(".new").rename(url_file)
-        signal.pause()
-    return 0
-
-
 def main(folder: Path) -> None:
     driver = Driver(folder)
     outcomes = {"every kind": driver.at_every_kind()}
     plain = folder / "plain"
     plain.mkdir()
-    settings = driver.kill_resume.make_world(plain, "plain")
+    settings = driver.kill_resume.base_settings(plain)
     config, whole = plain / "config.json", driver.disks["disk"].path / "whole-plain"
     config.write_text(json.dumps({**settings, "max_rounds": 2}))
     first = driver.attempt("whole", ["--config", str(config), "--run-dir", str(whole)], whole)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 import pytest
 
 import local_tinker
-from conftest import KILL_STUDY, kill_study
+from conftest import REPO
 from run_store import RunStore
 from test_loop import Workspace, same_bits, start, wait_for
 from trainer_with_eval import main
 from training import SAVE_EVERY_S, is_save_due
+
+KILL_STUDY = {"plain": 3, "inspect": 2, "rising": 2, "stopped": 2, "service": 2}
 
 TASK = """
 from inspect_ai import Task, task
@@ -52,9 +56,12 @@ def kill_when(
 # --- the moments of benchmarks/kill_resume.py -----------------------------------------------------
 
 
-def test_killed_runs_end_as_the_same_run(pytestconfig: pytest.Config) -> None:
-    study, outcomes = pytestconfig.stash[kill_study]
-    assert study.wait() == 0, outcomes.with_name("printed").read_text()[-4000:]
+def test_killed_runs_end_as_the_same_run(tmp_path: Path) -> None:
+    study, outcomes = REPO / "benchmarks" / "kill_resume.py", tmp_path / "outcomes.json"
+    series = [f"{name}:{moments}" for name, moments in KILL_STUDY.items()]
+    command = [sys.executable, str(study), "--json", str(outcomes), "--series", *series]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     trials = json.loads(outcomes.read_text())
     found = {name: [differences for *_, differences in of] for name, of in trials.items()}
     assert found == {name: [[]] * moments for name, moments in KILL_STUDY.items()}
