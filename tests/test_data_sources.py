@@ -55,9 +55,9 @@ WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
     "bom.json": lambda rows: b"\xef\xbb\xbf\n " + json.dumps(rows).encode(),
     "a.csv": as_csv,
     "a.tsv": lambda rows: as_csv(rows, "\t"),
-    "a.jsonl.gz": lambda rows: gzip.compress(as_jsonl(rows)),
+    "a.jsonl.gz": lambda rows: gzip.compress(as_jsonl(rows), mtime=0),
     "a.json.zst": lambda rows: zstandard.compress(json.dumps(rows).encode()),
-    "a.csv.gz": lambda rows: gzip.compress(as_csv(rows)),
+    "a.csv.gz": lambda rows: gzip.compress(as_csv(rows), mtime=0),
     # two frames one after the other, as parallel compressors write them
     "a.jsonl.zst": lambda rows: (
         zstandard.compress(as_jsonl(rows[:1])) + zstandard.compress(as_jsonl(rows[1:]))
@@ -111,7 +111,11 @@ def test_chats_in_parquet_keep_their_turns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("a.jsonl.gz", gzip.compress(as_jsonl(ROWS))[:-12], "cannot be read: Compressed file end"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(as_jsonl(ROWS), mtime=0)[:-12],
+            "cannot be read: Compressed file end",
+        ),
         ("a.jsonl.gz", b"plain text", "cannot be read: Not a gzipped file"),
         ("a.jsonl.zst", b"plain text", "cannot be read: "),
         (

@@ -481,7 +481,9 @@ def test_silence_and_absence_are_temporary_and_what_cannot_be_sent_is_not(
         ("1", 1.0, 1.0),
         ("120", 120.0, 120.0),
         ("9" * 5000, math.inf, math.inf),
-        (formatdate(time.time() + 86_400, usegmt=True), 60_000.0, 86_400.0),
+        pytest.param(
+            formatdate(time.time() + 86_400, usegmt=True), 60_000.0, 86_400.0, id="tomorrow"
+        ),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0, 0.0),
         ("Wednesday, 21-Oct-15 07:28:00 GMT", 0.0, 0.0),
         ("Wed, 21 Oct 2015 07:28:00", 0.0, 0.0),
