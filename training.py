@@ -370,7 +370,10 @@ async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> 
             except tinker.TinkerError:
                 continue  # the service refused to save these weights; there is nothing to discard
             run.store.append("checkpoint_unusable", round=round_no, step=save.step, state_path=path)
-            await delete_checkpoint(rest, path)
+            # A service that will not delete them must not hide what was wrong; they expire.
+            with contextlib.suppress(tinker.TinkerError, TimeoutError):
+                async with asyncio.timeout(CARE_LIMIT_S):
+                    await delete_checkpoint(rest, path)
 
 
 async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.TrainingClient:

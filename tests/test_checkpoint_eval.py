@@ -215,8 +215,11 @@ def test_a_killed_evaluation_repeats_nothing(evaluate: Any, tmp_path: Path) -> N
     (cut / "ledger.jsonl").write_text("".join(lines[:3]) + lines[3][:20])
     (cut / "evals/checkpoint_01.json").unlink()
     assert main(["--resume", str(cut)]) == 0
+    assert main(["--resume", str(cut)]) == 0  # nothing is left to do, and nothing is done
     events = [json.loads(line) for line in (cut / "ledger.jsonl").read_text().splitlines()]
-    assert [event["round"] for event in events if event["type"] == "measured"] == [0, 1]
+    for kind in ("measured", "evaluated", "compared"):
+        assert [event["round"] for event in events if event["type"] == kind] == [0, 1]
+    assert [event["type"] for event in events].count("run_finished") == 1
     for number in (0, 1):
         one, other = (RunStore.open(folder).result(number) for folder in (cut, whole))
         assert one is not None and other is not None

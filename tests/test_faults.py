@@ -136,6 +136,10 @@ def test_an_alert_is_given_what_happened_and_no_keys(
     # A command that fails is a warning, and the exit code stays; one that is none is refused.
     assert workspace.run("missed", "--local", "--alert", "false", max_rounds=1) == 0
     assert "warning: the alert command false ended with exit code 1" in capsys.readouterr().err
+    # A kill at the very end may have kept it from being told, so a finished run tells it again.
+    resume = ["--resume", str(workspace.folder / "missed"), "--alert", str(script)]
+    assert main(resume) == 0
+    assert '"alert": "target_missed"' in (workspace.folder / "alerts").read_text()
     assert main(["--alert", "/no/such/command", "--config", "x"]) == 2
     assert "no program that can be run" in capsys.readouterr().err
     assert main(["--alert", "'", "--config", "x"]) == 2

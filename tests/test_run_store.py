@@ -155,6 +155,8 @@ def test_unusable_checkpoints_are_never_found(tmp_path: Path) -> None:
     store.append("checkpoint_unusable", round=2, step=4, state_path=bad.state_path)
     assert store.checkpoint(2) is None
     assert store.last_checkpoint() == checkpoint(1, 2)
+    store.mark_resumed({})  # the round that failed is trained again
+    assert list(store.events("checkpoint_unusable")) == []
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

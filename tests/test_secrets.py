@@ -268,6 +268,15 @@ def test_a_server_that_quotes_the_key_while_it_samples(
     assert "no score" in secrets.ends(1, "inspect", eval_tasks=["tasks.py@letters"])
 
 
+def broken_model(llama_dir: Path, folder: Path) -> Path:
+    """A copy of a model that gives no number."""
+    shutil.copytree(llama_dir, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 TRAINING_PATHS = ("/create_session", "/create_model", "/forward_backward", "/optim_step",
                   "/save_weights", "/retrieve_future")  # fmt: skip
 
@@ -292,6 +301,18 @@ def test_a_server_that_quotes_the_key_when_it_is_asked_to_keep_weights(
     assert "[redacted]" in failed["detail"]
 
 
+def test_a_server_that_refuses_to_delete_bad_weights(
+    secrets: Secrets, proxy: QuotingProxy, service: local_tinker.Service, llama_dir: Path
+) -> None:
+    """What was wrong with the training is said, and not what was wrong with the deletion."""
+    broken = str(broken_model(llama_dir, secrets.folder / "broken"))
+    service.serve_model(broken, broken)
+    proxy.path = "/round_01"
+    changes = {"base_model": broken, "eval_tasks": ["qa:questions.jsonl"]}
+    assert "round 1 step 0: the loss is nan" in secrets.ends(1, "run", "-v", **changes)
+    assert proxy.num_quoted == 2
+
+
 def test_runs_that_fail_by_themselves(secrets: Secrets, llama_dir: Path) -> None:
     """A bad config, a task whose code tells a key, a model that gives no number."""
     for flags in ((), ("-v", "--json")):
@@ -300,12 +321,8 @@ def test_runs_that_fail_by_themselves(secrets: Secrets, llama_dir: Path) -> None
         assert "the key is [redacted]" in said
         said = secrets.ends(2, "c", *flags, base_url="http://127.0.0.1:9", eval_threshold=0)
         assert "Nothing answers" in said
-    broken = secrets.folder / "broken"
-    shutil.copytree(llama_dir, broken)
-    tensors = load_file(broken / "model.safetensors")
-    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = float("nan")
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    local = {"base_url": None, "base_model": str(broken), "eval_tasks": ["qa:questions.jsonl"]}
+    broken = str(broken_model(llama_dir, secrets.folder / "broken"))
+    local = {"base_url": None, "base_model": broken, "eval_tasks": ["qa:questions.jsonl"]}
     assert "the loss is nan" in secrets.ends(1, "d", "-v", "--json", **local)
 
 
