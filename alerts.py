@@ -7,8 +7,10 @@ somebody else's. It is run without a shell and without this process's keys.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,17 +39,23 @@ def parse_command(text: str) -> list[str]:
 def send_alert(words: Sequence[str], message: Mapping[str, Any]) -> str | None:
     """Run the command; returns what went wrong with it, or None."""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             words,
-            input=json.dumps(message).encode() + b"\n",
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=LIMIT_S,
+            start_new_session=True,  # so that what it has started can be stopped with it
         )
     except (OSError, ValueError) as error:
         return f"the alert command {words[0]} could not be run: {error}"
+    try:
+        process.communicate(json.dumps(message).encode() + b"\n", LIMIT_S)
     except subprocess.TimeoutExpired:
         return f"the alert command {words[0]} took longer than {LIMIT_S:g} s and was stopped"
-    if done.returncode != 0:
-        return f"the alert command {words[0]} ended with exit code {done.returncode}"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if process.returncode != 0:
+        return f"the alert command {words[0]} ended with exit code {process.returncode}"
     return None

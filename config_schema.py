@@ -771,8 +771,11 @@ def with_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     return changed
 
 
-def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig) -> None:
-    """Raise `ConfigError`, naming the settings, when a resumed run would not be the same run."""
+def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig, where: str) -> None:
+    """Raise `ConfigError`, naming the settings, when a resumed run would not be the same run.
+
+    `where` is what the settings were given in.
+    """
     mine = given.config.model_dump(mode="json")
     keys = [
         key for key in mine if key not in CHANGEABLE_ON_RESUME and mine[key] != recorded.get(key)
@@ -785,7 +788,7 @@ def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig) -> None:
         changed = [key for key in {**was, **now} if was.get(key) != now.get(key)] or keys
         shown = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed)
         raise ConfigError(
-            f"{given.file}: the run was started with other settings: {shown}. A resumed run may "
+            f"{where}: the run was started with other settings: {shown}. A resumed run may "
             f"change only {', '.join(CHANGEABLE_ON_RESUME)}. Change these back, or start a new run."
         )
 

@@ -274,6 +274,11 @@ def _require_key(env: Mapping[str, str], why: str) -> None:
             f"TINKER_API_KEY {found}: {why}. Export the key that the service was started with; "
             "where it checks none, any that starts with tml- will do."
         )
+    if not all("!" <= char <= "~" for char in key):
+        raise ConfigError(
+            "TINKER_API_KEY has spaces, control or non-ASCII characters inside, which no request "
+            "can carry. Copy the key once more, and export it."
+        )
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -539,10 +539,14 @@ class RunStore:
         if self._last("compared", number) is None:
             self.append("compared", round=number, passed=passed, sentence=sentence)
 
+    def comparable_results(self) -> list[EvalResult]:
+        """The results of an evaluation outside a run that has all it was to measure, in their
+        order; none of one that has not."""
+        return self.results() if any(self.events("run_finished")) else []
+
     def record_evaluation_end(self) -> None:
-        """That an evaluation outside a run has all it was to measure; once, also if resumed."""
-        if not any(self.events("run_finished")):
-            self.append("run_finished")
+        """That an evaluation outside a run has all it was to measure."""
+        self.append("run_finished")
 
     def record_care_failed(self, round_no: int, detail: str) -> None:
         """That a service did not change how long weights are kept; once a round, also where a

@@ -32,17 +32,20 @@ class Keys:
     def redacted(self, text: str) -> str:
         """The text without the keys, and without what the environment holds as a secret."""
         for name, value in self.environment.items():
-            is_ours = name in (TINKER, EVALOPS)
-            if value and (is_ours or (_SECRET_NAME.search(name) and len(value) >= MIN_CHARS)):
+            if name in (TINKER, EVALOPS) or _SECRET_NAME.search(name):
                 text = redact(text, value)
         return text
 
 
 @contextlib.contextmanager
 def taken() -> Iterator[Keys]:
-    """Take the keys out of the environment for as long as this process works, and no longer."""
+    """Take the keys out of the environment for as long as this process works, and no longer.
+
+    The space around them, such as the newline of the file that they came from, is no part of them.
+    """
     before = {name: os.environ.pop(name) for name in (TINKER, EVALOPS) if name in os.environ}
-    keys = Keys(before.get(TINKER), before.get(EVALOPS))
+    held = {name: key.strip() or None for name, key in before.items()}
+    keys = Keys(held.get(TINKER), held.get(EVALOPS))
     try:
         with _redacted_logs(keys):
             yield keys
@@ -53,7 +56,8 @@ def taken() -> Iterator[Keys]:
 def redact(text: str, secret: str) -> str:
     """Return `text` without the secret, in any letter case and however it is escaped: for JSON, in
     a URL, in HTML or as Python shows strings, also several times over."""
-    assert secret, "an empty secret would match everywhere"
+    if len(secret) < MIN_CHARS:
+        return text
     return re.sub("".join(map(_any_form, secret)), "[redacted]", text, flags=re.IGNORECASE)
 
 

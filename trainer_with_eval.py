@@ -22,10 +22,18 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 from urllib.parse import urlsplit
 
 import config_schema
@@ -69,6 +77,8 @@ if TYPE_CHECKING:
     from plan import Plan, ServiceChoice
     from progress import Progress
     from run_store import Checkpoint, RunStore
+
+T = TypeVar("T")
 
 EXTENDABLE = (
     "stop_rounds",
@@ -650,10 +660,7 @@ def drop_output() -> None:
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Before the loop has its own handlers, SIGTERM ends the command as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    """Where the loop has not its own handlers, SIGTERM ends the command as Ctrl-C does."""
 
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield
@@ -663,6 +670,19 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def in_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` in an event loop, which leaves SIGTERM at its default when it closes."""
+    try:
+        return asyncio.run(work)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, interrupt)
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -697,7 +717,8 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
             print(json.dumps({"error": message, "exit_code": exit_code}))
         write_out()
     if exit_code == 1:
-        alert(session, "failed", {"detail": message})
+        with contextlib.suppress(KeyboardInterrupt):  # during the alert; it has failed already
+            alert(session, "failed", {"detail": message})
     return exit_code
 
 
@@ -814,12 +835,14 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         progress.line(f"run directory: {store.run_dir}")
         place = Place(choice, service, store.run_dir / "checkpoints", session.keys)
         on_alert = functools.partial(alert, session)
-        decision = asyncio.run(
+        decision = in_loop(
             train_on_service(plan, store, progress, place, evalops, limits, on_alert)
         )
+        session.is_running = False
+    try:
+        return report_end(args, store, decision, plan.cost_usd(store.usage()))
+    finally:
         alert_on_end(session, decision)
-    session.is_running = False
-    return report_end(args, store, decision, plan.cost_usd(store.usage()))
 
 
 def report_finished(
@@ -841,8 +864,10 @@ def report_finished(
         command = f"{resume_command(store.run_dir)} --set max_rounds={config.max_rounds + 1}"
         how = f"to train on, raise a bound: {command}"
     progress.line(f"{store.run_dir}: this run is finished, nothing is left to do; {how}")
-    alert_on_end(session, decision)  # a kill at the very end may have kept it from being told
-    return report_end(args, store, decision, cost_usd(config, store.usage()))
+    try:
+        return report_end(args, store, decision, cost_usd(config, store.usage()))
+    finally:
+        alert_on_end(session, decision)  # a kill at the very end may have kept it from being told
 
 
 def list_checkpoints(args: argparse.Namespace) -> int:
@@ -852,6 +877,11 @@ def list_checkpoints(args: argparse.Namespace) -> int:
 
     store = RunStore.open(args.list)
     settled = store.settled_config()
+    if store.is_evaluation:
+        raise ConfigError(
+            f"{args.list}: this is an evaluation of checkpoints, which saves no weights. --list "
+            "takes the directory of a run."
+        )
     service = settled["resolved"]["service"]
     saved, decision = store.saved_weights(), store.last_decision()
     best_round = None if decision is None else decision.best_round
@@ -909,10 +939,13 @@ def evaluate_checkpoints(
     if args.dry_run:
         say(json.dumps({"dry_run": True, "plan": lines}) if args.json else "\n".join(lines))
         return 0
+    if store is not None and len(results := store.comparable_results()) == len(subjects):
+        progress.line(f"{store.run_dir}: this evaluation is finished, nothing is left to measure")
+        return report_and_alert(args, session, store, compare(subjects, results, gate))
     for line in lines:
         progress.line(line)
     with open_service(choice, plan, progress) as service:
-        asyncio.run(refuse_unknown_paths(subjects, choice, loaded.config, session.keys))
+        in_loop(refuse_unknown_paths(subjects, choice, loaded.config, session.keys))
         if store is None:
             records = [one.to_record() for one in subjects]
             store = begin_run(settings, plan, choice, session, records)
@@ -921,14 +954,25 @@ def evaluate_checkpoints(
         session.store, session.is_running = store, True
         progress.line(f"evaluation directory: {store.run_dir}")
         place = Place(choice, service, store.run_dir / "checkpoints", session.keys)
-        results = asyncio.run(evaluate_on_service(plan, store, progress, place, subjects))
+        results = in_loop(evaluate_on_service(plan, store, progress, place, subjects))
         comparisons = compare(subjects, results, gate)
         write_comparison(store, comparisons, loaded.config)
         for number, one in enumerate(comparisons):
             store.record_comparison(number, one.passed, one.sentence)
         store.record_evaluation_end()
-    session.is_running = False
-    return report_comparisons(args, store, comparisons)
+        session.is_running = False
+    return report_and_alert(args, session, store, comparisons)
+
+
+def report_and_alert(
+    args: argparse.Namespace, session: Session, store: RunStore, comparisons: list[Comparison]
+) -> int:
+    """Print how checkpoints compare, and alert where one does not pass; the exit code."""
+    try:
+        return report_comparisons(args, store, comparisons)
+    finally:
+        if missed := [one.sentence for one in comparisons if one.passed is False]:
+            alert(session, "target_missed", {"detail": " ".join(missed)})
 
 
 class OpenedSettings(NamedTuple):
@@ -983,8 +1027,14 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
         raw = config_schema.with_overrides(recorded["config"], args.overrides)
         file = Path(recorded["config_file"])
         given = LoadedConfig(config_schema.validate(raw, str(run_dir)), file, file.parent)
-    config_schema.refuse_other_config(recorded["config"], given)
+    where = str(run_dir) if args.config is None else str(given.file)
+    config_schema.refuse_other_config(recorded["config"], given, where)
     evaluated = recorded.get(run_store.EVALUATED)
+    if evaluated is not None and back_to is not None:
+        raise ConfigError(
+            f"--resume {args.resume}: {run_dir} is an evaluation of checkpoints, which has no "
+            "rounds to go back to. Give the directory alone."
+        )
     return OpenedSettings(given, store, run_dir, recorded["resolved"], evaluated, back_to)
 
 
@@ -1244,6 +1294,8 @@ async def evaluate_on_service(
             label, path, tasks = subject.label, subject.path, list(plan.tasks)
             result = await measure_and_record(run, number, label, path, subject.step, tasks)
         progress.result_lines(label, result)
+        if run.stop_requested and number + 1 < len(subjects):  # while its session was closed
+            raise Interrupted(f"Interrupted after {label}, with its result saved.")
         results.append(result)
     return results
 
@@ -1309,6 +1361,7 @@ async def connected(
             raise
         raise explained from error
     finally:
+        run.is_closing = True
         progress.close()
         with contextlib.suppress(tinker.TinkerError, TimeoutError):
             await asyncio.wait_for(client.close(status).result_async(), 5)
@@ -1324,6 +1377,9 @@ def stop_on_signals(run: Run) -> None:
             say(f"Left at once. {how_to_continue(run.store.run_dir)}", file=sys.stderr)
             os._exit(130)
         run.stop_requested = True
+        if run.is_closing:
+            run.progress.line("the end is being written; once more to leave at once")
+            return
         run.progress.line("stopping after the steps in flight; once more to leave at once")
         if not run.is_training:
             main_task.cancel()

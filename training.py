@@ -87,6 +87,7 @@ class Run:
     )  # training loss per token, of the steps of this round
     topics: Topics | None = None  # of the rows to draw from, once they are needed
     is_training: bool = False
+    is_closing: bool = False  # all that it was for is done, or has failed
     stop_requested: bool = False
 
 

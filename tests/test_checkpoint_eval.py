@@ -110,7 +110,10 @@ def test_as_a_regression_test_it_exits_3(evaluate: Any) -> None:
     assert first.endswith("(exact McNemar, p = 1) against its evaluation in the run")
     assert second == f"runs/r passes: {first.split()[2]} >= 0.5."
     assert "resolution: 12 questions" in err
-    assert evaluate("runs/r", "--gate", eval_threshold=0.99)[0] == 3
+    alert = "sh -c 'cat > alerted.json'"
+    assert evaluate("runs/r", "--gate", "--alert", alert, eval_threshold=0.99)[0] == 3
+    told = json.loads(Path("alerted.json").read_text())
+    assert told["alert"] == "target_missed" and "runs/r does not pass" in told["detail"]
     assert evaluate("runs/r", eval_threshold=0.99)[0] == 0
     # with a reference, what is worse beyond noise fails although the threshold is met
     code, out, _ = evaluate("runs/r@best", "runs/r@round_02", "--gate", eval_threshold=0.0)
@@ -225,7 +228,9 @@ def test_a_killed_evaluation_repeats_nothing(evaluate: Any, tmp_path: Path) -> N
         assert one is not None and other is not None
         assert replace(one) == replace(other)
     # an evaluation is not a run: it is neither what --resume without a directory takes, nor a
-    # checkpoint
+    # checkpoint, and it has neither rounds nor weights of its own
+    for words in (["--resume", f"{cut}@round_01"], ["--list", str(cut)]):
+        assert main(words) == 2
     code, _, err = evaluate(str(cut))
     assert code == 2
     assert "holds an earlier evaluation" in err

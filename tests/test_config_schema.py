@@ -156,8 +156,8 @@ def test_hash_leaves_out_what_a_resumed_run_may_change(tmp_path: Path) -> None:
     other = TrainingConfig.model_validate({**MINIMAL, "seed": 9})
     assert config_hash(base) == config_hash(longer) != config_hash(other)
     loaded = load_and_validate_config(write(tmp_path, {**MINIMAL, "seed": 9, "max_rounds": 9}))
-    with pytest.raises(ConfigError, match="seed was 0, is 9") as caught:
-        refuse_other_config(base.model_dump(mode="json"), loaded)
+    with pytest.raises(ConfigError, match=r"^runs/a: .*seed was 0, is 9") as caught:
+        refuse_other_config(base.model_dump(mode="json"), loaded, "runs/a")
     assert "max_rounds was" not in str(caught.value)
 
 

@@ -838,8 +838,9 @@ def test_the_key_is_in_no_repr(evalops: FakeEvalOps) -> None:
 
 
 def test_redact_replaces_every_form() -> None:
-    text = 'k"/ k\\"/ k%22%2F k%22%2f K"/ k/'
-    assert redact(text, 'k"/') == "[redacted] " * 5 + "k/"
+    text = 'eoak-a"/ eoak-a\\"/ eoak-a%22%2F eoak-a%22%2f EOAK-A"/ eoak-a/'
+    assert redact(text, 'eoak-a"/') == "[redacted] " * 5 + "eoak-a/"
+    assert redact("the word is no secret", "o") == "the word is no secret"
 
 
 def test_space_around_the_key_is_not_sent(evalops: FakeEvalOps) -> None:

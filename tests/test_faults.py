@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import httpx
 import pytest
 import tinker
 from tinker.lib.retryable_exception import RetryableException
 from tinker.types import RequestErrorCategory
 
+import alerts
 from diagnosis import DIVERGED_STEPS, NUM_FIRST_STEPS, divergence
 from faults import explain, is_gone
 from test_loop import Workspace
@@ -143,6 +147,22 @@ def test_an_alert_is_given_what_happened_and_no_keys(
     assert main(["--alert", "/no/such/command", "--config", "x"]) == 2
     assert "no program that can be run" in capsys.readouterr().err
     assert main(["--alert", "'", "--config", "x"]) == 2
+
+
+def test_an_alert_command_that_hangs_is_stopped_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerts, "LIMIT_S", 1.0)
+    script = tmp_path / "alert.sh"
+    script.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {tmp_path}/pid\nwait\n")
+    script.chmod(0o755)
+    problem = alerts.send_alert([str(script)], {"alert": "failed"})
+    assert problem is not None and "took longer than 1 s and was stopped" in problem
+    child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    deadline = time.monotonic() + 20
+    while child.exists() and child.read_text().split()[2] != "Z":  # until whoever adopts it looks
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_limit_on_what_was_not_measured_is_violated(workspace: Workspace) -> None:

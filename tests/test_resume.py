@@ -185,6 +185,16 @@ def test_a_signal_in_an_evaluation_keeps_what_is_graded(
     assert len(journal.read_text().splitlines()) > 1
 
 
+def test_a_signal_while_the_end_is_written_loses_nothing(workspace: Workspace) -> None:
+    process = start(workspace, "run", max_rounds=1)
+    wait_for(process, workspace.folder / "run/ledger.jsonl", "run_finished", 1)
+    process.send_signal(signal.SIGINT)  # while the session is being closed
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)  # 130 where nothing but printing was left
+    assert "Traceback" not in errors
+    assert workspace.events("run")[-1]["type"] == "run_finished"
+
+
 def test_a_second_signal_leaves_at_once(workspace: Workspace) -> None:
     process = start(workspace, "run", steps_per_round=400, batch_size=8, max_rounds=1)
     wait_for(process, workspace.folder / "run/ledger.jsonl", "step", 3)

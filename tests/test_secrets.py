@@ -333,6 +333,21 @@ def test_a_key_that_cannot_be_used(secrets: Secrets, monkeypatch: pytest.MonkeyP
             secrets.ends(2, "run", "-v", "--json")
 
 
+def test_a_key_is_what_stands_between_spaces(
+    secrets: Secrets, proxy: QuotingProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newline inside would be tried for minutes by the SDK, which cannot send it."""
+    monkeypatch.setenv("TINKER_API_KEY", f" {TINKER}\n")
+    secrets.ends(0, "run", max_rounds=1, eval_tasks=["qa:questions.jsonl"])
+    assert proxy.keys == {TINKER}
+    monkeypatch.setenv("TINKER_API_KEY", "tml-Planted\nTinker")
+    assert "TINKER_API_KEY has spaces, control or" in secrets.ends(2, "other")
+    # A blank or very short one is no secret: messages keep their spaces and letters.
+    monkeypatch.setenv("TINKER_API_KEY", " ")
+    monkeypatch.setenv("EVALOPS_API_KEY", "e")
+    assert "TINKER_API_KEY is not set: base_url in the config is" in secrets.ends(2, "third")
+
+
 # --- other processes ------------------------------------------------------------------------------
 
 
