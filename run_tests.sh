@@ -8,4 +8,6 @@ ensure_venv
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright --pythonpath "$VENV_PYTHON"
+# Two tests at a time share the cores: a thread that waits for another must not keep one busy.
+export OMP_WAIT_POLICY=passive
 exec "$VENV_PYTHON" -m pytest --numprocesses 2 --dist worksteal "$@"

@@ -1251,6 +1251,7 @@ async def train_on_service(
         run.limits, run.alert = limits, on_alert
         with sending(run, evalops):
             decision = await run_rounds(run)
+            run.is_closing = True
             store.append("run_finished", round=decision.round, action=decision.action)
             if run.evalops is not None:
                 await run.evalops.finish()

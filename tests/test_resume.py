@@ -20,7 +20,7 @@ from test_loop import Workspace, same_bits, start, wait_for
 from trainer_with_eval import main
 from training import SAVE_EVERY_S, is_save_due
 
-KILL_STUDY = {"plain": 3, "inspect": 2, "rising": 2, "stopped": 2, "service": 2}
+KILL_STUDY = {"plain": 3, "rising": 2, "stopped": 4, "service": 2}  # stopped has an Inspect task
 
 TASK = """
 from inspect_ai import Task, task
