@@ -20,7 +20,8 @@ in the middle of sampling or arithmetic. The series:
     service    the service's process (`python -m local_tinker`) is killed, and started again
 
 Compared are adapter and optimizer tensors of every checkpoint, evaluations, selections, measured
-losses, the data manifest and the effective ledger; times, ids, paths and interruptions aside.
+losses, the data manifest and the effective ledger; times, ids, paths and interruptions aside. A run
+that Ctrl-C ends inside a round saves where it is, and so its ledger has one state more.
 """
 
 from __future__ import annotations
@@ -659,10 +660,34 @@ def events_of(run_dir: Path) -> list[dict[str, Any]]:
     return [event for event in effective if event["type"] not in left_out]
 
 
-def differences(whole: Path, resumed: Path, checkpoint_dirs: tuple[Path, Path]) -> list[str]:
-    """What is not the same in two run directories, by name; empty where they are the same run."""
+def without_other_states(
+    events: list[dict[str, Any]], whole: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The events without states inside rounds at steps where the whole run has none, and without
+    the paths that tell which state came from which and which were deleted."""
+    steps = {event["step"] for event in whole if event["type"] == "checkpoint"}
+    return [
+        {key: value for key, value in event.items() if key not in ("parent", "paths")}
+        for event in events
+        if not (
+            event["type"] == "checkpoint"
+            and event["sampler_path"] is None
+            and event["step"] not in steps
+        )
+    ]
+
+
+def differences(
+    whole: Path, resumed: Path, checkpoint_dirs: tuple[Path, Path], *, may_save: bool = False
+) -> list[str]:
+    """What is not the same in two run directories, by name; empty where they are the same run.
+
+    With `may_save` the resumed one was ended by Ctrl-C, and may have saved where it was.
+    """
     found = []
     ledgers = [events_of(run_dir) for run_dir in (whole, resumed)]
+    if may_save:
+        ledgers = [without_other_states(events, ledgers[0]) for events in ledgers]
     if [masked(event) for event in ledgers[0]] != [masked(event) for event in ledgers[1]]:
         types = [[event["type"] for event in ledger] for ledger in ledgers]
         pairs = zip(*(map(masked, ledger) for ledger in ledgers), strict=False)
@@ -737,7 +762,8 @@ def run_series(series: str, number: int, seed: int, folder: Path, tell: Tell) ->
             run_dir, log = folder / f"trial_{trial:03d}", folder / f"log_{trial:03d}"
             met = [one for one in moments if is_met(one, killed(world, run_dir, one, log), run_dir)]
             last_event = last_event_of(run_dir)
-            outcomes.append(finished(world, whole, run_dir, log, met, last_event))
+            may_save = any(moment.stop == "signal" for moment in moments)
+            outcomes.append(finished(world, whole, run_dir, log, met, last_event, may_save))
             tell(f"{series} {trial}: {moments} after {last_event}: {outcomes[-1].differences}")
         return outcomes
 
@@ -749,14 +775,20 @@ def is_met(moment: Moment, code: int | None, run_dir: Path) -> bool:
 
 
 def finished(
-    world: World, whole: Path, run_dir: Path, log: Path, moments: list[Moment], last_event: str
+    world: World,
+    whole: Path,
+    run_dir: Path,
+    log: Path,
+    moments: list[Moment],
+    last_event: str,
+    may_save: bool = False,
 ) -> Outcome:
     """Let a killed run go on to its end, and compare it."""
     code = killed(world, run_dir, Moment(), log)
     if code != world.exit_code:
         return Outcome(moments, last_event, [f"exit {code}: {tail_of(log)}"])
     folders = world.checkpoint_dir(whole), world.checkpoint_dir(run_dir)
-    found = differences(whole, run_dir, folders)
+    found = differences(whole, run_dir, folders, may_save=may_save)
     if world.checkpoints is None:
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     return Outcome(moments, last_event, found)
