@@ -42,7 +42,7 @@ import httpx
 import durable
 from errors import ConfigError, InputError, LoopError, StorageError
 from run_store import RunStore
-from secret_keys import EVALOPS, redact
+from secret_keys import EVALOPS, redact, refuse_unsendable
 
 DEFAULT_API_URL = "https://api.evalops.dev"
 TEST_RUNS_PATH = "/api/v1/test-runs"
@@ -263,11 +263,7 @@ class EvalOpsClient:
         self._key = api_key.strip()
         if not self._key:
             raise ConfigError("EVALOPS_API_KEY is not set, or is blank. Export your EvalOps key.")
-        if not all("!" <= char <= "~" for char in self._key):
-            raise ConfigError(
-                "EVALOPS_API_KEY has spaces, control or non-ASCII characters inside, which no "
-                "request can carry. Copy the key from EvalOps once more, and export it."
-            )
+        refuse_unsendable(EVALOPS, self._key)
         self._url = httpx.URL(_checked_base_url(api_url, self._key) + TEST_RUNS_PATH)
         self._timeout_s = timeout_s
         self.shown_url = redact(str(self._url), self._key)

@@ -43,6 +43,7 @@ from inspect_eval import InspectTask, code_of
 from nll_eval import HeldOutFile, render_held_out
 from rendering import RenderedTable, Rendering, load_renderer, resolve_renderer_name
 from run_store import RunStore, Usage
+from secret_keys import TINKER, refuse_unsendable
 from simple_eval import DEFAULT_MAX_TOKENS, SamplingSettings
 
 if TYPE_CHECKING:
@@ -274,11 +275,7 @@ def _require_key(env: Mapping[str, str], why: str) -> None:
             f"TINKER_API_KEY {found}: {why}. Export the key that the service was started with; "
             "where it checks none, any that starts with tml- will do."
         )
-    if not all("!" <= char <= "~" for char in key):
-        raise ConfigError(
-            "TINKER_API_KEY has spaces, control or non-ASCII characters inside, which no request "
-            "can carry. Copy the key once more, and export it."
-        )
+    refuse_unsendable(TINKER, key)
 
 
 # --- reading ------------------------------------------------------------------------------------

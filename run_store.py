@@ -544,10 +544,6 @@ class RunStore:
         order; none of one that has not."""
         return self.results() if any(self.events("run_finished")) else []
 
-    def record_evaluation_end(self) -> None:
-        """That an evaluation outside a run has all it was to measure."""
-        self.append("run_finished")
-
     def record_care_failed(self, round_no: int, detail: str) -> None:
         """That a service did not change how long weights are kept; once a round, also where a
         resumed run has asked again."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from errors import ConfigError
+
 TINKER, EVALOPS = "TINKER_API_KEY", "EVALOPS_API_KEY"
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 MIN_CHARS = 8  # a shorter value is no secret, and its letters may stand anywhere
@@ -51,6 +53,15 @@ def taken() -> Iterator[Keys]:
             yield keys
     finally:
         os.environ.update(before)
+
+
+def refuse_unsendable(name: str, key: str) -> None:
+    """Raise `ConfigError` for a key that no request's header can carry."""
+    if not all("!" <= char <= "~" for char in key):
+        raise ConfigError(
+            f"{name} has spaces, control or non-ASCII characters inside, which no request can "
+            "carry. Copy the key once more, and export it."
+        )
 
 
 def redact(text: str, secret: str) -> str:

@@ -661,7 +661,6 @@ def drop_output() -> None:
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Where the loop has not its own handlers, SIGTERM ends the command as Ctrl-C does."""
-
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield
         return
@@ -759,12 +758,6 @@ def alert(session: Session, what: str, figures: Mapping[str, Any]) -> None:
         say(f"warning: {problem}", file=sys.stderr)
 
 
-def alert_on_end(session: Session, decision: Decision) -> None:
-    """Alert where a run has ended without meeting its target."""
-    if decision.action != "stop_passed":
-        alert(session, "target_missed", {"round": decision.round, "detail": decision.sentence})
-
-
 def how_to_continue(run_dir: Path) -> str:
     return f"Continue with: {resume_command(run_dir)}"
 
@@ -839,10 +832,7 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
             train_on_service(plan, store, progress, place, evalops, limits, on_alert)
         )
         session.is_running = False
-    try:
-        return report_end(args, store, decision, plan.cost_usd(store.usage()))
-    finally:
-        alert_on_end(session, decision)
+    return report_end_and_alert(args, session, store, decision, plan.cost_usd(store.usage()))
 
 
 def report_finished(
@@ -864,10 +854,9 @@ def report_finished(
         command = f"{resume_command(store.run_dir)} --set max_rounds={config.max_rounds + 1}"
         how = f"to train on, raise a bound: {command}"
     progress.line(f"{store.run_dir}: this run is finished, nothing is left to do; {how}")
-    try:
-        return report_end(args, store, decision, cost_usd(config, store.usage()))
-    finally:
-        alert_on_end(session, decision)  # a kill at the very end may have kept it from being told
+    # The alert comes again: a kill at the very end may have kept it from being told.
+    used_usd = cost_usd(config, store.usage())
+    return report_end_and_alert(args, session, store, decision, used_usd)
 
 
 def list_checkpoints(args: argparse.Namespace) -> int:
@@ -959,7 +948,7 @@ def evaluate_checkpoints(
         write_comparison(store, comparisons, loaded.config)
         for number, one in enumerate(comparisons):
             store.record_comparison(number, one.passed, one.sentence)
-        store.record_evaluation_end()
+        store.append("run_finished")
         session.is_running = False
     return report_and_alert(args, session, store, comparisons)
 
@@ -1411,6 +1400,21 @@ def report_comparisons(
         say(f"Evaluation directory: {store.run_dir}")
     has_failed = any(one.passed is False for one in comparisons)
     return 3 if args.gate and has_failed else 0
+
+
+def report_end_and_alert(
+    args: argparse.Namespace,
+    session: Session,
+    store: RunStore,
+    decision: Decision,
+    cost_usd: float | None,
+) -> int:
+    """Print the outcome of a run, and alert where it has not met its target; the exit code."""
+    try:
+        return report_end(args, store, decision, cost_usd)
+    finally:
+        if decision.action != "stop_passed":
+            alert(session, "target_missed", {"round": decision.round, "detail": decision.sentence})
 
 
 def report_end(

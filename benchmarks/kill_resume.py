@@ -545,16 +545,14 @@ class Reaper:
             return
         if self.is_next:
             self.die()
-        if self.num_operations == moment.operation:
-            self.num_operations += 1  # what follows may be an operation
-            if moment.stop == "signal":
-                os.kill(os.getpid(), signal.SIGINT)
-            elif moment.stop == "fail":
-                self.world.fails.touch()
-            else:
-                self.die()
-        else:
-            self.num_operations += 1
+        is_now = self.num_operations == moment.operation
+        self.num_operations += 1
+        if is_now and moment.stop == "signal":
+            os.kill(os.getpid(), signal.SIGINT)
+        elif is_now and moment.stop == "fail":
+            self.world.fails.touch()
+        elif is_now:
+            self.die()
         if operation.event is None or operation.event != moment.event:
             return
         if self.num_events == moment.occurrence:
