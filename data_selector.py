@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 from data_loader import Example, ExampleTable
 from eval_result import TopicScore
-from stored_json import Count, record_of
+from storage.stored_json import Count, record_of
 
 Source = Literal["train", "replay", "pool"]
 Strategy = Literal["uniform", "topics", "similar", "loss", "hybrid"]

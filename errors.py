@@ -57,3 +57,7 @@ class EvalError(LoopError):
 
 class RunStoreError(InputError):
     """A run directory cannot be used: not empty, not a run, damaged, or of another config."""
+
+
+class Interrupted(LoopError):
+    """The user asked to stop; what was paid for is saved. Exit code 130."""

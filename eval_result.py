@@ -31,10 +31,9 @@ from eval_stats import (
     mean,
     paired_difference,
 )
-from stored_json import Count, Measure, Share, record_of
+from storage.stored_json import Count, Measure, Share, record_of
 
 LEVEL = 0.95  # of every interval that is shown or stored
-
 Role = Literal["score", "guard", "report"]
 
 

@@ -7,30 +7,28 @@ losses never. What does not enter the score may be measured every few rounds, or
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import inspect_eval
 import simple_eval
-from config_schema import SPLIT_TASK, LoadedConfig, is_inspect_task
+from config_schema import LoadedConfig
 from contamination import HeldOutText
-from durable import Journal
-from errors import ConfigError, ServiceError
+from errors import ConfigError
 from eval_result import Measured, Role, task_result
 from inspect_eval import InspectScores, InspectTask
 from nll_eval import HeldOutFile, load_held_out, measure_held_out
 from rendering import Rendering
+from settings.task_names import SPLIT_TASK, is_inspect_task
 from simple_eval import QuestionTask, SamplingSettings
+from storage.journal import Journal
 
 if TYPE_CHECKING:
     import tinker
     from inspect_ai.model import Model
     from tinker_cookbook.renderers import Renderer
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,56 +101,6 @@ class EvalTask:
         if isinstance(self.work, InspectTask):
             return self.work.topics
         return frozenset(e.topic for e in self.work.examples if e.topic is not None)
-
-
-def watched(
-    client: tinker.SamplingClient,
-    on_answer: Callable[[float], None],
-    redacted: Callable[[str], str],
-) -> tinker.SamplingClient:
-    """A client, as evaluators use one, that tells of each answer how many seconds it took.
-
-    What a request fails with is a `ServiceError` without the keys, for it goes into records and
-    logs, and a server may have quoted them.
-    """
-    return cast("tinker.SamplingClient", _WatchedClient(client, on_answer, redacted))
-
-
-class _WatchedClient:
-    def __init__(
-        self,
-        client: tinker.SamplingClient,
-        on_answer: Callable[[float], None],
-        redacted: Callable[[str], str],
-    ) -> None:
-        self._client = client
-        self._on_answer = on_answer
-        self._redacted = redacted
-
-    async def sample(
-        self,
-        prompt: tinker.ModelInput,
-        num_samples: int,
-        sampling_params: tinker.SamplingParams,
-    ) -> tinker.SampleResponse:
-        return await self._answer(self._client.sample(prompt, num_samples, sampling_params))
-
-    async def compute_logprobs(self, prompt: tinker.ModelInput) -> list[float | None]:
-        return await self._answer(self._client.compute_logprobs(prompt))
-
-    async def _answer(self, future: Awaitable[T]) -> T:
-        from faults import SDK_ERRORS, explain
-
-        asked_at = time.monotonic()
-        try:
-            answer = await future
-        except SDK_ERRORS as error:
-            if explain(error, None) is None:
-                raise
-            said = self._redacted(f"{type(error).__name__}: {error}")
-            raise ServiceError(said) from None
-        self._on_answer(time.monotonic() - asked_at)
-        return answer
 
 
 @dataclass(frozen=True)

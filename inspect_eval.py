@@ -35,10 +35,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from contamination import HeldOutText
-from durable import REFUSALS
 from errors import ConfigError, EvalError, StorageError
 from eval_result import SampleResult
 from simple_eval import SamplingSettings, refuse_failures
+from storage.files import REFUSALS
 
 if TYPE_CHECKING:
     import tinker

@@ -14,12 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-import stored_json
 from errors import RunStoreError
-from stored_json import Count, Measure, Share
+from storage.stored_json import Count, Measure, Share, parse_object
 
 Event = dict[str, Any]
-
 MAX_PATH_CHARS = 500
 
 
@@ -201,7 +199,7 @@ def read_events(path: Path, lines: Sequence[bytes]) -> list[Event]:
     events: list[Event] = []
     for line_no, line in enumerate(lines, start=1):
         try:
-            event = stored_json.parse_object(line)
+            event = parse_object(line)
             kind = event.get("type")
             shape = KINDS.get(kind, _Any) if isinstance(kind, str) else _Any
             checked = shape.model_validate(event)

@@ -21,8 +21,8 @@ from nll_eval import HeldOutFile, measure_held_out
 if TYPE_CHECKING:
     import tinker
 
-    from durable import Journal
     from rendering import Rendering
+    from storage.journal import Journal
 
 SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
 SUSPECT_SHARE = 0.1  # as unlikely as this share of the rows that were measured, and no other one

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config_schema import SPLIT_TASK
 from contamination import HeldOutText
 from data_loader import Example, ExampleTable, load_examples
 from data_sources import Source
-from durable import Journal
 from errors import DataError, EvalError, ServiceError
 from eval_result import HeldOutLoss, HeldOutRow, held_out_loss
 from rendering import Rendering
+from settings.task_names import SPLIT_TASK
+from storage.journal import Journal
 
 if TYPE_CHECKING:
     import numpy as np

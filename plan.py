@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import config_schema
 import hyperparam_utils
-from config_schema import SPLIT_TASK, LoadedConfig, Sources, TrainingConfig
+from config_schema import LoadedConfig, TrainingConfig
 from contamination import HeldOut, normalise
 from data_loader import (
     CleanSplit,
@@ -43,7 +43,9 @@ from inspect_eval import InspectTask, code_of
 from nll_eval import HeldOutFile, render_held_out
 from rendering import RenderedTable, Rendering, load_renderer, resolve_renderer_name
 from run_store import RunStore, Usage
-from secret_keys import TINKER, refuse_unsendable
+from services.place import ServiceChoice
+from settings.groups import Sources
+from settings.task_names import SPLIT_TASK
 from simple_eval import DEFAULT_MAX_TOKENS, SamplingSettings
 
 if TYPE_CHECKING:
@@ -53,14 +55,6 @@ if TYPE_CHECKING:
 
 
 NUM_LISTED = 100  # dropped rows that the manifest itself lists
-
-
-class ServiceChoice(NamedTuple):
-    """Where the run happens, and why. `kind` is embedded, compatible or tinker."""
-
-    kind: str
-    base_url: str | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -229,53 +223,6 @@ def _model_config(directory: Path, key: str) -> dict[str, Any]:
             f"{file}: not a JSON object. Give {key} a complete model directory."
         ) from None
     return model_config
-
-
-def choose_service(
-    config: TrainingConfig,
-    model_dir: Path | None,
-    env: Mapping[str, str],
-    *,
-    local: bool,
-    begun_on: str | None = None,
-) -> ServiceChoice:
-    """Apply the rules in order. Raises `ConfigError` naming the remedies when none applies.
-
-    A resumed run that was `begun_on` the embedded service stays there: its weights are in the run
-    directory.
-    """
-    base_url = config.base_url or env.get("TINKER_BASE_URL")
-    if begun_on == "embedded":
-        return ServiceChoice("embedded", None, "the run's weights are there")
-    if local:
-        return ServiceChoice("embedded", None, "--local was given")
-    if base_url:
-        source = "base_url in the config" if config.base_url else "TINKER_BASE_URL"
-        _require_key(env, f"{source} is {base_url}, and a service is reached with a key")
-        return ServiceChoice("compatible", base_url, f"{source} is set")
-    if model_dir is not None:
-        reason = f"base_model {config.base_model!r} is a directory"
-        return ServiceChoice("embedded", None, reason)
-    if env.get("TINKER_API_KEY"):
-        _require_key(env, "Tinker is reached with a key")
-        return ServiceChoice("tinker", None, "TINKER_API_KEY is set")
-    raise ConfigError(
-        f"There is nowhere to train {config.base_model!r}: it is not a directory here, and no "
-        "service is set. Export TINKER_API_KEY to use Tinker; or set base_url (or TINKER_BASE_URL) "
-        "to a compatible service; or set base_model to a model directory; or add --local to use "
-        "this machine and the Hugging Face cache. ./run_demo.sh --local needs none of these."
-    )
-
-
-def _require_key(env: Mapping[str, str], why: str) -> None:
-    key = env.get("TINKER_API_KEY", "")
-    if not key.startswith(("tml-", "eyJ")):
-        found = "is not set" if not key else "does not start with tml-"
-        raise ConfigError(
-            f"TINKER_API_KEY {found}: {why}. Export the key that the service was started with; "
-            "where it checks none, any that starts with tml- will do."
-        )
-    refuse_unsendable(TINKER, key)
 
 
 # --- reading ------------------------------------------------------------------------------------

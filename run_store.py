@@ -32,18 +32,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeVar
 
-import durable
 import ledger
-import stored_json
 from data_loader import DroppedRow
 from data_selector import CandidateLoss, MeasuredLosses, Selection
 from decision import Decision
 from diagnosis import HeldOutPoint, TopicReport
-from durable import Journal
 from errors import RunStoreError
 from eval_result import EvalResult, HeldOutLoss, Measured
 from ledger import WeightsPath
-from stored_json import Count
+from storage.files import append_line, read_lines, storage_error, write_whole
+from storage.journal import Journal, num_waiting_tokens
+from storage.stored_json import Count, parse_object, record_of
 
 LEDGER = "ledger.jsonl"
 CONFIG = "config.resolved.json"
@@ -55,7 +54,6 @@ OUTBOX = "evalops"  # judges what lies in it itself
 PARTIAL = ".partial.jsonl"
 INTERRUPTIONS = ("resumed", "interrupted", "failed", "eval_failed")
 EVALUATED = "evaluate"  # key of the resolved config: the checkpoints that are evaluated, no run
-
 Event = ledger.Event
 T = TypeVar("T")
 
@@ -200,7 +198,7 @@ class RunStore:
             )
         _refuse_links(run_dir)
         lock_file = _lock(run_dir) if to_resume else None
-        lines = durable.read_lines(run_dir / LEDGER, repair=to_resume)
+        lines = read_lines(run_dir / LEDGER, repair=to_resume)
         events = ledger.read_events(run_dir / LEDGER, lines.complete)
         store = cls(run_dir, events, lock_file)
         store.num_torn_bytes = lines.num_torn_bytes
@@ -254,7 +252,7 @@ class RunStore:
         """The resolved config, with all that a run or an evaluation goes on by."""
 
         def checked(data: dict[str, Any]) -> dict[str, Any]:
-            if "base_model" not in stored_json.record_of(_Settled, data).files:
+            if "base_model" not in record_of(_Settled, data).files:
                 raise ValueError("files.base_model is missing")
             return data
 
@@ -372,7 +370,7 @@ class RunStore:
             **fields,
         }
         line = json.dumps(event, ensure_ascii=False, allow_nan=False)
-        durable.append_line(self.run_dir / LEDGER, line)
+        append_line(self.run_dir / LEDGER, line)
         self._all_events.append(event)
         self._events.append(event)
         return event
@@ -385,7 +383,7 @@ class RunStore:
 
     def write_text(self, name: str, text: str | Iterable[str]) -> None:
         """Write a file durably: a reader sees the old one or the new one, never half."""
-        durable.write_whole(self.run_dir / name, [text] if isinstance(text, str) else text)
+        write_whole(self.run_dir / name, [text] if isinstance(text, str) else text)
 
     def record_batch(self, round_no: int, batch: Batch, *, loss: float, nll: float) -> None:
         fields = {k: v for k, v in asdict(batch).items() if k != "step"}
@@ -771,7 +769,7 @@ class RunStore:
         return usage
 
     def _waiting_tokens(self) -> tuple[int, int]:
-        waiting = [durable.num_waiting_tokens(path) for path in self.run_dir.glob(f"*/*{PARTIAL}")]
+        waiting = [num_waiting_tokens(path) for path in self.run_dir.glob(f"*/*{PARTIAL}")]
         return sum(prompt for prompt, _ in waiting), sum(sampled for _, sampled in waiting)
 
     def _eval_file(self, number: int) -> str:
@@ -785,7 +783,7 @@ class RunStore:
     def _record(self, kind: type[T], event: Event) -> T:
         """What an event tells of, as a record. Raises `RunStoreError`."""
         try:
-            return stored_json.record_of(kind, event)
+            return record_of(kind, event)
         except ValueError as error:
             raise RunStoreError(
                 f"{self.run_dir / LEDGER} line {event['seq'] + 1}: not a ledger event: {error}. "
@@ -798,7 +796,7 @@ class RunStore:
     def _read(self, name: str, from_json: Callable[[dict[str, Any]], T]) -> T:
         """What one of the run's own files holds. Raises `RunStoreError` where it does not."""
         try:
-            return from_json(stored_json.parse_object((self.run_dir / name).read_bytes()))
+            return from_json(parse_object((self.run_dir / name).read_bytes()))
         except (OSError, ValueError) as error:
             raise RunStoreError(
                 f"{self.run_dir / name}: cannot be read: {error}. The run cannot be resumed "
@@ -830,11 +828,11 @@ class _Manifest:
 
 
 def _manifest_from_json(data: dict[str, Any]) -> _Manifest:
-    return stored_json.record_of(_Manifest, data)
+    return record_of(_Manifest, data)
 
 
 def _losses_from_json(data: dict[str, Any]) -> dict[str, CandidateLoss]:
-    return stored_json.record_of(dict[str, CandidateLoss], data)
+    return record_of(dict[str, CandidateLoss], data)
 
 
 def _losses_file(round_no: int) -> str:
@@ -906,7 +904,7 @@ def _lock(run_dir: Path) -> IO[str]:
     try:
         file = open(run_dir / LOCK, "w")  # noqa: SIM115 (held open on purpose)
     except OSError as error:
-        raise durable.storage_error(run_dir / LOCK, error) from error
+        raise storage_error(run_dir / LOCK, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_sources import Row, Source, is_text, read_rows, sha256_of
-from durable import Journal
 from errors import DataError, EvalError, ServiceError
 from eval_result import SampleResult
+from storage.journal import Journal
 
 if TYPE_CHECKING:
     import tinker

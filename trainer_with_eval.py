@@ -19,7 +19,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import sys
 import threading
 from collections.abc import (
@@ -34,31 +33,31 @@ from collections.abc import (
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
-from urllib.parse import urlsplit
 
-import config_schema
-import durable
-from config_schema import LoadedConfig, TrainingConfig
+from config_schema import (
+    LoadedConfig,
+    TrainingConfig,
+    config_hash,
+    load_and_validate_config,
+    refuse_other_config,
+    validate,
+)
 from errors import (
     ConfigError,
     EvalError,
     InputError,
+    Interrupted,
     LoopError,
     RunStoreError,
     ServiceError,
     StorageError,
     TokenizerError,
 )
-from secret_keys import Keys, taken
-from training import (
-    Alert,
-    Interrupted,
-    Run,
-    care_for_checkpoints,
-    ignore_alert,
-    naming_what_is_gone,
-    train,
-)
+from services.keys import Keys, taken
+from services.place import Place, refuse_silent_address
+from settings.config_file import with_overrides
+from storage.files import REFUSALS, storage_error
+from training import Alert, Run, care_for_checkpoints, ignore_alert, naming_what_is_gone, train
 
 if TYPE_CHECKING:
     import tinker
@@ -74,9 +73,10 @@ if TYPE_CHECKING:
     from evaluation import EvalTask, Sampler
     from local_tinker import Service
     from mining import Topics
-    from plan import Plan, ServiceChoice
+    from plan import Plan
     from progress import Progress
     from run_store import Checkpoint, RunStore
+    from services.place import ServiceChoice
 
 T = TypeVar("T")
 
@@ -327,7 +327,7 @@ async def sampling_client(
     run: Run, path: str | None, on_answer: Callable[[], None], model: str | None = None
 ) -> tinker.SamplingClient:
     """A client for saved weights, or for a base model (None: the run's), that is watched."""
-    from evaluation import watched
+    from services.watched_client import watched
 
     base_model = (model or run.plan.config.base_model) if path is None else None
     async with naming_what_is_gone(run, path):
@@ -505,7 +505,7 @@ def send_to_evalops(
     run: Run, result: EvalResult, decision: Decision, checkpoint: Checkpoint | None
 ) -> None:
     """Put a round into the outbox, from where it is sent while the loop goes on."""
-    from evalops_client import EvalOpsError, RoundReport
+    from services.evalops_outbox import EvalOpsError, RoundReport
 
     config, store = run.plan.config, run.store
     if run.evalops is None:
@@ -725,9 +725,9 @@ def describe_failure(error: BaseException) -> str:
     """One paragraph on any failure."""
     if isinstance(error, LoopError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in durable.REFUSALS:
+    if isinstance(error, OSError) and error.errno in REFUSALS:
         if error.filename:
-            return str(durable.storage_error(Path(error.filename), error))
+            return str(storage_error(Path(error.filename), error))
         return (
             f"The disk refused to write an output or a temporary file: {error.strerror}. Make room "
             "where they go; what was recorded before is whole."
@@ -983,7 +983,7 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
                 "--config is missing. Give the path of a JSON config, for example --config "
                 "eval_loop_config.json, or --resume RUN_DIR to continue a run."
             )
-        loaded = config_schema.load_and_validate_config(args.config, args.overrides)
+        loaded = load_and_validate_config(args.config, args.overrides)
         return OpenedSettings(loaded, None, args.run_dir, {}, args.evaluate)
     if args.evaluate is not None:
         raise ConfigError(
@@ -999,25 +999,25 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
 
     given = None
     if args.config is not None:
-        given = config_schema.load_and_validate_config(args.config, args.overrides)
+        given = load_and_validate_config(args.config, args.overrides)
     run_dir, back_to = resumed_place(args.resume)
     if args.resume == "":
         if given is None:
             raise ConfigError(
                 "--resume without a RUN_DIR needs --config, to know whose run is meant."
             )
-        run_dir = newest_run(Path("runs"), config_schema.config_hash(given.config))
+        run_dir = newest_run(Path("runs"), config_hash(given.config))
     elif given is not None and run_store.is_absent_or_empty(run_dir):
         return OpenedSettings(given, None, run_dir, {}, None)
     store = session.store = RunStore.open(run_dir, to_resume=not args.dry_run)
     store.refuse_impossible_ledger()
     recorded = store.settled_config()
     if given is None:
-        raw = config_schema.with_overrides(recorded["config"], args.overrides)
+        raw = with_overrides(recorded["config"], args.overrides)
         file = Path(recorded["config_file"])
-        given = LoadedConfig(config_schema.validate(raw, str(run_dir)), file, file.parent)
+        given = LoadedConfig(validate(raw, str(run_dir)), file, file.parent)
     where = str(run_dir) if args.config is None else str(given.file)
-    config_schema.refuse_other_config(recorded["config"], given, where)
+    refuse_other_config(recorded["config"], given, where)
     evaluated = recorded.get(run_store.EVALUATED)
     if evaluated is not None and back_to is not None:
         raise ConfigError(
@@ -1043,10 +1043,12 @@ def choose_place(
     begun_on: str | None,
 ) -> ServiceChoice:
     """Where the run happens, by the rules of plan.py, from command line and environment."""
-    from plan import choose_service
+    from services.place import choose_service
 
     config, env = settings.loaded.config, session.keys.environment
-    return choose_service(config, model_dir, env, local=args.local, begun_on=begun_on)
+    return choose_service(
+        config.base_url, config.base_model, model_dir, env, local=args.local, begun_on=begun_on
+    )
 
 
 def dry_run(
@@ -1138,20 +1140,6 @@ def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Itera
         yield service
 
 
-def refuse_silent_address(base_url: str) -> None:
-    """Raise `ConfigError` when nothing listens there; the SDK would retry for minutes."""
-    try:
-        url = urlsplit(base_url)
-        port = url.port or (443 if url.scheme == "https" else 80)
-        with socket.create_connection((url.hostname or "", port), timeout=5):
-            return
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"Nothing answers at {base_url}: {error}. Start the service, or correct base_url (or "
-            "TINKER_BASE_URL)."
-        ) from None
-
-
 def begin_run(
     settings: OpenedSettings,
     plan: Plan,
@@ -1217,15 +1205,6 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
 
 
-class Place(NamedTuple):
-    """Where a session is opened, and what it is signed with."""
-
-    choice: ServiceChoice
-    service: Service | None  # the embedded one
-    checkpoint_dir: Path
-    keys: Keys
-
-
 async def train_on_service(
     plan: Plan,
     store: RunStore,
@@ -1253,7 +1232,8 @@ def sending(run: Run, evalops: EvalOpsClient | None) -> Iterator[None]:
     if evalops is None:
         yield
         return
-    from evalops_client import Deliverer, Outbox
+    from evalops_client import Deliverer
+    from services.evalops_outbox import Outbox
 
     suite_id = run.plan.config.evalops_test_suite_id
     assert suite_id is not None, "the schema asks for it"
@@ -1325,7 +1305,7 @@ async def connected(
     """Open a session on the service, and finish it whatever happens."""
     import tinker
 
-    from faults import SDK_ERRORS, explain
+    from services.faults import SDK_ERRORS, explain
 
     base_url, keys = place.choice.base_url, place.keys
     if place.service is not None:

@@ -16,8 +16,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from errors import LoopError, ServiceError, TrainingError
-from secret_keys import Keys
+from errors import Interrupted, ServiceError, TrainingError
+from services.keys import Keys
+from services.watched_client import Stopwatch
 
 if TYPE_CHECKING:
     import tinker
@@ -40,30 +41,8 @@ SAVE_EVERY_S = 600.0  # inside long rounds, where the settings name no number of
 CARE_LIMIT_S = 30.0  # for what the run does not depend on; the SDK would try for many minutes
 
 
-class Interrupted(LoopError):
-    """The user asked to stop; what was paid for is saved. Exit code 130."""
-
-
 def ignore_alert(what: str, figures: dict[str, Any]) -> None:
     """Where no alert command is given."""
-
-
-@dataclass
-class Stopwatch:
-    """How long the requests of an evaluation took, from asking to the answer."""
-
-    num_requests: int = 0
-    total_s: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.num_requests += 1
-        self.total_s += seconds
-
-    def take_mean_ms(self) -> float | None:
-        """The mean in milliseconds since it was last taken; None where nothing was asked."""
-        mean_ms = 1000 * self.total_s / self.num_requests if self.num_requests else None
-        self.num_requests, self.total_s = 0, 0.0
-        return mean_ms
 
 
 @dataclass
@@ -405,7 +384,7 @@ async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.Tra
 async def naming_what_is_gone(run: Run, path: str | None) -> AsyncIterator[None]:
     """Around the loading of a run's saved weights (None: a base model's): where the service does
     not have them any more, the error says what the run can still go on from."""
-    from faults import SDK_ERRORS, is_gone
+    from services.faults import SDK_ERRORS, is_gone
 
     try:
         yield

@@ -62,9 +62,9 @@ async def base_score(base_url: str, api_key: str) -> float:
     import tinker
 
     from config_schema import load_and_validate_config
-    from durable import Journal
     from rendering import load_renderer
     from simple_eval import SamplingSettings, ask_questions, load_questions
+    from storage.journal import Journal
 
     config = load_and_validate_config(REPO / "demo_config.json").config
     renderer = load_renderer(config.renderer_name or "", str(REPO / config.base_model))

@@ -93,10 +93,10 @@ async def measure(
 ) -> list[Report]:
     import tinker
 
-    from durable import Journal
     from inspect_eval import InspectScores, inspect_model, load_inspect_task, run_inspect
     from rendering import load_renderer
     from simple_eval import SamplingSettings, ask_questions, load_questions
+    from storage.journal import Journal
 
     service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
     client = await service.create_sampling_client(base_model="demo_model")

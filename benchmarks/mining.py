@@ -41,7 +41,6 @@ from config_schema import LoadedConfig, validate  # noqa: E402
 from data_loader import load_examples  # noqa: E402
 from data_sources import Source  # noqa: E402
 from plan import (  # noqa: E402
-    ServiceChoice,
     data_manifest,
     dropped_rows,
     find_model_dir,
@@ -51,8 +50,9 @@ from plan import (  # noqa: E402
 )
 from progress import Progress  # noqa: E402
 from run_store import RunStore  # noqa: E402
-from secret_keys import Keys  # noqa: E402
-from trainer_with_eval import Place, train_on_service  # noqa: E402
+from services.keys import Keys  # noqa: E402
+from services.place import Place, ServiceChoice  # noqa: E402
+from trainer_with_eval import train_on_service  # noqa: E402
 
 MODEL = str(REPO / "demo_model")
 MAX_ROUNDS = 8

@@ -23,7 +23,7 @@ RANKS: dict[str, float] = {
     "hyperparam_utils": 2,
     "services": 3,
     "scores": 3,
-    "config_schema": 2.5,
+    "config_schema": 3,
     "data_loader": 3,
     "simple_eval": 4,
     "data_selector": 4,
@@ -40,10 +40,6 @@ GUESTS = ("local_tinker", "demo_model", "evals", "benchmarks", "tests")  # of th
 
 # Still at the root, on their way into the rooms.
 RANKS |= {
-    "stored_json": 0.1,
-    "durable": 0.2,
-    "secret_keys": 1.1,
-    "faults": 1.1,
     "alerts": 1.1,
     "data_sources": 2.1,
     "contamination": 2.1,

@@ -19,18 +19,7 @@ import pytest
 import evalops_client
 from conftest import REPO
 from errors import RunStoreError, StorageError
-from evalops_client import (
-    MAX_BYTES,
-    Deliverer,
-    EvalOpsClient,
-    EvalOpsError,
-    Outbox,
-    RoundReport,
-    build_payload,
-    main,
-    make_record,
-    retry_pause_s,
-)
+from evalops_client import Deliverer, EvalOpsClient, main, retry_pause_s
 from fake_evalops import (
     CONFLICT,
     DRIP,
@@ -47,6 +36,14 @@ from fake_evalops import (
     fake_evalops,
 )
 from run_store import RunStore
+from services.evalops_outbox import (
+    MAX_BYTES,
+    EvalOpsError,
+    Outbox,
+    RoundReport,
+    build_payload,
+    make_record,
+)
 from test_evalops_client import KEY, REPORT, SUITE, assert_no_key, idempotency_key
 from test_run_store import MANIFEST
 

@@ -13,7 +13,7 @@ from tinker.types import RequestErrorCategory
 
 import alerts
 from diagnosis import DIVERGED_STEPS, NUM_FIRST_STEPS, divergence
-from faults import explain, is_gone
+from services.faults import explain, is_gone
 from test_loop import Workspace
 from trainer_with_eval import main
 
