@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from config_schema import TrainingConfig
-from decision import Gate, judge
 from errors import ConfigError, RunStoreError
-from eval_report import interval_text, p_value_text, score_text
-from eval_result import (
+from run_store import Checkpoint, RunStore
+from scores.decision import Gate, judge
+from scores.results import (
     LEVEL,
     EvalResult,
     GateChange,
@@ -27,7 +27,7 @@ from eval_result import (
     score_difference,
     task_difference,
 )
-from run_store import Checkpoint, RunStore
+from scores.wording import interval_text, p_value_text, score_text
 
 
 @dataclass(frozen=True)

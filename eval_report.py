@@ -8,17 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from decision import Decision, Gate, broken_guard, flaw_warning
-from diagnosis import last_quarter
-from eval_result import (
-    LEVEL,
-    EvalResult,
-    TaskResult,
-    score_difference,
-    task_difference,
-)
-from eval_stats import Interval
 from run_store import Checkpoint, RunStore
+from scores.decision import Decision, Gate, broken_guard, flaw_warning
+from scores.diagnosis import last_quarter
+from scores.results import LEVEL, EvalResult, score_difference, task_difference
+from scores.wording import interval_text, p_value_text, score_text
 
 NUM_FAILURES_SHOWN = 10
 GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
@@ -237,21 +231,6 @@ def _description(
         f"{usage.sampled_tokens:,} sampled in evaluations, {usage.minutes:.1f} minutes"
         + ("." if cost_usd is None else f", ${cost_usd:,.2f} by the prices in the settings.")
     )
-
-
-def score_text(one: EvalResult | TaskResult) -> str:
-    return f"{one.score:.4f} {interval_text(one.interval)}"
-
-
-def interval_text(interval: Interval | None, *, signed: bool = False) -> str:
-    if interval is None:
-        return "[unknown]"
-    shape = "+.2f" if signed else ".2f"
-    return f"[{interval.low:{shape}}, {interval.high:{shape}}]"
-
-
-def p_value_text(p_value: float | None) -> str:
-    return "" if p_value is None else f", p = {p_value:.2g}"
 
 
 def _flat(text: str) -> str:

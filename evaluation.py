@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import inspect_eval
 import simple_eval
 from config_schema import LoadedConfig
-from contamination import HeldOutText
 from errors import ConfigError
-from eval_result import Measured, Role, task_result
 from inspect_eval import InspectScores, InspectTask
 from nll_eval import HeldOutFile, load_held_out, measure_held_out
-from rendering import Rendering
+from rows.contamination import HeldOutText
+from rows.rendering import Rendering
+from scores.results import Measured, Role, task_result
 from settings.task_names import SPLIT_TASK, is_inspect_task
 from simple_eval import QuestionTask, SamplingSettings
 from storage.journal import Journal

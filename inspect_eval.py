@@ -34,9 +34,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from contamination import HeldOutText
 from errors import ConfigError, EvalError, StorageError
-from eval_result import SampleResult
+from rows.contamination import HeldOutText
+from scores.results import SampleResult
 from simple_eval import SamplingSettings, refuse_failures
 from storage.files import REFUSALS
 

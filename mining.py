@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import text_similarity
-from data_loader import Example, ExampleTable
-from data_selector import CandidateLoss, Likeness, MeasuredLosses, noisiest
-from diagnosis import TopicReport
-from eval_result import EvalResult, HeldOutLoss, TopicScore, topic_scores
+from data_selector import CandidateLoss, MeasuredLosses, noisiest
 from nll_eval import HeldOutFile, measure_held_out
+from rows.examples import Example, ExampleTable
+from rows.similarity import Likeness, TextTopics, likeness_to
+from scores.diagnosis import TopicReport
+from scores.results import EvalResult, HeldOutLoss, TopicScore, topic_scores
 
 if TYPE_CHECKING:
     import tinker
 
-    from rendering import Rendering
+    from rows.rendering import Rendering
     from storage.journal import Journal
 
 SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
@@ -33,7 +33,7 @@ class Topics:
     """The rows with their topics, and how questions get theirs (None: they have their own)."""
 
     rows: ExampleTable
-    found: text_similarity.TextTopics | None
+    found: TextTopics | None
 
     def scores(self, result: EvalResult) -> dict[str, TopicScore]:
         """How each topic was answered."""
@@ -57,7 +57,7 @@ def topics_of(rows: ExampleTable, result: EvalResult, seed: int) -> Topics:
     if rows.has_topics and any(sample.topic is not None for sample in result.samples):
         return Topics(rows, None)
     texts = [asked_in(example) for example in rows]
-    found = text_similarity.TextTopics(texts, seed)
+    found = TextTopics(texts, seed)
     return Topics(rows.with_topics(found.of(texts)), found)
 
 
@@ -69,7 +69,7 @@ def likeness_of(
     if not failed or not positions:
         return {}
     examples = [rows[position] for position in positions]
-    found = text_similarity.likeness_to(failed, [asked_in(example) for example in examples])
+    found = likeness_to(failed, [asked_in(example) for example in examples])
     return {example.id: like for example, like in zip(examples, found, strict=True)}
 
 

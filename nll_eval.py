@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contamination import HeldOutText
-from data_loader import Example, ExampleTable, load_examples
-from data_sources import Source
+from data_loader import load_examples
 from errors import DataError, EvalError, ServiceError
-from eval_result import HeldOutLoss, HeldOutRow, held_out_loss
-from rendering import Rendering
+from rows.contamination import HeldOutText
+from rows.examples import Example, ExampleTable
+from rows.rendering import Rendering
+from rows.sources import Source
+from scores.results import HeldOutLoss, HeldOutRow, held_out_loss
 from settings.task_names import SPLIT_TASK
 from storage.journal import Journal
 

@@ -19,30 +19,30 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import config_schema
 import hyperparam_utils
 from config_schema import LoadedConfig, TrainingConfig
-from contamination import HeldOut, normalise
 from data_loader import (
     CleanSplit,
-    DropLog,
-    DroppedRow,
-    ExampleTable,
     LoadedData,
     LoadedFile,
     clean_split,
     load_examples,
     split_validation,
 )
-from data_quality import Filters
 from data_selector import Mining
-from data_sources import HUB_PREFIX, Source, as_text, hub_name, is_saved_dataset
-from decision import Gate, TaskSize, describe_gate
 from errors import ConfigError, DataError, RunStoreError
 from evaluation import EvalTask, load_eval_tasks, load_test_tasks
 from hyperparam_utils import Schedule
 from inspect_eval import DEFAULT_MAX_TOKENS as INSPECT_MAX_TOKENS
 from inspect_eval import InspectTask, code_of
 from nll_eval import HeldOutFile, render_held_out
-from rendering import RenderedTable, Rendering, load_renderer, resolve_renderer_name
+from rows.contamination import HeldOut
+from rows.examples import DropLog, DroppedRow, ExampleTable
+from rows.quality import Filters
+from rows.rendering import RenderedTable, Rendering, load_renderer, resolve_renderer_name
+from rows.sources import HUB_PREFIX, Source, as_text, hub_name, is_saved_dataset
+from rows.words import normalise
 from run_store import RunStore, Usage
+from scores.decision import Gate
+from scores.resolution import TaskSize, describe_gate
 from services.place import ServiceChoice
 from settings.groups import Sources
 from settings.task_names import SPLIT_TASK

@@ -9,10 +9,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from decision import Decision, flaw_warning
-from diagnosis import TopicReport
-from eval_report import interval_text, score_text
-from eval_result import EvalResult, HeldOutLoss, TaskResult
+from scores.decision import Decision, flaw_warning
+from scores.diagnosis import TopicReport
+from scores.results import EvalResult, HeldOutLoss
+from scores.wording import ROLE_NAMES, interval_text, loss_text, score_and_n
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +67,7 @@ class Progress:
         )
 
     def held_out_line(self, round_no: int, num_steps: int, loss: HeldOutLoss) -> None:
-        self.line(f"round {round_no}, after {num_steps} steps: {_loss_text(loss)}")
+        self.line(f"round {round_no}, after {num_steps} steps: {loss_text(loss)}")
 
     def losses_line(self, round_no: int, num_rows: int, num_tokens: int) -> None:
         rows = "1 row" if num_rows == 1 else f"{num_rows} rows"
@@ -134,26 +134,12 @@ class Progress:
                 self.line(f"  {task.name}: {score_and_n(task)}{ROLE_NAMES[task.role]}")
         for loss in result.held_out:
             if loss.name in names:
-                self.line(f"  {_loss_text(loss)}, n={loss.n}")
+                self.line(f"  {loss_text(loss)}, n={loss.n}")
 
     def close(self) -> None:
         if self._status is not None:
             self._status.stop()
             self._status = None
-
-
-ROLE_NAMES = {"score": "", "guard": " (guard)", "report": " (beside the score)"}
-
-
-def score_and_n(result: EvalResult | TaskResult) -> str:
-    return f"{score_text(result)}, n={result.n}"
-
-
-def _loss_text(loss: HeldOutLoss) -> str:
-    return (
-        f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}, "
-        f"{loss.bits_per_byte:.4f} bits per byte"
-    )
 
 
 def printable(text: str) -> str:

@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeVar
 
 import ledger
-from data_loader import DroppedRow
 from data_selector import CandidateLoss, MeasuredLosses, Selection
-from decision import Decision
-from diagnosis import HeldOutPoint, TopicReport
 from errors import RunStoreError
-from eval_result import EvalResult, HeldOutLoss, Measured
 from ledger import WeightsPath
+from rows.examples import DroppedRow
+from scores.decision import Decision
+from scores.diagnosis import HeldOutPoint, TopicReport
+from scores.results import EvalResult, HeldOutLoss, Measured
 from storage.files import append_line, read_lines, storage_error, write_whole
 from storage.journal import Journal, num_waiting_tokens
 from storage.stored_json import Count, parse_object, record_of

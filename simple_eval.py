@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_sources import Row, Source, is_text, read_rows, sha256_of
 from errors import DataError, EvalError, ServiceError
-from eval_result import SampleResult
+from rows.sources import Row, Source, is_text, read_rows, sha256_of
+from scores.results import SampleResult
 from storage.journal import Journal
 
 if TYPE_CHECKING:

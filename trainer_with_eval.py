@@ -53,6 +53,7 @@ from errors import (
     StorageError,
     TokenizerError,
 )
+from scores.decision import EXTENDABLE
 from services.keys import Keys, taken
 from services.place import Place, refuse_silent_address
 from settings.config_file import with_overrides
@@ -63,28 +64,22 @@ if TYPE_CHECKING:
     import tinker
 
     from checkpoint_eval import Comparison, Subject
-    from data_loader import ExampleTable
     from data_selector import MeasuredLosses, Selection, Signals
-    from decision import Decision, Spent
-    from diagnosis import TopicReport
-    from eval_budget import Budget, Metrics
-    from eval_result import EvalResult
     from evalops_client import EvalOpsClient
     from evaluation import EvalTask, Sampler
     from local_tinker import Service
     from mining import Topics
     from plan import Plan
     from progress import Progress
+    from rows.examples import ExampleTable
     from run_store import Checkpoint, RunStore
+    from scores.decision import Decision, Spent
+    from scores.diagnosis import TopicReport
+    from scores.limits import Budget, Metrics
+    from scores.results import EvalResult
     from services.place import ServiceChoice
 
 T = TypeVar("T")
-
-EXTENDABLE = (
-    "stop_rounds",
-    "stop_budget",
-    "stop_plateau",
-)  # decisions that a larger bound lets a run take again
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -274,8 +269,8 @@ async def measure_and_record(
 
     `number` is the round, or the place among checkpoints that are evaluated outside a run.
     """
-    from eval_result import eval_result
     from evaluation import measure, protocol_of
+    from scores.results import eval_result
 
     plan, store = run.plan, run.store
     result = store.result(number)
@@ -344,7 +339,7 @@ async def decide_and_record(
     run: Run, result: EvalResult, checkpoint: Checkpoint | None
 ) -> tuple[Decision, EvalResult]:
     """Decide; guards that were not due are measured before a round is stopped or gone back to."""
-    from decision import decide
+    from scores.decision import decide
 
     store = run.store
     step = 0 if checkpoint is None else checkpoint.step
@@ -367,7 +362,7 @@ async def decide_and_record(
 
 def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
     """Say once what a trained round's curves show; None for the baseline, which has none."""
-    from diagnosis import Curves, diagnose
+    from scores.diagnosis import Curves, diagnose
 
     store, round_no = run.store, result.round
     if round_no == 0:
@@ -387,7 +382,7 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
 
 def topics_and_record(run: Run, result: EvalResult) -> list[TopicReport]:
     """Say once how each topic stands after a trained round; empty for the baseline."""
-    from diagnosis import topic_reports
+    from scores.diagnosis import topic_reports
 
     store, round_no = run.store, result.round
     if round_no == 0:
@@ -407,7 +402,7 @@ def topics_and_record(run: Run, result: EvalResult) -> list[TopicReport]:
 
 def spent(run: Run, step: int) -> Spent:
     """What the run has used, and what its dearest round used, in the units of the budget."""
-    from decision import Spent
+    from scores.decision import Spent
 
     rounds = [run.store.usage(number) for number in range(1, run.store.num_rounds + 1)]
     used = run.store.usage()
@@ -442,8 +437,8 @@ async def complete_evidence(run: Run, decision: Decision) -> None:
 
 async def ask_sealed_test(run: Run, checkpoint: Checkpoint) -> None:
     """Open the sealed test on a checkpoint, or finish one that was opened on it."""
-    from eval_result import eval_result, protocol_hash
     from evaluation import measure, protocol_of
+    from scores.results import eval_result, protocol_hash
 
     plan, store, round_no, path = run.plan, run.store, checkpoint.round, checkpoint.sampler_path
     settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
@@ -469,7 +464,7 @@ async def ask_sealed_test(run: Run, checkpoint: Checkpoint) -> None:
 
 def check_limits(run: Run, result: EvalResult, checkpoint: Checkpoint | None) -> None:
     """Hold a trained round against the limits of `evalops_budget_file`, once, and alert."""
-    from eval_budget import check
+    from scores.limits import check
 
     store, round_no = run.store, result.round
     if run.limits is None or checkpoint is None or store.limits_verdict(round_no) is not None:
@@ -485,7 +480,7 @@ def check_limits(run: Run, result: EvalResult, checkpoint: Checkpoint | None) ->
 
 def round_metrics(run: Run, result: EvalResult) -> Metrics:
     """What limits are held against: a round's scores, and what the run has used up to it."""
-    from eval_budget import Metrics
+    from scores.limits import Metrics
 
     used = run.store.usage()
     custom = {task.name: task.score for task in result.tasks}
@@ -900,9 +895,9 @@ def evaluate_checkpoints(
         recorded_subjects,
         write_comparison,
     )
-    from decision import describe_resolution
     from plan import describe_tasks, make_plan, read_eval_inputs
     from progress import Progress
+    from scores.resolution import describe_resolution
 
     assert settings.evaluated is not None, "the caller has looked"
     loaded, store = settings.loaded, settings.store
@@ -1111,7 +1106,7 @@ def load_limits(loaded: LoadedConfig) -> Budget | None:
     config = loaded.config
     if config.evalops_budget_file is None:
         return None
-    from eval_budget import load_budget
+    from scores.limits import load_budget
 
     path = loaded.find("evalops_budget_file", config.evalops_budget_file)
     return load_budget(path, config.evalops_environment)
@@ -1401,7 +1396,7 @@ def report_end(
     args: argparse.Namespace, store: RunStore, decision: Decision, cost_usd: float | None
 ) -> int:
     """Print the outcome to stdout; returns the exit code."""
-    from progress import score_and_n
+    from scores.wording import score_and_n
 
     best, baseline, test = store.result(decision.best_round), store.result(0), store.test_result()
     checkpoint = store.checkpoint(decision.best_round)

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
     from config_schema import TrainingConfig
     from data_selector import Selection
-    from decision import Decision
-    from eval_budget import Budget
     from evalops_client import Deliverer
     from mining import Topics
     from nll_eval import HeldOutFile
     from plan import Plan
     from progress import Progress
     from run_store import Checkpoint, RunStore
+    from scores.decision import Decision
+    from scores.limits import Budget
 
 Alert = Callable[[str, dict[str, Any]], None]  # given what happened, and its figures
 
@@ -255,9 +255,9 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
         return
     import tinker
 
-    from diagnosis import divergence
-    from eval_stats import batch_loss
     from run_store import Batch
+    from scores.diagnosis import divergence
+    from scores.intervals import batch_loss
 
     outputs = [await future for future in pending.forward_backwards]
     rendered = [run.plan.rendering[example_id] for example_id in pending.example_ids]

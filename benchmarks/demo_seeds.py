@@ -62,7 +62,7 @@ async def base_score(base_url: str, api_key: str) -> float:
     import tinker
 
     from config_schema import load_and_validate_config
-    from rendering import load_renderer
+    from rows.rendering import load_renderer
     from simple_eval import SamplingSettings, ask_questions, load_questions
     from storage.journal import Journal
 

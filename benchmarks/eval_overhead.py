@@ -94,7 +94,7 @@ async def measure(
     import tinker
 
     from inspect_eval import InspectScores, inspect_model, load_inspect_task, run_inspect
-    from rendering import load_renderer
+    from rows.rendering import load_renderer
     from simple_eval import SamplingSettings, ask_questions, load_questions
     from storage.journal import Journal
 

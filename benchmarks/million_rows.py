@@ -103,15 +103,16 @@ def write_files(folder: Path, num_rows: int) -> Planted:
 
 
 def read_held_out(folder: Path) -> Any:
-    from contamination import HeldOut, HeldOutText
+    from rows.contamination import HeldOut, HeldOutText
 
     questions = json.loads((folder / "questions.json").read_text())
     return HeldOut(HeldOutText("t", one["question"], (one["answer"],)) for one in questions)
 
 
 def by_loop(folder: Path, near: float | None = None) -> dict[str, int]:
-    from data_loader import ExampleTable, clean_split, load_examples
-    from data_sources import Source
+    from data_loader import clean_split, load_examples
+    from rows.examples import ExampleTable
+    from rows.sources import Source
 
     path = folder / "rows.jsonl"
     data = load_examples([Source(path.name, path)], near_duplicates_from=near)
@@ -124,7 +125,7 @@ def by_datasets(folder: Path) -> dict[str, int]:
     from datasets import disable_progress_bars, load_dataset
 
     from data_loader import record_of
-    from data_sources import Row
+    from rows.sources import Row
 
     disable_progress_bars()
     held_out, seen = read_held_out(folder), set()

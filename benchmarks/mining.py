@@ -39,7 +39,6 @@ from mining_worlds import NAMES, REWORDINGS, WEAK_SHARES, make_world  # noqa: E4
 import local_tinker  # noqa: E402
 from config_schema import LoadedConfig, validate  # noqa: E402
 from data_loader import load_examples  # noqa: E402
-from data_sources import Source  # noqa: E402
 from plan import (  # noqa: E402
     data_manifest,
     dropped_rows,
@@ -49,6 +48,7 @@ from plan import (  # noqa: E402
     resolved_config,
 )
 from progress import Progress  # noqa: E402
+from rows.sources import Source  # noqa: E402
 from run_store import RunStore  # noqa: E402
 from services.keys import Keys  # noqa: E402
 from services.place import Place, ServiceChoice  # noqa: E402

@@ -12,9 +12,9 @@ import pytest
 
 import local_tinker
 from checkpoint_eval import Subject, compare, gate_for
-from decision import Gate
-from eval_result import EvalResult, Measured, SampleResult, eval_result, task_result
 from run_store import RunStore
+from scores.decision import Gate
+from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
 from test_loop import Workspace
 from trainer_with_eval import main
 

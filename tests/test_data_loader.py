@@ -9,21 +9,15 @@ from typing import Any
 import pytest
 from rapidfuzz.distance import Levenshtein
 
-import rendering as rendering_module
-from contamination import HeldOut, HeldOutText, normalise
-from data_loader import (
-    Example,
-    ExampleTable,
-    LoadedData,
-    Message,
-    clean_split,
-    load_examples,
-    split_validation,
-)
-from data_quality import Filters, bands_for, jaccard, near_duplicates, phrases
-from data_sources import Source
+import rows.rendering as rendering_module
+from data_loader import LoadedData, clean_split, load_examples, split_validation
 from errors import ConfigError, DataError
-from rendering import Rendering, load_renderer, load_tokenizer, resolve_renderer_name
+from rows.contamination import HeldOut, HeldOutText
+from rows.examples import Example, ExampleTable, Message
+from rows.quality import Filters, bands_for, jaccard, near_duplicates, phrases
+from rows.rendering import Rendering, load_renderer, load_tokenizer, resolve_renderer_name
+from rows.sources import Source
+from rows.words import normalise
 
 
 def write_rows(path: Path, rows: list) -> Path:

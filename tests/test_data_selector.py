@@ -5,11 +5,9 @@ from collections import Counter
 
 import pytest
 
-from contamination import HeldOut, HeldOutText
-from data_loader import Example, ExampleTable, Message, clean_split
+from data_loader import clean_split
 from data_selector import (
     CandidateLoss,
-    Likeness,
     Mining,
     Selection,
     Signals,
@@ -20,9 +18,12 @@ from data_selector import (
     noisiest,
     select_first,
     select_next,
-    walk,
 )
-from eval_result import TopicScore
+from rows.contamination import HeldOut, HeldOutText
+from rows.examples import Example, ExampleTable, Message
+from rows.shuffles import walk
+from rows.similarity import Likeness
+from scores.results import TopicScore
 
 TOPICS = {"easy": TopicScore(20, 1.0), "hard": TopicScore(20, 19.0)}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from errors import ConfigError
-from eval_budget import BudgetVerdict, Metrics, Violation, check, load_budget
+from scores.limits import BudgetVerdict, Metrics, Violation, check, load_budget
 
 FULL = """
 version: '1.0'

@@ -12,7 +12,7 @@ from tinker.lib.retryable_exception import RetryableException
 from tinker.types import RequestErrorCategory
 
 import alerts
-from diagnosis import DIVERGED_STEPS, NUM_FIRST_STEPS, divergence
+from scores.diagnosis import DIVERGED_STEPS, NUM_FIRST_STEPS, divergence
 from services.faults import explain, is_gone
 from test_loop import Workspace
 from trainer_with_eval import main

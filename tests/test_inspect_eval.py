@@ -14,7 +14,6 @@ from inspect_ai.log import EvalLog, read_eval_log
 
 import local_tinker
 from errors import ConfigError, EvalError
-from eval_result import SampleResult
 from inspect_eval import (
     InspectScores,
     InspectTask,
@@ -23,6 +22,7 @@ from inspect_eval import (
     run_inspect,
     scores_of,
 )
+from scores.results import SampleResult
 from sdk_client import using
 from simple_eval import SamplingSettings
 

@@ -18,9 +18,7 @@ from safetensors.torch import load_file, save_file
 import evalops_client
 import local_tinker
 from conftest import REPO
-from contamination import normalise
 from data_loader import load_examples
-from data_sources import Source
 from fake_evalops import (
     GARBAGE,
     HANG,
@@ -32,6 +30,8 @@ from fake_evalops import (
     as_json,
     fake_evalops,
 )
+from rows.sources import Source
+from rows.words import normalise
 from run_store import RunStore
 from trainer_with_eval import main
 

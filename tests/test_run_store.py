@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from data_selector import select_first
-from decision import Spent, decide
 from errors import RunStoreError
 from run_store import Batch, Checkpoint, RunStore, effective_events, new_run_dir, newest_run
+from scores.decision import Spent, decide
 from test_data_selector import TRAIN
 from test_decision import GATE, result
 

@@ -13,8 +13,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from eval_result import EvalResult, HeldOutLoss
-from eval_stats import Interval, estimate, mean, student_t_quantile
+from scores.distributions import student_t_quantile
+from scores.intervals import Interval, estimate, mean
+from scores.results import EvalResult, HeldOutLoss
 
 MIN_STEPS = 4  # of a round, before its trend is looked at
 MIN_STEPS_STUCK = 8

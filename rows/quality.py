@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from contamination import Words
+from rows.words import Words
 
 if TYPE_CHECKING:
     import numpy as np

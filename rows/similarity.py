@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
-
-from data_selector import Likeness
+from typing import Any, NamedTuple
 
 MAX_TOPICS = 20
 ROWS_PER_TOPIC = 8  # about the square of the number of topics, times this, is the number of rows
@@ -70,3 +68,10 @@ def _named(excess: dict[str, float]) -> str:
     """The words with the highest excess, of equal ones the longer."""
     words = sorted(excess, key=lambda word: (-round(excess[word], 6), -len(word), word))
     return " ".join(words[:NAME_WORDS])
+
+
+class Likeness(NamedTuple):
+    """How like a row is to the failed question that it is likest to, from 0 to 1."""
+
+    score: float
+    question: str

@@ -12,7 +12,6 @@ Pure: texts in, findings out.
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,15 +20,13 @@ from typing import Literal, NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
+from rows.words import OPERATORS, Words, cut, words_of
+
 MIN_CONTAINED_WORDS = 4  # shorter questions only count as contained when they are the whole turn
 NGRAM = 13  # words in a row that two texts do not share by chance (Brown et al. 2020, appendix C)
 MAX_CHANGED_SHARE = 0.2  # of the words of the longer text, in a near copy
 TEMPLATE_SHARE = 0.1  # of a task's questions; what more of them share is no question's own
 MIN_TEMPLATE = 5  # questions; what fewer share may be a question and its variants
-MAX_SHOWN = 400  # characters of a text in a finding
-OPERATORS = frozenset("+-*/=<>^%×÷")  # noqa: RUF001 (the multiplication sign is meant)
-
-Words = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,62 +53,6 @@ class Hit(NamedTuple):
 
 
 # --- words ----------------------------------------------------------------------------------------
-
-
-class _Characters(dict[int, str]):
-    """What becomes of each character: letters, digits, their marks and operators stay."""
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        is_word = character.isalnum() or unicodedata.category(character).startswith("M")
-        kept = is_word or character in OPERATORS or character in ".,:"
-        self[code] = character if kept else " "
-        return self[code]
-
-
-_CHARACTERS = _Characters()
-_MARKS = OPERATORS | frozenset(".,:")
-
-
-def normalise(text: str) -> str:
-    """Reduce a text to what identifies a question: words, and marks that have meaning in numbers.
-
-    NFKC, case folded, punctuation and repeated spaces removed; digits stay, and so do operators and
-    marks that stand beside a digit ("2 + 3", "3.5", "-4"), so that different sums stay different.
-    A text of nothing but marks is left as it is.
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    words = text.casefold().translate(_CHARACTERS).split()
-    kept: list[str] = []
-    for position, word in enumerate(words):
-        if word.isalnum():
-            kept.append(word)
-        else:
-            before = words[position - 1][-1] if position else ""
-            after = words[position + 1][0] if position + 1 < len(words) else ""
-            kept += _without_marks(word, before, after).split()
-    return " ".join(kept or text.split())
-
-
-def _without_marks(word: str, before: str, after: str) -> str:
-    """A word without the marks in it that stand beside no digit; kept operators stand alone."""
-    kept = []
-    for position, character in enumerate(word):
-        left = word[position - 1] if position else before
-        right = word[position + 1] if position + 1 < len(word) else after
-        if character not in _MARKS:
-            kept.append(character)
-        elif character in OPERATORS:
-            kept.append(f" {character} " if left.isdigit() or right.isdigit() else " ")
-        else:  # within a number only: at the end of a word it is punctuation
-            inside = 0 < position < len(word) - 1
-            kept.append(character if inside and left.isdigit() and right.isdigit() else " ")
-    return "".join(kept)
-
-
-def words_of(text: str) -> Words:
-    return tuple(normalise(text).split())
 
 
 # --- the questions, ready to be looked for --------------------------------------------------------
@@ -274,7 +215,3 @@ def _hit(
 ) -> Hit:
     reason = f"{rule} the question {cut(question.text.question)!r} of {question.text.task}"
     return Hit(kind, reason, cut(turn.content), cut(question.text.question))
-
-
-def cut(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from eval_stats import (
+from scores.intervals import (
     DIFFERENCE,
     Estimate,
     Interval,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_loader import DropLog, DroppedRow, Example, ExampleTable
 from errors import ConfigError, DataError, TokenizerError
+from rows.examples import DropLog, DroppedRow, Example, ExampleTable
 
 if TYPE_CHECKING:
     import tinker

@@ -11,15 +11,19 @@ Suffixes: _Q one per question, _G one per cluster, _B one per bootstrap resample
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from scores.distributions import (
+    binomial_tail,
+    student_t_cdf,
+    student_t_quantile,
+    two_sided_z,
+    upper_share,
+)
 
 if TYPE_CHECKING:
     import numpy as np
-
-StopRule = Literal["mean", "lower_bound"]
 
 NUM_RESAMPLES = 4999  # odd, so that (B + 1) * level is whole at the usual levels
 TINY = 1e-12  # a spread of scores below this is rounding
@@ -121,7 +125,7 @@ def wilson_interval(num_correct: float, n: float, level: float = 0.95) -> Interv
     """
     if not (0 <= num_correct <= n and 0 < n < math.inf):
         raise ValueError(f"{num_correct} correct of {n} is not a proportion")
-    z = _two_sided_z(level)
+    z = two_sided_z(level)
     p = num_correct / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -193,7 +197,7 @@ def gate_interval(
         units, floor = _cluster_totals(scores_Q, clusters_Q), 0.0
         if len(units.sizes_G) < 2:
             return None
-    interval = _padded_t_interval(units, _two_sided_z(level) ** 2 / 2, level, UNIT)
+    interval = _padded_t_interval(units, two_sided_z(level) ** 2 / 2, level, UNIT)
     return Interval(max(interval.low, floor), interval.high)
 
 
@@ -232,7 +236,7 @@ def _padded_t_interval(
     squares += num_pseudo * size**2 * sum((bound - centre) ** 2 for bound in bounds)
     num_units = len(units.sizes_G) + 2 * num_pseudo
     square_sizes = sum(number * number for number in units.sizes_G) + 2 * num_pseudo * size**2
-    half = student_t_quantile(_upper(level), _degrees(num_questions**2 / square_sizes))
+    half = student_t_quantile(upper_share(level), _degrees(num_questions**2 / square_sizes))
     half *= math.sqrt(num_units / (num_units - 1) * squares) / num_questions
     observed = math.fsum(units.totals_G) / sum(units.sizes_G)
     return Interval(
@@ -251,7 +255,7 @@ def _effective_n(centre: float, stderr: float, n: int, num_clusters: float, leve
         return num_clusters  # no spread to see a design effect in: suppose the largest
     independent = centre * (1 - centre) / (n - 1)  # `standard_error` squared
     n_eff = n * min(1.0, independent / stderr**2) if stderr > TINY else n
-    p = _upper(level)
+    p = upper_share(level)
     shrink = student_t_quantile(p, n - 1) / student_t_quantile(p, _degrees(num_clusters))
     return n_eff * min(1.0, shrink**2)
 
@@ -274,7 +278,7 @@ def _t_interval(
         return Interval(
             centre - share * (centre - bounds.low), centre + share * (bounds.high - centre)
         )
-    half = student_t_quantile(_upper(level), _degrees(num_units)) * stderr
+    half = student_t_quantile(upper_share(level), _degrees(num_units)) * stderr
     return Interval(max(bounds.low, centre - half), min(bounds.high, centre + half))
 
 
@@ -311,7 +315,7 @@ def mcnemar_exact(num_better: int, num_worse: int) -> float:
     n, fewer = num_better + num_worse, min(num_better, num_worse)
     if fewer < 0:
         raise ValueError(f"{num_better} better and {num_worse} worse are not counts")
-    return 1.0 if 2 * fewer >= n else min(1.0, 2 * _binomial_tail(n - fewer, n, 0.5))
+    return 1.0 if 2 * fewer >= n else min(1.0, 2 * binomial_tail(n - fewer, n, 0.5))
 
 
 def paired_difference(
@@ -329,7 +333,7 @@ def paired_difference(
     questions share clusters, the bootstrap of `_bootstrap_t`. Identical differences: `_t_interval`
     says how sure they make us, and p is the sign test's. One question or one cluster: unknown.
     """
-    _upper(level)  # refuses a level outside (0, 1), whatever the method
+    upper_share(level)  # refuses a level outside (0, 1), whatever the method
     ids = sorted(after.keys() & before.keys())
     if not ids:
         raise ValueError("no question is in both evaluations")
@@ -372,7 +376,7 @@ def _bonett_price_interval(better: int, worse: int, n: int, level: float) -> Int
     """
     p_better, p_worse = (better + 1) / (n + 2), (worse + 1) / (n + 2)
     centre = p_better - p_worse
-    half = _two_sided_z(level) * math.sqrt((p_better + p_worse - centre**2) / (n + 2))
+    half = two_sided_z(level) * math.sqrt((p_better + p_worse - centre**2) / (n + 2))
     return Interval(max(-1.0, centre - half), min(1.0, centre + half))
 
 
@@ -422,185 +426,6 @@ def _bootstrap_t(clusters: _Clusters, centre: float, stderr: float, level: float
     critical = float(t_B[math.ceil((NUM_RESAMPLES + 1) * level - 1e-9) - 1])
     reached = abs(centre) / stderr * (1 - TINY)
     return _BootstrapT(critical, float((t_B >= reached).mean()))
-
-
-def questions_needed(low: float, high: float, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Binary questions for a one-sided test of `low` to reject it with `power` if `high` is true.
-
-    Fleiss, Levin and Paik 2003, section 2.5, one sample, without continuity correction.
-    """
-    return max(1, math.ceil(_fleiss_n(low, high, alpha, power) - 1e-9))
-
-
-def smallest_difference(
-    n: int, score: float, alpha: float = 0.05, power: float = 0.8
-) -> float | None:
-    """Smallest drop below `score` that `n` binary questions tell apart, by `questions_needed`.
-
-    None where n questions do not even tell `score` from 0.
-    """
-    if score <= 0 or _fleiss_n(0.0, score, alpha, power) > n:
-        return None
-    too_small, enough = 0.0, score
-    for _ in range(60):
-        middle = (too_small + enough) / 2
-        if middle > 0 and _fleiss_n(score - middle, score, alpha, power) <= n:
-            enough = middle
-        else:
-            too_small = middle
-    return enough
-
-
-def _fleiss_n(low: float, high: float, alpha: float, power: float) -> float:
-    if not 0 <= low < high <= 1 or not 0 < alpha < 0.5 <= power < 1:
-        raise ValueError(f"cannot tell {high} from {low} at alpha {alpha} with power {power}")
-    normal = NormalDist()
-    spread = normal.inv_cdf(1 - alpha) * math.sqrt(low * (1 - low))
-    spread += normal.inv_cdf(power) * math.sqrt(high * (1 - high))
-    ratio = spread / (high - low)
-    return ratio * ratio  # `** 2` raises where the difference is next to nothing
-
-
-def false_stop_risk(
-    rule: StopRule,
-    n: int,
-    threshold: float,
-    true_score: float,
-    num_looks: int,
-    alpha: float = 0.05,
-) -> float:
-    """Chance that one of `num_looks` independent evaluations of n binary questions passes.
-
-    Exact (binomial). "mean" passes when the mean reaches the threshold, "lower_bound" when the
-    lower end of Wilson's interval at the one-sided level alpha / num_looks (Bonferroni) does.
-    """
-    level = _look_level(alpha, num_looks)
-
-    def passes(num_correct: int) -> bool:
-        if rule == "mean":
-            return num_correct / n >= threshold
-        return wilson_interval(num_correct, n, level).low >= threshold
-
-    smallest = bisect_left(range(n + 1), True, key=passes)
-    return _any_of(_binomial_tail(smallest, n, true_score), num_looks)
-
-
-def false_stop_risk_normal(
-    rule: StopRule,
-    stderr: float,
-    threshold: float,
-    true_score: float,
-    num_looks: int,
-    alpha: float = 0.05,
-) -> float:
-    """`false_stop_risk` where the mean is normal with a known `stderr`: graded or several tasks."""
-    distance = (threshold - true_score) / stderr
-    if rule == "lower_bound":
-        distance += _two_sided_z(_look_level(alpha, num_looks))
-    return _any_of(NormalDist().cdf(-distance), num_looks)
-
-
-def _look_level(alpha: float, num_looks: int) -> float:
-    return 1 - 2 * alpha / num_looks
-
-
-def _any_of(chance: float, num_looks: int) -> float:
-    return 1.0 if chance >= 1 else -math.expm1(num_looks * math.log1p(-chance))
-
-
-def student_t_cdf(t: float, df: float) -> float:
-    """Distribution function of Student's t (Abramowitz and Stegun 26.5.27 and 26.7.1)."""
-    if not df > 0:
-        raise ValueError(f"{df} degrees of freedom")
-    square = t * t
-    tail = 0.5 * _beta_cdf(df / (df + square), square / (df + square), df / 2, 0.5)
-    return tail if t < 0 else 1 - tail
-
-
-def student_t_quantile(p: float, df: float) -> float:
-    """Inverse of `student_t_cdf`, by Newton's method on the tail.
-
-    The upper tail of t is convex and heavier than the normal one, so that steps from the normal
-    quantile only go outwards and cannot overshoot.
-    """
-    if not 0 < p < 1:
-        raise ValueError(f"{p} is not a probability with a finite quantile")
-    tail = min(p, 1 - p)
-    t = -NormalDist().inv_cdf(tail)
-    log_scale = -_log_beta(df / 2, 0.5) - 0.5 * math.log(df)
-    for _ in range(2000):
-        density = math.exp(log_scale - (df + 1) / 2 * math.log1p(t * t / df))
-        step = (student_t_cdf(-t, df) - tail) / density
-        t += step
-        if step <= 1e-14 * t:
-            break
-    return t if p > 0.5 else -t
-
-
-def _upper(level: float) -> float:
-    """The probability below the upper end of a two-sided interval."""
-    if not 0 < level < 1:
-        raise ValueError(f"level {level} is not between 0 and 1")
-    return 0.5 + level / 2
-
-
-def _two_sided_z(level: float) -> float:
-    return NormalDist().inv_cdf(_upper(level))
-
-
-def _binomial_tail(k: int, n: int, p: float) -> float:
-    """P(X >= k), X binomial (Abramowitz and Stegun 26.5.24): exact, and quick for large n."""
-    if k <= 0:
-        return 1.0
-    return _beta_cdf(p, 1 - p, k, n - k + 1) if k <= n else 0.0
-
-
-def _beta_cdf(x: float, y: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function I_x(a, b); `y` is 1 - x, given for its precision.
-
-    Continued fraction of DLMF 8.17.22, evaluated by Lentz's method.
-    """
-    if x <= 0 or y <= 0:
-        return 0.0 if x <= 0 else 1.0
-    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
-        return 1 - _beta_cdf(y, x, b, a)
-    log_x = math.log(x) if x < 0.5 else math.log1p(-y)
-    log_y = math.log(y) if y < 0.5 else math.log1p(-x)
-    fraction, c, d = 1.0, 1.0, 0.0
-    for i in range(100_000):
-        m = i // 2
-        if i == 0:
-            term = 1.0
-        elif i % 2 == 0:
-            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        else:
-            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        d = 1 / ((1 + term * d) or 1e-300)
-        c = (1 + term / c) or 1e-300
-        fraction *= c * d
-        if abs(c * d - 1) < 1e-16:
-            break
-    return math.exp(a * log_x + b * log_y - _log_beta(a, b)) / a * (fraction - 1)
-
-
-def _log_beta(a: float, b: float) -> float:
-    """log B(a, b). For large arguments the difference of lgammas would lose its digits."""
-    small, large = min(a, b), max(a, b)
-    if large < 20:
-        return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-    def rest(x: float) -> float:  # of Stirling's series, DLMF 5.11.1
-        return (1 / 12 - (1 / 360 - (1 / 1260 - 1 / (1680 * x * x)) / (x * x)) / (x * x)) / x
-
-    total = large + small
-    return (
-        math.lgamma(small)
-        - small * math.log(large)
-        - (total - 0.5) * math.log1p(small / large)
-        + small
-        + rest(large)
-        - rest(total)
-    )
 
 
 class BatchLoss(NamedTuple):
