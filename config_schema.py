@@ -428,37 +428,6 @@ def validate(raw: dict[str, Any], where: str) -> TrainingConfig:
         raise ConfigError(f"{where}: {' '.join(told)}{more}") from None
 
 
-def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig, where: str) -> None:
-    """Raise `ConfigError`, naming the settings, when a resumed run would not be the same run.
-
-    `where` is what the settings were given in.
-    """
-    mine = given.config.model_dump(mode="json")
-    keys = [
-        key for key in mine if key not in CHANGEABLE_ON_RESUME and mine[key] != recorded.get(key)
-    ]
-    if keys:
-        was, now = (
-            _flat({key: recorded.get(key) for key in keys}),
-            _flat({k: mine[k] for k in keys}),
-        )
-        changed = [key for key in {**was, **now} if was.get(key) != now.get(key)] or keys
-        shown = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed)
-        raise ConfigError(
-            f"{where}: the run was started with other settings: {shown}. A resumed run may "
-            f"change only {', '.join(CHANGEABLE_ON_RESUME)}. Change these back, or start a new run."
-        )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings with the keys of their groups dotted."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else None
-        flat |= {f"{prefix}{key}": value} if inner is None else inner
-    return flat
-
-
 def _explain(problem: Any) -> str:
     """Turn one pydantic error into a sentence with key, what was found and what to do."""
     # Where a value may be of several kinds, pydantic adds the name of each to the place.

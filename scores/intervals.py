@@ -23,7 +23,7 @@ from scores.distributions import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 NUM_RESAMPLES = 4999  # odd, so that (B + 1) * level is whole at the usual levels
 TINY = 1e-12  # a spread of scores below this is rounding
@@ -426,19 +426,3 @@ def _bootstrap_t(clusters: _Clusters, centre: float, stderr: float, level: float
     critical = float(t_B[math.ceil((NUM_RESAMPLES + 1) * level - 1e-9) - 1])
     reached = abs(centre) / stderr * (1 - TINY)
     return _BootstrapT(critical, float((t_B >= reached).mean()))
-
-
-class BatchLoss(NamedTuple):
-    """`loss` is the mean over examples of their mean per token, `nll` the mean over loss tokens."""
-
-    loss: float
-    nll: float
-
-
-def batch_loss(logprobs: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> BatchLoss:
-    """The loss of a batch whose examples' weights each sum to 1; one array per example."""
-    pairs = list(zip(logprobs, weights, strict=True))
-    loss = -math.fsum(float(w @ lp) for lp, w in pairs) / len(pairs)
-    num_loss_tokens = sum(int((w > 0).sum()) for _, w in pairs)
-    nll = -math.fsum(float(lp[w > 0].sum()) for lp, w in pairs) / num_loss_tokens
-    return BatchLoss(loss, nll)

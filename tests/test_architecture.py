@@ -38,23 +38,6 @@ RANKS: dict[str, float] = {
 }
 GUESTS = ("local_tinker", "demo_model", "evals", "benchmarks", "tests")  # of these, no room is made
 
-# Still at the root, on their way into the rooms.
-RANKS |= {
-    "alerts": 1.1,
-    "ledger": 1.5,
-    "run_store": 4.5,
-    "checkpoint_care": 4.7,
-    "nll_eval": 4.7,
-    "inspect_eval": 4.8,
-    "mining": 4.8,
-    "evaluation": 5,
-    "plan": 6.1,
-    "eval_report": 6.1,
-    "progress": 6.2,
-    "checkpoint_eval": 6.2,
-    "training": 6.3,
-}
-
 
 def name_of(path: Path) -> str:
     return ".".join(path.relative_to(REPO).with_suffix("").parts)
@@ -146,7 +129,7 @@ def test_broad_excepts_stand_only_at_the_boundaries() -> None:
                 node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
             ):
                 found.append(path.name)
-    assert sorted(found) == ["inspect_eval.py", "trainer_with_eval.py", *["worker.py"] * 3]
+    assert sorted(found) == ["inspect_tasks.py", "trainer_with_eval.py", *["worker.py"] * 3]
 
 
 def test_nothing_prints_but_the_commands() -> None:
@@ -156,7 +139,7 @@ def test_nothing_prints_but_the_commands() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
-        commands = ("trainer_with_eval.py", "evalops_client.py", "__main__.py")
+        commands = ("console.py", "evalops_client.py", "__main__.py")
         assert "print" not in calls or path.name in commands, path
 
 

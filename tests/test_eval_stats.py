@@ -11,11 +11,11 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from loop.rounds.training import batch_loss
 from scores.distributions import student_t_cdf, student_t_quantile
 from scores.intervals import (
     DIFFERENCE,
     Interval,
-    batch_loss,
     clustered_standard_error,
     combine,
     combined_stderr,

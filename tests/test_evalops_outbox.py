@@ -19,7 +19,7 @@ import pytest
 import evalops_client
 from conftest import REPO
 from errors import RunStoreError, StorageError
-from evalops_client import Deliverer, EvalOpsClient, main, retry_pause_s
+from evalops_client import EvalOpsClient, main, retry_pause_s
 from fake_evalops import (
     CONFLICT,
     DRIP,
@@ -35,7 +35,8 @@ from fake_evalops import (
     as_json,
     fake_evalops,
 )
-from run_store import RunStore
+from ledger.store import RunStore
+from loop.rounds.deliverer import Deliverer
 from services.evalops_outbox import (
     MAX_BYTES,
     EvalOpsError,

@@ -32,7 +32,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
 
 from errors import StorageError  # noqa: E402 (also found where pytest does not run this file)
-from run_store import RunStore  # noqa: E402
+from ledger.store import RunStore  # noqa: E402
 
 NUM_MIB = 16
 BALLAST = "ballast"

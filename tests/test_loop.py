@@ -30,9 +30,9 @@ from fake_evalops import (
     as_json,
     fake_evalops,
 )
+from ledger.store import RunStore
 from rows.sources import Source
 from rows.words import normalise
-from run_store import RunStore
 from trainer_with_eval import main
 
 TOPICS = ("sums", "names")

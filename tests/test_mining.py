@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from data_selector import CandidateLoss, MeasuredLosses
-from mining import likeness_of, stalled_topics, suspects_among, topics_of
+from loop.rounds.signals import likeness_of, stalled_topics, suspects_among, topics_of
 from rows.examples import Example, ExampleTable, Message
 from scores.diagnosis import TopicReport
 from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result

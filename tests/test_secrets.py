@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 import local_tinker
 from conftest import REPO
 from fake_evalops import OK_P, FakeEvalOps, as_json, fake_evalops
-from run_store import RunStore
+from ledger.store import RunStore
 from services.keys import redact
 from test_loop import Workspace, wait_for
 from trainer_with_eval import main

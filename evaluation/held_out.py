@@ -20,7 +20,7 @@ from rows.examples import Example, ExampleTable
 from rows.rendering import Rendering
 from rows.sources import Source
 from scores.results import HeldOutLoss, HeldOutRow, held_out_loss
-from settings.task_names import SPLIT_TASK
+from simple_eval import Sampler
 from storage.journal import Journal
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class HeldOutFile:
     path: Path
     sha256: str
     examples: ExampleTable
+    is_split: bool = False  # a share of the training file, not a file of its own
 
     @property
     def held_out_texts(self) -> tuple[HeldOutText, ...]:
         """What must not be trained on besides the conversations: the question of a single turn,
         and long phrases of any turn."""
-        is_split = self.name == SPLIT_TASK
-        return tuple(_held_out_text(self.name, example, is_split) for example in self.examples)
+        return tuple(_held_out_text(self.name, one, self.is_split) for one in self.examples)
 
 
 def load_held_out(name: str, path: Path, columns: Mapping[str, str] | None = None) -> HeldOutFile:
@@ -72,25 +72,21 @@ def render_held_out(file: HeldOutFile, rendering: Rendering) -> None:
         )
 
 
-async def measure_held_out(
-    file: HeldOutFile,
-    client: tinker.SamplingClient,
-    rendering: Rendering,
-    tokenizer: Any,
-    concurrency: int,
-    journal: Journal,
+async def measure_losses(
+    name: str, examples: ExampleTable, sampler: Sampler, journal: Journal
 ) -> HeldOutLoss:
-    """Score every row with the client's weights; those in the journal are not asked again.
+    """Score every row with a checkpoint; those in the journal are not asked again.
 
-    Raises `EvalError` when a request fails.
+    `name` is what the rows are called. Raises `EvalError` when a request fails.
     """
     import numpy as np
     import tinker
 
-    slots = asyncio.Semaphore(concurrency)
+    rendering, tokenizer = sampler.rendering, sampler.renderer.tokenizer
+    slots = asyncio.Semaphore(sampler.settings.concurrency)
 
     async def score(example: Example) -> HeldOutRow | EvalError:
-        key = f"{file.name}/{example.id}"
+        key = f"{name}/{example.id}"
         if (kept := journal.get(key, HeldOutRow)) is not None:
             return kept
         datum = rendering[example.id].datum
@@ -98,10 +94,12 @@ async def measure_held_out(
         tokens = [*datum.model_input.to_ints(), int(targets[-1])]
         async with slots:
             try:
-                logprobs = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens))
+                logprobs = await sampler.client.compute_logprobs(
+                    tinker.ModelInput.from_ints(tokens)
+                )
             except ServiceError as error:
                 return EvalError(
-                    f"{file.name}: the loss of {example.source} line {example.line_no} could not "
+                    f"{name}: the loss of {example.source} line {example.line_no} could not "
                     f"be measured: {error}. Resume the run to ask the same "
                     "checkpoint again."
                 )
@@ -110,16 +108,16 @@ async def measure_held_out(
             journal.add(key, asdict(row), num_prompt_tokens=len(tokens))
         return row
 
-    done = await asyncio.gather(*(score(example) for example in file.examples))
+    done = await asyncio.gather(*(score(example) for example in examples))
     rows = [row for row in done if isinstance(row, HeldOutRow)]
     num_prompt_tokens = sum(rendering[row.id].info.num_tokens + 1 for row in rows)
     error = next((row for row in done if isinstance(row, EvalError)), None)
     if error is None:
-        loss = held_out_loss(file.name, rows, num_prompt_tokens)
+        loss = held_out_loss(name, rows, num_prompt_tokens)
         if math.isfinite(loss.nll):
             return loss
         error = EvalError(
-            f"{file.name}: the loss of this checkpoint is {loss.nll}, so its weights are of no "
+            f"{name}: the loss of this checkpoint is {loss.nll}, so its weights are of no "
             "use. Start again with a lower learning_rate."
         )
         error.num_prompt_tokens = num_prompt_tokens

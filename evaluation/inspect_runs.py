@@ -9,33 +9,26 @@ are graded as they stand and counted.
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
-import copy
-import difflib
 import gc
 import hashlib
-import inspect
 import json
 import math
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
-import textwrap
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import ConfigError, EvalError, StorageError
-from rows.contamination import HeldOutText
+from evaluation.inspect_tasks import GRADER_ROLE, InspectTask, first_line_of, last_user_text
 from scores.results import SampleResult
 from simple_eval import SamplingSettings, refuse_failures
 from storage.files import REFUSALS
@@ -43,41 +36,12 @@ from storage.files import REFUSALS
 if TYPE_CHECKING:
     import tinker
     from inspect_ai import Task
-    from inspect_ai.dataset import Sample
     from inspect_ai.log import EvalLog, EvalSample
     from inspect_ai.model import Model
     from inspect_ai.scorer import Score
     from tinker_cookbook.renderers import Renderer
 
 DEFAULT_MAX_TOKENS = 1024  # where neither the settings nor the task say
-MODEL_GRADED = ("inspect_ai/model_graded_qa", "inspect_ai/model_graded_fact")
-GRADER_ROLE = "grader"
-CLUSTER_KEY = "cluster"  # of the metadata, where the settings name no other
-
-
-@dataclass(frozen=True)
-class InspectTask:
-    """A loaded Inspect task. `sha256` covers its questions, targets, arguments, version, file."""
-
-    name: str
-    task: Task
-    sha256: str
-    held_out_texts: tuple[HeldOutText, ...]
-    topics: frozenset[str]
-    num_clusters: int
-    score_key: str | None
-    cluster_key: str
-    uses_grader: bool
-    code: Mapping[str, str]  # the Python files that made it, with their sha256
-
-    @property
-    def questions(self) -> tuple[str, ...]:
-        return tuple(text.question for text in self.held_out_texts)
-
-    @property
-    def marks(self) -> dict[str, str]:
-        """What its logs carry, besides what they are told of the weights."""
-        return {"eval_task": self.name, "sha256": self.sha256}
 
 
 class InspectScores(NamedTuple):
@@ -89,261 +53,6 @@ class InspectScores(NamedTuple):
 
 
 # --- loading --------------------------------------------------------------------------------------
-
-
-def load_inspect_task(
-    name: str,
-    spec: str,
-    *,
-    args: Mapping[str, Any],
-    limit: int | None,
-    score_key: str | None,
-    cluster_key: str | None,
-) -> InspectTask:
-    """Load a task with its data. Raises `ConfigError` saying what it lacks."""
-    from inspect_ai._eval.loader import load_tasks
-    from inspect_ai._util.registry import registry_lookup
-
-    if is_file := ".py@" in spec:
-        _refuse_absent_task(name, *spec.rsplit("@", 1))
-    with _explaining(name), contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-        # A folder PACKAGE/TASK would be searched for tasks, and what is found there run.
-        is_known = is_file or registry_lookup("task", spec) is not None
-        found = load_tasks([spec], dict(args)) if is_known else []
-    if len(found) != 1:
-        raise ConfigError(
-            f"{name}: {'no' if not found else 'more than one'} Inspect task of this name was "
-            "found. Name one as FILE.py@TASK or PACKAGE/TASK, for example inspect_evals/gsm8k."
-        )
-    task = found[0]
-    _refuse_unknown_arguments(name, task, args)
-    if limit is not None:
-        task.dataset = task.dataset[0:limit]
-    if len(task.dataset) == 0:
-        raise ConfigError(f"{name}: the task has no samples. Check its data and arguments.")
-    if not task.scorer:
-        raise ConfigError(f"{name}: the task has no scorer, so it gives no score. Give it one.")
-    if task.model is not None:
-        raise ConfigError(
-            f"{name}: the task names a model of its own, {task.model}, which would answer instead "
-            "of the checkpoint. Take `model` out of its Task(...)."
-        )
-    _refuse_missing_sandbox(name, task)
-    texts, topics, clusters, content, keys = [], set(), set(), [], set()
-    for position, sample in enumerate(task.dataset, start=1):
-        sample.id = sample.id if sample.id is not None else position
-        question = _last_user_text(sample.input)
-        texts.append(HeldOutText(name, question, _accepted_answers(sample)))
-        content.append([sample.id, question, sample.target])
-        metadata = sample.metadata or {}
-        keys |= metadata.keys()
-        topic = metadata.get("topic")
-        topics.add(None if topic is None else str(topic))
-        cluster = metadata.get(cluster_key or CLUSTER_KEY)
-        clusters.add(f"sample {sample.id}" if cluster is None else f"cluster {cluster}")
-    if cluster_key is not None and cluster_key not in keys:
-        raise ConfigError(
-            f"{name}: evaluation.cluster_key names {cluster_key!r}, which no sample has in its "
-            f"metadata; they have {', '.join(sorted(map(str, keys))) or 'none'}."
-        )
-    ids = [str(sample.id) for sample in task.dataset]
-    if len(set(ids)) < len(ids):
-        twice = next(one for one in ids if ids.count(one) > 1)
-        raise ConfigError(
-            f"{name}: two samples have the id {twice!r}, so their scores could not be told apart. "
-            "Give each sample an id of its own, or none."
-        )
-    # The code of a task's own file counts too: another solver or scorer gives other scores.
-    code = code_of(Path(spec.rsplit("@", 1)[0])) if ".py@" in spec else {}
-    shape = {
-        "samples": content,
-        "version": task.version,
-        "args": dict(args),
-        "score_key": score_key,
-        "cluster_key": cluster_key,
-        "code": sorted(code.values()),
-    }
-    loaded = InspectTask(
-        name=name,
-        task=task,
-        sha256=hashlib.sha256(json.dumps(shape, default=str).encode()).hexdigest(),
-        held_out_texts=tuple(texts),
-        topics=frozenset(topics - {None}),
-        num_clusters=len(clusters),
-        score_key=score_key,
-        cluster_key=cluster_key or CLUSTER_KEY,
-        uses_grader=any(_asks_grader(scorer) for scorer in task.scorer),
-        code=code,
-    )
-    task.metadata = {**(task.metadata or {}), **loaded.marks}
-    return loaded
-
-
-def code_of(file: Path) -> dict[str, str]:
-    """A task's file and the modules beside it that it imports, directly or not -> their sha256.
-
-    What is imported by other means than an import statement is not seen; the loop's own modules
-    are not the user's, wherever the file lies.
-    """
-    file, own = file.resolve(), Path(__file__).resolve().parent
-    found: dict[str, str] = {}
-    todo = [file]
-    while todo:
-        path = todo.pop()
-        content = path.read_bytes()
-        found[str(path)] = hashlib.sha256(content).hexdigest()
-        near = (
-            n for name in _imported(content) for n in _files_of(name, {path.parent, file.parent})
-        )
-        todo += [one for one in near if str(one) not in found and one.parent != own]
-    return found
-
-
-def _imported(content: bytes) -> Iterator[str]:
-    """Dotted names that a module may import, submodules among them."""
-    try:
-        nodes = list(ast.walk(ast.parse(content)))
-    except (SyntaxError, ValueError):
-        return
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            names = (alias.name for alias in node.names)
-            yield from (f"{node.module}.{name}" if node.module else name for name in names)
-
-
-def _files_of(name: str, folders: set[Path]) -> Iterator[Path]:
-    parts = name.split(".")
-    for folder in sorted(folders):
-        for end in range(1, len(parts) + 1):
-            stem = folder.joinpath(*parts[:end])
-            for candidate in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
-                if candidate.is_file():
-                    yield candidate.resolve()
-
-
-def without_questions(task: InspectTask) -> InspectTask:
-    """The task with its first sample only, and an empty phrase in the place of the question."""
-    from inspect_ai.dataset import MemoryDataset
-
-    tried = copy.copy(task.task)
-    sample = task.task.dataset[0].model_copy(update={"input": "This is a rehearsal."})
-    tried.dataset = MemoryDataset([sample], name="rehearsal")
-    return replace(task, task=tried)
-
-
-@contextlib.contextmanager
-def _explaining(name: str) -> Iterator[None]:
-    """Name the task that cannot be loaded, whatever its code raised."""
-    try:
-        yield
-    except SystemExit as error:
-        raise _not_loaded(name, error) from error
-    except Exception as error:  # a task is anybody's code, and may raise anything
-        raise _not_loaded(name, error) from error
-
-
-def _not_loaded(name: str, error: BaseException) -> ConfigError:
-    return ConfigError(
-        f"{name}: the Inspect task cannot be loaded: {type(error).__name__}: {_first_line(error)}. "
-        "Check its name, its arguments in evaluation.task_args, and that its data can be read "
-        "(benchmarks of inspect_evals download theirs from the hub the first time)."
-    )
-
-
-def _refuse_absent_task(name: str, file: str, task_name: str) -> None:
-    """Raise `ConfigError` for a file that does not hold the task.
-
-    Inspect would pass over such a file, and take a task of that name from any other one.
-    """
-    from inspect_ai._util.decorator import parse_decorators
-
-    with _explaining(name):
-        tree = ast.parse(Path(file).read_bytes(), filename=file)
-        held = [found for found, _ in parse_decorators(Path(file), "task")]
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    imported = {alias.asname or alias.name for node in imports for alias in node.names}
-    if task_name not in imported.union(held):
-        tasks = f"its tasks are {', '.join(held)}" if held else "it has no function under @task"
-        raise ConfigError(f"{name}: there is no task {task_name!r} in {file}; {tasks}.")
-
-
-def _refuse_unknown_arguments(name: str, task: Task, args: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for an argument that the task does not take; Inspect would only warn."""
-    from inspect_ai._util.registry import registry_info, registry_lookup
-
-    made_by = registry_lookup("task", registry_info(task).name)
-    assert callable(made_by), "a loaded task has its function in Inspect's registry"
-    parameters = inspect.signature(made_by).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in parameters]
-    unknown = [key for key in args if key not in known]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}."
-        raise ConfigError(
-            f"{name}: evaluation.task_args gives the argument {unknown[0]!r}, which the task does "
-            f"not take; {hint}"
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return _first_line_of(str(getattr(error, "message", None) or error))
-
-
-def _refuse_missing_sandbox(name: str, task: Task) -> None:
-    sandboxes = [task.sandbox, *(sample.sandbox for sample in task.dataset)]
-    if not any(one is not None and one.type == "docker" for one in sandboxes):
-        return
-    lacks = None
-    if not shutil.which("docker"):
-        lacks = "there is no docker command on this machine. Install Docker"
-    elif subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
-        lacks = "`docker info` finds no engine that runs. Start Docker"
-    if lacks is not None:
-        raise ConfigError(
-            f"{name}: the task runs what the model writes in a Docker sandbox, and {lacks}, or "
-            "leave the task out."
-        )
-
-
-def _asks_grader(scorer: Any) -> bool:
-    """Whether a scorer asks the role `grader`, which the evaluated model plays if nobody else does.
-
-    Known of Inspect's own model-graded scorers, and of others from their source.
-    """
-    from inspect_ai._util.registry import is_registry_object, registry_info
-
-    if is_registry_object(scorer) and registry_info(scorer).name in MODEL_GRADED:
-        return True
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(scorer))))
-    except (OSError, TypeError, SyntaxError):
-        return False  # no source to look at
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    given = [{word.arg: word.value for word in call.keywords} for call in calls]
-    return any(
-        isinstance(role := keywords.get("role"), ast.Constant)
-        and role.value == GRADER_ROLE
-        and "default" not in keywords
-        for keywords in given
-    )
-
-
-def _accepted_answers(sample: Sample) -> tuple[str, ...]:
-    """The targets of a sample; where they name choices, the choices' texts too."""
-    targets = [sample.target] if isinstance(sample.target, str) else list(sample.target)
-    letters = {chr(ord("A") + i): choice for i, choice in enumerate(sample.choices or [])}
-    return (*targets, *(letters[target] for target in targets if target in letters))
-
-
-def _last_user_text(messages: Any) -> str:
-    if isinstance(messages, str):
-        return messages
-    texts = [message.text for message in messages if message.role == "user"]
-    return texts[-1] if texts else ""
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -410,16 +119,19 @@ def inspect_model(client: tinker.SamplingClient, renderer: Renderer, seed: int, 
     return Model(bridge, GenerateConfig(max_tokens=DEFAULT_MAX_TOKENS))
 
 
+class InspectSetting(NamedTuple):
+    """What tasks are asked of, how, and where and under which marks their logs go."""
+
+    model: Model
+    grader: Model | None
+    settings: SamplingSettings
+    log_dir: Path
+    tags: Sequence[str]
+    metadata: Mapping[str, Any]
+
+
 async def run_inspect(
-    tasks: Sequence[InspectTask],
-    model: Model,
-    settings: SamplingSettings,
-    *,
-    log_dir: Path,
-    tags: Sequence[str],
-    metadata: Mapping[str, Any],
-    grader: Model | None,
-    limit: int | None = None,
+    tasks: Sequence[InspectTask], setting: InspectSetting, limit: int | None = None
 ) -> list[InspectScores | EvalError | ConfigError]:
     """Run all tasks in one call, only their first samples with `limit`; scores in their order.
 
@@ -430,18 +142,19 @@ async def run_inspect(
     from inspect_ai.util._display import init_display_type
 
     init_display_type("none")
+    settings, log_dir = setting.settings, setting.log_dir
     sampling = asdict(settings)
     del sampling["concurrency"]  # answers do not depend on it
-    metadata = {**metadata, "sampling": sampling}
+    metadata = {**setting.metadata, "sampling": sampling}
     options: dict[str, Any] = {"temperature": settings.temperature}
     if settings.max_tokens is not None:
         options["max_tokens"] = settings.max_tokens
     options |= {
-        "model": model,
-        "model_roles": None if grader is None else {GRADER_ROLE: grader},
+        "model": setting.model,
+        "model_roles": None if setting.grader is None else {GRADER_ROLE: setting.grader},
         "epochs": settings.num_repeats,
         "limit": limit,
-        "tags": list(tags),
+        "tags": list(setting.tags),
         "metadata": metadata,
         "log_dir": str(log_dir),
         "log_level": "error",
@@ -597,7 +310,7 @@ def _sample_result(task: InspectTask, sample: EvalSample) -> SampleResult:
     is_malformed = bool(choices) and bool((sample.output.metadata or {}).get("malformed"))
     error, score = None, 0.0
     if sample.error is not None:
-        error = _first_line_of(sample.error.message)
+        error = first_line_of(sample.error.message)
     elif not sample.scores:
         error = "the scorer gave no score"
     else:
@@ -607,7 +320,7 @@ def _sample_result(task: InspectTask, sample: EvalSample) -> SampleResult:
             # NaN is what Inspect's graders give where they find no grade in the judge's answer.
             one = next(iter(sample.scores.values()))
             said = f"{one.reason}: {one.explanation}" if value != value else repr(value)
-            error = f"the scorer gave no score: {_first_line_of(said)}"
+            error = f"the scorer gave no score: {first_line_of(said)}"
         elif 0 <= number <= 1:
             score = number
         else:
@@ -620,7 +333,7 @@ def _sample_result(task: InspectTask, sample: EvalSample) -> SampleResult:
     return SampleResult(
         id=f"{task.name}/{sample.id}",
         topic=None if topic is None else str(topic),
-        question=_last_user_text(sample.input),
+        question=last_user_text(sample.input),
         expected=tuple(map(str, target)),
         answer=sample.output.completion if choices else None,
         score=score,
@@ -675,9 +388,3 @@ def _number(value: Any) -> float | None:
 
 
 _BOOLEANS = ("yes", "true", "no", "false")
-
-
-def _first_line_of(text: str) -> str:
-    """What fits a message: the first line, no control characters (a model may have written it)."""
-    lines = "".join(c if c.isprintable() or c == "\n" else " " for c in text).strip().splitlines()
-    return lines[0][:200] if lines else "no details"

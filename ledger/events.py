@@ -6,41 +6,18 @@ may take for granted of an event.
 
 from __future__ import annotations
 
-import calendar
-import time
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from errors import RunStoreError
+from ledger.records import Checkpoint, Stamp, WeightsPath
 from storage.stored_json import Count, Measure, Share, parse_object
 
 Event = dict[str, Any]
-MAX_PATH_CHARS = 500
-
-
-def seconds_of(stamp: str) -> float:
-    """An event's time in seconds since 1970. Raises `ValueError`."""
-    return float(calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ")))
-
-
-def _stamp(text: str) -> str:
-    seconds_of(text)
-    return text
-
-
-def _weights_path(text: str) -> str:
-    parts = text.removeprefix("tinker://").split("/")
-    is_plain = text.isprintable() and " " not in text and len(text) <= MAX_PATH_CHARS
-    if not (text.startswith("tinker://") and is_plain and not {"", ".", ".."}.intersection(parts)):
-        raise ValueError("not a tinker:// path")
-    return text
-
-
-Stamp = Annotated[str, AfterValidator(_stamp)]
-WeightsPath = Annotated[str, AfterValidator(_weights_path)]
 OwnFile = Annotated[str, Field(pattern=r"^(evals|selections)/[a-z0-9_]+\.json$")]
 
 
@@ -94,19 +71,13 @@ class _HeldOut(_OfRound):
     nll: Measure
 
 
-class _Checkpoint(_OfRound):
-    step: Count
-    state_path: WeightsPath
-    sampler_path: WeightsPath | None
-    base_model: str
-    lora_rank: int
-    lora_alpha: int
-    train_attn: bool
-    train_mlp: bool
-    train_unembed: bool
-    renderer: str
-    expires_at: Stamp | None
-    parent: WeightsPath | None = None
+# The fields of a saved checkpoint stand in its record alone.
+_HINTS = get_type_hints(Checkpoint, include_extras=True)
+_FIELDS: dict[str, Any] = {
+    one.name: (_HINTS[one.name], ... if one.default is MISSING else one.default)
+    for one in fields(Checkpoint)
+}
+_Checkpoint = create_model("_Checkpoint", __base__=_OfRound, **_FIELDS)
 
 
 class _Unusable(_OfRound):

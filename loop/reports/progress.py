@@ -6,9 +6,12 @@ Everything goes to stderr; stdout is for results.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from data_selector import Selection
+from ledger.records import Batch
+from loop.reports.console import printable
 from scores.decision import Decision, flaw_warning
 from scores.diagnosis import TopicReport
 from scores.results import EvalResult, HeldOutLoss
@@ -17,10 +20,6 @@ from scores.wording import ROLE_NAMES, interval_text, loss_text, score_and_n
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
-
-    from data_selector import Selection
-    from run_store import Batch
-
 
 NUM_WEAKEST = 3
 
@@ -41,6 +40,10 @@ class Progress:
 
     def line(self, text: str) -> None:
         self._console.print(printable(self._redacted(text)))
+
+    def lines(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.line(text)
 
     def live(self, text: str) -> None:
         """Show what is going on right now; only a terminal has such a line."""
@@ -140,16 +143,6 @@ class Progress:
         if self._status is not None:
             self._status.stop()
             self._status = None
-
-
-def printable(text: str) -> str:
-    """A text as a terminal may have it: lines, and nothing that it would act on.
-
-    Names, questions and answers in it may be anybody's.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "?" for c in text)
 
 
 def _one_line(text: str) -> str:

@@ -12,62 +12,26 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from errors import Interrupted, ServiceError, TrainingError
-from services.keys import Keys
-from services.watched_client import Stopwatch
+import numpy as np
+import tinker
 
-if TYPE_CHECKING:
-    import tinker
-
-    from config_schema import TrainingConfig
-    from data_selector import Selection
-    from evalops_client import Deliverer
-    from mining import Topics
-    from nll_eval import HeldOutFile
-    from plan import Plan
-    from progress import Progress
-    from run_store import Checkpoint, RunStore
-    from scores.decision import Decision
-    from scores.limits import Budget
-
-Alert = Callable[[str, dict[str, Any]], None]  # given what happened, and its figures
+from config_schema import TrainingConfig
+from data_selector import Selection
+from errors import Interrupted, TrainingError
+from evaluation.held_out import HeldOutFile, held_out_datums, held_out_of_output
+from hyperparam_utils import ADAM_BETAS, ADAM_EPS, LORA_ALPHA
+from ledger.records import Batch, Checkpoint
+from loop.rounds.keeping import CARE_LIMIT_S, delete_checkpoint, expiry, ttl_seconds
+from loop.rounds.run import Run
+from loop.rounds.session import naming_what_is_gone
+from scores.decision import Decision
+from scores.diagnosis import divergence
 
 MAX_STEPS_IN_FLIGHT = 4
 SAVE_EVERY_S = 600.0  # inside long rounds, where the settings name no number of steps
-CARE_LIMIT_S = 30.0  # for what the run does not depend on; the SDK would try for many minutes
-
-
-def ignore_alert(what: str, figures: dict[str, Any]) -> None:
-    """Where no alert command is given."""
-
-
-@dataclass
-class Run:
-    """A plan in a run directory on a service."""
-
-    plan: Plan
-    store: RunStore
-    progress: Progress
-    service_client: tinker.ServiceClient
-    base_url: str | None
-    keys: Keys
-    evalops: Deliverer | None = None
-    limits: Budget | None = None
-    alert: Alert = ignore_alert
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    training_client: tinker.TrainingClient | None = None
-    parent: str | None = None  # the state that the training client's weights come from
-    nlls: list[float] = field(
-        default_factory=list
-    )  # training loss per token, of the steps of this round
-    topics: Topics | None = None  # of the rows to draw from, once they are needed
-    is_training: bool = False
-    is_closing: bool = False  # all that it was for is done, or has failed
-    stop_requested: bool = False
 
 
 # --- the round ------------------------------------------------------------------------------------
@@ -158,10 +122,6 @@ def submit_step(
     run: Run, client: tinker.TrainingClient, step: int, example_ids: list[str], lr: float
 ) -> StepInFlight:
     """Submit the forward-backwards of a batch and its optimizer step, before any is awaited."""
-    import tinker
-
-    from hyperparam_utils import ADAM_BETAS, ADAM_EPS
-
     config = run.plan.config
     part_size = math.ceil(len(example_ids) / config.data.accumulate)
     datums = [run.plan.rendering[example_id].datum for example_id in example_ids]
@@ -193,8 +153,6 @@ def is_held_out_due(config: TrainingConfig, num_steps: int) -> bool:
 
 def submit_held_out(run: Run, client: tinker.TrainingClient, step: int) -> list[HeldOutInFlight]:
     """Submit a forward pass over each held-out file; it sees the weights after `step` steps."""
-    from nll_eval import HeldOutFile, held_out_datums
-
     return [
         HeldOutInFlight(
             step,
@@ -222,20 +180,6 @@ def submit_save(
     )
 
 
-def ttl_seconds(config: TrainingConfig) -> int | None:
-    """How long saved weights are kept."""
-    days = config.checkpoint_ttl_days
-    return None if days is None else round(days * 86_400)
-
-
-def expiry(config: TrainingConfig) -> str | None:
-    """When weights that are saved now expire, in UTC, as far as this machine's clock knows."""
-    from run_store import stamp_in
-
-    ttl = ttl_seconds(config)
-    return None if ttl is None else stamp_in(ttl)
-
-
 async def finish_all(run: Run, round_no: int, in_flight: deque[InFlight], num_left: int) -> None:
     """Await and record the oldest of what is in flight until `num_left` are."""
     while len(in_flight) > num_left:
@@ -253,12 +197,6 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
     if isinstance(pending, HeldOutInFlight):
         await finish_held_out(run, round_no, pending)
         return
-    import tinker
-
-    from run_store import Batch
-    from scores.diagnosis import divergence
-    from scores.intervals import batch_loss
-
     outputs = [await future for future in pending.forward_backwards]
     rendered = [run.plan.rendering[example_id] for example_id in pending.example_ids]
     loss, nll = batch_loss(
@@ -298,8 +236,6 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
 
 
 async def finish_held_out(run: Run, round_no: int, pending: HeldOutInFlight) -> None:
-    from nll_eval import held_out_of_output
-
     rendering, tokenizer = run.plan.rendering, run.plan.renderer.tokenizer
     loss = held_out_of_output(pending.file, await pending.forward, rendering, tokenizer)
     if not math.isfinite(loss.nll):
@@ -312,9 +248,6 @@ async def finish_held_out(run: Run, round_no: int, pending: HeldOutInFlight) -> 
 
 
 async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
-    from hyperparam_utils import LORA_ALPHA
-    from run_store import Checkpoint
-
     config = run.plan.config
     state = await save.state
     sampler = None if save.sampler is None else await save.sampler
@@ -340,9 +273,6 @@ async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
 
 async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> None:
     """Mark saves that queue behind a bad step as unusable, and delete them."""
-    import tinker
-
-    rest = tinker.RestClient(base_url=run.base_url, api_key=run.keys.tinker)
     for save in [pending for pending in in_flight if isinstance(pending, SaveInFlight)]:
         for future in filter(None, (save.state, save.sampler)):
             try:
@@ -353,7 +283,7 @@ async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> 
             # A service that will not delete them must not hide what was wrong; they expire.
             with contextlib.suppress(tinker.TinkerError, TimeoutError):
                 async with asyncio.timeout(CARE_LIMIT_S):
-                    await delete_checkpoint(rest, path)
+                    await delete_checkpoint(run.clients.rest, path)
 
 
 async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.TrainingClient:
@@ -363,10 +293,10 @@ async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.Tra
     run.parent = None if start is None else start.state_path
     if start is not None:
         async with naming_what_is_gone(run, start.state_path):
-            return await run.service_client.create_training_client_from_state_with_optimizer(
+            return await run.clients.service.create_training_client_from_state_with_optimizer(
                 start.state_path
             )
-    return await run.service_client.create_lora_training_client(
+    return await run.clients.service.create_lora_training_client(
         base_model=config.base_model,
         rank=config.lora_rank,
         seed=config.seed,
@@ -380,113 +310,17 @@ async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.Tra
 # --- what was saved -------------------------------------------------------------------------------
 
 
-@contextlib.asynccontextmanager
-async def naming_what_is_gone(run: Run, path: str | None) -> AsyncIterator[None]:
-    """Around the loading of a run's saved weights (None: a base model's): where the service does
-    not have them any more, the error says what the run can still go on from."""
-    from services.faults import SDK_ERRORS, is_gone
+class BatchLoss(NamedTuple):
+    """`loss` is the mean over examples of their mean per token, `nll` the mean over loss tokens."""
 
-    try:
-        yield
-    except SDK_ERRORS as error:
-        if path is None or run.store.is_evaluation or not is_gone(error):
-            raise
-        raise await gone(run, path, error) from error
+    loss: float
+    nll: float
 
 
-async def gone(run: Run, path: str, error: Exception) -> ServiceError:
-    """Says that saved weights cannot be loaded, and which rounds the run can still go on from."""
-    import tinker
-
-    store = run.store
-    saved = next(one for one in store.saved_weights() if one.path == path)
-    rest = tinker.RestClient(base_url=run.base_url, api_key=run.keys.tinker)
-    there = [0]  # the untouched model is always there
-    for round_no in range(1, saved.round + 1):
-        checkpoint = store.checkpoint(round_no)
-        paths = () if checkpoint is None else (checkpoint.state_path, checkpoint.sampler_path)
-        if not paths or path in paths or store.decision(round_no) is None:
-            continue
-        with contextlib.suppress(tinker.TinkerError):
-            for one in paths:
-                await rest.get_weights_info_by_tinker_path(one or "")
-            there.insert(0, round_no)
-    names = ", ".join(f"{store.run_dir}@round_{number:02d}" for number in there)
-    remedy = (
-        f"The run can still go on from {names} (round_00 is the untouched model): give one to "
-        "--resume, and the rounds after it are run again."
-    )
-    if store.test_opened() is not None:
-        remedy = "Its sealed test has been opened, so no earlier round can be trained on from."
-    until = "" if saved.expires_at is None else f" They were to be kept until {saved.expires_at}."
-    explained = ServiceError(
-        f"The weights of round {saved.round}, step {saved.step} ({path}) cannot be loaded: {error}."
-        f"{until} {remedy}"
-    )
-    explained.fault = "checkpoint_gone"
-    return explained
-
-
-async def care_for_checkpoints(run: Run, decision: Decision) -> None:
-    """Keep the recommended weights without expiry, let others expire, delete what is replaced.
-
-    A service that will not do it is named once a round; the run does not depend on it.
-    """
-    import tinker
-
-    from checkpoint_care import care_for
-
-    store, round_no = run.store, decision.round
-    best = store.checkpoint(decision.best_round)
-    if best is None or decision != store.last_decision():  # nothing trained, or a round gone by
-        return
-    saved = [one for one in store.checkpoints() if one.round <= round_no]
-    care = care_for(saved, best, store.kept_paths(), store.deleted_paths())
-    if not any(care):  # a client asks the service for its settings first
-        return
-    rest = tinker.RestClient(base_url=run.base_url, api_key=run.keys.tinker)
-    ttl = ttl_seconds(run.plan.config)
-
-    async def delete() -> None:
-        for path in care.delete:
-            await delete_checkpoint(rest, path)
-        if care.delete:
-            store.record_deleted(round_no, care.delete)
-
-    async def change_expiry() -> None:
-        if ttl is not None and care.keep:
-            for path in care.keep:
-                await rest.set_checkpoint_ttl_from_tinker_path(path, None)
-            store.record_kept(round_no, care.keep)
-        if ttl is not None and care.release:
-            for path in care.release:
-                with contextlib.suppress(tinker.NotFoundError):  # gone, and not needed any more
-                    await rest.set_checkpoint_ttl_from_tinker_path(path, ttl)
-            store.record_released(round_no, care.release, expiry(run.plan.config))
-
-    refusals = []
-    for work in (delete, change_expiry):  # a service may know how to do the one and not the other
-        try:
-            async with asyncio.timeout(CARE_LIMIT_S):
-                await work()
-        except TimeoutError:
-            refusals.append(f"it did not do so within {CARE_LIMIT_S:g} s")
-        except tinker.TinkerError as error:
-            refusals.append(f"{type(error).__name__}: {error}")
-    if refusals:
-        said = run.keys.redacted("; ".join(refusals))
-        store.record_care_failed(round_no, said)
-        run.progress.line(
-            f"warning: the service did not change how long weights are kept: {said}. They may "
-            "expire as --list shows; export what you need before."
-        )
-
-
-async def delete_checkpoint(rest: tinker.RestClient, path: str) -> None:
-    """Delete saved weights, which may be gone already: a run that was killed here comes again."""
-    import tinker
-
-    try:
-        await rest.delete_checkpoint_from_tinker_path(path)
-    except tinker.NotFoundError:
-        return
+def batch_loss(logprobs: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> BatchLoss:
+    """The loss of a batch whose examples' weights each sum to 1; one array per example."""
+    pairs = list(zip(logprobs, weights, strict=True))
+    loss = -math.fsum(float(w @ lp) for lp, w in pairs) / len(pairs)
+    num_loss_tokens = sum(int((w > 0).sum()) for _, w in pairs)
+    nll = -math.fsum(float(lp[w > 0].sum()) for lp, w in pairs) / num_loss_tokens
+    return BatchLoss(loss, nll)

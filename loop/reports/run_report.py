@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from run_store import Checkpoint, RunStore
+from ledger.records import Checkpoint
+from ledger.store import RunStore
 from scores.decision import Decision, Gate, broken_guard, flaw_warning
 from scores.diagnosis import last_quarter
 from scores.results import LEVEL, EvalResult, score_difference, task_difference

@@ -1,45 +1,16 @@
-"""Which saved weights stay, for how long, and what `--list` shows of them.
-
-The rule: every save expires `checkpoint_ttl_days` after it was made, so what a killed or forgotten
-run leaves behind vanishes by itself. The recommended round's weights have no expiry as long as
-they are recommended. States inside a round are deleted once the round's own is saved.
-"""
+"""`--list`: which weights a run has saved, where, since and until when."""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from run_store import Checkpoint, SavedWeights
-
-
-class Care(NamedTuple):
-    """What is to be done: paths to keep for good, to let expire, and to delete."""
-
-    keep: list[str]
-    release: list[str]
-    delete: list[str]
-
-
-def care_for(
-    checkpoints: Sequence[Checkpoint],
-    best: Checkpoint,
-    kept: Collection[str],
-    deleted: Collection[str],
-) -> Care:
-    """What is to be done once a round is decided, `best` being what it recommends.
-
-    `kept` are the paths that have no expiry now, `deleted` those that are gone.
-    """
-    wanted = [path for path in (best.state_path, best.sampler_path) if path is not None]
-    ended = {one.round for one in checkpoints if one.sampler_path is not None}
-    inside = [one for one in checkpoints if one.sampler_path is None and one.round in ended]
-    return Care(
-        keep=[path for path in wanted if path not in kept],
-        release=[path for path in kept if path not in wanted],
-        delete=[one.state_path for one in inside if one.state_path not in deleted],
-    )
+from errors import ConfigError
+from ledger.records import SavedWeights
+from ledger.store import RunStore
+from loop.reports.console import say
 
 
 def missing_from(folder: Path, saved: Sequence[SavedWeights]) -> set[str]:
@@ -88,3 +59,29 @@ def listing(
 
 def _minute(stamp: str) -> str:
     return stamp[:16].replace("T", " ")
+
+
+def list_checkpoints(args: argparse.Namespace) -> int:
+    """Print which weights a run has saved. Reads the run directory alone."""
+    store = RunStore.open(args.list)
+    settled = store.settled_config()
+    if store.is_evaluation:
+        raise ConfigError(
+            f"{args.list}: this is an evaluation of checkpoints, which saves no weights. --list "
+            "takes the directory of a run."
+        )
+    service = settled["resolved"]["service"]
+    saved, decision = store.saved_weights(), store.last_decision()
+    best_round = None if decision is None else decision.best_round
+    missing: set[str] = set()
+    address = "Tinker" if service == "tinker" else settled["config"].get("base_url")
+    where = f"on the service at {address or 'TINKER_BASE_URL'}"
+    if service == "embedded":
+        folder = store.run_dir / "checkpoints"
+        missing, where = missing_from(folder, saved), f"on this machine in {folder}"
+    if args.json:
+        rows = [{**one._asdict(), "is_best": one.round == best_round} for one in saved]
+        say(json.dumps({"where": where, "checkpoints": rows, "missing": sorted(missing)}))
+    else:
+        say(listing(saved, where, store.scores(), best_round, missing))
+    return 0

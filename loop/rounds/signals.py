@@ -8,21 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from data_selector import CandidateLoss, MeasuredLosses, noisiest
-from nll_eval import HeldOutFile, measure_held_out
 from rows.examples import Example, ExampleTable
 from rows.similarity import Likeness, TextTopics, likeness_to
 from scores.diagnosis import TopicReport
-from scores.results import EvalResult, HeldOutLoss, TopicScore, topic_scores
-
-if TYPE_CHECKING:
-    import tinker
-
-    from rows.rendering import Rendering
-    from storage.journal import Journal
+from scores.results import EvalResult, TopicScore, topic_scores
 
 SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
 SUSPECT_SHARE = 0.1  # as unlikely as this share of the rows that were measured, and no other one
@@ -71,20 +62,6 @@ def likeness_of(
     examples = [rows[position] for position in positions]
     found = likeness_to(failed, [asked_in(example) for example in examples])
     return {example.id: like for example, like in zip(examples, found, strict=True)}
-
-
-async def losses_of(
-    rows: ExampleTable,
-    client: tinker.SamplingClient,
-    rendering: Rendering,
-    tokenizer: Any,
-    concurrency: int,
-    journal: Journal,
-    weights: str,
-) -> HeldOutLoss:
-    """The loss of each row under the client's weights, which the journal knows as `weights`."""
-    file = HeldOutFile(f"the rows to draw from, under {weights}", Path(), rows.sha256, rows)
-    return await measure_held_out(file, client, rendering, tokenizer, concurrency, journal)
 
 
 def stalled_topics(rounds: Sequence[Sequence[TopicReport]]) -> dict[str, int]:
