@@ -208,23 +208,7 @@ class TrainingConfig(Settings):
                 "evalops_enabled is true but evalops_test_suite_id is not set. Set it to your "
                 "suite's id."
             )
-        for group, names in (
-            ("eval_tasks", self.eval_tasks),
-            ("evaluation.test_tasks", self.evaluation.test_tasks),
-        ):
-            check_task_names(group, names)
-        for name in self.evaluation.test_tasks:
-            if name in self.eval_tasks or name.startswith("nll:"):
-                why = "is no score" if name.startswith("nll:") else "is in eval_tasks as well"
-                raise ValueError(
-                    f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
-                    "questions that no round is decided by."
-                )
-        if SPLIT_TASK in self.eval_tasks and not self.data.val_share:
-            raise ValueError(
-                f"eval_tasks names {SPLIT_TASK!r}, the share of train_file that data.val_share "
-                "holds out, and that is 0. Set data.val_share, or take the task out."
-            )
+        self._check_tasks()
         self._check_sources()
         self._check_held_out_every_steps()
         if self.gate.margin and self.gate.rule != "paired":
@@ -242,6 +226,25 @@ class TrainingConfig(Settings):
                 "num_repeats to 1."
             )
         return self
+
+    def _check_tasks(self) -> None:
+        for group, names in (
+            ("eval_tasks", self.eval_tasks),
+            ("evaluation.test_tasks", self.evaluation.test_tasks),
+        ):
+            check_task_names(group, names)
+        for name in self.evaluation.test_tasks:
+            if name in self.eval_tasks or name.startswith("nll:"):
+                why = "is no score" if name.startswith("nll:") else "is in eval_tasks as well"
+                raise ValueError(
+                    f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
+                    "questions that no round is decided by."
+                )
+        if SPLIT_TASK in self.eval_tasks and not self.data.val_share:
+            raise ValueError(
+                f"eval_tasks names {SPLIT_TASK!r}, the share of train_file that data.val_share "
+                "holds out, and that is 0. Set data.val_share, or take the task out."
+            )
 
     def _check_sources(self) -> None:
         for key, sources in (

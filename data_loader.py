@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from errors import DataError
-from rows.contamination import HeldOut
+from rows.contamination import EvalTexts
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Message, Record, make_record
 from rows.quality import Filters, near_duplicates
 from rows.sources import Row, Source, as_text, is_text, read_rows, sha256_of
@@ -307,7 +307,7 @@ class CleanSplit(NamedTuple):
     dropped: DropLog
 
 
-def clean_split(train: ExampleTable, pool: ExampleTable, held_out: HeldOut) -> CleanSplit:
+def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) -> CleanSplit:
     """Drop what is held out from both, and from the pool what `train_file` has already.
 
     Raises `DataError` when nothing is left to train on.
@@ -317,7 +317,7 @@ def clean_split(train: ExampleTable, pool: ExampleTable, held_out: HeldOut) -> C
     def keep(examples: ExampleTable, is_pool: bool) -> ExampleTable:
         kept = []
         for position, example in enumerate(examples):
-            hit = held_out.find_in(example.id, example.messages)
+            hit = eval_texts.find_in(example.id, example.messages)
             is_known = is_pool and example.id in train
             if hit is not None and not (is_known and hit.kind == "similar"):
                 row = DroppedRow(

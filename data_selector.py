@@ -195,18 +195,20 @@ def select_first(
     return Selection(1, seed, picks, {"train": num_slots}, {}, num_slots, {})
 
 
+class Rows(NamedTuple):
+    """What rounds draw from; `weights` are the shares of the training sources, where they have."""
+
+    train: ExampleTable
+    pool: ExampleTable
+    weights: Mapping[str, float] | None = None
+
+
 def select_next(
-    previous: Selection,
-    train: ExampleTable,
-    pool: ExampleTable,
-    signals: Signals,
-    mining: Mining,
-    *,
-    num_slots: int,
-    weights: Mapping[str, float] | None = None,
+    previous: Selection, rows: Rows, signals: Signals, mining: Mining, *, num_slots: int
 ) -> Selection:
     """A later round, from the round before it and what is known of the pool's rows."""
     seed, round_no = previous.seed, previous.round + 1
+    train, pool, weights = rows
     mined, source = mined_table(train, pool)
     slots = mining.slots(num_slots, has_pool=source == "pool")
     replayed = walk(train, seed, previous.train_cursor, slots.num_replay, weights)

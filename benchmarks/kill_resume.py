@@ -66,8 +66,9 @@ import loop.rounds.training  # noqa: E402, F401
 import trainer_with_eval  # noqa: E402
 from ledger.events import KINDS  # noqa: E402
 from ledger.run_directory import effective_events, is_absent_or_empty  # noqa: E402
-from ledger.store import INTERRUPTIONS, RunStore  # noqa: E402
+from ledger.store import RunStore  # noqa: E402
 
+INTERRUPTIONS = ("resumed", "interrupted", "failed", "eval_failed")
 KEY = "tml-of-the-kill-benchmark"
 TWICE_SHARE = 0.2  # of the moments: the resumed run is killed as well
 TIMED_SHARE = 0.2  # of the moments: at a random time, not at an operation

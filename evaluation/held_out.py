@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_loader import load_examples
 from errors import DataError, EvalError, ServiceError
-from rows.contamination import HeldOutText
+from rows.contamination import EvalText
 from rows.examples import Example, ExampleTable
 from rows.rendering import Rendering
 from rows.sources import Source
@@ -39,10 +39,10 @@ class HeldOutFile:
     is_split: bool = False  # a share of the training file, not a file of its own
 
     @property
-    def held_out_texts(self) -> tuple[HeldOutText, ...]:
+    def eval_texts(self) -> tuple[EvalText, ...]:
         """What must not be trained on besides the conversations: the question of a single turn,
         and long phrases of any turn."""
-        return tuple(_held_out_text(self.name, one, self.is_split) for one in self.examples)
+        return tuple(_eval_text(self.name, one, self.is_split) for one in self.examples)
 
 
 def load_held_out(name: str, path: Path, columns: Mapping[str, str] | None = None) -> HeldOutFile:
@@ -55,11 +55,11 @@ def load_held_out(name: str, path: Path, columns: Mapping[str, str] | None = Non
     return HeldOutFile(name, path, data.files[0].sha256, data.examples)
 
 
-def _held_out_text(task: str, example: Example, is_split: bool) -> HeldOutText:
+def _eval_text(task: str, example: Example, is_split: bool) -> EvalText:
     asked = [message.content for message in example.messages if message.role == "user"]
     said = [message.content for message in example.messages if message.role == "assistant"]
     question, answers = (asked[0], (said[-1],)) if len(asked) == 1 else ("", ())
-    return HeldOutText(task, question, answers, tuple(asked + said), only_same=is_split)
+    return EvalText(task, question, answers, tuple(asked + said), only_same=is_split)
 
 
 def render_held_out(file: HeldOutFile, rendering: Rendering) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from inspect_ai.scorer import Score
     from tinker_cookbook.renderers import Renderer
 
-DEFAULT_MAX_TOKENS = 1024  # where neither the settings nor the task say
+INSPECT_MAX_TOKENS = 1024  # where neither the settings nor the task say
 
 
 class InspectScores(NamedTuple):
@@ -116,7 +116,7 @@ def inspect_model(client: tinker.SamplingClient, renderer: Renderer, seed: int, 
             return output
 
     bridge = Bridge()  # pyright: ignore[reportCallIssue] (the decorator hides our __init__)
-    return Model(bridge, GenerateConfig(max_tokens=DEFAULT_MAX_TOKENS))
+    return Model(bridge, GenerateConfig(max_tokens=INSPECT_MAX_TOKENS))
 
 
 class InspectSetting(NamedTuple):

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import ConfigError
+from errors import ConfigError, one_line
 from evaluation.task_code import code_of
-from rows.contamination import HeldOutText
+from rows.contamination import EvalText
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -43,7 +43,7 @@ class InspectTask:
     name: str
     task: Task
     sha256: str
-    held_out_texts: tuple[HeldOutText, ...]
+    eval_texts: tuple[EvalText, ...]
     topics: frozenset[str]
     num_clusters: int
     score_key: str | None
@@ -53,7 +53,7 @@ class InspectTask:
 
     @property
     def questions(self) -> tuple[str, ...]:
-        return tuple(text.question for text in self.held_out_texts)
+        return tuple(text.question for text in self.eval_texts)
 
     @property
     def marks(self) -> dict[str, str]:
@@ -84,7 +84,7 @@ def load_inspect_task(name: str, spec: str, options: TaskOptions) -> InspectTask
     for position, sample in enumerate(task.dataset, start=1):
         sample.id = sample.id if sample.id is not None else position
         question = last_user_text(sample.input)
-        texts.append(HeldOutText(name, question, _accepted_answers(sample)))
+        texts.append(EvalText(name, question, _accepted_answers(sample)))
         content.append([sample.id, question, sample.target])
         metadata = sample.metadata or {}
         topic, cluster = metadata.get("topic"), metadata.get(cluster_key)
@@ -103,7 +103,7 @@ def load_inspect_task(name: str, spec: str, options: TaskOptions) -> InspectTask
         name=name,
         task=task,
         sha256=hashlib.sha256(json.dumps(shape, default=str).encode()).hexdigest(),
-        held_out_texts=tuple(texts),
+        eval_texts=tuple(texts),
         topics=frozenset(topics - {None}),
         num_clusters=len(clusters),
         score_key=options.score_key,
@@ -297,6 +297,5 @@ def last_user_text(messages: Any) -> str:
 
 
 def first_line_of(text: str) -> str:
-    """What fits a message: the first line, no control characters (a model may have written it)."""
-    lines = "".join(c if c.isprintable() or c == "\n" else " " for c in text).strip().splitlines()
-    return lines[0][:200] if lines else "no details"
+    """The first line of what somebody's code or a model said, as a message holds it."""
+    return one_line(text.strip().partition("\n")[0], 200) or "no details"

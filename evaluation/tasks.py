@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
-from rows.contamination import HeldOutText
+from rows.contamination import EvalText
 from scores.results import Role
 from simple_eval import QuestionTask, SamplingSettings
 
@@ -42,17 +42,17 @@ class EvalTask:
     @property
     def questions(self) -> tuple[str, ...]:
         """What is asked; of held-out conversations those of a single turn."""
-        return tuple(text.question for text in self.held_out_texts if text.question)
+        return tuple(text.question for text in self.eval_texts if text.question)
 
     @property
-    def held_out_texts(self) -> tuple[HeldOutText, ...]:
+    def eval_texts(self) -> tuple[EvalText, ...]:
         """What must not be trained on."""
         if isinstance(self.work, QuestionTask):
             return tuple(
-                HeldOutText(self.name, question.question, question.answers)
+                EvalText(self.name, question.question, question.answers)
                 for question in self.work.questions
             )
-        return self.work.held_out_texts
+        return self.work.eval_texts
 
     @property
     def n(self) -> int:

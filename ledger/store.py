@@ -55,7 +55,6 @@ from storage.stored_json import record_of
 TEST_FILE = "evals/test.json"
 MANIFEST = "data_manifest.json"
 DROPPED = "data_dropped.jsonl"
-INTERRUPTIONS = ("resumed", "interrupted", "failed", "eval_failed")
 
 
 class RunStore(RunDirectory):

@@ -30,7 +30,7 @@ MIN_TEMPLATE = 5  # questions; what fewer share may be a question and its varian
 
 
 @dataclass(frozen=True)
-class HeldOutText:
+class EvalText:
     """A question that must not be trained on, with the answers that are accepted.
 
     `others` are further texts of it (a conversation's turns) that no row may share 13 words with.
@@ -52,14 +52,11 @@ class Hit(NamedTuple):
     other: str
 
 
-# --- words ----------------------------------------------------------------------------------------
-
-
 # --- the questions, ready to be looked for --------------------------------------------------------
 
 
 class _Question(NamedTuple):
-    text: HeldOutText
+    text: EvalText
     words: Words
     answers: tuple[Words, ...]
 
@@ -70,10 +67,10 @@ class _Turn(NamedTuple):
     words: Words
 
 
-class HeldOut:
+class EvalTexts:
     """The questions of all evaluation tasks, and the held-out conversations by their ids."""
 
-    def __init__(self, texts: Iterable[HeldOutText], ids: Collection[str] = ()) -> None:
+    def __init__(self, texts: Iterable[EvalText], ids: Collection[str] = ()) -> None:
         self._ids = frozenset(ids)
         self._questions = [
             _Question(text, words_of(text.question), tuple(map(words_of, text.answers)))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from errors import ConfigError, DataError
+from storage.stored_json import RepeatedKeyError, unique_keys
 
 HUB_PREFIX = "hf:"
 MAX_ROW_BYTES = 16 * 2**20  # a longer row is a mistake, or no text that a model could be trained on
@@ -185,11 +186,11 @@ class _Json:
         self.decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            keys = [key for key, _ in pairs]
-            self._repeated.append(next(key for key in keys if keys.count(key) > 1))
-        return made
+        try:
+            return unique_keys(pairs)
+        except RepeatedKeyError as error:  # told later, once the end of the row is known
+            self._repeated.append(error.key)
+            return dict(pairs)
 
     def fields_of(self, value: Any) -> dict[str, Any]:
         """Return the object that was decoded last. Raises `ValueError` with what is wrong."""
@@ -370,7 +371,7 @@ def _load_hub(source: Source) -> Any:
         return _hub_dataset(source.hub_name, source.subset, source.split, source.revision)
 
 
-@functools.cache  # so that the rows and the digest are those of one revision
+@functools.lru_cache(maxsize=1)  # so that a source's rows and digest are of one revision
 def _hub_dataset(name: str, subset: str | None, split: str, revision: str | None) -> Any:
     from datasets import load_dataset
 

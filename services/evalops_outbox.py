@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import LoopError, StorageError
+from errors import LoopError, StorageError, one_line
 from storage.files import write_whole
 
-OUTBOX = "evalops"  # folder of a run directory
 MAX_BYTES = 1 << 20  # of an answer, and of a record
 
 
@@ -137,11 +136,6 @@ def make_record(payload: dict[str, Any]) -> OutboxRecord:
     return OutboxRecord(key, suite_id, metadata["round"], payload)
 
 
-def one_line(text: str) -> str:
-    """Return text from outside as one printable line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
 @dataclass(frozen=True)
 class Outbox:
     """The rounds of one run on their way to EvalOps: `RUN_DIR/evalops/round_02-<key>.json`.
@@ -149,12 +143,8 @@ class Outbox:
     What lies there may have been damaged or planted, so it is judged when it is read.
     """
 
-    run_dir: Path
+    folder: Path
     run_id: str
-
-    @property
-    def folder(self) -> Path:
-        return self.run_dir / OUTBOX
 
     def put(self, report: RoundReport, suite_id: str) -> None:
         """Make a round durable, unless the outbox has it: the first record of a key stands.

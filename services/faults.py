@@ -18,7 +18,6 @@ SDK_ERRORS = (tinker.TinkerError, RetryableException, ValueError)
 _NO_RESULT = "Error retrieving result"
 _STATUS = re.compile(r"with status (\d{3})|Error code: (\d{3})")
 
-LOST = (404, 410)
 _MEANINGS = {
     "session_lost": (
         "no longer knows this session or request: the service was restarted, or the session "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import ConfigError
+from storage.stored_json import RepeatedKeyError, refuse_depth, unique_keys
 
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_DEPTH = 50  # objects and lists within each other
@@ -43,12 +44,16 @@ def read_object(file: Path) -> dict[str, Any]:
             "settings."
         )
     try:
-        raw = json.loads(text, object_pairs_hook=_refuse_duplicates)
-        _refuse_depth(raw)
+        raw = json.loads(text, object_pairs_hook=unique_keys)
+        refuse_depth(raw, MAX_DEPTH)
     except json.JSONDecodeError as error:
         hint = " JSON has no comments; remove them." if "//" in text or "/*" in text else ""
         raise ConfigError(
             f"{file} line {error.lineno} column {error.colno}: not valid JSON: {error.msg}.{hint}"
+        ) from None
+    except RepeatedKeyError as error:
+        raise ConfigError(
+            f"{file}: the key '{as_shown(error.key)}' stands twice in one object. Keep one."
         ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: {error}") from None
@@ -57,24 +62,6 @@ def read_object(file: Path) -> dict[str, Any]:
             f"{file}: a config is one JSON object of settings, found {type_name(raw)}."
         )
     return raw
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in made:
-            raise ValueError(f"the key '{as_shown(key)}' stands twice in one object. Keep one.")
-        made[key] = value
-    return made
-
-
-def _refuse_depth(value: Any, depth: int = 1) -> None:
-    """Raise `RecursionError` early, for what somebody would fail to recurse through later."""
-    if depth > MAX_DEPTH:
-        raise RecursionError(f"objects and lists are nested more than {MAX_DEPTH} deep.")
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for one in inner:
-        _refuse_depth(one, depth + 1)
 
 
 def as_shown(text: str, limit: int = 60) -> str:
@@ -91,7 +78,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {shown}: expected KEY=VALUE, for example --set lora_rank=8.")
     try:
         value = json.loads(text)
-        _refuse_depth(value)
+        refuse_depth(value, MAX_DEPTH)
     except ValueError:
         value = text
     except RecursionError:

@@ -1,5 +1,5 @@
-"""JSON of a run directory, which may be somebody else's: the value or record that was meant, or a
-`ValueError` that says in one line what is wrong with it.
+"""JSON that may be anybody's: the value or record that was meant, or a `ValueError` that says in
+one line what is wrong with it. What JSON allows and no person means is refused.
 
 Nothing else is told of it than its shape; what the numbers mean is its reader's to judge.
 """
@@ -24,33 +24,56 @@ MAX_DEPTH = 40
 MAX_INTEGER = 2**63
 
 
+class RepeatedKeyError(ValueError):
+    """An object names one key twice; JSON readers would drop the first without a word."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} stands twice in one object")
+        self.key = key
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of its pairs, for `json.loads`. Raises `RepeatedKeyError`."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+    return made
+
+
+def refuse_depth(value: Any, max_depth: int, depth: int = 1) -> None:
+    """Raise `RecursionError` early, for what somebody would fail to recurse through later."""
+    if depth > max_depth:
+        raise RecursionError(f"objects and lists are nested more than {max_depth} deep.")
+    for one in _inner_of(value):
+        refuse_depth(one, max_depth, depth + 1)
+
+
+def _inner_of(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def parse(text: str | bytes) -> Any:
     """Read JSON. Raises `ValueError`, also for what JSON allows and nobody here writes: numbers
     without end or of any size, halves of surrogate pairs, and endless nesting."""
     try:
         value = json.loads(text)
+        refuse_depth(value, MAX_DEPTH)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [inner for one in level for inner in _inner_of(one)]
-        if not level:
-            return value
-    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-
-
-def _inner_of(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    if isinstance(value, list):
-        return value
-    if isinstance(value, str) and not value.isascii():
-        value.encode()  # refuses halves of surrogate pairs
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"it holds the number {value}")
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise ValueError("it holds an integer of more than 64 bits")
-    return ()
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += one
+        waiting += _inner_of(one)
+        if isinstance(one, str) and not one.isascii():
+            one.encode()  # refuses halves of surrogate pairs
+        elif isinstance(one, float) and not math.isfinite(one):
+            raise ValueError(f"it holds the number {one}")
+        elif isinstance(one, int) and abs(one) > MAX_INTEGER:
+            raise ValueError("it holds an integer of more than 64 bits")
+    return value
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:

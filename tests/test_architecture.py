@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conftest import REPO
+from evaluation.task_code import OWN
 
 # A file may import only rooms of a lower rank, and files of its own room without a circle.
 RANKS: dict[str, float] = {
@@ -35,6 +37,20 @@ RANKS: dict[str, float] = {
     "loop.rounds": 8,
     "commands": 9,
     "trainer_with_eval": 10,
+}
+# How many files each room has, its docstring among them; a test that walks past one would say so.
+NUM_FILES = {
+    "commands": 8,
+    "evaluation": 7,
+    "ledger": 6,
+    "loop.planning": 11,
+    "loop.reports": 5,
+    "loop.rounds": 13,
+    "rows": 9,
+    "scores": 10,
+    "services": 7,
+    "settings": 4,
+    "storage": 4,
 }
 GUESTS = ("local_tinker", "demo_model", "evals", "benchmarks", "tests")  # of these, no room is made
 
@@ -118,6 +134,71 @@ def test_what_is_pure_touches_no_edge(name: str) -> None:
     assert not set(imports_of(TREES[name])) & edges
 
 
+def calls_in(tree: ast.AST) -> set[str]:
+    """What a file calls, dotted as it stands there."""
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def test_what_is_below_the_loop_takes_values() -> None:
+    """The settings are known to the loop and the commands alone."""
+    knowing = {
+        room_of(name)
+        for name, tree in TREES.items()
+        if {"settings", "config_schema"} & {room_of(m) for m in imports_of(tree)}
+    }
+    assert {r for r in knowing if r is not None and RANKS[r] < RANKS["loop.planning"]} <= {
+        "settings",
+        "config_schema",
+    }
+
+
+OF_THE_LEDGER = ("self", "store")
+EDGES = (
+    "ledger.run_directory",  # its lock, which holds nothing
+    "loop.reports.console",  # /dev/null, for output that nobody reads any more
+)
+
+
+def test_files_are_written_through_storage() -> None:
+    """Everywhere else a full disk or a kill would leave half of one."""
+    for name, tree in TREES.items():
+        calls = calls_in(tree)
+        writes = {c for c in calls if c in ("os.replace", "os.rename", "os.truncate", "os.open")}
+        # `store.write_text` is the ledger's own, and goes through storage.
+        writes |= {
+            c
+            for c in calls
+            if c.endswith((".write_text", ".write_bytes")) and c.split(".")[0] not in OF_THE_LEDGER
+        }
+        modes = {
+            str(word.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "open"
+            for word in node.args[1:]
+            if isinstance(word, ast.Constant)
+        }
+        written = writes or {mode for mode in modes if mode[0] in "wax"}
+        assert not written or room_of(name) == "storage" or name in EDGES, f"{name}: {written}"
+
+
+def test_clients_are_made_in_one_place() -> None:
+    clients = ("tinker.ServiceClient", "tinker.RestClient")
+    making = {name for name, tree in TREES.items() if calls_in(tree).intersection(clients)}
+    assert making == {"services.sdk"}
+    using = {name for name, tree in TREES.items() if "services.sdk" in imports_of(tree)}
+    assert using == {"loop.rounds.run", "loop.rounds.session", "commands.evaluate"}
+
+
+def test_the_embedded_service_is_started_in_one_place() -> None:
+    starting = {name for name, tree in TREES.items() if "local_tinker.start" in calls_in(tree)}
+    assert starting == {"loop.rounds.session"}
+
+
+def test_a_users_module_is_told_from_the_loops() -> None:
+    tops = {name.partition(".")[0] for name in FILES}
+    assert tops | {"local_tinker"} == OWN
+
+
 def test_broad_excepts_stand_only_at_the_boundaries() -> None:
     """One at the top of the loop, and one around the code of a task, which is anybody's; and three
     in the service's worker: whatever a job, the start of a wave or a step of it breaks is the
@@ -132,15 +213,63 @@ def test_broad_excepts_stand_only_at_the_boundaries() -> None:
     assert sorted(found) == ["inspect_tasks.py", "trainer_with_eval.py", *["worker.py"] * 3]
 
 
-def test_nothing_prints_but_the_commands() -> None:
-    for path in (*FILES.values(), *GUEST_FILES):
-        calls = {
-            node.func.id
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        }
-        commands = ("console.py", "evalops_client.py", "__main__.py")
-        assert "print" not in calls or path.name in commands, path
+def test_nothing_prints_but_the_console() -> None:
+    printing = {name for name, tree in TREES.items() if "print" in calls_in(tree)}
+    assert printing == {"loop.reports.console", "evalops_client"}
+
+
+MAX_LINES = 500
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 6
+TABLES = {"trainer_with_eval.parse_arguments"}  # a row a flag
+
+
+def test_files_functions_and_parameter_lists_stay_short() -> None:
+    for name, path in FILES.items():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, name
+        for node in ast.walk(TREES[name]):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            place = f"{name}.{node.name}"
+            assert node.end_lineno is not None
+            num_lines = node.end_lineno - node.lineno + 1
+            assert num_lines <= MAX_FUNCTION_LINES or place in TABLES, f"{place}: {num_lines} lines"
+            words = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            given = [word.arg for word in words if word.arg not in ("self", "cls")]
+            assert len(given) <= MAX_PARAMETERS, f"{place}: {len(given)} parameters"
+
+
+def test_a_room_opens_with_one_sentence() -> None:
+    """`__init__.py` says what the room is for and re-exports nothing."""
+    inits = [name for name in FILES if name.endswith("__init__")]
+    assert {name.removesuffix(".__init__") for name in inits} >= {
+        room for room in RANKS if "." in room or (REPO / room).is_dir()
+    }
+    for name in inits:
+        (only,) = TREES[name].body
+        assert isinstance(only, ast.Expr) and isinstance(only.value, ast.Constant), name
+    empty_names = {"utils", "common", "manager", "base", "helpers", "misc"}
+    assert not [name for name in FILES if name.rpartition(".")[2] in empty_names]
+    assert not [name for name in FILES if name.rpartition(".")[2].startswith("mock_")]
+
+
+def test_the_root_holds_what_a_user_types() -> None:
+    """The rooms, and how many files of each were read for all of the above."""
+    modules = sorted(name for name in FILES if "." not in name)
+    assert modules == sorted(
+        [
+            "config_schema",
+            "data_loader",
+            "data_selector",
+            "errors",
+            "evalops_client",
+            "hyperparam_utils",
+            "simple_eval",
+            "trainer_with_eval",
+        ]
+    )
+    num_files = Counter(room_of(name) for name in FILES if "." in name)
+    assert {room: number for room, number in num_files.items() if room} == NUM_FILES
 
 
 def test_the_loop_fits_on_one_screen() -> None:

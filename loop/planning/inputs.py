@@ -22,7 +22,7 @@ from hyperparam_utils import Schedule
 from loop.planning.models import find_grader_path
 from loop.planning.row_files import load_rows
 from loop.planning.tasks import load_eval_tasks, load_test_tasks
-from rows.contamination import HeldOut
+from rows.contamination import EvalTexts
 from rows.examples import DropLog, ExampleTable
 from rows.words import normalise
 from scores.resolution import TaskSize
@@ -38,7 +38,7 @@ class Inputs:
     grader_path: str | None  # what the grader is loaded from
     files: dict[str, LoadedData]  # by the setting that names them
     split: CleanSplit
-    held_out: HeldOut
+    eval_texts: EvalTexts
     tasks: tuple[EvalTask, ...]
     test_tasks: tuple[EvalTask, ...]
     schedule: Schedule
@@ -79,9 +79,9 @@ def read_inputs(
     if config.data.val_share:
         train, split_task = _hold_out_share(config, files["train_file"])
         tasks = (*tasks, split_task)
-    held_out = held_out_of(tasks, test_tasks)
+    eval_texts = eval_texts_of(tasks, test_tasks)
     pool = files["mining.pool_file"].examples if "mining.pool_file" in files else ExampleTable()
-    split = clean_split(train, pool, held_out)
+    split = clean_split(train, pool, eval_texts)
     if config.data.contamination == "stop":
         _refuse_contaminated(split)
     learning_rate, source = _resolve_learning_rate(config, kept, model_dir)
@@ -95,7 +95,7 @@ def read_inputs(
         grader_path=find_grader_path(loaded),
         files=files,
         split=split,
-        held_out=held_out,
+        eval_texts=eval_texts,
         tasks=tasks,
         test_tasks=test_tasks,
         schedule=Schedule(
@@ -123,7 +123,7 @@ def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
         grader_path=find_grader_path(loaded),
         files={},
         split=CleanSplit(ExampleTable(), ExampleTable(), DropLog()),
-        held_out=HeldOut(()),
+        eval_texts=EvalTexts(()),
         tasks=tasks,
         test_tasks=(),
         schedule=Schedule(config.learning_rate, config.min_lr, config.lr_decay, 0, 1),
@@ -140,7 +140,7 @@ def _hold_out_share(config: TrainingConfig, data: LoadedData) -> tuple[ExampleTa
     return train, EvalTask(SPLIT_TASK, 1, "report", every, work)
 
 
-def held_out_of(tasks: Sequence[EvalTask], test_tasks: Sequence[EvalTask]) -> HeldOut:
+def eval_texts_of(tasks: Sequence[EvalTask], test_tasks: Sequence[EvalTask]) -> EvalTexts:
     """Everything that evaluations ask, which no row may teach."""
     ids = [
         example.id
@@ -148,7 +148,7 @@ def held_out_of(tasks: Sequence[EvalTask], test_tasks: Sequence[EvalTask]) -> He
         if isinstance(task.work, HeldOutFile)
         for example in task.work.examples
     ]
-    return HeldOut((text for t in (*tasks, *test_tasks) for text in t.held_out_texts), ids)
+    return EvalTexts((text for t in (*tasks, *test_tasks) for text in t.eval_texts), ids)
 
 
 def _refuse_contaminated(split: CleanSplit) -> None:

@@ -78,7 +78,7 @@ class Plan:
         sources = [file.source for file in self.inputs.files["train_file"].files]
         return {one.name: one.weight for one in sources if one.weight is not None}
 
-    def held_out_picks(self, selection: Selection) -> list[Pick]:
+    def contaminated_picks(self, selection: Selection) -> list[Pick]:
         """The picks of a selection that may not be trained on; there are none."""
         return [pick for pick in selection.picks if not self._may_train(pick.example_id)]
 
@@ -86,7 +86,7 @@ class Plan:
         for table in (self.train.examples, self.pool.examples):
             position = table.find(example_id)
             if position is not None:
-                hit = self.inputs.held_out.find_in(example_id, table[position].messages)
+                hit = self.inputs.eval_texts.find_in(example_id, table[position].messages)
                 return hit is None or hit.kind == "similar"
         return False
 

@@ -81,9 +81,9 @@ def refuse_foreign_records(plan: Plan, store: RunStore) -> None:
         is_of_plan = (selection.round, selection.seed) == (event["round"], plan.config.seed)
         if len(selection.picks) != num_slots or max(numbers) > num_picks or not is_of_plan:
             raise _foreign(store, event["file"], "other rows or counts than the settings ask for")
-    if selection is not None and (held_out := plan.held_out_picks(selection)):
+    if selection is not None and (picks := plan.contaminated_picks(selection)):
         name = f"selections/round_{selection.round:02d}.json"
-        raise _foreign(store, name, f"{held_out[0].example_id}, which may not be trained on")
+        raise _foreign(store, name, f"{picks[0].example_id}, which may not be trained on")
 
 
 def _foreign(store: RunStore, name: str, what: str) -> RunStoreError:

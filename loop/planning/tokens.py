@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from evaluation.held_out import HeldOutFile
-from evaluation.inspect_runs import DEFAULT_MAX_TOKENS as INSPECT_MAX_TOKENS
+from evaluation.inspect_runs import INSPECT_MAX_TOKENS
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.plan import Plan

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from data_selector import Selection
+from errors import one_line
 from ledger.records import Batch
 from loop.reports.console import printable
 from scores.decision import Decision, flaw_warning
@@ -100,7 +101,7 @@ class Progress:
             for sample in result.samples:
                 mark = "ok  " if sample.score == 1 else "miss"
                 answer = sample.error if sample.answer is None else sample.answer
-                self.line(f"  {mark} {sample.question} -> {_one_line(answer or '')}")
+                self.line(f"  {mark} {sample.question} -> {one_line(answer or '', 60)}")
         self.result_lines(f"round {result.round}", result)
         if diagnosis is not None:
             self.line(f"  {diagnosis}")
@@ -143,8 +144,3 @@ class Progress:
         if self._status is not None:
             self._status.stop()
             self._status = None
-
-
-def _one_line(text: str) -> str:
-    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return flat if len(flat) <= 60 else flat[:57] + "..."

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from errors import one_line
 from ledger.records import Checkpoint
 from ledger.store import RunStore
 from scores.decision import Decision, Gate, broken_guard, flaw_warning
@@ -235,6 +236,5 @@ def _description(
 
 
 def _flat(text: str) -> str:
-    """One line of a table or list: no line breaks, no cell borders, not endless."""
-    line = " ".join(text.replace("|", "/").split())
-    return line if len(line) <= 100 else line[:97] + "..."
+    """One cell of a table, or one item of a list."""
+    return one_line(text.replace("|", "/"), 100)

@@ -12,6 +12,7 @@ from pathlib import Path
 from evalops_client import EvalOpsClient, deliver
 from services.evalops_outbox import EvalOpsError, Outbox, OutboxRecord, RoundReport
 
+PROGRAM = Path(__file__).resolve().parent.parent.parent / "evalops_client.py"
 LEAVE_S = 0.5  # what a cancelled request gets to close its connection
 
 
@@ -66,8 +67,8 @@ class Deliverer:
             ended.result()
         rounds = [str(record.round) for record in self._undelivered()]
         if rounds:
-            program = [sys.executable, str(Path(__file__).resolve())]
-            command = shlex.join([*program, "sync", str(self.outbox.run_dir)])
+            program = [sys.executable, str(PROGRAM)]
+            command = shlex.join([*program, "sync", str(self.outbox.folder.parent)])
             self.warn(f"EvalOps: undelivered: round {', '.join(rounds)}. Send with: {command}")
         return len(rounds)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from data_selector import (
     CandidateLoss,
     MeasuredLosses,
+    Rows,
     Selection,
     Signals,
     candidates,
@@ -33,11 +34,9 @@ async def select(run: Run, round_no: int, decision: Decision) -> Selection:
     if previous is None:
         selection = select_first(train, num_slots=num_slots, seed=config.seed, weights=weights)
     else:
-        train, pool, signals = await signals_for(run, previous, decision, num_slots)
-        selection = select_next(
-            previous, train, pool, signals, plan.mining, num_slots=num_slots, weights=weights
-        )
-    assert not plan.held_out_picks(selection), "a pick that an evaluation asks"
+        rows, signals = await signals_for(run, previous, decision, num_slots)
+        selection = select_next(previous, rows, signals, plan.mining, num_slots=num_slots)
+    assert not plan.contaminated_picks(selection), "a pick that an evaluation asks"
     store.record_selection(selection, step)
     run.progress.selection_line(selection)
     return selection
@@ -45,7 +44,7 @@ async def select(run: Run, round_no: int, decision: Decision) -> Selection:
 
 async def signals_for(
     run: Run, previous: Selection, decision: Decision, num_slots: int
-) -> tuple[ExampleTable, ExampleTable, Signals]:
+) -> tuple[Rows, Signals]:
     """The training rows and the pool, and what is known of those that the next round draws from;
     they have their topics."""
     plan, mining = run.plan, run.plan.mining
@@ -72,7 +71,9 @@ async def signals_for(
         signals = replace(signals, losses=new.losses, suspects=suspects)
     if mining.strategy == "similar":
         signals = replace(signals, likeness=likeness_of(rows, positions, result))
-    return (train, rows, signals) if source == "pool" else (rows, pool, signals)
+    if source == "pool":
+        return Rows(train, rows, plan.train_weights), signals
+    return Rows(rows, pool, plan.train_weights), signals
 
 
 async def losses_before(

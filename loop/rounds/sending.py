@@ -9,6 +9,7 @@ from config_schema import TrainingConfig
 from errors import ConfigError
 from evalops_client import EvalOpsClient, make_client
 from ledger.records import Checkpoint
+from ledger.run_directory import OUTBOX
 from loop.rounds.deliverer import Deliverer
 from loop.rounds.run import Run
 from scores.decision import Decision
@@ -69,7 +70,7 @@ def sending(run: Run, evalops: EvalOpsClient | None) -> Iterator[None]:
     assert suite_id is not None, "the schema asks for it"
     run.evalops = Deliverer(
         evalops,
-        Outbox(run.store.run_dir, run.store.run_id),
+        Outbox(run.store.run_dir / OUTBOX, run.store.run_id),
         suite_id,
         delivered=run.store.delivered_keys(),
         record=run.store.record_delivery,
