@@ -27,6 +27,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ PHASE_S = 60.0  # no further step of one length is begun after so many seconds
 MAX_STEP_S = 240.0  # a longer step is left out, judged from the shorter length
 LORA_RANK = 16
 PROMPT_TOKENS = 64
-ANSWER_TOKENS = 64
+ANSWER_TOKENS = 32
 SAFE_TOKENS = 250  # ids that every tokenizer of these models has
 GIB = 1024**3
 NUM_CORES = len(os.sched_getaffinity(0))
@@ -124,7 +125,7 @@ def measure(directory: Path) -> None:
         )
         key = service.open_folder(directory / "checkpoints")
         client = tinker.ServiceClient(base_url=service.base_url, api_key=key)
-        run = client.create_lora_training_client("model", rank=LORA_RANK, seed=0)
+        run = client.create_lora_training_client("model", rank=LORA_RANK, seed=0).result()
         train(run, LENGTHS[0])
         sample(run, engine.num_slots(PROMPT_TOKENS, False))
         train(run, LENGTHS[1])
@@ -171,7 +172,7 @@ def sample(run: Any, num_answers: int) -> None:
     """Greedy answers of the saved weights, all at once, after a first one."""
     import tinker
 
-    sampler = run.save_weights_and_get_sampling_client()
+    sampler = run.save_weights_and_get_sampling_client().result()
     params = tinker.SamplingParams(max_tokens=ANSWER_TOKENS, temperature=0.0, stop=[0])
     draw = random.Random(0)
 
@@ -182,10 +183,11 @@ def sample(run: Any, num_answers: int) -> None:
 
     short = tinker.SamplingParams(max_tokens=2, temperature=0.0, stop=[0])
     sampler.sample(prompt(), 1, short).result()
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     asked = [sampler.sample(prompt(), 1, params) for _ in range(num_answers)]
     num_tokens = sum(len(future.result().sequences[0].tokens) for future in asked)
-    tell(tokens_per_s=num_tokens / (time.perf_counter() - started))
+    seconds, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
+    tell(tokens_per_s=num_tokens / seconds, tokens_per_cpu_s=num_tokens / cpu_s)
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ def model_directory(size: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def figures_of(size: str, max_memory_gib: float) -> dict[str, Any]:
+def figures_of(size: str, max_memory_gib: float, max_minutes: float) -> dict[str, Any]:
     """The figures of one model; `refused` says why the process ended before it had all."""
     figures: dict[str, Any] = {}
     with model_directory(size) as directory:
@@ -222,6 +224,8 @@ def figures_of(size: str, max_memory_gib: float) -> dict[str, Any]:
             ) as process,
         ):
             assert process.stdout is not None
+            alarm = threading.Timer(60 * max_minutes, process.kill)
+            alarm.start()
             for line in process.stdout:
                 print(f"{size}: {line.strip()}", file=sys.stderr)
                 figures.update(json.loads(line))
@@ -230,7 +234,12 @@ def figures_of(size: str, max_memory_gib: float) -> dict[str, Any]:
                 if forecast_s > MAX_STEP_S and "tokens_per_s" in figures:
                     figures["refused"] = f"about {forecast_s:.0f} s a step"
                     process.kill()
-            if process.wait() and "refused" not in figures:
+            code = process.wait()
+            is_late = alarm.finished.is_set()
+            alarm.cancel()
+            if code and is_late:
+                figures["refused"] = f"over {max_minutes:g} minutes in all"
+            elif code and "refused" not in figures:
                 errors.seek(0)
                 text = errors.read()
                 if "allocate" not in text and "MemoryError" not in text:
@@ -242,9 +251,6 @@ def figures_of(size: str, max_memory_gib: float) -> dict[str, Any]:
 def row_of(size: str, figures: dict[str, Any]) -> str:
     missing = f"not run: {figures.get('refused', 'ended early')}"
 
-    def known(name: str, form: str) -> str:
-        return format(figures[name], form) if name in figures else missing
-
     def step(length: int) -> str:
         name = f"step_{length}_s"
         if name not in figures:
@@ -255,9 +261,13 @@ def row_of(size: str, figures: dict[str, Any]) -> str:
     cells = [f"{size}: {shape.like}, vocabulary {shape.vocab:,}"]
     cells.append(f"{figures['parameters'] / 1e6:,.0f} million")
     for length in LENGTHS:
-        cells += [known(f"peak_{length}_gib", ".1f") + " GiB", step(length)]
-    cells.append(known("tokens_per_s", ".0f"))
-    return f"| {' | '.join(cells)} |".replace(f"{missing} GiB", missing)
+        peak = f"peak_{length}_gib"
+        cells += [f"{figures[peak]:.1f} GiB" if peak in figures else missing, step(length)]
+    tokens = f"{figures['tokens_per_s']:.0f}" if "tokens_per_s" in figures else missing
+    if "tokens_per_cpu_s" in figures:
+        tokens += f" ({figures['tokens_per_cpu_s']:.0f} a second of processor time)"
+    cells.append(tokens)
+    return f"| {' | '.join(cells)} |"
 
 
 def short(seconds: float) -> str:
@@ -277,6 +287,12 @@ def main() -> int:
         default=10.0,
         help="what a process may ask for (default: %(default)g)",
     )
+    parser.add_argument(
+        "--max-minutes",
+        type=float,
+        default=20.0,
+        help="what a model may take before it is ended (default: %(default)g)",
+    )
     parser.add_argument("--make", nargs=2, metavar=("SIZE", "DIR"), help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -288,7 +304,9 @@ def main() -> int:
     if args.measure:
         measure(args.measure)
         return 0
-    rows = [row_of(size, figures_of(size, args.max_memory_gib)) for size in args.sizes]
+    rows = [
+        row_of(size, figures_of(size, args.max_memory_gib, args.max_minutes)) for size in args.sizes
+    ]
     heads = ["model", "parameters"]
     for length in LENGTHS:
         heads += [f"peak, {length} tokens", "a step (processor time)"]
