@@ -86,6 +86,7 @@ def run_demo(tmp_path: Path) -> str:
     return screen.getvalue().strip()
 
 
+@pytest.mark.trains
 def test_demo_transcript_is_a_real_one(tmp_path: Path) -> None:
     """Structure and decisions, with numbers masked; and the lines in README are part of it."""
     transcript = run_demo(tmp_path)

@@ -117,6 +117,7 @@ def test_noise_between_batches_stops_no_run(batch_noise: float) -> None:
         assert said == [None] * 40
 
 
+@pytest.mark.trains
 def test_a_diverging_run_stops_and_what_was_saved_behind_is_not_used(
     workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
