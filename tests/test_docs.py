@@ -114,6 +114,7 @@ def run_demo(run_dir: Path) -> str:
     return screen.getvalue().strip()
 
 
+@pytest.mark.trains
 def test_demo_transcript_is_a_real_one(tmp_path: Path) -> None:
     """Structure and decisions, with numbers masked; the lines in README are part of it; and the
     adapter that the run leaves is loaded as the page on it says."""

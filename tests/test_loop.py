@@ -37,6 +37,11 @@ from trainer_with_eval import main
 
 TOPICS = ("sums", "names")
 
+# At this rate 40 steps teach the tiny model one answer, and 40 more another, without a swing: any
+# kernels of torch give the same losses to three digits, and what is asserted of the scores holds at
+# 0.8 and 1.2 times the rate as well. At twice the rate the losses of a round differ by factors.
+SMOOTH_RATE = 0.0025
+
 
 class Workspace:
     """A folder with config, data and questions for a tiny model; runs the command in-process."""
@@ -110,6 +115,7 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 # --- the whole way -----------------------------------------------------------------------------
 
 
+@pytest.mark.trains
 def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.CaptureFixture) -> None:
     assert workspace.run("run") == 0
     events = workspace.events("run")
@@ -132,7 +138,7 @@ def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.Captu
     assert rates[3] == pytest.approx(0.005, rel=1e-4)
     assert all(len(event["example_ids"]) == 4 for event in steps)
     assert all(event["num_loss_tokens"] > 0 for event in steps)
-    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[-1]["loss"] < steps[0]["loss"] - 1.0  # 5.7 to 3.3
     decided = [event for event in events if event["type"] == "decided"]
     assert [event["action"] for event in decided] == ["continue", "continue", "stop_rounds"]
     assert [event["lr_multiplier"] for event in decided] == [1.0, 0.5, 1.0]
@@ -218,13 +224,14 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(workspace: Works
     assert any((whole[k] - other[k]).abs().max() > 1e-3 for k in whole if k in other)
 
 
+@pytest.mark.trains
 def test_a_qwen3_directory_with_its_own_data_trains(
     tmp_path: Path, qwen_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:
     workspace = Workspace(tmp_path, qwen_dir)
     assert workspace.run("run", "-v", max_rounds=1) == 0
     steps = [e for e in workspace.events("run") if e["type"] == "step"]
-    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5  # 5.7 to 4.4
     checkpoint = workspace.store("run").checkpoint(1)
     assert checkpoint is not None
     assert checkpoint.renderer == "qwen3"
