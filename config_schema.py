@@ -12,24 +12,34 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     ValidationError,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 from errors import ConfigError
+from settings.config_file import as_shown, read_object, type_name, with_overrides
+from settings.groups import (
+    MAX_COUNT,
+    ROW_FIELDS,
+    BudgetSettings,
+    DataSettings,
+    EvaluationSettings,
+    GateSettings,
+    MiningSettings,
+    Name,
+    Positive,
+    Settings,
+    Sources,
+    SourceSettings,
+)
+from settings.task_names import SPLIT_TASK, check_task_names, is_inspect_task, known_tasks
 
 # What may differ between a run and its resumption; the config hash leaves these out.
 CHANGEABLE_ON_RESUME = (
@@ -42,326 +52,8 @@ CHANGEABLE_ON_RESUME = (
     "evalops_budget_file",
     "evalops_environment",
 )
-
-SPLIT_TASK = "nll:split"  # the loss on the share of `train_file` that is held out
-
-MAX_CONFIG_BYTES = 4 * 2**20
-MAX_DEPTH = 50  # objects and lists within each other
-MAX_COUNT = 10**12  # more of anything is a mistake, and too long a number to reckon with
 MAX_ROUNDS = 10_000  # each has its line in the schedule and its share of `gate.alpha`
 MAX_PROBLEMS = 20  # that one message explains
-NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def _one_line(text: str) -> str:
-    """Names stand in messages, tables and logs, where a control character would do harm, and a
-    lone surrogate cannot even be written."""
-    if NO_TEXT.search(text):
-        what = "input should hold no control character and no lone surrogate"
-        raise PydanticCustomError("no_text", what)
-    return text
-
-
-Name = Annotated[str, AfterValidator(_one_line)]
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-class SourceSettings(Settings):
-    """One of several sources of rows."""
-
-    file: Name = Field(min_length=1)
-    weight: float | None = Field(default=None, gt=0)
-    columns: dict[str, str] | None = None
-    subset: Name | None = None
-    split: Name = "train"
-    revision: Name | None = None
-
-
-def _kind_of_source(value: Any) -> str | None:
-    """Which of the kinds below a value is meant to be, so that only its problems are said."""
-    kinds = {
-        str: "kind-name",
-        list: "kind-list",
-        dict: "kind-source",
-        SourceSettings: "kind-source",
-    }
-    return kinds.get(type(value))
-
-
-def _one_of(what: str) -> Discriminator:
-    return Discriminator(_kind_of_source, "source_kind", f"input should be {what}")
-
-
-SourceName = Annotated[Name, Field(min_length=1), Tag("kind-name")]
-OneSource = Annotated[
-    SourceName | Annotated[SourceSettings, Tag("kind-source")],
-    _one_of("the name of a source, or an object with its `file`"),
-]
-Sources = Annotated[
-    SourceName | Annotated[list[OneSource], Field(min_length=1), Tag("kind-list")],
-    _one_of("the name of a source, or a list of sources"),
-]
-ROW_FIELDS = (
-    *("messages", "conversations", "instruction", "input", "output", "prompt", "completion"),
-    *("system", "topic"),
-)
-
-
-class DataSettings(Settings):
-    """How rows become training steps."""
-
-    columns: dict[str, str] = Field(
-        default={},
-        description=(
-            'what the files call their columns, for example `{"prompt": "question", "completion": '
-            '"answer", "topic": "subject"}`'
-        ),
-    )
-    on_bad_row: Literal["stop", "skip"] = Field(
-        default="skip",
-        description="what rows that cannot be used do: `skip` lists them, `stop` ends with exit 2",
-    )
-    train_on: (
-        Literal[
-            "last_assistant_message",
-            "last_assistant_turn",
-            "all_assistant_messages",
-            "all_messages",
-            "all_tokens",
-            "all_user_and_system_messages",
-        ]
-        | None
-    ) = Field(
-        default=None,
-        description=(
-            "which messages carry loss; null: all of the assistant's, or only the last where the "
-            "chat format drops earlier reasoning"
-        ),
-    )
-    min_words: Positive | None = Field(
-        default=None, description="fewest words of a conversation; null: no limit"
-    )
-    max_words: Positive | None = Field(
-        default=None, description="most words of a conversation; null: no limit"
-    )
-    max_repetition: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description=(
-            "largest share of an answer's three-word phrases that may repeat earlier ones, for "
-            "example 0.5; null: no limit"
-        ),
-    )
-    near_duplicates: float | None = Field(
-        default=None,
-        ge=0.5,
-        lt=1,
-        description=(
-            "drop rows whose three-word phrases overlap with an earlier row's by this share, for "
-            "example 0.8; null: only exact duplicates"
-        ),
-    )
-    contamination: Literal["drop", "stop"] = Field(
-        default="drop",
-        description=(
-            "what rows that hold an evaluation question do: `drop` lists them with both texts, "
-            "`stop` ends with exit 2"
-        ),
-    )
-    val_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.5,
-        description=(
-            "share of `train_file` that is held out, chosen by the content of its first question, "
-            "so that it stays when rows are added; its loss is measured as `nll:split`"
-        ),
-    )
-    accumulate: Positive = Field(
-        default=1,
-        description=(
-            "forward-backward calls that one step's batch is split into before its optimizer step"
-        ),
-    )
-
-
-class EvaluationSettings(Settings):
-    """What is asked of a checkpoint, and how. Maps are keyed by the task's name in `eval_tasks`."""
-
-    temperature: float = Field(
-        default=0.0, ge=0, le=10, description="sampling temperature of every task; 0 is greedy"
-    )
-    max_tokens: Positive | None = Field(
-        default=None,
-        description=(
-            "longest answer in tokens; null: 64 for question files, an Inspect task's own or "
-            "else 1024"
-        ),
-    )
-    num_repeats: Positive = Field(
-        default=1,
-        description="times that each question is asked; its score is their mean",
-    )
-    concurrency: Positive = Field(default=128, description="samples in flight at once")
-    every: dict[str, Positive | Literal["end"]] = Field(
-        default={},
-        description=(
-            "task -> every how many rounds it is measured, or `end`; only for tasks that do not "
-            "enter the score"
-        ),
-    )
-    held_out_every_steps: Positive | None = Field(
-        default=None,
-        description=(
-            "inside a round, measure held-out losses every so many steps too; null: only after it"
-        ),
-    )
-    layers: dict[str, Literal[2, 3]] = Field(
-        default={},
-        description=(
-            "task -> 2 (public benchmark) or 3 (the application's own), where its name misleads"
-        ),
-    )
-    task_args: dict[str, dict[str, Any]] = Field(
-        default={}, description="Inspect task -> its arguments"
-    )
-    limit: dict[str, Positive] = Field(
-        default={}, description="Inspect task -> only its first so many samples"
-    )
-    score_key: dict[str, str] = Field(
-        default={},
-        description="Inspect task whose scorer gives several values -> the one that counts",
-    )
-    cluster_key: dict[str, str] = Field(
-        default={},
-        description=(
-            "Inspect task -> metadata key of samples that belong together; default `cluster`"
-        ),
-    )
-    grader_model: Name | None = Field(
-        default=None, description="base model, on the same service, that grades model-graded tasks"
-    )
-    test_tasks: list[Name] = Field(
-        default=[],
-        description="sealed test: asked once, at the end, of the chosen checkpoint only",
-    )
-
-
-class GateSettings(Settings):
-    """When a round passes, and when a run gives up or goes back."""
-
-    rule: Literal["mean", "lower_bound", "paired"] = Field(
-        default="mean",
-        description=(
-            "`mean`: the score reaches `eval_threshold`; `lower_bound`: its one-sided lower bound "
-            "does; `paired`: the score does, and the gain on the baseline exceeds `margin` beyond "
-            "noise"
-        ),
-    )
-    alpha: float = Field(
-        default=0.05,
-        ge=1e-6,
-        lt=0.5,
-        description="error allowed to a run, spread over `max_rounds`",
-    )
-    margin: float = Field(
-        default=0.0, ge=0, lt=1, description="gain on the baseline that `paired` asks for"
-    )
-    guards: dict[str, Share] = Field(
-        default={},
-        description="task -> how far it may fall below the baseline; guards never enter the score",
-    )
-    patience: Positive | None = Field(
-        default=None,
-        description="stop when so many rounds in a row brought nothing beyond noise; null: off",
-    )
-    rollback: bool = Field(
-        default=True,
-        description="go on from the best round when one is worse beyond noise or breaks a guard",
-    )
-
-
-class ModelPrices(Settings):
-    """US dollars for a million tokens of one model."""
-
-    train: float = Field(ge=0)
-    prefill: float = Field(ge=0)
-    sample: float = Field(ge=0)
-
-
-class PriceTable(Settings):
-    """Prices as the user read them, and when."""
-
-    as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
-    usd_per_million_tokens: dict[str, ModelPrices]
-
-
-class BudgetSettings(Settings):
-    """How much a run may use, beside `max_rounds` and `max_steps`; checked after each round."""
-
-    tokens: Positive | None = Field(
-        default=None, description="tokens trained, read and sampled; null: no limit"
-    )
-    minutes: float | None = Field(
-        default=None, gt=0, description="minutes of running, pauses not counted; null: no limit"
-    )
-    usd: float | None = Field(
-        default=None, gt=0, description="dollars by the table in `budget.prices`; null: no limit"
-    )
-    prices: PriceTable | None = Field(
-        default=None,
-        description=(
-            '`{"as_of": "YYYY-MM-DD", "usd_per_million_tokens": {MODEL: {"train", "prefill", '
-            '"sample"}}}`'
-        ),
-    )
-
-
-class MiningSettings(Settings):
-    """What later rounds train on."""
-
-    pool_file: Sources | None = Field(
-        default=None,
-        description="further examples, like `train_file`, to draw new ones from after round 1",
-    )
-    strategy: Literal["uniform", "topics", "similar", "loss", "hybrid"] = Field(
-        default="hybrid",
-        description=(
-            "how hard rows are drawn: by chance, from failed topics, by their likeness to failed "
-            "questions, by their loss, or from failed topics without what looks wrong by its loss"
-        ),
-    )
-    replay_share: Share = Field(
-        default=0.2, description="share of a later round that goes on through `train_file`"
-    )
-    new_share: Share = Field(
-        default=0.0, description="share of a later round that is drawn from the pool by chance"
-    )
-    noise_cap: float = Field(
-        default=0.3,
-        ge=0,
-        lt=1,
-        description=(
-            "share of the measured rows, those with the highest losses (of each topic, with "
-            "`hybrid`), that is not drawn, because wrong answers are among them"
-        ),
-    )
-    num_candidates: Positive | None = Field(
-        default=None,
-        description=(
-            "rows that are measured before each round; null: 8 for each one that is drawn by "
-            "its loss, all for likeness"
-        ),
-    )
 
 
 class TrainingConfig(Settings):
@@ -516,23 +208,7 @@ class TrainingConfig(Settings):
                 "evalops_enabled is true but evalops_test_suite_id is not set. Set it to your "
                 "suite's id."
             )
-        for group, names in (
-            ("eval_tasks", self.eval_tasks),
-            ("evaluation.test_tasks", self.evaluation.test_tasks),
-        ):
-            _check_task_names(group, names)
-        for name in self.evaluation.test_tasks:
-            if name in self.eval_tasks or name.startswith("nll:"):
-                why = "is no score" if name.startswith("nll:") else "is in eval_tasks as well"
-                raise ValueError(
-                    f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
-                    "questions that no round is decided by."
-                )
-        if SPLIT_TASK in self.eval_tasks and not self.data.val_share:
-            raise ValueError(
-                f"eval_tasks names {SPLIT_TASK!r}, the share of train_file that data.val_share "
-                "holds out, and that is 0. Set data.val_share, or take the task out."
-            )
+        self._check_tasks()
         self._check_sources()
         self._check_held_out_every_steps()
         if self.gate.margin and self.gate.rule != "paired":
@@ -550,6 +226,25 @@ class TrainingConfig(Settings):
                 "num_repeats to 1."
             )
         return self
+
+    def _check_tasks(self) -> None:
+        for group, names in (
+            ("eval_tasks", self.eval_tasks),
+            ("evaluation.test_tasks", self.evaluation.test_tasks),
+        ):
+            check_task_names(group, names)
+        for name in self.evaluation.test_tasks:
+            if name in self.eval_tasks or name.startswith("nll:"):
+                why = "is no score" if name.startswith("nll:") else "is in eval_tasks as well"
+                raise ValueError(
+                    f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
+                    "questions that no round is decided by."
+                )
+        if SPLIT_TASK in self.eval_tasks and not self.data.val_share:
+            raise ValueError(
+                f"eval_tasks names {SPLIT_TASK!r}, the share of train_file that data.val_share "
+                "holds out, and that is 0. Set data.val_share, or take the task out."
+            )
 
     def _check_sources(self) -> None:
         for key, sources in (
@@ -630,7 +325,7 @@ class TrainingConfig(Settings):
                     )
                 if name not in known:
                     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                    hint = f"did you mean {near[0]}?" if near else _known_tasks(known)
+                    hint = f"did you mean {near[0]}?" if near else known_tasks(known)
                     raise ValueError(f"{key} names {name!r}; {hint}")
 
     def _check_roles(self) -> None:
@@ -694,33 +389,6 @@ class TrainingConfig(Settings):
         return self.evaluation.layers.get(name, 2 if name.startswith("inspect_evals/") else 3)
 
 
-def is_inspect_task(name: str) -> bool:
-    """Whether a task's name is `FILE.py@TASK` or `PACKAGE/TASK`."""
-    if name.startswith(("qa:", "nll:")):
-        return False
-    # In `../..` Inspect would look for tasks, and run what it finds.
-    return bool(
-        re.fullmatch(r".+\.py@\w+", name) or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)
-    ) and not (name.endswith((".py", ".jsonl")))
-
-
-def _check_task_names(key: str, names: list[str]) -> None:
-    for name in names:
-        is_file = name.startswith(("qa:", "nll:")) and not name.endswith(":")
-        if not (name == "simple_qa" or is_file or is_inspect_task(name)):
-            raise ValueError(
-                f"{key} names {name!r}, which is none of the kinds that can be evaluated: "
-                "`simple_qa`, `qa:FILE.jsonl`, `nll:FILE.jsonl`, `FILE.py@TASK` or `PACKAGE/TASK`."
-            )
-    if len(set(names)) < len(names):
-        raise ValueError(f"{key} names one task twice. Name each once.")
-
-
-def _known_tasks(known: Iterable[str]) -> str:
-    names = ", ".join(known)
-    return f"it may name {names}." if names else "there is no task that it could name."
-
-
 class LoadedConfig(NamedTuple):
     """A valid config and where it came from. `directory` is None when there is no config file."""
 
@@ -747,7 +415,7 @@ def load_and_validate_config(path: str | Path, overrides: list[str] | None = Non
     Raises `ConfigError`, one paragraph naming file and key, for anything that is wrong with it.
     """
     file = Path(path)
-    raw = with_overrides(_read_object(file), overrides or [])
+    raw = with_overrides(read_object(file), overrides or [])
     return LoadedConfig(validate(raw, str(file)), file, file.resolve().parent)
 
 
@@ -763,132 +431,12 @@ def validate(raw: dict[str, Any], where: str) -> TrainingConfig:
         raise ConfigError(f"{where}: {' '.join(told)}{more}") from None
 
 
-def with_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return a copy of a config with `KEY=VALUE` overrides applied."""
-    changed = json.loads(json.dumps(raw))
-    for override in overrides:
-        _apply_override(changed, override)
-    return changed
-
-
-def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig, where: str) -> None:
-    """Raise `ConfigError`, naming the settings, when a resumed run would not be the same run.
-
-    `where` is what the settings were given in.
-    """
-    mine = given.config.model_dump(mode="json")
-    keys = [
-        key for key in mine if key not in CHANGEABLE_ON_RESUME and mine[key] != recorded.get(key)
-    ]
-    if keys:
-        was, now = (
-            _flat({key: recorded.get(key) for key in keys}),
-            _flat({k: mine[k] for k in keys}),
-        )
-        changed = [key for key in {**was, **now} if was.get(key) != now.get(key)] or keys
-        shown = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed)
-        raise ConfigError(
-            f"{where}: the run was started with other settings: {shown}. A resumed run may "
-            f"change only {', '.join(CHANGEABLE_ON_RESUME)}. Change these back, or start a new run."
-        )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings with the keys of their groups dotted."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else None
-        flat |= {f"{prefix}{key}": value} if inner is None else inner
-    return flat
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        with open(file, "rb") as opened:  # no more than that, or /dev/zero would have no end
-            content = opened.read(MAX_CONFIG_BYTES + 1)
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{file}: there is no such file. Give --config the path of a JSON config."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{file}: the config cannot be read: {error}. Give --config a JSON file."
-        ) from None
-    if len(content) > MAX_CONFIG_BYTES:
-        raise ConfigError(
-            f"{file}: longer than {MAX_CONFIG_BYTES // 2**20} MiB. Give --config a JSON file of "
-            "settings."
-        )
-    try:
-        raw = json.loads(text, object_pairs_hook=_refuse_duplicates)
-        _refuse_depth(raw)
-    except json.JSONDecodeError as error:
-        hint = " JSON has no comments; remove them." if "//" in text or "/*" in text else ""
-        raise ConfigError(
-            f"{file} line {error.lineno} column {error.colno}: not valid JSON: {error.msg}.{hint}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{file}: a config is one JSON object of settings, found {_type_name(raw)}."
-        )
-    return raw
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in made:
-            raise ValueError(f"the key '{_shown(key)}' stands twice in one object. Keep one.")
-        made[key] = value
-    return made
-
-
-def _refuse_depth(value: Any, depth: int = 1) -> None:
-    """Raise `RecursionError` early, for what somebody would fail to recurse through later."""
-    if depth > MAX_DEPTH:
-        raise RecursionError(f"objects and lists are nested more than {MAX_DEPTH} deep.")
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for one in inner:
-        _refuse_depth(one, depth + 1)
-
-
-def _shown(text: str, limit: int = 60) -> str:
-    """A text of the user's as messages show it: cut, control characters escaped."""
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    """Apply one `--set KEY=VALUE`; VALUE is JSON, or else a string; KEY may be dotted."""
-    key, equals, text = override.partition("=")
-    shown = _shown(override)
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {shown}: expected KEY=VALUE, for example --set lora_rank=8.")
-    try:
-        value = json.loads(text)
-        _refuse_depth(value)
-    except ValueError:
-        value = text
-    except RecursionError:
-        raise ConfigError(f"--set {shown}: the value is nested too deeply.") from None
-    *groups, leaf = key.strip().split(".")
-    for group in groups:
-        inner = raw.setdefault(group, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {shown}: {_shown(group)} is not a group of settings.")
-        raw = inner
-    raw[leaf] = value
-
-
 def _explain(problem: Any) -> str:
     """Turn one pydantic error into a sentence with key, what was found and what to do."""
     # Where a value may be of several kinds, pydantic adds the name of each to the place.
     kinds = re.compile(r"constrained-|literal\[|kind-")
     place = [part for part in problem["loc"] if not kinds.match(str(part))]
-    key = _shown(".".join(str(part) for part in place), limit=200)
+    key = as_shown(".".join(str(part) for part in place), limit=200)
     if problem["type"] == "extra_forbidden":
         known = [setting.key for setting in describe_settings()]
         if any(isinstance(part, int) for part in place):  # one of several sources
@@ -903,20 +451,9 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     found = problem["input"]
-    shown = _shown(json.dumps(found, default=str))
+    shown = as_shown(json.dumps(found, default=str))
     message = problem["msg"][0].lower() + problem["msg"][1:].rstrip(".")
-    return f"{key}: {message}; found {shown} ({_type_name(found)})."
-
-
-def _type_name(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return names.get(type(value), "a number")
+    return f"{key}: {message}; found {shown} ({type_name(found)})."
 
 
 class SettingRow(NamedTuple):

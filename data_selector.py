@@ -26,9 +26,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from data_loader import Example, ExampleTable
-from eval_result import TopicScore
-from stored_json import Count, record_of
+from rows.examples import ExampleTable
+from rows.shuffles import shuffled, walk
+from rows.similarity import Likeness
+from scores.results import TopicScore
+from storage.stored_json import Count, record_of
 
 Source = Literal["train", "replay", "pool"]
 Strategy = Literal["uniform", "topics", "similar", "loss", "hybrid"]
@@ -95,13 +97,6 @@ class MeasuredLosses(NamedTuple):
     round: int
     checkpoint_round: int
     losses: dict[str, CandidateLoss]
-
-
-class Likeness(NamedTuple):
-    """How like a row is to the failed question that it is likest to, from 0 to 1."""
-
-    score: float
-    question: str
 
 
 @dataclass(frozen=True)
@@ -185,61 +180,6 @@ class Selection:
         return record_of(cls, data)
 
 
-def walk(
-    examples: ExampleTable,
-    seed: int,
-    cursor: int,
-    count: int,
-    weights: Mapping[str, float] | None = None,
-) -> list[Example]:
-    """Take `count` examples of an endless sequence of seeded shuffles, from `cursor` on.
-
-    With `weights` (source -> share) each source has its own shuffles, and the sources take turns so
-    that their counts are in proportion to the weights at any time, to within one.
-    """
-    if not weights:
-        return _walk_shuffles(examples, range(len(examples)), seed, "train", cursor, count)
-    positions: dict[str, list[int]] = defaultdict(list)
-    for position in range(len(examples)):
-        positions[examples.source_of(position)].append(position)
-    shares = {source: weight for source, weight in weights.items() if source in positions}
-    total = sum(shares.values())
-    taken, turns = Counter(), []
-    for place in range(cursor + count):
-        source = max(shares, key=lambda one: shares[one] * (place + 1) / total - taken[one])
-        if place >= cursor:
-            turns.append((source, taken[source]))
-        taken[source] += 1
-    walked: dict[str, list[Example]] = {}
-    first: dict[str, int] = {}
-    for source in shares:
-        own = [number for of_source, number in turns if of_source == source]
-        if own:
-            first[source] = own[0]
-            walked[source] = _walk_shuffles(
-                examples, positions[source], seed, f"train {source}", own[0], len(own)
-            )
-    return [walked[source][number - first[source]] for source, number in turns]
-
-
-def _walk_shuffles(
-    examples: ExampleTable,
-    positions: Sequence[int],
-    seed: int,
-    name: str,
-    cursor: int,
-    count: int,
-) -> list[Example]:
-    n = len(positions)
-    taken = []
-    for place in range(cursor, cursor + count):
-        pass_no, offset = divmod(place, n)
-        if offset == 0 or place == cursor:
-            order = _shuffled(range(n), seed, name, pass_no)
-        taken.append(examples[positions[order[offset]]])
-    return taken
-
-
 def select_first(
     train: ExampleTable,
     *,
@@ -255,18 +195,20 @@ def select_first(
     return Selection(1, seed, picks, {"train": num_slots}, {}, num_slots, {})
 
 
+class Rows(NamedTuple):
+    """What rounds draw from; `weights` are the shares of the training sources, where they have."""
+
+    train: ExampleTable
+    pool: ExampleTable
+    weights: Mapping[str, float] | None = None
+
+
 def select_next(
-    previous: Selection,
-    train: ExampleTable,
-    pool: ExampleTable,
-    signals: Signals,
-    mining: Mining,
-    *,
-    num_slots: int,
-    weights: Mapping[str, float] | None = None,
+    previous: Selection, rows: Rows, signals: Signals, mining: Mining, *, num_slots: int
 ) -> Selection:
     """A later round, from the round before it and what is known of the pool's rows."""
     seed, round_no = previous.seed, previous.round + 1
+    train, pool, weights = rows
     mined, source = mined_table(train, pool)
     slots = mining.slots(num_slots, has_pool=source == "pool")
     replayed = walk(train, seed, previous.train_cursor, slots.num_replay, weights)
@@ -277,7 +219,7 @@ def select_next(
     draw = _Draw(mined, signals, mining, previous, source)
     picks += draw.take(slots.num_hard, draw.hard)
     picks += draw.take(slots.num_new, draw.new)
-    order = _shuffled(range(len(picks)), seed, "slots", round_no)
+    order = shuffled(range(len(picks)), seed, "slots", round_no)
     return Selection(
         round=round_no,
         seed=seed,
@@ -316,7 +258,7 @@ def candidates(
     if not mining.needs_losses:
         number = mining.num_candidates or len(mined)
     draw = _Draw(mined, signals, mining, previous, "pool")
-    order = _shuffled(range(len(mined)), draw.seed, "candidates", draw.round_no)
+    order = shuffled(range(len(mined)), draw.seed, "candidates", draw.round_no)
     order.sort(key=lambda position: mined.id_of(position) in signals.suspects)
     if not draw.is_by_topic:
         return order[:number]
@@ -452,7 +394,7 @@ class _Draw:
 
     def _by_chance(self, positions: Sequence[int], count: int, reason: str) -> list[Pick]:
         waiting = self._least_drawn(positions)
-        order = _shuffled(waiting, self.seed, reason, self.round_no, len(self._now))
+        order = shuffled(waiting, self.seed, reason, self.round_no, len(self._now))
         return [self._pick(one, reason, 1 / len(waiting)) for one in order[:count]]
 
     def _in_proportion(
@@ -502,7 +444,7 @@ class _Draw:
         return [
             position
             for times, group in sorted(by_times.items())
-            for position in _shuffled(positions, self.seed, "pool", times)
+            for position in shuffled(positions, self.seed, "pool", times)
             if position in group
         ]
 
@@ -546,9 +488,3 @@ def allocate(
             slots[topic] += given
             left -= given
     return slots
-
-
-def _shuffled(items: Sequence[int], *seed_parts: object) -> list[int]:
-    order = list(items)
-    random.Random(":".join(map(str, seed_parts))).shuffle(order)
-    return order

@@ -57,3 +57,16 @@ class EvalError(LoopError):
 
 class RunStoreError(InputError):
     """A run directory cannot be used: not empty, not a run, damaged, or of another config."""
+
+
+class Interrupted(LoopError):
+    """The user asked to stop; what was paid for is saved. Exit code 130."""
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """A text from outside as messages, tables and logs hold it: one printable line.
+
+    With a `limit` the line is cut to so many characters.
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if limit is None or len(line) <= limit else line[: limit - 3] + "..."

@@ -21,15 +21,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import ipaddress
 import json
 import os
-import shlex
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -39,23 +36,25 @@ from urllib.parse import quote
 
 import httpx
 
-import durable
-from errors import ConfigError, InputError, LoopError, StorageError
-from run_store import RunStore
-from secret_keys import EVALOPS, redact, refuse_unsendable
+from errors import ConfigError, InputError, LoopError, one_line
+from ledger.run_directory import OUTBOX
+from ledger.store import RunStore
+from services.evalops_outbox import (
+    MAX_BYTES,
+    EvalOpsError,
+    Outbox,
+    OutboxRecord,
+)
+from services.keys import EVALOPS, redact, refuse_unsendable
 
 DEFAULT_API_URL = "https://api.evalops.dev"
 TEST_RUNS_PATH = "/api/v1/test-runs"
-OUTBOX = "evalops"  # folder of a run directory
 MAX_REDIRECTS = 3
-MAX_BYTES = 1 << 20  # of an answer, and of a record
 MAX_QUOTED_CHARS = 300
-
 MAX_ATTEMPTS = 4  # per record and pass
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 8.0
 MAX_RETRY_AFTER_S = 60.0  # a server that asks for more is left alone until the next pass
-LEAVE_S = 0.5  # what a cancelled request gets to close its connection
 FIRST_POLL_S = 5.0
 MAX_POLL_S = 60.0
 
@@ -77,123 +76,7 @@ REMEDIES = {  # of a status, else of its hundred
 }
 
 
-class EvalOpsError(LoopError):
-    """EvalOps did not confirm or tell something; the run and its decision are not affected.
-
-    With `is_temporary` the same call may succeed later, not before `retry_after_s` seconds where
-    the server said so.
-    """
-
-    def __init__(
-        self, message: str, *, is_temporary: bool = False, retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.is_temporary = is_temporary
-        self.retry_after_s = retry_after_s
-
-
 # --- what is sent ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What EvalOps is told about one evaluated round.
-
-    `checkpoint` is None for round 0, which evaluates the base model, and so may be `learning_rate`.
-    Scores, `stderr` and `threshold` are in [0, 1]; `tasks` holds (name, score, n) per task.
-    """
-
-    run_name: str
-    run_id: str
-    config_hash: str
-    round: int
-    checkpoint: str | None
-    base_model: str
-    score: float
-    stderr: float | None
-    n: int
-    threshold: float
-    learning_rate: float | None
-    step: int
-    tasks: tuple[tuple[str, float, int], ...]
-    passed: bool
-    decision: str
-
-
-@dataclass(frozen=True)
-class OutboxRecord:
-    """One round as it lies in the outbox."""
-
-    key: str
-    suite_id: str
-    round: int
-    payload: dict[str, Any]
-
-    @property
-    def file_name(self) -> str:
-        return f"round_{self.round:02d}-{self.key[:12]}.json"
-
-    @property
-    def body(self) -> bytes:
-        """What is posted: the same bytes each time."""
-        return json.dumps(self.payload).encode()
-
-
-def build_payload(report: RoundReport, suite_id: str) -> dict[str, Any]:
-    """Return the JSON body of one round, with absent values left out.
-
-    Name and tags carry the run id and the config hash, because many runs share one suite.
-    """
-    number = report.round
-    metrics = {
-        "score": report.score,
-        "stderr": report.stderr,
-        "n": report.n,
-        "threshold": report.threshold,
-    }
-    metadata = {
-        "source": "tinker-eval-loop",
-        "checkpoint": report.checkpoint,
-        "round": number,
-        "metrics": _without_none(metrics),
-        "tasks": [{"name": name, "score": score, "n": n} for name, score, n in report.tasks],
-        "runName": report.run_name,
-        "runId": report.run_id,
-        "configHash": report.config_hash,
-        "baseModel": report.base_model,
-        "step": report.step,
-        "learningRate": report.learning_rate,
-        "passed": report.passed,
-        "decision": report.decision,
-    }
-    model = report.checkpoint or report.base_model
-    summary = f"Automated evaluation from Tinker fine-tuning round {number}."
-    run, config = f"run-{report.run_id}", f"config-{report.config_hash[:12]}"
-    return {
-        "testSuiteId": suite_id,
-        "name": f"Training Round {number}: {report.run_name} ({run}, {config})",
-        "description": f"{summary} {report.decision}",
-        "config": {"model": model, "metadata": _without_none(metadata)},
-        "tags": ["tinker", "automated", f"round-{number}", run, config],
-        "visibility": "team",
-        "sharedWithTeams": [],
-    }
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def make_record(payload: dict[str, Any]) -> OutboxRecord:
-    """Return the record of a payload.
-
-    Its key is the same whenever this round of this run is posted to this suite: both known clients
-    start an execution with this call, and a post sent twice must not start two.
-    """
-    suite_id, metadata = payload["testSuiteId"], payload["config"]["metadata"]
-    identity = json.dumps([metadata["runId"], metadata["round"], suite_id])
-    key = hashlib.sha256(identity.encode()).hexdigest()
-    return OutboxRecord(key, suite_id, metadata["round"], payload)
 
 
 # --- the calls ------------------------------------------------------------------------------------
@@ -237,8 +120,7 @@ class Answer:
 
     def describe(self) -> str:
         """What was answered, for a message: the status and one short line of the server's words."""
-        said = _one_line(": ".join(self.error_words))
-        said = said if len(said) <= MAX_QUOTED_CHARS else said[:MAX_QUOTED_CHARS] + "..."
+        said = one_line(": ".join(self.error_words), MAX_QUOTED_CHARS)
         no_object = " without a JSON object" if 200 <= self.status < 300 else ""
         return f"HTTP {self.status}{no_object}" + (f', "{said}"' if said else "")
 
@@ -281,7 +163,7 @@ class EvalOpsClient:
             # posting it again under another key would start a second test run. The first stands.
             return FIRST_STANDS
         run_id = self._checked(answer, request).run.get("id")
-        return None if run_id is None else _one_line(str(run_id))[:MAX_QUOTED_CHARS]
+        return None if run_id is None else one_line(str(run_id), MAX_QUOTED_CHARS)
 
     async def get_run(self, run_id: str) -> Answer:
         """Ask once how a test run stands. Raises `EvalOpsError`, or `ConfigError` for a bad id."""
@@ -415,11 +297,6 @@ def _retry_after_s(header: str) -> float | None:
     return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time())
 
 
-def _one_line(text: str) -> str:
-    """Return text from outside as one printable line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
 async def wait_for_run(
     client: EvalOpsClient, run_id: str, wait_s: float, first_pause_s: float = FIRST_POLL_S
 ) -> Answer:
@@ -460,69 +337,6 @@ def poll_pause_s(pause_s: float, left_s: float, retry_after_s: float | None) -> 
 # --- the outbox -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outbox:
-    """The rounds of one run on their way to EvalOps: `RUN_DIR/evalops/round_02-<key>.json`.
-
-    What lies there may have been damaged or planted, so it is judged when it is read.
-    """
-
-    run_dir: Path
-    run_id: str
-
-    @property
-    def folder(self) -> Path:
-        return self.run_dir / OUTBOX
-
-    def put(self, report: RoundReport, suite_id: str) -> None:
-        """Make a round durable, unless the outbox has it: the first record of a key stands.
-
-        Raises `EvalOpsError` when it cannot be sent or stored; the run is not affected.
-        """
-        assert report.run_id == self.run_id, "a round of another run"
-        record = make_record(build_payload(report, suite_id))
-        file = self.folder / record.file_name
-        try:
-            if not os.path.lexists(file):
-                content = json.dumps(asdict(record), indent=1, allow_nan=False)
-                durable.write_whole(file, [content, "\n"])
-        except (StorageError, ValueError) as error:  # ValueError: a number is not finite
-            raise EvalOpsError(
-                f"EvalOps is not sent round {report.round}: {_one_line(str(error)).rstrip('.')}. "
-                "Resuming the run before its end tries again. The round itself is safe in the run "
-                "directory."
-            ) from None
-
-    def records(self) -> tuple[list[OutboxRecord], list[str]]:
-        """Return all records in round order, and a warning for each file that is none."""
-        records, warnings = [], []
-        for path in sorted(self.folder.glob("*.json")):
-            try:
-                records.append(self._read_record(path))
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-                warnings.append(
-                    f"{_one_line(str(path))}: not a record of this run's outbox "
-                    f"({type(error).__name__}: {_one_line(str(error))}). Nothing of it is sent. "
-                    "Remove it, or restore it from a copy."
-                )
-        return sorted(records, key=lambda record: (record.round, record.key)), warnings
-
-    def _read_record(self, path: Path) -> OutboxRecord:
-        """Read what `put` writes, and raise one of the errors above for anything else."""
-        # A link could lead out of the run, and reading a pipe would wait for ever.
-        is_plain = path.is_file() and not path.is_symlink() and not self.folder.is_symlink()
-        if not is_plain or path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it is a link, not a regular file, or over {MAX_BYTES} bytes")
-        stored = json.loads(path.read_bytes())
-        json.dumps(stored, allow_nan=False)
-        record = make_record(stored["payload"])
-        if stored["payload"]["config"]["metadata"]["runId"] != self.run_id:
-            raise ValueError("it is of another run")
-        if stored != asdict(record) or path.name != record.file_name:
-            raise ValueError("its name, key, suite or round is not that of its payload")
-        return record
-
-
 async def deliver(client: EvalOpsClient, record: OutboxRecord) -> str | None:
     """Post a record, a few times where the failure is a temporary one. As `post_record`."""
     attempt = 1
@@ -547,112 +361,6 @@ def retry_pause_s(error: EvalOpsError, attempt: int) -> float | None:
         return None
     backoff_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1))
     return max(asked_s, Random().uniform(0.0, backoff_s))  # the run's own draws stay as they are
-
-
-@dataclass
-class Deliverer:
-    """Sends a suite's rounds in one background task that nothing in the loop waits for.
-
-    A pass sends what is undelivered, in round order; every `put` begins one, and so does the end.
-    What fails for now is left to the next pass, what is refused is not tried again by this object.
-    Each outcome goes to `record`, a failed one to `warn` too; the same failure of a round is told
-    once. An error in recording (a full disk: `StorageError`) ends the task; `finish` raises it.
-    """
-
-    client: EvalOpsClient
-    outbox: Outbox
-    suite_id: str
-    _: KW_ONLY
-    delivered: set[str]
-    record: Callable[..., None]  # `RunStore.record_delivery`
-    warn: Callable[[str], None]
-    _refused: set[str] = field(default_factory=set, init=False)
-    _told: set[str] = field(default_factory=set, init=False)
-    _is_finishing: bool = field(default=False, init=False)
-    _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    _task: asyncio.Task[None] | None = field(default=None, init=False)
-
-    def start(self) -> None:
-        """Start the task, in a running event loop, with what an earlier process left behind."""
-        assert self._task is None, "started twice"
-        self._wake.set()
-        self._task = asyncio.create_task(self._work())
-
-    def put(self, report: RoundReport) -> None:
-        """Make a round durable and have it sent; returns at once. Raises as `Outbox.put`."""
-        self.outbox.put(report, self.suite_id)
-        self._wake.set()
-
-    async def finish(self, bound_s: float = 10.0) -> int:
-        """Try a last time; return how many rounds are undelivered, after a warning about them.
-
-        Takes at most `bound_s` seconds. Raises what ended the task, if `record` raised.
-        """
-        assert self._task is not None, "not started"
-        self._is_finishing = True
-        self._wake.set()
-        leave_s = min(LEAVE_S, bound_s)
-        await asyncio.wait({self._task}, timeout=bound_s - leave_s)
-        self._task.cancel()
-        await asyncio.wait({self._task}, timeout=leave_s)
-        ended, self._task = self._task, None
-        if ended.done() and not ended.cancelled():
-            ended.result()
-        rounds = [str(record.round) for record in self._undelivered()]
-        if rounds:
-            program = [sys.executable, str(Path(__file__).resolve())]
-            command = shlex.join([*program, "sync", str(self.outbox.run_dir)])
-            self.warn(f"EvalOps: undelivered: round {', '.join(rounds)}. Send with: {command}")
-        return len(rounds)
-
-    def close(self) -> None:
-        """Leave at once; what was being sent stays in the outbox. After `finish` it does nothing.
-
-        What ended the task before is a warning here, for the run is ending for another reason.
-        """
-        ended, self._task = self._task, None
-        if ended is None:
-            return
-        ended.cancel()
-        if ended.done() and not ended.cancelled() and (error := ended.exception()) is not None:
-            self.warn(f"EvalOps: deliveries could not be recorded: {error}")
-
-    async def _work(self) -> None:
-        is_last = False
-        while not is_last:
-            await self._wake.wait()
-            self._wake.clear()
-            is_last = self._is_finishing
-            for record in self._undelivered():
-                if record.key not in self._refused:
-                    await self._deliver(record)
-
-    def _undelivered(self) -> list[OutboxRecord]:
-        records, warnings = self.outbox.records()
-        for text in warnings:
-            self._warn_once(text)
-        mine = (record for record in records if record.suite_id == self.suite_id)
-        return [record for record in mine if record.key not in self.delivered]
-
-    async def _deliver(self, record: OutboxRecord) -> None:
-        try:
-            detail = await deliver(self.client, record)
-        except EvalOpsError as error:
-            if not error.is_temporary:
-                self._refused.add(record.key)
-            later = "is sent again later" if error.is_temporary else "stays in the outbox"
-            if self._warn_once(f"{error} Round {record.round} {later}."):
-                self.record(record.round, record.key, str(error), ok=False)
-        else:
-            self.record(record.round, record.key, detail, ok=True)
-            self.delivered.add(record.key)
-
-    def _warn_once(self, text: str) -> bool:
-        if text in self._told:
-            return False
-        self._told.add(text)
-        self.warn(text)
-        return True
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -712,7 +420,7 @@ def sync(run_dir: Path) -> int:
 
 
 async def _send_undelivered(client: EvalOpsClient, store: RunStore) -> int:
-    records, warnings = Outbox(store.run_dir, store.run_id).records()
+    records, warnings = Outbox(store.run_dir / OUTBOX, store.run_id).records()
     for text in warnings:
         _complain(text, "warning")
     before = store.delivered_keys()
@@ -726,9 +434,7 @@ async def _send_undelivered(client: EvalOpsClient, store: RunStore) -> int:
         store.record_delivery(record.round, record.key, detail, ok=ok)
         num_now += ok
         said = ("delivered" if ok else "not delivered") + (f" ({detail})" if detail else "")
-        print(
-            f"round {record.round} to suite {_one_line(str(record.suite_id))}: {said}", flush=True
-        )
+        print(f"round {record.round} to suite {one_line(str(record.suite_id))}: {said}", flush=True)
     num_left = len(undelivered) - num_now + len(warnings)
     num_before = len(records) - len(undelivered)
     print(f"{num_now} delivered now, {num_before} before, {num_left} not delivered.")

@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_sources import Row, Source, is_text, read_rows, sha256_of
-from durable import Journal
 from errors import DataError, EvalError, ServiceError
-from eval_result import SampleResult
+from rows.rendering import Rendering
+from rows.sources import Row, Source, is_text, read_rows, sha256_of
+from scores.results import SampleResult
+from storage.journal import Journal
 
 if TYPE_CHECKING:
     import tinker
@@ -64,6 +65,17 @@ class SamplingSettings:
     seed: int
     num_repeats: int = 1
     concurrency: int = 128
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One checkpoint, ready to be measured, and what its scores depend on besides."""
+
+    name: str  # in logs
+    client: tinker.SamplingClient
+    renderer: Renderer
+    rendering: Rendering
+    settings: SamplingSettings
 
 
 # --- questions ------------------------------------------------------------------------------------
@@ -201,11 +213,7 @@ GRADERS: dict[str, Callable[[str, Sequence[str]], bool]] = {
 
 
 async def ask_questions(
-    task: QuestionTask,
-    sampling_client: tinker.SamplingClient,
-    renderer: Renderer,
-    settings: SamplingSettings,
-    journal: Journal,
+    task: QuestionTask, sampler: Sampler, journal: Journal
 ) -> tuple[SampleResult, ...]:
     """Ask every question of a task, as many times as the settings say, and grade the answers.
 
@@ -214,6 +222,7 @@ async def ask_questions(
     """
     import tinker
 
+    renderer, settings = sampler.renderer, sampler.settings
     slots = asyncio.Semaphore(settings.concurrency)
 
     async def ask(question: Question, repeat: int) -> SampleResult:
@@ -229,7 +238,7 @@ async def ask_questions(
         )
         async with slots:
             try:
-                response = await sampling_client.sample(prompt, 1, params)
+                response = await sampler.client.sample(prompt, 1, params)
             except ServiceError as error:
                 return _failed(task, question, repeat, str(error))
         sequence = response.sequences[0]

@@ -62,19 +62,21 @@ async def base_score(base_url: str, api_key: str) -> float:
     import tinker
 
     from config_schema import load_and_validate_config
-    from durable import Journal
-    from rendering import load_renderer
-    from simple_eval import SamplingSettings, ask_questions, load_questions
+    from rows.rendering import Rendering, load_renderer
+    from simple_eval import Sampler, SamplingSettings, ask_questions, load_questions
+    from storage.journal import Journal
 
     config = load_and_validate_config(REPO / "demo_config.json").config
     renderer = load_renderer(config.renderer_name or "", str(REPO / config.base_model))
     settings = SamplingSettings(config.evaluation.temperature, config.evaluation.max_tokens, 0)
     service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
     client = await service.create_sampling_client(base_model=config.base_model)
+    rendering = Rendering(renderer, config.max_seq_length)
+    sampler = Sampler("the base model", client, renderer, rendering, settings)
     task = load_questions("simple_qa_test", TEST_FILE)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "asked.partial.jsonl", "the base model")
-        samples = await ask_questions(task, client, renderer, settings, journal)
+        samples = await ask_questions(task, sampler, journal)
     await service.close("success")
     return mean(sample.score for sample in samples)
 

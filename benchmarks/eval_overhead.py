@@ -93,15 +93,17 @@ async def measure(
 ) -> list[Report]:
     import tinker
 
-    from durable import Journal
-    from inspect_eval import InspectScores, inspect_model, load_inspect_task, run_inspect
-    from rendering import load_renderer
-    from simple_eval import SamplingSettings, ask_questions, load_questions
+    from evaluation.inspect_runs import InspectScores, InspectSetting, inspect_model, run_inspect
+    from evaluation.inspect_tasks import TaskOptions, load_inspect_task
+    from rows.rendering import Rendering, load_renderer
+    from simple_eval import Sampler, SamplingSettings, ask_questions, load_questions
+    from storage.journal import Journal
 
     service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
     client = await service.create_sampling_client(base_model="demo_model")
     renderer = load_renderer("llama3", str(MODEL_DIR))
     settings = SamplingSettings(0.0, MAX_TOKENS, seed=0, concurrency=in_flight)
+    sampler = Sampler("benchmark", client, renderer, Rendering(renderer, 2048), settings)
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "questions.jsonl"
@@ -126,28 +128,22 @@ async def measure(
 
         async def built_in() -> int:
             journal = Journal(Path(folder) / "asked.partial.jsonl", "the checkpoint")
-            answers = await ask_questions(questions, client, renderer, settings, journal)
+            answers = await ask_questions(questions, sampler, journal)
             journal.discard()
             return len(answers)
 
         async def inspect() -> int:
-            task = load_inspect_task(
-                "domain_qa",
-                f"{REPO}/evals/domain_qa.py@domain_qa",
-                args={"file": str(file)},
-                limit=None,
-                score_key=None,
-                cluster_key=None,
-            )
-            (scores,) = await run_inspect(
-                [task],
+            options = TaskOptions(args={"file": str(file)})
+            task = load_inspect_task("domain_qa", f"{REPO}/evals/domain_qa.py@domain_qa", options)
+            setting = InspectSetting(
                 inspect_model(client, renderer, 0, "benchmark"),
+                None,
                 settings,
                 log_dir=Path(tempfile.mkdtemp(dir=folder)),  # it would go on with a log it finds
                 tags=["benchmark"],
                 metadata={},
-                grader=None,
             )
+            (scores,) = await run_inspect([task], setting)
             assert isinstance(scores, InspectScores), scores
             return len(scores.samples)
 

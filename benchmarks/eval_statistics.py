@@ -20,18 +20,15 @@ import numpy as np
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
-from eval_stats import (  # noqa: E402
-    StopRule,
+from scores.distributions import student_t_quantile  # noqa: E402
+from scores.intervals import (  # noqa: E402
     estimate,
-    false_stop_risk,
     gate_interval,
     paired_difference,
-    questions_needed,
-    smallest_difference,
     standard_error,
-    student_t_quantile,
     wilson_interval,
 )
+from scores.power import StopRule, false_stop_risk, questions_needed, smallest_difference  # noqa: E402
 
 ALPHA = 0.05
 RULES: tuple[StopRule, ...] = ("mean", "lower_bound")

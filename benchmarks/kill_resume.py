@@ -59,13 +59,16 @@ import uvicorn  # noqa: E402
 from fastapi import FastAPI, Request, Response  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-import ledger  # noqa: E402
 import local_tinker.__main__  # noqa: E402
 import local_tinker.service  # noqa: E402
-import plan  # noqa: E402, F401
+import loop.planning.plan  # noqa: E402
+import loop.rounds.training  # noqa: E402, F401
 import trainer_with_eval  # noqa: E402
-from run_store import INTERRUPTIONS, RunStore, effective_events, is_absent_or_empty  # noqa: E402
+from ledger.events import KINDS  # noqa: E402
+from ledger.run_directory import effective_events, is_absent_or_empty  # noqa: E402
+from ledger.store import RunStore  # noqa: E402
 
+INTERRUPTIONS = ("resumed", "interrupted", "failed", "eval_failed")
 KEY = "tml-of-the-kill-benchmark"
 TWICE_SHARE = 0.2  # of the moments: the resumed run is killed as well
 TIMED_SHARE = 0.2  # of the moments: at a random time, not at an operation
@@ -859,10 +862,10 @@ def report(results: dict[str, list[Outcome]]) -> set[str]:
     moments = [m for outcomes in results.values() for one in outcomes for m in one.moments]
     at = Counter((moment.event, moment.when) for moment in moments if moment.event is not None)
     print("\n| event | killed before | amid | after it was written |\n|---|---|---|---|")
-    for event in ledger.KINDS:
+    for event in KINDS:
         counts = (at[event, when] for when in ("before", "amid", "after"))
         print(f"| {event} | {' | '.join(map(str, counts))} |")
-    return set(ledger.KINDS) - {event for event, _ in at if event is not None}
+    return set(KINDS) - {event for event, _ in at if event is not None}
 
 
 def main() -> int:

@@ -102,20 +102,21 @@ def write_files(folder: Path, num_rows: int) -> Planted:
 # --- the ways -------------------------------------------------------------------------------------
 
 
-def read_held_out(folder: Path) -> Any:
-    from contamination import HeldOut, HeldOutText
+def read_eval_texts(folder: Path) -> Any:
+    from rows.contamination import EvalText, EvalTexts
 
     questions = json.loads((folder / "questions.json").read_text())
-    return HeldOut(HeldOutText("t", one["question"], (one["answer"],)) for one in questions)
+    return EvalTexts(EvalText("t", one["question"], (one["answer"],)) for one in questions)
 
 
 def by_loop(folder: Path, near: float | None = None) -> dict[str, int]:
-    from data_loader import ExampleTable, clean_split, load_examples
-    from data_sources import Source
+    from data_loader import clean_split, load_examples
+    from rows.examples import ExampleTable
+    from rows.sources import Source
 
     path = folder / "rows.jsonl"
     data = load_examples([Source(path.name, path)], near_duplicates_from=near)
-    split = clean_split(data.examples, ExampleTable(), read_held_out(folder))
+    split = clean_split(data.examples, ExampleTable(), read_eval_texts(folder))
     return {**data.dropped.counts, **split.dropped.counts, "kept": len(split.train)}
 
 
@@ -124,10 +125,10 @@ def by_datasets(folder: Path) -> dict[str, int]:
     from datasets import disable_progress_bars, load_dataset
 
     from data_loader import record_of
-    from data_sources import Row
+    from rows.sources import Row
 
     disable_progress_bars()
-    held_out, seen = read_held_out(folder), set()
+    eval_texts, seen = read_eval_texts(folder), set()
 
     def record(row: dict[str, Any]) -> Any:
         try:
@@ -146,7 +147,7 @@ def by_datasets(folder: Path) -> dict[str, int]:
         return True
 
     def is_clean(row: dict[str, Any]) -> bool:
-        hit = held_out.find_in("", record(row).messages)
+        hit = eval_texts.find_in("", record(row).messages)
         return hit is None or hit.kind == "similar"
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:

@@ -39,20 +39,16 @@ from mining_worlds import NAMES, REWORDINGS, WEAK_SHARES, make_world  # noqa: E4
 import local_tinker  # noqa: E402
 from config_schema import LoadedConfig, validate  # noqa: E402
 from data_loader import load_examples  # noqa: E402
-from data_sources import Source  # noqa: E402
-from plan import (  # noqa: E402
-    ServiceChoice,
-    data_manifest,
-    dropped_rows,
-    find_model_dir,
-    make_plan,
-    read_inputs,
-    resolved_config,
-)
-from progress import Progress  # noqa: E402
-from run_store import RunStore  # noqa: E402
-from secret_keys import Keys  # noqa: E402
-from trainer_with_eval import Place, train_on_service  # noqa: E402
+from ledger.store import RunStore  # noqa: E402
+from loop.planning.inputs import read_inputs  # noqa: E402
+from loop.planning.manifest import data_manifest, dropped_rows, resolved_config  # noqa: E402
+from loop.planning.models import find_model_dir  # noqa: E402
+from loop.planning.plan import make_plan  # noqa: E402
+from loop.reports.progress import Progress  # noqa: E402
+from rows.sources import Source  # noqa: E402
+from services.keys import Keys  # noqa: E402
+from services.place import Place, ServiceChoice  # noqa: E402
+from trainer_with_eval import train_on_service  # noqa: E402
 
 MODEL = str(REPO / "demo_model")
 MAX_ROUNDS = 8

@@ -106,7 +106,7 @@ def make_work() -> Work:
     """Render the demo's rows and questions as the loop and its evaluator do."""
     from config_schema import load_and_validate_config
     from hyperparam_utils import ADAM_BETAS, ADAM_EPS
-    from rendering import load_renderer
+    from rows.rendering import load_renderer
     from simple_eval import DEFAULT_MAX_TOKENS
 
     loaded = load_and_validate_config(CONFIG_FILE)
@@ -132,8 +132,8 @@ def make_work() -> Work:
 def make_batches(loaded: LoadedConfig, renderer: Any) -> list[list[tinker.Datum]]:
     """Batches of train_file's rows and then the pool's, shuffled, from the start when they end."""
     from data_loader import load_examples
-    from plan import sources_of
-    from rendering import Rendering
+    from loop.planning.row_files import sources_of
+    from rows.rendering import Rendering
 
     config = loaded.config
     pool = config.mining.pool_file or config.train_file
@@ -197,7 +197,7 @@ async def train_over_service(client: tinker.ServiceClient, work: Work) -> Servic
     """All steps, as many in flight as the loop keeps; a step is submitted before any is awaited."""
     import tinker
 
-    from training import MAX_STEPS_IN_FLIGHT
+    from loop.rounds.training import MAX_STEPS_IN_FLIGHT
 
     run = await client.create_lora_training_client(
         "demo_model", rank=work.lora_rank, seed=work.seed

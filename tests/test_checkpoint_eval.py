@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 import local_tinker
-from checkpoint_eval import Subject, compare, gate_for
-from decision import Gate
-from eval_result import EvalResult, Measured, SampleResult, eval_result, task_result
-from run_store import RunStore
+from ledger.references import Subject
+from ledger.store import RunStore
+from loop.reports.comparison import compare, gate_for
+from scores.decision import Gate
+from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
 from test_loop import Workspace
 from trainer_with_eval import main
 

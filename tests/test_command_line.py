@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from config_schema import TrainingConfig
 from conftest import REPO
 from errors import ConfigError
-from plan import choose_service
+from services.place import choose_service
 from trainer_with_eval import main
 
 MINIMAL = {"base_model": "nobody/nothing", "train_file": "t.jsonl", "eval_tasks": ["simple_qa"]}
@@ -40,18 +39,19 @@ KEY = {"TINKER_API_KEY": "tml-x"}
 def test_the_first_rule_that_applies_decides_where_it_runs(
     local: bool, base_url: str | None, env: dict[str, str], is_dir: bool, expected: tuple
 ) -> None:
-    config = TrainingConfig.model_validate({**MINIMAL, "base_url": base_url})
-    choice = choose_service(config, Path("dir") if is_dir else None, env, local=local)
+    model_dir = Path("dir") if is_dir else None
+    choice = choose_service(base_url, "nobody/nothing", model_dir, env, local=local)
     assert (choice.kind, choice.base_url) == expected
     assert choice.reason
 
 
 def test_a_run_that_began_here_is_resumed_here() -> None:
     """Its weights are in its directory, so a key that was set meanwhile must not move it."""
-    config = TrainingConfig.model_validate(MINIMAL)
-    choice = choose_service(config, None, KEY, local=False, begun_on="embedded")
-    assert choice.kind == "embedded"
-    assert choose_service(config, None, KEY, local=False, begun_on="tinker").kind == "tinker"
+    choices = [
+        choose_service(None, "nobody/nothing", None, KEY, local=False, begun_on=begun_on)
+        for begun_on in ("embedded", "tinker")
+    ]
+    assert [choice.kind for choice in choices] == ["embedded", "tinker"]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,8 @@ def test_a_run_that_began_here_is_resumed_here() -> None:
 def test_no_place_to_run_names_the_remedies(
     env: dict[str, str], base_url: str | None, part: str
 ) -> None:
-    config = TrainingConfig.model_validate({**MINIMAL, "base_url": base_url})
     with pytest.raises(ConfigError) as caught:
-        choose_service(config, None, env, local=False)
+        choose_service(base_url, "nobody/nothing", None, env, local=False)
     assert part in str(caught.value)
     assert "sk-x" not in str(caught.value)
 

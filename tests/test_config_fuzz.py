@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from config_schema import NO_TEXT, describe_settings
+from config_schema import describe_settings
 from conftest import IS_THOROUGH
+from settings.groups import NO_TEXT
 from trainer_with_eval import main
 
 SEED = 20_250_702

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from commands.opening import refuse_other_config
 from config_schema import (
     TrainingConfig,
     config_hash,
     describe_settings,
     load_and_validate_config,
-    refuse_other_config,
     settings_table,
 )
 from conftest import REPO

@@ -9,21 +9,15 @@ from typing import Any
 import pytest
 from rapidfuzz.distance import Levenshtein
 
-import rendering as rendering_module
-from contamination import HeldOut, HeldOutText, normalise
-from data_loader import (
-    Example,
-    ExampleTable,
-    LoadedData,
-    Message,
-    clean_split,
-    load_examples,
-    split_validation,
-)
-from data_quality import Filters, bands_for, jaccard, near_duplicates, phrases
-from data_sources import Source
+import rows.rendering as rendering_module
+from data_loader import LoadedData, clean_split, load_examples, split_validation
 from errors import ConfigError, DataError
-from rendering import Rendering, load_renderer, load_tokenizer, resolve_renderer_name
+from rows.contamination import EvalText, EvalTexts
+from rows.examples import Example, ExampleTable, Message
+from rows.quality import Filters, bands_for, jaccard, near_duplicates, phrases
+from rows.rendering import Rendering, load_renderer, load_tokenizer, resolve_renderer_name
+from rows.sources import Source
+from rows.words import normalise
 
 
 def write_rows(path: Path, rows: list) -> Path:
@@ -155,8 +149,8 @@ def test_normalised_text(text: str, normal: str) -> None:
     assert normalise(text) == normal
 
 
-HELD_OUT = HeldOut(
-    HeldOutText("t", question, (answer,))
+EVAL_TEXTS = EvalTexts(
+    EvalText("t", question, (answer,))
     for question, answer in [
         ("What is the capital of France?", "Paris"),
         ("2 + 2", "4"),
@@ -166,7 +160,7 @@ HELD_OUT = HeldOut(
 
 
 def is_hit(row: Example) -> bool:
-    found = HELD_OUT.find_in(row.id, row.messages)
+    found = EVAL_TEXTS.find_in(row.id, row.messages)
     return found is not None and found.kind == "contaminated"
 
 
@@ -191,7 +185,7 @@ def test_contamination_by_the_exact_question_rule(turn: str, expected: bool) -> 
 
 def test_contamination_in_any_user_turn_of_a_chat() -> None:
     chat = parse_messages("hello", "yes?", "what is the capital of france", "Paris")
-    found = HELD_OUT.find_in(chat.id, chat.messages)
+    found = EVAL_TEXTS.find_in(chat.id, chat.messages)
     assert found is not None
     assert (found.kind, found.text) == ("contaminated", "what is the capital of france")
     assert found.other == "What is the capital of France?"
@@ -200,7 +194,7 @@ def test_contamination_in_any_user_turn_of_a_chat() -> None:
 def test_split_drops_hits_from_both_and_lists_them() -> None:
     train = [example("a question of mine", 1), example("2 + 2", 2)]
     pool = [example("another", 1), example("a question of mine", 2), example("who wrote emma", 3)]
-    split = clean_split(table(train), table(pool), HELD_OUT)
+    split = clean_split(table(train), table(pool), EVAL_TEXTS)
     assert [e.line_no for e in split.train] == [1]
     assert [e.line_no for e in split.pool] == [1]
     assert [(row.line_no, row.kind) for row in split.dropped] == [
@@ -210,7 +204,7 @@ def test_split_drops_hits_from_both_and_lists_them() -> None:
     ]
     assert "'Who wrote Emma?'" in split.dropped[2].reason
     with pytest.raises(DataError, match="nothing is left to train"):
-        clean_split(table([example("2 + 2")]), table([]), HELD_OUT)
+        clean_split(table([example("2 + 2")]), table([]), EVAL_TEXTS)
 
 
 # --- rendering -------------------------------------------------------------------------------
@@ -326,7 +320,7 @@ FRANCE = "What is the capital of France?"
     ],
 )
 def test_planted_copies_are_found(row: Example, rule: str) -> None:
-    found = HELD_OUT.find_in(row.id, row.messages)
+    found = EVAL_TEXTS.find_in(row.id, row.messages)
     assert found is not None
     assert (found.kind, found.other) == ("contaminated", FRANCE)
     assert found.reason.endswith(f" the question {FRANCE!r} of t")
@@ -344,7 +338,7 @@ def test_planted_copies_are_found(row: Example, rule: str) -> None:
     ],
 )
 def test_what_only_looks_alike_is_kept(row: Example, kind: str | None) -> None:
-    found = HELD_OUT.find_in(row.id, row.messages)
+    found = EVAL_TEXTS.find_in(row.id, row.messages)
     if row.messages[0].content.endswith("now?"):
         assert found is not None and found.reason.startswith("holds")
     else:
@@ -353,7 +347,7 @@ def test_what_only_looks_alike_is_kept(row: Example, kind: str | None) -> None:
 
 def test_a_fifth_of_the_words_is_the_limit_of_a_near_copy() -> None:
     words = [f"word{i}" for i in range(20)]
-    held_out = HeldOut([HeldOutText("t", " ".join(words), ("yes",))])
+    eval_texts = EvalTexts([EvalText("t", " ".join(words), ("yes",))])
 
     def kind(changed: int, answer: str = "Yes.") -> str | None:
         rng = random.Random(changed)
@@ -361,7 +355,7 @@ def test_a_fifth_of_the_words_is_the_limit_of_a_near_copy() -> None:
         # every 5th word or so is another one, so that no 13 in a row are left
         text = " ".join("other" if i in places else word for i, word in enumerate(words))
         row = chat(text, answer)
-        found = held_out.find_in(row.id, row.messages)
+        found = eval_texts.find_in(row.id, row.messages)
         return None if found is None else found.kind
 
     assert [kind(changed) for changed in (1, 2, 3, 4)] == ["contaminated"] * 4
@@ -374,7 +368,7 @@ def test_near_copies_of_generated_questions_are_never_missed() -> None:
     rng = random.Random(0)
     vocabulary = [f"w{i}" for i in range(60)]
     questions = [[rng.choice(vocabulary) for _ in range(rng.randint(3, 14))] for _ in range(80)]
-    held_out = HeldOut(HeldOutText("t", " ".join(words), ("same",)) for words in questions)
+    eval_texts = EvalTexts(EvalText("t", " ".join(words), ("same",)) for words in questions)
     assert not any(
         sum(Levenshtein.distance(q, other) <= 0.4 * len(q) for other in questions) >= 5
         for q in questions
@@ -388,7 +382,7 @@ def test_near_copies_of_generated_questions_are_never_missed() -> None:
             words[place : place + rng.randint(0, 1)] = rng.choice([[], [rng.choice(vocabulary)]])
             words = words or ["w0"]
         row = chat(" ".join(words), "same")
-        found = held_out.find_in(row.id, row.messages)
+        found = eval_texts.find_in(row.id, row.messages)
         expected = any(
             Levenshtein.distance(words, q) <= int(0.2 * max(len(words), len(q))) for q in questions
         )
@@ -400,7 +394,7 @@ def test_near_copies_of_generated_questions_are_never_missed() -> None:
 
 def test_thirteen_words_in_a_row_are_shared_by_chance_by_nobody() -> None:
     story = "a farmer has seventeen sheep and all but nine of them run away into the hills at night"
-    held_out = HeldOut([HeldOutText("t", f"{story}. How many are left?", ("9",))])
+    eval_texts = EvalTexts([EvalText("t", f"{story}. How many are left?", ("9",))])
     thirteen = " ".join(story.split()[2:15])
     twelve = " ".join(story.split()[2:14])
     for turns, is_found in (
@@ -409,64 +403,64 @@ def test_thirteen_words_in_a_row_are_shared_by_chance_by_nobody() -> None:
         ((f"Once, {twelve}.", "what then"), False),
     ):
         row = chat(*turns)
-        found = held_out.find_in(row.id, row.messages)
+        found = eval_texts.find_in(row.id, row.messages)
         assert (found is not None and "shares 13 words" in found.reason) is is_found
 
 
 def test_the_template_of_a_task_is_no_question() -> None:
     template = "answer the following question with one word and nothing else at all and be brief"
-    texts = [HeldOutText("t", f"{template} number {i} is it a{i}", ("x",)) for i in range(30)]
+    texts = [EvalText("t", f"{template} number {i} is it a{i}", ("x",)) for i in range(30)]
     row = chat(f"{template} so what is up", "fine")
     kinds = []
     for number in (30, 4):  # four may share a phrase without its being a template
-        found = HeldOut(texts[:number]).find_in(row.id, row.messages)
+        found = EvalTexts(texts[:number]).find_in(row.id, row.messages)
         kinds.append(None if found is None else found.kind)
     assert kinds == ["similar", "contaminated"]
 
 
 def test_a_pattern_with_few_answers_is_no_copy() -> None:
     """Labels repeat: a row with the pattern of five questions with its answer copies none."""
-    texts = [HeldOutText("t", f"What kind of thing is thing{i}?", ("city",)) for i in range(5)]
+    texts = [EvalText("t", f"What kind of thing is thing{i}?", ("city",)) for i in range(5)]
     row = chat("What kind of thing is Rome?", "City.")
     kinds = []
     for number in (5, 4):
-        found = HeldOut(texts[:number]).find_in(row.id, row.messages)
+        found = EvalTexts(texts[:number]).find_in(row.id, row.messages)
         kinds.append(None if found is None else found.kind)
     assert kinds == ["similar", "contaminated"]
     copy = chat("what kind of thing is thing3", "City.")
-    found = HeldOut(texts).find_in(copy.id, copy.messages)
+    found = EvalTexts(texts).find_in(copy.id, copy.messages)
     assert found is not None and found.reason.startswith("asks")
 
 
 def test_rows_of_a_split_are_only_held_against_the_same_question() -> None:
     """They are like the rows that are trained on, since they were among them."""
     asked = "Is this message spam or ham, in one word: buy now and win a prize today"
-    texts = [HeldOutText("t", asked, ("spam",), (asked,), only_same=True)]
+    texts = [EvalText("t", asked, ("spam",), (asked,), only_same=True)]
     for turns, kind in (
         ((asked.upper(), "ham"), "contaminated"),
         ((asked.replace("today", "tomorrow"), "spam"), None),
         ((f"Please: {asked}", "spam"), None),
     ):
         row = chat(*turns)
-        found = HeldOut(texts).find_in(row.id, row.messages)
+        found = EvalTexts(texts).find_in(row.id, row.messages)
         assert (None if found is None else found.kind) == kind
 
 
 def test_a_longer_sum_is_another_question() -> None:
-    held_out = HeldOut([HeldOutText("t", "What is 5 + 7?", ("12",))])
+    eval_texts = EvalTexts([EvalText("t", "What is 5 + 7?", ("12",))])
     for asked, is_held in (
         ("Tell me: what is 5 + 7, please", True),
         ("What is 5 + 7 + 3?", False),
         ("What is 5 + 7 * 2?", False),
     ):
         row = chat(asked, "15")
-        found = held_out.find_in(row.id, row.messages)
+        found = eval_texts.find_in(row.id, row.messages)
         assert (found is not None and found.reason.startswith("holds")) is is_held
 
 
 def test_rows_of_a_held_out_file_are_found_by_their_id() -> None:
     row = chat("first", "one", "second", "two")
-    found = HeldOut([], [row.id]).find_in(row.id, row.messages)
+    found = EvalTexts([], [row.id]).find_in(row.id, row.messages)
     assert found is not None
     assert (found.kind, found.reason) == (
         "contaminated",

@@ -5,12 +5,11 @@ from collections import Counter
 
 import pytest
 
-from contamination import HeldOut, HeldOutText
-from data_loader import Example, ExampleTable, Message, clean_split
+from data_loader import clean_split
 from data_selector import (
     CandidateLoss,
-    Likeness,
     Mining,
+    Rows,
     Selection,
     Signals,
     allocate,
@@ -20,9 +19,12 @@ from data_selector import (
     noisiest,
     select_first,
     select_next,
-    walk,
 )
-from eval_result import TopicScore
+from rows.contamination import EvalText, EvalTexts
+from rows.examples import Example, ExampleTable, Message
+from rows.shuffles import walk
+from rows.similarity import Likeness
+from scores.results import TopicScore
 
 TOPICS = {"easy": TopicScore(20, 1.0), "hard": TopicScore(20, 19.0)}
 
@@ -48,7 +50,7 @@ def next_round(
 ) -> Selection:
     chosen = Mining(replay_share=replay, **mining)
     known = signals or Signals(topics)
-    return select_next(previous, TRAIN, pool, known, chosen, num_slots=slots)
+    return select_next(previous, Rows(TRAIN, pool), known, chosen, num_slots=slots)
 
 
 def test_first_round_walks_whole_passes_of_the_shuffle() -> None:
@@ -160,7 +162,11 @@ def test_without_a_pool_all_slots_come_from_the_training_file_by_topic() -> None
     train = examples("t", 100)
     first = select_first(train, num_slots=40, seed=0)
     second = select_next(
-        first, train, ExampleTable(), Signals(TOPICS), Mining(replay_share=0.25), num_slots=40
+        first,
+        Rows(train, ExampleTable()),
+        Signals(TOPICS),
+        Mining(replay_share=0.25),
+        num_slots=40,
     )
     assert second.shares == {"train": 40}
     assert second.topic_slots == {"easy": 4, "hard": 36}
@@ -374,7 +380,7 @@ def test_no_strategy_ever_picks_what_an_evaluation_asks(strategy: str) -> None:
     for seed in range(15):
         rng = random.Random(seed)
         questions = [f"what is the value of item number {i}" for i in range(10)]
-        held_out = HeldOut(HeldOutText("t", q, (f"value{i}",)) for i, q in enumerate(questions))
+        eval_texts = EvalTexts(EvalText("t", q, (f"value{i}",)) for i, q in enumerate(questions))
         rows = []
         for i in range(120):
             planted = rng.random() < 0.3
@@ -385,7 +391,7 @@ def test_no_strategy_ever_picks_what_an_evaluation_asks(strategy: str) -> None:
                 Message("assistant", f"x{i}"),
             )
             rows.append(Example("", messages, "f", i, rng.choice(["a", "b", None])))
-        split = clean_split(ExampleTable(rows[:40]), ExampleTable(rows[40:]), held_out)
+        split = clean_split(ExampleTable(rows[:40]), ExampleTable(rows[40:]), eval_texts)
         losses = {
             one: CandidateLoss(rng.uniform(0, 9), 8.0)
             for one in split.pool.ids
@@ -397,12 +403,12 @@ def test_no_strategy_ever_picks_what_an_evaluation_asks(strategy: str) -> None:
         for _ in range(6):
             chosen = Mining(strategy=strategy, new_share=0.2)  # pyright: ignore[reportArgumentType]
             selection = select_next(
-                selection, split.train, split.pool, signals, chosen, num_slots=16
+                selection, Rows(split.train, split.pool), signals, chosen, num_slots=16
             )
             assert len(selection.picks) == 16
             for pick in selection.picks:
                 table = split.train if pick.example_id in split.train else split.pool
                 position = table.find(pick.example_id)
                 assert position is not None
-                hit = held_out.find_in(pick.example_id, table[position].messages)
+                hit = eval_texts.find_in(pick.example_id, table[position].messages)
                 assert hit is None or hit.kind == "similar"

@@ -17,9 +17,9 @@ import zstandard
 
 from config_schema import load_and_validate_config
 from data_loader import LoadedData, load_examples
-from data_sources import MAX_ROW_BYTES, Source, read_rows, sha256_of
 from errors import ConfigError, DataError, LoopError
-from plan import sources_of
+from loop.planning.row_files import sources_of
+from rows.sources import MAX_ROW_BYTES, Source, read_rows, sha256_of
 
 ROWS = [
     {"instruction": "Say a", "output": "a", "topic": "t"},

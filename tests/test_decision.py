@@ -7,18 +7,10 @@ from typing import Any
 
 import pytest
 
-from decision import (
-    Decision,
-    Gate,
-    Spent,
-    TaskSize,
-    best_round,
-    decide,
-    describe_gate,
-    flaw_warning,
-)
-from eval_result import EvalResult, Measured, Role, SampleResult, eval_result, task_result
-from eval_stats import wilson_interval
+from scores.decision import Decision, Gate, Spent, best_round, decide, flaw_warning
+from scores.intervals import wilson_interval
+from scores.resolution import TaskSize, describe_gate
+from scores.results import EvalResult, Measured, Role, SampleResult, eval_result, task_result
 
 GATE = Gate(threshold=0.75, max_rounds=3, max_steps=1000, lr_decay=0.6)
 

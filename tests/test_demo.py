@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from conftest import REPO
-from run_store import RunStore
+from ledger.store import RunStore
 from trainer_with_eval import main
 
 

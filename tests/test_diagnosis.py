@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from diagnosis import Curves, HeldOutPoint, diagnose
-from eval_result import (
+from scores.diagnosis import Curves, HeldOutPoint, diagnose
+from scores.results import (
     EvalResult,
     HeldOutRow,
     Measured,

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from durable import Journal, append_line, num_waiting_tokens, read_lines, storage_error, write_whole
 from errors import RunStoreError, StorageError
+from storage.files import append_line, read_lines, storage_error, write_whole
+from storage.journal import Journal, num_waiting_tokens
 
 
 def refused(limit: int, write: Callable[[], object]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from errors import ConfigError
-from eval_budget import BudgetVerdict, Metrics, Violation, check, load_budget
+from loop.planning.limits_file import load_budget
+from scores.limits import BudgetVerdict, Metrics, Violation, check
 
 FULL = """
 version: '1.0'

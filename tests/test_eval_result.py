@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval_result import (
+from scores.results import (
     EvalResult,
     Measured,
     SampleResult,

@@ -11,28 +11,29 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from eval_stats import (
+from loop.rounds.training import batch_loss
+from scores.distributions import student_t_cdf, student_t_quantile
+from scores.intervals import (
     DIFFERENCE,
     Interval,
-    StopRule,
-    batch_loss,
     clustered_standard_error,
     combine,
     combined_stderr,
     estimate,
-    false_stop_risk,
-    false_stop_risk_normal,
     gate_difference,
     gate_interval,
     mcnemar_exact,
     mean,
     paired_difference,
+    standard_error,
+    wilson_interval,
+)
+from scores.power import (
+    StopRule,
+    false_stop_risk,
+    false_stop_risk_normal,
     questions_needed,
     smallest_difference,
-    standard_error,
-    student_t_cdf,
-    student_t_quantile,
-    wilson_interval,
 )
 
 TRUE_SCORES = np.arange(1, 20) / 20

@@ -19,14 +19,9 @@ from errors import ConfigError, LoopError
 from evalops_client import (
     DEFAULT_API_URL,
     FIRST_STANDS,
-    MAX_BYTES,
     Answer,
     EvalOpsClient,
-    EvalOpsError,
-    RoundReport,
-    build_payload,
     main,
-    make_record,
     poll_pause_s,
     wait_for_run,
 )
@@ -51,7 +46,8 @@ from fake_evalops import (
     redirect,
     run_replies,
 )
-from secret_keys import redact
+from services.evalops_outbox import MAX_BYTES, EvalOpsError, RoundReport, build_payload, make_record
+from services.keys import redact
 
 KEY = 'eoak_s3cr3t"/+%t4il'  # holds characters that JSON and URLs escape
 SUITE = "suite-1"

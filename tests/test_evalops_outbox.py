@@ -19,18 +19,7 @@ import pytest
 import evalops_client
 from conftest import REPO
 from errors import RunStoreError, StorageError
-from evalops_client import (
-    MAX_BYTES,
-    Deliverer,
-    EvalOpsClient,
-    EvalOpsError,
-    Outbox,
-    RoundReport,
-    build_payload,
-    main,
-    make_record,
-    retry_pause_s,
-)
+from evalops_client import EvalOpsClient, main, retry_pause_s
 from fake_evalops import (
     CONFLICT,
     DRIP,
@@ -46,7 +35,17 @@ from fake_evalops import (
     as_json,
     fake_evalops,
 )
-from run_store import RunStore
+from ledger.run_directory import OUTBOX
+from ledger.store import RunStore
+from loop.rounds.deliverer import Deliverer
+from services.evalops_outbox import (
+    MAX_BYTES,
+    EvalOpsError,
+    Outbox,
+    RoundReport,
+    build_payload,
+    make_record,
+)
 from test_evalops_client import KEY, REPORT, SUITE, assert_no_key, idempotency_key
 from test_run_store import MANIFEST
 
@@ -88,7 +87,7 @@ def report(store: RunStore, round_no: int) -> RoundReport:
 
 def fill(store: RunStore, *rounds: int, suite_id: str = SUITE) -> list[Path]:
     """Put rounds into the outbox and return the files there."""
-    outbox = Outbox(store.run_dir, store.run_id)
+    outbox = Outbox(store.run_dir / OUTBOX, store.run_id)
     for round_no in rounds:
         outbox.put(report(store, round_no), suite_id)
     return sorted((store.run_dir / "evalops").iterdir())
@@ -102,7 +101,7 @@ class Delivering:
         self.warnings: list[str] = []
         self.deliverer = Deliverer(
             EvalOpsClient(KEY, url, timeout_s),
-            Outbox(store.run_dir, store.run_id),
+            Outbox(store.run_dir / OUTBOX, store.run_id),
             SUITE,
             delivered=store.delivered_keys(),
             record=store.record_delivery,
@@ -151,7 +150,7 @@ def test_a_record_holds_exactly_what_is_sent(store: RunStore) -> None:
         "round": 2,
         "payload": build_payload(report(store, 2), SUITE),
     }
-    (record,), warnings = Outbox(store.run_dir, store.run_id).records()
+    (record,), warnings = Outbox(store.run_dir / OUTBOX, store.run_id).records()
     assert record == make_record(build_payload(report(store, 2), SUITE))
     assert warnings == []
 
@@ -159,7 +158,7 @@ def test_a_record_holds_exactly_what_is_sent(store: RunStore) -> None:
 def test_the_first_record_of_a_key_stands(store: RunStore) -> None:
     (file,) = fill(store, 2)
     before = file.read_bytes()
-    outbox = Outbox(store.run_dir, store.run_id)
+    outbox = Outbox(store.run_dir / OUTBOX, store.run_id)
     outbox.put(replace(report(store, 2), score=0.1, decision="Taken again."), SUITE)
     assert file.read_bytes() == before
     outbox.put(report(store, 2), "suite-2")  # another key
@@ -171,15 +170,15 @@ def test_what_a_killed_put_left_is_no_record_and_not_in_the_way(store: RunStore)
     torn = file.with_name(file.name + ".tmp")
     file.rename(torn)
     torn.write_bytes(torn.read_bytes()[:50])
-    assert Outbox(store.run_dir, store.run_id).records() == ([], [])
+    assert Outbox(store.run_dir / OUTBOX, store.run_id).records() == ([], [])
     assert fill(store, 2) == [file]
-    assert len(Outbox(store.run_dir, store.run_id).records()[0]) == 1
+    assert len(Outbox(store.run_dir / OUTBOX, store.run_id).records()[0]) == 1
 
 
 def test_a_round_that_cannot_be_sent_or_stored_is_an_evalops_error(
     store: RunStore, tmp_path: Path
 ) -> None:
-    outbox = Outbox(store.run_dir, store.run_id)
+    outbox = Outbox(store.run_dir / OUTBOX, store.run_id)
     with pytest.raises(EvalOpsError, match="is not sent round 2: Out of range float values"):
         outbox.put(replace(report(store, 2), score=float("nan")), SUITE)
     assert not (store.run_dir / "evalops").exists()
@@ -296,7 +295,7 @@ def test_close_leaves_at_once(store: RunStore, evalops: FakeEvalOps) -> None:
 
     assert asyncio.run(asyncio.wait_for(run(), 60)) == []
     assert deliveries(store) == []
-    assert len(Outbox(store.run_dir, store.run_id).records()[0]) == 1
+    assert len(Outbox(store.run_dir / OUTBOX, store.run_id).records()[0]) == 1
 
 
 # Failures
@@ -463,7 +462,7 @@ def test_a_kill_between_the_answer_and_the_ledger_sends_the_same_once_more(
     store: RunStore, evalops: FakeEvalOps
 ) -> None:
     fill(store, 1)
-    (record,), _ = Outbox(store.run_dir, store.run_id).records()
+    (record,), _ = Outbox(store.run_dir / OUTBOX, store.run_id).records()
     asyncio.run(EvalOpsClient(KEY, evalops.url).post_record(record))
     assert deliveries(store) == []  # the kill
     store.close()
@@ -482,7 +481,7 @@ def full_disk(round_no: int, key: str, detail: str | None, *, ok: bool) -> None:
 def deliverer_on_a_full_disk(store: RunStore, url: str, warnings: list[str]) -> Deliverer:
     return Deliverer(
         EvalOpsClient(KEY, url),
-        Outbox(store.run_dir, store.run_id),
+        Outbox(store.run_dir / OUTBOX, store.run_id),
         SUITE,
         delivered=set(),
         record=full_disk,
@@ -656,7 +655,7 @@ def test_a_file_that_is_no_record_is_named_and_passed_over(
 def test_a_file_name_cannot_write_on_the_terminal(store: RunStore) -> None:
     (file,) = fill(store, 2)
     file.rename(file.with_name("round_02\x1b[31m\n.json"))
-    _, (warning,) = Outbox(store.run_dir, store.run_id).records()
+    _, (warning,) = Outbox(store.run_dir / OUTBOX, store.run_id).records()
     assert "\x1b" not in warning and "\n" not in warning
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from inspect_ai.log import read_eval_log
 
+from evaluation.held_out import load_held_out
+from ledger.store import RunStore
 from model_dirs import make_model_dir
-from nll_eval import load_held_out
-from run_store import RunStore
 from test_loop import Workspace, row, start, wait_for
 from trainer_with_eval import main
 

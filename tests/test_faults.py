@@ -11,9 +11,10 @@ import tinker
 from tinker.lib.retryable_exception import RetryableException
 from tinker.types import RequestErrorCategory
 
-import alerts
-from diagnosis import DIVERGED_STEPS, NUM_FIRST_STEPS, divergence
-from faults import explain, is_gone
+from commands import alerts
+from commands.alerts import send_alert
+from scores.diagnosis import DIVERGED_STEPS, NUM_FIRST_STEPS, divergence
+from services.faults import explain, is_gone
 from test_loop import Workspace
 from trainer_with_eval import main
 
@@ -156,7 +157,7 @@ def test_an_alert_command_that_hangs_is_stopped_with_all_that_it_started(
     script = tmp_path / "alert.sh"
     script.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {tmp_path}/pid\nwait\n")
     script.chmod(0o755)
-    problem = alerts.send_alert([str(script)], {"alert": "failed"})
+    problem = send_alert([str(script)], {"alert": "failed"})
     assert problem is not None and "took longer than 1 s and was stopped" in problem
     child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
     deadline = time.monotonic() + 20

@@ -33,7 +33,7 @@ sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
 
 import forked  # noqa: E402
 from errors import StorageError  # noqa: E402 (also found where pytest does not run this file)
-from run_store import RunStore  # noqa: E402
+from ledger.store import RunStore  # noqa: E402
 
 NUM_MIB = 16
 BALLAST = "ballast"

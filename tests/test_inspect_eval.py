@@ -14,15 +14,15 @@ from inspect_ai.log import EvalLog, read_eval_log
 
 import local_tinker
 from errors import ConfigError, EvalError
-from eval_result import SampleResult
-from inspect_eval import (
+from evaluation.inspect_runs import (
     InspectScores,
-    InspectTask,
+    InspectSetting,
     inspect_model,
-    load_inspect_task,
     run_inspect,
     scores_of,
 )
+from evaluation.inspect_tasks import InspectTask, TaskOptions, load_inspect_task
+from scores.results import SampleResult
 from sdk_client import using
 from simple_eval import SamplingSettings
 
@@ -167,7 +167,7 @@ def tasks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(file: Path, name: str = "things", **options: Any) -> InspectTask:
     settings = {"args": {}, "limit": None, "score_key": None, "cluster_key": None, **options}
-    return load_inspect_task(f"tasks.py@{name}", f"{file}@{name}", **settings)
+    return load_inspect_task(f"tasks.py@{name}", f"{file}@{name}", TaskOptions(**settings))
 
 
 def run(
@@ -185,15 +185,15 @@ def run(
 
     async def evaluate(client: tinker.ServiceClient) -> list[InspectScores]:
         sampler = await client.create_sampling_client(base_model="llama")
-        done = await run_inspect(
-            tasks,
+        setting = InspectSetting(
             inspect_model(sampler, renderer, settings.seed, "untouched"),
+            None,
             settings,
             log_dir=folder / "inspect_logs",
             tags=["loop", "round 2"],
             metadata=METADATA,
-            grader=None,
         )
+        done = await run_inspect(tasks, setting)
         for scores in done:
             if not isinstance(scores, InspectScores):
                 raise scores
@@ -284,7 +284,7 @@ def test_a_task_that_cannot_be_loaded_is_named_with_the_reason(
     (tmp_path / "lacking.py").write_text(f"import no_such_module\n{decorated}    return Task()\n")
     path = str(tmp_path / spec) if ".py@" in spec else spec
     with pytest.raises(ConfigError) as caught:
-        load_inspect_task(spec, path, args=args, limit=None, score_key=None, cluster_key=None)
+        load_inspect_task(spec, path, TaskOptions(args))
     assert str(caught.value).startswith(f"{spec}: ")
     assert part in str(caught.value)
 

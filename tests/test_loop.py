@@ -17,9 +17,7 @@ import evalops_client
 import forked
 import local_tinker
 from conftest import REPO
-from contamination import normalise
 from data_loader import load_examples
-from data_sources import Source
 from fake_evalops import (
     GARBAGE,
     HANG,
@@ -31,7 +29,9 @@ from fake_evalops import (
     as_json,
     fake_evalops,
 )
-from run_store import RunStore
+from ledger.store import RunStore
+from rows.sources import Source
+from rows.words import normalise
 from trainer_with_eval import main
 
 TOPICS = ("sums", "names")

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from data_loader import Example, ExampleTable, Message
 from data_selector import CandidateLoss, MeasuredLosses
-from diagnosis import TopicReport
-from eval_result import EvalResult, Measured, SampleResult, eval_result, task_result
-from mining import likeness_of, stalled_topics, suspects_among, topics_of
+from loop.rounds.signals import likeness_of, stalled_topics, suspects_among, topics_of
+from rows.examples import Example, ExampleTable, Message
+from scores.diagnosis import TopicReport
+from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
 from test_loop import Workspace, row
 from trainer_with_eval import main
 

@@ -14,10 +14,10 @@ import pytest
 import forked
 import local_tinker
 from conftest import REPO
-from run_store import RunStore
+from ledger.store import RunStore
+from loop.rounds.training import SAVE_EVERY_S, is_save_due
 from test_loop import Workspace, same_bits, start, wait_for
 from trainer_with_eval import main
-from training import SAVE_EVERY_S, is_save_due
 
 KILL_STUDY = {"plain": 3, "rising": 2, "stopped": 4, "service": 2}  # stopped has an Inspect task
 
@@ -357,7 +357,7 @@ def folder_of(workspace: Workspace, path: str) -> Path:
 
 def test_a_later_best_round_takes_the_place_of_the_earlier(workspace: Workspace) -> None:
     """Pure rule: what is kept follows the recommendation, states inside rounds go."""
-    from checkpoint_care import care_for
+    from loop.rounds.keeping import care_for
     from test_run_store import checkpoint
 
     one, two = checkpoint(1, 4), checkpoint(2, 8)

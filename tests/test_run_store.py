@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from data_selector import select_first
-from decision import Spent, decide
 from errors import RunStoreError
-from run_store import Batch, Checkpoint, RunStore, effective_events, new_run_dir, newest_run
+from ledger.records import Batch, Checkpoint
+from ledger.run_directory import effective_events, new_run_dir, newest_run
+from ledger.store import RunStore
+from loop.planning.resumption import refuse_other_data
+from scores.decision import Spent, decide
 from test_data_selector import TRAIN
 from test_decision import GATE, result
 
@@ -169,10 +172,10 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_changed_data_are_refused_by_name(tmp_path: Path) -> None:
     store = started(tmp_path / "run")
-    store.refuse_other_data(MANIFEST)
+    refuse_other_data(store, MANIFEST)
     changed = {"files": {"train_file": {"path": "t.jsonl", "sha256": "2"}}, "eval_tasks": {}}
     with pytest.raises(RunStoreError, match="the content of train_file has changed"):
-        store.refuse_other_data(changed)
+        refuse_other_data(store, changed)
 
 
 def test_only_one_process_at_a_time_has_a_run(tmp_path: Path) -> None:

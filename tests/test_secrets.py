@@ -33,8 +33,8 @@ from safetensors.torch import load_file, save_file
 import local_tinker
 from conftest import REPO
 from fake_evalops import OK_P, FakeEvalOps, as_json, fake_evalops
-from run_store import RunStore
-from secret_keys import redact
+from ledger.store import RunStore
+from services.keys import redact
 from test_loop import Workspace, wait_for
 from trainer_with_eval import main
 
@@ -403,7 +403,7 @@ def test_the_search_would_find_them(tmp_path: Path) -> None:
 
 
 def test_a_log_record_whose_arguments_do_not_fit_breaks_nothing(secrets: Secrets) -> None:
-    from secret_keys import taken
+    from services.keys import taken
 
     with taken():
         logging.getLogger("tinker").warning("%d of %s", TINKER)

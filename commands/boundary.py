@@ -1,0 +1,139 @@
+"""The one boundary: a failure becomes one paragraph on stderr, an event and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from errors import (
+    ConfigError,
+    EvalError,
+    InputError,
+    Interrupted,
+    LoopError,
+    ServiceError,
+    StorageError,
+)
+from loop.reports.console import how_to_continue, say, write_out
+from services.keys import Keys
+from storage.files import REFUSALS, storage_error
+
+if TYPE_CHECKING:
+    from ledger.store import RunStore
+
+
+T = TypeVar("T")
+
+
+@dataclass
+class Session:
+    """What the top boundary needs: the keys, the run that is open, whether it has work in hand,
+    and the user's alert command."""
+
+    keys: Keys
+    alert_command: Sequence[str] | None = None
+    store: RunStore | None = None
+    is_running: bool = False
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Where the loop has not its own handlers, SIGTERM ends the command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def in_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` in an event loop, which leaves SIGTERM at its default when it closes."""
+    try:
+        return asyncio.run(work)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, interrupt)
+
+
+def report_failure(args: argparse.Namespace, session: Session, error: BaseException) -> int:
+    """Record a failure in the ledger, where there is a run, and tell the user; the exit code."""
+    redacted, store = session.keys.redacted, session.store
+    message = redacted(describe_failure(error))
+    exit_code = 2 if isinstance(error, InputError) else 130 if isinstance(error, Interrupted) else 1
+    if store is not None and session.is_running:
+        with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong
+            record_failure(store, error, message)
+    is_gone = isinstance(error, ServiceError) and error.fault == "checkpoint_gone"  # it says how
+    can_continue = session.is_running and not isinstance(error, ConfigError) and not is_gone
+    if store is not None and (can_continue or isinstance(error, StorageError)):
+        message += f" {how_to_continue(store.run_dir)}"
+        if not store.has_started and args.config is not None:  # what its tasks run is not recorded
+            overrides = [word for one in args.overrides for word in ("--set", one)]
+            message += f" {shlex.join(['--config', args.config, *overrides])}"
+    with contextlib.suppress(OSError, StorageError):  # the output may lie on the disk that is full
+        if args.verbose:
+            import traceback
+
+            say(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+        say(message if exit_code == 130 else f"error: {message}", file=sys.stderr)
+        if args.json:
+            say(json.dumps({"error": message, "exit_code": exit_code}))
+        write_out()
+    if exit_code == 1:
+        with contextlib.suppress(KeyboardInterrupt):  # during the alert; it has failed already
+            alert(session, "failed", {"detail": message})
+    return exit_code
+
+
+def describe_failure(error: BaseException) -> str:
+    """One paragraph on any failure."""
+    if isinstance(error, LoopError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        if error.filename:
+            return str(storage_error(Path(error.filename), error))
+        return (
+            f"The disk refused to write an output or a temporary file: {error.strerror}. Make room "
+            "where they go; what was recorded before is whole."
+        )
+    return f"Unexpected {type(error).__name__}: {error}. Add -v for the traceback."
+
+
+def record_failure(store: RunStore, error: BaseException, message: str) -> None:
+    event = {Interrupted: "interrupted", EvalError: "eval_failed"}.get(type(error), "failed")
+    fields: dict[str, Any] = {}
+    if isinstance(error, ServiceError) and error.fault is not None:
+        fields["fault"] = error.fault
+    if isinstance(error, LoopError) and error.num_prompt_tokens:
+        fields["num_prompt_tokens"] = error.num_prompt_tokens
+        fields["num_sampled_tokens"] = error.num_sampled_tokens
+    store.append(event, detail=message, **fields)
+
+
+def alert(session: Session, what: str, figures: Mapping[str, Any]) -> None:
+    """Run the user's alert command, if there is one; that it failed is a warning."""
+    if session.alert_command is None:
+        return
+    from commands.alerts import send_alert
+
+    run_dir = None if session.store is None else str(session.store.run_dir)
+    message = {"alert": what, "run_dir": run_dir, **figures}
+    if (problem := send_alert(session.alert_command, message)) is not None:
+        say(f"warning: {problem}", file=sys.stderr)

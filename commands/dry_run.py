@@ -1,0 +1,54 @@
+"""`--dry-run`: all that can be checked without a service or the network, and what could not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from commands.boundary import Session
+from commands.opening import OpenedSettings, choose_place
+from errors import ConfigError, TokenizerError
+from loop.planning.limits_file import load_limits
+from loop.reports.console import say
+
+
+def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session) -> int:
+    """Check all that can be checked without a service or the network; say what could not be."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
+    from loop.planning.inputs import read_inputs
+    from loop.planning.page import (
+        describe_inputs,
+        describe_plan,
+        schedule_table,
+        unchecked_without_service,
+    )
+    from loop.planning.plan import make_plan
+
+    lines, unchecked, choice = [], [], None
+    load_limits(settings.loaded)
+    if settings.loaded.config.evalops_enabled and not session.keys.evalops:
+        unchecked.append("EvalOps: EVALOPS_API_KEY is not set, and the run needs it")
+    try:
+        choice = choose_place(args, settings, session, settings.kept.get("service"))
+        lines.append(f"service: {choice.kind} ({choice.reason})")
+    except ConfigError as error:
+        lines.append("service: none yet")
+        unchecked.append(str(error))
+    inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
+    lines += describe_inputs(inputs)
+    try:
+        lines += describe_plan(make_plan(inputs, settings.kept))
+    except TokenizerError as error:
+        if (
+            settings.model_dir is not None
+        ):  # a hub model's needs the network, a directory's has to be there
+            raise
+        unchecked.append(f"tokens and truncation: {error}")
+    lines += schedule_table(inputs)
+    unchecked += unchecked_without_service(choice)
+    if args.json:
+        say(json.dumps({"dry_run": True, "plan": lines, "not_checked": unchecked}, indent=1))
+    else:
+        say("\n".join([*lines, "not checked:", *(f"  {what}" for what in unchecked)]))
+    return 0

@@ -1,0 +1,195 @@
+"""`--evaluate`: checkpoints measured outside a run, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from commands.boundary import Session, alert, in_loop
+from commands.opening import OpenedSettings, begin_run, choose_place
+from config_schema import TrainingConfig
+from errors import ConfigError, Interrupted
+from ledger.references import Subject
+from loop.planning.resumption import continue_run
+from loop.reports.console import say
+from loop.rounds.evaluating import measure_and_record
+from loop.rounds.session import connected, open_service
+from services.keys import Keys
+from services.place import Place
+from services.sdk import rest_client
+
+if TYPE_CHECKING:
+    from ledger.store import RunStore
+    from loop.planning.plan import Plan
+    from loop.reports.comparison import Comparison
+    from loop.reports.progress import Progress
+    from scores.results import EvalResult
+    from services.place import ServiceChoice
+
+
+def common_renderer(subjects: Sequence[Subject], config: TrainingConfig, model: str) -> str | None:
+    """The renderer that the checkpoints were trained with; None where none of them tells.
+
+    Raises `ConfigError` for checkpoints that one evaluation cannot ask alike: of another base model
+    than the config's `model`, or trained with different renderers.
+    """
+    renderer = config.renderer_name
+    for subject in subjects:
+        if subject.base_model not in (None, model):
+            raise ConfigError(
+                f"--evaluate {subject.label}: its base model is {subject.base_model}, the config's "
+                f"is {model}. Set base_model to it: one evaluation asks checkpoints of one model."
+            )
+        if subject.renderer is not None and renderer not in (None, subject.renderer):
+            raise ConfigError(
+                f"--evaluate {subject.label}: it was trained with the renderer {subject.renderer}, "
+                f"and would be asked with {renderer}. Set renderer_name to {subject.renderer}, or "
+                "leave out the checkpoints that were trained with another one."
+            )
+        renderer = renderer or subject.renderer
+    return renderer
+
+
+def evaluate_checkpoints(
+    args: argparse.Namespace, settings: OpenedSettings, session: Session
+) -> int:
+    """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
+    from ledger.references import find_subjects, recorded_subjects
+    from loop.planning.inputs import read_eval_inputs
+    from loop.planning.page import describe_tasks
+    from loop.planning.plan import make_plan
+    from loop.reports.comparison import compare, gate_for, write_comparison
+    from loop.reports.progress import Progress
+    from scores.resolution import describe_resolution
+
+    assert settings.evaluated is not None, "the caller has looked"
+    loaded, store = settings.loaded, settings.store
+    if store is None:
+        subjects = find_subjects(settings.evaluated, Path("runs"))
+    else:
+        subjects = recorded_subjects(settings.evaluated)
+    if loaded.config.gate.rule == "paired" and len(subjects) == 1:
+        raise ConfigError(
+            "--evaluate: gate.rule is paired, and there is one checkpoint only. Name the one that "
+            "it is compared with first, for example RUN_DIR@round_00 for the untouched model."
+        )
+    begun_on = "embedded" if any(s.service == "embedded" for s in subjects) else None
+    choice = choose_place(args, settings, session, begun_on)
+    inputs = read_eval_inputs(loaded, settings.model_dir)
+    renderer_name = common_renderer(subjects, loaded.config, inputs.model_path)
+    plan = make_plan(inputs, {"renderer_name": renderer_name})
+    gate = gate_for(plan.gate, len(subjects))
+    progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
+    lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
+    lines += [describe_resolution(gate, inputs.scored_sizes), f"renderer: {plan.renderer_name}"]
+    lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
+    if args.dry_run:
+        say(json.dumps({"dry_run": True, "plan": lines}) if args.json else "\n".join(lines))
+        return 0
+    if store is not None and len(results := store.comparable_results()) == len(subjects):
+        progress.line(f"{store.run_dir}: this evaluation is finished, nothing is left to measure")
+        return report_and_alert(args, session, store, compare(subjects, results, gate))
+    for line in lines:
+        progress.line(line)
+    with open_service(choice, plan, progress) as service:
+        in_loop(refuse_unknown_paths(subjects, choice, loaded.config, session.keys))
+        if store is None:
+            records = [one.to_record() for one in subjects]
+            store = begin_run(settings, plan, choice, session, records)
+        else:
+            continue_run(store, plan)
+        session.store, session.is_running = store, True
+        progress.line(f"evaluation directory: {store.run_dir}")
+        place = Place(choice, service, store.run_dir / "checkpoints", session.keys)
+        results = in_loop(evaluate_on_service(plan, store, progress, place, subjects))
+        comparisons = compare(subjects, results, gate)
+        write_comparison(store, comparisons, loaded.config)
+        for number, one in enumerate(comparisons):
+            store.record_comparison(number, one.passed, one.sentence)
+        store.append("run_finished")
+        session.is_running = False
+    return report_and_alert(args, session, store, comparisons)
+
+
+def report_and_alert(
+    args: argparse.Namespace, session: Session, store: RunStore, comparisons: list[Comparison]
+) -> int:
+    """Print how checkpoints compare, and alert where one does not pass; the exit code."""
+    try:
+        return report_comparisons(args, store, comparisons)
+    finally:
+        if missed := [one.sentence for one in comparisons if one.passed is False]:
+            alert(session, "target_missed", {"detail": " ".join(missed)})
+
+
+async def evaluate_on_service(
+    plan: Plan, store: RunStore, progress: Progress, place: Place, subjects: list[Subject]
+) -> list[EvalResult]:
+    """Measure each checkpoint on every task; what is measured already is not measured again."""
+    results = []
+    for number, subject in enumerate(subjects):
+        folder = subject.checkpoint_dir or place.checkpoint_dir
+        of_subject = place._replace(checkpoint_dir=folder)
+        async with connected(plan, store, progress, of_subject) as run:
+            label, path, tasks = subject.label, subject.path, list(plan.tasks)
+            result = await measure_and_record(run, number, label, path, subject.step, tasks)
+        progress.result_lines(label, result)
+        if run.stop_requested and number + 1 < len(subjects):  # while its session was closed
+            raise Interrupted(f"Interrupted after {label}, with its result saved.")
+        results.append(result)
+    return results
+
+
+async def refuse_unknown_paths(
+    subjects: list[Subject], choice: ServiceChoice, config: TrainingConfig, keys: Keys
+) -> None:
+    """Raise `ConfigError` for a bare path whose weights are not there, or of another model."""
+    import tinker
+
+    for subject in subjects:
+        if subject.path is None or subject.run_dir is not None:
+            continue
+        if choice.kind == "embedded":
+            raise ConfigError(
+                f"--evaluate {subject.path}: no run below ./runs has these weights, and the "
+                "embedded service finds weights by their run. Give RUN_DIR@round_02 instead."
+            )
+        rest = rest_client(choice.base_url, keys.tinker)
+        try:
+            info = await rest.get_weights_info_by_tinker_path(subject.path)
+        except tinker.APIStatusError as error:
+            raise ConfigError(
+                f"--evaluate {subject.path}: the service does not have it: {error}. Check the path."
+            ) from None
+        if info.base_model != config.base_model:
+            raise ConfigError(
+                f"--evaluate {subject.path}: its base model is {info.base_model}, the config's is "
+                f"{config.base_model}. Set base_model to it."
+            )
+
+
+def report_comparisons(
+    args: argparse.Namespace, store: RunStore, comparisons: list[Comparison]
+) -> int:
+    """Print how checkpoints compare to stdout; returns the exit code."""
+    from loop.reports.comparison import summary, to_json
+
+    if args.json:
+        outcome = {
+            "checkpoints": [to_json(one) for one in comparisons],
+            "tokens": store.usage()._asdict(),
+            "run_dir": str(store.run_dir),
+        }
+        say(json.dumps(outcome, indent=1))
+    else:
+        for one in comparisons:
+            say(summary(one))
+        for one in comparisons:
+            if one.passed is not None:
+                say(one.sentence)
+        say(f"Evaluation directory: {store.run_dir}")
+    has_failed = any(one.passed is False for one in comparisons)
+    return 3 if args.gate and has_failed else 0

@@ -1,0 +1,87 @@
+"""`--list`: which weights a run has saved, where, since and until when."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from errors import ConfigError
+from ledger.records import SavedWeights
+from ledger.store import RunStore
+from loop.reports.console import say
+
+
+def missing_from(folder: Path, saved: Sequence[SavedWeights]) -> set[str]:
+    """Paths whose weights are not in the embedded service's folder any more."""
+    missing = set()
+    for one in saved:
+        parts = one.path.removeprefix("tinker://").split("/")
+        is_plain = len(parts) == 3 and not any(part in ("", ".", "..") for part in parts)
+        if not (is_plain and (folder / parts[0].replace(":", "_") / parts[1] / parts[2]).is_dir()):
+            missing.add(one.path)
+    return missing
+
+
+def listing(
+    saved: Sequence[SavedWeights],
+    where: str,
+    scores: Mapping[int, float],
+    best_round: int | None,
+    missing: Collection[str],
+) -> str:
+    """The table that `--list` prints; `missing` are paths that should be on this disk and are not.
+
+    Times are UTC.
+    """
+    lines = [
+        f"Saved weights, {where}. They expire at the time shown, the best round's do not as long "
+        "as it is the best.",
+        f"{'round':>5} {'step':>6} {'kind':<8} {'score':>6}  {'saved':<16}  {'until':<16}  path",
+    ]
+    for one in saved:
+        is_scored = one.kind == "sampler" and one.round in scores and not one.is_superseded
+        score = f"{scores[one.round]:.4f}" if is_scored else ""
+        until = "no expiry" if one.expires_at is None else _minute(one.expires_at)
+        marks = {
+            "best": one.round == best_round and one.kind == "sampler" and not one.is_superseded,
+            "superseded": one.is_superseded,
+            "NOT THERE": one.path in missing,
+        }
+        shown = ", ".join(mark for mark, is_so in marks.items() if is_so)
+        lines.append(
+            f"{one.round:>5} {one.step:>6} {one.kind:<8} {score:>6}  {_minute(one.saved_at):<16}  "
+            f"{until:<16}  {one.path}" + (f"  ({shown})" if shown else "")
+        )
+    return "\n".join(lines)
+
+
+def _minute(stamp: str) -> str:
+    return stamp[:16].replace("T", " ")
+
+
+def list_checkpoints(args: argparse.Namespace) -> int:
+    """Print which weights a run has saved. Reads the run directory alone."""
+    store = RunStore.open(args.list)
+    settled = store.settled_config()
+    if store.is_evaluation:
+        raise ConfigError(
+            f"{args.list}: this is an evaluation of checkpoints, which saves no weights. --list "
+            "takes the directory of a run."
+        )
+    service = settled["resolved"]["service"]
+    saved, decision = store.saved_weights(), store.last_decision()
+    best_round = None if decision is None else decision.best_round
+    missing: set[str] = set()
+    address = "Tinker" if service == "tinker" else settled["config"].get("base_url")
+    where = f"on the service at {address or 'TINKER_BASE_URL'}"
+    if service == "embedded":
+        folder = store.run_dir / "checkpoints"
+        missing, where = missing_from(folder, saved), f"on this machine in {folder}"
+    if args.json:
+        rows = [{**one._asdict(), "is_best": one.round == best_round} for one in saved]
+        say(json.dumps({"where": where, "checkpoints": rows, "missing": sorted(missing)}))
+    else:
+        say(listing(saved, where, store.scores(), best_round, missing))
+    return 0

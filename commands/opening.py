@@ -1,0 +1,184 @@
+"""From a command line to the settings and the run directory that are meant."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from commands.boundary import Session
+from config_schema import (
+    CHANGEABLE_ON_RESUME,
+    LoadedConfig,
+    config_hash,
+    load_and_validate_config,
+    validate,
+)
+from errors import ConfigError, StorageError
+from loop.planning.models import find_model_dir
+from services.place import ServiceChoice, choose_service
+from settings.config_file import with_overrides
+
+if TYPE_CHECKING:
+    from ledger.store import RunStore
+    from loop.planning.plan import Plan
+
+
+def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig, where: str) -> None:
+    """Raise `ConfigError`, naming the settings, when a resumed run would not be the same run.
+
+    `where` is what the settings were given in.
+    """
+    mine = given.config.model_dump(mode="json")
+    keys = [
+        key for key in mine if key not in CHANGEABLE_ON_RESUME and mine[key] != recorded.get(key)
+    ]
+    if keys:
+        was, now = (
+            _flat({key: recorded.get(key) for key in keys}),
+            _flat({k: mine[k] for k in keys}),
+        )
+        changed = [key for key in {**was, **now} if was.get(key) != now.get(key)] or keys
+        shown = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed)
+        raise ConfigError(
+            f"{where}: the run was started with other settings: {shown}. A resumed run may "
+            f"change only {', '.join(CHANGEABLE_ON_RESUME)}. Change these back, or start a new run."
+        )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings with the keys of their groups dotted."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else None
+        flat |= {f"{prefix}{key}": value} if inner is None else inner
+    return flat
+
+
+class OpenedSettings(NamedTuple):
+    """The settings of a run, and its store and resolved values when it is being resumed."""
+
+    loaded: LoadedConfig
+    model_dir: Path | None
+    store: RunStore | None
+    run_dir: Path | None
+    kept: dict[str, Any]
+    evaluated: list[Any] | None  # checkpoints to evaluate: their names, or records on resumption
+    back_to: int | None = None  # the round to go back to
+    notes: tuple[str, ...] = ()  # what is to be said first
+
+
+def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
+    """Find out from the command line which settings and which run directory are meant."""
+    if args.resume is None:
+        if args.config is None:
+            raise ConfigError(
+                "--config is missing. Give the path of a JSON config, for example --config "
+                "eval_loop_config.json, or --resume RUN_DIR to continue a run."
+            )
+        loaded = load_and_validate_config(args.config, args.overrides)
+        model_dir = find_model_dir(loaded)
+        return OpenedSettings(loaded, model_dir, None, args.run_dir, {}, args.evaluate)
+    if args.evaluate is not None:
+        raise ConfigError(
+            "--evaluate and --resume exclude each other: the directory of an evaluation that is "
+            "resumed says which checkpoints it is of."
+        )
+    if args.run_dir is not None:
+        raise ConfigError(
+            "--run-dir and --resume exclude each other: --resume names the directory."
+        )
+    return _resumed(args, session)
+
+
+def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
+    from ledger.run_directory import EVALUATED, is_absent_or_empty, newest_run
+    from ledger.store import RunStore
+    from loop.planning.resumption import refuse_other_code
+    from loop.planning.tasks import task_code
+
+    given = None
+    if args.config is not None:
+        given = load_and_validate_config(args.config, args.overrides)
+    run_dir, back_to = resumed_place(args.resume)
+    if args.resume == "":
+        if given is None:
+            raise ConfigError(
+                "--resume without a RUN_DIR needs --config, to know whose run is meant."
+            )
+        run_dir = newest_run(Path("runs"), config_hash(given.config))
+    elif given is not None and is_absent_or_empty(run_dir):
+        return OpenedSettings(given, find_model_dir(given), None, run_dir, {}, None)
+    store = session.store = RunStore.open(run_dir, to_resume=not args.dry_run)
+    store.refuse_impossible_ledger()
+    recorded = store.settled_config()
+    if given is None:
+        raw = with_overrides(recorded["config"], args.overrides)
+        file = Path(recorded["config_file"])
+        given = LoadedConfig(validate(raw, str(run_dir)), file, file.parent)
+    where = str(run_dir) if args.config is None else str(given.file)
+    refuse_other_config(recorded["config"], given, where)
+    evaluated = recorded.get(EVALUATED)
+    if evaluated is not None and back_to is not None:
+        raise ConfigError(
+            f"--resume {args.resume}: {run_dir} is an evaluation of checkpoints, which has no "
+            "rounds to go back to. Give the directory alone."
+        )
+    model_dir = find_model_dir(given)
+    notes: list[str] = []
+    # Before a run has started nothing is recorded, and --config names code as for a new one.
+    if store.has_started or args.config is None:
+        notes = refuse_other_code(store, task_code(given))
+    kept = recorded["resolved"]
+    return OpenedSettings(given, model_dir, store, run_dir, kept, evaluated, back_to, tuple(notes))
+
+
+def resumed_place(text: str) -> tuple[Path, int | None]:
+    """The directory that --resume names, and the round to go back to, if one is named."""
+    match = re.fullmatch(r"(.+)@round_(\d{1,4})", text, re.DOTALL)
+    if match is None or Path(text).exists():
+        return Path(text), None
+    return Path(match[1]), int(match[2])
+
+
+def choose_place(
+    args: argparse.Namespace, settings: OpenedSettings, session: Session, begun_on: str | None
+) -> ServiceChoice:
+    """Where the run happens, by the rules of services/place.py."""
+    config, env = settings.loaded.config, session.keys.environment
+    return choose_service(
+        config.base_url,
+        config.base_model,
+        settings.model_dir,
+        env,
+        local=args.local,
+        begun_on=begun_on,
+    )
+
+
+def begin_run(
+    settings: OpenedSettings,
+    plan: Plan,
+    choice: ServiceChoice,
+    session: Session,
+    evaluated: list[dict[str, Any]] | None = None,
+) -> RunStore:
+    """Make the run directory and write down everything that was settled.
+
+    `evaluated` are the checkpoints of an evaluation outside a run.
+    """
+    from ledger.run_directory import EVALUATED, new_run_dir
+    from ledger.store import RunStore
+    from loop.planning.manifest import data_manifest, dropped_rows, resolved_config, versions
+
+    name, resolved = plan.config.run_name, resolved_config(plan, choice, versions())
+    if evaluated is not None:
+        name, resolved = f"{name}-evaluation", {**resolved, EVALUATED: evaluated}
+    run_dir = settings.run_dir or new_run_dir(Path("runs"), name)
+    try:
+        store = session.store = RunStore.create(run_dir, resolved)
+    except StorageError as error:
+        raise StorageError(f"{error} Nothing was begun yet; give the same command again.") from None
+    store.record_start(data_manifest(plan), dropped_rows(plan), plan.config_hash)
+    return store

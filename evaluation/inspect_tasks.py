@@ -1,0 +1,301 @@
+"""Inspect tasks as they are loaded: what they ask, how they are scored, and what they lack.
+
+Loading a task runs its code, which is anybody's: whatever it raises is told as the task's fault.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import difflib
+import hashlib
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errors import ConfigError, one_line
+from evaluation.task_code import code_of
+from rows.contamination import EvalText
+
+if TYPE_CHECKING:
+    from inspect_ai import Task
+    from inspect_ai.dataset import Sample
+
+
+MODEL_GRADED = ("inspect_ai/model_graded_qa", "inspect_ai/model_graded_fact")
+
+GRADER_ROLE = "grader"
+CLUSTER_KEY = "cluster"  # of the metadata, where the settings name no other
+
+
+@dataclass(frozen=True)
+class InspectTask:
+    """A loaded Inspect task. `sha256` covers its questions, targets, arguments, version, file."""
+
+    name: str
+    task: Task
+    sha256: str
+    eval_texts: tuple[EvalText, ...]
+    topics: frozenset[str]
+    num_clusters: int
+    score_key: str | None
+    cluster_key: str
+    uses_grader: bool
+    code: Mapping[str, str]  # the Python files that made it, with their sha256
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        return tuple(text.question for text in self.eval_texts)
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What its logs carry, besides what they are told of the weights."""
+        return {"eval_task": self.name, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What the settings say of a task."""
+
+    args: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    score_key: str | None = None
+    cluster_key: str | None = None
+
+
+def load_inspect_task(name: str, spec: str, options: TaskOptions) -> InspectTask:
+    """Load a task with its data. Raises `ConfigError` saying what it lacks."""
+    code = _code(name, spec) if ".py@" in spec else {}
+    task = _load_task(name, spec, options.args)
+    if options.limit is not None:
+        task.dataset = task.dataset[0 : options.limit]
+    _refuse_unusable(name, task)
+    _refuse_missing_sandbox(name, task)
+    cluster_key = options.cluster_key or CLUSTER_KEY
+    texts, topics, clusters, content = [], set(), set(), []
+    for position, sample in enumerate(task.dataset, start=1):
+        sample.id = sample.id if sample.id is not None else position
+        question = last_user_text(sample.input)
+        texts.append(EvalText(name, question, _accepted_answers(sample)))
+        content.append([sample.id, question, sample.target])
+        metadata = sample.metadata or {}
+        topic, cluster = metadata.get("topic"), metadata.get(cluster_key)
+        topics.add(None if topic is None else str(topic))
+        clusters.add(f"sample {sample.id}" if cluster is None else f"cluster {cluster}")
+    _refuse_samples(name, task, options.cluster_key)
+    shape = {
+        "samples": content,
+        "version": task.version,
+        "args": dict(options.args),
+        "score_key": options.score_key,
+        "cluster_key": options.cluster_key,
+        "code": sorted(code.values()),
+    }
+    loaded = InspectTask(
+        name=name,
+        task=task,
+        sha256=hashlib.sha256(json.dumps(shape, default=str).encode()).hexdigest(),
+        eval_texts=tuple(texts),
+        topics=frozenset(topics - {None}),
+        num_clusters=len(clusters),
+        score_key=options.score_key,
+        cluster_key=cluster_key,
+        uses_grader=any(_asks_grader(scorer) for scorer in task.scorer or ()),
+        code=code,
+    )
+    task.metadata = {**(task.metadata or {}), **loaded.marks}
+    return loaded
+
+
+def _code(name: str, spec: str) -> dict[str, str]:
+    """What a task of a file is made of: another solver or scorer gives other scores."""
+    file, _, task_name = spec.rpartition("@")
+    _refuse_absent_task(name, file, task_name)
+    try:
+        return code_of(Path(file))
+    except OSError as error:
+        raise _not_loaded(name, error) from error
+
+
+def _load_task(name: str, spec: str, args: Mapping[str, Any]) -> Task:
+    """The task of this name, as its code makes it."""
+    from inspect_ai._eval.loader import load_tasks
+    from inspect_ai._util.registry import registry_lookup
+
+    with _explaining(name), contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+        # A folder PACKAGE/TASK would be searched for tasks, and what is found there run.
+        is_known = ".py@" in spec or registry_lookup("task", spec) is not None
+        found = load_tasks([spec], dict(args)) if is_known else []
+    if len(found) != 1:
+        raise ConfigError(
+            f"{name}: {'no' if not found else 'more than one'} Inspect task of this name was "
+            "found. Name one as FILE.py@TASK or PACKAGE/TASK, for example inspect_evals/gsm8k."
+        )
+    _refuse_unknown_arguments(name, found[0], args)
+    return found[0]
+
+
+def _refuse_unusable(name: str, task: Task) -> None:
+    """Raise `ConfigError` for a task that cannot give a score of the checkpoint."""
+    if len(task.dataset) == 0:
+        raise ConfigError(f"{name}: the task has no samples. Check its data and arguments.")
+    if not task.scorer:
+        raise ConfigError(f"{name}: the task has no scorer, so it gives no score. Give it one.")
+    if task.model is not None:
+        raise ConfigError(
+            f"{name}: the task names a model of its own, {task.model}, which would answer instead "
+            "of the checkpoint. Take `model` out of its Task(...)."
+        )
+
+
+def _refuse_samples(name: str, task: Task, cluster_key: str | None) -> None:
+    """Raise `ConfigError` for samples without the cluster that is named, or with one id."""
+    keys = {key for sample in task.dataset for key in sample.metadata or {}}
+    if cluster_key is not None and cluster_key not in keys:
+        raise ConfigError(
+            f"{name}: evaluation.cluster_key names {cluster_key!r}, which no sample has in its "
+            f"metadata; they have {', '.join(sorted(map(str, keys))) or 'none'}."
+        )
+    ids = [str(sample.id) for sample in task.dataset]
+    if len(set(ids)) < len(ids):
+        twice = next(one for one in ids if ids.count(one) > 1)
+        raise ConfigError(
+            f"{name}: two samples have the id {twice!r}, so their scores could not be told apart. "
+            "Give each sample an id of its own, or none."
+        )
+
+
+def without_questions(task: InspectTask) -> InspectTask:
+    """The task with its first sample only, and an empty phrase in the place of the question."""
+    from inspect_ai.dataset import MemoryDataset
+
+    tried = copy.copy(task.task)
+    sample = task.task.dataset[0].model_copy(update={"input": "This is a rehearsal."})
+    tried.dataset = MemoryDataset([sample], name="rehearsal")
+    return replace(task, task=tried)
+
+
+@contextlib.contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """Name the task that cannot be loaded, whatever its code raised."""
+    try:
+        yield
+    except SystemExit as error:
+        raise _not_loaded(name, error) from error
+    except Exception as error:  # a task is anybody's code, and may raise anything
+        raise _not_loaded(name, error) from error
+
+
+def _not_loaded(name: str, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"{name}: the Inspect task cannot be loaded: {type(error).__name__}: {_first_line(error)}. "
+        "Check its name, its arguments in evaluation.task_args, and that its data can be read "
+        "(benchmarks of inspect_evals download theirs from the hub the first time)."
+    )
+
+
+def _refuse_absent_task(name: str, file: str, task_name: str) -> None:
+    """Raise `ConfigError` for a file that does not hold the task.
+
+    Inspect would pass over such a file, and take a task of that name from any other one.
+    """
+    from inspect_ai._util.decorator import parse_decorators
+
+    with _explaining(name):
+        tree = ast.parse(Path(file).read_bytes(), filename=file)
+        held = [found for found, _ in parse_decorators(Path(file), "task")]
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    imported = {alias.asname or alias.name for node in imports for alias in node.names}
+    if task_name not in imported.union(held):
+        tasks = f"its tasks are {', '.join(held)}" if held else "it has no function under @task"
+        raise ConfigError(f"{name}: there is no task {task_name!r} in {file}; {tasks}.")
+
+
+def _refuse_unknown_arguments(name: str, task: Task, args: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an argument that the task does not take; Inspect would only warn."""
+    from inspect_ai._util.registry import registry_info, registry_lookup
+
+    made_by = registry_lookup("task", registry_info(task).name)
+    assert callable(made_by), "a loaded task has its function in Inspect's registry"
+    parameters = inspect.signature(made_by).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    unknown = [key for key in args if key not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}."
+        raise ConfigError(
+            f"{name}: evaluation.task_args gives the argument {unknown[0]!r}, which the task does "
+            f"not take; {hint}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return first_line_of(str(getattr(error, "message", None) or error))
+
+
+def _refuse_missing_sandbox(name: str, task: Task) -> None:
+    sandboxes = [task.sandbox, *(sample.sandbox for sample in task.dataset)]
+    if not any(one is not None and one.type == "docker" for one in sandboxes):
+        return
+    lacks = None
+    if not shutil.which("docker"):
+        lacks = "there is no docker command on this machine. Install Docker"
+    elif subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
+        lacks = "`docker info` finds no engine that runs. Start Docker"
+    if lacks is not None:
+        raise ConfigError(
+            f"{name}: the task runs what the model writes in a Docker sandbox, and {lacks}, or "
+            "leave the task out."
+        )
+
+
+def _asks_grader(scorer: Any) -> bool:
+    """Whether a scorer asks the role `grader`, which the evaluated model plays if nobody else does.
+
+    Known of Inspect's own model-graded scorers, and of others from their source.
+    """
+    from inspect_ai._util.registry import is_registry_object, registry_info
+
+    if is_registry_object(scorer) and registry_info(scorer).name in MODEL_GRADED:
+        return True
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(scorer))))
+    except (OSError, TypeError, SyntaxError):
+        return False  # no source to look at
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    given = [{word.arg: word.value for word in call.keywords} for call in calls]
+    return any(
+        isinstance(role := keywords.get("role"), ast.Constant)
+        and role.value == GRADER_ROLE
+        and "default" not in keywords
+        for keywords in given
+    )
+
+
+def _accepted_answers(sample: Sample) -> tuple[str, ...]:
+    """The targets of a sample; where they name choices, the choices' texts too."""
+    targets = [sample.target] if isinstance(sample.target, str) else list(sample.target)
+    letters = {chr(ord("A") + i): choice for i, choice in enumerate(sample.choices or [])}
+    return (*targets, *(letters[target] for target in targets if target in letters))
+
+
+def last_user_text(messages: Any) -> str:
+    if isinstance(messages, str):
+        return messages
+    texts = [message.text for message in messages if message.role == "user"]
+    return texts[-1] if texts else ""
+
+
+def first_line_of(text: str) -> str:
+    """The first line of what somebody's code or a model said, as a message holds it."""
+    return one_line(text.strip().partition("\n")[0], 200) or "no details"

@@ -1,0 +1,108 @@
+"""A task as it is measured: its layer, its role, when it is due, and what it asks.
+
+A task's layer follows from its name, its role from its layer: layer 3 (the application's own)
+enters the score, layer 2 (public benchmarks) only where there is no layer 3, guards and held-out
+losses never. Which is which is settled in planning and handed down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from evaluation.held_out import HeldOutFile
+from evaluation.inspect_tasks import InspectTask
+from rows.contamination import EvalText
+from scores.results import Role
+from simple_eval import QuestionTask, SamplingSettings
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """One entry of `eval_tasks`, loaded."""
+
+    name: str
+    layer: int
+    role: Role
+    every: int | Literal["end"]
+    work: QuestionTask | InspectTask | HeldOutFile
+
+    def is_due(self, round_no: int) -> bool:
+        """Whether a round measures it; the baseline also measures what guards are compared with."""
+        if self.every == "end":
+            return round_no == 0 and self.role == "guard"
+        return round_no % self.every == 0
+
+    @property
+    def needs_rehearsal(self) -> bool:
+        """Whether only a rehearsal shows before the first step what its task lacks."""
+        return isinstance(self.work, InspectTask) and not self.is_due(0)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """What is asked; of held-out conversations those of a single turn."""
+        return tuple(text.question for text in self.eval_texts if text.question)
+
+    @property
+    def eval_texts(self) -> tuple[EvalText, ...]:
+        """What must not be trained on."""
+        if isinstance(self.work, QuestionTask):
+            return tuple(
+                EvalText(self.name, question.question, question.answers)
+                for question in self.work.questions
+            )
+        return self.work.eval_texts
+
+    @property
+    def n(self) -> int:
+        """Questions, or held-out conversations."""
+        if isinstance(self.work, HeldOutFile):
+            return len(self.work.examples)
+        return len(self.work.questions)
+
+    @property
+    def sample_ids(self) -> frozenset[str]:
+        """The ids that its results have."""
+        if isinstance(self.work, HeldOutFile):
+            return frozenset(example.id for example in self.work.examples)
+        if isinstance(self.work, QuestionTask):
+            return frozenset(f"{self.name}/{question.id}" for question in self.work.questions)
+        return frozenset(f"{self.name}/{sample.id}" for sample in self.work.task.dataset)
+
+    @property
+    def num_clusters(self) -> int:
+        """Questions that share no cluster; `n` where none do."""
+        if isinstance(self.work, QuestionTask):
+            return len({question.cluster or question.id for question in self.work.questions})
+        return self.work.num_clusters if isinstance(self.work, InspectTask) else self.n
+
+    def num_requests(self, num_repeats: int) -> int:
+        """Requests that an evaluation makes, where each question takes one turn."""
+        return self.n * (1 if isinstance(self.work, HeldOutFile) else num_repeats)
+
+    @property
+    def topics(self) -> frozenset[str]:
+        if isinstance(self.work, QuestionTask):
+            return frozenset(q.topic for q in self.work.questions if q.topic is not None)
+        if isinstance(self.work, InspectTask):
+            return self.work.topics
+        return frozenset(e.topic for e in self.work.examples if e.topic is not None)
+
+
+def protocol_of(
+    tasks: Sequence[EvalTask],
+    settings: SamplingSettings,
+    renderer_name: str,
+    grader_model: str | None,
+) -> dict[str, Any]:
+    """Everything that changes a score; results with one protocol can be compared."""
+    return {
+        "renderer": renderer_name,
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens,
+        "num_repeats": settings.num_repeats,
+        "seed": settings.seed,
+        "grader_model": grader_model,
+        "tasks": {task.name: {"sha256": task.work.sha256, "role": task.role} for task in tasks},
+    }

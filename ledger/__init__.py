@@ -1,0 +1,1 @@
+"""A run's directory: its events, its records, and what is found in it again."""

@@ -1,0 +1,169 @@
+"""What a ledger's events and a run's files hold, as records."""
+
+from __future__ import annotations
+
+import calendar
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator
+
+from data_selector import CandidateLoss
+from scores.diagnosis import TopicReport
+from storage.stored_json import Count, record_of
+
+MAX_PATH_CHARS = 500
+
+
+def seconds_of(stamp: str) -> float:
+    """An event's time in seconds since 1970. Raises `ValueError`."""
+    return float(calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ")))
+
+
+def _stamp(text: str) -> str:
+    seconds_of(text)
+    return text
+
+
+def _weights_path(text: str) -> str:
+    parts = text.removeprefix("tinker://").split("/")
+    is_plain = text.isprintable() and " " not in text and len(text) <= MAX_PATH_CHARS
+    if not (text.startswith("tinker://") and is_plain and not {"", ".", ".."}.intersection(parts)):
+        raise ValueError("not a tinker:// path")
+    return text
+
+
+Stamp = Annotated[str, AfterValidator(_stamp)]
+WeightsPath = Annotated[str, AfterValidator(_weights_path)]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Saved weights: `state_path` to go on from, `sampler_path` to evaluate and serve.
+
+    Inside a round `sampler_path` is None.
+    """
+
+    round: Count
+    step: Count  # optimizer steps in these weights
+    state_path: WeightsPath
+    sampler_path: WeightsPath | None
+    base_model: str
+    lora_rank: int
+    lora_alpha: int
+    train_attn: bool
+    train_mlp: bool
+    train_unembed: bool
+    renderer: str
+    expires_at: Stamp | None  # UTC; as it was set when the weights were saved
+    parent: WeightsPath | None = None  # the state that these weights were trained on from
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimizer step's data as the ledger records it."""
+
+    step: int
+    example_ids: tuple[str, ...]
+    num_tokens: int
+    num_loss_tokens: int
+    lr: float
+
+
+class Usage(NamedTuple):
+    """What training and evaluation used."""
+
+    train_tokens: int
+    prompt_tokens: int
+    sampled_tokens: int
+    minutes: float
+
+    @property
+    def tokens(self) -> int:
+        return self.train_tokens + self.prompt_tokens + self.sampled_tokens
+
+    def plus(self, other: Usage) -> Usage:
+        return Usage(
+            train_tokens=self.train_tokens + other.train_tokens,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            sampled_tokens=self.sampled_tokens + other.sampled_tokens,
+            minutes=self.minutes + other.minutes,
+        )
+
+
+@dataclass(frozen=True)
+class Topics:
+    """What a `topics` event holds."""
+
+    topics: list[TopicReport]
+
+
+@dataclass(frozen=True)
+class _Values:
+    renderer_name: str
+    learning_rate: float
+    warmup_steps: Count
+    service: Literal["embedded", "compatible", "tinker"]
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    label: str
+    path: WeightsPath | None
+    run_dir: str | None
+    round: Count | None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What is looked up in config.resolved.json."""
+
+    config: dict[str, Any]
+    config_file: str
+    resolved: _Values
+    files: dict[str, str]
+    evaluated: list[_Evaluated] = field(default_factory=list)
+
+
+class SavedWeights(NamedTuple):
+    """One saved set of weights; times are UTC."""
+
+    round: int
+    step: int
+    kind: str  # state or sampler
+    path: str
+    saved_at: str
+    expires_at: str | None
+    is_superseded: bool  # a resumption went on from before it
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    sha256: str
+    num_rows: Count = 0
+
+
+@dataclass(frozen=True)
+class _Examples:
+    num_examples: Count
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is looked up in data_manifest.json."""
+
+    files: dict[str, _File]
+    eval_tasks: dict[str, _File]
+    examples: dict[str, _Examples] = field(default_factory=dict)
+    num_dropped: dict[str, Count] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)  # path -> sha256
+
+
+def manifest_from_json(data: dict[str, Any]) -> Manifest:
+    return record_of(Manifest, data)
+
+
+def losses_from_json(data: dict[str, Any]) -> dict[str, CandidateLoss]:
+    return record_of(dict[str, CandidateLoss], data)

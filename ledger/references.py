@@ -1,0 +1,156 @@
+"""Checkpoints as a command line names them, found in their run directories.
+
+A checkpoint is named `RUN_DIR` or `RUN_DIR@best` (what the run recommends), `RUN_DIR@round_02`
+(`round_00` is the untouched model), or `tinker://...` (sampler weights).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import ConfigError, RunStoreError
+from ledger.records import Checkpoint
+from ledger.store import RunStore
+from scores.results import EvalResult
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint to evaluate. `path` is None for the untouched base model.
+
+    What only a run knows is None for a bare `tinker://` path.
+    """
+
+    label: str
+    path: str | None
+    round: int | None = None
+    step: int = 0
+    base_model: str | None = None  # a model directory or a hub name, as the run resolved it
+    renderer: str | None = None
+    service: str | None = None  # the kind of service that the run was on
+    run_dir: Path | None = None
+    recorded: EvalResult | None = None  # of this checkpoint, in its run
+    baseline: EvalResult | None = None  # of the untouched model, in that run
+
+    @property
+    def checkpoint_dir(self) -> Path | None:
+        """Where the embedded service finds the weights."""
+        return None if self.run_dir is None else self.run_dir / "checkpoints"
+
+    def to_record(self) -> dict[str, Any]:
+        """What names the checkpoint for good, whatever its run becomes and from wherever."""
+        run_dir = None if self.run_dir is None else str(self.run_dir.resolve())
+        return {"label": self.label, "path": self.path, "run_dir": run_dir, "round": self.round}
+
+
+def find_subjects(names: Sequence[str], runs_dir: Path) -> list[Subject]:
+    """The checkpoints that are meant, in the order given. Raises `InputError` children."""
+    subjects = [_find(name, runs_dir) for name in names]
+    _refuse_repeated(names, subjects)
+    return subjects
+
+
+def recorded_subjects(records: Sequence[Mapping[str, Any]]) -> list[Subject]:
+    """The checkpoints of an evaluation that is resumed, from their `to_record`.
+
+    Raises `ConfigError` when a run no longer has the weights that the evaluation began on.
+    """
+    subjects = []
+    for record in records:
+        label, path = record["label"], record["path"]
+        if record["run_dir"] is None:
+            subjects.append(Subject(label, path))
+            continue
+        subject = _of_round(RunStore.open(Path(record["run_dir"])), record["round"], label)
+        if subject.path != path:
+            raise ConfigError(
+                f"{label}: the evaluation began on {path}, and {record['run_dir']} has "
+                f"{subject.path} as round {record['round']} now. Start a new evaluation."
+            )
+        subjects.append(subject)
+    return subjects
+
+
+def _refuse_repeated(names: Sequence[str], subjects: Sequence[Subject]) -> None:
+    for position, subject in enumerate(subjects):
+        for other in subjects[:position]:
+            if (subject.path, subject.base_model) == (other.path, other.base_model):
+                raise ConfigError(
+                    f"--evaluate: {names[position]} is the same checkpoint as {other.label}. Name "
+                    "each once."
+                )
+
+
+def _find(name: str, runs_dir: Path) -> Subject:
+    if name.startswith("tinker://"):
+        return _find_path(name, runs_dir)
+    match = re.fullmatch(r"(.+)@(best|round_(\d+))", name)
+    run_dir = Path(name if match is None else match[1])
+    before, at, after = name.rpartition("@")
+    if match is None and at and not run_dir.exists() and Path(before).is_dir():
+        raise ConfigError(
+            f"--evaluate {name}: {after!r} names no checkpoint of {before}. Give @best, @round_01 "
+            "and so on, or @round_00 for the untouched model."
+        )
+    store = RunStore.open(run_dir)
+    if store.is_evaluation:
+        raise ConfigError(
+            f"--evaluate {name}: {run_dir} holds an earlier evaluation, no run. Name a run's "
+            "directory, or continue the evaluation with --resume."
+        )
+    if match is not None and match[3] is not None:
+        return _of_round(store, int(match[3]), name)
+    decision = store.last_decision()
+    if decision is None or decision.best_round == 0:
+        raise ConfigError(
+            f"--evaluate {name}: the run has no evaluated round yet, so none is its best. Name one "
+            "as RUN_DIR@round_01, or continue the run with --resume."
+        )
+    return _of_round(store, decision.best_round, name)
+
+
+def _find_path(path: str, runs_dir: Path) -> Subject:
+    """A checkpoint by its path; the run it belongs to is looked for below `runs_dir`."""
+    if "/weights/" in path:
+        raise ConfigError(
+            f"--evaluate {path}: this is a state to train on from. Give the sampler weights that "
+            f"were saved with it: {path.replace('/weights/', '/sampler_weights/')}."
+        )
+    for config in sorted(runs_dir.glob("*/config.resolved.json"), reverse=True):
+        try:
+            store = RunStore.open(config.parent)
+        except RunStoreError:
+            continue  # damaged, or not a run of ours
+        for event in store.events("checkpoint"):
+            if event.get("sampler_path") == path:
+                return _of_round(store, event["round"], path)
+    return Subject(path, path)
+
+
+def _of_round(store: RunStore, round_no: int, label: str) -> Subject:
+    resolved = store.settled_config()
+    checkpoint: Checkpoint | None = None
+    if round_no > 0:
+        checkpoint = store.checkpoint(round_no)
+        if checkpoint is None:
+            saved = [str(n) for n in range(1, store.num_rounds + 1) if store.checkpoint(n)]
+            raise ConfigError(
+                f"--evaluate {label}: {store.run_dir} has no weights of round {round_no}. It has "
+                f"those of {', '.join(saved) or 'no round'}, and round_00 is the untouched model."
+            )
+    return Subject(
+        label=label,
+        path=None if checkpoint is None else checkpoint.sampler_path,
+        round=round_no,
+        step=0 if checkpoint is None else checkpoint.step,
+        base_model=resolved["files"]["base_model"],
+        renderer=resolved["resolved"]["renderer_name"],
+        service=resolved["resolved"]["service"],
+        run_dir=store.run_dir,
+        recorded=store.result(round_no),
+        baseline=store.result(0),
+    )

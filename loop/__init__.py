@@ -1,0 +1,1 @@
+"""The loop: what is planned, what a round does, and what is told of it."""

@@ -1,0 +1,210 @@
+"""The settings with their files read, cleaned and checked: no tokenizer, no network.
+
+Whatever a setting left open is resolved once and said, with its source.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hyperparam_utils
+from config_schema import LoadedConfig, TrainingConfig
+from data_loader import CleanSplit, LoadedData, clean_split, split_validation
+from errors import ConfigError, DataError
+from evaluation.held_out import HeldOutFile
+from evaluation.inspect_tasks import InspectTask
+from evaluation.tasks import EvalTask
+from hyperparam_utils import Schedule
+from loop.planning.models import find_grader_path
+from loop.planning.row_files import load_rows
+from loop.planning.tasks import load_eval_tasks, load_test_tasks
+from rows.contamination import EvalTexts
+from rows.examples import DropLog, ExampleTable
+from rows.words import normalise
+from scores.resolution import TaskSize
+from settings.task_names import SPLIT_TASK
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The settings with their files read, cleaned and checked."""
+
+    loaded: LoadedConfig
+    model_dir: Path | None
+    grader_path: str | None  # what the grader is loaded from
+    files: dict[str, LoadedData]  # by the setting that names them
+    split: CleanSplit
+    eval_texts: EvalTexts
+    tasks: tuple[EvalTask, ...]
+    test_tasks: tuple[EvalTask, ...]
+    schedule: Schedule
+    learning_rate_source: str
+
+    @property
+    def config(self) -> TrainingConfig:
+        return self.loaded.config
+
+    @property
+    def drop_logs(self) -> list[DropLog]:
+        """What was dropped in reading and in cleaning, in that order."""
+        return [*(data.dropped for data in self.files.values()), self.split.dropped]
+
+    @property
+    def scored_sizes(self) -> list[TaskSize]:
+        return [TaskSize(t.n, t.num_clusters) for t in self.tasks if t.role == "score"]
+
+    @property
+    def model_path(self) -> str:
+        """What the tokenizer is loaded from: a directory, or the hub name."""
+        return self.config.base_model if self.model_dir is None else str(self.model_dir)
+
+
+def read_inputs(
+    loaded: LoadedConfig, model_dir: Path | None, kept: Mapping[str, Any] | None = None
+) -> Inputs:
+    """Read all files and resolve the schedule. `kept` holds a resumed run's resolved values."""
+    config, kept = loaded.config, kept or {}
+    tasks, test_tasks = load_eval_tasks(loaded), load_test_tasks(loaded)
+    _refuse_missing_grader(config, (*tasks, *test_tasks))
+    _refuse_opened_test(tasks, test_tasks)
+    files = {"train_file": load_rows(loaded, "train_file", config.train_file)}
+    if config.mining.pool_file is not None:
+        pool_file, beside = config.mining.pool_file, files["train_file"]
+        files["mining.pool_file"] = load_rows(loaded, "mining.pool_file", pool_file, beside)
+    train = files["train_file"].examples
+    if config.data.val_share:
+        train, split_task = _hold_out_share(config, files["train_file"])
+        tasks = (*tasks, split_task)
+    eval_texts = eval_texts_of(tasks, test_tasks)
+    pool = files["mining.pool_file"].examples if "mining.pool_file" in files else ExampleTable()
+    split = clean_split(train, pool, eval_texts)
+    if config.data.contamination == "stop":
+        _refuse_contaminated(split)
+    learning_rate, source = _resolve_learning_rate(config, kept, model_dir)
+    warmup_steps = kept.get("warmup_steps")
+    if warmup_steps is None:
+        total = config.total_steps
+        warmup_steps = hyperparam_utils.resolve_warmup_steps(config.warmup_steps, total)
+    return Inputs(
+        loaded=loaded,
+        model_dir=model_dir,
+        grader_path=find_grader_path(loaded),
+        files=files,
+        split=split,
+        eval_texts=eval_texts,
+        tasks=tasks,
+        test_tasks=test_tasks,
+        schedule=Schedule(
+            learning_rate=learning_rate,
+            min_lr=config.min_lr,
+            lr_decay=config.lr_decay,
+            warmup_steps=warmup_steps,
+            max_steps=config.max_steps,
+        ),
+        learning_rate_source=source,
+    )
+
+
+def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
+    """What an evaluation outside a run needs: the tasks."""
+    config = loaded.config
+    tasks = load_eval_tasks(loaded)
+    _refuse_missing_grader(config, tasks)
+    if config.data.val_share:  # the one thing that only the training file tells
+        data = load_rows(loaded, "train_file", config.train_file)
+        tasks = (*tasks, _hold_out_share(config, data)[1])
+    return Inputs(
+        loaded=loaded,
+        model_dir=model_dir,
+        grader_path=find_grader_path(loaded),
+        files={},
+        split=CleanSplit(ExampleTable(), ExampleTable(), DropLog()),
+        eval_texts=EvalTexts(()),
+        tasks=tasks,
+        test_tasks=(),
+        schedule=Schedule(config.learning_rate, config.min_lr, config.lr_decay, 0, 1),
+        learning_rate_source="not used",
+    )
+
+
+def _hold_out_share(config: TrainingConfig, data: LoadedData) -> tuple[ExampleTable, EvalTask]:
+    """Take `data.val_share` out of the training rows, as a held-out task."""
+    train, validation = split_validation(data.examples, config.data.val_share)
+    path = Path(str(data.files[0].source))
+    work = HeldOutFile(SPLIT_TASK, path, validation.sha256, validation, is_split=True)
+    every = config.evaluation.every.get(SPLIT_TASK, 1)
+    return train, EvalTask(SPLIT_TASK, 1, "report", every, work)
+
+
+def eval_texts_of(tasks: Sequence[EvalTask], test_tasks: Sequence[EvalTask]) -> EvalTexts:
+    """Everything that evaluations ask, which no row may teach."""
+    ids = [
+        example.id
+        for task in tasks
+        if isinstance(task.work, HeldOutFile)
+        for example in task.work.examples
+    ]
+    return EvalTexts((text for t in (*tasks, *test_tasks) for text in t.eval_texts), ids)
+
+
+def _refuse_contaminated(split: CleanSplit) -> None:
+    hits = [row for row in split.dropped if row.kind == "contaminated"]
+    if hits:
+        shown = "; ".join(
+            f"{row.file} line {row.line_no}, {row.text!r}, {row.reason}" for row in hits[:5]
+        )
+        raise DataError(
+            f"{len(hits)} of the rows hold what an evaluation asks: {shown}. Take them out, or set "
+            "data.contamination to drop."
+        )
+
+
+def _refuse_missing_grader(config: TrainingConfig, tasks: tuple[EvalTask, ...]) -> None:
+    graded = [t.name for t in tasks if isinstance(t.work, InspectTask) and t.work.uses_grader]
+    if graded and config.evaluation.grader_model is None:
+        raise ConfigError(
+            f"{graded[0]}: its answers are graded by a model, and evaluation.grader_model is not "
+            "set, so the trained model would grade itself. Name a base model that the service has."
+        )
+
+
+def _refuse_opened_test(tasks: tuple[EvalTask, ...], test_tasks: tuple[EvalTask, ...]) -> None:
+    """A sealed test may not hold questions that rounds are decided by."""
+    asked = {normalise(q): task.name for task in tasks if task.layer > 1 for q in task.questions}
+    for test in test_tasks:
+        for question in test.questions:
+            if normalise(question) in asked:
+                raise ConfigError(
+                    f"evaluation.test_tasks: {test.name} holds the question {question!r}, which "
+                    f"{asked[normalise(question)]} asks every round, so the test is not sealed. "
+                    "Take it out of one of them."
+                )
+
+
+def _resolve_learning_rate(
+    config: TrainingConfig, kept: Mapping[str, Any], model_dir: Path | None
+) -> tuple[float, str]:
+    if "learning_rate" in kept:
+        return float(kept["learning_rate"]), "as the run began"
+    if not config.use_recommended_lr:
+        return config.learning_rate, "learning_rate"
+    if model_dir is not None:
+        # The cookbook would match "llama" or "qwen" anywhere in the path and call that a model.
+        raise ConfigError(
+            f"use_recommended_lr: there is no recommended learning rate for a model directory "
+            f"({model_dir}). Set use_recommended_lr to false and learning_rate to a number."
+        )
+    rate = hyperparam_utils.recommended_lr(config.base_model)
+    return rate, f"the cookbook's rate; learning_rate {config.learning_rate:g} is not used"
+
+
+def num_dropped(logs: list[DropLog]) -> Counter[str]:
+    return sum((log.counts for log in logs), Counter())
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

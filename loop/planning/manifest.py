@@ -1,0 +1,113 @@
+"""What is written down before the first step: resolved settings, data manifest, dropped rows."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from data_loader import LoadedFile
+from evaluation.inspect_tasks import InspectTask
+from loop.planning.inputs import Inputs, num_dropped
+from loop.planning.plan import Plan
+from rows.examples import DropLog, DroppedRow
+from services.place import ServiceChoice
+
+NUM_LISTED = 100  # dropped rows that the manifest itself lists
+
+
+def resolved_config(
+    plan: Plan, choice: ServiceChoice, versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """What config.resolved.json holds: the settings as used, and what `null` stood for."""
+    return {
+        "config": plan.config.model_dump(mode="json"),
+        "config_hash": plan.config_hash,
+        "config_file": str(plan.inputs.loaded.file.resolve()),
+        "resolved": {
+            "renderer_name": plan.renderer_name,
+            "learning_rate": plan.schedule.learning_rate,
+            "warmup_steps": plan.schedule.warmup_steps,
+            "service": choice.kind,
+        },
+        "files": {
+            "base_model": plan.inputs.model_path,
+            **{name: str(file.source) for name, file in _named_files(plan.inputs).items()},
+            **{
+                f"eval_tasks.{task.name}": str(task.work.path)
+                for task in (*plan.tasks, *plan.test_tasks)
+                if not isinstance(task.work, InspectTask)
+            },
+        },
+        "versions": dict(versions),
+    }
+
+
+def _named_files(inputs: Inputs) -> dict[str, LoadedFile]:
+    """The files of rows by the setting that names them, numbered where it names several."""
+    return {
+        key if len(data.files) == 1 else f"{key}[{number}]": file
+        for key, data in inputs.files.items()
+        for number, file in enumerate(data.files)
+    }
+
+
+def dropped_rows(plan: Plan) -> Iterator[DroppedRow]:
+    """Every row that is not trained on, and the similar ones, which are."""
+    return itertools.chain.from_iterable(_drop_logs(plan))
+
+
+def _drop_logs(plan: Plan) -> list[DropLog]:
+    return [*plan.inputs.drop_logs, *plan.dropped_in_rendering]
+
+
+def data_manifest(plan: Plan) -> dict[str, Any]:
+    """What data_manifest.json holds: counts, hashes, and the first dropped rows with reasons.
+
+    All of them are in data_dropped.jsonl.
+    """
+    rendered = {"train_file": plan.train, "mining.pool_file": plan.pool}
+    return {
+        "files": {
+            name: {
+                "path": str(file.source),
+                "sha256": file.sha256,
+                "num_rows": file.num_rows,
+            }
+            for name, file in _named_files(plan.inputs).items()
+        },
+        "examples": {
+            key: {
+                "num_examples": len(rendered[key].examples),
+                "num_tokens": sum(rendered[key].num_tokens),
+                "num_loss_tokens": sum(rendered[key].num_loss_tokens),
+                "num_truncated": rendered[key].num_truncated,
+            }
+            for key in plan.inputs.files
+        },
+        "eval_tasks": {
+            task.name: {
+                "path": task.name if isinstance(task.work, InspectTask) else str(task.work.path),
+                "sha256": task.work.sha256,
+                "num_questions": task.n,
+            }
+            for task in (*plan.tasks, *plan.test_tasks)
+        },
+        "code": {
+            path: sha256
+            for task in (*plan.tasks, *plan.test_tasks)
+            if isinstance(task.work, InspectTask)
+            for path, sha256 in task.work.code.items()
+        },
+        "num_dropped": dict(num_dropped(_drop_logs(plan))),
+        "dropped": [asdict(row) for row in itertools.islice(dropped_rows(plan), NUM_LISTED)],
+    }
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("tinker", "tinker-cookbook", "torch", "transformers", "peft")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}

@@ -1,0 +1,157 @@
+"""What is said before the first step: files, evaluation, gate, schedule, tokens, capacity."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import hyperparam_utils
+from errors import ConfigError
+from evaluation.inspect_tasks import InspectTask
+from evaluation.tasks import EvalTask
+from loop.planning.inputs import Inputs, counted, num_dropped
+from loop.planning.models import _model_config
+from loop.planning.plan import Plan, gate_of
+from loop.planning.tokens import describe_eval_tokens
+from scores.resolution import describe_gate
+from services.place import ServiceChoice
+
+
+def describe_inputs(inputs: Inputs) -> Iterator[str]:
+    """Yield the lines about files and schedule, each resolved value with its source."""
+    config = inputs.config
+    for key, data in inputs.files.items():
+        kept = inputs.split.train if key == "train_file" else inputs.split.pool
+        names = ", ".join(file.source.name for file in data.files)
+        yield f"{key}: {len(kept)} examples of {data.num_rows} rows in {names}"
+    logs = inputs.drop_logs
+    dropped = num_dropped(logs)
+    num_similar = dropped.pop("similar", 0)
+    if dropped:
+        counts = ", ".join(f"{number} {kind}" for kind, number in sorted(dropped.items()))
+        where = "a run lists each, with file, line and reason, in its data_dropped.jsonl"
+        yield f"dropped rows: {counts} ({where})"
+        rows = (row for log in logs for row in log if row.kind != "similar")
+        for row in itertools.islice(rows, 3):
+            yield f"  {row.file} line {row.line_no}: {row.reason}"
+    if num_similar:
+        yield (
+            f"similar rows: {num_similar} are near an evaluation question and have another answer; "
+            "they are trained on, and listed in data_dropped.jsonl"
+        )
+    repeats = config.evaluation.num_repeats
+    for task in inputs.tasks:
+        yield f"evaluation: {_describe_task(task, repeats)}{_when(task)}"
+    for task in inputs.test_tasks:
+        yield f"sealed test: {_describe_task(task, repeats)}"
+    yield from describe_gate(gate_of(config), inputs.scored_sizes)
+    source = "warmup_steps" if config.warmup_steps is not None else "resolved from null"
+    yield (
+        f"schedule: at most {config.total_steps} steps "
+        f"(max_rounds {config.max_rounds} x steps_per_round {config.steps_per_round}, "
+        f"max_steps {config.max_steps}) of {config.batch_size} examples; "
+        f"warm-up {inputs.schedule.warmup_steps} steps ({source})"
+    )
+    yield (
+        f"learning rate: {inputs.schedule.learning_rate:g} ({inputs.learning_rate_source}), "
+        f"times {config.lr_decay:g} after each missed threshold, not below {config.min_lr:g}"
+    )
+
+
+def describe_tasks(inputs: Inputs) -> Iterator[str]:
+    """Yield a line for each task of an evaluation outside a run."""
+    repeats = inputs.config.evaluation.num_repeats
+    return (f"evaluation: {_describe_task(task, repeats)}" for task in inputs.tasks)
+
+
+def _describe_task(task: EvalTask, num_repeats: int) -> str:
+    kind = "conversation" if task.layer == 1 else "question"
+    topics = f" in {counted(len(task.topics), 'topic')}" if task.topics else ""
+    role = {"guard": ", a guard", "report": ", beside the score", "score": ""}[task.role]
+    notes = "".join(f"; {note}" for note in _inspect_notes(task.work, num_repeats))
+    return f"{task.name}, {counted(task.n, kind)}{topics}{role}{notes}"
+
+
+def _inspect_notes(work: object, num_repeats: int) -> Iterator[str]:
+    """What of an Inspect task's own settings is not used."""
+    if not isinstance(work, InspectTask):
+        return
+    if work.task.epochs not in (None, 1, num_repeats):
+        yield f"its own {work.task.epochs} epochs are evaluation.num_repeats {num_repeats} here"
+    if len(work.task.scorer or []) > 1 and work.score_key is None:
+        yield f"the first of its {len(work.task.scorer or [])} scorers counts"
+
+
+def _when(task: EvalTask) -> str:
+    if task.every == 1 or task.role == "score":
+        return ""
+    return ", at the end" if task.every == "end" else f", every {task.every} rounds"
+
+
+def describe_plan(plan: Plan) -> Iterator[str]:
+    """Yield the lines about what only the tokenizer can tell: renderer, tokens, capacity."""
+    config = plan.config
+    source = "renderer_name" if config.renderer_name else "resolved from null"
+    yield f"renderer: {plan.renderer_name} ({source})"
+    dropped = [row for log in plan.dropped_in_rendering for row in log]
+    if dropped:
+        first = f"{dropped[0].file} line {dropped[0].line_no}: {dropped[0].reason}"
+        yield f"dropped in rendering: {len(dropped)} rows, the first {first}"
+    tables = plan.train, plan.pool
+    num_truncated = sum(table.num_truncated for table in tables)
+    if num_truncated:
+        yield (
+            f"truncated: {num_truncated} examples are longer than max_seq_length "
+            f"{config.max_seq_length}"
+        )
+    num_examples = sum(len(table.examples) for table in tables)
+    mean_tokens = sum(sum(table.num_tokens) for table in tables) / num_examples
+    num_trained = round(mean_tokens * config.total_steps * config.batch_size)
+    yield f"tokens at most: about {num_trained:,} trained, {describe_eval_tokens(plan)}"
+    num_loss_tokens = sum(sum(table.num_loss_tokens) for table in tables)
+    yield hyperparam_utils.capacity_sentence(
+        _lora_param_count(plan.inputs), num_loss_tokens, config.lora_rank
+    )
+
+
+def _lora_param_count(inputs: Inputs) -> int | None:
+    config = inputs.config
+    flags = {
+        "train_attn": config.train_attn,
+        "train_mlp": config.train_mlp,
+        "train_unembed": config.train_unembed,
+    }
+    if inputs.model_dir is None:
+        return hyperparam_utils.known_lora_param_count(config.base_model, config.lora_rank, **flags)
+    model_config = _model_config(inputs.model_dir, "base_model")
+    try:
+        return hyperparam_utils.lora_param_count(model_config, config.lora_rank, **flags)
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise ConfigError(
+            f"{inputs.model_dir / 'config.json'}: its sizes are not all positive numbers. Give "
+            "base_model a complete model directory."
+        ) from None
+
+
+def schedule_table(inputs: Inputs) -> Iterator[str]:
+    """Yield the learning rate of each step that will be taken if every threshold is missed."""
+    config = inputs.config
+    yield "round  steps  learning rate, first to last step"
+    for round_no in range(1, config.max_rounds + 1):
+        first = (round_no - 1) * config.steps_per_round
+        end = min(first + config.steps_per_round, config.total_steps)
+        if first >= end:
+            return
+        start_lr = inputs.schedule.lr(first, round_no - 1)
+        end_lr = inputs.schedule.lr(end - 1, round_no - 1)
+        yield f"{round_no:>5}  {first}-{end - 1}  {start_lr:.4g} -> {end_lr:.4g}"
+
+
+def unchecked_without_service(choice: ServiceChoice | None) -> list[str]:
+    """What a dry run cannot know."""
+    if choice is not None and choice.kind == "embedded":
+        return ["whether the model's weights load and train"]
+    return [
+        "whether the service can be reached and accepts the key",
+        "whether it serves base_model",
+    ]

@@ -1,0 +1,123 @@
+"""What a resumption refuses: other data, other code, other results, training past the sealed test.
+
+What is refused is named, with the file to restore; a run goes on as itself or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from config_schema import TrainingConfig
+from errors import ConfigError, RunStoreError
+from ledger.store import RunStore
+from loop.planning.manifest import data_manifest, dropped_rows
+from loop.planning.plan import Plan
+
+
+def refuse_other_data(store: RunStore, manifest: Mapping[str, Any]) -> None:
+    """Raise `RunStoreError` when a file is no longer the one that the run began with."""
+    recorded = store.manifest()
+    known = {"files": recorded.files, "eval_tasks": recorded.eval_tasks}
+    for group, files in known.items():
+        for name, file in manifest[group].items():
+            if name not in files or files[name].sha256 != file["sha256"]:
+                raise RunStoreError(
+                    f"{file['path']}: the content of {name} has changed since the run began, "
+                    "so the run cannot go on as the same run. Restore the file (a task that "
+                    "shuffles its samples has to do so with a seed), or start a new run."
+                )
+
+
+def refuse_other_code(store: RunStore, code: Mapping[str, str]) -> list[str]:
+    """Raise `RunStoreError` when code that the run's tasks are made of is not what it was.
+
+    `code` is what it is now, by path its sha256. To be asked before any of it is loaded, and
+    so run. Returns a line on each file.
+    """
+    if not store.has_started:
+        if code:
+            raise RunStoreError(
+                f"{store.run_dir}: the run has not started, so it is not recorded which code "
+                f"{next(iter(code))} is to have. Start a new run."
+            )
+        return []
+    recorded = store.manifest().code
+    for path in (*code, *recorded):
+        if code.get(path) != recorded.get(path):
+            raise RunStoreError(
+                f"{path}: this Python file belongs to a task of the run, and it is not the one "
+                f"that the run began with (sha256 was {recorded.get(path)}, is "
+                f"{code.get(path)}), so it was not run. Restore it, or start a new run."
+            )
+    return [f"task code: {path} (sha256 {sha256})" for path, sha256 in code.items()]
+
+
+def refuse_other_results(store: RunStore, asked: Mapping[str, Collection[str]]) -> None:
+    """Raise `RunStoreError` for results of other samples than the tasks have."""
+    for name, measured in store.measured_files().items():
+        for task, ids in measured.sample_ids.items():
+            if task not in asked or ids != asked[task]:
+                raise RunStoreError(
+                    f"{store.run_dir / name}: it holds results of {task!r} that are not of the "
+                    "samples that the task has. The file was changed by something else; "
+                    "restore it or start a new run."
+                )
+
+
+def refuse_foreign_records(plan: Plan, store: RunStore) -> None:
+    """Raise `RunStoreError` for results and selections that this plan cannot have led to."""
+    tasks = (*plan.tasks, *plan.test_tasks)
+    refuse_other_results(store, {task.name: task.sample_ids for task in tasks})
+    num_picks, selection = 0, None
+    for event in store.events("selected"):
+        before = store.checkpoint(event["round"] - 1)
+        num_left = plan.config.max_steps - (0 if before is None else before.step)
+        num_slots = min(plan.config.steps_per_round, num_left) * plan.config.batch_size
+        selection = store.selection(event["round"])
+        assert selection is not None, "there is an event of it"
+        num_picks += num_slots
+        numbers = selection.train_cursor, *selection.times_drawn.values()
+        is_of_plan = (selection.round, selection.seed) == (event["round"], plan.config.seed)
+        if len(selection.picks) != num_slots or max(numbers) > num_picks or not is_of_plan:
+            raise _foreign(store, event["file"], "other rows or counts than the settings ask for")
+    if selection is not None and (picks := plan.contaminated_picks(selection)):
+        name = f"selections/round_{selection.round:02d}.json"
+        raise _foreign(store, name, f"{picks[0].example_id}, which may not be trained on")
+
+
+def _foreign(store: RunStore, name: str, what: str) -> RunStoreError:
+    return RunStoreError(
+        f"{store.run_dir / name}: it names {what}. The file was changed by something else; "
+        "restore it or start a new run."
+    )
+
+
+def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> None:
+    """Check that the data are the ones the run began with, and mark the resumption.
+
+    It goes on where it was, or from the end of round `back_to`.
+    """
+    refuse_training_past_test(store, plan.config)
+
+    manifest = data_manifest(plan)
+    if not store.has_started:  # killed while its directory was being made
+        store.record_start(manifest, dropped_rows(plan), plan.config_hash)
+    else:
+        refuse_other_data(store, manifest)
+        refuse_foreign_records(plan, store)
+        store.mark_resumed(plan.config.model_dump(mode="json"), back_to)
+
+
+def refuse_training_past_test(store: RunStore, config: TrainingConfig) -> None:
+    """Raise `ConfigError` when a larger bound would train on after the sealed test was opened."""
+    opened, recorded = store.test_opened(), store.resolved_config()["config"]
+    bounds = {"max_rounds": config.max_rounds, "budget": config.budget.model_dump(mode="json")}
+    changed = [key for key, value in bounds.items() if recorded.get(key) != value]
+    if opened is not None and changed:
+        raise ConfigError(
+            f"{store.run_dir}: {changed[0]} cannot change any more, because the sealed test of "
+            f"this run has been opened, on round {opened['round']}: training on would give a "
+            "checkpoint that no unseen question can judge. Resume without the change, or start a "
+            "new run with a test_tasks that nobody has looked at."
+        )

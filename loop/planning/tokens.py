@@ -1,0 +1,88 @@
+"""How many tokens a run takes at the most, before the first is paid for."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from evaluation.held_out import HeldOutFile
+from evaluation.inspect_runs import INSPECT_MAX_TOKENS
+from evaluation.inspect_tasks import InspectTask
+from evaluation.tasks import EvalTask
+from loop.planning.plan import Plan
+from simple_eval import DEFAULT_MAX_TOKENS
+
+
+def describe_eval_tokens(plan: Plan) -> str:
+    """The most tokens that all evaluations of the run read and sample, one turn to a question."""
+    config = plan.config
+    num_rounds = math.ceil(config.total_steps / config.steps_per_round)
+    num_prompt = num_sampled = 0
+    for task in plan.tasks:
+        times = sum(task.is_due(round_no) for round_no in range(num_rounds + 1))
+        if times <= num_rounds:  # also where a round is stopped on, and a guard before a rollback
+            times = num_rounds + 1 if task.role == "guard" else times + 1
+        every = config.evaluation.held_out_every_steps
+        if every is not None and task.layer == 1:
+            times += config.total_steps // every
+        per_time = _eval_tokens(plan, task)
+        num_prompt += times * per_time.num_prompt
+        num_sampled += times * per_time.num_sampled
+        if task.needs_rehearsal:
+            num_prompt += per_time.num_prompt // task.n
+            num_sampled += _max_tokens(plan, task)
+    num_prompt += _num_mining_tokens(plan, num_rounds)
+    for task in plan.test_tasks:
+        num_prompt += _eval_tokens(plan, task).num_prompt
+        num_sampled += _eval_tokens(plan, task).num_sampled
+    sealed = " and the sealed test" if plan.test_tasks else ""
+    judged = (
+        "; what the grader reads and says comes on top" if config.evaluation.grader_model else ""
+    )
+    return (
+        f"{num_prompt:,} prompt and {num_sampled:,} sampled in {num_rounds + 1} evaluations"
+        f"{sealed}{judged}"
+    )
+
+
+def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
+    """Tokens of the rows whose losses are measured before each later round, and once untrained,
+    were they the longest ones."""
+    if not plan.mining.needs_losses:
+        return 0
+    rendered = plan.pool if len(plan.pool.examples) else plan.train
+    num_slots = plan.config.steps_per_round * plan.config.batch_size
+    num_hard = plan.mining.slots(num_slots, has_pool=rendered is plan.pool).num_hard
+    longest = sorted((number + 1 for number in rendered.num_tokens), reverse=True)
+    at_once = plan.mining.num_to_measure(num_hard)
+    num_tokens = (num_rounds - 1) * sum(longest[:at_once])
+    if plan.mining.needs_losses_before:
+        num_tokens += sum(longest[: (num_rounds - 1) * at_once])
+    return num_tokens
+
+
+class _EvalTokens(NamedTuple):
+    num_prompt: int
+    num_sampled: int
+
+
+def _eval_tokens(plan: Plan, task: EvalTask) -> _EvalTokens:
+    """Tokens of measuring a task once, at the most."""
+    if isinstance(task.work, HeldOutFile):
+        infos = [plan.rendering[example.id].info for example in task.work.examples]
+        return _EvalTokens(sum(info.num_tokens + 1 for info in infos), 0)
+    num_prompt = sum(
+        plan.renderer.build_generation_prompt([{"role": "user", "content": question}]).length
+        for question in task.questions
+    )
+    repeats = plan.sampling.num_repeats
+    return _EvalTokens(repeats * num_prompt, repeats * task.n * _max_tokens(plan, task))
+
+
+def _max_tokens(plan: Plan, task: EvalTask) -> int:
+    """The longest answer of one turn."""
+    if plan.sampling.max_tokens is not None:
+        return plan.sampling.max_tokens
+    if not isinstance(task.work, InspectTask):
+        return DEFAULT_MAX_TOKENS
+    return task.work.task.config.max_tokens or INSPECT_MAX_TOKENS

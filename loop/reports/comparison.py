@@ -1,0 +1,209 @@
+"""Checkpoints evaluated outside a run: which ones are meant, and how they compare.
+
+A checkpoint is named `RUN_DIR` or `RUN_DIR@best` (what the run recommends), `RUN_DIR@round_02`
+(`round_00` is the untouched model), or `tinker://...` (sampler weights). Of several the first is
+the reference that the others are paired with, question by question. One alone is held against its
+own evaluation in the run, where that had the same protocol. Nothing here samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from config_schema import TrainingConfig
+from ledger.references import Subject
+from ledger.store import RunStore
+from scores.decision import Gate, judge
+from scores.results import (
+    LEVEL,
+    EvalResult,
+    GateChange,
+    ScoreDifference,
+    gate_change,
+    score_difference,
+    task_difference,
+)
+from scores.wording import interval_text, p_value_text, score_text
+
+# --- which ones -----------------------------------------------------------------------------------
+
+
+# --- how they compare -----------------------------------------------------------------------------
+
+
+class Comparison(NamedTuple):
+    """One checkpoint beside the reference; `passed` is None for the reference itself."""
+
+    label: str
+    result: EvalResult
+    against: str | None
+    difference: ScoreDifference | None
+    passed: bool | None
+    sentence: str
+
+
+def compare(
+    subjects: Sequence[Subject], results: Sequence[EvalResult], gate: Gate
+) -> list[Comparison]:
+    """Judge each checkpoint by the gate; `gate.max_rounds` is the number that are judged.
+
+    Whatever the rule, a checkpoint does not pass that is worse than the reference beyond noise.
+    """
+    reference, against, first_judged = results[0], subjects[0].label, 1
+    guarded_by: EvalResult | None = reference  # what guards may not fall below
+    if len(results) == 1:
+        recorded, guarded_by, first_judged = subjects[0].recorded, subjects[0].baseline, 0
+        against = None
+        if recorded is not None and _is_comparable(recorded, reference):
+            against, reference = "its evaluation in the run", recorded
+        if guarded_by is not None and not _has_guards_of(guarded_by, results[0], gate):
+            guarded_by = None
+    comparisons = []
+    for position, (subject, result) in enumerate(zip(subjects, results, strict=True)):
+        if position < first_judged:
+            sentence = f"{subject.label} is the reference: {score_text(result)}."
+            comparisons.append(Comparison(subject.label, result, None, None, None, sentence))
+            continue
+        verdict = judge(result, guarded_by or reference, gate)
+        why_not = None if verdict.passed else verdict.objection or verdict.numbers
+        note = ""
+        if against is None and subject.recorded is not None:
+            note = (
+                " It is not compared with its evaluation in the run, which had another protocol "
+                "(questions, arguments, code, sampling or seed)."
+            )
+        if why_not is None and against is not None:
+            why_not = _worse(gate_change(result, reference, gate.level), against, verdict.numbers)
+        if why_not is None and guarded_by is None and gate.guards:
+            why_not = (
+                f"{verdict.numbers}, but there is nothing that guard {next(iter(gate.guards))} "
+                "could be compared with; name a reference first, for example RUN_DIR@round_00"
+            )
+        difference = None
+        sentence = (
+            f"{subject.label} passes: {verdict.numbers}.{note}"
+            if why_not is None
+            else f"{subject.label} does not pass: {why_not}.{note}"
+        )
+        if against is not None:
+            difference = score_difference(result, reference, LEVEL)
+        comparisons.append(
+            Comparison(subject.label, result, against, difference, why_not is None, sentence)
+        )
+    return comparisons
+
+
+def _is_comparable(recorded: EvalResult, result: EvalResult) -> bool:
+    """Whether an evaluation in a run had the same protocol, for all that enters the score."""
+    return (
+        recorded.protocol_hash == result.protocol_hash and recorded.sample_ids == result.sample_ids
+    )
+
+
+def _has_guards_of(baseline: EvalResult, result: EvalResult, gate: Gate) -> bool:
+    """Whether a run's baseline tells what the guards may not fall below."""
+    return _is_comparable(baseline, result) and baseline.names >= set(gate.guards)
+
+
+def _worse(change: GateChange, against: str, numbers: str) -> str | None:
+    interval = change.interval
+    if interval is None or interval.high >= 0:
+        return None
+    return (
+        f"{numbers}, but it is worse than {against} beyond noise: {change.mean:+.4f} "
+        f"{interval_text(interval, signed=True)}"
+    )
+
+
+def gate_for(gate: Gate, num_subjects: int) -> Gate:
+    """The gate with its error spread over the checkpoints that are judged."""
+    return replace(gate, max_rounds=max(1, num_subjects - 1))
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+
+def summary(comparison: Comparison) -> str:
+    """One line: the score, and what it is against the reference."""
+    text = f"{comparison.label}: score {score_text(comparison.result)}, n={comparison.result.n}"
+    if comparison.difference is not None:
+        text += f"; {_difference_text(comparison.difference)} against {comparison.against}"
+    return text
+
+
+def _difference_text(difference: ScoreDifference) -> str:
+    return (
+        f"{difference.mean:+.4f} {interval_text(difference.interval, signed=True)} "
+        f"({difference.method}{p_value_text(difference.p_value)})"
+    )
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    result, difference = comparison.result, comparison.difference
+    return {
+        "checkpoint": comparison.label,
+        "path": result.checkpoint,
+        "score": result.score,
+        "interval": result.interval,
+        "n": result.n,
+        "num_truncated": result.num_truncated,
+        "num_malformed": result.num_malformed,
+        "num_failed": result.num_failed,
+        "tasks": {task.name: task.score for task in result.tasks},
+        "held_out_nll": {loss.name: loss.nll for loss in result.held_out},
+        "against": comparison.against,
+        "difference": None if difference is None else difference._asdict(),
+        "passed": comparison.passed,
+        "sentence": comparison.sentence,
+    }
+
+
+def write_comparison(
+    store: RunStore, comparisons: Sequence[Comparison], config: TrainingConfig
+) -> None:
+    """Write eval_report.md of an evaluation."""
+    lines = [
+        f"# Evaluation of {len(comparisons)} checkpoint{'s' * (len(comparisons) > 1)}: "
+        f"{config.run_name}",
+        "",
+        *(f"- {one.sentence}" for one in comparisons),
+        "",
+        *_score_table(comparisons),
+        *_task_table(comparisons),
+    ]
+    store.write_text("eval_report.md", "\n".join(lines) + "\n")
+
+
+def _score_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    yield f"| checkpoint | weights | score, {LEVEL:.0%} interval | n | difference | flaws |"
+    yield "|---|---|---|---|---|---|"
+    for one in comparisons:
+        result = one.result
+        moved = "" if one.difference is None else _difference_text(one.difference)
+        flaws = f"{result.num_truncated} truncated, {result.num_malformed} malformed"
+        cells = [one.label, result.checkpoint or "untouched", score_text(result), str(result.n)]
+        yield f"| {' | '.join([*cells, moved, f'{flaws}, {result.num_failed} failed'])} |"
+    yield ""
+
+
+def _task_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Each task and held-out loss, with the paired difference to the first checkpoint."""
+    first = comparisons[0].result
+    yield f"| task | {' | '.join(one.label for one in comparisons)} |"
+    yield f"|---|{'---|' * len(comparisons)}"
+    for task in first.tasks:
+        cells = []
+        for one in comparisons:
+            mine = one.result.task(task.name)
+            assert mine is not None, "all checkpoints are asked the same tasks"
+            cell = score_text(mine)
+            if mine is not task:
+                moved = task_difference(mine, task, LEVEL)
+                cell += f", {moved.mean:+.4f} {interval_text(moved.interval, signed=True)}"
+            cells.append(cell)
+        yield f"| {task.name} ({task.role}) | {' | '.join(cells)} |"
+    for position, loss in enumerate(first.held_out):
+        losses = [one.result.held_out[position] for one in comparisons]
+        yield f"| {loss.name}, nats a token | {' | '.join(f'{o.nll:.4f}' for o in losses)} |"

@@ -1,0 +1,240 @@
+"""The evaluation report of a run, `eval_report.md`: which checkpoint is recommended, and why.
+
+It is made from the run directory and the settings alone, after the last decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from errors import one_line
+from ledger.records import Checkpoint
+from ledger.store import RunStore
+from scores.decision import Decision, Gate, broken_guard, flaw_warning
+from scores.diagnosis import last_quarter
+from scores.results import LEVEL, EvalResult, score_difference, task_difference
+from scores.wording import interval_text, p_value_text, score_text
+
+NUM_FAILURES_SHOWN = 10
+GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
+
+
+def write_report(
+    store: RunStore,
+    gate: Gate,
+    config: Mapping[str, Any],
+    decision: Decision,
+    cost_usd: float | None,
+) -> None:
+    """Write the report of a run that has stopped; `cost_usd` is None without a price table."""
+    best, baseline = store.result(decision.best_round), store.result(0)
+    checkpoint = store.checkpoint(decision.best_round)
+    assert best is not None and baseline is not None and checkpoint is not None
+    lines = [
+        f"# Evaluation report: {config['run_name']}",
+        "",
+        decision.sentence,
+        "",
+        *_recommendation(store, gate, decision, best, baseline, checkpoint),
+        *_side_by_side(store, best, baseline),
+        *_tasks(best, baseline),
+        *_rounds(store),
+        *_topics(store, best),
+        *_failures(best),
+        *_description(store, config, checkpoint, cost_usd),
+    ]
+    store.write_text("eval_report.md", "\n".join(lines) + "\n")
+
+
+def _why(store: RunStore, gate: Gate, decision: Decision) -> str:
+    if decision.action == "stop_passed":
+        return "It passed the gate"
+    baseline, *trained = store.results()
+    whole = [result for result in trained if broken_guard(result, baseline, gate) is None]
+    if not gate.guards:
+        return f"It has the highest score of the {len(trained)} trained rounds"
+    if not whole:
+        return f"It has the highest score of the {len(trained)} trained rounds, all broke a guard"
+    return (
+        f"It has the highest score of the {len(whole)} of {len(trained)} trained rounds whose "
+        "guards hold"
+    )
+
+
+def _recommendation(
+    store: RunStore,
+    gate: Gate,
+    decision: Decision,
+    best: EvalResult,
+    baseline: EvalResult,
+    checkpoint: Checkpoint,
+) -> Iterator[str]:
+    gain = score_difference(best, baseline, LEVEL)
+    yield "## Recommended checkpoint"
+    yield ""
+    yield f"Round {best.round}: `{checkpoint.sampler_path}`"
+    yield f"(to train on from: `{checkpoint.state_path}`)."
+    yield ""
+    yield (
+        f"- {_why(store, gate, decision)}: {score_text(best)}; {gain.mean:+.4f} "
+        f"{interval_text(gain.interval, signed=True)} on the baseline "
+        f"({gain.method}{p_value_text(gain.p_value)})."
+    )
+    if store.num_rounds > 1:
+        yield (
+            "- The highest of several noisy scores is too high on average; the sealed test had no "
+            "part in the choice."
+        )
+    guard = broken_guard(best, baseline, gate)
+    if guard is not None:
+        yield f"- Warning: {guard}."
+    for task in best.tasks:
+        before = baseline.task(task.name)
+        if task.layer == 2 and before is not None:
+            change = task_difference(task, before, LEVEL)
+            is_worse = change.interval is not None and change.interval.high < 0
+            verdict = "worse beyond noise" if is_worse else "not worse beyond noise"
+            yield f"- Benchmark {task.name}: {change.mean:+.4f} on the baseline, {verdict}."
+    if (flaws := flaw_warning(best)) is not None:
+        yield f"- {flaws[0].upper()}{flaws[1:]}."
+    training = last_quarter(store.losses(best.round))
+    for loss in best.held_out:
+        if loss.nll > GAP_FACTOR * training:
+            yield (
+                f"- Warning: the held-out loss {loss.nll:.4f} of {loss.name} is far above the "
+                f"training loss {training:.4f} of the round's last steps: signs of overfitting."
+            )
+    yield ""
+
+
+def _side_by_side(store: RunStore, best: EvalResult, baseline: EvalResult) -> Iterator[str]:
+    test = store.test_result()
+    yield "## Dev and test"
+    yield ""
+    yield f"| | score | {LEVEL:.0%} interval | n |"
+    yield "|---|---|---|---|"
+    rows = [("dev, baseline", baseline), (f"dev, round {best.round}", best)]
+    if test is not None:
+        rows.append((f"sealed test, round {test.round}", test))
+    for name, result in rows:
+        yield f"| {name} | {result.score:.4f} | {interval_text(result.interval)} | {result.n} |"
+    if test is None:
+        yield ""
+        yield (
+            "There is no sealed test (`evaluation.test_tasks`): the scores above were chosen by."
+            if store.test_opened() is None
+            else "The sealed test was opened and not completed: the scores above were chosen by."
+        )
+    yield ""
+
+
+def _tasks(best: EvalResult, baseline: EvalResult) -> Iterator[str]:
+    yield "## By layer"
+    yield ""
+    yield "| layer | task | role | baseline | recommended | change | n | flaws |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for task in sorted(best.tasks, key=lambda task: -task.layer):
+        before = baseline.task(task.name)
+        change, was = "", ""
+        if before is not None:
+            moved = task_difference(task, before, LEVEL)
+            change = f"{moved.mean:+.4f} {interval_text(moved.interval, signed=True)}"
+            change += p_value_text(moved.p_value)
+            was = f"{before.score:.4f}"
+        yield (
+            f"| {task.layer} | {task.name} | {task.role} | {was} | {score_text(task)} | {change} | "
+            f"{task.n} | {task.num_truncated} truncated, {task.num_malformed} malformed, "
+            f"{task.num_failed} failed |"
+        )
+    earlier = {loss.name: loss for loss in baseline.held_out}
+    for loss in best.held_out:
+        was = f"{earlier[loss.name].nll:.4f}" if loss.name in earlier else ""
+        yield (
+            f"| 1 | {loss.name} | loss | {was} | {loss.nll:.4f} nats a token, perplexity "
+            f"{loss.perplexity:.4g}, {loss.bits_per_byte:.4f} bits per byte | | {loss.n} | |"
+        )
+    yield ""
+
+
+def _rounds(store: RunStore) -> Iterator[str]:
+    yield "## Rounds"
+    yield ""
+    yield "| round | score | last learning rate | decision | diagnosis |"
+    yield "|---|---|---|---|---|"
+    for result in store.results():
+        decision, lr = store.decision(result.round), store.last_lr(result.round)
+        sentence = "" if decision is None else decision.sentence
+        rate = "" if lr is None else f"{lr:.4g}"
+        diagnosis = store.diagnosis(result.round) or ""
+        yield f"| {result.round} | {score_text(result)} | {rate} | {sentence} | {diagnosis} |"
+    yield ""
+
+
+def _topics(store: RunStore, best: EvalResult) -> Iterator[str]:
+    reports = store.topics(best.round) or []
+    if len(reports) < 2:
+        return
+    yield f"## Topics of round {best.round}, the weakest first"
+    yield ""
+    yield f"| topic | score, {LEVEL:.0%} interval | questions | change | examples added |"
+    yield "|---|---|---|---|---|"
+    for one in reports:
+        change = "" if one.change is None else f"{one.change:+.2f}"
+        yield (
+            f"| {_flat(one.topic)} | {one.score:.2f} {interval_text(one.interval)} | {one.n} | "
+            f"{change} | {one.num_added} |"
+        )
+    yield ""
+
+
+def _failures(best: EvalResult) -> Iterator[str]:
+    yield "## Known failures"
+    yield ""
+    # One line for a question, also where it was asked several times.
+    wrong = list({sample.id: sample for sample in best.samples if sample.score < 1}.values())
+    wrong = wrong[:NUM_FAILURES_SHOWN]
+    if not wrong:
+        yield "No question of the dev set was answered wrong."
+    for sample in wrong:
+        answer = sample.error or _flat(sample.answer or "")
+        kinds = {"truncated": sample.truncated, "malformed": sample.malformed}
+        flaws = "".join(f", {name}" for name, is_so in kinds.items() if is_so)
+        expected = _flat(" or ".join(sample.expected))
+        yield f"- {_flat(sample.question)} Expected {expected}, got {answer}{flaws}."
+    yield ""
+
+
+def _description(
+    store: RunStore, config: Mapping[str, Any], checkpoint: Checkpoint, cost_usd: float | None
+) -> Iterator[str]:
+    usage, data = store.usage(), store.data_manifest()
+    yield "## The run"
+    yield ""
+    yield f"- Base model {checkpoint.base_model}, renderer {checkpoint.renderer}."
+    layers = [name for name in ("attn", "mlp", "unembed") if getattr(checkpoint, f"train_{name}")]
+    yield (
+        f"- LoRA rank {checkpoint.lora_rank}, alpha {checkpoint.lora_alpha}, trained layers: "
+        f"{', '.join(layers)}."
+    )
+    for key, counts in data["examples"].items():
+        files = {n: f for n, f in data["files"].items() if n.partition("[")[0] == key}
+        num_rows = sum(file["num_rows"] for file in files.values())
+        paths = ", ".join(f"`{file['path']}`" for file in files.values())
+        yield f"- {key}: {counts['num_examples']} of {num_rows} rows of {paths}."
+    dropped = ", ".join(f"{number} {kind}" for kind, number in data["num_dropped"].items())
+    yield f"- Dropped rows: {dropped or 'none'} (`data_dropped.jsonl`)."
+    yield (
+        f"- {checkpoint.step} steps of {config['batch_size']} examples; learning rate "
+        f"{config['learning_rate']:g}, times {config['lr_decay']:g} after each missed threshold."
+    )
+    yield (
+        f"- Used: {usage.train_tokens:,} tokens trained, {usage.prompt_tokens:,} read and "
+        f"{usage.sampled_tokens:,} sampled in evaluations, {usage.minutes:.1f} minutes"
+        + ("." if cost_usd is None else f", ${cost_usd:,.2f} by the prices in the settings.")
+    )
+
+
+def _flat(text: str) -> str:
+    """One cell of a table, or one item of a list."""
+    return one_line(text.replace("|", "/"), 100)

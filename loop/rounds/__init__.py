@@ -1,0 +1,1 @@
+"""The arrows of the loop, one a file: train, keep, evaluate, decide, find, send, select."""

@@ -1,0 +1,88 @@
+"""Evaluate: what is not measured of a checkpoint yet is measured and recorded, task by task."""
+
+from __future__ import annotations
+
+from evaluation.measuring import Measuring, measure, rehearse_tasks
+from evaluation.tasks import EvalTask, protocol_of
+from ledger.records import Checkpoint
+from loop.rounds.run import Run
+from loop.rounds.session import sampling_client
+from scores.results import EvalResult, eval_result
+from simple_eval import Sampler
+
+
+async def rehearse(run: Run) -> None:
+    """Try what is measured only at the end on one sample, so that what it lacks is known now."""
+    tasks, sealed = (
+        [task for task in of_run if task.needs_rehearsal]
+        for of_run in (run.plan.tasks, run.plan.test_tasks)
+    )
+    if not (tasks or sealed) or run.store.is_rehearsed:
+        return
+    place = await measuring(run, 0, "rehearsal", None, len(tasks) + len(sealed))
+    usage = await rehearse_tasks(tasks, sealed, place)
+    names = [task.name for task in (*tasks, *sealed)]
+    run.store.append("rehearsed", round=0, tasks=names, **usage._asdict())
+
+
+def due_tasks(run: Run, round_no: int) -> list[EvalTask]:
+    return [task for task in run.plan.tasks if task.is_due(round_no)]
+
+
+async def evaluate(
+    run: Run, round_no: int, checkpoint: Checkpoint | None, tasks: list[EvalTask]
+) -> EvalResult:
+    """Measure the saved weights (round 0: the base model) on what is not measured of them yet."""
+    if checkpoint is None:
+        return await measure_and_record(run, round_no, f"round_{round_no:02d}", None, 0, tasks)
+    path, step = checkpoint.sampler_path, checkpoint.step
+    return await measure_and_record(run, round_no, f"round_{round_no:02d}", path, step, tasks)
+
+
+async def measure_and_record(
+    run: Run, number: int, label: str, path: str | None, step: int, tasks: list[EvalTask]
+) -> EvalResult:
+    """Measure weights on the tasks that they were not measured on yet, and record the result.
+
+    `number` is the round, or the place among checkpoints that are evaluated outside a run.
+    """
+    plan, store = run.plan, run.store
+    result = store.result(number)
+    missing = [task for task in tasks if task.name not in store.measured(number).names]
+    journal = store.eval_journal(number, path)
+    if missing:
+        total = sum(task.num_requests(plan.sampling.num_repeats) for task in missing)
+        place = await measuring(run, number, label, path, total - len(journal))
+        async for new in measure(missing, place, journal):
+            store.record_measured(number, new, step, run.stopwatch.take_mean_ms())
+    journal.discard()
+    if result is not None and not missing:
+        return result
+    settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
+    result = eval_result(number, path, store.measured(number), protocol_of(plan.tasks, *settings))
+    store.record_result(result, step)
+    return result
+
+
+async def measuring(run: Run, number: int, label: str, path: str | None, total: int) -> Measuring:
+    """What the measuring of a checkpoint needs: its sampler, the grader, and where logs go."""
+    plan, store, config = run.plan, run.store, run.plan.config
+    client = await sampling_client(run, path, run.progress.counter(label, total))
+    grader: Sampler | None = None
+    if config.evaluation.grader_model is not None:
+        assert plan.grader_renderer is not None, "the plan loads the grader's renderer"
+        name = config.evaluation.grader_model
+        judge = await sampling_client(run, None, lambda: None, name)
+        grader = Sampler(name, judge, plan.grader_renderer, plan.rendering, plan.sampling)
+    return Measuring(
+        Sampler(label, client, plan.renderer, plan.rendering, plan.sampling),
+        grader,
+        run_dir=store.run_dir.resolve(),
+        tags=[config.run_name, label],
+        metadata={
+            "run": store.run_id,
+            "round": number,
+            "checkpoint": path or "base model",
+            "evaluation": label,
+        },
+    )

@@ -1,0 +1,75 @@
+"""What a round shows beside its score, each found and recorded once: curves, topics, limits."""
+
+from __future__ import annotations
+
+from ledger.records import Checkpoint
+from loop.rounds.run import Run, topics_for
+from scores.diagnosis import Curves, TopicReport, diagnose, topic_reports
+from scores.limits import Metrics, check
+from scores.results import EvalResult
+
+
+def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
+    """Say once what a trained round's curves show; None for the baseline, which has none."""
+    store, round_no = run.store, result.round
+    if round_no == 0:
+        return None
+    if (recorded := store.diagnosis(round_no)) is not None:
+        return recorded
+    lr = store.last_lr(round_no)
+    assert lr is not None, "a trained round has steps"
+    curves = Curves(
+        store.losses(round_no), store.held_out_points(round_no), lr, run.plan.config.lora_rank
+    )
+    lineage = [one for number in store.lineage(round_no) if (one := store.result(number))]
+    sentence = diagnose(curves, lineage, result)
+    store.record_diagnosis(round_no, sentence)
+    return sentence
+
+
+def topics_and_record(run: Run, result: EvalResult) -> list[TopicReport]:
+    """Say once how each topic stands after a trained round; empty for the baseline."""
+    store, round_no = run.store, result.round
+    if round_no == 0:
+        return []
+    if (recorded := store.topics(round_no)) is not None:
+        return recorded
+    selection, before = store.selection(round_no), store.result(store.lineage(round_no)[-1])
+    assert selection is not None, "a trained round was selected"
+    if run.plan.mining.needs_topics:  # the questions may have none of their own
+        topics = topics_for(run, result)
+        result = topics.labelled(result)
+        before = None if before is None else topics.labelled(before)
+    reports = topic_reports(result, before, selection.added_by_topic)
+    store.record_topics(round_no, reports)
+    return reports
+
+
+def check_limits(run: Run, result: EvalResult, checkpoint: Checkpoint | None) -> None:
+    """Hold a trained round against the limits of `evalops_budget_file`, once, and alert."""
+    store, round_no = run.store, result.round
+    if run.limits is None or checkpoint is None or store.limits_verdict(round_no) is not None:
+        return
+    verdict = check(run.limits, round_metrics(run, result))
+    store.append("limits_checked", round=round_no, step=checkpoint.step, **verdict.to_json())
+    for one in (*verdict.violations, *verdict.warnings):
+        run.progress.line(f"  {one.type}: {one.message}")
+    if verdict.violations:
+        said = " ".join(one.message for one in verdict.violations)
+        run.alert("limits_violated", {"round": round_no, "detail": said})
+
+
+def round_metrics(run: Run, result: EvalResult) -> Metrics:
+    """What limits are held against: a round's scores, and what the run has used up to it."""
+    used = run.store.usage()
+    custom = {task.name: task.score for task in result.tasks}
+    custom |= {f"{t.name}/{name}": value for t in result.tasks for name, value in t.metrics.items()}
+    custom |= {loss.name: loss.nll for loss in result.held_out}
+    return Metrics(
+        quality_score=result.score,
+        cost_usd=run.plan.cost_usd(used),
+        tokens_used=used.tokens,
+        avg_latency_ms=run.store.mean_latency_ms(result.round),
+        total_execution_time_ms=used.minutes * 60_000,
+        custom=custom,
+    )

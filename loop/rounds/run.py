@@ -1,0 +1,68 @@
+"""A run at work: its plan, its directory, its service, and what it holds between arrows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data_selector import mined_table
+from evalops_client import EvalOpsClient
+from ledger.store import RunStore
+from loop.planning.plan import Plan
+from loop.reports.progress import Progress
+from loop.rounds.deliverer import Deliverer
+from loop.rounds.signals import Topics, topics_of
+from scores.limits import Budget
+from scores.results import EvalResult
+from services.keys import Keys
+from services.sdk import Clients
+from services.watched_client import Stopwatch
+
+if TYPE_CHECKING:
+    import tinker
+
+Alert = Callable[[str, dict[str, Any]], None]  # given what happened, and its figures
+
+
+def ignore_alert(what: str, figures: dict[str, Any]) -> None:
+    """Where no alert command is given."""
+
+
+class Beside(NamedTuple):
+    """What goes on beside the rounds, where it is asked for."""
+
+    evalops: EvalOpsClient | None = None
+    limits: Budget | None = None
+    alert: Alert = ignore_alert
+
+
+@dataclass
+class Run:
+    """A plan in a run directory on a service."""
+
+    plan: Plan
+    store: RunStore
+    progress: Progress
+    clients: Clients
+    base_url: str | None
+    keys: Keys
+    evalops: Deliverer | None = None
+    limits: Budget | None = None
+    alert: Alert = ignore_alert
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    training_client: tinker.TrainingClient | None = None
+    parent: str | None = None  # the state that the training client's weights come from
+    nlls: list[float] = field(default_factory=list)  # loss per token, of this round's steps
+    topics: Topics | None = None  # of the rows to draw from, once they are needed
+    is_training: bool = False
+    is_closing: bool = False  # all that it was for is done, or has failed
+    stop_requested: bool = False
+
+
+def topics_for(run: Run, result: EvalResult) -> Topics:
+    """The topics of the rows to draw from, found once where they have none."""
+    if run.topics is None:
+        rows, _ = mined_table(run.plan.train.examples, run.plan.pool.examples)
+        run.topics = topics_of(rows, result, run.plan.config.seed)
+    return run.topics

@@ -1,0 +1,120 @@
+"""Select: what the next round trains on, from what was failed and what was measured of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from data_selector import (
+    CandidateLoss,
+    MeasuredLosses,
+    Rows,
+    Selection,
+    Signals,
+    candidates,
+    mined_table,
+    select_first,
+    select_next,
+)
+from evaluation.held_out import measure_losses
+from loop.rounds.run import Run, topics_for
+from loop.rounds.session import sampling_client
+from loop.rounds.signals import likeness_of, stalled_topics, suspects_among
+from rows.examples import ExampleTable
+from scores.decision import Decision
+from simple_eval import Sampler
+
+
+async def select(run: Run, round_no: int, decision: Decision) -> Selection:
+    """Choose what a round trains on, from the round before it and what its evaluation failed."""
+    store, plan, config = run.store, run.plan, run.plan.config
+    train, weights = plan.train.examples, plan.train_weights
+    previous, step = store.selection(round_no - 1), store.steps_taken()
+    num_slots = min(config.steps_per_round, config.max_steps - step) * config.batch_size
+    if previous is None:
+        selection = select_first(train, num_slots=num_slots, seed=config.seed, weights=weights)
+    else:
+        rows, signals = await signals_for(run, previous, decision, num_slots)
+        selection = select_next(previous, rows, signals, plan.mining, num_slots=num_slots)
+    assert not plan.contaminated_picks(selection), "a pick that an evaluation asks"
+    store.record_selection(selection, step)
+    run.progress.selection_line(selection)
+    return selection
+
+
+async def signals_for(
+    run: Run, previous: Selection, decision: Decision, num_slots: int
+) -> tuple[Rows, Signals]:
+    """The training rows and the pool, and what is known of those that the next round draws from;
+    they have their topics."""
+    plan, mining = run.plan, run.plan.mining
+    start = decision.best_round if decision.action == "rollback" else previous.round
+    result = run.store.result(start)  # of the weights that the round goes on from
+    assert result is not None, "a round is evaluated before the next one is selected"
+    train, pool = plan.train.examples, plan.pool.examples
+    rows, source = mined_table(train, pool)
+    signals = Signals()
+    if mining.needs_topics:
+        known = topics_for(run, result)
+        reports = [run.store.topics(n) or [] for n in (*run.store.lineage(start), start) if n > 1]
+        rows = known.rows
+        signals = Signals(topics=known.scores(result), stalled=stalled_topics(reports))
+    measured = run.store.measured_losses()
+    earlier = [one for one in measured if one.round <= previous.round]
+    of_topics = rows if mining.needs_topics else None
+    signals = replace(signals, suspects=suspects_among(earlier, of_topics))
+    num_hard = mining.slots(num_slots, has_pool=source == "pool").num_hard
+    positions = candidates(previous, rows, signals, mining, num_hard)
+    if mining.needs_losses and positions:
+        new = await losses_before(run, previous.round + 1, rows.take(positions), start, measured)
+        suspects = suspects_among([*earlier, new], of_topics)
+        signals = replace(signals, losses=new.losses, suspects=suspects)
+    if mining.strategy == "similar":
+        signals = replace(signals, likeness=likeness_of(rows, positions, result))
+    if source == "pool":
+        return Rows(train, rows, plan.train_weights), signals
+    return Rows(rows, pool, plan.train_weights), signals
+
+
+async def losses_before(
+    run: Run, round_no: int, rows: ExampleTable, start: int, recorded: Sequence[MeasuredLosses]
+) -> MeasuredLosses:
+    """The losses of rows before a round, under the weights of round `start`, and under the base
+    model where the strategy asks for them; what is `recorded` is not measured again."""
+    store, plan = run.store, run.plan
+    checkpoint = store.checkpoint(start)
+    path = None if checkpoint is None else checkpoint.sampler_path
+    journal = store.losses_journal(round_no, path)
+    before: dict[str, float | None] = {}
+    now: dict[str, float] = {}  # of an earlier round that these weights were asked before, too
+    for one in recorded:
+        if one.round == round_no:
+            journal.discard()
+            return one
+        before |= {example_id: loss.before for example_id, loss in one.losses.items()}
+        if one.checkpoint_round == start:
+            now |= {example_id: loss.now for example_id, loss in one.losses.items()}
+    run.progress.live(f"measuring the losses of {len(rows)} rows")
+    num_tokens = 0
+
+    async def measured(known: Collection[str], path: str | None) -> dict[str, float]:
+        nonlocal num_tokens
+        new = rows.take([i for i in range(len(rows)) if rows.id_of(i) not in known])
+        if not len(new):
+            return {}
+        client, weights = await sampling_client(run, path, lambda: None), path or "the base model"
+        sampler = Sampler(weights, client, plan.renderer, plan.rendering, plan.sampling)
+        name = f"the rows to draw from, under {weights}"
+        losses = await measure_losses(name, new, sampler, journal)
+        num_tokens += losses.num_prompt_tokens
+        return {row.id: row.nll_sum / row.num_loss_tokens for row in losses.rows}
+
+    if plan.mining.needs_losses_before:
+        before |= await measured(before, None)
+    now |= await measured(now, path)
+    losses = {one: CandidateLoss(now[one], before.get(one)) for one in rows.ids}
+    made = MeasuredLosses(round_no, start, losses)
+    store.record_losses(made, num_tokens)
+    journal.discard()
+    run.progress.losses_line(round_no, len(losses), num_tokens)
+    return made

@@ -1,0 +1,212 @@
+"""A run on a service: opened, watched for signals and faults, and closed whatever happens.
+
+The embedded service is started here alone. Several runs may be at work in one process: a signal is
+heard by all of them, and what one changes of the process is put back when its service closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import tinker
+
+from errors import ConfigError, Interrupted, ServiceError
+from ledger.store import RunStore
+from loop.planning.plan import Plan
+from loop.reports.console import how_to_continue, say
+from loop.reports.progress import Progress
+from loop.rounds.run import Run
+from services.faults import SDK_ERRORS, explain, is_gone
+from services.place import Place, ServiceChoice, refuse_silent_address
+from services.sdk import open_clients
+from services.watched_client import watched
+
+if TYPE_CHECKING:
+    from local_tinker import Service
+
+LOUD_LOGGERS = ("tinker", "asyncio")
+
+
+@contextlib.contextmanager
+def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Iterator[Service | None]:
+    """Start the embedded service and load the base model, where that is where the run happens."""
+    with _log_levels_kept():
+        if choice.kind != "embedded":
+            if choice.base_url is not None:
+                refuse_silent_address(choice.base_url)
+            yield None
+            return
+        os.environ.setdefault("TINKER_TELEMETRY", "0")
+        progress.live("loading the base model")
+        import local_tinker
+        from local_tinker.wire import UserError
+
+        with local_tinker.start() as service:
+            try:
+                service.serve_model(plan.config.base_model, plan.inputs.model_path)
+                if (grader := plan.config.evaluation.grader_model) is not None:
+                    service.serve_model(grader, plan.inputs.grader_path)
+            except UserError as error:
+                raise ConfigError(str(error)) from None
+            yield service
+
+
+@contextlib.contextmanager
+def _log_levels_kept() -> Iterator[None]:
+    """Put the levels back that an interrupted run sets, for the runs that come after it."""
+    loggers = [logging.getLogger(name) for name in LOUD_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    plan: Plan, store: RunStore, progress: Progress, place: Place
+) -> AsyncIterator[Run]:
+    """Open a session on the service, and finish it whatever happens."""
+    base_url, keys = place.choice.base_url, place.keys
+    if place.service is not None:
+        base_url = place.service.base_url
+        keys = replace(keys, tinker=place.service.open_folder(place.checkpoint_dir))
+    with _explained(base_url):
+        clients = open_clients(base_url, keys.tinker)
+    run = Run(plan, store, progress, clients, base_url, keys)
+    stop_on_signals(run)
+    status = "errored"
+    try:
+        with _explained(base_url):
+            yield run
+        status = "success"
+    except (Interrupted, asyncio.CancelledError) as error:
+        status = "interrupted"
+        # Each request on its way would be reported, with a traceback, when the service closes.
+        for name in LOUD_LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        detail = str(error) or "with all that was recorded so far saved"
+        raise Interrupted(f"Interrupted {detail}.") from None
+    finally:
+        run.is_closing = True
+        progress.close()
+        with contextlib.suppress(tinker.TinkerError, TimeoutError):
+            await asyncio.wait_for(clients.service.close(status).result_async(), 5)
+
+
+@contextlib.contextmanager
+def _explained(base_url: str | None) -> Iterator[None]:
+    """What the SDK raises about the service becomes a `ServiceError` that says what it means."""
+    try:
+        yield
+    except SDK_ERRORS as error:
+        explained = explain(error, base_url)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+class _AtWork(NamedTuple):
+    run: Run
+    task: asyncio.Task[Any]
+
+
+# By event loop, the runs that hear its signals. One that has ended stays until the next begins, so
+# that a signal between two of them is heard as well.
+_HEARING: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_AtWork]] = WeakKeyDictionary()
+
+
+def stop_on_signals(run: Run) -> None:
+    """First SIGINT or SIGTERM: finish the step in flight, save, leave. Second: leave at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        return
+    hearing = _HEARING.setdefault(loop, [])
+    hearing[:] = [one for one in hearing if not one.run.is_closing]
+    hearing.append(_AtWork(run, task))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _on_signal, hearing)
+
+
+def _on_signal(hearing: list[_AtWork]) -> None:
+    if all(run.stop_requested for run, _ in hearing):
+        for run, _ in hearing:
+            say(f"Left at once. {how_to_continue(run.store.run_dir)}", file=sys.stderr)
+        os._exit(130)
+    for run, task in hearing:
+        run.stop_requested = True
+        if run.is_closing:
+            run.progress.line("the end is being written; once more to leave at once")
+            continue
+        run.progress.line("stopping after the steps in flight; once more to leave at once")
+        if not run.is_training:
+            task.cancel()
+
+
+async def sampling_client(
+    run: Run, path: str | None, on_answer: Callable[[], None], model: str | None = None
+) -> tinker.SamplingClient:
+    """A client for saved weights, or for a base model (None: the run's), that is watched."""
+    base_model = (model or run.plan.config.base_model) if path is None else None
+    async with naming_what_is_gone(run, path):
+        client = await run.clients.service.create_sampling_client(path, base_model)
+
+    def answered(seconds: float) -> None:
+        run.stopwatch.add(seconds)
+        on_answer()
+
+    return watched(client, answered, run.keys.redacted)
+
+
+@contextlib.asynccontextmanager
+async def naming_what_is_gone(run: Run, path: str | None) -> AsyncIterator[None]:
+    """Around the loading of a run's saved weights (None: a base model's): where the service does
+    not have them any more, the error says what the run can still go on from."""
+    try:
+        yield
+    except SDK_ERRORS as error:
+        if path is None or run.store.is_evaluation or not is_gone(error):
+            raise
+        raise await gone(run, path, error) from error
+
+
+async def gone(run: Run, path: str, error: Exception) -> ServiceError:
+    """Says that saved weights cannot be loaded, and which rounds the run can still go on from."""
+    store = run.store
+    saved = next(one for one in store.saved_weights() if one.path == path)
+    there = [0]  # the untouched model is always there
+    for round_no in range(1, saved.round + 1):
+        checkpoint = store.checkpoint(round_no)
+        paths = () if checkpoint is None else (checkpoint.state_path, checkpoint.sampler_path)
+        if not paths or path in paths or store.decision(round_no) is None:
+            continue
+        with contextlib.suppress(tinker.TinkerError):
+            for one in paths:
+                await run.clients.rest.get_weights_info_by_tinker_path(one or "")
+            there.insert(0, round_no)
+    names = ", ".join(f"{store.run_dir}@round_{number:02d}" for number in there)
+    remedy = (
+        f"The run can still go on from {names} (round_00 is the untouched model): give one to "
+        "--resume, and the rounds after it are run again."
+    )
+    if store.test_opened() is not None:
+        remedy = "Its sealed test has been opened, so no earlier round can be trained on from."
+    until = "" if saved.expires_at is None else f" They were to be kept until {saved.expires_at}."
+    explained = ServiceError(
+        f"The weights of round {saved.round}, step {saved.step} ({path}) cannot be loaded: {error}."
+        f"{until} {remedy}"
+    )
+    explained.fault = "checkpoint_gone"
+    return explained

@@ -1,0 +1,109 @@
+"""What is known of the rows that a round may be given: their topics, their losses under the weights
+that it starts from, how like they are to failed questions, and which of them look wrong.
+
+Topics are the rows' own, or found in their words where rows or questions have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from data_selector import CandidateLoss, MeasuredLosses, noisiest
+from rows.examples import Example, ExampleTable
+from rows.similarity import Likeness, TextTopics, likeness_to
+from scores.diagnosis import TopicReport
+from scores.results import EvalResult, TopicScore, topic_scores
+
+SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
+SUSPECT_SHARE = 0.1  # as unlikely as this share of the rows that were measured, and no other one
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The rows with their topics, and how questions get theirs (None: they have their own)."""
+
+    rows: ExampleTable
+    found: TextTopics | None
+
+    def scores(self, result: EvalResult) -> dict[str, TopicScore]:
+        """How each topic was answered."""
+        return topic_scores(self.labelled(result).samples)
+
+    def labelled(self, result: EvalResult) -> EvalResult:
+        """A result whose questions have topics."""
+        if self.found is None:
+            return result
+        tasks = []
+        for task in result.tasks:
+            topics = self.found.of([sample.question for sample in task.samples])
+            pairs = zip(task.samples, topics, strict=True)
+            samples = tuple(replace(sample, topic=topic) for sample, topic in pairs)
+            tasks.append(replace(task, samples=samples))
+        return replace(result, tasks=tuple(tasks))
+
+
+def topics_of(rows: ExampleTable, result: EvalResult, seed: int) -> Topics:
+    """The topics of rows, in words that the questions of a result share."""
+    if rows.has_topics and any(sample.topic is not None for sample in result.samples):
+        return Topics(rows, None)
+    texts = [asked_in(example) for example in rows]
+    found = TextTopics(texts, seed)
+    return Topics(rows.with_topics(found.of(texts)), found)
+
+
+def likeness_of(
+    rows: ExampleTable, positions: Sequence[int], result: EvalResult
+) -> dict[str, Likeness]:
+    """How like the rows at these positions are to the questions that a result failed."""
+    failed = list(dict.fromkeys(s.question for s in result.samples if s.score < 1))
+    if not failed or not positions:
+        return {}
+    examples = [rows[position] for position in positions]
+    found = likeness_to(failed, [asked_in(example) for example in examples])
+    return {example.id: like for example, like in zip(examples, found, strict=True)}
+
+
+def stalled_topics(rounds: Sequence[Sequence[TopicReport]]) -> dict[str, int]:
+    """Failed topics -> how many futile rounds they have behind them: such that drew their rows and
+    were answered no better.
+
+    `rounds` are the reports of the mined rounds, oldest first. A round that drew no row of a topic
+    takes one back, so that it is tried again; one that answered it better takes all back.
+    """
+    stalled: dict[str, int] = {}
+    for reports in rounds:
+        for one in reports:
+            number = stalled.get(one.topic, 0)
+            if one.num_added == 0:
+                stalled[one.topic] = max(0, number - 1)
+            else:
+                is_moving = one.score == 1 or one.change is None or one.change > 0
+                stalled[one.topic] = 0 if is_moving else number + 1
+    return {topic: number for topic, number in stalled.items() if number}
+
+
+def suspects_among(
+    measured: Sequence[MeasuredLosses], of_topics: ExampleTable | None = None
+) -> frozenset[str]:
+    """Rows whose answers every checkpoint that was asked found unlikely, at least two of them.
+
+    Unlikely among the rows of their topic, with a table of them. A checkpoint that was asked twice
+    counts once.
+    """
+    by_checkpoint: dict[int, dict[str, CandidateLoss]] = {}
+    for one in measured:
+        by_checkpoint.setdefault(one.checkpoint_round, {}).update(one.losses)
+    asked: dict[str, int] = {}
+    for losses in by_checkpoint.values():
+        tail = noisiest(losses, SUSPECT_SHARE, of_topics)
+        for example_id in losses:
+            # A checkpoint that finds it likelier than that clears a row for good.
+            count = asked.get(example_id, 0)
+            asked[example_id] = count + 1 if example_id in tail and count >= 0 else -1
+    return frozenset(one for one, count in asked.items() if count >= SUSPECT_ROUNDS)
+
+
+def asked_in(example: Example) -> str:
+    """What the user says in a conversation."""
+    return "\n".join(message.content for message in example.messages if message.role == "user")

@@ -1,0 +1,326 @@
+"""One round of training on a service: steps and saves in flight, and the care of what was saved.
+
+Forward-backward and optimizer step are both submitted before either is awaited, and several steps
+are kept in flight; saves queue behind the steps before them, so the pipeline need not drain. Each
+is recorded when its result has come, in the order of submission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tinker
+
+from config_schema import TrainingConfig
+from data_selector import Selection
+from errors import Interrupted, TrainingError
+from evaluation.held_out import HeldOutFile, held_out_datums, held_out_of_output
+from hyperparam_utils import ADAM_BETAS, ADAM_EPS, LORA_ALPHA
+from ledger.records import Batch, Checkpoint
+from loop.rounds.keeping import CARE_LIMIT_S, delete_checkpoint, expiry, ttl_seconds
+from loop.rounds.run import Run
+from loop.rounds.session import naming_what_is_gone
+from scores.decision import Decision
+from scores.diagnosis import divergence
+
+MAX_STEPS_IN_FLIGHT = 4
+SAVE_EVERY_S = 600.0  # inside long rounds, where the settings name no number of steps
+
+
+# --- the round ------------------------------------------------------------------------------------
+
+
+async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoint:
+    """Train one round, several steps in flight, and save both kinds of weights at its end."""
+    store, config = run.store, run.plan.config
+    round_no = selection.round
+    start = store.last_checkpoint()
+    if decision.action == "rollback" and (start is None or start.round != round_no):
+        start, run.training_client = store.checkpoint(decision.best_round), None
+    client = run.training_client = run.training_client or await open_training_client(run, start)
+    examples = [pick.example_id for pick in selection.picks]
+    batches = [
+        examples[i : i + config.batch_size] for i in range(0, len(examples), config.batch_size)
+    ]
+    first_step = 0 if (before := store.checkpoint(round_no - 1)) is None else before.step
+    end_step = first_step + len(batches)
+    next_step = start.step if start is not None and start.round == round_no else first_step
+    saved_step, saved_at = next_step, time.monotonic()
+    run.nlls = store.losses(round_no)
+
+    in_flight: deque[InFlight] = deque()
+    run.is_training = True
+    try:
+        for step in range(next_step, end_step):
+            if run.stop_requested:
+                if step != saved_step:
+                    in_flight.append(submit_save(run, client, round_no, step, is_round_end=False))
+                await finish_all(run, round_no, in_flight, num_left=0)
+                raise Interrupted(f"before step {step}, with the weights saved")
+            lr = run.plan.schedule.lr(step, decision.num_missed_gates)
+            in_flight.append(submit_step(run, client, step, batches[step - first_step], lr))
+            is_round_end = step + 1 == end_step
+            if not is_round_end and is_held_out_due(config, step + 1):
+                in_flight += submit_held_out(run, client, step + 1)
+            if is_round_end or is_save_due(config, step + 1, time.monotonic() - saved_at):
+                in_flight.append(submit_save(run, client, round_no, step + 1, is_round_end))
+                saved_step, saved_at = step + 1, time.monotonic()
+            num_left = 0 if is_round_end else MAX_STEPS_IN_FLIGHT
+            await finish_all(run, round_no, in_flight, num_left)
+        if run.stop_requested:
+            raise Interrupted(f"after round {round_no}'s last step, with the weights saved")
+    except TrainingError:
+        await discard_saves(run, round_no, in_flight)
+        raise
+    finally:
+        run.is_training = False
+    checkpoint = store.checkpoint(round_no)
+    assert checkpoint is not None, "the last save of a round is its checkpoint"
+    return checkpoint
+
+
+# --- steps and saves in flight --------------------------------------------------------------------
+
+
+class StepInFlight(NamedTuple):
+    """A submitted optimizer step: the forward-backward futures (one per part) and the step's."""
+
+    step: int
+    lr: float
+    example_ids: list[str]
+    forward_backwards: list[Any]
+    optim_step: Any
+
+
+class HeldOutInFlight(NamedTuple):
+    """A submitted forward pass over a held-out file, behind the steps before it."""
+
+    step: int
+    file: HeldOutFile
+    forward: Any
+
+
+class SaveInFlight(NamedTuple):
+    """Submitted saves. They queue behind the steps before them, so the pipeline need not drain."""
+
+    step: int
+    state: Any
+    sampler: Any | None
+
+
+InFlight = StepInFlight | HeldOutInFlight | SaveInFlight
+
+
+def submit_step(
+    run: Run, client: tinker.TrainingClient, step: int, example_ids: list[str], lr: float
+) -> StepInFlight:
+    """Submit the forward-backwards of a batch and its optimizer step, before any is awaited."""
+    config = run.plan.config
+    part_size = math.ceil(len(example_ids) / config.data.accumulate)
+    datums = [run.plan.rendering[example_id].datum for example_id in example_ids]
+    adam = tinker.AdamParams(
+        learning_rate=lr,
+        beta1=ADAM_BETAS[0],
+        beta2=ADAM_BETAS[1],
+        eps=ADAM_EPS,
+        weight_decay=config.weight_decay,
+    )
+    forward_backwards = [
+        client.forward_backward(datums[start : start + part_size], "cross_entropy")
+        for start in range(0, len(datums), part_size)
+    ]
+    return StepInFlight(step, lr, example_ids, forward_backwards, client.optim_step(adam))
+
+
+def is_save_due(config: TrainingConfig, num_steps: int, seconds_since_save: float) -> bool:
+    """Whether state is saved inside a round, after so many steps of the run."""
+    if config.checkpoint_every_steps is None:
+        return seconds_since_save >= SAVE_EVERY_S
+    return num_steps % config.checkpoint_every_steps == 0
+
+
+def is_held_out_due(config: TrainingConfig, num_steps: int) -> bool:
+    every = config.evaluation.held_out_every_steps
+    return every is not None and num_steps % every == 0
+
+
+def submit_held_out(run: Run, client: tinker.TrainingClient, step: int) -> list[HeldOutInFlight]:
+    """Submit a forward pass over each held-out file; it sees the weights after `step` steps."""
+    return [
+        HeldOutInFlight(
+            step,
+            task.work,
+            client.forward(held_out_datums(task.work, run.plan.rendering), "cross_entropy"),
+        )
+        for task in run.plan.tasks
+        if isinstance(task.work, HeldOutFile)
+    ]
+
+
+def submit_save(
+    run: Run, client: tinker.TrainingClient, round_no: int, step: int, is_round_end: bool
+) -> SaveInFlight:
+    """Submit a state to go on from, and at a round's end the weights to sample from."""
+    ttl = ttl_seconds(run.plan.config)
+    if not is_round_end:
+        name = f"round_{round_no:02d}_step_{step:06d}"
+        return SaveInFlight(step, client.save_state(name, ttl_seconds=ttl), None)
+    name = f"round_{round_no:02d}"
+    return SaveInFlight(
+        step,
+        client.save_state(name, ttl_seconds=ttl),
+        client.save_weights_for_sampler(name, ttl_seconds=ttl),
+    )
+
+
+async def finish_all(run: Run, round_no: int, in_flight: deque[InFlight], num_left: int) -> None:
+    """Await and record the oldest of what is in flight until `num_left` are."""
+    while len(in_flight) > num_left:
+        await finish(run, round_no, in_flight.popleft())
+
+
+async def finish(run: Run, round_no: int, pending: InFlight) -> None:
+    """Await and record one submitted step, measurement or save.
+
+    Raises `TrainingError` for a bad step.
+    """
+    if isinstance(pending, SaveInFlight):
+        await finish_save(run, round_no, pending)
+        return
+    if isinstance(pending, HeldOutInFlight):
+        await finish_held_out(run, round_no, pending)
+        return
+    outputs = [await future for future in pending.forward_backwards]
+    rendered = [run.plan.rendering[example_id] for example_id in pending.example_ids]
+    loss, nll = batch_loss(
+        [made["logprobs"].to_numpy() for output in outputs for made in output.loss_fn_outputs],
+        [one.datum.loss_fn_inputs["weights"].to_numpy() for one in rendered],
+    )
+    if not (math.isfinite(loss) and math.isfinite(nll)):
+        raise TrainingError(
+            f"round {round_no} step {pending.step}: the loss is {loss}, at learning rate "
+            f"{pending.lr:.3g}. The run stops here, and weights saved after this step are not "
+            "used. Lower learning_rate, or check the model's weights and the rows of this step."
+        )
+    try:
+        await pending.optim_step
+    except tinker.RequestFailedError as error:
+        raise TrainingError(
+            f"round {round_no} step {pending.step}: the service refused the optimizer step at "
+            f"learning rate {pending.lr:.3g} (loss {loss:.4g}): {error}. Weights saved after this "
+            "step are not used. Where gradients are not finite, lower learning_rate."
+        ) from error
+    batch = Batch(
+        step=pending.step,
+        example_ids=tuple(pending.example_ids),
+        num_tokens=sum(one.info.num_tokens for one in rendered),
+        num_loss_tokens=sum(one.info.num_loss_tokens for one in rendered),
+        lr=pending.lr,
+    )
+    run.store.record_batch(round_no, batch, loss=loss, nll=nll)
+    run.progress.step_line(round_no, batch, loss)
+    run.nlls.append(nll)
+    if (said := divergence(run.nlls, len(run.plan.renderer.tokenizer))) is not None:
+        raise TrainingError(
+            f"round {round_no} step {pending.step}: the loss diverges, at learning rate "
+            f"{pending.lr:.3g}: {said}. The run stops here, and weights saved after this step are "
+            "not used. Start a new run with a lower learning_rate."
+        )
+
+
+async def finish_held_out(run: Run, round_no: int, pending: HeldOutInFlight) -> None:
+    rendering, tokenizer = run.plan.rendering, run.plan.renderer.tokenizer
+    loss = held_out_of_output(pending.file, await pending.forward, rendering, tokenizer)
+    if not math.isfinite(loss.nll):
+        raise TrainingError(
+            f"round {round_no}: after {pending.step} steps the loss on {loss.name} is {loss.nll}. "
+            "The run stops here, and weights saved from now on are not used. Lower learning_rate."
+        )
+    run.store.record_held_out(round_no, loss, pending.step)
+    run.progress.held_out_line(round_no, pending.step, loss)
+
+
+async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
+    config = run.plan.config
+    state = await save.state
+    sampler = None if save.sampler is None else await save.sampler
+    run.store.record_checkpoint(
+        Checkpoint(
+            round=round_no,
+            step=save.step,
+            state_path=state.path,
+            sampler_path=None if sampler is None else sampler.path,
+            base_model=config.base_model,
+            lora_rank=config.lora_rank,
+            lora_alpha=LORA_ALPHA,
+            train_attn=config.train_attn,
+            train_mlp=config.train_mlp,
+            train_unembed=config.train_unembed,
+            renderer=run.plan.renderer_name,
+            expires_at=expiry(config),
+            parent=run.parent,
+        )
+    )
+    run.parent = state.path
+
+
+async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> None:
+    """Mark saves that queue behind a bad step as unusable, and delete them."""
+    for save in [pending for pending in in_flight if isinstance(pending, SaveInFlight)]:
+        for future in filter(None, (save.state, save.sampler)):
+            try:
+                path = (await future).path
+            except tinker.TinkerError:
+                continue  # the service refused to save these weights; there is nothing to discard
+            run.store.append("checkpoint_unusable", round=round_no, step=save.step, state_path=path)
+            # A service that will not delete them must not hide what was wrong; they expire.
+            with contextlib.suppress(tinker.TinkerError, TimeoutError):
+                async with asyncio.timeout(CARE_LIMIT_S):
+                    await delete_checkpoint(run.clients.rest, path)
+
+
+async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.TrainingClient:
+    """A new adapter, or a saved state with its optimizer."""
+    config = run.plan.config
+    run.progress.live("preparing the adapter")
+    run.parent = None if start is None else start.state_path
+    if start is not None:
+        async with naming_what_is_gone(run, start.state_path):
+            return await run.clients.service.create_training_client_from_state_with_optimizer(
+                start.state_path
+            )
+    return await run.clients.service.create_lora_training_client(
+        base_model=config.base_model,
+        rank=config.lora_rank,
+        seed=config.seed,
+        train_attn=config.train_attn,
+        train_mlp=config.train_mlp,
+        train_unembed=config.train_unembed,
+        user_metadata={"renderer_name": run.plan.renderer_name},
+    )
+
+
+# --- what was saved -------------------------------------------------------------------------------
+
+
+class BatchLoss(NamedTuple):
+    """`loss` is the mean over examples of their mean per token, `nll` the mean over loss tokens."""
+
+    loss: float
+    nll: float
+
+
+def batch_loss(logprobs: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> BatchLoss:
+    """The loss of a batch whose examples' weights each sum to 1; one array per example."""
+    pairs = list(zip(logprobs, weights, strict=True))
+    loss = -math.fsum(float(w @ lp) for lp, w in pairs) / len(pairs)
+    num_loss_tokens = sum(int((w > 0).sum()) for _, w in pairs)
+    nll = -math.fsum(float(lp[w > 0].sum()) for lp, w in pairs) / num_loss_tokens
+    return BatchLoss(loss, nll)

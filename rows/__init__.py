@@ -1,0 +1,1 @@
+"""Rows of any format as examples and datums: sources, words, quality, contamination, rendering."""

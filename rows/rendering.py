@@ -1,0 +1,268 @@
+"""Example -> Datum: tokenizers, chat formats, and which tokens carry loss.
+
+Masks come from the cookbook's renderers. Every row is rendered once, to know what it costs and
+whether anything is left to train on; its datum is made again when it is used, so that a million
+rows fit in memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from errors import ConfigError, DataError, TokenizerError
+from rows.examples import DropLog, DroppedRow, Example, ExampleTable
+
+if TYPE_CHECKING:
+    import tinker
+    import torch
+    from tinker_cookbook.renderers import Renderer
+
+NUM_KEPT = 4096  # datums kept in memory, the last used ones
+
+
+@dataclass(frozen=True)
+class DatumInfo:
+    """What is known of a rendered example."""
+
+    example_id: str
+    num_tokens: int
+    num_loss_tokens: int
+    truncated: bool
+
+
+class RenderedExample(NamedTuple):
+    """A datum as the service takes it, and what is known of it."""
+
+    datum: tinker.Datum
+    info: DatumInfo
+
+
+class RenderedTable(NamedTuple):
+    """The examples that can be trained on, their counts by position, and the dropped ones."""
+
+    examples: ExampleTable
+    num_tokens: Sequence[int]
+    num_loss_tokens: Sequence[int]
+    num_truncated: int
+    dropped: DropLog
+
+
+# --- tokenizers and renderers ---------------------------------------------------------------------
+
+
+def load_tokenizer(base_model: str) -> Any:
+    """The tokenizer of a hub model or of a model directory.
+
+    Raises `TokenizerError` when there is none on this machine or the hub.
+    """
+    from tinker_cookbook.tokenizer_utils import get_tokenizer
+    from transformers import AutoTokenizer
+
+    try:
+        # A directory not through the cookbook, which loads those with trust_remote_code.
+        tokenizer = (
+            AutoTokenizer.from_pretrained(base_model, trust_remote_code=False)
+            if _is_dir(base_model)
+            else get_tokenizer(base_model)
+        )
+    # What transformers raises for files that are not what they should be: there is no list of it.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TokenizerError(
+            f"base_model {base_model!r}: its tokenizer cannot be loaded: {first_line} "
+            "Check the name, the network, or give a model directory."
+        ) from None
+    # Rows are cut at max_seq_length, so its warning about longer ones would mislead.
+    tokenizer.model_max_length = sys.maxsize
+    return tokenizer
+
+
+def _is_dir(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name that no directory can have
+        return False
+
+
+def resolve_renderer_name(explicit: str | None, base_model: str, *, key: str = "base_model") -> str:
+    """The renderer to use: the one named, else the model's recommended one.
+
+    For a model directory the special tokens of its tokenizer tell the chat format.
+    Raises `ConfigError` when neither settles it; `key` is the setting that names the model.
+    """
+    if explicit is not None:
+        return explicit
+    if _is_dir(base_model):
+        vocabulary = load_tokenizer(base_model).get_vocab()
+        if "<|start_header_id|>" in vocabulary and "<|eot_id|>" in vocabulary:
+            return "llama3"
+        if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
+            return "qwen3" if "<think>" in vocabulary else "qwen3_instruct"
+        what_to_do = (
+            "Set renderer_name, for example to role_colon, which works with any tokenizer."
+            if key == "base_model"
+            else f"Name another model as {key}."
+        )
+        raise ConfigError(
+            f"{key}: the tokenizer in {base_model} has no special tokens of a known chat format. "
+            f"{what_to_do}"
+        )
+    from tinker_cookbook.exceptions import ConfigurationError
+    from tinker_cookbook.model_info import get_recommended_renderer_name
+
+    try:
+        return get_recommended_renderer_name(base_model)
+    except (ConfigurationError, KeyError, ValueError):
+        or_set = ", or set renderer_name to the chat format that the model was trained with"
+        raise ConfigError(
+            f"{key}: the cookbook recommends no renderer for {base_model!r}, which is no directory "
+            f"beside the config or here either. Correct {key}"
+            f"{or_set if key == 'base_model' else ''}."
+        ) from None
+
+
+def load_renderer(renderer_name: str, base_model: str) -> Renderer:
+    """Build the cookbook's renderer over the model's tokenizer.
+
+    Raises `ConfigError` for an unknown name, or when the tokenizer lacks the renderer's tokens.
+    """
+    from tinker_cookbook.exceptions import RendererError
+    from tinker_cookbook.renderers import get_renderer
+
+    tokenizer = load_tokenizer(base_model)
+    try:
+        renderer = get_renderer(renderer_name, tokenizer, model_name=base_model)
+        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        renderer.build_supervised_example(probe)  # pyright: ignore[reportArgumentType]
+        renderer.build_generation_prompt(probe[:1])  # pyright: ignore[reportArgumentType]
+        renderer.get_stop_sequences()
+    except RendererError as error:
+        raise ConfigError(
+            f"renderer_name {renderer_name!r} cannot be used: {error} Leave it null for the "
+            "model's recommended one, or name one of the cookbook's renderers, such as llama3, "
+            "qwen3 or role_colon."
+        ) from None
+    except (AssertionError, TypeError, ValueError, KeyError):
+        raise ConfigError(
+            f"renderer_name {renderer_name!r} does not fit {base_model}: its tokenizer lacks "
+            "special tokens that this chat format needs. Choose the model's own format, or "
+            "role_colon."
+        ) from None
+    return renderer
+
+
+# --- rendering ------------------------------------------------------------------------------------
+
+
+class Rendering:
+    """Renders examples to datums, and finds them by the example's id."""
+
+    def __init__(
+        self, renderer: Renderer, max_seq_length: int, train_on: str | None = None
+    ) -> None:
+        from tinker_cookbook.renderers import TrainOnWhat
+
+        self._renderer = renderer
+        self._max_seq_length = max_seq_length
+        # Renderers that drop earlier reasoning cannot train all turns in one pass: the prefix that
+        # earlier turns were trained on is one that sampling never produces.
+        can_train_all = renderer.has_extension_property
+        if train_on == TrainOnWhat.ALL_ASSISTANT_MESSAGES and not can_train_all:
+            raise ConfigError(
+                "data.train_on is all_assistant_messages, and the chat format drops the reasoning "
+                "of earlier turns, so they would be trained on what sampling never sees. Set it to "
+                "last_assistant_message, or choose another renderer_name."
+            )
+        default = "all_assistant_messages" if can_train_all else "last_assistant_message"
+        self.train_on_what = TrainOnWhat(train_on or default)
+        self._tables: list[ExampleTable] = []
+        self._kept: OrderedDict[str, RenderedExample] = OrderedDict()
+
+    def __getitem__(self, example_id: str) -> RenderedExample:
+        if example_id in self._kept:
+            self._kept.move_to_end(example_id)
+            return self._kept[example_id]
+        for table in self._tables:
+            position = table.find(example_id)
+            if position is not None:
+                return self._keep(table[position])
+        raise KeyError(example_id)
+
+    def render_all(self, examples: ExampleTable) -> RenderedTable:
+        """Render the examples of a table; those that can be trained on are found by id after.
+
+        Raises `DataError` when none is left.
+        """
+        kept: list[int] = []
+        num_tokens, num_loss_tokens, num_truncated = array("l"), array("l"), 0
+        dropped = DropLog()
+        for position, example in enumerate(examples):
+            try:
+                info = self._measure(example)
+            except ValueError as error:
+                reason = f"the renderer refuses it: {error}"
+                dropped.append(DroppedRow(example.source, example.line_no, "rejected", reason))
+                continue
+            if info.num_loss_tokens == 0:
+                reason = f"no answer token within max_seq_length {self._max_seq_length}"
+                row = DroppedRow(example.source, example.line_no, "no_loss_tokens", reason)
+                dropped.append(row)
+                continue
+            kept.append(position)
+            num_tokens.append(info.num_tokens)
+            num_loss_tokens.append(info.num_loss_tokens)
+            num_truncated += info.truncated
+        if len(examples) and not kept:
+            raise DataError(
+                f"{examples[0].source}: no row can be trained on; the first fails because "
+                f"{dropped[0].reason}. Raise max_seq_length or check the rows."
+            )
+        table = examples.take(kept) if len(kept) < len(examples) else examples
+        self._tables.append(table)
+        return RenderedTable(table, num_tokens, num_loss_tokens, num_truncated, dropped)
+
+    def _keep(self, example: Example) -> RenderedExample:
+        rendered = self._kept[example.id] = self._render(example)
+        if len(self._kept) > NUM_KEPT:
+            self._kept.popitem(last=False)
+        return rendered
+
+    def _render(self, example: Example) -> RenderedExample:
+        from tinker_cookbook.supervised.common import datum_from_model_input_weights
+
+        model_input, weights = self._build(example)
+        # Mean reduction: an example's weights sum to 1, so a long answer counts like a short one.
+        datum = datum_from_model_input_weights(
+            model_input, weights, max_length=self._max_seq_length, reduction="mean"
+        )
+        return RenderedExample(datum, self._info_of(example, model_input, weights))
+
+    def _measure(self, example: Example) -> DatumInfo:
+        """What is known of a datum, without making it, which takes nearly as long again."""
+        return self._info_of(example, *self._build(example))
+
+    def _build(self, example: Example) -> tuple[tinker.ModelInput, torch.Tensor]:
+        messages = [{"role": role, "content": content} for role, content in example.messages]
+        return self._renderer.build_supervised_example(
+            messages,  # pyright: ignore[reportArgumentType]
+            train_on_what=self.train_on_what,
+        )
+
+    def _info_of(
+        self, example: Example, model_input: tinker.ModelInput, weights: torch.Tensor
+    ) -> DatumInfo:
+        num_kept = min(model_input.length, self._max_seq_length)
+        if num_kept < 2:
+            raise ValueError("it has no two tokens, and one is learnt from those before it")
+        return DatumInfo(
+            example_id=example.id,
+            num_tokens=num_kept - 1,  # the last token is only a target, the first only an input
+            num_loss_tokens=int((weights[1:num_kept] > 0).sum()),
+            truncated=model_input.length > self._max_seq_length,
+        )

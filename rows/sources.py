@@ -1,0 +1,432 @@
+"""Files and datasets of any format, as numbered rows: JSONL, JSON, CSV, TSV, Parquet, Hugging Face.
+
+The text formats are read row by row here, because each problem has to name its line and a bad row
+must not take the file with it; Parquet is read by `pyarrow`, without the types that a file claims
+for itself, saved datasets and the hub's by `datasets`. `.gz` and `.zst` files are read as what is
+inside. A row is a JSON-like dictionary, or the problem that kept it from being one. Nothing here
+knows what a row means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from errors import ConfigError, DataError
+from storage.stored_json import RepeatedKeyError, unique_keys
+
+HUB_PREFIX = "hf:"
+MAX_ROW_BYTES = 16 * 2**20  # a longer row is a mistake, or no text that a model could be trained on
+COMPRESSIONS = (".gz", ".zst")
+CHUNK_BYTES = 2**16
+
+
+class Row(NamedTuple):
+    """One row with the number of its line (of its record, in binary formats) from 1."""
+
+    line_no: int
+    fields: dict[str, Any] | None
+    problem: str | None  # why there are no fields
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from: a file, a dataset saved on disk, or one of the hub (`hf:NAME`)."""
+
+    name: str  # as rows are listed under
+    path: Path | None  # None on the hub
+    hub_name: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)  # our name -> theirs
+    weight: float | None = None  # share of the slots, None: by the number of rows
+
+    def __str__(self) -> str:
+        return as_text(str(self.path or f"{HUB_PREFIX}{self.hub_name}"))
+
+
+def read_rows(source: Source) -> Iterator[Row]:
+    """Yield the rows of a source. Raises `DataError` where it cannot be read any further."""
+    if source.path is None:
+        yield from _hub_rows(source)
+        return
+    if source.path.is_dir():
+        yield from _saved_rows(source)
+        return
+    kind = format_of(source.path)
+    if kind == "parquet":
+        yield from _parquet_rows(source)
+        return
+    with _readable(source), _opened(source.path) as file:
+        if kind in ("csv", "tsv"):
+            yield from _csv_rows(source, file, "," if kind == "csv" else "\t")
+        elif kind == "json" and _first_byte(file) == b"[":
+            yield from _array_rows(source, file)
+        else:
+            yield from _jsonl_rows(file)
+
+
+def sha256_of(source: Source) -> str:
+    """The digest of a source's files. Raises `DataError` when they cannot be read.
+
+    A hub dataset has the digest of its revision's fingerprint, which names its content.
+    """
+    if source.path is None:
+        return hashlib.sha256(_load_hub(source)._fingerprint.encode()).hexdigest()
+    with _readable(source):
+        if not source.path.is_dir():
+            with open(source.path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for path in sorted(one for one in source.path.rglob("*") if one.is_file()):
+            digest.update(f"{path.relative_to(source.path)}\n".encode())
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+def format_of(path: Path) -> str:
+    """`jsonl`, `json`, `csv`, `tsv` or `parquet`, by the file's name; what is unknown is JSONL."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSIONS]
+    kind = suffixes[-1][1:] if suffixes else ""
+    return kind if kind in ("json", "csv", "tsv", "parquet") else "jsonl"
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a directory holds what `Dataset.save_to_disk` writes."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _readable(source: Source) -> Iterator[None]:
+    """Name the source in whatever the operating system or a decompressor says."""
+    import zstandard
+
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(
+            f"{source}: cannot be read: {reason}. Check that the file is whole, and of the kind "
+            "that its name says."
+        ) from None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    suffix = path.suffix.lower()
+    with open(path, "rb") as raw:
+        if suffix == ".gz":
+            with gzip.GzipFile(fileobj=raw) as file:
+                yield file  # pyright: ignore[reportReturnType] (it has what is read here)
+        elif suffix == ".zst":
+            with io.BufferedReader(_ZstdFile(raw)) as file:
+                yield file
+        else:
+            yield raw
+
+
+class _ZstdFile(io.RawIOBase):
+    """What is inside a .zst file of one or several frames; one that is cut off is an `EOFError`."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        import zstandard
+
+        self._raw, self._decompressor = raw, zstandard.ZstdDecompressor()
+        self._frame: Any = None  # the one that is being read
+        self._read, self._made = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._made:
+            self._read = self._read or self._raw.read(CHUNK_BYTES)
+            if not self._read:
+                if self._frame is not None:
+                    raise EOFError("Compressed file ended before the end of its last frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._made, self._read = self._frame.decompress(self._read), b""
+            if self._frame.eof:
+                self._read, self._frame = self._frame.unused_data, None
+        number = min(len(buffer), len(self._made))
+        buffer[:number], self._made = self._made[:number], self._made[number:]
+        return number
+
+
+def _first_byte(file: IO[bytes]) -> bytes:
+    """The first byte of text, without moving on."""
+    assert isinstance(file, io.BufferedReader | gzip.GzipFile)
+    return file.peek(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+class _Json:
+    """Decodes JSON values; an object with a key that stands twice is refused, not half read."""
+
+    def __init__(self) -> None:
+        self._repeated: list[str] = []
+        self.decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        try:
+            return unique_keys(pairs)
+        except RepeatedKeyError as error:  # told later, once the end of the row is known
+            self._repeated.append(error.key)
+            return dict(pairs)
+
+    def fields_of(self, value: Any) -> dict[str, Any]:
+        """Return the object that was decoded last. Raises `ValueError` with what is wrong."""
+        repeated, self._repeated = self._repeated, []
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+        if repeated:
+            raise ValueError(f"the key {_shown(repeated[0])} stands twice in one object")
+        return value
+
+    def decode(self, text: str) -> dict[str, Any]:
+        """Decode one object. Raises `ValueError` with the reason."""
+        self._repeated = []
+        try:
+            return self.fields_of(self.decoder.decode(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+        except RecursionError:
+            raise ValueError("not usable JSON: it is nested too deeply") from None
+
+
+def _jsonl_rows(file: IO[bytes]) -> Iterator[Row]:
+    decode, line_no = _Json().decode, 0
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        line_no += 1
+        if len(line) > MAX_ROW_BYTES:
+            yield Row(line_no, None, f"longer than {MAX_ROW_BYTES // 2**20} MiB")
+            while not line.endswith(b"\n") and (line := file.readline(MAX_ROW_BYTES)):
+                pass
+            continue
+        if not line.strip():
+            continue
+        try:
+            text = line.decode("utf-8-sig" if line_no == 1 else "utf-8")
+            yield Row(line_no, decode(text.strip("\r\n \t")), None)
+        except UnicodeDecodeError:
+            yield Row(line_no, None, "not valid UTF-8")
+        except ValueError as error:
+            yield Row(line_no, None, str(error))
+
+
+def _array_rows(source: Source, file: IO[bytes]) -> Iterator[Row]:
+    """The objects of one JSON array. What is wrong with its syntax ends the whole file."""
+    try:
+        text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{source}: not valid UTF-8. Save it as UTF-8.") from None
+    reader, position, line_no, counted = _Json(), text.index("[") + 1, 1, 0
+    while True:
+        position = _skip_space(text, position)
+        if text[position : position + 1] == "]":
+            if text[_skip_space(text, position + 1) :]:
+                raise DataError(f"{source}: there is something after the end of its JSON array.")
+            return
+        line_no += text.count("\n", counted, position)
+        counted = position
+        try:
+            value, position = reader.decoder.raw_decode(text, position)
+            yield Row(line_no, reader.fields_of(value), None)
+        except (json.JSONDecodeError, RecursionError) as error:
+            found = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            raise DataError(
+                f"{source} line {line_no}: not valid JSON: {found}. What follows in the array "
+                "cannot be read; correct the file, or save it as JSONL, one row per line."
+            ) from None
+        except ValueError as error:
+            yield Row(line_no, None, str(error))
+        position = _skip_space(text, position)
+        if text[position : position + 1] == ",":
+            position += 1
+        elif text[position : position + 1] != "]":
+            raise DataError(
+                f"{source} line {line_no}: not valid JSON: the array goes on with "
+                f"{_shown(text[position : position + 10])} instead of a comma or its end."
+            )
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+# --- CSV ------------------------------------------------------------------------------------------
+
+
+def _csv_rows(source: Source, file: IO[bytes], delimiter: str) -> Iterator[Row]:
+    """Rows under a header; every value is text, and an empty one counts as absent."""
+    # What is no UTF-8 becomes surrogates, so that it costs its own row and no other.
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    with _longer_csv_fields():
+        header = _csv_header(source, reader)
+        while True:
+            line_no = reader.line_num + 1
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "unexpected end" in str(error):
+                    raise DataError(
+                        f"{source} line {line_no}: a quoted field that begins here or below is "
+                        "never closed, so the rest of the file cannot be told apart. Close it."
+                    ) from None
+                yield Row(line_no, None, f"not valid CSV: {error}")
+                continue
+            if not values:
+                continue
+            if len(values) != len(header):
+                problem = f"it has {len(values)} fields, the header has {len(header)}"
+                yield Row(line_no, None, problem)
+            elif not is_text("".join(values)):
+                yield Row(line_no, None, "not valid UTF-8")
+            else:
+                fields = {k: v for k, v in zip(header, values, strict=True) if v != ""}
+                yield Row(line_no, fields, None)
+
+
+def _csv_header(source: Source, reader: Any) -> list[str]:
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise DataError(f"{source} line 1: not a CSV header: {error}.") from None
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise DataError(f"{source} line 1: two columns are called {_shown(twice)}. Rename one.")
+    return header
+
+
+@contextlib.contextmanager
+def _longer_csv_fields() -> Iterator[None]:
+    before = csv.field_size_limit(MAX_ROW_BYTES)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+# --- datasets -------------------------------------------------------------------------------------
+
+
+def _parquet_rows(source: Source) -> Iterator[Row]:
+    from pyarrow.parquet import ParquetFile
+
+    with _explained(source), ParquetFile(source.path) as file:
+        rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
+        for number, fields in enumerate(rows, start=1):
+            yield Row(number, fields, None)
+
+
+def _saved_rows(source: Source) -> Iterator[Row]:
+    from datasets import DatasetDict, load_from_disk
+
+    with _explained(source):
+        data = load_from_disk(str(source.path))
+        if isinstance(data, DatasetDict):
+            if source.split not in data:
+                names = ", ".join(map(str, data))
+                raise DataError(
+                    f"{source}: it has no split {source.split!r}; it has {names}. Name one as "
+                    "`split`."
+                )
+            data = data[source.split]
+        for number, fields in enumerate(data, start=1):
+            yield Row(number, dict(fields), None)  # pyright: ignore[reportArgumentType]
+
+
+def _hub_rows(source: Source) -> Iterator[Row]:
+    data = _load_hub(source)
+    for number, fields in enumerate(data, start=1):
+        yield Row(number, dict(fields), None)
+
+
+def _load_hub(source: Source) -> Any:
+    assert source.hub_name is not None, "a source without a path is on the hub"
+    with _explained(source):
+        return _hub_dataset(source.hub_name, source.subset, source.split, source.revision)
+
+
+@functools.lru_cache(maxsize=1)  # so that a source's rows and digest are of one revision
+def _hub_dataset(name: str, subset: str | None, split: str, revision: str | None) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(name, subset, split=split, revision=revision)
+
+
+@contextlib.contextmanager
+def _explained(source: Source) -> Iterator[None]:
+    """Turn what `datasets` says of a dataset that it cannot load into one sentence."""
+    from datasets import disable_progress_bars
+    from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
+
+    disable_progress_bars()
+    try:
+        yield
+    except (DatasetsError, ArrowException, OSError, ValueError, KeyError) as error:
+        said = str(error).strip().splitlines()
+        what = (
+            "Check its name, `subset`, `split` and `revision`, and the network, which a dry run "
+            "does not use."
+            if source.path is None
+            else "Check that it is whole, and of the kind that its name says."
+        )
+        raise DataError(
+            f"{source}: the dataset cannot be read: {type(error).__name__}: "
+            f"{said[0][:200] if said else 'no details'}. {what}"
+        ) from None
+
+
+def as_text(text: str) -> str:
+    """A text that can be written down, whatever bytes or surrogates a file or its name has."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def is_text(value: str) -> bool:
+    """Whether there is no lone surrogate in it: JSON may hold them, and bytes that are no UTF-8
+    become some."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def hub_name(name: str) -> str:
+    """What follows `hf:`. Raises `ConfigError` for what can be no dataset's name."""
+    rest = name.removeprefix(HUB_PREFIX)
+    if not rest or rest.startswith((".", "/")) or rest.count("/") > 1:
+        raise ConfigError(
+            f"{name!r} names no dataset of the hub. Write {HUB_PREFIX}OWNER/NAME, and `subset`, "
+            "`split` and `revision` beside it where they are needed."
+        )
+    return rest

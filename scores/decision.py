@@ -1,0 +1,336 @@
+"""From the history of results to the next action, with the sentence that explains it. Pure.
+
+A round passes when the gate's rule holds: `mean` compares the score with the threshold,
+`lower_bound` the lower end of its one-sided interval, `paired` asks for the score at the threshold
+and for a gain over the baseline that exceeds `margin` beyond noise. `alpha` is spent evenly over
+`max_rounds` looks (Bonferroni). Whatever the rule, a broken guard, or more than a tenth of a scored
+task's answers truncated or malformed, keeps a round from passing.
+
+A round that does not pass multiplies the learning rate by `lr_decay`. The best round is the one
+that passed, or else the one with the highest score among those whose guards hold, the earlier one
+of equals; it is what the run recommends, not the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from scores.intervals import Interval
+from scores.results import EvalResult, TaskResult, gate_change
+
+Action = Literal[
+    "continue", "rollback", "stop_passed", "stop_budget", "stop_rounds", "stop_plateau"
+]
+Rule = Literal["mean", "lower_bound", "paired"]
+WARN_FLAWED_SHARE = 0.02  # of answers truncated or malformed
+MAX_FLAWED_SHARE = 0.10
+ROUNDING = 1e-12  # the mean of 0.7, 0.8 and 0.9 is a hair below 0.8
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a round has to reach and how far the run may go. Budgets that are None have no limit."""
+
+    threshold: float
+    max_rounds: int
+    max_steps: int
+    lr_decay: float
+    rule: Rule = "mean"
+    alpha: float = 0.05
+    margin: float = 0.0
+    patience: int | None = None
+    rollback: bool = True
+    guards: Mapping[str, float] = field(default_factory=dict)  # task -> largest allowed drop
+    max_tokens: int | None = None
+    max_minutes: float | None = None
+    max_usd: float | None = None
+
+    @property
+    def alpha_per_look(self) -> float:
+        return self.alpha / self.max_rounds
+
+    @property
+    def level(self) -> float:
+        """Of the two-sided interval whose lower end is the one-sided bound at `alpha_per_look`."""
+        return 1 - 2 * self.alpha_per_look
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the run has used so far, and the most that one round has used of it."""
+
+    steps: int
+    tokens: int = 0
+    minutes: float = 0.0
+    usd: float = 0.0
+    round_tokens: int = 0
+    round_minutes: float = 0.0
+    round_usd: float = 0.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens after a round. `lr_multiplier` applies to the next round's rate."""
+
+    round: int
+    action: Action
+    sentence: str
+    lr_multiplier: float
+    best_round: int
+    num_missed_gates: int  # so far, this round included; the k of the learning-rate formula
+
+    @property
+    def stops(self) -> bool:
+        return self.action not in ("continue", "rollback")
+
+
+def decide(earlier: Sequence[EvalResult], result: EvalResult, spent: Spent, gate: Gate) -> Decision:
+    """Decide after one round, given the results of the rounds before it, oldest first."""
+    history = [*earlier, result]
+    best = best_round(history, gate)
+    verdict = judge(result, history[0], gate)
+    if result.round == 0:
+        # Truncated answers only warn here: nothing is stopped or recommended by a baseline.
+        already = gate.rule != "paired" and _apply_rule(result, result, gate).passed
+        sentence = f"Baseline {result.score:.4f} (n={result.n})" + (
+            f": the untouched model meets the threshold already ({verdict.numbers}). Training all "
+            "the same."
+            if already
+            else f", threshold {gate.threshold:g}."
+        )
+        return Decision(0, "continue", sentence, 1.0, best, 0)
+    missed = result.round  # every trained round before this one missed, or the run had stopped
+    if verdict.passed:
+        sentence = f"Target met: {verdict.numbers}. Stopping."
+        return Decision(result.round, "stop_passed", sentence, 1.0, result.round, missed - 1)
+    why_not = verdict.numbers if verdict.objection is None else verdict.objection
+    end = _end(history, spent, gate)
+    if end is not None:
+        sentence = f"Target not met: {why_not} {end.reason}. Stopping."
+        return Decision(result.round, end.action, sentence, 1.0, best, missed)
+    fallen = _fall(history, best, gate)
+    head = "Not passed" if _is_reached(result, gate) else "Score below threshold"
+    going_on = f"Learning rate times {gate.lr_decay:g}, preparing round {result.round + 1}."
+    if fallen is not None:
+        sentence = f"{head}: {why_not}. {fallen} {going_on}"
+        return Decision(result.round, "rollback", sentence, gate.lr_decay, best, missed)
+    sentence = f"{head}: {why_not}. {going_on}"
+    return Decision(result.round, "continue", sentence, gate.lr_decay, best, missed)
+
+
+# --- does a round pass? ---------------------------------------------------------------------------
+
+
+class Verdict(NamedTuple):
+    """Whether a result passes; `objection` says what keeps one from it that meets the rule."""
+
+    passed: bool
+    numbers: str
+    objection: str | None
+
+
+def judge(result: EvalResult, baseline: EvalResult, gate: Gate) -> Verdict:
+    """Apply the rule, then what no rule overrides: guards and flawed answers."""
+    rule = _apply_rule(result, baseline, gate)
+    guard = broken_guard(result, baseline, gate)
+    if not rule.passed:
+        return rule if guard is None else rule._replace(numbers=f"{rule.numbers}, and {guard}")
+    objection = guard or _too_many_flaws(result)
+    if objection is None:
+        return rule
+    return Verdict(False, rule.numbers, f"{rule.numbers}, but {objection}")
+
+
+def _apply_rule(result: EvalResult, baseline: EvalResult, gate: Gate) -> Verdict:
+    is_reached = _is_reached(result, gate)
+    numbers = _compared(result.score, gate.threshold, is_reached)
+    if gate.rule == "mean":
+        return Verdict(is_reached, numbers, None)
+    sure = f"one-sided {1 - gate.alpha_per_look:.1%}"
+    if gate.rule == "lower_bound":
+        interval = result.gate_interval(gate.level)
+        if interval is None:
+            return Verdict(False, f"{numbers}, but {_why_unknown(result, gate)}", None)
+        passed = interval.low >= gate.threshold
+        numbers = (
+            f"lower bound {_compared(interval.low, gate.threshold, passed)} "
+            f"(score {result.score:.4f}, n={result.n}, {sure})"
+        )
+        return Verdict(passed, numbers, None)
+    gain = gate_change(result, baseline, gate.level)
+    if gain.interval is None:
+        return Verdict(False, f"{numbers}, but {_why_unknown(result, gate)}", None)
+    is_gain = gain.interval.low > gate.margin
+    numbers += (
+        f" and {gain.mean:+.4f} on the baseline, at least {gain.interval.low:+.4f} "
+        f"{'>' if is_gain else '<='} margin {gate.margin:g} (paired, {sure})"
+    )
+    return Verdict(is_reached and is_gain, numbers, None)
+
+
+def _is_reached(result: EvalResult, gate: Gate) -> bool:
+    return result.score >= gate.threshold - ROUNDING
+
+
+def _compared(value: float, threshold: float, is_reached: bool) -> str:
+    """Both numbers with the sign between them, with digits enough to see that it is right."""
+    shown = f"{value:.4f}"
+    if (float(shown) >= float(f"{threshold:g}")) != is_reached:
+        shown, threshold_shown = f"{value:.8f}", f"{threshold:.8f}"
+    else:
+        threshold_shown = f"{threshold:g}"
+    return f"{shown} {'>=' if is_reached else '<'} {threshold_shown}"
+
+
+def _why_unknown(result: EvalResult, gate: Gate) -> str:
+    task = next(t for t in result.scored_tasks if t.gate_interval(gate.level) is None)
+    number = "question" if task.n == 1 else "cluster"
+    return f"{task.name} has one {number} only, which gives no bound"
+
+
+def broken_guard(result: EvalResult, baseline: EvalResult, gate: Gate) -> str | None:
+    """The first guard that fell by more than it may, as a clause; None when all known ones hold."""
+    for name, allowed in gate.guards.items():
+        after, before = result.task(name), baseline.task(name)
+        if after is None or before is None or after is before:
+            continue
+        drop = before.score - after.score
+        if drop > allowed + 1e-12:  # 0.90 - 0.85 is not more than 0.05
+            return (
+                f"guard {name} fell by {drop:.4f} from {before.score:.4f} "
+                f"(allowed {allowed:g}, n={after.n})"
+            )
+    return None
+
+
+def _most_flawed(result: EvalResult) -> TaskResult:
+    return max(result.scored_tasks, key=lambda task: task.flawed_share)
+
+
+def _too_many_flaws(result: EvalResult) -> str | None:
+    task = _most_flawed(result)
+    if task.flawed_share <= MAX_FLAWED_SHARE:
+        return None
+    return (
+        f"{_flaws(task, result)}, and a round with more than {MAX_FLAWED_SHARE:.0%} never passes; "
+        "raise evaluation.max_tokens or look at the answers"
+    )
+
+
+def _flaws(task: TaskResult, result: EvalResult) -> str:
+    of_task = f" of {task.name}" if len(result.scored_tasks) > 1 else ""
+    num_samples = len(task.samples)
+    return f"{task.num_flawed} of {num_samples} answers{of_task} were truncated or malformed"
+
+
+def flaw_warning(result: EvalResult) -> str | None:
+    """A sentence where so many answers are truncated or malformed that the score may mislead."""
+    task = _most_flawed(result)
+    if task.flawed_share <= WARN_FLAWED_SHARE:
+        return None
+    return (
+        f"warning: {_flaws(task, result)} (graded as they stand); with more than "
+        f"{MAX_FLAWED_SHARE:.0%} a round cannot pass"
+    )
+
+
+# --- does the run end? ----------------------------------------------------------------------------
+
+
+class _End(NamedTuple):
+    action: Action
+    reason: str
+
+
+def _end(history: Sequence[EvalResult], spent: Spent, gate: Gate) -> _End | None:
+    """Why the run ends after a round that did not pass, or None."""
+    round_no = history[-1].round
+    if round_no >= gate.max_rounds:
+        return _End("stop_rounds", f"after {round_no} of {gate.max_rounds} rounds")
+    if spent.steps >= gate.max_steps:
+        return _End("stop_budget", f"after {spent.steps} of max_steps {gate.max_steps}")
+    for name, used, per_round, limit in (
+        ("tokens", spent.tokens, spent.round_tokens, gate.max_tokens),
+        ("minutes", spent.minutes, spent.round_minutes, gate.max_minutes),
+        ("usd", spent.usd, spent.round_usd, gate.max_usd),
+    ):
+        if limit is not None and used + per_round > limit:
+            return _End(
+                "stop_budget",
+                f"with {used:,.4g} of budget.{name} {limit:,.6g} used and {per_round:,.4g} needed "
+                "for another round like the dearest so far",
+            )
+    if gate.patience is not None and (still := _plateau(history, gate, gate.patience)) is not None:
+        return _End("stop_plateau", still)
+    return None
+
+
+def _plateau(history: Sequence[EvalResult], gate: Gate, patience: int) -> str | None:
+    """Name the plateau when no round of the last `patience` beat the champion beyond noise.
+
+    The champion changes only when the one-sided bound of the paired difference is above 0 (the
+    idea of the Ladder, Blum and Hardt 2015), so slow progress still counts once it adds up.
+    """
+    champion = history[0]
+    for result in history[1:]:
+        gain = gate_change(result, champion, 1 - 2 * gate.alpha)
+        if gain.interval is None:  # nothing is known of the noise, so no plateau either
+            return None
+        if gain.interval.low > 0 and broken_guard(result, history[0], gate) is None:
+            champion = result
+    last = history[-1]
+    if last.round - champion.round < patience:
+        return None
+    gain = gate_change(last, champion, 1 - 2 * gate.alpha)
+    return (
+        f"and no round since round {champion.round} ({champion.score:.4f}) was better beyond noise "
+        f"(round {last.round}: {_signed(gain.mean, gain.interval)}, patience {patience})"
+    )
+
+
+def _fall(history: Sequence[EvalResult], best: int, gate: Gate) -> str | None:
+    """Why to go back to the best round: the last is worse beyond noise, or broke a guard."""
+    last = history[-1]
+    if not gate.rollback or best in (0, last.round):
+        return None
+    best_result = next(result for result in history if result.round == best)
+    guard = broken_guard(last, history[0], gate)
+    if guard is not None and broken_guard(best_result, history[0], gate) is None:
+        return f"Back to round {best}: {guard}."
+    change = gate_change(last, best_result, 1 - 2 * gate.alpha)
+    if change.interval is None or change.interval.high >= 0:
+        return None
+    return (
+        f"Back to round {best} ({best_result.score:.4f}), which this round is worse than beyond "
+        f"noise ({_signed(change.mean, change.interval)})."
+    )
+
+
+def _signed(value: float, interval: Interval | None) -> str:
+    shown = "" if interval is None else f" [{interval[0]:+.4f}, {interval[1]:+.4f}]"
+    return f"{value:+.4f}{shown}"
+
+
+def best_round(history: Sequence[EvalResult], gate: Gate) -> int:
+    """The trained round with the highest score whose guards hold, the earlier of equals.
+
+    Where every trained round broke a guard they all count; 0 if none is trained.
+    """
+    trained = [result for result in history if result.round > 0]
+    if not trained:
+        return 0
+    whole = [r for r in trained if broken_guard(r, history[0], gate) is None]
+    candidates = whole or trained
+    highest = max(result.score for result in candidates)
+    return min(result.round for result in candidates if result.score >= highest - ROUNDING)
+
+
+# --- what the gate can tell, before anything is measured ------------------------------------------
+
+EXTENDABLE = (
+    "stop_rounds",
+    "stop_budget",
+    "stop_plateau",
+)  # decisions that a larger bound lets a run take again

@@ -1,0 +1,97 @@
+"""What a number of questions can tell: how many are needed, how often chance alone stops a run."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from statistics import NormalDist
+from typing import Literal
+
+from scores.distributions import binomial_tail, two_sided_z
+from scores.intervals import wilson_interval
+
+StopRule = Literal["mean", "lower_bound"]
+
+
+def questions_needed(low: float, high: float, alpha: float = 0.05, power: float = 0.8) -> int:
+    """Binary questions for a one-sided test of `low` to reject it with `power` if `high` is true.
+
+    Fleiss, Levin and Paik 2003, section 2.5, one sample, without continuity correction.
+    """
+    return max(1, math.ceil(_fleiss_n(low, high, alpha, power) - 1e-9))
+
+
+def smallest_difference(
+    n: int, score: float, alpha: float = 0.05, power: float = 0.8
+) -> float | None:
+    """Smallest drop below `score` that `n` binary questions tell apart, by `questions_needed`.
+
+    None where n questions do not even tell `score` from 0.
+    """
+    if score <= 0 or _fleiss_n(0.0, score, alpha, power) > n:
+        return None
+    too_small, enough = 0.0, score
+    for _ in range(60):
+        middle = (too_small + enough) / 2
+        if middle > 0 and _fleiss_n(score - middle, score, alpha, power) <= n:
+            enough = middle
+        else:
+            too_small = middle
+    return enough
+
+
+def _fleiss_n(low: float, high: float, alpha: float, power: float) -> float:
+    if not 0 <= low < high <= 1 or not 0 < alpha < 0.5 <= power < 1:
+        raise ValueError(f"cannot tell {high} from {low} at alpha {alpha} with power {power}")
+    normal = NormalDist()
+    spread = normal.inv_cdf(1 - alpha) * math.sqrt(low * (1 - low))
+    spread += normal.inv_cdf(power) * math.sqrt(high * (1 - high))
+    ratio = spread / (high - low)
+    return ratio * ratio  # `** 2` raises where the difference is next to nothing
+
+
+def false_stop_risk(
+    rule: StopRule,
+    n: int,
+    threshold: float,
+    true_score: float,
+    num_looks: int,
+    alpha: float = 0.05,
+) -> float:
+    """Chance that one of `num_looks` independent evaluations of n binary questions passes.
+
+    Exact (binomial). "mean" passes when the mean reaches the threshold, "lower_bound" when the
+    lower end of Wilson's interval at the one-sided level alpha / num_looks (Bonferroni) does.
+    """
+    level = _look_level(alpha, num_looks)
+
+    def passes(num_correct: int) -> bool:
+        if rule == "mean":
+            return num_correct / n >= threshold
+        return wilson_interval(num_correct, n, level).low >= threshold
+
+    smallest = bisect_left(range(n + 1), True, key=passes)
+    return _any_of(binomial_tail(smallest, n, true_score), num_looks)
+
+
+def false_stop_risk_normal(
+    rule: StopRule,
+    stderr: float,
+    threshold: float,
+    true_score: float,
+    num_looks: int,
+    alpha: float = 0.05,
+) -> float:
+    """`false_stop_risk` where the mean is normal with a known `stderr`: graded or several tasks."""
+    distance = (threshold - true_score) / stderr
+    if rule == "lower_bound":
+        distance += two_sided_z(_look_level(alpha, num_looks))
+    return _any_of(NormalDist().cdf(-distance), num_looks)
+
+
+def _look_level(alpha: float, num_looks: int) -> float:
+    return 1 - 2 * alpha / num_looks
+
+
+def _any_of(chance: float, num_looks: int) -> float:
+    return 1.0 if chance >= 1 else -math.expm1(num_looks * math.log1p(-chance))

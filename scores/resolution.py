@@ -1,0 +1,96 @@
+"""What a gate can tell with the questions that there are, in words, before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from scores.decision import Gate
+from scores.intervals import combine, gate_interval
+from scores.power import false_stop_risk, false_stop_risk_normal, smallest_difference
+
+FALSE_STOP_GAP = 0.05  # how far below the threshold a model is in the example of a false stop
+
+
+class TaskSize(NamedTuple):
+    """Questions of a scored task, and how many clusters they form (n where none are shared)."""
+
+    n: int
+    num_clusters: int
+
+
+def describe_gate(gate: Gate, sizes: Sequence[TaskSize]) -> Iterator[str]:
+    """Yield what the questions can tell apart, how often the rule stops falsely, and a warning
+    where it can never be met."""
+    yield describe_resolution(gate, sizes) + _false_stops(gate, sizes)
+    if (warning := _never_passes(gate, sizes)) is not None:
+        yield warning
+
+
+def describe_resolution(gate: Gate, sizes: Sequence[TaskSize]) -> str:
+    """What the evaluation set can and cannot tell apart.
+
+    Before anything is measured the answers are taken as right or wrong, and those of a cluster as
+    rising and falling together, which is the widest that they can be.
+    """
+    n, n_eff = sum(size.n for size in sizes), _effective_n(sizes)
+    worth = "" if n_eff == n else f", worth as few as {n_eff} independent ones of one task,"
+    drop = smallest_difference(n_eff, gate.threshold) if 0 < gate.threshold < 1 else None
+    if drop is None:
+        told = f"cannot tell a score of {gate.threshold:g} from any lower one"
+    else:
+        lower = math.floor((gate.threshold - drop) * 100) / 100
+        told = f"tell {gate.threshold:g} from {lower:.2f}, not from closer scores"
+    return f"resolution: {n} questions{worth} {told} (one-sided 5 %, power 80 %)"
+
+
+def _effective_n(sizes: Sequence[TaskSize]) -> int:
+    """How many questions of one task the plain mean of tasks is worth: k^2 / sum(1 / n)."""
+    inverse = sum(1 / size.num_clusters for size in sizes)
+    return max(1, math.floor(len(sizes) ** 2 / inverse + 1e-9))
+
+
+def _false_stops(gate: Gate, sizes: Sequence[TaskSize]) -> str:
+    truth = gate.threshold - FALSE_STOP_GAP
+    if not 0 < truth < 1:
+        return ""
+    rule = "lower_bound" if gate.rule == "lower_bound" else "mean"
+    n_eff, looks = _effective_n(sizes), gate.max_rounds
+    if len(sizes) == 1:
+        risk = false_stop_risk(rule, n_eff, gate.threshold, truth, looks, gate.alpha)
+    else:
+        stderr = math.sqrt(truth * (1 - truth) / n_eff)
+        risk = false_stop_risk_normal(rule, stderr, gate.threshold, truth, looks, gate.alpha)
+    is_clustered = any(size.num_clusters < size.n for size in sizes)
+    most = "at most " if gate.rule == "paired" or is_clustered else ""
+    about = "about " if len(sizes) > 1 else ""
+    return (
+        f"; a model that is really {truth:.2f} would stop falsely in {most}{about}{risk:.1%} of "
+        f"runs of {looks} rounds (gate.rule {gate.rule})"
+    )
+
+
+def _never_passes(gate: Gate, sizes: Sequence[TaskSize]) -> str | None:
+    """A warning where not even right answers only would have a lower bound at the threshold."""
+    if gate.rule == "mean":
+        return None
+    if any(size.num_clusters == 1 for size in sizes):
+        return (
+            f"warning: no round can pass, because gate.rule {gate.rule} needs a bound and a scored "
+            "task of one question or one cluster has none. Ask more, or set gate.rule to mean."
+        )
+    if gate.rule == "paired":
+        return None
+    perfect = [
+        gate_interval([1.0] * size.n, [i % size.num_clusters for i in range(size.n)], gate.level)
+        for size in sizes
+    ]
+    bound = combine([1.0] * len(sizes), perfect)
+    if bound is None or bound.low >= gate.threshold:
+        return None
+    return (
+        f"warning: no round can pass, because even right answers only would have the lower bound "
+        f"{bound.low:.4f} < {gate.threshold:g}. Ask more questions, lower eval_threshold, or set "
+        "gate.rule to mean."
+    )

@@ -1,0 +1,35 @@
+"""Scores, losses and p-values as all reports and lines write them."""
+
+from __future__ import annotations
+
+from scores.intervals import Interval
+from scores.results import EvalResult, HeldOutLoss, TaskResult
+
+
+def score_text(one: EvalResult | TaskResult) -> str:
+    return f"{one.score:.4f} {interval_text(one.interval)}"
+
+
+def interval_text(interval: Interval | None, *, signed: bool = False) -> str:
+    if interval is None:
+        return "[unknown]"
+    shape = "+.2f" if signed else ".2f"
+    return f"[{interval.low:{shape}}, {interval.high:{shape}}]"
+
+
+def p_value_text(p_value: float | None) -> str:
+    return "" if p_value is None else f", p = {p_value:.2g}"
+
+
+ROLE_NAMES = {"score": "", "guard": " (guard)", "report": " (beside the score)"}
+
+
+def score_and_n(result: EvalResult | TaskResult) -> str:
+    return f"{score_text(result)}, n={result.n}"
+
+
+def loss_text(loss: HeldOutLoss) -> str:
+    return (
+        f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}, "
+        f"{loss.bits_per_byte:.4f} bits per byte"
+    )

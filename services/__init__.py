@@ -1,0 +1,1 @@
+"""What stands between the loop and the services it speaks to: keys, places, faults, outbox."""

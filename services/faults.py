@@ -1,0 +1,80 @@
+"""What a Tinker service's errors mean to a user: one message each, and a word for the ledger.
+
+The SDK has retried by then what can be retried; what comes back to us ends the process, with the
+run resumable. Pure: an exception in, a `ServiceError` or None out.
+"""
+
+from __future__ import annotations
+
+import re
+
+import tinker
+from tinker.lib.retryable_exception import RetryableException
+
+from errors import ServiceError
+
+# What an SDK call can raise besides `tinker.TinkerError`; a ValueError only with these words.
+SDK_ERRORS = (tinker.TinkerError, RetryableException, ValueError)
+_NO_RESULT = "Error retrieving result"
+_STATUS = re.compile(r"with status (\d{3})|Error code: (\d{3})")
+
+_MEANINGS = {
+    "session_lost": (
+        "no longer knows this session or request: the service was restarted, or the session "
+        "expired while nothing was heard of it. Start the service again if it is yours"
+    ),
+    "future_lost": "has lost the result of a request that it had accepted",
+    "refused_key": "refuses the key. Check that TINKER_API_KEY holds one that is still valid",
+    "out_of_quota": "will not work on credit any longer. Settle the account's billing or quota",
+    "rate_limited": "still limits the rate after all retries. Wait a while",
+    "user_error": "refuses a request as wrong",
+    "server_error": "failed on its own side",
+    "unreachable": "cannot be reached any more. Start it again, or check the network",
+}
+_BY_STATUS = {
+    **dict.fromkeys((400, 409, 413, 422, 425), "user_error"),
+    **dict.fromkeys((401, 403), "refused_key"),
+    402: "out_of_quota",
+    404: "session_lost",
+    410: "future_lost",
+    429: "rate_limited",
+}
+
+
+def explain(error: Exception, base_url: str | None) -> ServiceError | None:
+    """What an error of the SDK means; None for one that is not about the service."""
+    fault = _fault(error)
+    if fault is None:
+        return None
+    explained = ServiceError(
+        f"The service at {base_url or 'Tinker'} {_MEANINGS[fault]} ({type(error).__name__}: "
+        f"{error}). What was saved before is safe."
+    )
+    explained.fault = fault
+    return explained
+
+
+def is_gone(error: Exception) -> bool:
+    """Whether an error on naming a checkpoint says that it is expired, deleted or unknown."""
+    return _fault(error) in ("user_error", "session_lost", "future_lost")
+
+
+def _fault(error: Exception) -> str | None:
+    if isinstance(error, RetryableException):
+        return "future_lost"
+    if isinstance(error, tinker.APIStatusError):
+        return _of_status(error.status_code)
+    if isinstance(error, tinker.APIConnectionError):
+        return "unreachable"
+    if isinstance(error, tinker.RequestFailedError):
+        return "user_error" if error.category == "user" else "server_error"
+    if isinstance(error, tinker.TinkerError):
+        return "server_error"
+    if isinstance(error, ValueError) and str(error).startswith(_NO_RESULT):
+        found = _STATUS.search(str(error))
+        return _of_status(int(found[1] or found[2])) if found else "future_lost"
+    return None
+
+
+def _of_status(status: int) -> str:
+    return _BY_STATUS.get(status, "server_error" if status >= 500 else "user_error")

@@ -1,0 +1,97 @@
+"""Where a run happens: the first rule that applies decides, and its reason is printed.
+
+Nothing here talks to a service but to see that something listens at its address.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+from errors import ConfigError
+from services.keys import TINKER, Keys, refuse_unsendable
+
+if TYPE_CHECKING:
+    from local_tinker import Service
+
+
+class ServiceChoice(NamedTuple):
+    """Where the run happens, and why. `kind` is embedded, compatible or tinker."""
+
+    kind: str
+    base_url: str | None
+    reason: str
+
+
+def choose_service(
+    base_url: str | None,
+    base_model: str,
+    model_dir: Path | None,
+    env: Mapping[str, str],
+    *,
+    local: bool,
+    begun_on: str | None = None,
+) -> ServiceChoice:
+    """Apply the rules in order. Raises `ConfigError` naming the remedies when none applies.
+
+    A resumed run that was `begun_on` the embedded service stays there: its weights are in the run
+    directory.
+    """
+    address = base_url or env.get("TINKER_BASE_URL")
+    if begun_on == "embedded":
+        return ServiceChoice("embedded", None, "the run's weights are there")
+    if local:
+        return ServiceChoice("embedded", None, "--local was given")
+    if address:
+        source = "base_url in the config" if base_url else "TINKER_BASE_URL"
+        _require_key(env, f"{source} is {address}, and a service is reached with a key")
+        return ServiceChoice("compatible", address, f"{source} is set")
+    if model_dir is not None:
+        reason = f"base_model {base_model!r} is a directory"
+        return ServiceChoice("embedded", None, reason)
+    if env.get("TINKER_API_KEY"):
+        _require_key(env, "Tinker is reached with a key")
+        return ServiceChoice("tinker", None, "TINKER_API_KEY is set")
+    raise ConfigError(
+        f"There is nowhere to train {base_model!r}: it is not a directory here, and no "
+        "service is set. Export TINKER_API_KEY to use Tinker; or set base_url (or TINKER_BASE_URL) "
+        "to a compatible service; or set base_model to a model directory; or add --local to use "
+        "this machine and the Hugging Face cache. ./run_demo.sh --local needs none of these."
+    )
+
+
+def _require_key(env: Mapping[str, str], why: str) -> None:
+    key = env.get("TINKER_API_KEY", "")
+    if not key.startswith(("tml-", "eyJ")):
+        found = "is not set" if not key else "does not start with tml-"
+        raise ConfigError(
+            f"TINKER_API_KEY {found}: {why}. Export the key that the service was started with; "
+            "where it checks none, any that starts with tml- will do."
+        )
+    refuse_unsendable(TINKER, key)
+
+
+def refuse_silent_address(base_url: str) -> None:
+    """Raise `ConfigError` when nothing listens there; the SDK would retry for minutes."""
+    try:
+        url = urlsplit(base_url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        with socket.create_connection((url.hostname or "", port), timeout=5):
+            return
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"Nothing answers at {base_url}: {error}. Start the service, or correct base_url (or "
+            "TINKER_BASE_URL)."
+        ) from None
+
+
+class Place(NamedTuple):
+    """Where a session is opened, and what it is signed with."""
+
+    choice: ServiceChoice
+    service: Service | None  # the embedded one
+    checkpoint_dir: Path
+    keys: Keys

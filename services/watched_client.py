@@ -1,0 +1,84 @@
+"""A sampling client that times each answer and keeps the keys out of what fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from errors import ServiceError
+
+if TYPE_CHECKING:
+    import tinker
+
+
+T = TypeVar("T")
+
+
+def watched(
+    client: tinker.SamplingClient,
+    on_answer: Callable[[float], None],
+    redacted: Callable[[str], str],
+) -> tinker.SamplingClient:
+    """A client, as evaluators use one, that tells of each answer how many seconds it took.
+
+    What a request fails with is a `ServiceError` without the keys, for it goes into records and
+    logs, and a server may have quoted them.
+    """
+    return cast("tinker.SamplingClient", _WatchedClient(client, on_answer, redacted))
+
+
+class _WatchedClient:
+    def __init__(
+        self,
+        client: tinker.SamplingClient,
+        on_answer: Callable[[float], None],
+        redacted: Callable[[str], str],
+    ) -> None:
+        self._client = client
+        self._on_answer = on_answer
+        self._redacted = redacted
+
+    async def sample(
+        self,
+        prompt: tinker.ModelInput,
+        num_samples: int,
+        sampling_params: tinker.SamplingParams,
+    ) -> tinker.SampleResponse:
+        return await self._answer(self._client.sample(prompt, num_samples, sampling_params))
+
+    async def compute_logprobs(self, prompt: tinker.ModelInput) -> list[float | None]:
+        return await self._answer(self._client.compute_logprobs(prompt))
+
+    async def _answer(self, future: Awaitable[T]) -> T:
+        from services.faults import SDK_ERRORS, explain
+
+        asked_at = time.monotonic()
+        try:
+            answer = await future
+        except SDK_ERRORS as error:
+            if explain(error, None) is None:
+                raise
+            said = self._redacted(f"{type(error).__name__}: {error}")
+            raise ServiceError(said) from None
+        self._on_answer(time.monotonic() - asked_at)
+        return answer
+
+
+@dataclass
+class Stopwatch:
+    """How long the requests of an evaluation took, from asking to the answer."""
+
+    num_requests: int = 0
+    total_s: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.num_requests += 1
+        self.total_s += seconds
+
+    def take_mean_ms(self) -> float | None:
+        """The mean in milliseconds since it was last taken; None where nothing was asked."""
+        mean_ms = 1000 * self.total_s / self.num_requests if self.num_requests else None
+        self.num_requests, self.total_s = 0, 0.0
+        return mean_ms

@@ -1,0 +1,330 @@
+"""The nested groups of settings: types, limits, defaults, and one line on each setting.
+
+Each group refuses keys that it does not know. Rules across groups are `TrainingConfig`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+MAX_COUNT = 10**12  # more of anything is a mistake, and too long a number to reckon with
+
+NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _one_line(text: str) -> str:
+    """Names stand in messages, tables and logs, where a control character would do harm, and a
+    lone surrogate cannot even be written."""
+    if NO_TEXT.search(text):
+        what = "input should hold no control character and no lone surrogate"
+        raise PydanticCustomError("no_text", what)
+    return text
+
+
+Name = Annotated[str, AfterValidator(_one_line)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class SourceSettings(Settings):
+    """One of several sources of rows."""
+
+    file: Name = Field(min_length=1)
+    weight: float | None = Field(default=None, gt=0)
+    columns: dict[str, str] | None = None
+    subset: Name | None = None
+    split: Name = "train"
+    revision: Name | None = None
+
+
+def _kind_of_source(value: Any) -> str | None:
+    """Which of the kinds below a value is meant to be, so that only its problems are said."""
+    kinds = {
+        str: "kind-name",
+        list: "kind-list",
+        dict: "kind-source",
+        SourceSettings: "kind-source",
+    }
+    return kinds.get(type(value))
+
+
+def _one_of(what: str) -> Discriminator:
+    return Discriminator(_kind_of_source, "source_kind", f"input should be {what}")
+
+
+SourceName = Annotated[Name, Field(min_length=1), Tag("kind-name")]
+
+OneSource = Annotated[
+    SourceName | Annotated[SourceSettings, Tag("kind-source")],
+    _one_of("the name of a source, or an object with its `file`"),
+]
+
+Sources = Annotated[
+    SourceName | Annotated[list[OneSource], Field(min_length=1), Tag("kind-list")],
+    _one_of("the name of a source, or a list of sources"),
+]
+
+ROW_FIELDS = (
+    *("messages", "conversations", "instruction", "input", "output", "prompt", "completion"),
+    *("system", "topic"),
+)
+
+
+class DataSettings(Settings):
+    """How rows become training steps."""
+
+    columns: dict[str, str] = Field(
+        default={},
+        description=(
+            'what the files call their columns, for example `{"prompt": "question", "completion": '
+            '"answer", "topic": "subject"}`'
+        ),
+    )
+    on_bad_row: Literal["stop", "skip"] = Field(
+        default="skip",
+        description="what rows that cannot be used do: `skip` lists them, `stop` ends with exit 2",
+    )
+    train_on: (
+        Literal[
+            "last_assistant_message",
+            "last_assistant_turn",
+            "all_assistant_messages",
+            "all_messages",
+            "all_tokens",
+            "all_user_and_system_messages",
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description=(
+            "which messages carry loss; null: all of the assistant's, or only the last where the "
+            "chat format drops earlier reasoning"
+        ),
+    )
+    min_words: Positive | None = Field(
+        default=None, description="fewest words of a conversation; null: no limit"
+    )
+    max_words: Positive | None = Field(
+        default=None, description="most words of a conversation; null: no limit"
+    )
+    max_repetition: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description=(
+            "largest share of an answer's three-word phrases that may repeat earlier ones, for "
+            "example 0.5; null: no limit"
+        ),
+    )
+    near_duplicates: float | None = Field(
+        default=None,
+        ge=0.5,
+        lt=1,
+        description=(
+            "drop rows whose three-word phrases overlap with an earlier row's by this share, for "
+            "example 0.8; null: only exact duplicates"
+        ),
+    )
+    contamination: Literal["drop", "stop"] = Field(
+        default="drop",
+        description=(
+            "what rows that hold an evaluation question do: `drop` lists them with both texts, "
+            "`stop` ends with exit 2"
+        ),
+    )
+    val_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description=(
+            "share of `train_file` that is held out, chosen by the content of its first question, "
+            "so that it stays when rows are added; its loss is measured as `nll:split`"
+        ),
+    )
+    accumulate: Positive = Field(
+        default=1,
+        description=(
+            "forward-backward calls that one step's batch is split into before its optimizer step"
+        ),
+    )
+
+
+class EvaluationSettings(Settings):
+    """What is asked of a checkpoint, and how. Maps are keyed by the task's name in `eval_tasks`."""
+
+    temperature: float = Field(
+        default=0.0, ge=0, le=10, description="sampling temperature of every task; 0 is greedy"
+    )
+    max_tokens: Positive | None = Field(
+        default=None,
+        description=(
+            "longest answer in tokens; null: 64 for question files, an Inspect task's own or "
+            "else 1024"
+        ),
+    )
+    num_repeats: Positive = Field(
+        default=1,
+        description="times that each question is asked; its score is their mean",
+    )
+    concurrency: Positive = Field(default=128, description="samples in flight at once")
+    every: dict[str, Positive | Literal["end"]] = Field(
+        default={},
+        description=(
+            "task -> every how many rounds it is measured, or `end`; only for tasks that do not "
+            "enter the score"
+        ),
+    )
+    held_out_every_steps: Positive | None = Field(
+        default=None,
+        description=(
+            "inside a round, measure held-out losses every so many steps too; null: only after it"
+        ),
+    )
+    layers: dict[str, Literal[2, 3]] = Field(
+        default={},
+        description=(
+            "task -> 2 (public benchmark) or 3 (the application's own), where its name misleads"
+        ),
+    )
+    task_args: dict[str, dict[str, Any]] = Field(
+        default={}, description="Inspect task -> its arguments"
+    )
+    limit: dict[str, Positive] = Field(
+        default={}, description="Inspect task -> only its first so many samples"
+    )
+    score_key: dict[str, str] = Field(
+        default={},
+        description="Inspect task whose scorer gives several values -> the one that counts",
+    )
+    cluster_key: dict[str, str] = Field(
+        default={},
+        description=(
+            "Inspect task -> metadata key of samples that belong together; default `cluster`"
+        ),
+    )
+    grader_model: Name | None = Field(
+        default=None, description="base model, on the same service, that grades model-graded tasks"
+    )
+    test_tasks: list[Name] = Field(
+        default=[],
+        description="sealed test: asked once, at the end, of the chosen checkpoint only",
+    )
+
+
+class GateSettings(Settings):
+    """When a round passes, and when a run gives up or goes back."""
+
+    rule: Literal["mean", "lower_bound", "paired"] = Field(
+        default="mean",
+        description=(
+            "`mean`: the score reaches `eval_threshold`; `lower_bound`: its one-sided lower bound "
+            "does; `paired`: the score does, and the gain on the baseline exceeds `margin` beyond "
+            "noise"
+        ),
+    )
+    alpha: float = Field(
+        default=0.05,
+        ge=1e-6,
+        lt=0.5,
+        description="error allowed to a run, spread over `max_rounds`",
+    )
+    margin: float = Field(
+        default=0.0, ge=0, lt=1, description="gain on the baseline that `paired` asks for"
+    )
+    guards: dict[str, Share] = Field(
+        default={},
+        description="task -> how far it may fall below the baseline; guards never enter the score",
+    )
+    patience: Positive | None = Field(
+        default=None,
+        description="stop when so many rounds in a row brought nothing beyond noise; null: off",
+    )
+    rollback: bool = Field(
+        default=True,
+        description="go on from the best round when one is worse beyond noise or breaks a guard",
+    )
+
+
+class ModelPrices(Settings):
+    """US dollars for a million tokens of one model."""
+
+    train: float = Field(ge=0)
+    prefill: float = Field(ge=0)
+    sample: float = Field(ge=0)
+
+
+class PriceTable(Settings):
+    """Prices as the user read them, and when."""
+
+    as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    usd_per_million_tokens: dict[str, ModelPrices]
+
+
+class BudgetSettings(Settings):
+    """How much a run may use, beside `max_rounds` and `max_steps`; checked after each round."""
+
+    tokens: Positive | None = Field(
+        default=None, description="tokens trained, read and sampled; null: no limit"
+    )
+    minutes: float | None = Field(
+        default=None, gt=0, description="minutes of running, pauses not counted; null: no limit"
+    )
+    usd: float | None = Field(
+        default=None, gt=0, description="dollars by the table in `budget.prices`; null: no limit"
+    )
+    prices: PriceTable | None = Field(
+        default=None,
+        description=(
+            '`{"as_of": "YYYY-MM-DD", "usd_per_million_tokens": {MODEL: {"train", "prefill", '
+            '"sample"}}}`'
+        ),
+    )
+
+
+class MiningSettings(Settings):
+    """What later rounds train on."""
+
+    pool_file: Sources | None = Field(
+        default=None,
+        description="further examples, like `train_file`, to draw new ones from after round 1",
+    )
+    strategy: Literal["uniform", "topics", "similar", "loss", "hybrid"] = Field(
+        default="hybrid",
+        description=(
+            "how hard rows are drawn: by chance, from failed topics, by their likeness to failed "
+            "questions, by their loss, or from failed topics without what looks wrong by its loss"
+        ),
+    )
+    replay_share: Share = Field(
+        default=0.2, description="share of a later round that goes on through `train_file`"
+    )
+    new_share: Share = Field(
+        default=0.0, description="share of a later round that is drawn from the pool by chance"
+    )
+    noise_cap: float = Field(
+        default=0.3,
+        ge=0,
+        lt=1,
+        description=(
+            "share of the measured rows, those with the highest losses (of each topic, with "
+            "`hybrid`), that is not drawn, because wrong answers are among them"
+        ),
+    )
+    num_candidates: Positive | None = Field(
+        default=None,
+        description=(
+            "rows that are measured before each round; null: 8 for each one that is drawn by "
+            "its loss, all for likeness"
+        ),
+    )

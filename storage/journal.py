@@ -1,0 +1,118 @@
+"""What a measurement has finished, kept until its result is recorded.
+
+A journal is of one subject, the weights that are measured. Its lines reach the disk at least once a
+second: the newest may be lost with the power, never with the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from errors import RunStoreError
+from storage.files import append_line, read_lines
+from storage.stored_json import parse_object, record_of
+
+T = TypeVar("T")
+
+SYNC_EVERY_S = 1.0  # a journal's newest lines may be lost with the power, never with the process
+
+
+class Journal:
+    """What a measurement has finished, one record at a time, until its result is recorded.
+
+    It is of one `subject`, the weights that are measured: a journal that an attempt on others left
+    is begun afresh. Every record says what it cost, so that nothing is asked or counted twice.
+    """
+
+    def __init__(self, path: Path, subject: str) -> None:
+        self.path = path
+        self._head = json.dumps({"subject": subject})
+        self._records: dict[str, dict[str, Any]] = {}
+        self._synced_at = time.monotonic()
+        lines = read_lines(path, repair=True).complete
+        self._has_head = bool(lines) and lines[0] == self._head.encode()
+        if not self._has_head:
+            self.discard()
+            return
+        size = len(lines[0]) + 1
+        for line in lines[1:]:
+            record = _record(line)
+            if record is None:  # a hole that a power cut left; what follows cannot be trusted
+                os.truncate(path, size)  # and what is added now must not stand behind it
+                break
+            self._records[record["key"]] = record
+            size += len(line) + 1
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, key: str, kind: type[T]) -> T | None:
+        """A finished record. Raises `RunStoreError` for one that is not of this kind."""
+        record = self._records.get(key)
+        try:
+            return None if record is None else record_of(kind, record["fields"])
+        except ValueError as error:
+            raise RunStoreError(
+                f"{self.path}: what it holds of {key!r} cannot be read: {error}. Remove the file; "
+                "what it holds is measured again."
+            ) from None
+
+    def add(
+        self,
+        key: str,
+        fields: Mapping[str, Any],
+        *,
+        num_prompt_tokens: int,
+        num_sampled_tokens: int = 0,
+    ) -> None:
+        """Keep a finished record. Raises `StorageError`."""
+        record = {
+            "key": key,
+            "num_prompt_tokens": num_prompt_tokens,
+            "num_sampled_tokens": num_sampled_tokens,
+            "fields": dict(fields),
+        }
+        if not self._has_head:
+            append_line(self.path, self._head)
+            self._has_head = True
+        now = time.monotonic()
+        is_synced = now - self._synced_at >= SYNC_EVERY_S
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        append_line(self.path, line, is_synced=is_synced)
+        self._synced_at = now if is_synced else self._synced_at
+        self._records[key] = record
+
+    def discard(self) -> None:
+        """Remove it, once the result is recorded that holds its records."""
+        self.path.unlink(missing_ok=True)
+        self._records.clear()
+        self._has_head = False
+
+
+def num_waiting_tokens(path: Path) -> tuple[int, int]:
+    """Prompt and sampled tokens of the records that wait in a journal for their result."""
+    records = [_record(line) for line in read_lines(path, repair=False).complete[1:]]
+    kept = [record for record in records if record is not None]
+    return (
+        sum(record["num_prompt_tokens"] for record in kept),
+        sum(record["num_sampled_tokens"] for record in kept),
+    )
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = parse_object(line)
+        is_whole = (
+            isinstance(record["key"], str)
+            and isinstance(record["num_prompt_tokens"], int)
+            and isinstance(record["num_sampled_tokens"], int)
+            and isinstance(record["fields"], dict)
+        )
+    except (ValueError, KeyError):
+        return None
+    return record if is_whole else None
