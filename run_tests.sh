@@ -1,8 +1,21 @@
 #!/usr/bin/env bash
-# Lint, types and tests; arguments go to pytest. Without any, the tests that hang on the numbers of a
-# training run are run a second time, with the kernels of the simplest processor.
+# Lint, types and tests; other arguments than --thorough go to pytest.
+#
+#     ./run_tests.sh                what a change is checked with
+#     ./run_tests.sh --thorough     all cases of the fuzzers as well, and what could not be run
+#
+# Without arguments for pytest, the tests that hang on the numbers of a training run are run a second
+# time, with the kernels of the simplest processor.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+arguments=()
+for argument in "$@"; do
+    if [ "$argument" = --thorough ]; then
+        export THOROUGH=1
+    else
+        arguments+=("$argument")
+    fi
+done
 . ./ensure_venv.sh
 ensure_venv
 
@@ -14,15 +27,15 @@ export OMP_WAIT_POLICY=passive
 run_pytest() { "$VENV_PYTHON" -m pytest --numprocesses 2 --dist worksteal "$@"; }
 
 code=0
-run_pytest "$@" || code=$?
-if [ $# -gt 0 ]; then
-  exit "$code"
+run_pytest ${arguments[@]+"${arguments[@]}"} || code=$?
+if [ ${#arguments[@]} -gt 0 ]; then
+    exit "$code"
 fi
 capability=$("$VENV_PYTHON" -c 'import torch; print(torch.backends.cpu.get_cpu_capability())')
 if [ "$capability" = DEFAULT ]; then
-  echo "torch has used its default kernels, so the tests marked trains are not run again with them."
+    echo "torch has used its default kernels, so the tests marked trains are not run again with them."
 else
-  echo "The tests marked trains again, with torch's default kernels in the place of $capability:"
-  ATEN_CPU_CAPABILITY=default run_pytest -m trains || code=$?
+    echo "The tests marked trains again, with torch's default kernels in the place of $capability:"
+    ATEN_CPU_CAPABILITY=default run_pytest -m trains || code=$?
 fi
 exit "$code"

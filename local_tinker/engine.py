@@ -12,7 +12,6 @@ import itertools
 import math
 import secrets
 import time
-import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -466,9 +465,10 @@ class Engine:
             self._peft.unload()  # peft keeps at least one; the base model is bare again
             self._peft = None
         else:
-            with warnings.catch_warnings():  # that the active adapter is deleted is what we want
-                warnings.simplefilter("ignore", UserWarning)
-                self._peft.delete_adapter(adapter)
+            if adapter in self._peft.active_adapters:  # else peft warns that it chooses another
+                others = (other for other in self._peft.peft_config if other != adapter)
+                self._peft.set_adapter(next(others))
+            self._peft.delete_adapter(adapter)
         self._active = "?"
 
     # --- sampling -----------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+import forked
 
 if TYPE_CHECKING:
     import local_tinker
@@ -18,9 +21,27 @@ os.environ["TINKER_TELEMETRY"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 REPO = Path(__file__).resolve().parent.parent
-
-
+# `./run_tests.sh --thorough`: all the cases of each fuzzer, and what is too slow for every day.
+IS_THOROUGH = os.environ.get("THOROUGH") == "1"
 SETTLED = ("TINKER_API_KEY", "TINKER_BASE_URL", "EVALOPS_API_KEY", "EVALOPS_API_URL")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit its address
+        opened = contextlib.ExitStack()
+        opened.enter_context(forked.server())
+        config.add_cleanup(opened.close)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if IS_THOROUGH:
+        skipped = terminalreporter.stats.get("skipped", [])
+        terminalreporter.section("all cases; what could not be run here, and why")
+        for report in skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+            terminalreporter.line(f"{report.nodeid}: {str(reason).removeprefix('Skipped: ')}")
+        if not skipped:
+            terminalreporter.line("Nothing: every test was run.")
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tinker import types
 
+import forked
 import local_tinker
 from conftest import REPO
 
@@ -91,26 +92,34 @@ async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any
 @contextmanager
 def standalone(
     models: list[Path], folder: Path, *options: str, preexec: Any = None
-) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
-    """`python -m local_tinker` with a key of our own: the process, its address and its log."""
+) -> Iterator[tuple[forked.Process | subprocess.Popen[str], str, Path]]:
+    """`python -m local_tinker` with a key of our own: the process, its address and its log.
+
+    With `preexec`, which is called in it first, it is a new interpreter.
+    """
     log = folder.with_suffix(".log")
-    command = [sys.executable, "-m", "local_tinker", "--checkpoint-dir", str(folder), *options]
+    command = ["-m", "local_tinker", "--checkpoint-dir", str(folder), *options]
     for model in models:
         command += ["--base-model", str(model)]
-    with log.open("w") as log_file:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log_file,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": KEY},
-            preexec_fn=preexec,
-        )
-    assert process.stdout is not None
-    try:
-        address = process.stdout.readline().strip().removeprefix("export TINKER_BASE_URL=")
-        assert process.stdout.readline().strip() == f"export TINKER_API_KEY={KEY}", log.read_text()
-        yield process, address, log
-    finally:
-        process.kill()
-        process.wait(20)
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": KEY}
+    read_end, write_end = os.pipe()
+    with log.open("w") as log_file, os.fdopen(write_end, "w") as output:
+        if preexec is None:
+            process = forked.Process(*command, stdout=output, stderr=log_file, env=environment)
+        else:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                stdout=output,
+                stderr=log_file,
+                text=True,
+                env=environment,
+                preexec_fn=preexec,
+            )
+    with os.fdopen(read_end) as told:
+        try:
+            address = told.readline().strip().removeprefix("export TINKER_BASE_URL=")
+            assert told.readline().strip() == f"export TINKER_API_KEY={KEY}", log.read_text()
+            yield process, address, log
+        finally:
+            process.kill()
+            process.wait(20)

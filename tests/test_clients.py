@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from peft import PeftModel
 from tinker import types
 from transformers import AutoModelForCausalLM
 
+import forked
 import local_tinker
 from sdk_client import KEY, checkpoint_dir, standalone
 
@@ -131,15 +131,7 @@ def tail(text: str | bytes | None) -> str:
 def run_client(served: Served, home: Path, *arguments: str, timeout: float = 120) -> str:
     """Run `python *arguments` to its end and return what it printed; fail with its last words."""
     try:
-        outcome = subprocess.run(
-            [sys.executable, *arguments],
-            env=environment(served, home),
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        outcome = forked.run(*arguments, env=environment(served, home), cwd=home, timeout=timeout)
     except subprocess.TimeoutExpired as expired:
         pytest.fail(f"still running after {timeout} s:\n{tail(expired.stderr)}")
     assert outcome.returncode == 0, (
@@ -200,8 +192,8 @@ def test_chat_sl_goes_on_from_its_checkpoint_after_being_killed(
     command += [f"{key}={value}" for key, value in settings.items()]
 
     with (tmp_path / "killed.log").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, *command],
+        process = forked.Process(
+            *command,
             env=environment(served, tmp_path),
             cwd=tmp_path,
             stdout=output,

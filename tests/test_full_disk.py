@@ -31,6 +31,7 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
 
+import forked  # noqa: E402
 from errors import StorageError  # noqa: E402 (also found where pytest does not run this file)
 from ledger.store import RunStore  # noqa: E402
 
@@ -188,11 +189,9 @@ class Driver:
 
     def __init__(self, folder: Path) -> None:
         # Imported before anything forks, so that each attempt starts at once.
-        import inspect_ai.agent._acp.server  # noqa: F401
-        import inspect_evals._registry  # noqa: F401
         import kill_resume  # pyright: ignore[reportMissingImports] (of benchmarks/)
-        import tinker_cookbook.supervised.common  # noqa: F401
 
+        forked.import_everything()
         self.kill_resume = kill_resume
         self.folder = folder
         self.disks = {name: Disk(folder / name) for name in ("disk", "temporary")}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import evalops_client
+import forked
 import local_tinker
 from conftest import REPO
 from data_loader import load_examples
@@ -281,19 +280,18 @@ def test_evaluation_questions_never_enter_training(workspace: Workspace) -> None
 # --- killed and resumed ------------------------------------------------------------------------
 
 
-def start(workspace: Workspace, run_dir: str, **changes: Any) -> subprocess.Popen:
-    command = [sys.executable, str(REPO / "trainer_with_eval.py")]
-    return subprocess.Popen(
-        command + workspace.arguments(run_dir, **changes),
-        stdout=subprocess.DEVNULL,
+def start(workspace: Workspace, run_dir: str, **changes: Any) -> forked.Process:
+    return forked.Process(
+        REPO / "trainer_with_eval.py",
+        *workspace.arguments(run_dir, **changes),
         stderr=subprocess.PIPE,
         cwd=workspace.folder,
-        text=True,
-        env={**os.environ},
     )
 
 
-def wait_for(process: subprocess.Popen, ledger: Path, event_type: str, count: int) -> None:
+def wait_for(
+    process: forked.Process | subprocess.Popen, ledger: Path, event_type: str, count: int
+) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if ledger.exists() and ledger.read_text().count(f'"type": "{event_type}"') >= count:

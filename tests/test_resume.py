@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import forked
 import local_tinker
 from conftest import REPO
 from ledger.store import RunStore
@@ -59,8 +58,7 @@ def kill_when(
 def test_killed_runs_end_as_the_same_run(tmp_path: Path) -> None:
     study, outcomes = REPO / "benchmarks" / "kill_resume.py", tmp_path / "outcomes.json"
     series = [f"{name}:{moments}" for name, moments in KILL_STUDY.items()]
-    command = [sys.executable, str(study), "--json", str(outcomes), "--series", *series]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked.run(study, "--json", outcomes, "--series", *series)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     trials = json.loads(outcomes.read_text())
     found = {name: [differences for *_, differences in of] for name, of in trials.items()}
@@ -199,12 +197,13 @@ def test_a_second_signal_leaves_at_once(workspace: Workspace) -> None:
     process = start(workspace, "run", steps_per_round=400, batch_size=8, max_rounds=1)
     wait_for(process, workspace.folder / "run/ledger.jsonl", "step", 3)
     process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    while "once more to leave at once" not in process.stderr.readline():
+    while "once more to leave at once" not in process.said_so_far("stderr"):
         assert process.poll() is None
+        time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
+    errors = errors.partition("once more to leave at once")[2]
     # It may have been saving already; either way it says how to go on.
     assert f"--resume {workspace.folder / 'run'}" in errors
 

@@ -215,6 +215,7 @@ def test_adapters_load_in_a_plain_peft_model_with_the_same_logprobs(
     path, output = using(service, tmp_path, body)
     base = AutoModelForCausalLM.from_pretrained(qwen_dir)
     base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
+    base.config.tie_word_embeddings = False
     model = PeftModel.from_pretrained(base, str(checkpoint_dir(tmp_path, path)))
     for one, made in zip(DATA, output.loss_fn_outputs, strict=True):
         tokens = torch.tensor([one.model_input.to_ints()])

@@ -19,6 +19,7 @@ import httpx
 import pytest
 import tinker
 
+import forked
 import local_tinker
 from conftest import REPO
 from local_tinker import checkpoints, state
@@ -89,12 +90,10 @@ def test_sizes(text: str, size: float) -> None:
 def test_what_cannot_start_says_why_and_exits_2(
     llama_dir: Path, tmp_path: Path, options: list[str], part: str
 ) -> None:
-    outcome = subprocess.run(
-        [sys.executable, "-m", "local_tinker", "--checkpoint-dir", str(tmp_path / "c")]
-        + [option.format(model=llama_dir) for option in options],
+    outcome = forked.run(
+        *("-m", "local_tinker", "--checkpoint-dir", tmp_path / "c"),
+        *(option.format(model=llama_dir) for option in options),
         env={**os.environ, "PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
         timeout=60,
     )
     assert outcome.returncode == 2, outcome.stderr

@@ -152,8 +152,9 @@ def test_a_custom_loss_in_the_client_trains_as_the_same_loss_on_the_server(
 ) -> None:
     def nll(data: list[types.Datum], logprobs: list[torch.Tensor]) -> Any:
         weights = [torch.tensor(d.loss_fn_inputs["weights"].to_numpy()) for d in data]
-        loss = -sum((w * lp).sum() for w, lp in zip(weights, logprobs, strict=True))
-        return loss, {"mine": float(loss)}  # pyright: ignore[reportArgumentType]
+        terms = [(w * lp).sum() for w, lp in zip(weights, logprobs, strict=True)]
+        loss = -torch.stack(terms).sum()
+        return loss, {"mine": loss.item()}
 
     async def body(client: tinker.ServiceClient) -> Any:
         custom, plain = await new_run(client), await new_run(client)
