@@ -59,12 +59,11 @@ def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) 
 
     `lineage` are the results of the rounds that its weights came from, the baseline first.
     """
-    training = _training(curves)
-    problems = [training.problem]
-    if training.problem is None:  # else a held-out loss rises for that reason
+    problems = [_too_high(curves) or _stuck(curves)]
+    if problems == [None]:  # else a held-out loss rises for that reason
         problems = [_rise(loss, lineage, curves.held_out) for loss in result.held_out]
     problems.append(_unlearned_topics(lineage[0], result))
-    found = [problem for problem in problems if problem is not None] or [training.sentence]
+    found = [problem for problem in problems if problem is not None] or [_course(curves)]
     sentence = "; ".join(found)
     return sentence[0].upper() + sentence[1:] + "."
 
@@ -79,7 +78,7 @@ def divergence(losses: Sequence[float], vocab_size: int) -> str | None:
         return None
     start, last = _start(losses), median_low(losses[-DIVERGED_STEPS:])
     blind_guess = math.log(vocab_size)
-    if not _is_far_above_guess(start, last, blind_guess):
+    if last <= blind_guess or not _is_far_above(start, last, blind_guess):
         return None
     return (
         f"{last:.2f} nats a token over the last {DIVERGED_STEPS} steps, {start:.2f} at the "
@@ -92,25 +91,13 @@ def last_quarter(losses: Sequence[float]) -> float:
     return mean(losses[-max(1, len(losses) // 4) :])
 
 
-class _Training(NamedTuple):
-    sentence: str
-    problem: str | None
-
-
-def _training(curves: Curves) -> _Training:
-    problem = _too_high(curves) or _stuck(curves)
-    return _Training(problem or _course(curves), problem)
-
-
 def _too_high(curves: Curves) -> str | None:
     """What shows a learning rate that is too high: the end of a round, however the way there looks,
     or a sure rise."""
     losses, n, blind_guess = curves.losses, len(curves.losses), math.log(curves.vocab_size)
     start, end = _start(losses), _end(losses)
-    first, last = _first_quarter(losses), last_quarter(losses)
-    is_far = _is_far_above_guess(start, end, blind_guess)  # chance does not, even in one batch
-    if n >= MIN_STEPS:
-        is_far = is_far or _is_far_above(start, end, blind_guess)
+    first, last = mean(losses[: max(1, n // 4)]), last_quarter(losses)
+    is_far = _is_far_above(start, end, blind_guess) and (n >= MIN_STEPS or end > blind_guess)
     if n >= MIN_STEPS_STUCK:  # no batch after the first came near it
         is_far = is_far or min(losses[1:]) > max(FAR_FACTOR * start, LOW_NATS)
     if is_far:
@@ -136,9 +123,8 @@ def _stuck(curves: Curves) -> str | None:
         return None
     trend, level = _trend(losses), mean(losses)
     most_fallen = student_t_quantile(SURE, n - 2) * trend.stderr - trend.change
-    # a rate that is too high can do all of its harm in the first step, and looks flat from there
-    has_risen = _end(losses) > RISE_FACTOR * _start(losses)
-    if most_fallen >= STUCK_FRAC * level or has_risen:
+    # A rate that is too high can do all of its harm in the first step, and looks flat from there.
+    if most_fallen >= STUCK_FRAC * level or _end(losses) > RISE_FACTOR * _start(losses):
         return None
     return (
         f"the training loss stayed at {level:.3f} nats a token for {n} steps"
@@ -154,22 +140,18 @@ def _course(curves: Curves) -> str:
         first = last = median(losses)
         moved = f"is {last:.3f} nats a token"
     else:
-        first, last, end = _first_quarter(losses), last_quarter(losses), _end(losses)
+        first = mean(losses[: len(losses) // 4])
+        last, end = last_quarter(losses), _end(losses)
         first = losses[0] if first > RISE_FACTOR * losses[0] else first  # a bad batch is in it
         last = end if last > RISE_FACTOR * end else last
         moved = f"went from {first:.3f} to {last:.3f} nats a token in this round"
-    highest = max(losses)
-    is_spike = _is_far_above(max(first, last), highest, blind_guess)
-    spike = f", with a spike to {highest:.3f}" if is_spike else ""
+    is_spike = _is_far_above(max(first, last), max(losses), blind_guess)
+    spike = f", with a spike to {max(losses):.3f}" if is_spike else ""
     return f"the training loss {moved}{_guess_beside(last, blind_guess)}{spike}"
 
 
 def _guess_beside(loss: float, blind_guess: float) -> str:
     return f", where a blind guess has {blind_guess:.2f}" if loss > blind_guess else ""
-
-
-def _first_quarter(losses: Sequence[float]) -> float:
-    return mean(losses[: max(1, len(losses) // 4)])
 
 
 def _start(losses: Sequence[float]) -> float:
@@ -193,21 +175,14 @@ def _few(losses: Sequence[float]) -> int:
     return max(1, min(FEW_STEPS, len(losses) // 2))
 
 
-def _is_far_above_guess(start: float, loss: float, blind_guess: float) -> bool:
-    """Whether a loss is worse than a blind guess and far above where the round started.
-
-    Rows that contradict what was learned begin worse than a blind guess, and fall.
-    """
-    return loss > max(FAR_FACTOR * start, blind_guess)
-
-
 def _is_far_above(start: float, loss: float, blind_guess: float) -> bool:
     """Whether a loss is further above the start than batches differ by chance.
 
-    One that is still low is not: a few new rows among learned ones raise 0.01 to 0.3.
+    Rows that contradict what was learned begin worse than a blind guess, and fall. A loss that is
+    still low is not far above: a few new rows among learned ones raise 0.01 to 0.3.
     """
-    is_above = loss > max(FAR_FACTOR_BELOW * start, LOW_NATS)
-    return is_above or _is_far_above_guess(start, loss, blind_guess)
+    factor = FAR_FACTOR if loss > blind_guess else FAR_FACTOR_BELOW
+    return loss > max(factor * start, LOW_NATS)
 
 
 class _Trend(NamedTuple):

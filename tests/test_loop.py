@@ -460,3 +460,38 @@ def test_what_a_server_did_not_take_is_sent_by_sync(
         sent = [json.loads(request.body)["name"].split(":")[0] for request in server.requests]
     assert sent == [f"Training Round {i}" for i in range(3)]
     assert [event["round"] for event in workspace.events("run") if event.get("ok")] == [0, 1, 2]
+
+
+# --- two runs in one process ---------------------------------------------------------------------
+
+
+def start_two(workspace: Workspace, **changes: Any) -> forked.Process:
+    config = workspace.arguments("unused", **changes)[1]
+    program = REPO / "tests" / "two_runs.py"
+    pipe = subprocess.PIPE
+    return forked.Process(
+        program, config, workspace.folder, stdout=pipe, stderr=pipe, cwd=workspace.folder
+    )
+
+
+def test_two_runs_in_one_process_are_each_as_if_alone(workspace: Workspace) -> None:
+    assert workspace.run("alone") == 0
+    process = start_two(workspace)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert json.loads(out) == {"ends": ["stop_rounds"] * 2, "levels_put_back": True}
+    for name in ("one", "two"):
+        assert same_bits(workspace.weights(name, 2), workspace.weights("alone", 2))
+        assert workspace.store(name).scores() == workspace.store("alone").scores()
+
+
+def test_a_signal_is_heard_by_every_run_of_a_process(workspace: Workspace) -> None:
+    process = start_two(workspace, steps_per_round=200, max_rounds=1)
+    for name in ("one", "two"):
+        wait_for(process, workspace.folder / name / "ledger.jsonl", "step", 2)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=120)
+    assert json.loads(out) == {"ends": ["interrupted"] * 2, "levels_put_back": True}, errors
+    for name in ("one", "two"):
+        checkpoint = workspace.store(name).last_checkpoint()
+        assert checkpoint is not None and checkpoint.sampler_path is None  # saved inside the round
