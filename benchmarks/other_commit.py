@@ -5,7 +5,7 @@
 The demo is run whole by the code of the commit and by the code here. Then the commit's code is
 killed at random steps, and the code here resumes what it left. Compared, as by kill_resume.py, are
 the tensors of every checkpoint, evaluations, selections, manifest and effective ledger; the
-sentences of diagnoses, which may be worded anew, are left out. Runs one process at a time.
+what is said otherwise since is left out. Runs one process at a time.
 """
 
 from __future__ import annotations
@@ -57,14 +57,23 @@ def num_events(run_dir: Path) -> int:
     return 0
 
 
-def without_diagnoses(run_dir: Path) -> None:
-    """Take the sentences of diagnoses out of a ledger."""
+def without_known_changes(run_dir: Path) -> None:
+    """Take out what is said otherwise since: the sentences of diagnoses, and which of several
+    equally near questions a similar row is listed with, which was chance."""
     file = run_dir / "ledger.jsonl"
     events = [json.loads(line) for line in file.read_text().splitlines()]
     for event in events:
         if event["type"] == "diagnosed":
             event["sentence"] = ""
     file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    file = run_dir / "data_dropped.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    known = [
+        {**row, "reason": "", "other": ""} if row["kind"] == "similar" else row for row in rows
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in known))
+    file = run_dir / "data_manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dropped": known[:100]}))
 
 
 def main() -> None:
@@ -93,7 +102,7 @@ def main() -> None:
             process.communicate()
             finished(start(REPO, "--resume", run_dir))
         for run_dir in runs.values():
-            without_diagnoses(run_dir)
+            without_known_changes(run_dir)
         failed = False
         for name, run_dir in list(runs.items())[1:]:
             folders = (runs["there"] / "checkpoints", run_dir / "checkpoints")
