@@ -444,7 +444,7 @@ def _explain(problem: Any) -> str:
                 ".".join(map(str, (*place[:-1], name))) for name in SourceSettings.model_fields
             ]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see the settings table in README.md."
+        hint = f"did you mean {near[0]}?" if near else "see docs/settings.md."
         return f"{key} is not a setting; {hint}"
     if problem["type"] == "missing":
         return f"{key} is missing; it has no default."
@@ -480,7 +480,7 @@ def _describe(prefix: str, fields: dict[str, FieldInfo]) -> Iterator[SettingRow]
 
 
 def settings_table() -> str:
-    """The settings as a Markdown table, as it stands in README.md."""
+    """The settings as a Markdown table, as it stands in docs/settings.md."""
     rows = [f"| `{row.key}` | {row.default} | {row.description} |" for row in describe_settings()]
     return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
 

@@ -37,7 +37,7 @@ class DataError(InputError):
 class ServiceError(LoopError):
     """The Tinker service refused or lost something and the run cannot go on.
 
-    `fault` says in one word what, for the ledger; see faults.py.
+    `fault` says in one word what, for the ledger; see services/faults.py.
     """
 
     fault: str | None = None

@@ -3,6 +3,9 @@
 #
 #     ./run_tests.sh                what a change is checked with
 #     ./run_tests.sh --thorough     all cases of the fuzzers as well, and what could not be run
+#
+# Without arguments for pytest, the tests that hang on the numbers of a training run are run a second
+# time, with the kernels of the simplest processor.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 arguments=()
@@ -21,4 +24,18 @@ ensure_venv
 .venv/bin/pyright --pythonpath "$VENV_PYTHON"
 # Two tests at a time share the cores: a thread that waits for another must not keep one busy.
 export OMP_WAIT_POLICY=passive
-exec "$VENV_PYTHON" -m pytest --numprocesses 2 --dist worksteal ${arguments[@]+"${arguments[@]}"}
+run_pytest() { "$VENV_PYTHON" -m pytest --numprocesses 2 --dist worksteal "$@"; }
+
+code=0
+run_pytest ${arguments[@]+"${arguments[@]}"} || code=$?
+if [ ${#arguments[@]} -gt 0 ]; then
+    exit "$code"
+fi
+capability=$("$VENV_PYTHON" -c 'import torch; print(torch.backends.cpu.get_cpu_capability())')
+if [ "$capability" = DEFAULT ]; then
+    echo "torch has used its default kernels, so the tests marked trains are not run again with them."
+else
+    echo "The tests marked trains again, with torch's default kernels in the place of $capability:"
+    ATEN_CPU_CAPABILITY=default run_pytest -m trains || code=$?
+fi
+exit "$code"

@@ -85,7 +85,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "not met, 130 interrupted. Progress goes to stderr, results to stdout.",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="JSON config; README.md lists the settings"
+        "--config", metavar="FILE", help="JSON config; docs/settings.md lists the settings"
     )
     parser.add_argument(
         "--set",

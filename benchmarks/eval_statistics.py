@@ -1,4 +1,4 @@
-"""Measure what eval_stats.py promises: levels, coverage and power, enumerated or simulated.
+"""Measure what scores/intervals.py promises: levels, coverage and power, enumerated or simulated.
 
     .venv/bin/python benchmarks/eval_statistics.py [--runs 500]
 

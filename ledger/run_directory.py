@@ -235,8 +235,12 @@ class RunDirectory:
 
     def _record(self, kind: type[T], event: Event) -> T:
         """What an event tells of, as a record. Raises `RunStoreError`."""
+        key = f"event {event['seq']}", kind
+        if key in self._held:
+            return self._held[key]
         try:
-            return record_of(kind, event)
+            value = self._held[key] = record_of(kind, event)
+            return value
         except ValueError as error:
             raise RunStoreError(
                 f"{self.run_dir / LEDGER} line {event['seq'] + 1}: not a ledger event: {error}. "

@@ -174,7 +174,7 @@ class EvalTexts:
         if len(words) > self._longest_near:
             return
         distances: dict[int, tuple[int, _Question]] = {}
-        for word in set(words):
+        for word in dict.fromkeys(words):  # in their order: of equally near ones the same is named
             for question in self._by_rare_word.get(word, ()):
                 if id(question) in distances:
                     continue

@@ -24,6 +24,8 @@ Action = Literal[
     "continue", "rollback", "stop_passed", "stop_budget", "stop_rounds", "stop_plateau"
 ]
 Rule = Literal["mean", "lower_bound", "paired"]
+# Decisions that a larger bound lets a run take again.
+EXTENDABLE = ("stop_rounds", "stop_budget", "stop_plateau")
 WARN_FLAWED_SHARE = 0.02  # of answers truncated or malformed
 MAX_FLAWED_SHARE = 0.10
 ROUNDING = 1e-12  # the mean of 0.7, 0.8 and 0.9 is a hair below 0.8
@@ -86,8 +88,17 @@ class Decision:
         return self.action not in ("continue", "rollback")
 
 
-def decide(earlier: Sequence[EvalResult], result: EvalResult, spent: Spent, gate: Gate) -> Decision:
-    """Decide after one round, given the results of the rounds before it, oldest first."""
+def decide(
+    earlier: Sequence[EvalResult],
+    result: EvalResult,
+    spent: Spent,
+    gate: Gate,
+    champion: Champion | None = None,
+) -> Decision:
+    """Decide after one round, given the results of the rounds before it, oldest first.
+
+    `champion` is what the caller knows of `champion_of` these results already.
+    """
     history = [*earlier, result]
     best = best_round(history, gate)
     verdict = judge(result, history[0], gate)
@@ -106,7 +117,7 @@ def decide(earlier: Sequence[EvalResult], result: EvalResult, spent: Spent, gate
         sentence = f"Target met: {verdict.numbers}. Stopping."
         return Decision(result.round, "stop_passed", sentence, 1.0, result.round, missed - 1)
     why_not = verdict.numbers if verdict.objection is None else verdict.objection
-    end = _end(history, spent, gate)
+    end = _end(history, spent, gate, champion)
     if end is not None:
         sentence = f"Target not met: {why_not} {end.reason}. Stopping."
         return Decision(result.round, end.action, sentence, 1.0, best, missed)
@@ -244,7 +255,9 @@ class _End(NamedTuple):
     reason: str
 
 
-def _end(history: Sequence[EvalResult], spent: Spent, gate: Gate) -> _End | None:
+def _end(
+    history: Sequence[EvalResult], spent: Spent, gate: Gate, champion: Champion | None
+) -> _End | None:
     """Why the run ends after a round that did not pass, or None."""
     round_no = history[-1].round
     if round_no >= gate.max_rounds:
@@ -262,31 +275,51 @@ def _end(history: Sequence[EvalResult], spent: Spent, gate: Gate) -> _End | None
                 f"with {used:,.4g} of budget.{name} {limit:,.6g} used and {per_round:,.4g} needed "
                 "for another round like the dearest so far",
             )
-    if gate.patience is not None and (still := _plateau(history, gate, gate.patience)) is not None:
-        return _End("stop_plateau", still)
+    if gate.patience is not None:
+        champion = champion_of(history, gate, champion)
+        if champion is not None and (still := _plateau(history, gate, champion)) is not None:
+            return _End("stop_plateau", still)
     return None
 
 
-def _plateau(history: Sequence[EvalResult], gate: Gate, patience: int) -> str | None:
-    """Name the plateau when no round of the last `patience` beat the champion beyond noise.
+class Champion(NamedTuple):
+    """The round that no later one beat beyond noise, up to round `until`."""
 
-    The champion changes only when the one-sided bound of the paired difference is above 0 (the
-    idea of the Ladder, Blum and Hardt 2015), so slow progress still counts once it adds up.
+    round: int
+    until: int
+
+
+def champion_of(
+    history: Sequence[EvalResult], gate: Gate, known: Champion | None = None
+) -> Champion | None:
+    """The champion of the results, going on from what is `known` of the earlier ones; None where
+    nothing is known of the noise.
+
+    It changes only when the one-sided bound of the paired difference is above 0 (the idea of the
+    Ladder, Blum and Hardt 2015), so slow progress still counts once it adds up.
     """
-    champion = history[0]
+    by_round = {result.round: result for result in history}
+    champion = history[0] if known is None else by_round[known.round]
     for result in history[1:]:
+        if known is not None and result.round <= known.until:
+            continue
         gain = gate_change(result, champion, 1 - 2 * gate.alpha)
-        if gain.interval is None:  # nothing is known of the noise, so no plateau either
+        if gain.interval is None:
             return None
         if gain.interval.low > 0 and broken_guard(result, history[0], gate) is None:
             champion = result
-    last = history[-1]
-    if last.round - champion.round < patience:
+    return Champion(champion.round, history[-1].round)
+
+
+def _plateau(history: Sequence[EvalResult], gate: Gate, champion: Champion) -> str | None:
+    """Name the plateau when no round of the last `patience` beat the champion beyond noise."""
+    last, best = history[-1], next(one for one in history if one.round == champion.round)
+    if gate.patience is None or last.round - best.round < gate.patience:
         return None
-    gain = gate_change(last, champion, 1 - 2 * gate.alpha)
+    gain = gate_change(last, best, 1 - 2 * gate.alpha)
     return (
-        f"and no round since round {champion.round} ({champion.score:.4f}) was better beyond noise "
-        f"(round {last.round}: {_signed(gain.mean, gain.interval)}, patience {patience})"
+        f"and no round since round {best.round} ({best.score:.4f}) was better beyond noise "
+        f"(round {last.round}: {_signed(gain.mean, gain.interval)}, patience {gate.patience})"
     )
 
 
@@ -325,12 +358,3 @@ def best_round(history: Sequence[EvalResult], gate: Gate) -> int:
     candidates = whole or trained
     highest = max(result.score for result in candidates)
     return min(result.round for result in candidates if result.score >= highest - ROUNDING)
-
-
-# --- what the gate can tell, before anything is measured ------------------------------------------
-
-EXTENDABLE = (
-    "stop_rounds",
-    "stop_budget",
-    "stop_plateau",
-)  # decisions that a larger bound lets a run take again

@@ -2,8 +2,9 @@
 
 The rules are rules of thumb with stated bounds; they explain a round and decide nothing. Losses are
 in nats per loss token. Batches differ, and later rounds train on harder rows, so training losses
-are compared within a round only, by the trend over its steps with its error; held-out losses, which
-are of the same rows, with the rounds that the weights came from, row by row.
+are compared within a round only, whose rows are shuffled: its end with its start and with a blind
+guess, and the trend over its steps with its error. Held-out losses, which are of the same rows, are
+compared with those of the rounds that the weights came from, row by row.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import median, median_low
 from typing import NamedTuple
 
 from scores.distributions import student_t_quantile
@@ -18,19 +20,20 @@ from scores.intervals import Interval, estimate, mean
 from scores.results import EvalResult, HeldOutLoss
 
 MIN_STEPS = 4  # of a round, before its trend is looked at
-MIN_STEPS_STUCK = 8
+MIN_STEPS_STUCK = 8  # before all of its steps together are evidence
 STUCK_FRAC = 0.1  # of a loss: a smaller fall in a round, surely, is none
-STUCK_NATS = 0.5  # below this a loss is low, whether it changes or not
-EXPLODING_FACTOR = 1.5  # of a round's end over its start
-EXPLODING_NATS = 0.1  # a smaller rise is none
+LOW_NATS = 0.5  # the right token has 0.6: a loss below this is low, whether it changes or not
+RISE_FACTOR = 1.5  # of a round's end over its start, where the trend is sure
+FEW_STEPS = 5  # whose median is a round's start or end: a bad batch or two do not move it
+FAR_FACTOR = 2.0  # over the start, of a loss above a blind guess, where batches are much alike
+FAR_FACTOR_BELOW = 4.0  # below one, where batches of 4 rows differ so in 1 flat round of 50
+FALLEN_FRAC = 0.9  # an end below this share of its start has fallen
 RISING_FRAC = 0.02  # of a held-out loss: a smaller rise is none
 MIN_ROWS = 5  # of a held-out file, before its rise is named
 MIN_QUESTIONS = 5  # of a topic, before it is named
 MAX_TOPICS = 3
 SURE = 0.99  # one-sided, of every comparison
-DIVERGED_STEPS = 20  # in a row; a spike that a run recovers from is shorter
-NUM_FIRST_STEPS = 5
-DIVERGED_FACTOR = 2.0  # of the round's first steps
+DIVERGED_STEPS = 20  # of which half or more are bad; a spike that a run recovers from is shorter
 
 
 class HeldOutPoint(NamedTuple):
@@ -48,6 +51,7 @@ class Curves(NamedTuple):
     held_out: Sequence[HeldOutPoint]
     lr: float  # of the last step
     lora_rank: int
+    vocab_size: int  # a blind guess among it has a loss of its logarithm
 
 
 def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) -> str:
@@ -55,12 +59,11 @@ def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) 
 
     `lineage` are the results of the rounds that its weights came from, the baseline first.
     """
-    training = _training(curves)
-    problems = [training.problem]
-    if training.problem is None:  # else a held-out loss rises for that reason
+    problems = [_too_high(curves) or _stuck(curves)]
+    if problems == [None]:  # else a held-out loss rises for that reason
         problems = [_rise(loss, lineage, curves.held_out) for loss in result.held_out]
     problems.append(_unlearned_topics(lineage[0], result))
-    found = [problem for problem in problems if problem is not None] or [training.sentence]
+    found = [problem for problem in problems if problem is not None] or [_course(curves)]
     sentence = "; ".join(found)
     return sentence[0].upper() + sentence[1:] + "."
 
@@ -68,19 +71,18 @@ def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) 
 def divergence(losses: Sequence[float], vocab_size: int) -> str | None:
     """What shows that a round's training loss, in nats per token, diverges; None where nothing.
 
-    It does when the last steps are, on average, worse than a blind guess among the vocabulary,
-    which is ln(vocab_size), and twice as bad as the round's first steps. Rows that contradict what
-    was learned begin that high and fall.
+    It does when, over the last steps, it is far above the round's start and worse than a blind
+    guess. This stops a run, so it asks for more steps than a diagnosis does, and for both.
     """
-    if len(losses) < NUM_FIRST_STEPS + DIVERGED_STEPS:
+    if len(losses) < FEW_STEPS + DIVERGED_STEPS:
         return None
-    first, last = mean(losses[:NUM_FIRST_STEPS]), mean(losses[-DIVERGED_STEPS:])
+    start, last = _start(losses), median_low(losses[-DIVERGED_STEPS:])
     blind_guess = math.log(vocab_size)
-    if last <= max(DIVERGED_FACTOR * first, blind_guess):
+    if last <= blind_guess or not _is_far_above(start, last, blind_guess):
         return None
     return (
-        f"{last:.2f} nats a token over the last {DIVERGED_STEPS} steps, {first:.2f} over the "
-        f"round's first ones, and a blind guess has {blind_guess:.2f}"
+        f"{last:.2f} nats a token over the last {DIVERGED_STEPS} steps, {start:.2f} at the "
+        f"round's start, and a blind guess has {blind_guess:.2f}"
     )
 
 
@@ -89,36 +91,98 @@ def last_quarter(losses: Sequence[float]) -> float:
     return mean(losses[-max(1, len(losses) // 4) :])
 
 
-class _Training(NamedTuple):
-    sentence: str
-    problem: str | None
-
-
-def _training(curves: Curves) -> _Training:
-    losses, n = curves.losses, len(curves.losses)
-    if n < MIN_STEPS:
-        return _Training(f"the training loss is {mean(losses):.3f} nats a token", None)
+def _too_high(curves: Curves) -> str | None:
+    """What shows a learning rate that is too high: the end of a round, however the way there looks,
+    or a sure rise."""
+    losses, n, blind_guess = curves.losses, len(curves.losses), math.log(curves.vocab_size)
+    start, end = _start(losses), _end(losses)
     first, last = mean(losses[: max(1, n // 4)]), last_quarter(losses)
-    growth = _trend([math.log(max(loss, 1e-6)) for loss in losses])  # explosions are exponential
-    is_rise = growth.change > student_t_quantile(0.95, n - 2) * growth.stderr
-    if is_rise and last > max(EXPLODING_FACTOR * first, first + EXPLODING_NATS):
-        problem = (
-            f"the training loss rose from {first:.3f} to {last:.3f} nats a token: the learning "
-            f"rate {curves.lr:.3g} is too high, or rows of this round are bad"
-        )
-        return _Training(problem, problem)
-    trend = _trend(losses)
+    is_far = _is_far_above(start, end, blind_guess) and (n >= MIN_STEPS or end > blind_guess)
+    if n >= MIN_STEPS_STUCK:  # no batch after the first came near it
+        is_far = is_far or min(losses[1:]) > max(FAR_FACTOR * start, LOW_NATS)
+    if is_far:
+        moved = f"is exploding, from {start:.3f} to {(reached := max(end, last)):.3f}"
+    elif end > max(FAR_FACTOR * blind_guess, FALLEN_FRAC * start):  # an earlier round exploded
+        moved = f"is exploding, at {(reached := end):.3f}"
+    elif n >= MIN_STEPS and min(last, end) > max(RISE_FACTOR * first, LOW_NATS):
+        growth = _trend([math.log(max(loss, 1e-6)) for loss in losses])  # it is exponential
+        if growth.change <= student_t_quantile(0.95, n - 2) * growth.stderr:
+            return None
+        moved = f"rose from {first:.3f} to {(reached := last):.3f}"
+    else:
+        return None
+    return (
+        f"the training loss {moved} nats a token{_guess_beside(reached, blind_guess)}: the "
+        f"learning rate {curves.lr:.3g} is too high, or rows of this round are bad"
+    )
+
+
+def _stuck(curves: Curves) -> str | None:
+    losses, n = curves.losses, len(curves.losses)
+    if n < MIN_STEPS_STUCK or last_quarter(losses) <= LOW_NATS:
+        return None
+    trend, level = _trend(losses), mean(losses)
     most_fallen = student_t_quantile(SURE, n - 2) * trend.stderr - trend.change
-    is_flat = most_fallen < STUCK_FRAC * mean(losses)
-    if n >= MIN_STEPS_STUCK and last > STUCK_NATS and is_flat:
-        problem = (
-            f"the training loss stayed at {mean(losses):.3f} nats a token for {n} steps: the "
-            f"learning rate {curves.lr:.3g} or lora_rank {curves.lora_rank} is too low, or these "
-            "rows have no more to teach"
-        )
-        return _Training(problem, problem)
-    moved = f"went from {first:.3f} to {last:.3f} nats a token in this round"
-    return _Training(f"the training loss {moved}", None)
+    # A rate that is too high can do all of its harm in the first step, and looks flat from there.
+    if most_fallen >= STUCK_FRAC * level or _end(losses) > RISE_FACTOR * _start(losses):
+        return None
+    return (
+        f"the training loss stayed at {level:.3f} nats a token for {n} steps"
+        f"{_guess_beside(level, math.log(curves.vocab_size))}: the learning rate {curves.lr:.3g} "
+        f"or lora_rank {curves.lora_rank} is too low, or these rows have no more to teach"
+    )
+
+
+def _course(curves: Curves) -> str:
+    """Where the training loss went, where that is no problem; a spike is named beside it."""
+    losses, blind_guess = curves.losses, math.log(curves.vocab_size)
+    if len(losses) < MIN_STEPS:
+        first = last = median(losses)
+        moved = f"is {last:.3f} nats a token"
+    else:
+        first = mean(losses[: len(losses) // 4])
+        last, end = last_quarter(losses), _end(losses)
+        first = losses[0] if first > RISE_FACTOR * losses[0] else first  # a bad batch is in it
+        last = end if last > RISE_FACTOR * end else last
+        moved = f"went from {first:.3f} to {last:.3f} nats a token in this round"
+    is_spike = _is_far_above(max(first, last), max(losses), blind_guess)
+    spike = f", with a spike to {max(losses):.3f}" if is_spike else ""
+    return f"the training loss {moved}{_guess_beside(last, blind_guess)}{spike}"
+
+
+def _guess_beside(loss: float, blind_guess: float) -> str:
+    return f", where a blind guess has {blind_guess:.2f}" if loss > blind_guess else ""
+
+
+def _start(losses: Sequence[float]) -> float:
+    """The loss that a round started at; one bad batch does not count.
+
+    Only the first step's is of the weights that the round began with, and a rate that is far too
+    high does its harm in one step. Where that batch was a bad one, the steps after it say so.
+    """
+    return min(losses[0], median(losses[: _few(losses)]))
+
+
+def _end(losses: Sequence[float]) -> float:
+    """The loss that a round ended at; a bad batch or two do not count.
+
+    The first step's loss is never part of it, being of the weights before any step.
+    """
+    return median_low((losses[1:] or losses)[-max(2, _few(losses)) :])
+
+
+def _few(losses: Sequence[float]) -> int:
+    return max(1, min(FEW_STEPS, len(losses) // 2))
+
+
+def _is_far_above(start: float, loss: float, blind_guess: float) -> bool:
+    """Whether a loss is further above the start than batches differ by chance.
+
+    Rows that contradict what was learned begin worse than a blind guess, and fall. A loss that is
+    still low is not far above: a few new rows among learned ones raise 0.01 to 0.3.
+    """
+    factor = FAR_FACTOR if loss > blind_guess else FAR_FACTOR_BELOW
+    return loss > max(factor * start, LOW_NATS)
 
 
 class _Trend(NamedTuple):

@@ -14,6 +14,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -80,12 +81,12 @@ class TaskResult:
     log: str | None  # the Inspect log, relative to the run directory
     samples: tuple[SampleResult, ...]
 
-    @property
+    @cached_property
     def scores(self) -> dict[str, float]:
         """Question id -> its mean score over repeats."""
         return _by_question(self.samples)
 
-    @property
+    @cached_property
     def clusters(self) -> dict[str, str] | None:
         return _clusters(self.samples)
 

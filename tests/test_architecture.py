@@ -6,6 +6,7 @@ The rooms and their order are DESIGN's; CONTRIBUTING.md shows them as a table.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -277,3 +278,13 @@ def test_the_loop_fits_on_one_screen() -> None:
     loop = next(n for n in tree.body if getattr(n, "name", "") == "run_rounds")
     assert loop.end_lineno is not None
     assert loop.end_lineno - loop.lineno < 80  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_page_for_contributors_has_the_ranks() -> None:
+    page = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed: dict[str, float] = {}
+    for rank, rooms in re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE):
+        for room in re.findall(r"`([^`]+)`", rooms):
+            name = room.removesuffix(".py").removesuffix("/").replace("/", ".")
+            listed[name] = int(rank)
+    assert listed == RANKS

@@ -1,7 +1,10 @@
 """Rows to datums: nothing is dropped in silence, only assistant tokens carry loss."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 from rapidfuzz.distance import Levenshtein
 
 import rows.rendering as rendering_module
+from conftest import REPO
 from data_loader import LoadedData, clean_split, load_examples, split_validation
 from errors import ConfigError, DataError
 from rows.contamination import EvalText, EvalTexts
@@ -628,3 +632,27 @@ def test_what_is_trained_on_follows_the_setting(
 def test_earlier_turns_are_not_trained_on_where_their_reasoning_is_dropped(qwen_dir: Path) -> None:
     with pytest.raises(ConfigError, match="trained on what sampling never sees"):
         Rendering(load_renderer("qwen3", str(qwen_dir)), 512, "all_assistant_messages")
+
+
+def test_which_of_equally_near_questions_is_named_is_no_chance() -> None:
+    """Python orders a set of texts anew in each process."""
+    program = (
+        "from rows.contamination import EvalText, EvalTexts\n"
+        "from rows.examples import Message\n"
+        "asked = [f'What is {i} + 12?' for i in range(2, 9)] + [f'What is 10 + {i}?' for i in range(9)]\n"
+        "texts = EvalTexts(EvalText('t', one, ('no',)) for one in asked)\n"
+        "row = (Message('user', 'What is 10 + 12?'), Message('assistant', '22'))\n"
+        "print(texts.find_in('', row))\n"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=REPO,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1 and "similar" in said.pop()

@@ -16,9 +16,10 @@ import pytest
 from inspect_ai.log import read_eval_log
 
 from evaluation.held_out import load_held_out
+from ledger.records import Checkpoint
 from ledger.store import RunStore
 from model_dirs import make_model_dir
-from test_loop import Workspace, row, start, wait_for
+from test_loop import SMOOTH_RATE, Workspace, row, start, wait_for
 from trainer_with_eval import main
 
 TASKS = """
@@ -105,6 +106,12 @@ def workspace(tmp_path: Path, llama_dir: Path) -> Workspace:
     return made
 
 
+def num_optimizer_steps(workspace: Workspace, checkpoint: Checkpoint) -> int:
+    folder = checkpoint.state_path.removeprefix("tinker://").replace(":", "_")
+    file = workspace.folder / "run/checkpoints" / folder / "checkpoint.json"
+    return json.loads(file.read_text())["num_optimizer_steps"]
+
+
 def types(events: list[dict[str, Any]], *wanted: str) -> list[str]:
     return [event["type"] for event in events if event["type"] in wanted]
 
@@ -167,6 +174,7 @@ def test_all_layers_in_one_run(workspace: Workspace, capsys: pytest.CaptureFixtu
     assert "bits per byte" in report
 
 
+@pytest.mark.trains
 def test_held_out_loss_is_the_loss_of_an_untrained_model_and_falls_with_training(
     workspace: Workspace,
 ) -> None:
@@ -180,7 +188,7 @@ def test_held_out_loss_is_the_loss_of_an_untrained_model_and_falls_with_training
     assert start.perplexity == pytest.approx(math.exp(start.nll))
     first_step = next(store.events("step"))
     assert start.nll == pytest.approx(first_step["nll"], rel=0.1)
-    assert end.nll < start.nll
+    assert end.nll < 0.7 * start.nll  # 0.45 of it
 
 
 def test_a_held_out_loss_inside_a_round_is_the_one_that_its_weights_have(
@@ -410,6 +418,7 @@ def test_a_token_budget_ends_the_run_and_can_be_raised(workspace: Workspace) -> 
     assert workspace.store("run").scores().keys() == {0, 1, 2, 3}
 
 
+@pytest.mark.trains
 def test_a_rollback_goes_on_from_the_best_rounds_weights(workspace: Workspace) -> None:
     """Round 1 teaches the answer x, the pool unlearns it; round 3 starts from round 1 again."""
     taught = [{"instruction": f"Which word stands at spot {i}?", "output": "x"} for i in range(12)]
@@ -421,20 +430,27 @@ def test_a_rollback_goes_on_from_the_best_rounds_weights(workspace: Workspace) -
     workspace.write_rows("questions.jsonl", questions)
     mining = {"pool_file": "pool.jsonl", "replay_share": 0.0}
     changes = {"max_rounds": 3, "steps_per_round": 40, "lr_decay": 1.0, "mining": mining}
-    assert workspace.run("run", **changes, learning_rate=0.005) == 0
+    assert workspace.run("run", **changes, learning_rate=SMOOTH_RATE) == 0
     store = workspace.store("run")
-    assert store.scores()[1] > 0.3 > store.scores()[2]
+    assert store.scores()[1] > 0.6 > 0.3 > store.scores()[2]
     decision = store.decision(2)
     assert decision is not None
     assert (decision.action, decision.best_round) == ("rollback", 1)
     assert "Back to round 1" in decision.sentence
     steps = list(store.events("step"))
     assert [event["step"] for event in steps] == list(range(120))  # the counter goes on
-    first_of_2, last_of_2, first_of_3 = (steps[i]["loss"] for i in (40, 79, 80))
-    assert first_of_3 == pytest.approx(first_of_2, rel=0.2)
-    assert first_of_3 > 3 * last_of_2
-    # the whole pool was measured under round 1's weights before, and is not read or judged again
+    first, second, third = (store.checkpoint(number) for number in (1, 2, 3))
+    assert first is not None and second is not None and third is not None
+    assert (second.parent, third.parent) == (first.state_path, first.state_path)
+    optimizer_steps = [num_optimizer_steps(workspace, one) for one in (first, second, third)]
+    assert optimizer_steps == [40, 80, 80]  # round 1's optimizer, too, goes on
+    # Round 3's first loss is the one that round 1's weights have on these rows, not round 2's.
     measured = list(store.events("losses_measured"))
+    (*_, under_first), _ = store.measured_losses()
+    of_rows = [under_first[example_id].now for example_id in steps[80]["example_ids"]]
+    assert steps[80]["nll"] == pytest.approx(sum(of_rows) / 4, rel=1e-3)
+    assert steps[80]["loss"] > 3 * steps[79]["loss"]
+    # the whole pool was measured under round 1's weights before, and is not read or judged again
     assert [(one["round"], one["checkpoint_round"]) for one in measured] == [(2, 1), (3, 1)]
     assert measured[0]["num_prompt_tokens"] > measured[1]["num_prompt_tokens"] == 0
     selection = store.selection(3)
@@ -718,6 +734,7 @@ def test_a_judge_that_gives_no_grade_has_failed(
     assert "the scorer gave no score: grader_failed: Grade not found" in told
 
 
+@pytest.mark.trains
 def test_what_is_recommended_has_its_guards_measured(workspace: Workspace) -> None:
     """Round 1 has the highest score and, as is seen when the run ends, broke a guard."""
     ask = "Which word stands at {} {}?".format
@@ -741,16 +758,16 @@ def test_what_is_recommended_has_its_guards_measured(workspace: Workspace) -> No
             max_rounds=2,
             steps_per_round=40,
             lr_decay=1.0,
-            learning_rate=0.005,
+            learning_rate=SMOOTH_RATE,
         )
         == 0
     )
     store = workspace.store("run")
-    assert store.scores()[1] > store.scores()[2]
+    assert store.scores()[1] > 0.6 > 0.3 > store.scores()[2]
     baseline, first, second = store.results()
     before, broken, kept = (one.task(guard) for one in (baseline, first, second))
     assert before is not None and broken is not None and kept is not None
-    assert broken.score < before.score - 0.2 <= kept.score
+    assert broken.score == 0.0 < before.score - 0.2 < 1.0 == kept.score
     decision = store.decision(2)
     assert decision is not None
     assert (decision.action, decision.best_round) == ("stop_rounds", 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from tinker.types import RequestErrorCategory
 
 from commands import alerts
 from commands.alerts import send_alert
-from scores.diagnosis import DIVERGED_STEPS, NUM_FIRST_STEPS, divergence
+from scores.diagnosis import DIVERGED_STEPS, FEW_STEPS, divergence
 from services.faults import explain, is_gone
 from test_loop import Workspace
 from trainer_with_eval import main
@@ -99,6 +101,24 @@ def test_a_loss_worse_than_a_blind_guess_and_twice_the_start_has_diverged() -> N
     assert divergence([1.0] * 5 + [9.0] * 19, vocab_size=1000) is None
 
 
+def test_a_start_that_the_explosion_has_spoilt_does_not_hide_it() -> None:
+    """A rate that is far too high does its harm in the first step."""
+    assert divergence([5.7, 300.0, 900.0, 1500.0, *[400.0, 700.0] * 11], vocab_size=500) is not None
+    assert divergence([5.7, 300.0, 900.0, 1500.0, *[4.0, 700.0] * 11], vocab_size=500) is None
+    assert divergence([20.0, *[12.0] * 30], vocab_size=500) is None  # it fell, to twice a guess
+
+
+@pytest.mark.parametrize("batch_noise", [0.1, 0.2])
+def test_noise_between_batches_stops_no_run(batch_noise: float) -> None:
+    """Rounds that stay just above a blind guess, where a rate is next to nothing."""
+    rng = random.Random(5)
+    for _ in range(500):
+        losses = [1.1 * math.log(500) * (1 + rng.gauss(0, batch_noise)) for _ in range(40)]
+        said = [divergence(losses[:n], vocab_size=500) for n in range(1, 41)]
+        assert said == [None] * 40
+
+
+@pytest.mark.trains
 def test_a_diverging_run_stops_and_what_was_saved_behind_is_not_used(
     workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
@@ -111,7 +131,7 @@ def test_a_diverging_run_stops_and_what_was_saved_behind_is_not_used(
     events = workspace.events("run")
     assert events[-1]["type"] == "failed"
     num_steps = len([event for event in events if event["type"] == "step"])
-    assert NUM_FIRST_STEPS + DIVERGED_STEPS <= num_steps < 60
+    assert FEW_STEPS + DIVERGED_STEPS <= num_steps < 60
     assert workspace.store("run").last_checkpoint() is None
 
 

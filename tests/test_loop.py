@@ -36,6 +36,11 @@ from trainer_with_eval import main
 
 TOPICS = ("sums", "names")
 
+# At this rate 40 steps teach the tiny model one answer, and 40 more another, without a swing: any
+# kernels of torch give the same losses to three digits, and what is asserted of the scores holds at
+# 0.8 and 1.2 times the rate as well. At twice the rate the losses of a round differ by factors.
+SMOOTH_RATE = 0.0025
+
 
 class Workspace:
     """A folder with config, data and questions for a tiny model; runs the command in-process."""
@@ -109,6 +114,7 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 # --- the whole way -----------------------------------------------------------------------------
 
 
+@pytest.mark.trains
 def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.CaptureFixture) -> None:
     assert workspace.run("run") == 0
     events = workspace.events("run")
@@ -131,7 +137,7 @@ def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.Captu
     assert rates[3] == pytest.approx(0.005, rel=1e-4)
     assert all(len(event["example_ids"]) == 4 for event in steps)
     assert all(event["num_loss_tokens"] > 0 for event in steps)
-    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[-1]["loss"] < steps[0]["loss"] - 1.0  # 5.7 to 3.3
     decided = [event for event in events if event["type"] == "decided"]
     assert [event["action"] for event in decided] == ["continue", "continue", "stop_rounds"]
     assert [event["lr_multiplier"] for event in decided] == [1.0, 0.5, 1.0]
@@ -217,13 +223,14 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(workspace: Works
     assert any((whole[k] - other[k]).abs().max() > 1e-3 for k in whole if k in other)
 
 
+@pytest.mark.trains
 def test_a_qwen3_directory_with_its_own_data_trains(
     tmp_path: Path, qwen_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:
     workspace = Workspace(tmp_path, qwen_dir)
     assert workspace.run("run", "-v", max_rounds=1) == 0
     steps = [e for e in workspace.events("run") if e["type"] == "step"]
-    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5  # 5.7 to 4.4
     checkpoint = workspace.store("run").checkpoint(1)
     assert checkpoint is not None
     assert checkpoint.renderer == "qwen3"
@@ -453,3 +460,38 @@ def test_what_a_server_did_not_take_is_sent_by_sync(
         sent = [json.loads(request.body)["name"].split(":")[0] for request in server.requests]
     assert sent == [f"Training Round {i}" for i in range(3)]
     assert [event["round"] for event in workspace.events("run") if event.get("ok")] == [0, 1, 2]
+
+
+# --- two runs in one process ---------------------------------------------------------------------
+
+
+def start_two(workspace: Workspace, **changes: Any) -> forked.Process:
+    config = workspace.arguments("unused", **changes)[1]
+    program = REPO / "tests" / "two_runs.py"
+    pipe = subprocess.PIPE
+    return forked.Process(
+        program, config, workspace.folder, stdout=pipe, stderr=pipe, cwd=workspace.folder
+    )
+
+
+def test_two_runs_in_one_process_are_each_as_if_alone(workspace: Workspace) -> None:
+    assert workspace.run("alone") == 0
+    process = start_two(workspace)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert json.loads(out) == {"ends": ["stop_rounds"] * 2, "levels_put_back": True}
+    for name in ("one", "two"):
+        assert same_bits(workspace.weights(name, 2), workspace.weights("alone", 2))
+        assert workspace.store(name).scores() == workspace.store("alone").scores()
+
+
+def test_a_signal_is_heard_by_every_run_of_a_process(workspace: Workspace) -> None:
+    process = start_two(workspace, steps_per_round=200, max_rounds=1)
+    for name in ("one", "two"):
+        wait_for(process, workspace.folder / name / "ledger.jsonl", "step", 2)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=120)
+    assert json.loads(out) == {"ends": ["interrupted"] * 2, "levels_put_back": True}, errors
+    for name in ("one", "two"):
+        checkpoint = workspace.store(name).last_checkpoint()
+        assert checkpoint is not None and checkpoint.sampler_path is None  # saved inside the round

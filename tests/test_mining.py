@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from data_selector import CandidateLoss, MeasuredLosses
-from loop.rounds.signals import likeness_of, stalled_topics, suspects_among, topics_of
+from loop.rounds.signals import Suspicions, likeness_of, stalled_topics, topics_of
 from rows.examples import Example, ExampleTable, Message
 from scores.diagnosis import TopicReport
 from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
@@ -89,7 +89,7 @@ def test_suspects_are_unlikely_under_every_checkpoint_at_least_two() -> None:
     third = {**second, "b": CandidateLoss(9.0)}
 
     def suspects(*rounds: tuple[int, dict[str, CandidateLoss]]) -> frozenset[str]:
-        return suspects_among(
+        return Suspicions().among(
             [MeasuredLosses(n, checkpoint, one) for n, (checkpoint, one) in enumerate(rounds)]
         )
 
@@ -105,9 +105,9 @@ def test_what_is_unlikely_is_told_within_each_topic() -> None:
     table = rows(*((f"q{i}", "known" if i % 2 else "unknown") for i in range(60)))
     losses = {table.id_of(i): CandidateLoss((0.1 if i % 2 else 6.0) + i / 1000) for i in range(60)}
     both = [MeasuredLosses(n, n, losses) for n in (1, 2)]
-    assert {table.find(one) for one in suspects_among(both)} == {48, 50, 52, 54, 56, 58}
+    assert {table.find(one) for one in Suspicions().among(both)} == {48, 50, 52, 54, 56, 58}
     expected = {54, 56, 58, 55, 57, 59}
-    assert {table.find(one) for one in suspects_among(both, table)} == expected
+    assert {table.find(one) for one in Suspicions().among(both, table)} == expected
 
 
 def report(score: float, change: float, num_added: int, topic: str = "t") -> TopicReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ledger.records import Checkpoint
 from loop.rounds.evaluating import evaluate
 from loop.rounds.run import Run
-from scores.decision import Decision, Spent, decide
+from scores.decision import Decision, Spent, champion_of, decide
 from scores.results import EvalResult
 
 
@@ -13,17 +13,20 @@ async def decide_and_record(
     run: Run, result: EvalResult, checkpoint: Checkpoint | None
 ) -> tuple[Decision, EvalResult]:
     """Decide; guards that were not due are measured before a round is stopped or gone back to."""
-    store = run.store
+    store, gate = run.store, run.plan.gate
     step = 0 if checkpoint is None else checkpoint.step
     results = {one.round: one for one in store.results() if one.round <= result.round}
     guards = [task for task in run.plan.tasks if task.role == "guard"]
     while True:
         *earlier, result = results.values()
-        decision = decide(earlier, result, spent(run, step), run.plan.gate)
+        if gate.patience is not None:
+            run.champion = champion_of([*earlier, result], gate, run.champion)
+        decision = decide(earlier, result, spent(run, step), gate, run.champion)
         best = decision.best_round
         if decision.action == "continue" or all(t.name in results[best].names for t in guards):
             break
         results[best] = await evaluate(run, best, store.checkpoint(best), guards)
+        run.champion = None  # a guard that is known now may be broken
     assert decision.stops or store.test_opened() is None, "no training past the sealed test"
     recorded = store.decision(result.round)
     if recorded is not None and recorded.action == decision.action:

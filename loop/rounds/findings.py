@@ -19,7 +19,11 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
     lr = store.last_lr(round_no)
     assert lr is not None, "a trained round has steps"
     curves = Curves(
-        store.losses(round_no), store.held_out_points(round_no), lr, run.plan.config.lora_rank
+        losses=store.losses(round_no),
+        held_out=store.held_out_points(round_no),
+        lr=lr,
+        lora_rank=run.plan.config.lora_rank,
+        vocab_size=len(run.plan.renderer.tokenizer),
     )
     lineage = [one for number in store.lineage(round_no) if (one := store.result(number))]
     sentence = diagnose(curves, lineage, result)

@@ -12,7 +12,8 @@ from ledger.store import RunStore
 from loop.planning.plan import Plan
 from loop.reports.progress import Progress
 from loop.rounds.deliverer import Deliverer
-from loop.rounds.signals import Topics, topics_of
+from loop.rounds.signals import Suspicions, Topics, topics_of
+from scores.decision import Champion
 from scores.limits import Budget
 from scores.results import EvalResult
 from services.keys import Keys
@@ -55,6 +56,8 @@ class Run:
     parent: str | None = None  # the state that the training client's weights come from
     nlls: list[float] = field(default_factory=list)  # loss per token, of this round's steps
     topics: Topics | None = None  # of the rows to draw from, once they are needed
+    suspicions: Suspicions = field(default_factory=Suspicions)
+    champion: Champion | None = None  # what plateaus are held against
     is_training: bool = False
     is_closing: bool = False  # all that it was for is done, or has failed
     stop_requested: bool = False

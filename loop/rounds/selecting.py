@@ -19,7 +19,7 @@ from data_selector import (
 from evaluation.held_out import measure_losses
 from loop.rounds.run import Run, topics_for
 from loop.rounds.session import sampling_client
-from loop.rounds.signals import likeness_of, stalled_topics, suspects_among
+from loop.rounds.signals import likeness_of, stalled_topics
 from rows.examples import ExampleTable
 from scores.decision import Decision
 from simple_eval import Sampler
@@ -62,12 +62,12 @@ async def signals_for(
     measured = run.store.measured_losses()
     earlier = [one for one in measured if one.round <= previous.round]
     of_topics = rows if mining.needs_topics else None
-    signals = replace(signals, suspects=suspects_among(earlier, of_topics))
+    signals = replace(signals, suspects=run.suspicions.among(earlier, of_topics))
     num_hard = mining.slots(num_slots, has_pool=source == "pool").num_hard
     positions = candidates(previous, rows, signals, mining, num_hard)
     if mining.needs_losses and positions:
         new = await losses_before(run, previous.round + 1, rows.take(positions), start, measured)
-        suspects = suspects_among([*earlier, new], of_topics)
+        suspects = run.suspicions.among([*earlier, new], of_topics)
         signals = replace(signals, losses=new.losses, suspects=suspects)
     if mining.strategy == "similar":
         signals = replace(signals, likeness=likeness_of(rows, positions, result))

@@ -83,25 +83,41 @@ def stalled_topics(rounds: Sequence[Sequence[TopicReport]]) -> dict[str, int]:
     return {topic: number for topic, number in stalled.items() if number}
 
 
-def suspects_among(
-    measured: Sequence[MeasuredLosses], of_topics: ExampleTable | None = None
-) -> frozenset[str]:
-    """Rows whose answers every checkpoint that was asked found unlikely, at least two of them.
+class Suspicions:
+    """Which rows look wrong, from one checkpoint after the other; what was counted is kept."""
 
-    Unlikely among the rows of their topic, with a table of them. A checkpoint that was asked twice
-    counts once.
-    """
-    by_checkpoint: dict[int, dict[str, CandidateLoss]] = {}
-    for one in measured:
-        by_checkpoint.setdefault(one.checkpoint_round, {}).update(one.losses)
-    asked: dict[str, int] = {}
-    for losses in by_checkpoint.values():
+    def __init__(self) -> None:
+        self._counted: list[tuple[int, tuple[int, ...]]] = []  # checkpoint, rounds it was asked in
+        self._times: dict[str, int] = {}  # that a row was found unlikely; -1 once it is cleared
+
+    def among(
+        self, measured: Sequence[MeasuredLosses], of_topics: ExampleTable | None = None
+    ) -> frozenset[str]:
+        """Rows whose answers every checkpoint that was asked found unlikely, at least two of them.
+
+        Unlikely among the rows of their topic, with a table of them. A checkpoint that was asked
+        twice counts once.
+        """
+        by_checkpoint: dict[int, dict[int, MeasuredLosses]] = {}
+        for one in measured:
+            by_checkpoint.setdefault(one.checkpoint_round, {})[one.round] = one
+        asked = [(number, tuple(parts)) for number, parts in by_checkpoint.items()]
+        if self._counted != asked[: len(self._counted)]:  # one of them was asked of more rows
+            self._counted, self._times = [], {}
+        for number, rounds in asked[len(self._counted) :]:
+            losses: dict[str, CandidateLoss] = {}
+            for part in by_checkpoint[number].values():
+                losses |= part.losses
+            self._count(losses, of_topics)
+            self._counted.append((number, rounds))
+        return frozenset(one for one, times in self._times.items() if times >= SUSPECT_ROUNDS)
+
+    def _count(self, losses: dict[str, CandidateLoss], of_topics: ExampleTable | None) -> None:
         tail = noisiest(losses, SUSPECT_SHARE, of_topics)
         for example_id in losses:
             # A checkpoint that finds it likelier than that clears a row for good.
-            count = asked.get(example_id, 0)
-            asked[example_id] = count + 1 if example_id in tail and count >= 0 else -1
-    return frozenset(one for one, count in asked.items() if count >= SUSPECT_ROUNDS)
+            times = self._times.get(example_id, 0)
+            self._times[example_id] = times + 1 if example_id in tail and times >= 0 else -1
 
 
 def asked_in(example: Example) -> str:

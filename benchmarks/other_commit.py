@@ -1,0 +1,116 @@
+"""Is a run of another commit the same run here, begun here or there?
+
+    .venv/bin/python benchmarks/other_commit.py COMMIT [--kills 4] [--seed 0]
+
+The demo is run whole by the code of the commit and by the code here. Then the commit's code is
+killed at random steps, and the code here resumes what it left. Compared, as by kill_resume.py, are
+the tensors of every checkpoint, evaluations, selections, manifest and effective ledger; the
+what is said otherwise since is left out. Runs one process at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPO), str(REPO / "benchmarks"), str(REPO / "tests")]
+
+from kill_resume import differences  # noqa: E402
+
+
+def prepare(folder: Path) -> Path:
+    """The demo's settings and files in a folder that belongs to neither code."""
+    config = json.loads((REPO / "demo_config.json").read_text())
+    for name in (config["train_file"], config["mining"]["pool_file"]):
+        shutil.copy(REPO / name, folder / name)
+    shutil.copytree(REPO / "evals", folder / "evals")
+    config |= {"base_model": str(REPO / "demo_model"), "checkpoint_every_steps": 2}
+    config |= {"eval_threshold": 0.99, "eval_tasks": ["qa:evals/simple_qa.jsonl"]}
+    file = folder / "config.json"
+    file.write_text(json.dumps(config))
+    return file
+
+
+def start(tree: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(tree / "trainer_with_eval.py"), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finished(process: subprocess.Popen[bytes]) -> None:
+    _, said = process.communicate()
+    if process.returncode:
+        raise SystemExit(said.decode())
+
+
+def num_events(run_dir: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return (run_dir / "ledger.jsonl").read_bytes().count(b"\n")
+    return 0
+
+
+def without_known_changes(run_dir: Path) -> None:
+    """Take out what is said otherwise since: the sentences of diagnoses, and which of several
+    equally near questions a similar row is listed with, which was chance."""
+    file = run_dir / "ledger.jsonl"
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    for event in events:
+        if event["type"] == "diagnosed":
+            event["sentence"] = ""
+    file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    file = run_dir / "data_dropped.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    known = [
+        {**row, "reason": "", "other": ""} if row["kind"] == "similar" else row for row in rows
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in known))
+    file = run_dir / "data_manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dropped": known[:100]}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("commit")
+    parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, tree = Path(scratch), Path(scratch) / "tree"
+        subprocess.run(["git", "clone", "--quiet", str(REPO), str(tree)], check=True)
+        subprocess.run(["git", "checkout", "--quiet", args.commit], cwd=tree, check=True)
+        config = prepare(folder)
+        runs = {name: folder / name for name in ("there", "here")}
+        for name, code in (("there", tree), ("here", REPO)):
+            finished(start(code, "--config", config, "--local", "--run-dir", runs[name]))
+        total = num_events(runs["there"])
+        killed_at: list[int] = sorted(rng.sample(range(2, total), args.kills))
+        for number in killed_at:
+            run_dir = runs[f"killed at event {number} there, resumed here"] = folder / f"k{number}"
+            process = start(tree, "--config", config, "--local", "--run-dir", run_dir)
+            while num_events(run_dir) < number and process.poll() is None:
+                time.sleep(0.002)
+            process.kill()
+            process.communicate()
+            finished(start(REPO, "--resume", run_dir))
+        for run_dir in runs.values():
+            without_known_changes(run_dir)
+        failed = False
+        for name, run_dir in list(runs.items())[1:]:
+            folders = (runs["there"] / "checkpoints", run_dir / "checkpoints")
+            found = differences(runs["there"], run_dir, folders)
+            failed = failed or bool(found)
+            print(f"{name}: {'; '.join(found) if found else 'the same run'}", flush=True)
+        raise SystemExit(failed)
+
+
+if __name__ == "__main__":
+    main()
