@@ -88,18 +88,35 @@ async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any
     return response.sequences
 
 
+def standalone_command(
+    models: list[Path], folder: Path, *options: str, prelude: str | None = None
+) -> list[str]:
+    """`python -m local_tinker`; `prelude` is Python that runs in its process before it."""
+    program = ["-m", "local_tinker"]
+    if prelude is not None:
+        program = [
+            "-c",
+            f"{prelude}\nimport runpy\nrunpy.run_module('local_tinker', None, '__main__')",
+        ]
+    command = [sys.executable, *program, "--checkpoint-dir", str(folder), *options]
+    for model in models:
+        command += ["--base-model", str(model)]
+    return command
+
+
 @contextmanager
 def standalone(
-    models: list[Path], folder: Path, *options: str, preexec: Any = None
+    models: list[Path],
+    folder: Path,
+    *options: str,
+    preexec: Any = None,
+    prelude: str | None = None,
 ) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
     """`python -m local_tinker` with a key of our own: the process, its address and its log."""
     log = folder.with_suffix(".log")
-    command = [sys.executable, "-m", "local_tinker", "--checkpoint-dir", str(folder), *options]
-    for model in models:
-        command += ["--base-model", str(model)]
     with log.open("w") as log_file:
         process = subprocess.Popen(
-            command,
+            standalone_command(models, folder, *options, prelude=prelude),
             stdout=subprocess.PIPE,
             stderr=log_file,
             text=True,
