@@ -89,22 +89,37 @@ async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any
     return response.sequences
 
 
+def standalone_program(
+    models: list[Path], folder: Path, *options: str, prelude: str | None = None
+) -> list[str]:
+    """`-m local_tinker` with its options; `prelude` is Python that runs in its process first."""
+    program = ["-m", "local_tinker"]
+    if prelude is not None:
+        then = "import runpy; runpy.run_module('local_tinker', run_name='__main__')"
+        program = ["-c", f"{prelude}\n{then}"]
+    named = [word for model in models for word in ("--base-model", str(model))]
+    return [*program, "--checkpoint-dir", str(folder), *options, *named]
+
+
 @contextmanager
 def standalone(
-    models: list[Path], folder: Path, *options: str, preexec: Any = None
+    models: list[Path],
+    folder: Path,
+    *options: str,
+    prelude: str | None = None,
+    preexec: Any = None,
+    is_forked: bool = True,
 ) -> Iterator[tuple[forked.Process | subprocess.Popen[str], str, Path]]:
     """`python -m local_tinker` with a key of our own: the process, its address and its log.
 
-    With `preexec`, which is called in it first, it is a new interpreter.
+    Not forked, or with `preexec`, which is called in it first, it is a new interpreter.
     """
     log = folder.with_suffix(".log")
-    command = ["-m", "local_tinker", "--checkpoint-dir", str(folder), *options]
-    for model in models:
-        command += ["--base-model", str(model)]
+    command = standalone_program(models, folder, *options, prelude=prelude)
     environment = {**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": KEY}
     read_end, write_end = os.pipe()
     with log.open("w") as log_file, os.fdopen(write_end, "w") as output:
-        if preexec is None:
+        if is_forked and preexec is None:
             process = forked.Process(*command, stdout=output, stderr=log_file, env=environment)
         else:
             process = subprocess.Popen(
