@@ -120,7 +120,8 @@ class Answer:
 
     def describe(self) -> str:
         """What was answered, for a message: the status and one short line of the server's words."""
-        said = one_line(": ".join(self.error_words), MAX_QUOTED_CHARS)
+        said = one_line(": ".join(self.error_words))
+        said = said if len(said) <= MAX_QUOTED_CHARS else said[:MAX_QUOTED_CHARS] + "..."
         no_object = " without a JSON object" if 200 <= self.status < 300 else ""
         return f"HTTP {self.status}{no_object}" + (f', "{said}"' if said else "")
 
@@ -163,7 +164,7 @@ class EvalOpsClient:
             # posting it again under another key would start a second test run. The first stands.
             return FIRST_STANDS
         run_id = self._checked(answer, request).run.get("id")
-        return None if run_id is None else one_line(str(run_id), MAX_QUOTED_CHARS)
+        return None if run_id is None else one_line(str(run_id))[:MAX_QUOTED_CHARS]
 
     async def get_run(self, run_id: str) -> Answer:
         """Ask once how a test run stands. Raises `EvalOpsError`, or `ConfigError` for a bad id."""

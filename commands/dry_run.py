@@ -24,7 +24,9 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
         unchecked_without_service,
     )
     from loop.planning.plan import make_plan
+    from loop.reports.progress import Progress
 
+    Progress(verbose=args.verbose, redacted=session.keys.redacted).lines(settings.notes)
     lines, unchecked, choice = [], [], None
     load_limits(settings.loaded)
     if settings.loaded.config.evalops_enabled and not session.keys.evalops:

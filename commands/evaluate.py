@@ -67,6 +67,8 @@ def evaluate_checkpoints(
 
     assert settings.evaluated is not None, "the caller has looked"
     loaded, store = settings.loaded, settings.store
+    progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
+    progress.lines(settings.notes)
     if store is None:
         subjects = find_subjects(settings.evaluated, Path("runs"))
     else:
@@ -82,7 +84,6 @@ def evaluate_checkpoints(
     renderer_name = common_renderer(subjects, loaded.config, inputs.model_path)
     plan = make_plan(inputs, {"renderer_name": renderer_name})
     gate = gate_for(plan.gate, len(subjects))
-    progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
     lines += [describe_resolution(gate, inputs.scored_sizes), f"renderer: {plan.renderer_name}"]
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]

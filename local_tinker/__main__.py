@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import ipaddress
 import logging
 import os
+import queue
 import re
 import signal
 import sys
@@ -15,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DRAIN_S = 30.0  # how long queued work may go on after Ctrl-C or SIGTERM; a second one ends it
+IN_HAND_S = 5.0  # how much longer the request in hand may take then
+LOOK_S = 1.0  # how often a service that nobody stops looks whether it still runs
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 
 
@@ -116,17 +120,42 @@ def check_folder(folder: Path) -> str | None:
         )
 
 
+class StopSignals:
+    """SIGTERM and Ctrl-C: the first one while the service runs asks it to stop, any other ends it.
+
+    Nothing is raised: an exception from a signal handler that comes up within a finalizer, or in a
+    library that catches everything, is lost, and the service would go on as if never asked.
+    """
+
+    def __init__(self) -> None:
+        self.has_service = False
+        self._is_asked = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # whose `put` a handler may call
+
+    def on_signal(self, *_: object) -> None:
+        if self._is_asked or not self.has_service:
+            os._exit(130)  # a thread may be amid torch, which a normal exit trips over
+        self._is_asked = True
+        self._wake.put(None)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return True as soon as the service is asked to stop, False if it is not."""
+        try:
+            self._wake.get(timeout=timeout_s)
+        except queue.Empty:
+            return False
+        return True
+
+
 @contextmanager
-def stop_signals() -> Iterator[None]:
-    """SIGTERM and Ctrl-C stop the service, and in the background SIGINT as well."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
+def stop_signals() -> Iterator[StopSignals]:
+    """Take SIGTERM and Ctrl-C, and in the background SIGINT as well."""
+    stop = StopSignals()
     # SIGINT too: a shell that starts the service in the background has it ignored.
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, stop.on_signal) for number in numbers}
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -148,7 +177,12 @@ def main(argv: list[str] | None = None) -> int:
     problem = check_folder(args.checkpoint_dir)
     if problem is not None:
         return complain(problem)
-    host = "127.0.0.1" if args.host == "localhost" else args.host
+    with stop_signals() as stop:
+        return run(args, key, stop)
+
+
+def run(args: argparse.Namespace, key: str | None, stop: StopSignals) -> int:
+    """Load the models and serve them until `stop`; return the exit code."""
     from local_tinker.service import Service
     from local_tinker.wire import UserError
 
@@ -156,41 +190,43 @@ def main(argv: list[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
     logging.getLogger("local_tinker").setLevel(logging.INFO)
-    with stop_signals():
-        try:
-            service = Service(args.port, host, args.max_memory, args.device)
-        except OSError as error:
-            return complain(
-                f"cannot listen on {args.host} port {args.port}: {error}. Choose another --port."
-            )
-        drain_s = 0.0
-        try:
-            models = [name_and_path(model) for model in args.base_model]
-            for name, path in models:
-                service.serve_model(name, path)
-            made = service.open_folder(args.checkpoint_dir.resolve(), key)
-            service.serve()
-            names = ", ".join(name for name, _ in models)
-            print(
-                f"serving {names} on {service.base_url}, checkpoints in {args.checkpoint_dir}; "
-                "Ctrl-C stops",
-                file=sys.stderr,
-            )
-            print(f"export TINKER_BASE_URL={service.base_url}")
-            print(f"export TINKER_API_KEY={made}", flush=True)
-            drain_s = DRAIN_S
-            service.wait()
-        except UserError as error:
-            return complain(str(error))
-        except KeyboardInterrupt:
-            print("stopping: finishing what is queued; again to stop now", file=sys.stderr)
-        finally:
-            try:
-                service.close(drain_s)
-            except KeyboardInterrupt:
-                os._exit(130)  # the compute thread is amid torch, which a normal exit trips over
+    host = "127.0.0.1" if args.host == "localhost" else args.host
+    try:
+        service = Service(args.port, host, args.max_memory, args.device)
+    except OSError as error:
+        return complain(
+            f"cannot listen on {args.host} port {args.port}: {error}. Choose another --port."
+        )
+    try:
+        models = [name_and_path(model) for model in args.base_model]
+        for name, path in models:
+            service.serve_model(name, path)
+        made = service.open_folder(args.checkpoint_dir.resolve(), key)
+    except UserError as error:
+        service.close()
+        return complain(str(error))
+    stop.has_service = True
+    service.serve()
+    names = ", ".join(name for name, _ in models)
+    print(
+        f"serving {names} on {service.base_url}, checkpoints in {args.checkpoint_dir}; "
+        "Ctrl-C stops",
+        file=sys.stderr,
+    )
+    print(f"export TINKER_BASE_URL={service.base_url}")
+    print(f"export TINKER_API_KEY={made}", flush=True)
+    while service.is_running and not stop.wait(LOOK_S):
+        pass
+    print("stopping: finishing what is queued; again to stop now", file=sys.stderr)
+    if not service.close(DRAIN_S, DRAIN_S + IN_HAND_S):
+        print("the request in hand took too long; it was given up", file=sys.stderr)
+        os._exit(0)  # the compute thread is amid torch, as above
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    # Python's end would search all that torch and transformers hold for cycles and take it apart:
+    # 1.5 s of a core, which were 45 s where many others wanted the cores.
+    gc.freeze()
+    sys.exit(exit_code)

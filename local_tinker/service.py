@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +15,7 @@ import uvicorn
 
 from local_tinker import checkpoints
 from local_tinker.app import make_app
+from local_tinker.background import Background
 from local_tinker.engine import Engine
 from local_tinker.memory import RunMemory, default_limit_bytes
 from local_tinker.state import State
@@ -68,12 +69,9 @@ class Service:
             lifespan="on",
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run,
-            kwargs={"sockets": [self._socket]},
-            name="local-tinker-http",
-            daemon=True,
-        )
+        self._thread = Background("local-tinker-http", lambda: self._server.run([self._socket]))
+        self._pid = os.getpid()
+        atexit.register(self._close_at_exit)
         # The SDK's transport obeys proxy settings also for loopback, and would hang in retries.
         for variable in ("NO_PROXY", "no_proxy"):
             hosts = os.environ.get(variable, "")
@@ -113,17 +111,21 @@ class Service:
         self._state.checkpoint_dirs[key] = checkpoint_dir
         return key
 
-    def wait(self) -> None:
-        """Serve until the server thread ends."""
-        self._thread.join()
+    @property
+    def is_running(self) -> bool:
+        """Whether requests are answered."""
+        return self._thread.is_alive()
 
-    def close(self, drain_s: float = 0.0) -> None:
+    def close(self, drain_s: float = 0.0, limit_s: float | None = None) -> bool:
         """Finish the work in hand and what is queued within `drain_s`, refuse the rest, and end.
 
-        Clients that wait for a result are answered before their connections close.
+        Clients that wait for a result are answered before their connections close. A job in hand
+        that goes on after `limit_s` is refused like the rest, and False returned: the compute
+        thread is amid torch then, and the process cannot end but by `os._exit`.
+        A close that was broken off, by Ctrl-C or another exception, goes on when called again.
         """
         self._state.futures.is_closed = True
-        self._worker.close(drain_s)
+        has_ended = self._worker.close(drain_s, limit_s)
         self._state.futures.fail_all(Closed())
         if self._state.sessions:  # let clients that go on sending meet a refusal, not silence
             time.sleep(LINGER_S)
@@ -133,6 +135,18 @@ class Service:
         if self._thread.is_alive():
             self._thread.join()
         self._socket.close()
+        if has_ended:
+            atexit.unregister(self._close_at_exit)
+        return has_ended
+
+    def _close_at_exit(self) -> None:
+        """Close what nobody closed, or not to the end: Python's own end amid torch aborts."""
+        if os.getpid() != self._pid:
+            return  # a fork, which has none of the threads
+        try:
+            self.close()
+        except KeyboardInterrupt:
+            os._exit(130)
 
     def __enter__(self) -> Service:
         return self

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,7 @@ class Futures:
     def fail_all(self, error: Exception) -> None:
         """Answer whatever is still open with an error."""
         for entry in list(self._entries.values()):
-            if not entry.future.done():
+            with contextlib.suppress(InvalidStateError):  # it has its answer
                 entry.future.set_exception(error)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from local_tinker.background import Background
 from local_tinker.checkpoints import StorageError
 from local_tinker.engine import Engine
 from local_tinker.sampling import Row, SampleRequest, Wave, WaveKey
@@ -36,10 +37,10 @@ Job = Callable[[], Result]
 
 
 class Closed(Exception):
-    """The service is shutting down, and this request was not run."""
+    """The service is shutting down, and this request was not run, or not to its end."""
 
     def __init__(self) -> None:
-        super().__init__("the service is shutting down; this request was not run")
+        super().__init__("the service is shutting down; this request was not finished")
 
 
 def _settle(future: Future[Result], work: Callable[[], Result]) -> None:
@@ -117,7 +118,7 @@ class Worker:
         self._last_job_s = 0.0
         self._close_at: float | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="local-tinker-compute", daemon=True)
+        self._thread = Background("local-tinker-compute", self._run)
         self._thread.start()
 
     @property
@@ -160,12 +161,22 @@ class Worker:
         for pending in refused:
             _fail(pending.future, error)
 
-    def close(self, drain_s: float = 0.0) -> None:
-        """Work on for at most `drain_s`, refuse what is left with `Closed`, end the thread."""
+    def close(self, drain_s: float = 0.0, limit_s: float | None = None) -> bool:
+        """Work on for at most `drain_s`, refuse what is left with `Closed`, end the thread.
+
+        The job in hand is not broken off; False when it goes on after `limit_s`, which it does
+        behind the caller's back then.
+        """
         with self._changed:
             self._close_at = time.monotonic() + drain_s
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(limit_s)
+        return not self._thread.is_alive()
+
+    @property
+    def _must_end(self) -> bool:
+        """Whether the time to finish what is queued has run out."""
+        return self._close_at is not None and time.monotonic() >= self._close_at
 
     def _run(self) -> None:
         while True:
@@ -173,7 +184,7 @@ class Worker:
                 while not (self._jobs or self._samples or self._waves or self._close_at):
                     self._changed.wait()
                 is_idle = not (self._jobs or self._samples or self._waves)
-                if self._close_at and (is_idle or time.monotonic() >= self._close_at):
+                if self._must_end or (is_idle and self._close_at is not None):
                     break
                 job = self._next_job()
             if job is not None:
@@ -250,7 +261,7 @@ class Worker:
         """Advance waves by turns for about as long as the last job took."""
         give_up_at = time.monotonic() + max(MIN_SLICE_S, self._last_job_s)
         self._last_job_s = 0.0
-        while self._waves:
+        while self._waves and not self._must_end:
             live = self._waves.popleft()
             torch.set_num_threads(live.wave.engine.num_threads)
             turn_ends_at = time.monotonic() + MIN_SLICE_S

@@ -89,26 +89,44 @@ async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any
     return response.sequences
 
 
+def standalone_command(
+    models: list[Path], folder: Path, *options: str, prelude: str | None = None
+) -> list[str]:
+    """`python -m local_tinker`; `prelude` is Python that runs in its process before it."""
+    program = ["-m", "local_tinker"]
+    if prelude is not None:
+        program = [
+            "-c",
+            f"{prelude}\nimport runpy\nrunpy.run_module('local_tinker', None, '__main__')",
+        ]
+    command = [sys.executable, *program, "--checkpoint-dir", str(folder), *options]
+    for model in models:
+        command += ["--base-model", str(model)]
+    return command
+
+
 @contextmanager
 def standalone(
-    models: list[Path], folder: Path, *options: str, preexec: Any = None
+    models: list[Path],
+    folder: Path,
+    *options: str,
+    preexec: Any = None,
+    prelude: str | None = None,
 ) -> Iterator[tuple[forked.Process | subprocess.Popen[str], str, Path]]:
     """`python -m local_tinker` with a key of our own: the process, its address and its log.
 
-    With `preexec`, which is called in it first, it is a new interpreter.
+    With `preexec`, which is called in it first, or `prelude` it is a new interpreter.
     """
     log = folder.with_suffix(".log")
-    command = ["-m", "local_tinker", "--checkpoint-dir", str(folder), *options]
-    for model in models:
-        command += ["--base-model", str(model)]
+    command = standalone_command(models, folder, *options, prelude=prelude)
     environment = {**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": KEY}
     read_end, write_end = os.pipe()
     with log.open("w") as log_file, os.fdopen(write_end, "w") as output:
-        if preexec is None:
-            process = forked.Process(*command, stdout=output, stderr=log_file, env=environment)
+        if preexec is None and prelude is None:
+            process = forked.Process(*command[1:], stdout=output, stderr=log_file, env=environment)
         else:
             process = subprocess.Popen(
-                [sys.executable, *command],
+                command,
                 stdout=output,
                 stderr=log_file,
                 text=True,

@@ -663,7 +663,7 @@ def answer(folder: Path, config: dict[str, Any] | bytes, *arguments: str) -> Out
         ({"base_model": "zero_sizes"}, "config.json: its sizes are not all positive numbers"),
         ({"eval_tasks": ["leaves.py@t"]}, "leaves.py@t: the Inspect task cannot be loaded"),
         ({"eval_tasks": ["tasks.py@leaves"]}, "cannot be loaded: SystemExit: goodbye."),
-        ({"eval_tasks": ["tasks.py@fails"]}, "ZeroDivisionError: first  [31m line. Check"),
+        ({"eval_tasks": ["tasks.py@fails"]}, "ZeroDivisionError: first [31m line. Check"),
     ],
 )
 def test_it_is_refused_in_one_line(folder: Path, change: dict[str, Any], part: str) -> None:

@@ -639,7 +639,8 @@ def test_which_of_equally_near_questions_is_named_is_no_chance() -> None:
     program = (
         "from rows.contamination import EvalText, EvalTexts\n"
         "from rows.examples import Message\n"
-        "asked = [f'What is {i} + 12?' for i in range(2, 9)] + [f'What is 10 + {i}?' for i in range(9)]\n"
+        "asked = [f'What is {i} + 12?' for i in range(2, 9)]\n"
+        "asked += [f'What is 10 + {i}?' for i in range(9)]\n"
         "texts = EvalTexts(EvalText('t', one, ('no',)) for one in asked)\n"
         "row = (Message('user', 'What is 10 + 12?'), Message('assistant', '22'))\n"
         "print(texts.find_in('', row))\n"

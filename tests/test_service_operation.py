@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +27,13 @@ import tinker
 import forked
 import local_tinker
 from conftest import REPO
-from local_tinker import checkpoints, state
+from local_tinker import checkpoints, state, wire
 from local_tinker.__main__ import check_access, parse_size
+from local_tinker.background import Background
+from local_tinker.sampling import Wave, check_request
 from local_tinker.state import Futures, RunQueue
 from local_tinker.wire import UserError
+from local_tinker.worker import Closed
 from sdk_client import (
     ADAM,
     DATA,
@@ -38,6 +46,7 @@ from sdk_client import (
     same_bits,
     sample,
     standalone,
+    standalone_command,
     train,
     using,
 )
@@ -94,7 +103,7 @@ def test_what_cannot_start_says_why_and_exits_2(
         *("-m", "local_tinker", "--checkpoint-dir", tmp_path / "c"),
         *(option.format(model=llama_dir) for option in options),
         env={**os.environ, "PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": ""},
-        timeout=60,
+        timeout=180,
     )
     assert outcome.returncode == 2, outcome.stderr
     assert part in outcome.stderr
@@ -196,6 +205,277 @@ async def _outcome(future: Any) -> str:
     except tinker.TinkerError as error:
         return str(error)
     return "done"
+
+
+def until(is_met: Callable[[], bool]) -> None:
+    """Wait, but not for ever, for what does come."""
+    give_up_at = time.monotonic() + 120
+    while not is_met():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+
+IN_A_FINALIZER = """
+import signal
+from local_tinker.service import Service
+class Signalling:
+    def __del__(self):
+        signal.raise_signal(signal.{name})
+method = Service.{method}
+def with_a_finalizer(*arguments):
+    method(*arguments)
+    Signalling()
+Service.{method} = with_a_finalizer
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "exit_code"), [("SIGTERM", "serve_model", 130), ("SIGINT", "serve", 0)]
+)
+def test_a_signal_within_a_finalizer_is_not_lost(
+    llama_dir: Path, tmp_path: Path, name: str, method: str, exit_code: int
+) -> None:
+    """Python drops what a finalizer raises, so the handler may not count on an exception."""
+    prelude = IN_A_FINALIZER.format(name=name, method=method)
+    outcome = start_and_wait(llama_dir, tmp_path / "c", prelude)
+    assert outcome.returncode == exit_code, outcome.stderr
+    assert "Exception ignored" not in outcome.stderr
+    assert ("stopping" in outcome.stderr) == (exit_code == 0)
+
+
+def start_and_wait(model: Path, folder: Path, prelude: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        standalone_command([model], folder, prelude=prelude),
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+WHILE_TORCH_IS_IMPORTED = """
+import signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            signal.raise_signal(signal.{name})
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_before_there_is_a_service_ends_at_once(
+    llama_dir: Path, tmp_path: Path, name: str
+) -> None:
+    prelude = WHILE_TORCH_IS_IMPORTED.format(name=name)
+    outcome = start_and_wait(llama_dir, tmp_path / "c", prelude)
+    assert (outcome.returncode, outcome.stdout) == (130, "")
+    assert "Traceback" not in outcome.stderr
+
+
+CANARY = """
+import os, sys
+class Canary:
+    def __del__(self, write=os.write):
+        write(2, b"taken apart")
+sys.canary = Canary()
+sys.canary.itself = sys.canary
+"""
+
+
+def test_neither_silent_connections_nor_what_is_in_memory_hold_up_the_end(
+    llama_dir: Path, tmp_path: Path
+) -> None:
+    """Python's end looks through all that is in memory for cycles, such as the canary's, and takes
+    them apart: under load that took longer than all else together, once more than 30 seconds."""
+    with standalone([llama_dir], tmp_path / "c", prelude=CANARY) as (process, address, log):
+        host, port = address.removeprefix("http://").split(":")
+        head = f"POST /api/v1/create_session HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n"
+        with (
+            socket.create_connection((host, int(port))),
+            socket.create_connection((host, int(port))) as half,
+            httpx.Client() as kept_alive,
+        ):
+            half.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+            assert kept_alive.get(f"{address}/").status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+    assert "stopping" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert "taken apart" not in log.read_text()
+
+
+STUCK = """
+import os, sys, threading
+from local_tinker import __main__, engine, state
+__main__.DRAIN_S = __main__.IN_HAND_S = 0.0
+def stuck(*_):
+    os.write(2, b"in hand ")
+    threading.Event().wait()
+claim = state.Futures.claim
+def noted(*arguments):
+    os.write(2, b"asked ")
+    return claim(*arguments)
+engine.Engine.optim_step, state.Futures.claim = stuck, noted
+sys.exit(__main__.main())
+"""
+
+
+def test_a_step_that_does_not_end_is_given_up_and_its_client_told(
+    llama_dir: Path, tmp_path: Path
+) -> None:
+    folder, model = tmp_path / "c", Path(f"llama={llama_dir}")
+    with (
+        standalone([model], folder, prelude=STUCK) as (process, address, log),
+        ThreadPoolExecutor() as pool,
+        by_hand_at(address, KEY) as (post, run_id),
+    ):
+        num_asked = log.read_text().count("asked")
+        step = pool.submit(post, "/optim_step", model_id=run_id, seq_id=1, adam_params={})
+        until(lambda: "in hand" in log.read_text() and log.read_text().count("asked") > num_asked)
+        process.send_signal(signal.SIGTERM)
+        assert "the service is shutting down" in step.result(60)["error"]
+        assert process.wait(60) == 0
+    assert "it was given up" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_samples_are_refused_after_the_job_in_hand(
+    llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wave gets as long as the job before it took, but not in a service that closes."""
+    is_queued, has_begun, has_ended = (threading.Event() for _ in range(3))  # the job
+    advanced: list[bool] = []
+    advance = Wave.advance
+
+    def noted(wave: Wave) -> None:
+        advanced.append(has_ended.is_set())
+        is_queued.wait()
+        time.sleep(0.001)  # so that the wave does not end within its turn
+        advance(wave)
+
+    monkeypatch.setattr(Wave, "advance", noted)
+    service = local_tinker.start([("llama", str(llama_dir))])
+    worker, engine = service._state.worker, service._state.engines["llama"]
+
+    def job() -> dict[str, Any]:
+        has_begun.set()
+        until(lambda: worker._close_at is not None)
+        time.sleep(0.5)
+        has_ended.set()
+        return {}
+
+    ask = wire.Sample.model_validate(
+        {
+            "sampling_session_id": "s",
+            "seq_id": 1,
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": PROMPT}]},
+            "sampling_params": {"max_tokens": 100, "stop": []},
+        }
+    )
+    sampled = worker.sample(engine, check_request(engine, ask, None))
+    until(lambda: bool(advanced))
+    submitted = worker.submit("run", engine, job)
+    is_queued.set()
+    until(has_begun.is_set)
+    service.close()
+    assert submitted.result() == {}
+    assert isinstance(sampled.exception(), Closed)
+    assert True not in advanced
+
+
+def test_a_wait_for_a_thread_that_a_signal_breaks_off_can_be_repeated() -> None:
+    """Of `threading.Thread`, Python 3.11 and 3.12 say after it that it has ended."""
+    main, is_let_go = threading.get_ident(), threading.Event()
+
+    def work() -> None:
+        until(lambda: "join" in functions_of(main))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        is_let_go.wait()
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    thread = Background("interrupting", work)
+    assert not thread.is_alive()
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        thread.start()
+        with pytest.raises(InterruptedError):
+            thread.join()
+        assert thread.is_alive()
+        thread.join(0.01)
+        assert thread.is_alive()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        is_let_go.set()
+    thread.join()
+    assert not thread.is_alive()
+
+
+def functions_of(thread_id: int) -> list[str]:
+    """The functions that a thread is in."""
+    frame = sys._current_frames().get(thread_id)
+    names: list[str] = []
+    while frame is not None:
+        names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return names
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import torch
+import local_tinker
+
+service = local_tinker.start([("llama", sys.argv[1])])
+main, moments, has_begun = threading.get_ident(), sys.argv[2:], threading.Event()
+layer = torch.nn.Linear(400, 400)
+
+def job():
+    has_begun.set()
+    while moments:
+        layer(torch.randn(512, 400)).tanh().sum().backward()
+        if {moments[0], "join"} <= set(functions_of(main)):
+            moments.pop(0)
+            os.kill(os.getpid(), signal.SIGINT)
+    ends_at = time.monotonic() + 1.0
+    while time.monotonic() < ends_at:
+        layer(torch.randn(512, 400)).tanh().sum().backward()
+    print("finished", flush=True)
+    return {}
+
+service._worker.submit("run", service._state.engines["llama"], job)
+has_begun.wait()
+try:
+    service.close()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moments", "outcome"),
+    [
+        (["close"], (7, "interrupted\nfinished\n")),
+        (["close", "_close_at_exit"], (130, "interrupted\n")),
+    ],
+)
+def test_an_embedded_service_whose_close_is_interrupted_closes_at_the_end(
+    llama_dir: Path, moments: list[str], outcome: tuple[int, str]
+) -> None:
+    """Python's end amid torch would abort the process; one more Ctrl-C leaves at once."""
+    program = f"from __future__ import annotations\n{inspect.getsource(functions_of)}{INTERRUPTED}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(llama_dir), *moments],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert (done.returncode, done.stdout) == outcome, done.stderr
+    assert "terminate" not in done.stderr
 
 
 # --- the disk ----------------------------------------------------------------------------------
@@ -382,8 +662,16 @@ def by_hand(
     service: local_tinker.Service, folder: Path, rank: int = 4
 ) -> Iterator[tuple[Callable[..., dict[str, Any]], str]]:
     """A run made over plain HTTP: a function that posts and waits for the result, and its id."""
-    headers = {"X-API-Key": service.open_folder(folder)}
-    with httpx.Client(base_url=f"{service.base_url}/api/v1", headers=headers, timeout=60) as http:
+    with by_hand_at(service.base_url, service.open_folder(folder), rank) as made:
+        yield made
+
+
+@contextmanager
+def by_hand_at(
+    address: str, key: str, rank: int = 4
+) -> Iterator[tuple[Callable[..., dict[str, Any]], str]]:
+    headers = {"X-API-Key": key}
+    with httpx.Client(base_url=f"{address}/api/v1", headers=headers, timeout=60) as http:
 
         def post(route: str, **body: Any) -> dict[str, Any]:
             answer = http.post(route, json=body)
@@ -402,7 +690,8 @@ def by_hand(
             lora_config={"rank": rank, "seed": 1},
         )
         yield post, made["model_id"]
-        http.post(f"/sessions/{session}/finish", json={"reason": {"type": "success"}})
+        with contextlib.suppress(httpx.ConnectError):  # the test may have stopped the service
+            http.post(f"/sessions/{session}/finish", json={"reason": {"type": "success"}})
 
 
 def test_a_malformed_request_does_not_stop_its_run(

@@ -43,11 +43,13 @@ def mine():
 def modules_put_back() -> Iterator[None]:
     """What a task imports stays in its test."""
     modules, path = dict(sys.modules), list(sys.path)
+    for name in set(NAMES) - OWN:  # another test may have imported one of our folders
+        sys.modules.pop(name, None)
     yield
     for name in set(sys.modules) - set(modules):
         if getattr(sys.modules[name], "QUESTION", None) is not None:
             del sys.modules[name]
-    sys.modules.update({name: module for name, module in modules.items() if name in OWN})
+    sys.modules.update({name: module for name, module in modules.items() if name in NAMES})
     sys.path[:] = path
 
 
