@@ -188,7 +188,7 @@ def base_settings(folder: Path) -> dict[str, Any]:
         ]
 
     write_rows(folder / "train.jsonl", rows(range(20)))
-    write_rows(folder / "pool.jsonl", rows(range(100, 200)))
+    write_rows(folder / "pool.jsonl", rows(range(100, 130)))
     write_rows(folder / "val.jsonl", rows(range(300, 304)))
     write_rows(folder / "questions.jsonl", questions("word"))
     write_rows(folder / "sealed.jsonl", questions("sealed number"))

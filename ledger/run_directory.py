@@ -16,6 +16,7 @@ import json
 import os
 import stat
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -82,6 +83,8 @@ class RunDirectory:
         self.is_evaluation = is_evaluation  # of checkpoints outside a run; it has no rounds
         self.num_torn_bytes = 0  # of a last line that was not written whole, and is not read
         self._lock_file = lock_file
+        if lock_file is not None:
+            weakref.finalize(self, lock_file.close)  # of one that nobody closes
         self._all_events: list[Event] = []
         self._meter = _Meter()
         self._held: dict[tuple[str, object], Any] = {}  # by file and what it was read as
@@ -130,13 +133,15 @@ class RunDirectory:
                 f"{run_dir}: not a run directory, it has no {CONFIG}. Name the directory of a run."
             )
         refuse_links(run_dir)
-        lock_file = lock(run_dir) if to_resume else None
-        lines = read_lines(run_dir / LEDGER, repair=to_resume)
-        events = read_events(run_dir / LEDGER, lines.complete)
-        store = cls(run_dir, events, lock_file)
-        store.num_torn_bytes = lines.num_torn_bytes
-        store.is_evaluation = EVALUATED in store.resolved_config()
-        return store
+        with contextlib.ExitStack() as undo:
+            lock_file = undo.enter_context(lock(run_dir)) if to_resume else None
+            lines = read_lines(run_dir / LEDGER, repair=to_resume)
+            events = read_events(run_dir / LEDGER, lines.complete)
+            store = cls(run_dir, events, lock_file)
+            store.num_torn_bytes = lines.num_torn_bytes
+            store.is_evaluation = EVALUATED in store.resolved_config()
+            undo.pop_all()
+            return store
 
     @property
     def run_id(self) -> str:

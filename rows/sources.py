@@ -282,7 +282,7 @@ def _csv_rows(source: Source, file: IO[bytes], delimiter: str) -> Iterator[Row]:
     # What is no UTF-8 becomes surrogates, so that it costs its own row and no other.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
-    with _longer_csv_fields():
+    with text, _longer_csv_fields():
         header = _csv_header(source, reader)
         while True:
             line_no = reader.line_num + 1

@@ -30,6 +30,7 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -90,6 +91,8 @@ class Process:
                 self.connection, [len(content).to_bytes(8)], [file.fileno() for file in files]
             )
             self.connection.sendall(content)
+        for file in (self.connection, *self.said.values()):
+            weakref.finalize(self, file.close)
         self.pid = self.next_number()
 
     def next_number(self) -> int:

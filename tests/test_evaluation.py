@@ -87,12 +87,12 @@ def by_hand():
 
 @task
 def judged_by_hand():
-    return Task(dataset=samples(6), solver=generate(), scorer=by_hand())
+    return Task(dataset=samples(2), solver=generate(), scorer=by_hand())
 
 
 @task
 def judged():
-    return Task(dataset=samples(6), solver=generate(), scorer=model_graded_qa())
+    return Task(dataset=samples(2), solver=generate(), scorer=model_graded_qa())
 """
 
 
@@ -730,7 +730,7 @@ def test_a_judge_that_gives_no_grade_has_failed(
     }
     assert workspace.run("run", eval_tasks=["tasks.py@judged"], evaluation=settings) == 1
     told = capsys.readouterr().err
-    assert "6 of 6 samples failed" in told
+    assert "2 of 2 samples failed" in told
     assert "the scorer gave no score: grader_failed: Grade not found" in told
 
 

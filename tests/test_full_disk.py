@@ -89,7 +89,7 @@ ATTEMPTS = {
     "description": Refusal(rf"{SAVE}/checkpoint\.json", named=IN_ROUND),
     "state at the end": Refusal(SAVE, nth=5, kind="os.mkdir", named=AT_END),
     "sampler weights": Refusal(SAVE, nth=3, kind="os.mkdir", named=AT_END),
-    "losses journal": Refusal(rf"{RUN}/selections/losses_02\.partial\.jsonl", nth=30),
+    "losses journal": Refusal(rf"{RUN}/selections/losses_02\.partial\.jsonl", nth=10),
     "losses": Refusal(rf"{RUN}/selections/losses_02\.json\.tmp"),
     "selection": Refusal(rf"{RUN}/selections/round_02\.json\.tmp"),
     "test journal": Refusal(rf"{RUN}/evals/test\.partial\.jsonl", named=REPORT),

@@ -48,7 +48,7 @@ class Workspace:
     def __init__(self, folder: Path, model_dir: Path) -> None:
         self.folder = folder
         self.write_rows("train.jsonl", [row(i) for i in range(10)])
-        self.write_rows("pool.jsonl", [row(i) for i in range(100, 200)])
+        self.write_rows("pool.jsonl", [row(i) for i in range(100, 130)])
         questions = [
             {"question": f"Which word stands at place {i}?", "answer": "x", "topic": TOPICS[i % 2]}
             for i in range(10)

@@ -134,14 +134,14 @@ def test_topics_that_do_not_move(reports: list[TopicReport], expected: dict[str,
 
 @pytest.mark.parametrize("strategy", ["uniform", "similar", "loss", "hybrid"])
 def test_every_strategy_runs_and_is_recorded(workspace: Workspace, strategy: str) -> None:
-    mining = {"pool_file": "pool.jsonl", "strategy": strategy, "num_candidates": 50}
+    mining = {"pool_file": "pool.jsonl", "strategy": strategy, "num_candidates": 20}
     assert workspace.run("run", mining=mining, max_rounds=3) == 0
     store = workspace.store("run")
     measured = [event["round"] for event in store.events("losses_measured")]
     assert measured == ([2, 3] if strategy in ("loss", "hybrid") else [])
     for number, start, losses in store.measured_losses():
         assert start == number - 1
-        assert len(losses) == 50
+        assert len(losses) == 20
         chosen = json.loads(
             (workspace.folder / f"run/selections/round_{number:02d}.json").read_text()
         )
