@@ -89,20 +89,16 @@ async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any
     return response.sequences
 
 
-def standalone_command(
+def standalone_program(
     models: list[Path], folder: Path, *options: str, prelude: str | None = None
 ) -> list[str]:
-    """`python -m local_tinker`; `prelude` is Python that runs in its process before it."""
+    """`-m local_tinker` with its options; `prelude` is Python that runs in its process first."""
     program = ["-m", "local_tinker"]
     if prelude is not None:
-        program = [
-            "-c",
-            f"{prelude}\nimport runpy\nrunpy.run_module('local_tinker', None, '__main__')",
-        ]
-    command = [sys.executable, *program, "--checkpoint-dir", str(folder), *options]
-    for model in models:
-        command += ["--base-model", str(model)]
-    return command
+        then = "import runpy; runpy.run_module('local_tinker', run_name='__main__')"
+        program = ["-c", f"{prelude}\n{then}"]
+    named = [word for model in models for word in ("--base-model", str(model))]
+    return [*program, "--checkpoint-dir", str(folder), *options, *named]
 
 
 @contextmanager
@@ -110,23 +106,24 @@ def standalone(
     models: list[Path],
     folder: Path,
     *options: str,
-    preexec: Any = None,
     prelude: str | None = None,
+    preexec: Any = None,
+    is_forked: bool = True,
 ) -> Iterator[tuple[forked.Process | subprocess.Popen[str], str, Path]]:
     """`python -m local_tinker` with a key of our own: the process, its address and its log.
 
-    With `preexec`, which is called in it first, or `prelude` it is a new interpreter.
+    Not forked, or with `preexec`, which is called in it first, it is a new interpreter.
     """
     log = folder.with_suffix(".log")
-    command = standalone_command(models, folder, *options, prelude=prelude)
+    command = standalone_program(models, folder, *options, prelude=prelude)
     environment = {**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": KEY}
     read_end, write_end = os.pipe()
     with log.open("w") as log_file, os.fdopen(write_end, "w") as output:
-        if preexec is None and prelude is None:
-            process = forked.Process(*command[1:], stdout=output, stderr=log_file, env=environment)
+        if is_forked and preexec is None:
+            process = forked.Process(*command, stdout=output, stderr=log_file, env=environment)
         else:
             process = subprocess.Popen(
-                command,
+                [sys.executable, *command],
                 stdout=output,
                 stderr=log_file,
                 text=True,

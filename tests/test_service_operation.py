@@ -46,7 +46,7 @@ from sdk_client import (
     same_bits,
     sample,
     standalone,
-    standalone_command,
+    standalone_program,
     train,
     using,
 )
@@ -237,20 +237,11 @@ def test_a_signal_within_a_finalizer_is_not_lost(
 ) -> None:
     """Python drops what a finalizer raises, so the handler may not count on an exception."""
     prelude = IN_A_FINALIZER.format(name=name, method=method)
-    outcome = start_and_wait(llama_dir, tmp_path / "c", prelude)
+    program = standalone_program([llama_dir], tmp_path / "c", prelude=prelude)
+    outcome = forked.run(*program, env={**os.environ, "PYTHONPATH": str(REPO)}, timeout=120)
     assert outcome.returncode == exit_code, outcome.stderr
     assert "Exception ignored" not in outcome.stderr
     assert ("stopping" in outcome.stderr) == (exit_code == 0)
-
-
-def start_and_wait(model: Path, folder: Path, prelude: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        standalone_command([model], folder, prelude=prelude),
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
 
 
 WHILE_TORCH_IS_IMPORTED = """
@@ -268,7 +259,14 @@ def test_a_signal_before_there_is_a_service_ends_at_once(
     llama_dir: Path, tmp_path: Path, name: str
 ) -> None:
     prelude = WHILE_TORCH_IS_IMPORTED.format(name=name)
-    outcome = start_and_wait(llama_dir, tmp_path / "c", prelude)
+    program = standalone_program([llama_dir], tmp_path / "c", prelude=prelude)
+    outcome = subprocess.run(
+        [sys.executable, *program],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert (outcome.returncode, outcome.stdout) == (130, "")
     assert "Traceback" not in outcome.stderr
 
@@ -288,7 +286,8 @@ def test_neither_silent_connections_nor_what_is_in_memory_hold_up_the_end(
 ) -> None:
     """Python's end looks through all that is in memory for cycles, such as the canary's, and takes
     them apart: under load that took longer than all else together, once more than 30 seconds."""
-    with standalone([llama_dir], tmp_path / "c", prelude=CANARY) as (process, address, log):
+    with standalone([llama_dir], tmp_path / "c", prelude=CANARY, is_forked=False) as started:
+        process, address, log = started
         host, port = address.removeprefix("http://").split(":")
         head = f"POST /api/v1/create_session HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n"
         with (
@@ -467,15 +466,9 @@ def test_an_embedded_service_whose_close_is_interrupted_closes_at_the_end(
 ) -> None:
     """Python's end amid torch would abort the process; one more Ctrl-C leaves at once."""
     program = f"from __future__ import annotations\n{inspect.getsource(functions_of)}{INTERRUPTED}"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(llama_dir), *moments],
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    arguments = "-c", program, str(llama_dir), *moments
+    done = forked.run(*arguments, env={**os.environ, "PYTHONPATH": str(REPO)}, timeout=120)
     assert (done.returncode, done.stdout) == outcome, done.stderr
-    assert "terminate" not in done.stderr
 
 
 # --- the disk ----------------------------------------------------------------------------------
