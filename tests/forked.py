@@ -102,7 +102,9 @@ class Process:
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
-            if not select.select([self.connection], [], [], timeout)[0]:
+            answered = select.poll()  # `select` takes no descriptor above 1023
+            answered.register(self.connection, select.POLLIN)
+            if not answered.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
             self.returncode = self.next_number()
             self.connection.close()
