@@ -26,7 +26,11 @@ ensure_venv
 export OMP_WAIT_POLICY=passive
 # The SDK leaves the connections of closed clients to the garbage collector, hundreds at a time.
 ulimit -S -n 8192 2>/dev/null || true
-run_pytest() { "$VENV_PYTHON" -m pytest --numprocesses 2 --dist worksteal "$@"; }
+# Two workers, forked from a process that has imported everything.
+workers="2*popen//python=$VENV_PYTHON tests/forked.py --as"
+run_pytest() {
+    "$VENV_PYTHON" -m pytest --tx "$workers" --dist worksteal --max-worker-restart 2 "$@"
+}
 
 code=0
 run_pytest ${arguments[@]+"${arguments[@]}"} || code=$?

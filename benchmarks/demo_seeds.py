@@ -62,7 +62,8 @@ async def base_score(base_url: str, api_key: str) -> float:
     import tinker
 
     from config_schema import load_and_validate_config
-    from rows.rendering import Rendering, load_renderer
+    from rows.chat_formats import load_renderer
+    from rows.rendering import Rendering
     from simple_eval import Sampler, SamplingSettings, ask_questions, load_questions
     from storage.journal import Journal
 

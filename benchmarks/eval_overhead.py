@@ -95,7 +95,8 @@ async def measure(
 
     from evaluation.inspect_runs import InspectScores, InspectSetting, inspect_model, run_inspect
     from evaluation.inspect_tasks import TaskOptions, load_inspect_task
-    from rows.rendering import Rendering, load_renderer
+    from rows.chat_formats import load_renderer
+    from rows.rendering import Rendering
     from simple_eval import Sampler, SamplingSettings, ask_questions, load_questions
     from storage.journal import Journal
 

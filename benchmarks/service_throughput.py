@@ -106,7 +106,7 @@ def make_work() -> Work:
     """Render the demo's rows and questions as the loop and its evaluator do."""
     from config_schema import load_and_validate_config
     from hyperparam_utils import ADAM_BETAS, ADAM_EPS
-    from rows.rendering import load_renderer
+    from rows.chat_formats import load_renderer
     from simple_eval import DEFAULT_MAX_TOKENS
 
     loaded = load_and_validate_config(CONFIG_FILE)

@@ -7,7 +7,10 @@ interpreter does. It starts no thread and no event loop, so that it can be forke
 
 Not for what depends on a new interpreter: its environment as /proc shows it, or its own imports.
 
-    python tests/forked.py SOCKET        serve until standard input ends
+    python tests/forked.py SOCKET               serve until standard input ends
+    python tests/forked.py --as ARGUMENT ...    stand for `python ARGUMENT ...`
+
+In the second form it is the interpreter of pytest-xdist's workers, which import as much again.
 """
 
 from __future__ import annotations
@@ -57,6 +60,32 @@ IMPORTED = (
 # --- the tests' side ------------------------------------------------------------------------------
 
 
+def asked_to_be(
+    arguments: list[str], env: dict[str, str], cwd: str, files: list[int]
+) -> socket.socket:
+    """A connection on which the server tells the process's number and later its exit code."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.environ[ADDRESS])
+    content = json.dumps({"arguments": arguments, "env": env, "cwd": cwd}).encode()
+    socket.send_fds(connection, [len(content).to_bytes(8)], files)
+    connection.sendall(content)
+    return connection
+
+
+def next_number(connection: socket.socket) -> int:
+    content = connection.recv(8, socket.MSG_WAITALL)
+    assert len(content) == 8, "the server of forked processes is gone"
+    return int.from_bytes(content, signed=True)
+
+
+def stand_for(arguments: list[str]) -> int:
+    """Be the interpreter that was asked for, through a process with the same files."""
+    arguments = [one for one in arguments if one != "-u"]
+    with asked_to_be(arguments, dict(os.environ), str(Path.cwd()), [0, 1, 2]) as connection:
+        next_number(connection)
+        return next_number(connection)
+
+
 class Process:
     """What the tests use of a `subprocess.Popen` whose program is `python *arguments`."""
 
@@ -79,26 +108,18 @@ class Process:
                 elif given == subprocess.STDOUT:
                     given = files[1]
                 files.append(null if given is None or isinstance(given, int) else given)
-            self.connection = socket.socket(socket.AF_UNIX)
-            self.connection.connect(os.environ[ADDRESS])
-            request = {
-                "arguments": [str(one) for one in arguments],
-                "env": dict(os.environ if env is None else env),
-                "cwd": str(cwd or Path.cwd()),
-            }
-            content = json.dumps(request).encode()
-            socket.send_fds(
-                self.connection, [len(content).to_bytes(8)], [file.fileno() for file in files]
+            self.connection = asked_to_be(
+                [str(one) for one in arguments],
+                dict(os.environ if env is None else env),
+                str(cwd or Path.cwd()),
+                [file.fileno() for file in files],
             )
-            self.connection.sendall(content)
         for file in (self.connection, *self.said.values()):
             weakref.finalize(self, file.close)
         self.pid = self.next_number()
 
     def next_number(self) -> int:
-        content = self.connection.recv(8, socket.MSG_WAITALL)
-        assert len(content) == 8, "the server of forked processes is gone"
-        return int.from_bytes(content, signed=True)
+        return next_number(self.connection)
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
@@ -328,5 +349,6 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    request = serve(sys.argv[1])
-    leave(become(request))
+    if sys.argv[1] == "--as":
+        sys.exit(stand_for(sys.argv[2:]))
+    leave(become(serve(sys.argv[1])))

@@ -16,10 +16,11 @@ import rows.rendering as rendering_module
 from conftest import REPO
 from data_loader import LoadedData, clean_split, load_examples, split_validation
 from errors import ConfigError, DataError
+from rows.chat_formats import load_renderer, load_tokenizer, resolve_renderer_name
 from rows.contamination import EvalText, EvalTexts
 from rows.examples import Example, ExampleTable, Message
 from rows.quality import Filters, bands_for, jaccard, near_duplicates, phrases
-from rows.rendering import Rendering, load_renderer, load_tokenizer, resolve_renderer_name
+from rows.rendering import Rendering
 from rows.sources import Source
 from rows.words import normalise
 

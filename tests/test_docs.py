@@ -100,33 +100,7 @@ def test_the_services_page_shows_its_usage_and_every_route(
     assert listed | {"__init__.py"} == {p.name for p in (REPO / "local_tinker").glob("*.py")}
 
 
-# --- the demo -------------------------------------------------------------------------------------
-
-
-def run_demo(run_dir: Path) -> str:
-    """The whole demo as a person sees it: progress and results in one stream."""
-    screen = io.StringIO()
-    with redirect_stdout(screen), redirect_stderr(screen):
-        config = str(REPO / "demo_config.json")
-        assert (
-            trainer_with_eval.main(["--config", config, "--local", "--run-dir", str(run_dir)]) == 0
-        )
-    return screen.getvalue().strip()
-
-
-@pytest.mark.trains
-def test_demo_transcript_is_a_real_one(tmp_path: Path) -> None:
-    """Structure and decisions, with numbers masked; the lines in README are part of it; and the
-    adapter that the run leaves is loaded as the page on it says."""
-    transcript = run_demo(tmp_path / "runs" / "demo")
-    assert masked(block("DEMO.md", "transcript")) == masked(transcript)
-    whole, shown = (
-        block(document, name).splitlines()
-        for document, name in (("DEMO.md", "transcript"), ("README.md", "what-you-see"))
-    )
-    assert_shown(shown, whole)
-    assert len(shown) > 5
-    run_example(AFTER_THE_DEMO, tmp_path)
+# --- examples -------------------------------------------------------------------------------------
 
 
 def assert_shown(shown: list[str], whole: list[str]) -> None:
@@ -142,9 +116,6 @@ def assert_shown(shown: list[str], whole: list[str]) -> None:
         assert has_gap or found == place, f"left out without a sign: {whole[place:found]}"
         place, has_gap = found + 1, False
     assert has_gap or place == len(whole), f"left out without a sign: {whole[place:]}"
-
-
-# --- examples -------------------------------------------------------------------------------------
 
 
 def run_example(document: str, folder: Path) -> None:

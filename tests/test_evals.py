@@ -34,7 +34,7 @@ from config_schema import load_and_validate_config
 from conftest import REPO
 from evals import arithmetic, calibration, domain_qa, instruction_following, refusal
 from evals.calibration import Forecast
-from rows.rendering import resolve_renderer_name
+from rows.chat_formats import resolve_renderer_name
 from simple_eval import GRADERS, grade_numeric, load_questions
 
 TASKS = {

@@ -1,6 +1,6 @@
 """A full disk at every kind of write: a clear message, nothing torn, and the same run once resumed.
 
-    unshare -Urm python tests/test_full_disk.py FOLDER
+    python tests/test_full_disk.py FOLDER
 
 That command drives real runs on a small tmpfs, with temporary files on another. A run is stopped
 again and again: each attempt resumes it, and right before one write of one kind its own audit hook
@@ -12,6 +12,7 @@ run in the end, against one that was never stopped.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -117,6 +118,20 @@ BESIDE = [
 
 
 # --- driving runs on a small disk -----------------------------------------------------------------
+
+
+def keep_mounts_to_itself() -> None:
+    """What this process mounts, as `root` of a user namespace, only it and its children see.
+
+    Raises `OSError` where the system does not allow it.
+    """
+    new_user_and_mounts = 0x10000000 | 0x20000  # CLONE_NEWUSER | CLONE_NEWNS of sched.h
+    maps = {"setgroups": "deny", "uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}
+    # `os.unshare` came with Python 3.12.
+    if ctypes.CDLL(None, use_errno=True).unshare(new_user_and_mounts):
+        raise OSError(ctypes.get_errno(), "unshare")
+    for name, content in maps.items():
+        Path(f"/proc/self/{name}").write_text(content)
 
 
 class Disk:
@@ -369,8 +384,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         subprocess.run(trial, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"a file system of its own cannot be mounted here: {error}")
-    command = [*namespace, sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked.run(__file__, folder)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     return json.loads((folder / "outcomes.json").read_text())
 
@@ -508,4 +522,5 @@ def test_a_result_that_cannot_be_written_out_is_a_failure(outcomes: dict[str, An
 if __name__ == "__main__":
     os.environ["TINKER_TELEMETRY"] = "0"
     os.environ["HF_HUB_OFFLINE"] = "1"
+    keep_mounts_to_itself()
     main(Path(sys.argv[1]))

@@ -290,7 +290,7 @@ def test_sampling_parameters_mean_what_they_say(
 def test_stops_by_token_and_by_text_are_included_once_at_the_end(
     service: local_tinker.Service, tmp_path: Path, llama_dir: Path
 ) -> None:
-    from rows.rendering import load_tokenizer
+    from rows.chat_formats import load_tokenizer
 
     tokenizer = load_tokenizer(str(llama_dir))
 

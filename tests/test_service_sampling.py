@@ -22,7 +22,7 @@ from local_tinker import wire
 from local_tinker.engine import Engine
 from local_tinker.lora import LoraShape
 from local_tinker.sampling import Row, Wave, check_request
-from rows.rendering import load_tokenizer
+from rows.chat_formats import load_tokenizer
 from sdk_client import ADAM, DATA, PROMPT, new_run, sample, train, using
 
 LENGTHS = (1, 3, 8, 13, 21, 31)  # prompts of one padded length

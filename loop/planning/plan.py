@@ -20,8 +20,9 @@ from evaluation.tasks import EvalTask
 from hyperparam_utils import Schedule
 from ledger.records import Usage
 from loop.planning.inputs import Inputs, counted
+from rows.chat_formats import load_renderer, resolve_renderer_name
 from rows.examples import DropLog
-from rows.rendering import RenderedTable, Rendering, load_renderer, resolve_renderer_name
+from rows.rendering import RenderedTable, Rendering
 from scores.decision import Gate
 from simple_eval import SamplingSettings
 
@@ -109,12 +110,6 @@ def cost_usd(config: TrainingConfig, usage: Usage) -> float | None:
         + usage.prompt_tokens * prices.prefill
         + usage.sampled_tokens * prices.sample
     ) / 1e6
-
-
-# --- where it runs -----------------------------------------------------------------------------
-
-
-# --- reading ------------------------------------------------------------------------------------
 
 
 def gate_of(config: TrainingConfig) -> Gate:
@@ -216,9 +211,3 @@ def _refuse_empty_sources(inputs: Inputs, train: RenderedTable) -> None:
                 f"({shown}), and train_file gives it the weight {file.source.weight:g}. Correct "
                 "the rows, or take it out."
             )
-
-
-# --- on disk ------------------------------------------------------------------------------------
-
-
-# --- what the user is told ------------------------------------------------------------------------
