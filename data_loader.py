@@ -2,7 +2,7 @@
 
 A row is `{"messages": [{"role", "content"}, ...]}`, ShareGPT's `{"conversations": [{"from",
 "value"}, ...]}`, `{"instruction", "input"?, "output"}`, `{"prompt", "completion"}` or `{"input",
-"output"}`; it may carry `system` and `topic`, and `columns` says what the file calls them. Exact
+"output"}` (`rows/forms.py` has the rest), and `columns` says what the file calls them. Exact
 duplicates (over the whole conversation) and rows that hold an evaluation question are dropped; each
 dropped row is listed with file, line and reason. Examples wait on disk with an index in memory, so
 that a million of them fit. This file does not see scores and does not choose what to train on.
@@ -11,32 +11,21 @@ that a million of them fit. This file does not see scores and does not choose wh
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 from errors import DataError
 from rows.contamination import EvalTexts
-from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Message, Record, make_record
+from rows.examples import DropLog, DroppedRow, Example, ExampleTable
+from rows.forms import PAIRS, SHAPES, Reading, guess_columns, read_form
 from rows.quality import Filters, near_duplicates
-from rows.sources import Row, Source, as_text, is_text, read_rows, sha256_of
+from rows.sources import Row, Source, as_text, read_rows, sha256_of
+from rows.tool_calls import is_blank
 from rows.words import Words, cut, normalise, words_of
 
-ROLES = ("system", "user", "assistant")
-SHAREGPT_ROLES = {  # the names that ShareGPT files in the wild use
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-}
-PAIRS = (("instruction", "output"), ("prompt", "completion"), ("input", "output"))
-SHAPES = (
-    '"messages", "conversations", "instruction"+"output", "prompt"+"completion" or "input"+"output"'
-)
 MAX_REJECTED_SHARE = 0.5  # a file that loses more of its rows to errors is probably the wrong file
 MAX_REFUSALS = 20  # sources that a message explains,
 MAX_GROUPS = 20  # kinds of problems that a message lists,
@@ -52,6 +41,7 @@ class LoadedFile(NamedTuple):
     source: Source
     sha256: str
     num_rows: int
+    unused: Mapping[str, int]  # keys that nothing uses, and how many rows have them
 
 
 class LoadedData(NamedTuple):
@@ -87,29 +77,38 @@ def load_examples(
     examples, dropped, files, refusals = ExampleTable(), DropLog(), [], []
     first_at: dict[bytes, int] = {}
     for source in sources:
-        num_rows, problems = 0, _Problems()
+        num_rows, problems, columns = 0, _Problems(), _Columns(source)
+        unused = Counter[str]()
         for row in read_rows(source):
             num_rows += 1
+            columns.saw(row.fields or {})
             try:
-                record = record_of(row, source.columns)
+                record, not_used = read_row(row, source.columns)
             except ValueError as error:
                 reason = as_text(str(error))
                 problems.add(row.line_no, reason)
                 dropped.append(DroppedRow(source.name, row.line_no, "rejected", reason))
                 continue
+            unused.update(not_used)
+            columns.placed(not_used)
             position = first_at.setdefault(record.key, len(examples))
             if position < len(examples):
                 reason = f"the same conversation as {_place(examples[position], source.name)}"
                 dropped.append(DroppedRow(source.name, row.line_no, "duplicate", reason))
                 continue
-            flaw = None if filters is None else filters.flaw_of(record.messages)
+            flaw = (
+                None
+                if filters is None
+                else filters.flaw_of([(one.role, one.text) for one in record.messages])
+            )
             if flaw is not None:
                 dropped.append(DroppedRow(source.name, row.line_no, *flaw))
                 del first_at[record.key]
                 continue
             examples.append(record, source.name, row.line_no)
-        refusals += problems.refusals(source, num_rows, on_bad_row)
-        files.append(LoadedFile(source, sha256_of(source), num_rows))
+        of_columns = list(columns.refusals(num_rows - problems.number))
+        refusals += of_columns or problems.refusals(source, num_rows, on_bad_row, columns.found)
+        files.append(LoadedFile(source, sha256_of(source), num_rows, dict(unused)))
     if refusals:
         left = len(refusals) - MAX_REFUSALS
         more = f" And {left} more of the sources." if left > 0 else ""
@@ -130,7 +129,7 @@ def _without_near_duplicates(
         return beside[position] if position < num_beside else examples[position - num_beside]
 
     def words_at(position: int) -> Words:
-        return words_of("\n".join(message.content for message in row_at(position).messages))
+        return words_of("\n".join(message.text for message in row_at(position).messages))
 
     gone: set[int] = set()
     number = num_beside + len(examples)
@@ -139,7 +138,7 @@ def _without_near_duplicates(
             continue
         row, other = row_at(position), row_at(kept)
         reason = f"{similarity:.0%} like {_place(other, row.source)}"
-        texts = (cut(one.messages[-1].content) for one in (row, other))
+        texts = (cut(one.messages[-1].text) for one in (row, other))
         dropped.append(DroppedRow(row.source, row.line_no, "near_duplicate", reason, *texts))
         gone.add(position - num_beside)
     return examples.take([one for one in range(len(examples)) if one not in gone])
@@ -159,22 +158,30 @@ class _Problems:
     def add(self, line_no: int, reason: str) -> None:
         self._lines[reason].append(line_no)
 
-    def refusals(self, source: Source, num_rows: int, on_bad_row: str) -> Iterator[str]:
-        """Yield why the source cannot be used as it is."""
+    @property
+    def number(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def refusals(
+        self, source: Source, num_rows: int, on_bad_row: str, found: Collection[str]
+    ) -> Iterator[str]:
+        """Yield why the source cannot be used as it is; `found` are the keys of its rows."""
         if num_rows == 0:
             yield f"{source}: the file is empty. Give a file with one example per row."
-        number = sum(map(len, self._lines.values()))
+        number = self.number
         if not number or (on_bad_row == "skip" and number <= MAX_REJECTED_SHARE * num_rows):
             return
         groups = sorted(self._lines.items(), key=lambda item: item[1][0])
         shown = "; ".join(f"{_ranges(lines)}: {reason}" for reason, lines in groups[:MAX_GROUPS])
         left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
         more = f"; and {left} more of other kinds" if left else ""
+        guess = guess_columns(found)
+        for_example = f", here for example {_columns_line(guess)}" if guess else ""
         what = (
             "Correct or remove them; with data.on_bad_row at skip, training rows are left out "
             "and listed."
             if number <= MAX_REJECTED_SHARE * num_rows
-            else "Is it the right file? data.columns says what it calls its columns."
+            else f"Is it the right file? data.columns says what it calls its columns{for_example}."
         )
         yield (
             f"{source}: {number} of {num_rows} rows cannot be used: {shown}{more}. Expected "
@@ -196,104 +203,87 @@ def _ranges(lines: Sequence[int]) -> str:
     return f"line{'s' * (len(lines) > 1)} {', '.join(shown)}{more}"
 
 
-def record_of(row: Row, columns: Mapping[str, str]) -> Record:
+def read_row(row: Row, columns: Mapping[str, str]) -> Reading:
     """What a row trains on. Raises `ValueError` with the reason when it is not a training row."""
     if row.fields is None:
         raise ValueError(row.problem)
-    fields = _renamed(row.fields, columns) if columns else row.fields
-    return make_record(_messages_of(fields), _topic_of(fields.get("topic")))
+    if not columns:
+        return read_form(row.fields)
+    fields, left_out = _renamed(row.fields, columns)
+    record, unused = read_form(fields)
+    return Reading(record, tuple(sorted({*unused, *left_out})))
 
 
-def _topic_of(value: Any) -> str | None:
-    """A topic by its name or its number."""
-    if value in (None, ""):
-        return None
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return str(value) if is_number else _text(value, '"topic"')
-
-
-def _renamed(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(
+    fields: Mapping[str, Any], columns: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
     """Fields under our names: what is named comes first, and takes the place of what has its name;
-    no other form of the row counts beside it."""
+    no other form of the row counts beside it, and the keys of those are returned as left out."""
     named = {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
-    others = {k: v for k, v in fields.items() if k not in columns.values() and k not in named}
-    forms = [{"messages"}, {"conversations"}, *({*pair, "input"} for pair in PAIRS)]
+    others = {k: v for k, v in fields.items() if k not in columns.values()}
+    forms = [{"messages"}, {"conversations"}, *({*pair, "input", "context"} for pair in PAIRS)]
     wanted = [form for form in forms if form & named.keys()]
     allowed = set().union(*wanted) if wanted else None
     of_forms = set().union(*forms)
-    return named | {
-        key: value
+    left_out = [
+        key
         for key, value in others.items()
-        if allowed is None or key in allowed or key not in of_forms
-    }
+        if key in named or not (allowed is None or key in allowed or key not in of_forms)
+        if not is_blank(value)
+    ]
+    kept = {k: v for k, v in others.items() if k not in left_out and k not in named}
+    return named | kept, left_out
 
 
-def _messages_of(fields: Mapping[str, Any]) -> tuple[Message, ...]:
-    if fields.get("messages") is not None:
-        return _with_system(fields, _checked(fields["messages"], "messages"))
-    if fields.get("conversations") is not None:
-        return _with_system(fields, _checked(fields["conversations"], "conversations"))
-    pair = next((p for p in PAIRS if all(fields.get(k) is not None for k in p)), None)
-    if pair is None:
-        found = ", ".join(sorted(map(str, fields))[:8]) or "none"
-        raise ValueError(f"expected {SHAPES}, found keys: {found}")
-    asked, answered = (fields[key] for key in pair)
-    if pair == ("prompt", "completion") and isinstance(asked, list) and isinstance(answered, list):
-        return _with_system(fields, _checked([*asked, *answered], "prompt and completion"))
-    question = _text(asked, f'"{pair[0]}"')
-    if pair[0] == "instruction" and fields.get("input") not in (None, ""):
-        question += "\n\n" + _text(fields["input"], '"input"')
-    answer = _text(answered, f'"{pair[1]}"')
-    return _with_system(fields, (Message("user", question), Message("assistant", answer)))
+class _Columns:
+    """Whether each column that `data.columns` names is there, and has a place in the rows."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._missing = set(source.columns.values())
+        self._unplaced = set(source.columns)
+        self.found: set[str] = set()
+
+    def saw(self, fields: Mapping[str, Any]) -> None:
+        if self._missing or not self.found:
+            self.found |= fields.keys()
+            self._missing -= fields.keys()
+
+    def placed(self, unused: Sequence[str]) -> None:
+        if self._unplaced:
+            self._unplaced.intersection_update(unused)
+
+    def refusals(self, num_usable: int) -> Iterator[str]:
+        """Yield what of `data.columns` would do nothing, with the line to write instead."""
+        columns, found = self._source.columns, ", ".join(sorted(map(str, self.found))[:12])
+        if self._missing:
+            theirs = min(self._missing)
+            ours = next(key for key, value in columns.items() if value == theirs)
+            fixed = {
+                key: next(iter(get_close_matches(value, self.found, 1)), None) or value
+                for key, value in columns.items()
+                if value in self.found or get_close_matches(value, self.found, 1)
+            }
+            line = f" Did you mean {_columns_line(fixed)}?" if fixed != columns and fixed else ""
+            yield (
+                f"{self._source}: data.columns says that {ours!r} is called {theirs!r}, and no row "
+                f"has that; the rows have {found}.{line}"
+            )
+        elif self._unplaced and num_usable:
+            ours = min(self._unplaced)
+            yield (
+                f"{self._source}: data.columns names {ours!r} ({columns[ours]!r}), and the form of "
+                f"the rows has no place for it beside {_others(columns, ours)}. Take it out, or "
+                f'name the question "instruction" and the answer "output", which take an "input".'
+            )
 
 
-def _with_system(fields: Mapping[str, Any], messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    system = fields.get("system")
-    if system in (None, "") or messages[0].role == "system":
-        return messages
-    return (Message("system", _text(system, '"system"')), *messages)
+def _others(columns: Mapping[str, str], ours: str) -> str:
+    return " and ".join(repr(key) for key in columns if key != ours) or "what it needs"
 
 
-def _checked(raw: Any, key: str) -> tuple[Message, ...]:
-    if not isinstance(raw, list) or not raw:
-        raise ValueError(f'"{key}" is not a list with at least one message')
-    messages = []
-    for index, item in enumerate(raw):
-        if not isinstance(item, dict):
-            raise ValueError(f"message {index} is not an object")
-        if "role" in item or "from" not in item:
-            role, content, known = item.get("role"), item.get("content"), ROLES
-        else:
-            role, content = item["from"], item.get("value")
-            role = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
-            known = tuple(SHAREGPT_ROLES)
-        if not isinstance(role, str) or role not in ROLES:
-            raise ValueError(f"message {index} has no role among {', '.join(known)}")
-        messages.append(Message(role, _text(_joined(content), f"message {index}'s content")))
-    if messages[-1].role != "assistant":
-        raise ValueError("the last message is not the assistant's, so there is nothing to train on")
-    if not any(message.role == "user" for message in messages):
-        raise ValueError("there is no user message")
-    return tuple(messages)
-
-
-def _joined(content: Any) -> Any:
-    """The text of a message that is written in parts; anything else as it is."""
-    is_parts = isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        for part in content
-    )
-    return "".join(part["text"] for part in content) if is_parts else content
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{what} is not a string")
-    if not value.strip():
-        raise ValueError(f"{what} is empty")
-    if not is_text(value):
-        raise ValueError(f"{what} holds a lone surrogate, which no tokenizer can encode")
-    return value
+def _columns_line(columns: Mapping[str, str]) -> str:
+    return f'"columns": {json.dumps(dict(columns))}'
 
 
 # --- what may be trained on -----------------------------------------------------------------------
@@ -317,7 +307,7 @@ def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) 
     def keep(examples: ExampleTable, is_pool: bool) -> ExampleTable:
         kept = []
         for position, example in enumerate(examples):
-            hit = eval_texts.find_in(example.id, example.messages)
+            hit = eval_texts.find_in(example.id, example.turns)
             is_known = is_pool and example.id in train
             if hit is not None and not (is_known and hit.kind == "similar"):
                 row = DroppedRow(

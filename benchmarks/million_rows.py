@@ -124,7 +124,7 @@ def by_datasets(folder: Path) -> dict[str, int]:
     """The same filters over the same functions, without a list of what was dropped and why."""
     from datasets import disable_progress_bars, load_dataset
 
-    from data_loader import record_of
+    from data_loader import read_row
     from rows.sources import Row
 
     disable_progress_bars()
@@ -132,7 +132,7 @@ def by_datasets(folder: Path) -> dict[str, int]:
 
     def record(row: dict[str, Any]) -> Any:
         try:
-            return record_of(Row(0, row, None), {})
+            return read_row(Row(0, row, None), {}).record
         except ValueError:
             return None
 
@@ -147,7 +147,7 @@ def by_datasets(folder: Path) -> dict[str, int]:
         return True
 
     def is_clean(row: dict[str, Any]) -> bool:
-        hit = eval_texts.find_in("", record(row).messages)
+        hit = eval_texts.find_in("", [(one.role, one.text) for one in record(row).messages])
         return hit is None or hit.kind == "similar"
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:

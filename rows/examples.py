@@ -14,29 +14,58 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 T = TypeVar("T")
 
 SPOOL_BYTES = 64 * 2**20  # kept in memory; what is more goes to a temporary file
 
 
+class ToolCall(NamedTuple):
+    """A call that the assistant makes; `arguments` is a JSON object as text."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
 class Message(NamedTuple):
     """One turn of a conversation."""
 
-    role: str
-    content: str
+    role: str  # "system", "user", "assistant" or "tool"
+    content: str  # empty where an assistant's turn is calls alone
+    reasoning: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    name: str | None = None  # the tool that answers, ...
+    call_id: str | None = None  # ... and which call
+    weight: float | None = None  # of its loss, relative to the row's other messages
+
+    @property
+    def text(self) -> str:
+        """All that the message says, for comparing rows."""
+        if self.reasoning is None and not self.calls:
+            return self.content
+        calls = (f"{call.name} {call.arguments}" for call in self.calls)
+        return "\n".join(filter(None, (self.reasoning, self.content, *calls)))
 
 
 @dataclass(frozen=True)
 class Example:
-    """One training row. `id` is the sha256 of its canonical messages and of nothing else."""
+    """One training row. `id` is the sha256 of what it trains on: of its messages, and of tools and
+    weights where it has them."""
 
     id: str
     messages: tuple[Message, ...]
     source: str
     line_no: int
     topic: str | None
+    tools: str | None = None  # the functions on offer, a JSON list as text
+    weight: float = 1.0  # its loss is multiplied by it
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """(role, all that is said) of each message."""
+        return tuple((message.role, message.text) for message in self.messages)
 
 
 @dataclass(frozen=True)
@@ -123,7 +152,8 @@ class ExampleTable(_Lazy[Example]):
         self._topics, self._sources = _Names(), _Names()
         self._positions: dict[bytes, int] | None = None
         for one in examples:
-            self.append(make_record(one.messages, one.topic), one.source, one.line_no)
+            record = make_record(one.messages, one.topic, one.tools, one.weight)
+            self.append(record, one.source, one.line_no)
 
     def append(self, record: Record, source: str, line_no: int) -> None:
         self._rows.append(len(self._spool))
@@ -138,14 +168,16 @@ class ExampleTable(_Lazy[Example]):
         return len(self._rows)
 
     def _at(self, position: int) -> Example:
+        kept = json.loads(self._spool[self._rows[position]])
+        row = kept if isinstance(kept, dict) else {"messages": kept}
         return Example(
             id=self.id_of(position),
-            messages=tuple(
-                Message(*message) for message in json.loads(self._spool[self._rows[position]])
-            ),
+            messages=tuple(map(_message_of, row["messages"])),
             source=self.source_of(position),
             line_no=self._line_nos[position],
             topic=self.topic_of(position),
+            tools=row.get("tools"),
+            weight=row.get("weight", 1.0),
         )
 
     def id_of(self, position: int) -> str:
@@ -231,6 +263,34 @@ class Record(NamedTuple):
     key: bytes  # the id's 32 bytes
 
 
-def make_record(messages: tuple[Message, ...], topic: str | None) -> Record:
-    canonical = json.dumps(messages, ensure_ascii=False).encode()
+def make_record(
+    messages: tuple[Message, ...], topic: str | None, tools: str | None = None, weight: float = 1.0
+) -> Record:
+    """The record of a conversation; what says nothing beyond role and content has the same
+    canonical form, and so the same id, as ever."""
+    content: list[Any] = [
+        message[:2] if message[2:] == _PLAIN else [*message[:2], _more_of(message)]
+        for message in messages
+    ]
+    of_row = {"tools": tools} if tools is not None else {}
+    of_row |= {"weight": weight} if weight != 1 else {}
+    whole = {"messages": content, **of_row} if of_row else content
+    canonical = json.dumps(whole, ensure_ascii=False).encode()
     return Record(messages, topic, canonical, hashlib.sha256(canonical).digest())
+
+
+_PLAIN = Message("", "")[2:]
+
+
+def _more_of(message: Message) -> dict[str, Any]:
+    """The fields of a message that say something."""
+    defaults = Message._field_defaults
+    return {key: one for key, one in message._asdict().items() if one != defaults.get(key, one)}
+
+
+def _message_of(kept: Sequence[Any]) -> Message:
+    role, content, *more = kept
+    if not more:
+        return Message(role, content)
+    fields = {**more[0], "calls": tuple(ToolCall(*call) for call in more[0].get("calls", ()))}
+    return Message(role, content, **fields)

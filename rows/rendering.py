@@ -8,13 +8,15 @@ rows fit in memory.
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import ConfigError, DataError
+from rows.control_tokens import Guarded, guard
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable
+from rows.turns import CLOSE, chat_format_of, turns_of
 
 if TYPE_CHECKING:
     import tinker
@@ -32,6 +34,7 @@ class DatumInfo:
     num_tokens: int
     num_loss_tokens: int
     truncated: bool
+    weight: float = 1.0  # that the row's loss is multiplied by
 
 
 class RenderedExample(NamedTuple):
@@ -49,6 +52,7 @@ class RenderedTable(NamedTuple):
     num_loss_tokens: Sequence[int]
     num_truncated: int
     dropped: DropLog
+    noted: Counter[str]  # how many examples have what the plan should say of them
 
 
 class Rendering:
@@ -60,6 +64,10 @@ class Rendering:
         from tinker_cookbook.renderers import TrainOnWhat
 
         self._renderer = renderer
+        self._format = chat_format_of(renderer)
+        tokenizer = renderer.tokenizer
+        self._tokenizer = tokenizer if isinstance(tokenizer, Guarded) else guard(renderer)
+        self._stops = [one for one in renderer.get_stop_sequences() if isinstance(one, str)]
         self._max_seq_length = max_seq_length
         # Renderers that drop earlier reasoning cannot train all turns in one pass: the prefix that
         # earlier turns were trained on is one that sampling never produces.
@@ -92,16 +100,16 @@ class Rendering:
         """
         kept: list[int] = []
         num_tokens, num_loss_tokens, num_truncated = array("l"), array("l"), 0
-        dropped = DropLog()
+        dropped, noted = DropLog(), Counter[str]()
         for position, example in enumerate(examples):
             try:
                 info = self._measure(example)
             except ValueError as error:
-                reason = f"the renderer refuses it: {error}"
+                reason = f"it cannot be rendered: {error}"
                 dropped.append(DroppedRow(example.source, example.line_no, "rejected", reason))
                 continue
             if info.num_loss_tokens == 0:
-                reason = f"no answer token within max_seq_length {self._max_seq_length}"
+                reason = self._why_no_loss(example)
                 row = DroppedRow(example.source, example.line_no, "no_loss_tokens", reason)
                 dropped.append(row)
                 continue
@@ -109,14 +117,47 @@ class Rendering:
             num_tokens.append(info.num_tokens)
             num_loss_tokens.append(info.num_loss_tokens)
             num_truncated += info.truncated
+            noted.update(self._notes_on(example))
         if len(examples) and not kept:
+            what = (
+                "Raise max_seq_length, or correct"
+                if "max_seq_length" in dropped[0].reason
+                else "Correct"
+            )
             raise DataError(
-                f"{examples[0].source}: no row can be trained on; the first fails because "
-                f"{dropped[0].reason}. Raise max_seq_length or check the rows."
+                f"{examples[0].source}: no row can be trained on; the first, line "
+                f"{dropped[0].line_no}, fails because {dropped[0].reason}. {what} the rows."
             )
         table = examples.take(kept) if len(kept) < len(examples) else examples
         self._tables.append(table)
-        return RenderedTable(table, num_tokens, num_loss_tokens, num_truncated, dropped)
+        return RenderedTable(table, num_tokens, num_loss_tokens, num_truncated, dropped, noted)
+
+    def _why_no_loss(self, example: Example) -> str:
+        if example.weight == 0:
+            return "its weight is 0"
+        answers = [one for one in example.messages if one.role == "assistant"]
+        if all(one.weight == 0 for one in answers):
+            return "each of its answers has weight 0"
+        return f"no answer token within max_seq_length {self._max_seq_length}"
+
+    def _notes_on(self, example: Example) -> Iterator[str]:
+        """What a reader should know of how an example was rendered."""
+        answers = [one for one in example.messages if one.role == "assistant"]
+        if example.weight != 1:
+            yield "row weight"
+        if any(one.weight is not None for one in example.messages):
+            yield "message weight"
+        if example.tools is not None or any(one.calls for one in answers):
+            yield "tools"
+        if any(one.calls for one in answers[:-1]) and not self._trains_earlier:
+            yield "calls without loss"
+        has_thought = answers[-1].reasoning is not None or CLOSE in answers[-1].content
+        if self._format.invents_thought and not has_thought:
+            yield "invented thought"
+        elif has_thought and self._format.takes_reasoning:
+            yield "reasoning"
+        if any(self._tokenizer.controls_in(one.content) for one in example.messages):
+            yield "control tokens"
 
     def _keep(self, example: Example) -> RenderedExample:
         rendered = self._kept[example.id] = self._render(example)
@@ -128,22 +169,92 @@ class Rendering:
         from tinker_cookbook.supervised.common import datum_from_model_input_weights
 
         model_input, weights = self._build(example)
+        info = self._info_of(example, model_input, weights)
         # Mean reduction: an example's weights sum to 1, so a long answer counts like a short one.
+        if example.weight == 1:
+            reduction = "mean"
+        else:  # the row's own weight comes after the mean, which would take it out again
+            reduction, kept = "none", weights[1 : info.num_tokens + 1]
+            weights = weights * (example.weight / float(kept.sum()))
         datum = datum_from_model_input_weights(
-            model_input, weights, max_length=self._max_seq_length, reduction="mean"
+            model_input, weights, max_length=self._max_seq_length, reduction=reduction
         )
-        return RenderedExample(datum, self._info_of(example, model_input, weights))
+        return RenderedExample(datum, info)
 
     def _measure(self, example: Example) -> DatumInfo:
         """What is known of a datum, without making it, which takes nearly as long again."""
         return self._info_of(example, *self._build(example))
 
     def _build(self, example: Example) -> tuple[tinker.ModelInput, torch.Tensor]:
-        messages = [{"role": role, "content": content} for role, content in example.messages]
-        return self._renderer.build_supervised_example(
-            messages,  # pyright: ignore[reportArgumentType]
-            train_on_what=self.train_on_what,
-        )
+        """The tokens of a conversation and the weight of each in its loss.
+
+        Raises `ValueError` where the chat format cannot express the conversation.
+        """
+        turns = turns_of(example, self._renderer, self._format)
+        self._refuse_control_tokens(example)
+        turns = _until_trained(turns, self.train_on_what)
+        messages = [message for message, _ in turns]
+        trained = _weights_of(turns, self.train_on_what)
+        if trained is None and not (self._format.has_prefill and self._trains_earlier):
+            return self._renderer.build_supervised_example(
+                messages,  # pyright: ignore[reportArgumentType]
+                train_on_what=self.train_on_what,
+            )
+        if self.train_on_what == "all_tokens":
+            raise ValueError("its messages have weights, and data.train_on trains every token")
+        return self._weighted(messages, trained or _selected(messages, self.train_on_what))
+
+    @property
+    def _trains_earlier(self) -> bool:
+        return self.train_on_what == "all_assistant_messages"
+
+    def _weighted(
+        self, messages: list[dict[str, Any]], trained: Sequence[float]
+    ) -> tuple[tinker.ModelInput, torch.Tensor]:
+        """Each message with a weight of its own; nothing that a prompt supplies has any."""
+        import torch
+        from tinker_cookbook.renderers import TrainOnWhat
+
+        def masked(number: int | None) -> tuple[tinker.ModelInput, torch.Tensor]:
+            marked: list[Any] = [
+                {**message, "trainable": position == number}
+                for position, message in enumerate(messages)
+            ]
+            return self._renderer.build_supervised_example(marked, TrainOnWhat.CUSTOMIZED)
+
+        model_input, _ = masked(None)
+        tokens, weights = model_input.to_ints(), torch.zeros(model_input.length)
+        for number, weight in enumerate(trained):
+            if weight == 0:
+                continue
+            mask = masked(number)[1].float()
+            if messages[number]["role"] == "assistant":
+                before: Any = messages[:number]
+                prompt = self._renderer.build_generation_prompt(before).to_ints()
+                if tokens[: len(prompt)] == prompt:
+                    mask[: len(prompt)] = 0
+                elif self._renderer.disables_thinking:
+                    raise ValueError("an answer reasons, and renderer_name turns reasoning off")
+            weights += weight * mask
+        return model_input, weights
+
+    def _refuse_control_tokens(self, example: Example) -> None:
+        """Control tokens stay text; where that would be taught as an answer's end, it is none."""
+        for message in example.messages:
+            if message.role != "assistant":
+                continue
+            for stop in self._stops:
+                if stop in message.content:
+                    raise ValueError(f"an answer holds {stop!r}, at which sampling stops")
+            found = self._tokenizer.controls_in(message.content)
+            if found and message.content.rstrip().endswith(found[-1]):
+                raise ValueError(
+                    f"an answer ends with {found[-1]!r}, which would be taught letter by letter "
+                    "beside the token; take it off"
+                )
+        calls = [call.arguments for message in example.messages for call in message.calls]
+        if any(self._tokenizer.controls_in(text) for text in (*calls, example.tools or "")):
+            raise ValueError("a tool or a call of one holds a control token")
 
     def _info_of(
         self, example: Example, model_input: tinker.ModelInput, weights: torch.Tensor
@@ -154,6 +265,55 @@ class Rendering:
         return DatumInfo(
             example_id=example.id,
             num_tokens=num_kept - 1,  # the last token is only a target, the first only an input
-            num_loss_tokens=int((weights[1:num_kept] > 0).sum()),
+            num_loss_tokens=int((weights[1:num_kept] > 0).sum()) if example.weight else 0,
             truncated=model_input.length > self._max_seq_length,
+            weight=example.weight,
         )
+
+
+# --- which messages carry loss --------------------------------------------------------------------
+
+
+def _until_trained(
+    turns: list[tuple[dict[str, Any], float | None]], train_on: str
+) -> list[tuple[dict[str, Any], float | None]]:
+    """The turns up to the last answer that may be trained; what follows it changes nothing."""
+    if train_on in ("all_messages", "all_tokens", "all_user_and_system_messages"):
+        return turns
+    for end in range(len(turns), 0, -1):
+        message, weight = turns[end - 1]
+        if message["role"] == "assistant" and weight != 0:
+            return turns[:end]
+    return turns
+
+
+def _weights_of(
+    turns: Sequence[tuple[dict[str, Any], float | None]], train_on: str
+) -> list[float] | None:
+    """The weight of each message in the loss; None where all that are trained count alike."""
+    selected = _selected([message for message, _ in turns], train_on)
+    own = [
+        None if is_trained == 0 else weight
+        for is_trained, (_, weight) in zip(selected, turns, strict=True)
+    ]
+    if all(weight is None for weight in own):
+        return None
+    return [
+        is_trained * (1.0 if weight is None else weight)
+        for is_trained, weight in zip(selected, own, strict=True)
+    ]
+
+
+def _selected(messages: Sequence[Mapping[str, Any]], train_on: str) -> list[float]:
+    """1 for each message that `data.train_on` trains, else 0."""
+    roles = [message["role"] for message in messages]
+    last_user = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
+    rules = {
+        "last_assistant_message": lambda i: i == len(roles) - 1 and roles[i] == "assistant",
+        "last_assistant_turn": lambda i: i > last_user and roles[i] == "assistant",
+        "all_assistant_messages": lambda i: roles[i] == "assistant",
+        "all_messages": lambda i: True,
+        "all_tokens": lambda i: True,
+        "all_user_and_system_messages": lambda i: roles[i] in ("user", "system"),
+    }
+    return [float(rules[train_on](i)) for i in range(len(roles))]

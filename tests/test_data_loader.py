@@ -86,7 +86,7 @@ BAD_ROWS = [
     ('{"instruction": "a", "output": 3}', '"output" is not a string'),
     ('{"instruction": "a", "output": "  "}', '"output" is empty'),
     ('{"messages": []}', "at least one message"),
-    ('{"messages": [{"role": "robot", "content": "x"}]}', "message 0 has no role"),
+    ('{"messages": [{"role": "robot", "content": "x"}]}', "message 0 has the role 'robot'"),
     ('{"messages": [{"role": "user", "content": "x"}]}', "last message is not the assistant's"),
     ('{"messages": [{"role": "assistant", "content": "x"}]}', "no user message"),
     ('{"instruction": "a", "output": "b", "topic": [3]}', '"topic" is not a string'),
@@ -165,7 +165,7 @@ EVAL_TEXTS = EvalTexts(
 
 
 def is_hit(row: Example) -> bool:
-    found = EVAL_TEXTS.find_in(row.id, row.messages)
+    found = EVAL_TEXTS.find_in(row.id, row.turns)
     return found is not None and found.kind == "contaminated"
 
 
@@ -190,7 +190,7 @@ def test_contamination_by_the_exact_question_rule(turn: str, expected: bool) -> 
 
 def test_contamination_in_any_user_turn_of_a_chat() -> None:
     chat = parse_messages("hello", "yes?", "what is the capital of france", "Paris")
-    found = EVAL_TEXTS.find_in(chat.id, chat.messages)
+    found = EVAL_TEXTS.find_in(chat.id, chat.turns)
     assert found is not None
     assert (found.kind, found.text) == ("contaminated", "what is the capital of france")
     assert found.other == "What is the capital of France?"
@@ -325,7 +325,7 @@ FRANCE = "What is the capital of France?"
     ],
 )
 def test_planted_copies_are_found(row: Example, rule: str) -> None:
-    found = EVAL_TEXTS.find_in(row.id, row.messages)
+    found = EVAL_TEXTS.find_in(row.id, row.turns)
     assert found is not None
     assert (found.kind, found.other) == ("contaminated", FRANCE)
     assert found.reason.endswith(f" the question {FRANCE!r} of t")
@@ -343,7 +343,7 @@ def test_planted_copies_are_found(row: Example, rule: str) -> None:
     ],
 )
 def test_what_only_looks_alike_is_kept(row: Example, kind: str | None) -> None:
-    found = EVAL_TEXTS.find_in(row.id, row.messages)
+    found = EVAL_TEXTS.find_in(row.id, row.turns)
     if row.messages[0].content.endswith("now?"):
         assert found is not None and found.reason.startswith("holds")
     else:
@@ -360,7 +360,7 @@ def test_a_fifth_of_the_words_is_the_limit_of_a_near_copy() -> None:
         # every 5th word or so is another one, so that no 13 in a row are left
         text = " ".join("other" if i in places else word for i, word in enumerate(words))
         row = chat(text, answer)
-        found = eval_texts.find_in(row.id, row.messages)
+        found = eval_texts.find_in(row.id, row.turns)
         return None if found is None else found.kind
 
     assert [kind(changed) for changed in (1, 2, 3, 4)] == ["contaminated"] * 4
@@ -387,7 +387,7 @@ def test_near_copies_of_generated_questions_are_never_missed() -> None:
             words[place : place + rng.randint(0, 1)] = rng.choice([[], [rng.choice(vocabulary)]])
             words = words or ["w0"]
         row = chat(" ".join(words), "same")
-        found = eval_texts.find_in(row.id, row.messages)
+        found = eval_texts.find_in(row.id, row.turns)
         expected = any(
             Levenshtein.distance(words, q) <= int(0.2 * max(len(words), len(q))) for q in questions
         )
@@ -408,7 +408,7 @@ def test_thirteen_words_in_a_row_are_shared_by_chance_by_nobody() -> None:
         ((f"Once, {twelve}.", "what then"), False),
     ):
         row = chat(*turns)
-        found = eval_texts.find_in(row.id, row.messages)
+        found = eval_texts.find_in(row.id, row.turns)
         assert (found is not None and "shares 13 words" in found.reason) is is_found
 
 
@@ -418,7 +418,7 @@ def test_the_template_of_a_task_is_no_question() -> None:
     row = chat(f"{template} so what is up", "fine")
     kinds = []
     for number in (30, 4):  # four may share a phrase without its being a template
-        found = EvalTexts(texts[:number]).find_in(row.id, row.messages)
+        found = EvalTexts(texts[:number]).find_in(row.id, row.turns)
         kinds.append(None if found is None else found.kind)
     assert kinds == ["similar", "contaminated"]
 
@@ -429,11 +429,11 @@ def test_a_pattern_with_few_answers_is_no_copy() -> None:
     row = chat("What kind of thing is Rome?", "City.")
     kinds = []
     for number in (5, 4):
-        found = EvalTexts(texts[:number]).find_in(row.id, row.messages)
+        found = EvalTexts(texts[:number]).find_in(row.id, row.turns)
         kinds.append(None if found is None else found.kind)
     assert kinds == ["similar", "contaminated"]
     copy = chat("what kind of thing is thing3", "City.")
-    found = EvalTexts(texts).find_in(copy.id, copy.messages)
+    found = EvalTexts(texts).find_in(copy.id, copy.turns)
     assert found is not None and found.reason.startswith("asks")
 
 
@@ -447,7 +447,7 @@ def test_rows_of_a_split_are_only_held_against_the_same_question() -> None:
         ((f"Please: {asked}", "spam"), None),
     ):
         row = chat(*turns)
-        found = EvalTexts(texts).find_in(row.id, row.messages)
+        found = EvalTexts(texts).find_in(row.id, row.turns)
         assert (None if found is None else found.kind) == kind
 
 
@@ -459,13 +459,13 @@ def test_a_longer_sum_is_another_question() -> None:
         ("What is 5 + 7 * 2?", False),
     ):
         row = chat(asked, "15")
-        found = eval_texts.find_in(row.id, row.messages)
+        found = eval_texts.find_in(row.id, row.turns)
         assert (found is not None and found.reason.startswith("holds")) is is_held
 
 
 def test_rows_of_a_held_out_file_are_found_by_their_id() -> None:
     row = chat("first", "one", "second", "two")
-    found = EvalTexts([], [row.id]).find_in(row.id, row.messages)
+    found = EvalTexts([], [row.id]).find_in(row.id, row.turns)
     assert found is not None
     assert (found.kind, found.reason) == (
         "contaminated",
@@ -639,11 +639,10 @@ def test_which_of_equally_near_questions_is_named_is_no_chance() -> None:
     """Python orders a set of texts anew in each process."""
     program = (
         "from rows.contamination import EvalText, EvalTexts\n"
-        "from rows.examples import Message\n"
         "asked = [f'What is {i} + 12?' for i in range(2, 9)]\n"
         "asked += [f'What is 10 + {i}?' for i in range(9)]\n"
         "texts = EvalTexts(EvalText('t', one, ('no',)) for one in asked)\n"
-        "row = (Message('user', 'What is 10 + 12?'), Message('assistant', '22'))\n"
+        "row = (('user', 'What is 10 + 12?'), ('assistant', '22'))\n"
         "print(texts.find_in('', row))\n"
     )
     said = {

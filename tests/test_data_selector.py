@@ -410,5 +410,5 @@ def test_no_strategy_ever_picks_what_an_evaluation_asks(strategy: str) -> None:
                 table = split.train if pick.example_id in split.train else split.pool
                 position = table.find(pick.example_id)
                 assert position is not None
-                hit = eval_texts.find_in(pick.example_id, table[position].messages)
+                hit = eval_texts.find_in(pick.example_id, table[position].turns)
                 assert hit is None or hit.kind == "similar"

@@ -101,7 +101,7 @@ def test_chats_in_parquet_keep_their_turns(tmp_path: Path) -> None:
     ]
     datasets.Dataset.from_list([{"messages": chat}]).to_parquet(tmp_path / "a.parquet")
     (example,) = load(tmp_path / "a.parquet").examples
-    assert [tuple(message) for message in example.messages] == [
+    assert list(example.turns) == [
         ("system", "Be brief."),
         ("user", "q"),
         ("assistant", "a"),
@@ -237,7 +237,7 @@ def test_every_shape_of_row_gives_its_turns(
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(as_jsonl([row]))
     (example,) = load(tmp_path / "a.jsonl").examples
-    assert [tuple(message) for message in example.messages] == expected
+    assert list(example.turns) == expected
 
 
 @pytest.mark.parametrize(
@@ -245,14 +245,17 @@ def test_every_shape_of_row_gives_its_turns(
     [
         ('{"instruction": "q", "output": "a", "output": "b"}', "'output' stands twice"),
         ('{"messages": [{"role": "user", "role": "user", "content": "q"}]}', "'role' stands twice"),
-        ('{"conversations": [{"from": "robot", "value": "q"}]}', "no role among system, human"),
-        ('{"messages": [{"role": "tool", "content": "q"}]}', "no role among system, user"),
+        ('{"conversations": [{"from": "robot", "value": "q"}]}', "has the role 'robot'"),
+        ('{"messages": [{"role": "critic", "content": "q"}]}', "has the role 'critic'"),
         ('{"messages": [["user", "q"]]}', "message 0 is not an object"),
-        ('{"messages": [{"role": ["user"], "content": "q"}]}', "no role"),
-        ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "is not a string"),
+        ('{"messages": [{"role": ["user"], "content": "q"}]}', "has the role"),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+            "part of type 'image'",
+        ),
         ('{"prompt": ["q"], "completion": "a"}', '"prompt" is not a string'),
         ('{"instruction": null, "output": "a"}', "found keys: instruction, output"),
-        ('{"instruction": "q", "output": NaN}', '"output" is not a string'),
+        ('{"instruction": "q", "output": NaN}', '"output" is empty'),
         ('{"instruction": "q", "output": "\\u0000"}' + "\x00", "not valid JSON"),
     ],
 )
@@ -270,7 +273,7 @@ def test_columns_name_what_a_file_calls_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(as_jsonl([row]))
     columns = {"prompt": "question", "completion": "answer", "topic": "subject"}
     (example,) = load_examples([Source("a", tmp_path / "a.jsonl", columns=columns)]).examples
-    assert [tuple(message) for message in example.messages] == [USER, REPLY]
+    assert list(example.turns) == [USER, REPLY]
     assert example.topic == "s"
 
 
@@ -279,7 +282,6 @@ def test_columns_name_what_a_file_calls_its_own(tmp_path: Path) -> None:
     [
         ({"instruction": "q", "output": "a", "subject": "s"}, {"topic": "subject"}),
         ({"prompt": "q", "answer": "a", "topic": "s"}, {"completion": "answer"}),
-        ({"prompt": "q", "completion": "a", "topic": "s"}, {"prompt": "none", "output": "such"}),
         (
             {"instruction": "no", "output": "no", "q": "q", "a": "a", "topic": "s"},
             {"prompt": "q", "completion": "a"},
@@ -291,7 +293,7 @@ def test_columns_may_name_some_only(
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(as_jsonl([row]))
     (example,) = load_examples([Source("a", tmp_path / "a.jsonl", columns=columns)]).examples
-    assert [tuple(message) for message in example.messages] == [USER, REPLY]
+    assert list(example.turns) == [USER, REPLY]
     assert example.topic == "s"
 
 

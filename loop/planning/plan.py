@@ -87,7 +87,7 @@ class Plan:
         for table in (self.train.examples, self.pool.examples):
             position = table.find(example_id)
             if position is not None:
-                hit = self.inputs.eval_texts.find_in(example_id, table[position].messages)
+                hit = self.inputs.eval_texts.find_in(example_id, table[position].turns)
                 return hit is None or hit.kind == "similar"
         return False
 

@@ -1,0 +1,412 @@
+"""What a row may look like: its form, what each key means, and the conversation it comes to.
+
+No key is silent: each one is used, or refuses the row, or is handed back as unused, to be named
+once. A key whose value is blank (null, white space, an empty list, NaN) counts as absent. Which key
+is which is data here, and a table in docs/data.md. Pure: fields in, a record out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rows.examples import Message, Record, make_record
+from rows.tool_calls import (
+    TOOL_KEYS,
+    calls_in,
+    calls_of,
+    decoded,
+    is_blank,
+    text_of,
+    tool_answers,
+    tools_of,
+    with_names,
+)
+
+# --- keys -----------------------------------------------------------------------------------------
+
+PAIRS = (("instruction", "output"), ("prompt", "completion"), ("input", "output"))
+SHAPES = (
+    '"messages", "conversations", "instruction"+"output", "prompt"+"completion" or "input"+"output"'
+)
+ROLES = {  # the names that files in the wild use, in lower case
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "function_call": "assistant",  # ShareGPT: the value is the call
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+}
+CALL_ROLES = ("function_call", "tool_call")
+SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+# The loss of a message or row is multiplied by it; the yes-or-no ones stand for 1 and 0.
+WEIGHT_KEYS = ("weight", "loss_weight", "loss_scale")
+TRAINED_KEYS = ("train", "trainable", "training", "loss", "loss_mask")
+LIKED_KEYS = ("label", "kto_tag", "desirable", "is_desirable")
+
+_PREFERENCE = (
+    "it holds a preferred and a rejected answer, which preference training (DPO) takes and this "
+    "does not; keep the preferred answer as a row of its own"
+)
+_DISLIKED = (
+    "it marks its answer as disliked, which would be trained as if it were liked; take such rows "
+    "out (if the key is no such mark, name it another way)"
+)
+_MEDIA = "only text is trained, and the row would teach an answer to what the model does not see"
+_TOKENS = "its tokens and masks are made from the text here; keep the text alone"
+_TEMPLATE = "the chat format is settled by renderer_name for all rows; take the key out"
+_CONTEXT = (
+    "the answer may rest on it, and the form of the row has no place for it; put it into the "
+    'question, or name it in data.columns as "input" beside "instruction" and "output"'
+)
+_EITHER_WAY = "it can mean to train or not to; say it as weight 0 or 1"
+REFUSED = {
+    **dict.fromkeys(
+        ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_responses",
+         "rejected_messages", "rejected_output", "rejected_answer", "preferred_output",
+         "non_preferred_output", "response_chosen", "response_rejected"),
+        _PREFERENCE,
+    ),
+    **dict.fromkeys(
+        ("image", "images", "image_path", "image_url", "video", "videos", "audio", "audios",
+         "pixel_values", "input_audio"),
+        _MEDIA,
+    ),
+    **dict.fromkeys(
+        ("input_ids", "labels", "attention_mask", "assistant_masks", "completion_mask",
+         "position_ids"),
+        _TOKENS,
+    ),
+    **dict.fromkeys(("chat_template", "chat_template_kwargs", "enable_thinking"), _TEMPLATE),
+    **dict.fromkeys(
+        ("documents", "document", "passages", "passage", "knowledge", "chat_history",
+         "dialogue_history"),
+        _CONTEXT,
+    ),
+    **dict.fromkeys(("mask", "masked", "is_masked", "ignore", "no_loss"), _EITHER_WAY),
+}  # fmt: skip
+_NOT_IN_A_MESSAGE = "it belongs beside the messages, in the row"
+REFUSED_IN_MESSAGE = {
+    **REFUSED,
+    **dict.fromkeys(TOOL_KEYS, _NOT_IN_A_MESSAGE),
+    "refusal": "the model is not trained to say what stands in no content; make it the content",
+    "train_detail": "parts of a message cannot be trained apart; say it as weight 0 or 1",
+    "training_detail": "parts of a message cannot be trained apart; say it as weight 0 or 1",
+}
+HARMONY = {"channel": "final", "recipient": "all"}  # other values are no plain answer
+SYNONYMS = {  # what public files call these, the likeliest first
+    "instruction": ("instruction", "question", "query", "prompt", "user", "input", "problem"),
+    "input": ("context", "passage"),
+    "output": ("output", "answer", "response", "completion", "assistant", "target", "solution"),
+}
+TEXT_PARTS = ("text", "input_text", "output_text")
+THINKING_PARTS = ("thinking", "reasoning")
+
+
+class Reading(NamedTuple):
+    """What a row comes to, and its keys that nothing here uses."""
+
+    record: Record
+    unused: tuple[str, ...]
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def read_form(fields: Mapping[str, Any]) -> Reading:
+    """What a row trains on. Raises `ValueError` with the reason where it is no training row."""
+    given = {key: value for key, value in fields.items() if not is_blank(value)}
+    if REFUSED.keys() & given.keys():
+        key = _first(REFUSED, given)
+        raise ValueError(f'"{key}": {REFUSED[key]}')
+    _refuse_disliked(given)
+    used = {"topic", *SYSTEM_KEYS, *TOOL_KEYS, *WEIGHT_KEYS, *TRAINED_KEYS, *LIKED_KEYS}
+    unused: set[str] = set()
+    key = next((one for one in ("messages", "conversations") if one in given), None)
+    if key is not None:
+        messages = _conversation(given[key], key, unused)
+        used |= {key}
+        _refuse_context_elsewhere(given, messages)
+    else:
+        messages, form = _pair(fields, given, unused)
+        used |= form
+    messages = _with_system(given, messages)
+    _refuse_incomplete(messages)
+    weight = _weight(given, unused, "")
+    record = make_record(
+        messages, _topic(given.get("topic")), tools_of(given), 1.0 if weight is None else weight
+    )
+    unused |= given.keys() - used
+    return Reading(record, tuple(sorted(unused)))
+
+
+def _first(table: Iterable[str], given: Mapping[str, Any]) -> str:
+    return next(key for key in table if key in given)
+
+
+def guess_columns(found: Collection[str]) -> dict[str, str]:
+    """`data.columns` for rows with these keys; empty where they have a form, or nothing like it."""
+    if not {"messages", "conversations"}.isdisjoint(found) or any(
+        set(p) <= set(found) for p in PAIRS
+    ):
+        return {}
+    named = {str(key).casefold(): str(key) for key in found}
+    guess = {
+        ours: next((named[one] for one in theirs if one in named), None)
+        for ours, theirs in SYNONYMS.items()
+    }
+    if guess["instruction"] is None or guess["output"] is None:
+        return {}
+    return {ours: theirs for ours, theirs in guess.items() if theirs is not None}
+
+
+def _refuse_disliked(given: Mapping[str, Any]) -> None:
+    for key in LIKED_KEYS:
+        value = given.get(key)
+        is_no = isinstance(value, str) and value.strip().casefold() in ("false", "no", "0")
+        if is_no or (isinstance(value, bool | int | float) and value <= 0):
+            raise ValueError(f'"{key}" is {value!r}: {_DISLIKED}')
+
+
+def _refuse_context_elsewhere(given: Mapping[str, Any], messages: Sequence[Message]) -> None:
+    """What stands beside a conversation must be in it, where the answer may rest on it."""
+    for key in ("history", "context", "input"):
+        value = given.get(key)
+        if value is not None and not (
+            isinstance(value, str) and any(value.strip() in one.content for one in messages)
+        ):
+            raise ValueError(f'"{key}" stands beside the messages and not in them: {_CONTEXT}')
+
+
+def _refuse_incomplete(messages: tuple[Message, ...]) -> None:
+    if messages[-1].role != "assistant":
+        raise ValueError("the last message is not the assistant's, so there is nothing to train on")
+    if not any(message.role == "user" for message in messages):
+        raise ValueError("there is no user message")
+
+
+def _topic(value: Any) -> str | None:
+    """A topic by its name or its number."""
+    if value is None:
+        return None
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number else text_of(value, '"topic"')
+
+
+def _pair(
+    fields: Mapping[str, Any], given: Mapping[str, Any], unused: set[str]
+) -> tuple[tuple[Message, ...], set[str]]:
+    """The conversation of a question and an answer, and the keys that it is made of."""
+    pair = next((p for p in PAIRS if all(key in given for key in p)), None)
+    if pair is None:
+        half = next((p for p in PAIRS if all(fields.get(key) is not None for key in p)), None)
+        if half is not None:
+            blank = next(key for key in half if key not in given)
+            raise ValueError(f'"{blank}" is empty')
+        for key in ("messages", "conversations"):
+            if fields.get(key) is not None:
+                raise ValueError(f'"{key}" is not a list with at least one message')
+        found = ", ".join(sorted(map(str, fields))[:8]) or "none"
+        raise ValueError(f"expected {SHAPES}, found keys: {found}")
+    asked, answered = (_messages_or_text(given[key]) for key in pair)
+    used = {*pair, "history", "context", "input", *REASONING_KEYS}
+    if _is_messages(asked):
+        # The split is what this form is for: answers in the prompt are examples, and not trained.
+        before = [
+            one._replace(weight=0.0) if one.role == "assistant" else one
+            for one in _conversation(asked, pair[0], unused)
+        ]
+        aside = {key: given[key] for key in ("input", "context") if key in given.keys() - {*pair}}
+        _refuse_context_elsewhere(aside, before)
+    else:
+        question = text_of(asked, f'"{pair[0]}"')
+        for key in ("input", "context"):
+            if key in given and key not in pair:
+                question += "\n\n" + text_of(given[key], f'"{key}"')
+        before = [Message("user", question)]
+    if _is_messages(answered):
+        after = _conversation(answered, pair[1], unused)
+    else:
+        answer = text_of(answered, f'"{pair[1]}"')
+        after = (Message("assistant", answer, reasoning=_reasoning(given)),)
+    return (*_history(given.get("history")), *before, *after), used
+
+
+def _messages_or_text(value: Any) -> Any:
+    """A list of messages, also where it is written as JSON text; any other text is itself."""
+    read = decoded(value)
+    return read if _is_messages(read) else value
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and ("role" in one or "from" in one) for one in value
+    )
+
+
+def _history(value: Any) -> tuple[Message, ...]:
+    """Earlier turns: pairs of a question and an answer, or messages."""
+    value = decoded(value)
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ValueError('"history" is not a list of earlier turns')
+    if _is_messages(value):
+        return _conversation(value, "history", set())
+    messages: list[Message] = []
+    for turn in value:
+        if not (isinstance(turn, list | tuple) and len(turn) == 2):
+            raise ValueError('"history" is not a list of [question, answer]')
+        asked, answered = (text_of(one, "a turn of the history") for one in turn)
+        messages += Message("user", asked), Message("assistant", answered)
+    return tuple(messages)
+
+
+def _with_system(given: Mapping[str, Any], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    texts = {text_of(given[key], f'"{key}"'): key for key in SYSTEM_KEYS if key in given}
+    if not texts:
+        return messages
+    if len(texts) > 1:
+        raise ValueError(f"{' and '.join(texts.values())} hold different texts")
+    ((text, key),) = texts.items()
+    if messages[0].role != "system":
+        return (Message("system", text), *messages)
+    if messages[0].content.strip() != text.strip():
+        raise ValueError(f'"{key}" and the system message hold different texts; keep one')
+    return messages
+
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+def _conversation(raw: Any, key: str, unused: set[str]) -> tuple[Message, ...]:
+    raw = decoded(raw)
+    if not isinstance(raw, list) or not raw:
+        raise ValueError(f'"{key}" is not a list with at least one message')
+    messages: list[Message] = []
+    for index, item in enumerate(raw):
+        item = decoded(item)
+        if not isinstance(item, dict):
+            raise ValueError(f"message {index} is not an object")
+        messages += _messages_of(item, index, unused)
+    return tuple(with_names(messages))
+
+
+def _messages_of(item: Mapping[str, Any], index: int, unused: set[str]) -> list[Message]:
+    """One message; of a tool turn that holds several answers, one for each."""
+    what = f"message {index}"
+    given = {key: value for key, value in item.items() if not is_blank(value)}
+    named = given.get("role", given.get("from"))
+    role = ROLES.get(named.strip().casefold()) if isinstance(named, str) else None
+    if named is None:
+        raise ValueError(f"{what} has no role")
+    if role is None:
+        raise ValueError(
+            f"{what} has the role {named!r}, and none of system, user, assistant, tool, or of what "
+            "ShareGPT calls them"
+        )
+    if REFUSED_IN_MESSAGE.keys() & given.keys():
+        key = _first(REFUSED_IN_MESSAGE, given)
+        raise ValueError(f'"{key}" of {what}: {REFUSED_IN_MESSAGE[key]}')
+    for key, plain in HARMONY.items():
+        if given.get(key, plain) != plain:
+            raise ValueError(f'"{key}" of {what} is {given[key]!r}: write it as what it is, a '
+                             "reasoning_content or a tool call")  # fmt: skip
+    content, inline = _content(item, what, unused)
+    used = {"role", "from", "content", "value", *WEIGHT_KEYS, *TRAINED_KEYS, *HARMONY}
+    weight = _weight(given, unused, f"{what}: ")
+    if role == "tool":
+        used |= {"name", "tool_call_id"}
+        unused |= {f"messages[].{key}" for key in given.keys() - used}
+        call = {key: text_of(given[key], key) for key in ("name", "tool_call_id") if key in given}
+        made = Message(role, "", name=call.get("name"), call_id=call.get("tool_call_id"))
+        return [made._replace(content=one) for one in tool_answers(content, what)]
+    if role != "assistant":
+        unused |= {f"messages[].{key}" for key in given.keys() - used}
+        return [Message(role, text_of(content, f"{what}'s content"), weight=weight)]
+    used |= {"tool_calls", "function_call", *REASONING_KEYS}
+    unused |= {f"messages[].{key}" for key in given.keys() - used}
+    is_call = named.strip().casefold() in CALL_ROLES
+    calls = calls_in(decoded(content), what) if is_call else calls_of(given, what)
+    text = "" if is_call or (calls and is_blank(content)) else text_of(content, f"{what}'s content")
+    reasoning = _reasoning(given)
+    if reasoning is not None and inline is not None and reasoning != inline:
+        raise ValueError(f"{what} holds two different reasonings")
+    weight = None if weight == 1 else weight  # an answer counts as much where nothing says so
+    return [Message(role, text, inline if reasoning is None else reasoning, calls, weight=weight)]
+
+
+def _content(item: Mapping[str, Any], what: str, unused: set[str]) -> tuple[Any, str | None]:
+    """A message's text and reasoning, where it is written in parts; else its content as it is."""
+    content = item.get("content")
+    content = item.get("value") if content is None else content
+    if not isinstance(content, list) or not content:
+        return content, None
+    texts, thoughts = [], []
+    for part in content:
+        read = decoded(part)
+        part = read if isinstance(read, dict) and "type" in read else part
+        part = {"type": "text", "text": part} if isinstance(part, str) else part
+        if not isinstance(part, dict):
+            raise ValueError(f"{what}'s content is a list of what is neither text nor part")
+        given = {key: value for key, value in part.items() if value is not None}
+        kind = given.get("type", "text" if "text" in given else None)
+        key = "text" if kind in TEXT_PARTS or "text" in given else "thinking"
+        if kind not in (*TEXT_PARTS, *THINKING_PARTS) or not isinstance(given.get(key), str):
+            raise ValueError(f"{what} has a part of type {kind!r}, and only text is trained")
+        if kind in TEXT_PARTS:
+            texts.append(given[key])
+        elif any(text.strip() for text in texts):
+            raise ValueError(f"{what} thinks after it has begun to answer, which no format renders")
+        else:
+            thoughts.append(given[key])
+        unused |= {f"messages[].content[].{one}" for one in given.keys() - {"type", key}}
+    return "".join(texts), "".join(thoughts).strip() or None
+
+
+def _reasoning(given: Mapping[str, Any]) -> str | None:
+    """The reasoning before an answer. Raises `ValueError` where two keys differ."""
+    texts = {text_of(given[key], f'"{key}"') for key in REASONING_KEYS if key in given}
+    if len(texts) > 1:
+        raise ValueError(f"{' and '.join(k for k in REASONING_KEYS if k in given)} differ")
+    return next(iter(texts), None)
+
+
+def _weight(given: Mapping[str, Any], unused: set[str], what: str) -> float | None:
+    """How much a message or a row counts in the loss; None where nothing says so."""
+    found: dict[str, float] = {}
+    for key in (*WEIGHT_KEYS, *TRAINED_KEYS):
+        if key not in given:
+            continue
+        value, is_number = given[key], key in WEIGHT_KEYS
+        if isinstance(value, str) and value.strip().casefold() in ("true", "false"):
+            value = value.strip().casefold() == "true"
+        elif isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                value = None
+        if not isinstance(value, bool | int | float) or not 0 <= value < math.inf:
+            raise ValueError(f'{what}"{key}" is {given[key]!r}, not a number of 0 or more')
+        if key == "loss" and value not in (0, 1):  # what a model's loss on it was, most likely
+            unused.add(f"messages[].{key}" if what else key)
+        elif not is_number and value not in (0, 1):
+            raise ValueError(f'{what}"{key}" is {given[key]!r}, neither true nor false')
+        else:
+            found[key] = float(value)
+    if len(set(found.values())) > 1:
+        raise ValueError(f"{what}{' and '.join(found)} say different things")
+    return next(iter(found.values()), None)

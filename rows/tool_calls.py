@@ -1,0 +1,133 @@
+"""Tools, calls of them and their answers, in the spellings of public files; values as JSON text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rows.examples import Message, ToolCall
+from rows.sources import is_text
+
+TOOL_KEYS = ("tools", "functions")
+_WRAPPED = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
+
+
+def tool_answers(content: Any, what: str) -> list[str]:
+    """What a tool said; a file that wraps it as a chat format does is unwrapped."""
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    if is_blank(content):
+        raise ValueError(f"{what}'s content is empty")
+    wrapped = _WRAPPED.findall(text)
+    is_whole = wrapped and not _WRAPPED.sub("", text).strip()
+    return [text_of(one, f"{what}'s content") for one in (wrapped if is_whole else [text])]
+
+
+def calls_of(given: Mapping[str, Any], what: str) -> tuple[ToolCall, ...]:
+    if "tool_calls" in given and "function_call" in given:
+        raise ValueError(f"{what} has tool_calls and function_call; keep one")
+    raw = given.get("tool_calls", given.get("function_call"))
+    return () if raw is None else calls_in(decoded(raw), what)
+
+
+def calls_in(raw: Any, what: str) -> tuple[ToolCall, ...]:
+    """The calls of a message: OpenAI's, or bare names with arguments."""
+    calls: list[ToolCall] = []
+    for item in raw if isinstance(raw, list) else [raw]:
+        item = decoded(item)
+        body = decoded(item.get("function", item)) if isinstance(item, dict) else None
+        if not isinstance(body, dict) or not isinstance(body.get("name"), str):
+            raise ValueError(f"{what} has a tool call without a name")
+        if item.get("type") not in (None, "function"):
+            raise ValueError(f"{what} has a tool call of type {item['type']!r}, not function")
+        given = body.get("arguments", body.get("parameters"))
+        given = {} if is_blank(given) else given
+        arguments = (
+            given
+            if isinstance(given, str)
+            else json.dumps(_without_nulls(given), ensure_ascii=False)
+        )
+        if not isinstance(decoded(arguments), dict):
+            raise ValueError(
+                f"{what}'s call of {body['name']} has arguments that are no JSON object"
+            )
+        call_id = item.get("id")
+        calls.append(
+            ToolCall(text_of(body["name"], "a call's name"), arguments, call_id and str(call_id))
+        )
+    return tuple(calls)
+
+
+def with_names(messages: list[Message]) -> list[Message]:
+    """Tool turns with the name of the call that they answer."""
+    names: dict[str, str] = {}
+    named: list[Message] = []
+    for message in messages:
+        names |= {call.id: call.name for call in message.calls if call.id is not None}
+        if message.role == "tool" and message.name is None and message.call_id in names:
+            message = message._replace(name=names[message.call_id])
+        named.append(message)
+    return named
+
+
+def tools_of(given: Mapping[str, Any]) -> str | None:
+    """The tools that a row offers, as the JSON text of a list of functions."""
+    offered = {key: decoded(given[key]) for key in TOOL_KEYS if key in given}
+    if not offered:
+        return None
+    if len(offered) > 1:
+        raise ValueError("tools and functions are both given; keep one")
+    ((key, raw),) = offered.items()
+    functions = []
+    for tool in raw if isinstance(raw, list) else [raw]:
+        tool = decoded(tool)
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(f'"{key}" holds a tool without a name')
+        if isinstance(tool, dict) and tool.get("type") not in (None, "function", "object"):
+            raise ValueError(f'"{key}" holds a tool of type {tool["type"]!r}, not function')
+        functions.append(_without_nulls(function))
+    return json.dumps(functions, ensure_ascii=False)
+
+
+def _without_nulls(value: Any) -> Any:
+    """JSON without the keys that are null: Parquet gives each object the keys of all others."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a value stands for none."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return True
+    return (isinstance(value, float) and math.isnan(value)) or value == [] or value == {}
+
+
+def decoded(value: Any) -> Any:
+    """What a value is that may be written as JSON text, as Parquet and CSV files do."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def text_of(value: Any, what: str) -> str:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is not a string")
+    if not value.strip():
+        raise ValueError(f"{what} is empty")
+    if not is_text(value):
+        raise ValueError(f"{what} holds a lone surrogate, which no tokenizer can encode")
+    return value
