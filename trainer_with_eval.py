@@ -133,6 +133,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="check settings, files and data, show the schedule, stop",
     )
     parser.add_argument(
+        "--preview",
+        type=int,
+        metavar="N",
+        help="show the first N rows of each source (and N hard ones of a resumed run) as the model "
+        "will see them, with the tokens that carry loss marked, and stop",
+    )
+    parser.add_argument(
         "--gate", action="store_true", help="exit 3 when the threshold is not met in the end"
     )
     parser.add_argument(
@@ -186,6 +193,10 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         from commands.evaluate import evaluate_checkpoints
 
         return evaluate_checkpoints(args, settings, session)
+    if args.preview is not None:
+        from commands.preview import preview
+
+        return preview(args, settings)
     if args.dry_run:
         from commands.dry_run import dry_run
 

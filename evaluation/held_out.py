@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class HeldOutFile:
     sha256: str
     examples: ExampleTable
     is_split: bool = False  # a share of the training file, not a file of its own
+    unused: Mapping[str, int] = field(default_factory=dict)  # keys that nothing uses, and how often
 
     @property
     def eval_texts(self) -> tuple[EvalText, ...]:
@@ -52,12 +53,13 @@ def load_held_out(name: str, path: Path, columns: Mapping[str, str] | None = Non
     not be the loss that was asked for. Exact duplicates count once.
     """
     data = load_examples([Source(path.name, path, columns=columns or {})], on_bad_row="stop")
-    return HeldOutFile(name, path, data.files[0].sha256, data.examples)
+    file = data.files[0]
+    return HeldOutFile(name, path, file.sha256, data.examples, unused=file.unused)
 
 
 def _eval_text(task: str, example: Example, is_split: bool) -> EvalText:
     asked = [message.content for message in example.messages if message.role == "user"]
-    said = [message.content for message in example.messages if message.role == "assistant"]
+    said = [message.text for message in example.messages if message.role == "assistant"]
     question, answers = (asked[0], (said[-1],)) if len(asked) == 1 else ("", ())
     return EvalText(task, question, answers, tuple(asked + said), only_same=is_split)
 

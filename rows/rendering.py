@@ -7,6 +7,7 @@ rows fit in memory.
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,13 @@ class RenderedExample(NamedTuple):
 
     datum: tinker.Datum
     info: DatumInfo
+
+
+class Piece(NamedTuple):
+    """Text of tokens in a row that count alike in the loss."""
+
+    text: str
+    weight: float  # 0 to 1, the largest of the example
 
 
 class RenderedTable(NamedTuple):
@@ -131,6 +139,17 @@ class Rendering:
         table = examples.take(kept) if len(kept) < len(examples) else examples
         self._tables.append(table)
         return RenderedTable(table, num_tokens, num_loss_tokens, num_truncated, dropped, noted)
+
+    def pieces_of(self, example_id: str) -> Iterator[Piece]:
+        """The tokens of an example as the model sees them, those that count alike together."""
+        datum = self[example_id].datum
+        weights = datum.loss_fn_inputs["weights"].to_numpy().tolist()
+        last = int(datum.loss_fn_inputs["target_tokens"].to_numpy()[-1])
+        tokens = zip([*datum.model_input.to_ints(), last], [0.0, *weights], strict=True)
+        largest = max(weights)
+        for weight, group in itertools.groupby(tokens, key=lambda one: one[1]):
+            text = self._renderer.tokenizer.decode([token for token, _ in group])
+            yield Piece(str(text), round(weight / largest, 4))
 
     def _why_no_loss(self, example: Example) -> str:
         if example.weight == 0:

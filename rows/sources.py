@@ -71,10 +71,47 @@ def read_rows(source: Source) -> Iterator[Row]:
     with _readable(source), _opened(source.path) as file:
         if kind in ("csv", "tsv"):
             yield from _csv_rows(source, file, "," if kind == "csv" else "\t")
-        elif kind == "json" and _first_byte(file) == b"[":
+        elif _is_one_array(source, kind, _first_byte(file)):
             yield from _array_rows(source, file)
         else:
             yield from _jsonl_rows(file)
+
+
+def _is_one_array(source: Source, kind: str, first_byte: bytes) -> bool:
+    """Whether a file of JSON is one array of rows, whatever its name says.
+
+    Raises `DataError` where it is one object over several lines, which is no row.
+    """
+    if first_byte not in (b"[", b"{"):
+        return False
+    assert source.path is not None, "a file has a path"
+    with _opened(source.path) as file:
+        line = file.readline(MAX_ROW_BYTES).decode("utf-8-sig", "replace").strip()
+        while not line:
+            line = file.readline(MAX_ROW_BYTES).decode("utf-8", "replace").strip()
+        try:
+            json.loads(line)
+            is_whole = True
+        except (ValueError, RecursionError):
+            is_whole = False
+        if first_byte == b"[":
+            return kind == "json" or not is_whole or not file.read().strip()
+        if not is_whole and line == "{":
+            _refuse_one_object(source, line + file.read().decode("utf-8", "replace"))
+    return False
+
+
+def _refuse_one_object(source: Source, text: str) -> None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return  # its lines are read as rows, and each is said to be none
+    lists = [f"{_shown(key)} ({len(one)})" for key, one in value.items() if isinstance(one, list)]
+    what = f"the lists in it are {', '.join(lists[:5])}" if lists else "there is no list in it"
+    raise DataError(
+        f"{source}: it is one JSON object over many lines, not one row per line; {what}. Save the "
+        "list of rows alone, as a JSON array or one object per line."
+    )
 
 
 def sha256_of(source: Source) -> str:

@@ -548,7 +548,7 @@ def test_clustered_estimate_holds_its_level_with_fifty_clusters(true: float) -> 
 def test_batch_loss_by_hand() -> None:
     logprobs = [np.array([-1.0, -2.0, -9.0]), np.array([-4.0])]
     weights = [np.array([0.5, 0.5, 0.0]), np.array([1.0])]
-    assert batch_loss(logprobs, weights) == pytest.approx((2.75, 7 / 3))
+    assert batch_loss(logprobs, weights, total_weight=2) == pytest.approx((2.75, 7 / 3))
 
 
 # --- what a gate relies on ------------------------------------------------------------------------

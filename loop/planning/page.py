@@ -12,6 +12,7 @@ from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted, num_dropped
 from loop.planning.models import _model_config
 from loop.planning.plan import Plan, gate_of
+from loop.planning.row_notes import describe_rendering, describe_unused
 from loop.planning.tokens import describe_eval_tokens
 from scores.resolution import describe_gate
 from services.place import ServiceChoice
@@ -24,6 +25,7 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
         kept = inputs.split.train if key == "train_file" else inputs.split.pool
         names = ", ".join(file.source.name for file in data.files)
         yield f"{key}: {len(kept)} examples of {data.num_rows} rows in {names}"
+    yield from describe_unused(inputs)
     logs = inputs.drop_logs
     dropped = num_dropped(logs)
     num_similar = dropped.pop("similar", 0)
@@ -97,6 +99,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     if dropped:
         first = f"{dropped[0].file} line {dropped[0].line_no}: {dropped[0].reason}"
         yield f"dropped in rendering: {len(dropped)} rows, the first {first}"
+    yield from describe_rendering(plan)
     tables = plan.train, plan.pool
     num_truncated = sum(table.num_truncated for table in tables)
     if num_truncated:

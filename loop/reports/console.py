@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -16,6 +17,23 @@ PROGRAM = Path(__file__).resolve().parent.parent.parent / "trainer_with_eval.py"
 def say(text: str, file: TextIO | None = None) -> None:
     """Print what may hold anybody's names: nothing in it reaches the terminal as a command."""
     print(printable(text), file=file)
+
+
+def says_in_colour() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def say_marked(pieces: Iterable[tuple[str, float]]) -> None:
+    """Print a text in pieces, those with a weight marked: in green, or in brackets where there are
+    no colours; a weight below 1 is written before its piece."""
+    begin, end = ("\x1b[32m", "\x1b[0m") if says_in_colour() else ("\u27e6", "\u27e7")
+    marked = (
+        f"{begin}{'' if weight == 1 else f'{weight:g}: '}{printable(text)}{end}"
+        if weight
+        else printable(text)
+        for text, weight in pieces
+    )
+    print("".join(marked))
 
 
 def write_out() -> None:

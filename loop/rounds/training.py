@@ -202,6 +202,7 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
     loss, nll = batch_loss(
         [made["logprobs"].to_numpy() for output in outputs for made in output.loss_fn_outputs],
         [one.datum.loss_fn_inputs["weights"].to_numpy() for one in rendered],
+        total_weight=math.fsum(one.info.weight for one in rendered),
     )
     if not (math.isfinite(loss) and math.isfinite(nll)):
         raise TrainingError(
@@ -311,16 +312,20 @@ async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.Tra
 
 
 class BatchLoss(NamedTuple):
-    """`loss` is the mean over examples of their mean per token, `nll` the mean over loss tokens."""
+    """`loss` is the mean over examples of their mean per token, each example weighted with its
+    row's weight; `nll` is the mean over loss tokens, unweighted."""
 
     loss: float
     nll: float
 
 
-def batch_loss(logprobs: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> BatchLoss:
-    """The loss of a batch whose examples' weights each sum to 1; one array per example."""
+def batch_loss(
+    logprobs: Sequence[np.ndarray], weights: Sequence[np.ndarray], total_weight: float
+) -> BatchLoss:
+    """The loss of a batch whose examples' weights each sum to the row's weight; one array per
+    example. `total_weight` is the sum of the rows' weights."""
     pairs = list(zip(logprobs, weights, strict=True))
-    loss = -math.fsum(float(w @ lp) for lp, w in pairs) / len(pairs)
+    loss = -math.fsum(float(w @ lp) for lp, w in pairs) / total_weight
     num_loss_tokens = sum(int((w > 0).sum()) for _, w in pairs)
     nll = -math.fsum(float(lp[w > 0].sum()) for lp, w in pairs) / num_loss_tokens
     return BatchLoss(loss, nll)

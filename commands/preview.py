@@ -1,0 +1,78 @@
+"""`--preview N`: rows as the model will see them, with the tokens that carry loss marked."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from commands.opening import OpenedSettings
+from errors import ConfigError
+from loop.reports.console import say, say_marked, says_in_colour
+
+if TYPE_CHECKING:
+    from loop.planning.plan import Plan
+    from rows.examples import Example
+
+
+def preview(args: argparse.Namespace, settings: OpenedSettings) -> int:
+    """Show the first rows of each source and, of a run that has mined, as many hard ones."""
+    from loop.planning.inputs import read_inputs
+    from loop.planning.plan import make_plan
+
+    if args.preview < 1:
+        raise ConfigError(f"--preview is {args.preview}: give the number of rows to show.")
+    plan = make_plan(read_inputs(settings.loaded, settings.model_dir, settings.kept), settings.kept)
+    rows = [*_first(plan, args.preview), *_hard(plan, settings, args.preview)]
+    if args.json:
+        shown = [
+            {
+                "of": title,
+                "file": row.source,
+                "line": row.line_no,
+                "topic": row.topic,
+                "weight": row.weight,
+                "tokens": [piece._asdict() for piece in plan.rendering.pieces_of(row.id)],
+            }
+            for title, row in rows
+        ]
+        say(json.dumps({"renderer_name": plan.renderer_name, "rows": shown}, indent=1))
+        return 0
+    how = "in green" if says_in_colour() else "in brackets"
+    trained = plan.rendering.train_on_what.value
+    say(f"renderer {plan.renderer_name}, train_on {trained}; tokens that carry loss are {how}")
+    for title, row in rows:
+        topic = f", topic {row.topic}" if row.topic else ""
+        weight = f", weight {row.weight:g}" if row.weight != 1 else ""
+        say(f"\n--- {title}: {row.source} line {row.line_no}{topic}{weight}")
+        say_marked((one.text, one.weight) for one in plan.rendering.pieces_of(row.id))
+    return 0
+
+
+def _first(plan: Plan, number: int) -> Iterator[tuple[str, Example]]:
+    """The first rows of each source, in the order of the file."""
+    for key, table in (("train_file", plan.train), ("mining.pool_file", plan.pool)):
+        left: dict[str, int] = {}
+        for example in table.examples:
+            left.setdefault(example.source, number)
+            if left[example.source]:
+                left[example.source] -= 1
+                yield key, example
+
+
+def _hard(plan: Plan, settings: OpenedSettings, number: int) -> Iterator[tuple[str, Example]]:
+    """The first hard rows of the round that a resumed run chose last."""
+    store = settings.store
+    rounds = [] if store is None else [event["round"] for event in store.events("selected")]
+    selection = None if store is None or not rounds else store.selection(rounds[-1])
+    if selection is None:
+        return
+    mined = dict.fromkeys(pick.example_id for pick in selection.picks if pick.weight is not None)
+    for example_id in itertools.islice(mined, number):
+        for table in (plan.train.examples, plan.pool.examples):
+            position = table.find(example_id)
+            if position is not None:
+                yield f"hard in round {selection.round}", table[position]
+                break

@@ -1,0 +1,57 @@
+"""What is said of rows before the first step: keys that are not used, and how they are rendered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from evaluation.held_out import HeldOutFile
+from loop.planning.inputs import Inputs
+from loop.planning.plan import Plan
+
+MAX_COLUMNS = 12
+NOTES = {
+    "row weight": "have a weight of their own, which their loss is multiplied by",
+    "message weight": "have messages whose weight in the loss is their own (0: no loss)",
+    "tools": "have tools or calls of them, written as the chat format writes them",
+    "calls without loss": (
+        "have calls of tools that carry no loss, since only the last answer is trained; rows that "
+        "end with the call train it"
+    ),
+    "reasoning": "reason before the last answer; it is trained as the chat format writes it",
+    "invented thought": (
+        "have no reasoning, and the chat format writes an empty think block before their answer, "
+        "which is trained with it (the renderer_name that turns thinking off puts it into the "
+        "prompt instead)"
+    ),
+    "control tokens": "hold control tokens of the chat format in their text; they stay text there",
+}
+
+
+def describe_unused(inputs: Inputs) -> Iterator[str]:
+    """Yield a line for each setting whose files have keys that nothing uses."""
+    files = {
+        key: Counter[str](sum((Counter(file.unused) for file in data.files), Counter()))
+        for key, data in inputs.files.items()
+    }
+    for task in inputs.tasks:
+        if isinstance(task.work, HeldOutFile) and not task.work.is_split:
+            files[f"val_file {task.name}"] = Counter(task.work.unused)
+    for key, unused in files.items():
+        if unused:
+            yield f"{key}: columns that are not used: {_listed(unused)}"
+
+
+def _listed(unused: Mapping[str, int]) -> str:
+    names = sorted(unused)
+    left = len(names) - MAX_COLUMNS
+    shown = ", ".join(names[:MAX_COLUMNS])
+    return f"{shown} and {left} more" if left > 0 else shown
+
+
+def describe_rendering(plan: Plan) -> Iterator[str]:
+    """Yield a line for each thing that rendering did to rows and that nobody may have expected."""
+    for key, table in (("train_file", plan.train), ("mining.pool_file", plan.pool)):
+        for note, said in NOTES.items():
+            if table.noted[note]:
+                yield f"{key}: {table.noted[note]} of {len(table.examples)} rows {said}"
