@@ -20,8 +20,9 @@ from typing import Any, Literal, NamedTuple
 from errors import DataError
 from rows.contamination import EvalTexts
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable
-from rows.forms import PAIRS, SHAPES, Reading, guess_columns, read_form
+from rows.forms import Reading, guess_columns, read_form
 from rows.quality import Filters, near_duplicates
+from rows.row_keys import PAIRS, SHAPES
 from rows.sources import Row, Source, as_text, read_rows, sha256_of
 from rows.tool_calls import is_blank
 from rows.words import Words, cut, normalise, words_of

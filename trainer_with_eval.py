@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.boundary import Session, alert, in_loop, report_failure, sigterm_as_interrupt
-from errors import Interrupted
+from errors import ConfigError, Interrupted
 from loop.reports.console import drop_output, write_out
 from services.keys import taken
 
@@ -189,6 +189,8 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
     from commands.opening import open_settings
 
     settings = open_settings(args, session)
+    if args.preview is not None and (settings.evaluated is not None or args.dry_run):
+        raise ConfigError("--preview shows rows and stops; leave --evaluate and --dry-run out.")
     if settings.evaluated is not None:
         from commands.evaluate import evaluate_checkpoints
 

@@ -12,6 +12,25 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rows.examples import Message, Record, make_record
+from rows.row_keys import (
+    CALL_ROLES,
+    CONTEXT,
+    DISLIKED,
+    HARMONY,
+    LIKED_KEYS,
+    PAIRS,
+    REASONING_KEYS,
+    REFUSED,
+    REFUSED_IN_MESSAGE,
+    ROLES,
+    SHAPES,
+    SYNONYMS,
+    SYSTEM_KEYS,
+    TEXT_PARTS,
+    THINKING_PARTS,
+    TRAINED_KEYS,
+    WEIGHT_KEYS,
+)
 from rows.tool_calls import (
     TOOL_KEYS,
     calls_in,
@@ -23,97 +42,6 @@ from rows.tool_calls import (
     tools_of,
     with_names,
 )
-
-# --- keys -----------------------------------------------------------------------------------------
-
-PAIRS = (("instruction", "output"), ("prompt", "completion"), ("input", "output"))
-SHAPES = (
-    '"messages", "conversations", "instruction"+"output", "prompt"+"completion" or "input"+"output"'
-)
-ROLES = {  # the names that files in the wild use, in lower case
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "ai": "assistant",
-    "function_call": "assistant",  # ShareGPT: the value is the call
-    "tool_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "tool_response": "tool",
-    "ipython": "tool",
-}
-CALL_ROLES = ("function_call", "tool_call")
-SYSTEM_KEYS = ("system", "system_prompt", "system_message")
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-# The loss of a message or row is multiplied by it; the yes-or-no ones stand for 1 and 0.
-WEIGHT_KEYS = ("weight", "loss_weight", "loss_scale")
-TRAINED_KEYS = ("train", "trainable", "training", "loss", "loss_mask")
-LIKED_KEYS = ("label", "kto_tag", "desirable", "is_desirable")
-
-_PREFERENCE = (
-    "it holds a preferred and a rejected answer, which preference training (DPO) takes and this "
-    "does not; keep the preferred answer as a row of its own"
-)
-_DISLIKED = (
-    "it marks its answer as disliked, which would be trained as if it were liked; take such rows "
-    "out (if the key is no such mark, name it another way)"
-)
-_MEDIA = "only text is trained, and the row would teach an answer to what the model does not see"
-_TOKENS = "its tokens and masks are made from the text here; keep the text alone"
-_TEMPLATE = "the chat format is settled by renderer_name for all rows; take the key out"
-_CONTEXT = (
-    "the answer may rest on it, and the form of the row has no place for it; put it into the "
-    'question, or name it in data.columns as "input" beside "instruction" and "output"'
-)
-_EITHER_WAY = "it can mean to train or not to; say it as weight 0 or 1"
-REFUSED = {
-    **dict.fromkeys(
-        ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_responses",
-         "rejected_messages", "rejected_output", "rejected_answer", "preferred_output",
-         "non_preferred_output", "response_chosen", "response_rejected"),
-        _PREFERENCE,
-    ),
-    **dict.fromkeys(
-        ("image", "images", "image_path", "image_url", "video", "videos", "audio", "audios",
-         "pixel_values", "input_audio"),
-        _MEDIA,
-    ),
-    **dict.fromkeys(
-        ("input_ids", "labels", "attention_mask", "assistant_masks", "completion_mask",
-         "position_ids"),
-        _TOKENS,
-    ),
-    **dict.fromkeys(("chat_template", "chat_template_kwargs", "enable_thinking"), _TEMPLATE),
-    **dict.fromkeys(
-        ("documents", "document", "passages", "passage", "knowledge", "chat_history",
-         "dialogue_history"),
-        _CONTEXT,
-    ),
-    **dict.fromkeys(("mask", "masked", "is_masked", "ignore", "no_loss"), _EITHER_WAY),
-}  # fmt: skip
-_NOT_IN_A_MESSAGE = "it belongs beside the messages, in the row"
-REFUSED_IN_MESSAGE = {
-    **REFUSED,
-    **dict.fromkeys(TOOL_KEYS, _NOT_IN_A_MESSAGE),
-    "refusal": "the model is not trained to say what stands in no content; make it the content",
-    "train_detail": "parts of a message cannot be trained apart; say it as weight 0 or 1",
-    "training_detail": "parts of a message cannot be trained apart; say it as weight 0 or 1",
-}
-HARMONY = {"channel": "final", "recipient": "all"}  # other values are no plain answer
-SYNONYMS = {  # what public files call these, the likeliest first
-    "instruction": ("instruction", "question", "query", "prompt", "user", "input", "problem"),
-    "input": ("context", "passage"),
-    "output": ("output", "answer", "response", "completion", "assistant", "target", "solution"),
-}
-TEXT_PARTS = ("text", "input_text", "output_text")
-THINKING_PARTS = ("thinking", "reasoning")
 
 
 class Reading(NamedTuple):
@@ -132,8 +60,7 @@ def read_form(fields: Mapping[str, Any]) -> Reading:
     if REFUSED.keys() & given.keys():
         key = _first(REFUSED, given)
         raise ValueError(f'"{key}": {REFUSED[key]}')
-    _refuse_disliked(given)
-    used = {"topic", *SYSTEM_KEYS, *TOOL_KEYS, *WEIGHT_KEYS, *TRAINED_KEYS, *LIKED_KEYS}
+    used = {"topic", *SYSTEM_KEYS, *TOOL_KEYS, *WEIGHT_KEYS, *TRAINED_KEYS, *_likings(given)}
     unused: set[str] = set()
     key = next((one for one in ("messages", "conversations") if one in given), None)
     if key is not None:
@@ -173,12 +100,17 @@ def guess_columns(found: Collection[str]) -> dict[str, str]:
     return {ours: theirs for ours, theirs in guess.items() if theirs is not None}
 
 
-def _refuse_disliked(given: Mapping[str, Any]) -> None:
+def _likings(given: Mapping[str, Any]) -> list[str]:
+    """The keys that mark the row as liked. Raises `ValueError` where one marks it as disliked."""
+    likings = []
     for key in LIKED_KEYS:
         value = given.get(key)
-        is_no = isinstance(value, str) and value.strip().casefold() in ("false", "no", "0")
-        if is_no or (isinstance(value, bool | int | float) and value <= 0):
-            raise ValueError(f'"{key}" is {value!r}: {_DISLIKED}')
+        said = value.strip().casefold() if isinstance(value, str) else value
+        if said in ("false", "no", "0") or (isinstance(said, bool | int | float) and said <= 0):
+            raise ValueError(f'"{key}" is {value!r}: {DISLIKED}')
+        if said is True or said in (1, "true", "yes", "1"):
+            likings.append(key)
+    return likings
 
 
 def _refuse_context_elsewhere(given: Mapping[str, Any], messages: Sequence[Message]) -> None:
@@ -188,7 +120,7 @@ def _refuse_context_elsewhere(given: Mapping[str, Any], messages: Sequence[Messa
         if value is not None and not (
             isinstance(value, str) and any(value.strip() in one.content for one in messages)
         ):
-            raise ValueError(f'"{key}" stands beside the messages and not in them: {_CONTEXT}')
+            raise ValueError(f'"{key}" stands beside the messages and not in them: {CONTEXT}')
 
 
 def _refuse_incomplete(messages: tuple[Message, ...]) -> None:

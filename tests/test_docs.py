@@ -16,6 +16,7 @@ import evalops_client
 import trainer_with_eval
 from config_schema import settings_table
 from conftest import REPO
+from rows.row_keys import keys_table
 
 PAGES = sorted(f"docs/{page.name}" for page in (REPO / "docs").glob("*.md"))
 DOCUMENTS = [
@@ -61,6 +62,10 @@ def masked(transcript: str) -> str:
 
 def test_settings_table_is_the_schemas() -> None:
     assert block("docs/settings.md", "settings") == settings_table()
+
+
+def test_the_table_of_keys_is_the_rows() -> None:
+    assert block("docs/data.md", "keys") == keys_table()
 
 
 def test_help_is_the_parsers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,156 @@
+"""What each key of a row means: the data of `forms`, and the table of it in docs/data.md.
+
+A key that stands nowhere here is not used, and is named once before the first step.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rows.tool_calls import TOOL_KEYS
+
+PAIRS = (("instruction", "output"), ("prompt", "completion"), ("input", "output"))
+SHAPES = (
+    '"messages", "conversations", "instruction"+"output", "prompt"+"completion" or "input"+"output"'
+)
+ROLES = {  # the names that files in the wild use, in lower case
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "function_call": "assistant",  # ShareGPT: the value is the call
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+}
+CALL_ROLES = ("function_call", "tool_call")
+SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+# The loss of a message or row is multiplied by it; the yes-or-no ones stand for 1 and 0.
+WEIGHT_KEYS = ("weight", "loss_weight", "loss_scale")
+TRAINED_KEYS = ("train", "trainable", "training", "loss", "loss_mask")
+LIKED_KEYS = ("label", "kto_tag", "desirable", "is_desirable")
+
+_PREFERENCE = (
+    "it holds a preferred and a rejected answer, which preference training (DPO) takes and this "
+    "does not; keep the preferred answer as a row of its own"
+)
+DISLIKED = (
+    "it marks its answer as disliked, which would be trained as if it were liked; take such rows "
+    "out (if the key is no such mark, name it another way)"
+)
+_MEDIA = "only text is trained, and the row would teach an answer to what the model does not see"
+_TOKENS = "its tokens and masks are made from the text here; keep the text alone"
+_TEMPLATE = "the chat format is settled by renderer_name for all rows; take the key out"
+CONTEXT = (
+    "the answer may rest on it, and the form of the row has no place for it; put it into the "
+    'question, or name it in data.columns as "input" beside "instruction" and "output"'
+)
+_EITHER_WAY = "it can mean to train or not to; say it as weight 0 or 1"
+REFUSED = {
+    **dict.fromkeys(
+        ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_responses",
+         "rejected_messages", "rejected_output", "rejected_answer", "preferred_output",
+         "non_preferred_output", "response_chosen", "response_rejected"),
+        _PREFERENCE,
+    ),
+    **dict.fromkeys(
+        ("image", "images", "image_path", "image_url", "video", "videos", "audio", "audios",
+         "pixel_values", "input_audio"),
+        _MEDIA,
+    ),
+    **dict.fromkeys(
+        ("input_ids", "labels", "attention_mask", "assistant_masks", "completion_mask",
+         "position_ids"),
+        _TOKENS,
+    ),
+    **dict.fromkeys(("chat_template", "chat_template_kwargs", "enable_thinking"), _TEMPLATE),
+    **dict.fromkeys(
+        ("documents", "document", "passages", "passage", "knowledge", "chat_history",
+         "dialogue_history"),
+        CONTEXT,
+    ),
+    **dict.fromkeys(("mask", "masked", "is_masked", "ignore", "no_loss"), _EITHER_WAY),
+}  # fmt: skip
+_NOT_IN_A_MESSAGE = "it belongs beside the messages, in the row"
+REFUSED_IN_MESSAGE = {
+    **REFUSED,
+    **dict.fromkeys(TOOL_KEYS, _NOT_IN_A_MESSAGE),
+    "refusal": "the model is not trained to say what stands in no content; make it the content",
+    "train_detail": "parts of a message cannot be trained apart; say it as weight 0 or 1",
+    "training_detail": "parts of a message cannot be trained apart; say it as weight 0 or 1",
+}
+HARMONY = {"channel": "final", "recipient": "all"}  # other values are no plain answer
+SYNONYMS = {  # what public files call these, the likeliest first
+    "instruction": ("instruction", "question", "query", "prompt", "user", "input", "problem"),
+    "input": ("context", "passage"),
+    "output": ("output", "answer", "response", "completion", "assistant", "target", "solution"),
+}
+TEXT_PARTS = ("text", "input_text", "output_text")
+THINKING_PARTS = ("thinking", "reasoning")
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def _shown(keys: tuple[str, ...]) -> str:
+    return ", ".join(f"`{key}`" for key in keys)
+
+
+USED_IN_A_ROW = {
+    "`messages`, `conversations`": "the conversation; with both, `messages`",
+    "`instruction` + `output`, `prompt` + `completion`, `input` + `output`": (
+        "a question and its answer; `prompt` and `completion` may be lists of messages, and then "
+        "answers in the prompt carry no loss"
+    ),
+    "`input`, `context`": (
+        "beside a question and an answer: appended to the question; beside a conversation it has "
+        "to stand in it already, or the row is refused"
+    ),
+    "`history`": "earlier turns, as pairs or messages, before a question and its answer",
+    _shown(SYSTEM_KEYS): "the system message",
+    _shown(TOOL_KEYS): "what the model may call",
+    _shown(REASONING_KEYS): "the reasoning before an answer, in a row of a question and an answer",
+    "`topic`": "the topic that scores and mining go by",
+    _shown(WEIGHT_KEYS): "the row's loss is multiplied by it; at 0 the row is dropped",
+    _shown(TRAINED_KEYS): "the same as weight 1 or 0; a `loss` that is another number is not used",
+    _shown(LIKED_KEYS): (
+        "a row that it marks as liked is trained, one that it marks as disliked (false, 0 or "
+        "below) is refused; another value is not used"
+    ),
+}
+USED_IN_A_MESSAGE = {
+    "`role`, `from`": "who speaks; ShareGPT's names and `developer` (system) are known",
+    "`content`, `value`": "a text, or parts of type text and thinking",
+    "`tool_calls`, `function_call`": "calls of tools; `arguments` as JSON text or an object",
+    "`tool_call_id`, `name`": "which call a tool's turn answers; elsewhere `name` is not used",
+    _shown(REASONING_KEYS): "the reasoning before an answer",
+    _shown((*WEIGHT_KEYS, *TRAINED_KEYS)): (
+        "how much the message counts in the loss, relative to the row's others; 0 is no loss. It "
+        "adds none to messages that `data.train_on` does not train"
+    ),
+}
+
+
+def keys_table() -> str:
+    """A Markdown table of all keys that are used or refuse a row."""
+    lines = ["| where | key | what becomes of it |", "|---|---|---|"]
+    for where, used in (("row", USED_IN_A_ROW), ("message", USED_IN_A_MESSAGE)):
+        lines += [f"| {where} | {keys} | {said} |" for keys, said in used.items()]
+    in_message = {k: v for k, v in REFUSED_IN_MESSAGE.items() if REFUSED.get(k) != v}
+    for where, refused in (("row, message", REFUSED), ("message", in_message)):
+        for said, group in groupby(refused, key=lambda key: refused[key]):
+            lines.append(f"| {where} | {_shown(tuple(group))} | refused: {said} |")
+    others = " and ".join(f"`{key}` other than {value}" for key, value in HARMONY.items())
+    lines.append(f"| message | {others} | refused: it is no plain answer |")
+    lines.append("| | any other key | not used, and named once before the first step |")
+    return "\n".join(lines)
