@@ -138,7 +138,8 @@ def outcome(key: Key) -> str:
         after = read_form(changed(key))
     except ValueError:
         return "refused"
-    name = f"messages[].{key.path[-1]}" if len(key.path) > 1 else str(key.path[-1])
+    *above, last = key.path
+    name = f"messages[].{last}" if above else str(last)
     if any(one == name or one.startswith(f"{name}[") for one in after.unused):
         return "named"
     return "silent" if after.record == before.record else "honoured"
