@@ -7,7 +7,6 @@ is which is data here, and a table in docs/data.md. Pure: fields in, a record ou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from rows.row_keys import (
     DISLIKED,
     HARMONY,
     LIKED_KEYS,
+    MAX_WEIGHT,
     PAIRS,
     REASONING_KEYS,
     REFUSED,
@@ -331,8 +331,10 @@ def _weight(given: Mapping[str, Any], unused: set[str], what: str) -> float | No
                 value = float(value)
             except ValueError:
                 value = None
-        if not isinstance(value, bool | int | float) or not 0 <= value < math.inf:
-            raise ValueError(f'{what}"{key}" is {given[key]!r}, not a number of 0 or more')
+        if not isinstance(value, bool | int | float) or not 0 <= value <= MAX_WEIGHT:
+            raise ValueError(
+                f'{what}"{key}" is {str(given[key])[:40]!r}, not a number from 0 to {MAX_WEIGHT:,}'
+            )
         if key == "loss" and value not in (0, 1):  # what a model's loss on it was, most likely
             unused.add(f"messages[].{key}" if what else key)
         elif not is_number and value not in (0, 1):

@@ -37,6 +37,7 @@ SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # The loss of a message or row is multiplied by it; the yes-or-no ones stand for 1 and 0.
 WEIGHT_KEYS = ("weight", "loss_weight", "loss_scale")
+MAX_WEIGHT = 1_000_000  # more is a column of something else
 TRAINED_KEYS = ("train", "trainable", "training", "loss", "loss_mask")
 LIKED_KEYS = ("label", "kto_tag", "desirable", "is_desirable")
 

@@ -17,9 +17,9 @@ _WRAPPED = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 
 def tool_answers(content: Any, what: str) -> list[str]:
     """What a tool said; a file that wraps it as a chat format does is unwrapped."""
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     if is_blank(content):
         raise ValueError(f"{what}'s content is empty")
+    text = content if isinstance(content, str) else _as_json(content)
     wrapped = _WRAPPED.findall(text)
     is_whole = wrapped and not _WRAPPED.sub("", text).strip()
     return [text_of(one, f"{what}'s content") for one in (wrapped if is_whole else [text])]
@@ -44,18 +44,18 @@ def calls_in(raw: Any, what: str) -> tuple[ToolCall, ...]:
             raise ValueError(f"{what} has a tool call of type {item['type']!r}, not function")
         given = body.get("arguments", body.get("parameters"))
         given = {} if is_blank(given) else given
-        arguments = (
-            given
-            if isinstance(given, str)
-            else json.dumps(_without_nulls(given), ensure_ascii=False)
-        )
+        arguments = given if isinstance(given, str) else _as_json(_without_nulls(given))
         if not isinstance(decoded(arguments), dict):
             raise ValueError(
                 f"{what}'s call of {body['name']} has arguments that are no JSON object"
             )
         call_id = item.get("id")
         calls.append(
-            ToolCall(text_of(body["name"], "a call's name"), arguments, call_id and str(call_id))
+            ToolCall(
+                text_of(body["name"], "a call's name"),
+                text_of(arguments, "a call's arguments"),
+                None if call_id is None else text_of(str(call_id), "a call's id"),
+            )
         )
     return tuple(calls)
 
@@ -89,7 +89,17 @@ def tools_of(given: Mapping[str, Any]) -> str | None:
         if isinstance(tool, dict) and tool.get("type") not in (None, "function", "object"):
             raise ValueError(f'"{key}" holds a tool of type {tool["type"]!r}, not function')
         functions.append(_without_nulls(function))
-    return json.dumps(functions, ensure_ascii=False)
+    return text_of(_as_json(functions), f'"{key}"')
+
+
+def _as_json(value: Any) -> str:
+    """JSON text of what a dataset may hold; a date, say, is its own text."""
+
+    def as_text(other: Any) -> str:
+        is_bytes = isinstance(other, bytes)
+        return other.decode("utf-8", "backslashreplace") if is_bytes else str(other)
+
+    return json.dumps(value, ensure_ascii=False, default=as_text)
 
 
 def _without_nulls(value: Any) -> Any:
