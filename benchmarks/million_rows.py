@@ -1,12 +1,13 @@
 """Load, validate, deduplicate and decontaminate a million rows, beside the same with `datasets`.
 
-    .venv/bin/python benchmarks/million_rows.py [--rows 1000000] [--dir DIR]
+    .venv/bin/python benchmarks/million_rows.py [--rows 1000000] [--dir DIR] [--against COMMIT]
 
 Writes a JSONL file of made-up text (about 500 bytes a row) with known faults planted in it, and
 reads it in child processes, one way after the other: as the loop does, as the loop does with near
 duplicates as well, and with `datasets` by `map` and `filter` over the same functions (from a copy
 without the malformed rows, which end its JSON reader). Prints a Markdown table of seconds and peak
-memory; exits 1 when a planted fault was not found, or a limit is exceeded.
+memory; exits 1 when a planted fault was not found, or a limit is exceeded. With --against the
+loop's two ways are timed beside another commit's, in turn, and `datasets` is left out.
 """
 
 from __future__ import annotations
@@ -176,9 +177,10 @@ WAYS: dict[str, Callable[[Path], dict[str, int]]] = {
 }
 
 
-def run_child(way: str, folder: Path) -> dict[str, Any]:
+def run_child(way: str, folder: Path, repo: Path = REPO) -> dict[str, Any]:
     """Run one way in a process of its own; returns its counts, seconds and peak memory."""
-    command = [sys.executable, __file__, "--child", way, "--dir", str(folder)]
+    program = repo / "benchmarks" / Path(__file__).name
+    command = [sys.executable, str(program), "--child", way, "--dir", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{way} failed:\n{done.stderr}")
@@ -213,10 +215,27 @@ def shortfalls(way: str, measured: dict[str, Any], planted: Planted) -> Iterator
         yield f"{way}: {measured['peak_bytes'] / GIB:.2f} GiB, more than {limit:g}"
 
 
+def compare(folder: Path, commit: str) -> None:
+    """Print the loop's ways beside those of another commit, of three runs each the fastest."""
+    base = folder / "base"
+    subprocess.run(["git", "clone", "--quiet", str(REPO), str(base)], check=True)
+    subprocess.run(["git", "checkout", "--quiet", commit], cwd=base, check=True)
+    print(f"| way | s | s, {commit} | ratio | GiB | GiB, {commit} | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for way in LIMITS_GIB:
+        runs = [(run_child(way, folder), run_child(way, folder, base)) for _ in range(3)]
+        cells = []
+        for key, unit in (("seconds", 1), ("peak_bytes", GIB)):
+            ours, theirs = (min(pair[i][key] for pair in runs) / unit for i in (0, 1))
+            cells.append(f"{ours:.2f} | {theirs:.2f} | {ours / theirs:.3f}")
+        print(f"| {way} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Time a million rows.")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dir", type=Path, help="where the files are written (default: temporary)")
+    parser.add_argument("--against", metavar="COMMIT", help="compare the loop's ways with COMMIT's")
     parser.add_argument("--child", choices=list(WAYS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
@@ -227,6 +246,9 @@ def main() -> int:
         planted = write_files(folder, args.rows)
         size_mb = (folder / "rows.jsonl").stat().st_size / 1e6
         print(f"{args.rows:,} rows, {size_mb:.0f} MB, {NUM_QUESTIONS:,} questions; {planted}\n")
+        if args.against is not None:
+            compare(folder, args.against)
+            return 0
         print("| way | s | rows/s | peak memory, GiB | dropped |")
         print("|---|---|---|---|---|")
         missed: list[str] = []

@@ -14,11 +14,13 @@ from rows.examples import Message, Record, make_record
 from rows.row_keys import (
     CALL_ROLES,
     CONTEXT,
+    CONTEXT_KEYS,
     DISLIKED,
     HARMONY,
     LIKED_KEYS,
     MAX_WEIGHT,
     PAIRS,
+    PLAIN_KEYS,
     REASONING_KEYS,
     REFUSED,
     REFUSED_IN_MESSAGE,
@@ -57,7 +59,13 @@ class Reading(NamedTuple):
 def read_form(fields: Mapping[str, Any]) -> Reading:
     """What a row trains on. Raises `ValueError` with the reason where it is no training row."""
     given = {key: value for key, value in fields.items() if not is_blank(value)}
-    if REFUSED.keys() & given.keys():
+    if given.keys() <= PLAIN_KEYS:  # almost every row of almost every file
+        pair, unused = _pair_of(fields, given), set[str]()
+        messages = (*_asked(given, pair, unused), *_answered(given, pair, unused))
+        _refuse_incomplete(messages)
+        unused |= given.keys() - {*pair, *CONTEXT_KEYS, "topic"}
+        return Reading(make_record(messages, _topic(given.get("topic"))), tuple(sorted(unused)))
+    if not REFUSED.keys().isdisjoint(given):
         key = _first(REFUSED, given)
         raise ValueError(f'"{key}": {REFUSED[key]}')
     used = {"topic", *SYSTEM_KEYS, *TOOL_KEYS, *WEIGHT_KEYS, *TRAINED_KEYS, *_likings(given)}
@@ -65,11 +73,13 @@ def read_form(fields: Mapping[str, Any]) -> Reading:
     key = next((one for one in ("messages", "conversations") if one in given), None)
     if key is not None:
         messages = _conversation(given[key], key, unused)
-        used |= {key}
+        used.add(key)
         _refuse_context_elsewhere(given, messages)
     else:
-        messages, form = _pair(fields, given, unused)
-        used |= form
+        pair = _pair_of(fields, given)
+        used |= {*pair, *CONTEXT_KEYS, "history", *REASONING_KEYS}
+        asked, answered = _asked(given, pair, unused), _answered(given, pair, unused)
+        messages = (*_history(given.get("history")), *asked, *answered)
     messages = _with_system(given, messages)
     _refuse_incomplete(messages)
     weight = _weight(given, unused, "")
@@ -115,7 +125,7 @@ def _likings(given: Mapping[str, Any]) -> list[str]:
 
 def _refuse_context_elsewhere(given: Mapping[str, Any], messages: Sequence[Message]) -> None:
     """What stands beside a conversation must be in it, where the answer may rest on it."""
-    for key in ("history", "context", "input"):
+    for key in ("history", *CONTEXT_KEYS):
         value = given.get(key)
         if value is not None and not (
             isinstance(value, str) and any(value.strip() in one.content for one in messages)
@@ -138,47 +148,53 @@ def _topic(value: Any) -> str | None:
     return str(value) if is_number else text_of(value, '"topic"')
 
 
-def _pair(
-    fields: Mapping[str, Any], given: Mapping[str, Any], unused: set[str]
-) -> tuple[tuple[Message, ...], set[str]]:
-    """The conversation of a question and an answer, and the keys that it is made of."""
-    pair = next((p for p in PAIRS if all(key in given for key in p)), None)
-    if pair is None:
-        half = next((p for p in PAIRS if all(fields.get(key) is not None for key in p)), None)
-        if half is not None:
-            blank = next(key for key in half if key not in given)
-            raise ValueError(f'"{blank}" is empty')
-        for key in ("messages", "conversations"):
-            if fields.get(key) is not None:
-                raise ValueError(f'"{key}" is not a list with at least one message')
-        found = ", ".join(sorted(map(str, fields))[:8]) or "none"
-        raise ValueError(f"expected {SHAPES}, found keys: {found}")
-    asked, answered = (_messages_or_text(given[key]) for key in pair)
-    used = {*pair, "history", "context", "input", *REASONING_KEYS}
-    if _is_messages(asked):
+def _pair_of(fields: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, str]:
+    """The keys of the question and the answer. Raises `ValueError` where there are none."""
+    for pair in PAIRS:
+        if pair[0] in given and pair[1] in given:
+            return pair
+    half = next((p for p in PAIRS if all(fields.get(key) is not None for key in p)), None)
+    if half is not None:
+        blank = next(key for key in half if key not in given)
+        raise ValueError(f'"{blank}" is empty')
+    for key in ("messages", "conversations"):
+        if fields.get(key) is not None:
+            raise ValueError(f'"{key}" is not a list with at least one message')
+    found = ", ".join(sorted(map(str, fields))[:8]) or "none"
+    raise ValueError(f"expected {SHAPES}, found keys: {found}")
+
+
+def _asked(given: Mapping[str, Any], pair: tuple[str, str], unused: set[str]) -> Sequence[Message]:
+    """What comes before the answer of a pair: a question with its context, or messages."""
+    asked = _messages_or_text(given[pair[0]])
+    context = [key for key in CONTEXT_KEYS if key in given and key not in pair]
+    if not isinstance(asked, str) and _is_messages(asked):
         # The split is what this form is for: answers in the prompt are examples, and not trained.
-        before = [
+        messages = [
             one._replace(weight=0.0) if one.role == "assistant" else one
             for one in _conversation(asked, pair[0], unused)
         ]
-        aside = {key: given[key] for key in ("input", "context") if key in given.keys() - {*pair}}
-        _refuse_context_elsewhere(aside, before)
-    else:
-        question = text_of(asked, f'"{pair[0]}"')
-        for key in ("input", "context"):
-            if key in given and key not in pair:
-                question += "\n\n" + text_of(given[key], f'"{key}"')
-        before = [Message("user", question)]
-    if _is_messages(answered):
-        after = _conversation(answered, pair[1], unused)
-    else:
-        answer = text_of(answered, f'"{pair[1]}"')
-        after = (Message("assistant", answer, reasoning=_reasoning(given)),)
-    return (*_history(given.get("history")), *before, *after), used
+        _refuse_context_elsewhere({key: given[key] for key in context}, messages)
+        return messages
+    question = text_of(asked, f'"{pair[0]}"')
+    for key in context:
+        question += "\n\n" + text_of(given[key], f'"{key}"')
+    return (Message("user", question),)
+
+
+def _answered(
+    given: Mapping[str, Any], pair: tuple[str, str], unused: set[str]
+) -> Sequence[Message]:
+    answered = _messages_or_text(given[pair[1]])
+    if not isinstance(answered, str) and _is_messages(answered):
+        return _conversation(answered, pair[1], unused)
+    return (Message("assistant", text_of(answered, f'"{pair[1]}"'), reasoning=_reasoning(given)),)
 
 
 def _messages_or_text(value: Any) -> Any:
     """A list of messages, also where it is written as JSON text; any other text is itself."""
+    if isinstance(value, str) and value[0] not in "[{" and not value[0].isspace():
+        return value
     read = decoded(value)
     return read if _is_messages(read) else value
 

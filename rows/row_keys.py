@@ -10,6 +10,8 @@ from itertools import groupby
 from rows.tool_calls import TOOL_KEYS
 
 PAIRS = (("instruction", "output"), ("prompt", "completion"), ("input", "output"))
+PLAIN_KEYS = {"topic", *(key for pair in PAIRS for key in pair)}
+CONTEXT_KEYS = ("input", "context")
 SHAPES = (
     '"messages", "conversations", "instruction"+"output", "prompt"+"completion" or "input"+"output"'
 )

@@ -114,16 +114,21 @@ def _without_nulls(value: Any) -> Any:
 
 def is_blank(value: Any) -> bool:
     """Whether a value stands for none."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return True
-    return (isinstance(value, float) and math.isnan(value)) or value == [] or value == {}
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or value == []
+        or value == {}
+    )
 
 
 def decoded(value: Any) -> Any:
     """What a value is that may be written as JSON text, as Parquet and CSV files do."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+    if isinstance(value, str) and value[:64].lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
