@@ -20,6 +20,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     from loop.planning.page import (
         describe_inputs,
         describe_plan,
+        describe_schedule,
         schedule_table,
         unchecked_without_service,
     )
@@ -40,12 +41,15 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
     lines += describe_inputs(inputs)
     try:
-        lines += describe_plan(make_plan(inputs, settings.kept))
+        plan = make_plan(inputs, settings.kept)
+        inputs = plan.inputs
+        lines += describe_plan(plan)
     except TokenizerError as error:
         if (
             settings.model_dir is not None
         ):  # a hub model's needs the network, a directory's has to be there
             raise
+        lines += describe_schedule(inputs, inputs.split.train, inputs.split.pool)
         unchecked.append(f"tokens and truncation: {error}")
     lines += schedule_table(inputs)
     unchecked += unchecked_without_service(choice)

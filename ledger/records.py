@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from data_selector import CandidateLoss
 from scores.diagnosis import TopicReport
@@ -105,6 +105,7 @@ class _Values:
     learning_rate: float
     warmup_steps: Count
     service: Literal["embedded", "compatible", "tinker"]
+    steps_per_round: Annotated[int, Field(ge=1)] | None = None  # older runs have it in the config
 
 
 @dataclass(frozen=True)

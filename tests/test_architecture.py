@@ -44,7 +44,7 @@ NUM_FILES = {
     "commands": 8,
     "evaluation": 7,
     "ledger": 6,
-    "loop.planning": 11,
+    "loop.planning": 12,
     "loop.reports": 5,
     "loop.rounds": 13,
     "rows": 10,

@@ -30,6 +30,7 @@ def resolved_config(
             "renderer_name": plan.renderer_name,
             "learning_rate": plan.schedule.learning_rate,
             "warmup_steps": plan.schedule.warmup_steps,
+            "steps_per_round": plan.steps.per_round or None,  # None: nothing is trained
             "service": choice.kind,
         },
         "files": {

@@ -17,9 +17,10 @@ from data_selector import Mining, Pick, Selection
 from errors import DataError
 from evaluation.held_out import HeldOutFile, render_held_out
 from evaluation.tasks import EvalTask
-from hyperparam_utils import Schedule
+from hyperparam_utils import RunSteps, Schedule
 from ledger.records import Usage
 from loop.planning.inputs import Inputs, counted
+from loop.planning.steps import mining_of
 from rows.chat_formats import load_renderer, resolve_renderer_name
 from rows.examples import DropLog
 from rows.rendering import RenderedTable, Rendering
@@ -64,20 +65,12 @@ class Plan:
 
     @property
     def mining(self) -> Mining:
-        settings = self.config.mining
-        return Mining(
-            strategy=settings.strategy,
-            replay_share=settings.replay_share,
-            new_share=settings.new_share,
-            noise_cap=settings.noise_cap,
-            num_candidates=settings.num_candidates,
-        )
+        return mining_of(self.config)
 
     @property
     def train_weights(self) -> dict[str, float]:
         """The shares of the training sources by their names; empty where they have none."""
-        sources = [file.source for file in self.inputs.files["train_file"].files]
-        return {one.name: one.weight for one in sources if one.weight is not None}
+        return self.inputs.train_weights
 
     def contaminated_picks(self, selection: Selection) -> list[Pick]:
         """The picks of a selection that may not be trained on; there are none."""
@@ -95,8 +88,12 @@ class Plan:
         return cost_usd(self.config, usage)
 
     @property
+    def steps(self) -> RunSteps:
+        return self.inputs.settled.steps
+
+    @property
     def schedule(self) -> Schedule:
-        return self.inputs.schedule
+        return self.inputs.settled.schedule
 
 
 def cost_usd(config: TrainingConfig, usage: Usage) -> float | None:
@@ -143,6 +140,8 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
         _refuse_dropped([train.dropped, pool.dropped, dropped_of_split])
     _refuse_empty_sources(inputs, train)
     inputs = replace(inputs, tasks=tasks)
+    if "train_file" in inputs.files:
+        inputs = inputs.with_rows(len(train.examples), kept or {})
     grader, grader_renderer = inputs.grader_path, None
     if grader is not None:
         format_name = resolve_renderer_name(None, grader, key="evaluation.grader_model")

@@ -72,8 +72,8 @@ def refuse_foreign_records(plan: Plan, store: RunStore) -> None:
     num_picks, selection = 0, None
     for event in store.events("selected"):
         before = store.checkpoint(event["round"] - 1)
-        num_left = plan.config.max_steps - (0 if before is None else before.step)
-        num_slots = min(plan.config.steps_per_round, num_left) * plan.config.batch_size
+        num_steps = plan.steps.of_next_round(0 if before is None else before.step)
+        num_slots = num_steps * plan.config.batch_size
         selection = store.selection(event["round"])
         assert selection is not None, "there is an event of it"
         num_picks += num_slots
