@@ -30,6 +30,10 @@ def score_and_n(result: EvalResult | TaskResult) -> str:
 
 def loss_text(loss: HeldOutLoss) -> str:
     return (
-        f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}, "
-        f"{loss.bits_per_byte:.4f} bits per byte"
+        f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}"
+        f"{bits_text(loss)}"
     )
+
+
+def bits_text(loss: HeldOutLoss) -> str:
+    return "" if loss.bits_per_byte is None else f", {loss.bits_per_byte:.4f} bits per byte"
