@@ -16,6 +16,7 @@ from loop.reports.console import say
 def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session) -> int:
     """Check all that can be checked without a service or the network; say what could not be."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
+    from loop.planning.fitting import limits_of, unchecked_fit
     from loop.planning.inputs import read_inputs
     from loop.planning.page import (
         describe_inputs,
@@ -53,6 +54,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
         unchecked.append(f"tokens and truncation: {error}")
     lines += schedule_table(inputs)
     unchecked += unchecked_without_service(choice)
+    unchecked += unchecked_fit(limits_of(inputs.model_dir), (*inputs.tasks, *inputs.test_tasks))
     if args.json:
         say(json.dumps({"dry_run": True, "plan": lines, "not_checked": unchecked}, indent=1))
     else:

@@ -44,7 +44,7 @@ NUM_FILES = {
     "commands": 8,
     "evaluation": 8,
     "ledger": 6,
-    "loop.planning": 12,
+    "loop.planning": 13,
     "loop.reports": 5,
     "loop.rounds": 13,
     "rows": 10,

@@ -179,14 +179,16 @@ def _refuse_missing_grader(config: TrainingConfig, tasks: tuple[EvalTask, ...]) 
 
 def _refuse_opened_test(tasks: tuple[EvalTask, ...], test_tasks: tuple[EvalTask, ...]) -> None:
     """A sealed test may not hold questions that rounds are decided by."""
-    asked = {normalise(q): task.name for task in tasks if task.layer > 1 for q in task.questions}
+    asked = {
+        normalise(one.of_user): task.name for task in tasks if task.layer > 1 for one in task.asked
+    }
     for test in test_tasks:
-        for question in test.questions:
-            if normalise(question) in asked:
+        for one in test.asked:
+            if (name := asked.get(normalise(one.of_user))) is not None:
                 raise ConfigError(
-                    f"evaluation.test_tasks: {test.name} holds the question {question!r}, which "
-                    f"{asked[normalise(question)]} asks every round, so the test is not sealed. "
-                    "Take it out of one of them."
+                    f"evaluation.test_tasks: {test.name} holds the question {one.of_user!r}, which "
+                    f"{name} asks every round, so the test is not sealed. Take it out of one of "
+                    "them."
                 )
 
 

@@ -41,20 +41,20 @@ def _model_dir(loaded: LoadedConfig, key: str, name: str) -> Path | None:
                     f"{loaded.file}: {key} names the directory {candidate}, which holds no "
                     "config.json. Give a Hugging Face model directory, with weights and tokenizer."
                 )
-            _model_config(candidate, key)
+            model_config(candidate, key)
             return candidate.resolve()
     return None
 
 
-def _model_config(directory: Path, key: str) -> dict[str, Any]:
+def model_config(directory: Path, key: str) -> dict[str, Any]:
     """A model directory's config.json. Raises `ConfigError` where that is no JSON object."""
     file = directory / "config.json"
     try:
-        model_config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(model_config, dict):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
             raise ValueError
     except (OSError, ValueError, RecursionError):
         raise ConfigError(
             f"{file}: not a JSON object. Give {key} a complete model directory."
         ) from None
-    return model_config
+    return found

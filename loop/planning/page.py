@@ -10,7 +10,7 @@ from errors import ConfigError
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted, num_dropped
-from loop.planning.models import _model_config
+from loop.planning.models import model_config
 from loop.planning.plan import Plan, gate_of
 from loop.planning.steps import describe_steps, passes_of
 from loop.planning.tokens import describe_eval_tokens
@@ -104,10 +104,9 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     tables = plan.train, plan.pool
     num_truncated = sum(table.num_truncated for table in tables)
     if num_truncated:
-        yield (
-            f"truncated: {num_truncated} examples are longer than max_seq_length "
-            f"{config.max_seq_length}"
-        )
+        is_of_model = plan.max_seq_length < config.max_seq_length
+        what = "the model's context of" if is_of_model else "max_seq_length"
+        yield f"truncated: {num_truncated} examples are longer than {what} {plan.max_seq_length}"
     num_examples = sum(len(table.examples) for table in tables)
     mean_tokens = sum(sum(table.num_tokens) for table in tables) / num_examples
     num_trained = round(mean_tokens * plan.steps.total * config.batch_size)
@@ -127,9 +126,9 @@ def _lora_param_count(inputs: Inputs) -> int | None:
     }
     if inputs.model_dir is None:
         return hyperparam_utils.known_lora_param_count(config.base_model, config.lora_rank, **flags)
-    model_config = _model_config(inputs.model_dir, "base_model")
+    sizes = model_config(inputs.model_dir, "base_model")
     try:
-        return hyperparam_utils.lora_param_count(model_config, config.lora_rank, **flags)
+        return hyperparam_utils.lora_param_count(sizes, config.lora_rank, **flags)
     except (TypeError, ValueError, ZeroDivisionError):
         raise ConfigError(
             f"{inputs.model_dir / 'config.json'}: its sizes are not all positive numbers. Give "

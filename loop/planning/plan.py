@@ -19,6 +19,14 @@ from evaluation.held_out import HeldOutFile, render_held_out
 from evaluation.tasks import EvalTask
 from hyperparam_utils import RunSteps, Schedule
 from ledger.records import Usage
+from loop.planning.fitting import (
+    ModelLimits,
+    held_out_tables,
+    limits_of,
+    refuse_long_questions,
+    refuse_long_rows,
+    refuse_unknown_ids,
+)
 from loop.planning.inputs import Inputs, counted
 from loop.planning.steps import mining_of
 from rows.chat_formats import load_renderer, resolve_renderer_name
@@ -39,6 +47,7 @@ class Plan:
     config_hash: str
     gate: Gate
     sampling: SamplingSettings
+    max_seq_length: int  # that rows are cut at
     renderer_name: str
     renderer: Renderer
     rendering: Rendering
@@ -133,12 +142,18 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     name = (kept or {}).get("renderer_name") or config.renderer_name
     renderer_name = resolve_renderer_name(name, inputs.model_path)
     renderer = load_renderer(renderer_name, inputs.model_path)
-    rendering = Rendering(renderer, config.max_seq_length, config.data.train_on)
+    limits, is_new = limits_of(inputs.model_dir), "learning_rate" not in (kept or {})
+    # A run that an older version began on rows beyond the context goes on with them cut there.
+    max_seq_length = config.max_seq_length if is_new else limits.cut_at(config.max_seq_length)
+    rendering = Rendering(renderer, max_seq_length, config.data.train_on)
     train, pool = rendering.render_all(inputs.split.train), rendering.render_all(inputs.split.pool)
     tasks, dropped_of_split = _render_tasks(inputs.tasks, rendering)
     if config.data.on_bad_row == "stop":
         _refuse_dropped([train.dropped, pool.dropped, dropped_of_split])
     _refuse_empty_sources(inputs, train)
+    if is_new:
+        tables = {"train_file": train, "mining.pool_file": pool}
+        _refuse_what_cannot_fit(limits, replace(inputs, tasks=tasks), rendering, renderer, tables)
     inputs = replace(inputs, tasks=tasks)
     if "train_file" in inputs.files:
         inputs = inputs.with_rows(len(train.examples), kept or {})
@@ -157,6 +172,7 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
             num_repeats=config.evaluation.num_repeats,
             concurrency=config.evaluation.concurrency,
         ),
+        max_seq_length=max_seq_length,
         renderer_name=renderer_name,
         renderer=renderer,
         rendering=rendering,
@@ -182,6 +198,30 @@ def _render_tasks(
             render_held_out(task.work, rendering)
         rendered.append(task)
     return tuple(rendered), dropped
+
+
+def _refuse_what_cannot_fit(
+    limits: ModelLimits,
+    inputs: Inputs,
+    rendering: Rendering,
+    renderer: Renderer,
+    tables: Mapping[str, RenderedTable],
+) -> None:
+    """Raise `DataError` for rows and questions that the model cannot take."""
+    config, all_tasks = inputs.config, (*inputs.tasks, *inputs.test_tasks)
+    setting, has_losses = config.max_seq_length, mining_of(config).needs_losses
+    mined = "mining.pool_file" if len(tables["mining.pool_file"].examples) else "train_file"
+    for key, table in tables.items():
+        is_measured = has_losses and config.max_rounds > 1 and key == mined
+        counts = table.num_tokens
+        refuse_long_rows(limits, setting, key, table.examples, counts, is_measured=is_measured)
+    held_out = dict(held_out_tables(inputs.tasks))
+    for key, rows in held_out.items():
+        counts = (rendering[example_id].info.num_tokens for example_id in rows.ids)
+        refuse_long_rows(limits, setting, key, rows, counts, is_measured=True)
+    of_files = {key: table.examples for key, table in tables.items()}
+    refuse_unknown_ids(limits, rendering, renderer.tokenizer, of_files | held_out)
+    refuse_long_questions(limits, all_tasks, renderer, config.evaluation.max_tokens)
 
 
 def _refuse_dropped(logs: list[DropLog]) -> None:

@@ -10,7 +10,7 @@ from evaluation.inspect_runs import INSPECT_MAX_TOKENS
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.plan import Plan
-from simple_eval import DEFAULT_MAX_TOKENS
+from simple_eval import DEFAULT_MAX_TOKENS, build_prompt
 
 
 def describe_eval_tokens(plan: Plan) -> str:
@@ -71,10 +71,7 @@ def _eval_tokens(plan: Plan, task: EvalTask) -> _EvalTokens:
     if isinstance(task.work, HeldOutFile):
         infos = [plan.rendering[example.id].info for example in task.work.examples]
         return _EvalTokens(sum(info.num_tokens + 1 for info in infos), 0)
-    num_prompt = sum(
-        plan.renderer.build_generation_prompt([{"role": "user", "content": question}]).length
-        for question in task.questions
-    )
+    num_prompt = sum(build_prompt(plan.renderer, one.turns).length for one in task.asked)
     repeats = plan.sampling.num_repeats
     return _EvalTokens(repeats * num_prompt, repeats * task.n * _max_tokens(plan, task))
 
