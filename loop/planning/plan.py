@@ -55,6 +55,7 @@ class Plan:
     pool: RenderedTable
     dropped_of_split: DropLog  # rows that `data.val_share` held out and that have no loss
     grader_renderer: Renderer | None
+    model_files: Mapping[str, str] | None = None  # sha256 by name, once a run is to begin
 
     @property
     def config(self) -> TrainingConfig:
