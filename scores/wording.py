@@ -36,4 +36,7 @@ def loss_text(loss: HeldOutLoss) -> str:
 
 
 def bits_text(loss: HeldOutLoss) -> str:
-    return "" if loss.bits_per_byte is None else f", {loss.bits_per_byte:.4f} bits per byte"
+    """Empty where they were not counted over the answers' text alone, as versions before did."""
+    is_of_text = all(row.text_nll_sum is not None for row in loss.rows)
+    is_known = loss.bits_per_byte is not None and is_of_text
+    return f", {loss.bits_per_byte:.4f} bits per byte" if is_known else ""
