@@ -24,10 +24,10 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from errors import ConfigError
+from hyperparam_utils import RunSteps
 from settings.config_file import as_shown, read_object, type_name, with_overrides
 from settings.groups import (
     MAX_COUNT,
-    ROW_FIELDS,
     BudgetSettings,
     DataSettings,
     EvaluationSettings,
@@ -38,6 +38,8 @@ from settings.groups import (
     Settings,
     Sources,
     SourceSettings,
+    check_columns,
+    check_sources,
 )
 from settings.task_names import SPLIT_TASK, check_task_names, is_inspect_task, known_tasks
 
@@ -126,7 +128,17 @@ class TrainingConfig(Settings):
         default=1000, description="most steps of a run, and the length of the cosine decay"
     )
     batch_size: Positive = Field(default=8, description="examples in one step")
-    steps_per_round: Positive = Field(default=1, description="optimizer steps in one round")
+    steps_per_round: Positive | None = Field(
+        default=1, description="optimizer steps in one round; with `num_epochs` they follow from it"
+    )
+    num_epochs: float | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_ROUNDS,
+        description=(
+            "instead of `steps_per_round`: passes through the cleaned `train_file` in the whole run"
+        ),
+    )
     max_seq_length: int = Field(
         default=2048,
         ge=8,
@@ -175,10 +187,16 @@ class TrainingConfig(Settings):
         default=MiningSettings(), description="what later rounds train on"
     )
 
-    @property
-    def total_steps(self) -> int:
-        """Steps that the run takes at the most."""
-        return min(self.max_steps, self.max_rounds * self.steps_per_round)
+    def steps(self, per_round: int) -> RunSteps:
+        """The steps of the run, with so many in a round."""
+        return RunSteps(per_round, self.max_rounds, self.max_steps)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _make_room_for_epochs(cls, data: Any) -> Any:
+        """Where `num_epochs` is given, `steps_per_round` has no default."""
+        has_epochs = isinstance(data, dict) and data.get("num_epochs") is not None
+        return {"steps_per_round": None, **data} if has_epochs else data
 
     @model_validator(mode="after")
     def _check_across_keys(self) -> TrainingConfig:
@@ -187,12 +205,16 @@ class TrainingConfig(Settings):
                 f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}, so every "
                 "step would train at min_lr. Lower min_lr or raise learning_rate."
             )
-        if self.warmup_steps is not None and self.warmup_steps * 3 > self.total_steps:
+        if self.steps_per_round is not None:
+            if self.num_epochs is not None:
+                raise ValueError(
+                    f"num_epochs {self.num_epochs:g} and steps_per_round {self.steps_per_round} "
+                    "are both given, and one follows from the other. Leave one out."
+                )
+            self.steps(self.steps_per_round).refuse_misfits(self.warmup_steps, None)
+        elif self.num_epochs is None:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} is more than a third of the {self.total_steps} "
-                f"steps that this run takes at most (min(max_steps {self.max_steps}, max_rounds "
-                f"{self.max_rounds} x steps_per_round "
-                f"{self.steps_per_round})). Set it to {self.total_steps // 3} or less, or to null."
+                "steps_per_round is null, and num_epochs is not given either. Give one of them."
             )
         if self.data.accumulate > self.batch_size:
             raise ValueError(
@@ -251,25 +273,9 @@ class TrainingConfig(Settings):
             ("train_file", self.sources(self.train_file)),
             ("mining.pool_file", self.sources(self.mining.pool_file)),
         ):
-            weighted = [source.weight is not None for source in sources]
-            if any(weighted) and not all(weighted):
-                raise ValueError(
-                    f"{key} gives a weight to some of its sources and none to others. Give one to "
-                    "each, or to none, which draws by their number of rows."
-                )
-            if key == "mining.pool_file" and any(weighted):
-                raise ValueError(
-                    "mining.pool_file gives a weight to a source, but what is drawn from the pool "
-                    "follows from what was failed. Take the weights out."
-                )
+            check_sources(key, sources)
             for columns in [self.data.columns, *(source.columns or {} for source in sources)]:
-                unknown = [name for name in columns if name not in ROW_FIELDS]
-                if unknown:
-                    raise ValueError(
-                        f"data.columns maps {unknown[0]!r}, which is no field of a row; they are "
-                        f"{', '.join(ROW_FIELDS)}. Write what the row has as what the file calls "
-                        'it, for example {"completion": "answer"}.'
-                    )
+                check_columns(columns)
         if self.mining.replay_share + self.mining.new_share > 1:
             raise ValueError(
                 f"mining.replay_share {self.mining.replay_share:g} and mining.new_share "
@@ -296,12 +302,8 @@ class TrainingConfig(Settings):
                 "evaluation.held_out_every_steps is set, but there is no held-out file to measure. "
                 "Set val_file, or add an nll: task to eval_tasks."
             )
-        if every >= self.total_steps:
-            raise ValueError(
-                f"evaluation.held_out_every_steps is {every}, but the run takes at most "
-                f"{self.total_steps} steps, so nothing would be measured inside a round. Lower it, "
-                "or leave it out: held-out losses are measured after each round anyway."
-            )
+        if self.steps_per_round is not None:
+            self.steps(self.steps_per_round).refuse_misfits(None, every)
 
     def _check_maps(self) -> None:
         """Every key of a map names a task of its kind."""
@@ -486,10 +488,11 @@ def settings_table() -> str:
 
 
 def config_hash(config: TrainingConfig) -> str:
-    """sha256 of everything that a resumed run must share with the run it continues."""
+    """sha256 of everything that a resumed run must share with the run it continues; a newer
+    setting that is not used leaves it as it was."""
     kept = {
         key: value
         for key, value in config.model_dump(mode="json").items()
-        if key not in CHANGEABLE_ON_RESUME
+        if key not in CHANGEABLE_ON_RESUME and (key, value) != ("num_epochs", None)
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

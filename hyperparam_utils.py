@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 from errors import ConfigError
 
@@ -39,6 +40,47 @@ class Schedule:
         return max(
             self.min_lr, self.learning_rate * self.lr_decay**num_missed_gates * warm * cosine
         )
+
+
+class RunSteps(NamedTuple):
+    """How many optimizer steps a run takes: so many in each of its rounds, up to a bound."""
+
+    per_round: int
+    max_rounds: int
+    max_steps: int
+
+    @property
+    def total(self) -> int:
+        """Steps that the run takes at the most."""
+        return min(self.max_steps, self.max_rounds * self.per_round)
+
+    def of_next_round(self, num_taken: int) -> int:
+        """Steps of a round that begins after `num_taken` ones."""
+        return min(self.per_round, self.max_steps - num_taken)
+
+    def refuse_misfits(self, warmup_steps: int | None, held_out_every: int | None) -> None:
+        """Raise `ValueError` for a warm-up longer than a third of the run, and for held-out losses
+        that would be measured less often than once a run."""
+        if warmup_steps is not None and warmup_steps * 3 > self.total:
+            raise ValueError(
+                f"warmup_steps {warmup_steps} is more than a third of the {self.total} steps that "
+                f"this run takes at most (min(max_steps {self.max_steps}, max_rounds "
+                f"{self.max_rounds} x steps_per_round {self.per_round})). Set it to "
+                f"{self.total // 3} or less, or to null."
+            )
+        if held_out_every is not None and held_out_every >= self.total:
+            raise ValueError(
+                f"evaluation.held_out_every_steps is {held_out_every}, but the run takes at most "
+                f"{self.total} steps, so nothing would be measured inside a round. Lower it, "
+                "or leave it out: held-out losses are measured after each round anyway."
+            )
+
+
+def steps_for_epochs(num_epochs: float, num_rows: int, batch_size: int, max_rounds: int) -> int:
+    """Steps of a round so that all rounds make at least `num_epochs` passes through the rows."""
+    # As a fraction of what was typed: 0.7 * 30 / 3 is a hair above 7 in floats.
+    num_examples = Fraction(repr(num_epochs)) * num_rows
+    return max(1, math.ceil(num_examples / (batch_size * max_rounds)))
 
 
 def resolve_warmup_steps(explicit: int | None, total_steps: int) -> int:

@@ -1,7 +1,8 @@
 """The built-in evaluator: question files, asked of one checkpoint by real sampling, graded plainly.
 
-A question is `{"question", "answer" (a string or a list of accepted ones), "topic"?, "cluster"?,
-"grader"?, "id"?}`; questions of one cluster (variants of each other) count as dependent. Truncated
+A question is `{"question", "answer" (a string or a list of accepted ones), "system"?, "messages"?,
+"topic"?, "cluster"?, "grader"?, "id"?}`; `messages` is a conversation that ends with the question,
+and questions of one cluster (variants of each other) count as dependent. Truncated
 and malformed answers are graded as they stand and counted; a sample that failed scores 0 and is
 counted; too many failures make the evaluation fail, and then there is no score.
 """
@@ -9,6 +10,7 @@ counted; too many failures make the evaluation fail, and then there is no score.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import hashlib
 import json
 import math
@@ -32,15 +34,39 @@ if TYPE_CHECKING:
 SIMPLE_QA = Path(__file__).resolve().parent / "evals" / "simple_qa.jsonl"
 MAX_FAILED_SHARE = 0.1
 DEFAULT_MAX_TOKENS = 64
-QUESTION_KEYS = ("question", "answer", "topic", "cluster", "grader", "id")
+QUESTION_KEYS = (*("question", "answer", "system", "messages", "topic", "cluster", "grader", "id"),)
+OTHER_NAMES = {  # what other formats call it -> what it is called here
+    **dict.fromkeys(("category", "subject", "subtopic", "label"), "topic"),
+    **dict.fromkeys(("prompt", "instruction", "input", "query"), "question"),
+    **dict.fromkeys(
+        ("answers", "target", "output", "completion", "expected", "response"), "answer"
+    ),
+    **dict.fromkeys(("conversation", "conversations", "turns"), "messages"),
+    **dict.fromkeys(("scorer", "metric"), "grader"),
+    **dict.fromkeys(("system_prompt",), "system"),
+    **dict.fromkeys(("group",), "cluster"),
+}
+ROLES = ("system", "user", "assistant")
+
+
+class Turn(NamedTuple):
+    """One turn of what is asked; `role` is among `ROLES`."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a task. `id` is the row's own, or a hash of the question."""
+    """One question of a task. `id` is the row's own, or a hash of all that is asked.
+
+    `question` is the last turn, `turns` are all of them, a system prompt and the question included.
+    """
 
     id: str
     question: str
+    turns: tuple[Turn, ...]
+    line_no: int
     answers: tuple[str, ...]
     topic: str | None
     grader: str
@@ -103,7 +129,7 @@ def load_questions(name: str, path: Path) -> QuestionTask:
     if problems:
         raise DataError(
             f"{path}: {len(problems)} problems: {'; '.join(problems[:5])}. Expected one JSON "
-            'object per line with "question" and "answer"; correct these rows.'
+            'object per line with "question" (or "messages") and "answer"; correct these rows.'
         )
     if not questions:
         raise DataError(f"{path}: the file holds no question. Give one JSON object per line.")
@@ -115,12 +141,9 @@ def parse_question(row: Row) -> Question:
     fields = row.fields
     if fields is None:
         raise ValueError(row.problem)
-    unknown = sorted(set(fields) - set(QUESTION_KEYS))
-    if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(QUESTION_KEYS)}")
-    question, answer = fields.get("question"), fields.get("answer")
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError('"question" is missing, empty or not a string')
+    _refuse_unknown(fields)
+    answer = fields.get("answer")
+    turns = _turns(fields)
     if not is_text(json.dumps(fields, ensure_ascii=False)):
         raise ValueError("it holds a lone surrogate, which is not text")
     given = answer if isinstance(answer, list) else [answer]
@@ -133,10 +156,62 @@ def parse_question(row: Row) -> Question:
     if grader == "numeric" and any(parse_number(a) is None for a in answers):
         raise ValueError('"grader" is numeric but "answer" is not a number')
     topic, cluster, own_id = (_name(fields, key) for key in ("topic", "cluster", "id"))
-    question_id = (
-        own_id or hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    )
-    return Question(question_id, question, answers, topic, grader, cluster)
+    question = turns[-1].content
+    # A question alone has the hash of its text, as it had before there could be more.
+    asked = question if len(turns) == 1 else json.dumps(turns, ensure_ascii=False)
+    question_id = own_id or hashlib.sha256(asked.encode()).hexdigest()[:16]
+    return Question(question_id, question, turns, row.line_no, answers, topic, grader, cluster)
+
+
+def _refuse_unknown(fields: Mapping[str, Any]) -> None:
+    unknown = sorted(set(fields) - set(QUESTION_KEYS))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], QUESTION_KEYS, n=1, cutoff=0.6)
+        meant = OTHER_NAMES.get(unknown[0].lower()) or next(iter(near), None)
+        hint = f"did you mean {meant}? Known" if meant else "known"
+        raise ValueError(f"unknown key {unknown[0]!r}; {hint} are {', '.join(QUESTION_KEYS)}")
+
+
+def _turns(fields: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """All that a row asks, in order. Raises `ValueError` with the reason."""
+    question, system, messages = (fields.get(key) for key in ("question", "system", "messages"))
+    has_question = isinstance(question, str) and bool(question.strip())
+    if not has_question and (question is not None or messages is None):
+        raise ValueError('"question" is missing, empty or not a string')
+    if system is not None and not (isinstance(system, str) and system.strip()):
+        raise ValueError('"system" is empty or not a string')
+    turns = [Turn("user", str(question))] if messages is None else _checked_messages(messages)
+    if has_question and question != turns[-1].content:
+        raise ValueError(
+            f'"question" is {question!r}, and "messages" end with {turns[-1].content!r}; they are '
+            "the same thing, so leave out one of them"
+        )
+    if system is not None and turns[0].role == "system" and turns[0].content != system:
+        raise ValueError('"system" and the system turn of "messages" differ; leave out one of them')
+    if system is not None and turns[0].role != "system":
+        turns.insert(0, Turn("system", system))
+    return tuple(turns)
+
+
+def _checked_messages(messages: Any) -> list[Turn]:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('"messages" is not a list with at least one message')
+    turns = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            raise ValueError(f'message {index} is not an object with "role" and "content" alone')
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise ValueError(f"message {index} has the role {role!r}; known are {', '.join(ROLES)}")
+        if not isinstance(content, str) or not content.strip():
+            raise ValueError(f"message {index}'s content is empty or not a string")
+        turns.append(Turn(role, content))
+    if turns[-1].role != "user":
+        raise ValueError(
+            'the last message is not the user\'s, so it asks nothing; "answer" holds '
+            "what the assistant is to say"
+        )
+    return turns
 
 
 def _name(fields: Mapping[str, Any], key: str) -> str | None:
@@ -212,6 +287,13 @@ GRADERS: dict[str, Callable[[str, Sequence[str]], bool]] = {
 # --- asking ---------------------------------------------------------------------------------------
 
 
+def build_prompt(renderer: Renderer, turns: Sequence[Turn]) -> tinker.ModelInput:
+    """The tokens that ask, in a chat format. Raises `ValueError` for what the format cannot say."""
+    return renderer.build_generation_prompt(
+        [{"role": turn.role, "content": turn.content} for turn in turns]
+    )
+
+
 async def ask_questions(
     task: QuestionTask, sampler: Sampler, journal: Journal
 ) -> tuple[SampleResult, ...]:
@@ -229,7 +311,7 @@ async def ask_questions(
         key = f"{task.name}/{question.id} {repeat}"
         if (kept := journal.get(key, SampleResult)) is not None:
             return kept
-        prompt = renderer.build_generation_prompt([{"role": "user", "content": question.question}])
+        prompt = build_prompt(renderer, question.turns)
         params = tinker.SamplingParams(
             max_tokens=settings.max_tokens or DEFAULT_MAX_TOKENS,
             temperature=settings.temperature,

@@ -80,8 +80,8 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
     if store is not None and session.is_running:
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong
             record_failure(store, error, message)
-    is_gone = isinstance(error, ServiceError) and error.fault == "checkpoint_gone"  # it says how
-    can_continue = session.is_running and not isinstance(error, ConfigError) and not is_gone
+    says_how = isinstance(error, ServiceError) and error.fault in ("checkpoint_gone", "too_long")
+    can_continue = session.is_running and not isinstance(error, ConfigError) and not says_how
     if store is not None and (can_continue or isinstance(error, StorageError)):
         message += f" {how_to_continue(store.run_dir)}"
         if not store.has_started and args.config is not None:  # what its tasks run is not recorded

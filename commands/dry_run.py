@@ -16,10 +16,12 @@ from loop.reports.console import say
 def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session) -> int:
     """Check all that can be checked without a service or the network; say what could not be."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
+    from loop.planning.fitting import limits_of, unchecked_fit
     from loop.planning.inputs import read_inputs
     from loop.planning.page import (
         describe_inputs,
         describe_plan,
+        describe_schedule,
         schedule_table,
         unchecked_without_service,
     )
@@ -40,15 +42,19 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
     lines += describe_inputs(inputs)
     try:
-        lines += describe_plan(make_plan(inputs, settings.kept))
+        plan = make_plan(inputs, settings.kept)
+        inputs = plan.inputs
+        lines += describe_plan(plan)
     except TokenizerError as error:
         if (
             settings.model_dir is not None
         ):  # a hub model's needs the network, a directory's has to be there
             raise
+        lines += describe_schedule(inputs, inputs.split.train, inputs.split.pool)
         unchecked.append(f"tokens and truncation: {error}")
     lines += schedule_table(inputs)
     unchecked += unchecked_without_service(choice)
+    unchecked += unchecked_fit(limits_of(inputs.model_dir), (*inputs.tasks, *inputs.test_tasks))
     if args.json:
         say(json.dumps({"dry_run": True, "plan": lines, "not_checked": unchecked}, indent=1))
     else:

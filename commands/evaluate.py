@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from commands.opening import OpenedSettings, begin_run, choose_place
 from config_schema import TrainingConfig
 from errors import ConfigError, Interrupted
 from ledger.references import Subject
-from loop.planning.resumption import continue_run
+from loop.planning.models import model_digests
+from loop.planning.resumption import continue_run, refuse_other_model
 from loop.reports.console import say
 from loop.rounds.evaluating import measure_and_record
 from loop.rounds.session import connected, open_service
@@ -23,6 +25,8 @@ from services.sdk import rest_client
 
 if TYPE_CHECKING:
     from ledger.store import RunStore
+    from local_tinker import Service
+    from loop.planning.inputs import Inputs
     from loop.planning.plan import Plan
     from loop.reports.comparison import Comparison
     from loop.reports.progress import Progress
@@ -30,15 +34,16 @@ if TYPE_CHECKING:
     from services.place import ServiceChoice
 
 
-def common_renderer(subjects: Sequence[Subject], config: TrainingConfig, model: str) -> str | None:
+def common_renderer(subjects: Sequence[Subject], inputs: Inputs) -> str | None:
     """The renderer that the checkpoints were trained with; None where none of them tells.
 
     Raises `ConfigError` for checkpoints that one evaluation cannot ask alike: of another base model
-    than the config's `model`, or trained with different renderers.
+    than the config's, or trained with different renderers. Of a directory the files tell
+    which model it is, where the run recorded them.
     """
-    renderer = config.renderer_name
+    model, renderer = inputs.model_path, inputs.config.renderer_name
     for subject in subjects:
-        if subject.base_model not in (None, model):
+        if subject.base_model not in (None, model) and not is_moved(subject, inputs.model_dir):
             raise ConfigError(
                 f"--evaluate {subject.label}: its base model is {subject.base_model}, the config's "
                 f"is {model}. Set base_model to it: one evaluation asks checkpoints of one model."
@@ -59,6 +64,7 @@ def evaluate_checkpoints(
     """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
     from ledger.references import find_subjects, recorded_subjects
     from loop.planning.inputs import read_eval_inputs
+    from loop.planning.manifest import with_model_files
     from loop.planning.page import describe_tasks
     from loop.planning.plan import make_plan
     from loop.reports.comparison import compare, gate_for, write_comparison
@@ -69,10 +75,8 @@ def evaluate_checkpoints(
     loaded, store = settings.loaded, settings.store
     progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
     progress.lines(settings.notes)
-    if store is None:
-        subjects = find_subjects(settings.evaluated, Path("runs"))
-    else:
-        subjects = recorded_subjects(settings.evaluated)
+    named = settings.evaluated
+    subjects = find_subjects(named, Path("runs")) if store is None else recorded_subjects(named)
     if loaded.config.gate.rule == "paired" and len(subjects) == 1:
         raise ConfigError(
             "--evaluate: gate.rule is paired, and there is one checkpoint only. Name the one that "
@@ -81,7 +85,7 @@ def evaluate_checkpoints(
     begun_on = "embedded" if any(s.service == "embedded" for s in subjects) else None
     choice = choose_place(args, settings, session, begun_on)
     inputs = read_eval_inputs(loaded, settings.model_dir)
-    renderer_name = common_renderer(subjects, loaded.config, inputs.model_path)
+    renderer_name = common_renderer(subjects, inputs)
     plan = make_plan(inputs, {"renderer_name": renderer_name})
     gate = gate_for(plan.gate, len(subjects))
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
@@ -93,15 +97,16 @@ def evaluate_checkpoints(
     if store is not None and len(results := store.comparable_results()) == len(subjects):
         progress.line(f"{store.run_dir}: this evaluation is finished, nothing is left to measure")
         return report_and_alert(args, session, store, compare(subjects, results, gate))
-    for line in lines:
-        progress.line(line)
-    with open_service(choice, plan, progress) as service:
+    progress.lines(lines)
+    plan = with_model_files(plan, progress.line)
+    progress.lines(refuse_other_models(subjects, plan))
+    with serving(choice, plan, progress, subjects) as service:
         in_loop(refuse_unknown_paths(subjects, choice, loaded.config, session.keys))
         if store is None:
             records = [one.to_record() for one in subjects]
             store = begin_run(settings, plan, choice, session, records)
         else:
-            continue_run(store, plan)
+            progress.lines(continue_run(store, plan))
         session.store, session.is_running = store, True
         progress.line(f"evaluation directory: {store.run_dir}")
         place = Place(choice, service, store.run_dir / "checkpoints", session.keys)
@@ -113,6 +118,36 @@ def evaluate_checkpoints(
         store.append("run_finished")
         session.is_running = False
     return report_and_alert(args, session, store, comparisons)
+
+
+def is_moved(subject: Subject, model_dir: Path | None) -> bool:
+    """Whether a directory holds the base model of a checkpoint, whose run had it elsewhere."""
+    if model_dir is None or subject.model_files is None or not subject.model_files.files:
+        return False
+    return subject.model_files.files == model_digests(model_dir)
+
+
+@contextlib.contextmanager
+def serving(
+    choice: ServiceChoice, plan: Plan, progress: Progress, subjects: Sequence[Subject]
+) -> Iterator[Service | None]:
+    """The service, with the base model under each name that a run of the checkpoints called it."""
+    with open_service(choice, plan, progress) as service:
+        if service is not None:
+            for subject in subjects:
+                service.also_serve_as(plan.config.base_model, subject.model_name)
+        yield service
+
+
+def refuse_other_models(subjects: Sequence[Subject], plan: Plan) -> list[str]:
+    """Raise `RunStoreError` for checkpoints that were trained on other files than the base model
+    has now. Returns a line on each run that did not record them."""
+    of_runs = {s.run_dir: s for s in subjects if s.run_dir is not None}
+    return [
+        line
+        for run_dir, subject in of_runs.items()
+        for line in refuse_other_model(str(run_dir), subject.model_files, plan)
+    ]
 
 
 def report_and_alert(

@@ -118,6 +118,12 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
         file = Path(recorded["config_file"])
         given = LoadedConfig(validate(raw, str(run_dir)), file, file.parent)
     where = str(run_dir) if args.config is None else str(given.file)
+    model_dir = find_model_dir(given)
+    model = store.manifest().base_model if store.has_started else None
+    if model_dir is not None and model is not None and model.files:
+        # Its files tell which model it is, so that another place is no other setting.
+        begun_as = {"base_model": recorded["config"]["base_model"]}
+        given = given._replace(config=given.config.model_copy(update=begun_as))
     refuse_other_config(recorded["config"], given, where)
     evaluated = recorded.get(EVALUATED)
     if evaluated is not None and back_to is not None:
@@ -125,7 +131,6 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
             f"--resume {args.resume}: {run_dir} is an evaluation of checkpoints, which has no "
             "rounds to go back to. Give the directory alone."
         )
-    model_dir = find_model_dir(given)
     notes: list[str] = []
     # Before a run has started nothing is recorded, and --config names code as for a new one.
     if store.has_started or args.config is None:
@@ -145,7 +150,18 @@ def resumed_place(text: str) -> tuple[Path, int | None]:
 def choose_place(
     args: argparse.Namespace, settings: OpenedSettings, session: Session, begun_on: str | None
 ) -> ServiceChoice:
-    """Where the run happens, by the rules of services/place.py."""
+    """Where the run happens, by the rules of services/place.py.
+
+    Raises `ConfigError` where a resumed run's model directory is gone.
+    """
+    if settings.store is not None and settings.model_dir is None:
+        was = settings.store.settled_config()["files"]["base_model"]
+        if Path(was).is_absolute():
+            raise ConfigError(
+                f"{settings.store.run_dir}: the base model that the run began with, {was}, is not "
+                "there. Put it back, or say where it lies now with --set base_model=DIRECTORY: the "
+                "sha256 of its files tells whether it is the same."
+            )
     config, env = settings.loaded.config, session.keys.environment
     return choose_service(
         config.base_url,

@@ -1,9 +1,10 @@
 """Questions of your own with known answers, graded by plain rules.
 
 Reads the project's question format (see simple_eval.py): `{"question", "answer" (a string or a list
-of accepted ones), "topic"?, "grader"? includes|exact|numeric, "id"?}`. Measures whether an answer
-holds what the file accepts. It does not measure style, reasoning or whether the rest of the answer
-is true, and a right answer in words the file does not list counts as wrong.
+of accepted ones), "system"?, "messages"?, "topic"?, "grader"? includes|exact|numeric, "id"?}`.
+Measures whether an answer holds what the file accepts. It does not measure style, reasoning or
+whether the rest of the answer is true, and a right answer in words the file does not list counts as
+wrong.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from pathlib import Path
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+)
 from inspect_ai.scorer import (
     CORRECT,
     INCORRECT,
@@ -54,10 +61,22 @@ def to_sample(question: Question) -> Sample:
         metadata["cluster"] = question.cluster
     return Sample(
         id=question.id,
-        input=question.question,
+        input=_input_of(question),
         target=list(question.answers),
         metadata=metadata,
     )
+
+
+def _input_of(question: Question) -> str | list[ChatMessage]:
+    """The question, or the conversation that it ends."""
+    if len(question.turns) == 1:
+        return question.question
+    kinds = {
+        "system": ChatMessageSystem,
+        "user": ChatMessageUser,
+        "assistant": ChatMessageAssistant,
+    }
+    return [kinds[turn.role](content=turn.content) for turn in question.turns]
 
 
 @scorer(metrics=[accuracy(), stderr()])

@@ -1,20 +1,22 @@
 """Held-out loss: conversations that are never trained on, scored by one checkpoint. Layer 1.
 
-The loss is in nats per token of what the assistant says, over all such tokens of the file; bits per
-byte divides by the bytes of the same text, so models with different tokenizers can be compared.
+The loss is in nats per token of what the assistant says, over all such tokens of the file, with
+those that end a turn. Bits per byte are of the answers' own text alone (`answer_text`), bits and
+bytes, so that models with different tokenizers and chat formats can be compared.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_loader import load_examples
 from errors import DataError, EvalError, ServiceError
+from evaluation.answer_text import answer_tokens
 from rows.contamination import EvalText
 from rows.examples import Example, ExampleTable
 from rows.rendering import Rendering
@@ -148,16 +150,17 @@ def held_out_row(
 ) -> HeldOutRow:
     """One conversation's loss; `logprobs_T` are its target tokens', position by position."""
     is_loss = datum.loss_fn_inputs["weights"].to_numpy() > 0
-    targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
+    targets = datum.loss_fn_inputs["target_tokens"].to_numpy().tolist()
+    contents = [
+        one.content if one.reasoning is None else f"<think>{one.reasoning}</think>{one.content}"
+        for one in example.messages
+    ]
+    text = answer_tokens(contents, targets, is_loss, tokenizer)
     return HeldOutRow(
         id=example.id,
         topic=example.topic,
         nll_sum=-float(logprobs_T[is_loss].sum()),
         num_loss_tokens=int(is_loss.sum()),
-        num_loss_bytes=num_text_bytes(targets[is_loss].tolist(), tokenizer),
+        num_loss_bytes=text.num_bytes,
+        text_nll_sum=-float(logprobs_T[text.positions].sum()),
     )
-
-
-def num_text_bytes(tokens: Sequence[int], tokenizer: Any) -> int:
-    """UTF-8 bytes of the text of tokens, markers of the chat format left out."""
-    return len(tokenizer.decode(tokens, skip_special_tokens=True).encode())

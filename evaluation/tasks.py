@@ -7,15 +7,26 @@ losses never. Which is which is settled in planning and handed down.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
 from rows.contamination import EvalText
 from scores.results import Role
-from simple_eval import QuestionTask, SamplingSettings
+from simple_eval import ROLES, QuestionTask, SamplingSettings, Turn
+
+
+class Asked(NamedTuple):
+    """One question with all that comes before it, and where it stands."""
+
+    where: str
+    turns: tuple[Turn, ...]
+
+    @property
+    def of_user(self) -> str:
+        return "\n".join(turn.content for turn in self.turns if turn.role == "user")
 
 
 @dataclass(frozen=True)
@@ -49,10 +60,20 @@ class EvalTask:
         """What must not be trained on."""
         if isinstance(self.work, QuestionTask):
             return tuple(
-                EvalText(self.name, question.question, question.answers)
-                for question in self.work.questions
+                EvalText(self.name, one.question, one.answers, _other_turns(one.turns))
+                for one in self.work.questions
             )
         return self.work.eval_texts
+
+    @property
+    def asked(self) -> Iterator[Asked]:
+        """What each sample asks in full, before a solver adds to it; held-out rows ask nothing."""
+        if isinstance(self.work, QuestionTask):
+            for one in self.work.questions:
+                yield Asked(f"{self.work.path} line {one.line_no}", one.turns)
+        elif isinstance(self.work, InspectTask):
+            for sample in self.work.task.dataset:
+                yield Asked(f"{self.name}: sample {sample.id}", _turns_of(sample.input))
 
     @property
     def n(self) -> int:
@@ -88,6 +109,18 @@ class EvalTask:
         if isinstance(self.work, InspectTask):
             return self.work.topics
         return frozenset(e.topic for e in self.work.examples if e.topic is not None)
+
+
+def _turns_of(messages: Any) -> tuple[Turn, ...]:
+    """The input of an Inspect sample as far as it is plain text of known roles."""
+    if isinstance(messages, str):
+        return (Turn("user", messages),)
+    return tuple(Turn(one.role, one.text) for one in messages if one.role in ROLES)
+
+
+def _other_turns(turns: Sequence[Turn]) -> tuple[str, ...]:
+    """What stands before the question; a system prompt may be that of the training rows too."""
+    return tuple(turn.content for turn in turns[:-1] if turn.role != "system")
 
 
 def protocol_of(

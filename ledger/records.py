@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from data_selector import CandidateLoss
 from scores.diagnosis import TopicReport
@@ -105,6 +105,7 @@ class _Values:
     learning_rate: float
     warmup_steps: Count
     service: Literal["embedded", "compatible", "tinker"]
+    steps_per_round: Annotated[int, Field(ge=1)] | None = None  # older runs have it in the config
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,14 @@ class _Examples:
 
 
 @dataclass(frozen=True)
+class ModelFiles:
+    """The base model as a run began with it; a hub's has no files here."""
+
+    path: str
+    files: dict[str, str]  # name -> sha256
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What is looked up in data_manifest.json."""
 
@@ -159,6 +168,7 @@ class Manifest:
     examples: dict[str, _Examples] = field(default_factory=dict)
     num_dropped: dict[str, Count] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    base_model: ModelFiles | None = None  # None in runs of versions that did not record it
 
 
 def manifest_from_json(data: dict[str, Any]) -> Manifest:

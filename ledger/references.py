@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import ConfigError, RunStoreError
-from ledger.records import Checkpoint
+from ledger.records import Checkpoint, ModelFiles
 from ledger.store import RunStore
 from scores.results import EvalResult
 
@@ -35,6 +35,8 @@ class Subject:
     run_dir: Path | None = None
     recorded: EvalResult | None = None  # of this checkpoint, in its run
     baseline: EvalResult | None = None  # of the untouched model, in that run
+    model_name: str | None = None  # what the base model was called on the run's service
+    model_files: ModelFiles | None = None  # None also where the run did not record them
 
     @property
     def checkpoint_dir(self) -> Path | None:
@@ -153,4 +155,6 @@ def _of_round(store: RunStore, round_no: int, label: str) -> Subject:
         run_dir=store.run_dir,
         recorded=store.result(round_no),
         baseline=store.result(0),
+        model_name=resolved["config"].get("base_model"),
+        model_files=store.manifest().base_model if store.has_started else None,
     )

@@ -100,6 +100,13 @@ class Service:
                 "name"
             )
 
+    def also_serve_as(self, name: str, alias: str | None) -> None:
+        """Serve a model that is served as `name` under another name as well, without loading it
+        again: what the service that saved a checkpoint called it. None, or a name that is served
+        already, changes nothing."""
+        if alias is not None:
+            self._state.engines.setdefault(alias, self._state.engines[name])
+
     def open_folder(self, checkpoint_dir: Path, api_key: str | None = None) -> str:
         """Return an API key whose sessions keep their checkpoints in `checkpoint_dir`.
 

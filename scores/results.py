@@ -107,24 +107,33 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class HeldOutRow:
-    """The loss of one held-out conversation: natural logarithms, summed over its loss tokens."""
+    """The loss of one held-out conversation: natural logarithms, summed over its loss tokens.
+
+    `text_nll_sum` is over those of them that hold the answers' own text, and `num_loss_bytes` are
+    the bytes of these; None in records of before that was told apart.
+    """
 
     id: str
     topic: str | None
     nll_sum: Measure
     num_loss_tokens: Annotated[int, Field(ge=1)]
     num_loss_bytes: Count
+    text_nll_sum: Measure | None = None
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Loss on held-out conversations: `nll` in nats per loss token, perplexity is exp(nll)."""
+    """Loss on held-out conversations: `nll` in nats per loss token, perplexity is exp(nll).
+
+    `bits_per_byte` is over the answers' own text alone, the same for every chat format; None where
+    no row has any.
+    """
 
     name: str
     nll: Measure
     stderr: Measure | None
     perplexity: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     n: int  # conversations
     num_loss_tokens: int
     num_prompt_tokens: int
@@ -283,7 +292,9 @@ def task_result(
 def held_out_loss(name: str, rows: Sequence[HeldOutRow], num_prompt_tokens: int) -> HeldOutLoss:
     """Summarise held-out conversations. At least one, each with at least one loss token."""
     num_tokens = sum(row.num_loss_tokens for row in rows)
-    num_bytes = sum(row.num_loss_bytes for row in rows)
+    texts = [(row.text_nll_sum, row.num_loss_bytes) for row in rows if row.text_nll_sum is not None]
+    num_bytes = sum(number for _, number in texts)
+    text_bits = math.fsum(nats for nats, _ in texts) / math.log(2)
     nll_sum = math.fsum(row.nll_sum for row in rows)
     nll = nll_sum / num_tokens
     return HeldOutLoss(
@@ -291,7 +302,7 @@ def held_out_loss(name: str, rows: Sequence[HeldOutRow], num_prompt_tokens: int)
         nll=nll,
         stderr=_ratio_stderr(rows, nll, num_tokens),
         perplexity=math.exp(min(nll, 700.0)),
-        bits_per_byte=nll_sum / math.log(2) / max(num_bytes, 1),
+        bits_per_byte=text_bits / num_bytes if num_bytes else None,
         n=len(rows),
         num_loss_tokens=num_tokens,
         num_prompt_tokens=num_prompt_tokens,

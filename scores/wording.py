@@ -30,6 +30,13 @@ def score_and_n(result: EvalResult | TaskResult) -> str:
 
 def loss_text(loss: HeldOutLoss) -> str:
     return (
-        f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}, "
-        f"{loss.bits_per_byte:.4f} bits per byte"
+        f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}"
+        f"{bits_text(loss)}"
     )
+
+
+def bits_text(loss: HeldOutLoss) -> str:
+    """Empty where they were not counted over the answers' text alone, as versions before did."""
+    is_of_text = all(row.text_nll_sum is not None for row in loss.rows)
+    is_known = loss.bits_per_byte is not None and is_of_text
+    return f", {loss.bits_per_byte:.4f} bits per byte" if is_known else ""

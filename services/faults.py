@@ -28,9 +28,13 @@ _MEANINGS = {
     "out_of_quota": "will not work on credit any longer. Settle the account's billing or quota",
     "rate_limited": "still limits the rate after all retries. Wait a while",
     "user_error": "refuses a request as wrong",
+    "too_long": "refuses a request that is longer than the model's context",
     "server_error": "failed on its own side",
     "unreachable": "cannot be reached any more. Start it again, or check the network",
 }
+# What the SDK adds to a service's words, of use to its own authors.
+_SDK_WORDS = re.compile(r"^(Request failed: )+| ?for self\.request_id=.*$", re.DOTALL)
+_TOO_LONG = re.compile(r"\bcontext (of|length|window|size)\b|'s context\b", re.IGNORECASE)
 _BY_STATUS = {
     **dict.fromkeys((400, 409, 413, 422, 425), "user_error"),
     **dict.fromkeys((401, 403), "refused_key"),
@@ -46,12 +50,24 @@ def explain(error: Exception, base_url: str | None) -> ServiceError | None:
     fault = _fault(error)
     if fault is None:
         return None
+    remedy = ""
+    if fault == "user_error" and _TOO_LONG.search(str(error)):
+        fault = "too_long"
+        remedy = (
+            " --resume would send it again: start a new run with a lower max_seq_length, or for a "
+            "question with a lower evaluation.max_tokens, or without what is so long."
+        )
     explained = ServiceError(
         f"The service at {base_url or 'Tinker'} {_MEANINGS[fault]} ({type(error).__name__}: "
-        f"{error}). What was saved before is safe."
+        f"{said_by(error)}).{remedy} What was saved before is safe."
     )
     explained.fault = fault
     return explained
+
+
+def said_by(error: Exception) -> str:
+    """What the service said, without what the SDK adds of itself."""
+    return _SDK_WORDS.sub("", str(error)).strip() or str(error)
 
 
 def is_gone(error: Exception) -> bool:

@@ -6,6 +6,7 @@ Each group refuses keys that it does not know. Rules across groups are `Training
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -79,6 +80,32 @@ ROW_FIELDS = (
     *("messages", "conversations", "instruction", "input", "output", "prompt", "completion"),
     *("system", "topic"),
 )
+
+
+def check_sources(key: str, sources: Sequence[SourceSettings]) -> None:
+    """Raise `ValueError` for weights that do not say how the sources of a setting are drawn."""
+    weighted = [source.weight is not None for source in sources]
+    if any(weighted) and not all(weighted):
+        raise ValueError(
+            f"{key} gives a weight to some of its sources and none to others. Give one to "
+            "each, or to none, which draws by their number of rows."
+        )
+    if key == "mining.pool_file" and any(weighted):
+        raise ValueError(
+            "mining.pool_file gives a weight to a source, but what is drawn from the pool "
+            "follows from what was failed. Take the weights out."
+        )
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raise `ValueError` for names of columns that are given to what is no field of a row."""
+    unknown = [name for name in columns if name not in ROW_FIELDS]
+    if unknown:
+        raise ValueError(
+            f"data.columns maps {unknown[0]!r}, which is no field of a row; they are "
+            f"{', '.join(ROW_FIELDS)}. Write what the row has as what the file calls "
+            'it, for example {"completion": "answer"}.'
+        )
 
 
 class DataSettings(Settings):

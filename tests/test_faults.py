@@ -16,7 +16,7 @@ from tinker.types import RequestErrorCategory
 from commands import alerts
 from commands.alerts import send_alert
 from scores.diagnosis import DIVERGED_STEPS, FEW_STEPS, divergence
-from services.faults import explain, is_gone
+from services.faults import explain, is_gone, said_by
 from test_loop import Workspace
 from trainer_with_eval import main
 
@@ -79,6 +79,25 @@ def test_each_fault_has_one_message_and_a_word(error: Exception, fault: str, wor
     assert str(explained).startswith(f"The service at {ADDRESS} ")
     assert str(explained).endswith("What was saved before is safe.")
     assert "\n" not in str(explained)
+
+
+def test_what_exceeds_the_context_is_said_without_the_sdks_internals() -> None:
+    text = (
+        "Request failed: datum 0: 748 tokens exceed the model's context of 512 for "
+        "self.request_id='3468:train:0:1' and expected type self.model_cls=<class "
+        "'tinker.ForwardBackwardOutput'>"
+    )
+    error = tinker.RequestFailedError(text, "r1", RequestErrorCategory("user"))
+    explained = explain(error, ADDRESS)
+    assert explained is not None
+    assert explained.fault == "too_long"
+    assert str(explained) == (
+        f"The service at {ADDRESS} refuses a request that is longer than the model's context "
+        "(RequestFailedError: datum 0: 748 tokens exceed the model's context of 512). --resume "
+        "would send it again: start a new run with a lower max_seq_length, or for a question with "
+        "a lower evaluation.max_tokens, or without what is so long. What was saved before is safe."
+    )
+    assert said_by(tinker.RequestFailedError("no", "r1", RequestErrorCategory("user"))) == "no"
 
 
 def test_an_error_of_ours_is_not_taken_for_the_services() -> None:

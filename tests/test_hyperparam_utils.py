@@ -33,8 +33,10 @@ DEMO_RATES = [
 @pytest.mark.parametrize(("step", "missed", "rate"), DEMO_RATES)
 def test_demo_learning_rates(step: int, missed: int, rate: float) -> None:
     config = load_and_validate_config(REPO / "demo_config.json").config
-    assert (config.learning_rate, config.lr_decay, config.total_steps) == (0.003, 0.6, 15)
-    warmup = resolve_warmup_steps(config.warmup_steps, config.total_steps)
+    assert config.steps_per_round is not None
+    total = config.steps(config.steps_per_round).total
+    assert (config.learning_rate, config.lr_decay, total) == (0.003, 0.6, 15)
+    warmup = resolve_warmup_steps(config.warmup_steps, total)
     schedule = Schedule(0.003, config.min_lr, config.lr_decay, warmup, config.max_steps)
     assert warmup == 1
     assert schedule.lr(step, missed) == pytest.approx(rate, rel=1e-12)

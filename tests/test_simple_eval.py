@@ -1,5 +1,6 @@
 """Questions and graders. Sampling itself is tested end to end in test_loop.py."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -123,6 +124,74 @@ def test_bad_questions_are_never_dropped_but_refused(
 ) -> None:
     with pytest.raises(DataError) as caught:
         load_questions("qa:q.jsonl", write(tmp_path, row, {"question": "ok?", "answer": "x"}))
+    assert part in str(caught.value)
+
+
+CHAT = [
+    {"role": "user", "content": "The capital of France?"},
+    {"role": "assistant", "content": "Paris"},
+    {"role": "user", "content": "And of Italy?"},
+]
+
+
+def test_a_question_may_have_a_system_prompt_and_a_conversation(tmp_path: Path) -> None:
+    plain, told, chat, both, one = load_questions(
+        "qa:q.jsonl",
+        write(
+            tmp_path,
+            {"question": "And of Italy?", "answer": "Rome"},
+            {"question": "And of Italy?", "answer": "Rome", "system": "Be brief."},
+            {"messages": CHAT, "answer": "Rome"},
+            {"messages": CHAT, "question": "And of Italy?", "system": "Hi.", "answer": "Rome"},
+            {"messages": [{"role": "user", "content": "b?"}], "answer": "Rome"},
+        ),
+    ).questions
+    assert [q.question for q in (plain, told, chat, both)] == ["And of Italy?"] * 4
+    assert plain.turns == (("user", "And of Italy?"),)
+    assert told.turns == (("system", "Be brief."), ("user", "And of Italy?"))
+    assert [turn.role for turn in both.turns] == ["system", "user", "assistant", "user"]
+    assert [q.line_no for q in (plain, told, chat, both, one)] == [1, 2, 3, 4, 5]
+    # a question alone keeps the id that it always had; what else is asked makes another question
+    assert plain.id == hashlib.sha256(b"And of Italy?").hexdigest()[:16]
+    assert one.id == hashlib.sha256(b"b?").hexdigest()[:16]
+    assert len({q.id for q in (plain, told, chat, both)}) == 4
+
+
+def test_a_system_prompt_may_stand_in_the_messages_as_well(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, *CHAT]
+    row = {"messages": messages, "system": "Be brief.", "answer": "Rome"}
+    (question,) = load_questions("qa:q.jsonl", write(tmp_path, row)).questions
+    assert [turn.role for turn in question.turns] == ["system", "user", "assistant", "user"]
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ({"messages": []}, '"messages" is not a list with at least one'),
+        ({"messages": "a?"}, '"messages" is not a list with at least one'),
+        ({"messages": ["a?"]}, "message 0 is not an object"),
+        ({"messages": [{"role": "user", "content": "a?", "name": "x"}]}, "message 0 is not"),
+        ({"messages": [{"role": "tool", "content": "a?"}]}, "message 0 has the role 'tool'"),
+        ({"messages": [{"role": "user", "content": " "}]}, "message 0's content is empty"),
+        ({"messages": CHAT[:2]}, "the last message is not the user's"),
+        ({"messages": CHAT, "question": "And of Spain?"}, "leave out one of them"),
+        ({"messages": CHAT, "question": ""}, '"question" is missing, empty'),
+        (
+            {"messages": [{"role": "system", "content": "x"}, *CHAT], "system": "y"},
+            '"system" and the system turn of "messages" differ',
+        ),
+        ({"question": "a?", "system": ""}, '"system" is empty'),
+        ({"question": "a?", "category": "t"}, "unknown key 'category'; did you mean topic?"),
+        ({"prompt": "a?"}, "unknown key 'prompt'; did you mean question?"),
+        ({"question": "a?", "topik": "t"}, "unknown key 'topik'; did you mean topic?"),
+        ({"question": "a?", "difficulty": 1}, "unknown key 'difficulty'; known are question,"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_the_reason(
+    tmp_path: Path, row: dict, part: str
+) -> None:
+    with pytest.raises(DataError, match=r"line 1: ") as caught:
+        load_questions("qa:q.jsonl", write(tmp_path, {"answer": "x", **row}))
     assert part in str(caught.value)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from errors import ConfigError, DataError
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
-from hyperparam_utils import Schedule
+from hyperparam_utils import RunSteps, Schedule
 from loop.planning.models import find_grader_path
 from loop.planning.row_files import load_rows
+from loop.planning.steps import SettledSteps, settle_steps
 from loop.planning.tasks import load_eval_tasks, load_test_tasks
 from rows.contamination import EvalTexts
 from rows.examples import DropLog, ExampleTable
@@ -41,8 +42,20 @@ class Inputs:
     eval_texts: EvalTexts
     tasks: tuple[EvalTask, ...]
     test_tasks: tuple[EvalTask, ...]
-    schedule: Schedule
+    settled: SettledSteps  # with `num_epochs` by the rows as read, until they are rendered
     learning_rate_source: str
+
+    @property
+    def train_weights(self) -> dict[str, float]:
+        """The shares of the training sources by their names; empty where they have none."""
+        sources = [file.source for file in self.files["train_file"].files]
+        return {one.name: one.weight for one in sources if one.weight is not None}
+
+    def with_rows(self, num_rows: int, kept: Mapping[str, Any]) -> Inputs:
+        """The same with the steps that `num_epochs` comes to for so many rows."""
+        learning_rate = self.settled.schedule.learning_rate
+        settled = settle_steps(self.loaded, kept, num_rows, learning_rate)
+        return replace(self, settled=settled)
 
     @property
     def config(self) -> TrainingConfig:
@@ -85,10 +98,6 @@ def read_inputs(
     if config.data.contamination == "stop":
         _refuse_contaminated(split)
     learning_rate, source = _resolve_learning_rate(config, kept, model_dir)
-    warmup_steps = kept.get("warmup_steps")
-    if warmup_steps is None:
-        total = config.total_steps
-        warmup_steps = hyperparam_utils.resolve_warmup_steps(config.warmup_steps, total)
     return Inputs(
         loaded=loaded,
         model_dir=model_dir,
@@ -98,13 +107,7 @@ def read_inputs(
         eval_texts=eval_texts,
         tasks=tasks,
         test_tasks=test_tasks,
-        schedule=Schedule(
-            learning_rate=learning_rate,
-            min_lr=config.min_lr,
-            lr_decay=config.lr_decay,
-            warmup_steps=warmup_steps,
-            max_steps=config.max_steps,
-        ),
+        settled=settle_steps(loaded, kept, len(split.train), learning_rate),
         learning_rate_source=source,
     )
 
@@ -126,7 +129,9 @@ def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
         eval_texts=EvalTexts(()),
         tasks=tasks,
         test_tasks=(),
-        schedule=Schedule(config.learning_rate, config.min_lr, config.lr_decay, 0, 1),
+        settled=SettledSteps(
+            RunSteps(0, 0, 0), Schedule(config.learning_rate, config.min_lr, config.lr_decay, 0, 1)
+        ),
         learning_rate_source="not used",
     )
 
@@ -174,14 +179,16 @@ def _refuse_missing_grader(config: TrainingConfig, tasks: tuple[EvalTask, ...]) 
 
 def _refuse_opened_test(tasks: tuple[EvalTask, ...], test_tasks: tuple[EvalTask, ...]) -> None:
     """A sealed test may not hold questions that rounds are decided by."""
-    asked = {normalise(q): task.name for task in tasks if task.layer > 1 for q in task.questions}
+    asked = {
+        normalise(one.of_user): task.name for task in tasks if task.layer > 1 for one in task.asked
+    }
     for test in test_tasks:
-        for question in test.questions:
-            if normalise(question) in asked:
+        for one in test.asked:
+            if (name := asked.get(normalise(one.of_user))) is not None:
                 raise ConfigError(
-                    f"evaluation.test_tasks: {test.name} holds the question {question!r}, which "
-                    f"{asked[normalise(question)]} asks every round, so the test is not sealed. "
-                    "Take it out of one of them."
+                    f"evaluation.test_tasks: {test.name} holds the question {one.of_user!r}, which "
+                    f"{name} asks every round, so the test is not sealed. Take it out of one of "
+                    "them."
                 )
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from data_loader import LoadedFile
 from evaluation.inspect_tasks import InspectTask
 from loop.planning.inputs import Inputs, num_dropped
+from loop.planning.models import model_digests, model_files
 from loop.planning.plan import Plan
 from rows.examples import DropLog, DroppedRow
 from services.place import ServiceChoice
 
 NUM_LISTED = 100  # dropped rows that the manifest itself lists
+LARGE_GB = 4.0  # of a model whose reading is announced
+GB_PER_S = 1.0  # of sha256 on a slow disk or core; 1.9 of one core with SHA instructions
 
 
 def resolved_config(
@@ -30,6 +33,7 @@ def resolved_config(
             "renderer_name": plan.renderer_name,
             "learning_rate": plan.schedule.learning_rate,
             "warmup_steps": plan.schedule.warmup_steps,
+            "steps_per_round": plan.steps.per_round or None,  # None: nothing is trained
             "service": choice.kind,
         },
         "files": {
@@ -63,13 +67,33 @@ def _drop_logs(plan: Plan) -> list[DropLog]:
     return [*plan.inputs.drop_logs, *plan.dropped_in_rendering]
 
 
+def with_model_files(plan: Plan, say: Callable[[str], None]) -> Plan:
+    """The plan with the digests of its base model's files; of a hub model there are none here.
+
+    All of them are read whole, which is said beforehand where they are large.
+    """
+    directory = plan.inputs.model_dir
+    if directory is None:
+        return replace(plan, model_files={})
+    files = model_files(directory)
+    num_gb = sum(path.stat().st_size for path in files) / 1e9
+    if num_gb > LARGE_GB:
+        say(
+            f"base model: reading the {num_gb:.0f} GB of its {len(files)} files for their sha256, "
+            f"about {num_gb / GB_PER_S:.0f} s, so that --resume can tell that they are the same"
+        )
+    return replace(plan, model_files=model_digests(directory))
+
+
 def data_manifest(plan: Plan) -> dict[str, Any]:
     """What data_manifest.json holds: counts, hashes, and the first dropped rows with reasons.
 
     All of them are in data_dropped.jsonl.
     """
     rendered = {"train_file": plan.train, "mining.pool_file": plan.pool}
+    model = {"path": plan.inputs.model_path, "files": plan.model_files}
     return {
+        "base_model": None if plan.model_files is None else model,
         "files": {
             name: {
                 "path": str(file.source),

@@ -1,9 +1,17 @@
-"""The models that a config names: a directory beside it, or the hub's."""
+"""The models that a config names: a directory beside it, or the hub's; and which one it is.
+
+A model directory is the model that its files hold, wherever it lies: which one it is tells the
+sha256 of all that the model is loaded from, in full. Headers, sizes and times would be quicker, and
+would take changed weights for the same ones.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +49,83 @@ def _model_dir(loaded: LoadedConfig, key: str, name: str) -> Path | None:
                     f"{loaded.file}: {key} names the directory {candidate}, which holds no "
                     "config.json. Give a Hugging Face model directory, with weights and tokenizer."
                 )
-            _model_config(candidate, key)
+            model_config(candidate, key)
             return candidate.resolve()
     return None
 
 
-def _model_config(directory: Path, key: str) -> dict[str, Any]:
+def model_config(directory: Path, key: str) -> dict[str, Any]:
     """A model directory's config.json. Raises `ConfigError` where that is no JSON object."""
     file = directory / "config.json"
     try:
-        model_config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(model_config, dict):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
             raise ValueError
     except (OSError, ValueError, RecursionError):
         raise ConfigError(
             f"{file}: not a JSON object. Give {key} a complete model directory."
         ) from None
-    return model_config
+    return found
+
+
+# --- which model it is ----------------------------------------------------------------------------
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken"),
+)
+NUM_READERS = 4  # files read at once; hashing leaves the interpreter to the others
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The files that a model directory is loaded from: config, weights and tokenizer, by name."""
+    patterns = ("config.json", *TOKENIZER_FILES)
+    found = {path for pattern in patterns for path in directory.glob(pattern)}
+    return sorted(path for path in found | _weight_files(directory) if path.is_file())
+
+
+def _weight_files(directory: Path) -> set[Path]:
+    """As transformers chooses them: safetensors before pickles, the shards of an index before
+    what else lies there."""
+    for suffix in ("safetensors", "bin"):
+        shards = set(directory.glob(f"*.{suffix}"))
+        for index in directory.glob(f"*.{suffix}.index.json"):
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+                named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+                return {index, *(directory / Path(name).name for name in named)}
+        single = {path for path in shards if path.stem in ("model", "pytorch_model")}
+        if shards:
+            return single or shards
+    return set()
+
+
+def model_digests(directory: Path) -> dict[str, str]:
+    """The sha256 of each file that a model directory is loaded from, by its name.
+
+    Raises `ConfigError` where one cannot be read.
+    """
+
+    def digest(path: Path) -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    files = model_files(directory)
+    try:
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            return dict(zip((path.name for path in files), pool.map(digest, files), strict=True))
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename}: this file of the base model cannot be read: {error.strerror}. Give "
+            "base_model a complete model directory."
+        ) from None
+
+
+def model_change(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """What differs between the digests of two model directories; None where nothing does."""
+    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if not changed:
+        return None
+    name = changed[0]
+    was, is_now = (digests.get(name, "not there") for digests in (before, now))
+    more = f", and {len(changed) - 1} more differ" if len(changed) > 1 else ""
+    return f"{name} (sha256 was {was}, is {is_now}{more})"

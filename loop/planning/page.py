@@ -10,16 +10,18 @@ from errors import ConfigError
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted, num_dropped
-from loop.planning.models import _model_config
+from loop.planning.models import model_config
 from loop.planning.plan import Plan, gate_of
 from loop.planning.row_notes import describe_rendering, describe_unused
+from loop.planning.steps import describe_steps, passes_of
 from loop.planning.tokens import describe_eval_tokens
+from rows.examples import ExampleTable
 from scores.resolution import describe_gate
 from services.place import ServiceChoice
 
 
 def describe_inputs(inputs: Inputs) -> Iterator[str]:
-    """Yield the lines about files and schedule, each resolved value with its source."""
+    """Yield the lines about files, evaluation and gate."""
     config = inputs.config
     for key, data in inputs.files.items():
         kept = inputs.split.train if key == "train_file" else inputs.split.pool
@@ -47,15 +49,15 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
     for task in inputs.test_tasks:
         yield f"sealed test: {_describe_task(task, repeats)}"
     yield from describe_gate(gate_of(config), inputs.scored_sizes)
-    source = "warmup_steps" if config.warmup_steps is not None else "resolved from null"
+
+
+def describe_schedule(inputs: Inputs, train: ExampleTable, pool: ExampleTable) -> Iterator[str]:
+    """Yield the lines about steps, passes through the rows, and the learning rate."""
+    config, settled = inputs.config, inputs.settled
+    passes = passes_of(config, settled.steps, train, pool, inputs.train_weights)
+    yield from describe_steps(config, settled, passes)
     yield (
-        f"schedule: at most {config.total_steps} steps "
-        f"(max_rounds {config.max_rounds} x steps_per_round {config.steps_per_round}, "
-        f"max_steps {config.max_steps}) of {config.batch_size} examples; "
-        f"warm-up {inputs.schedule.warmup_steps} steps ({source})"
-    )
-    yield (
-        f"learning rate: {inputs.schedule.learning_rate:g} ({inputs.learning_rate_source}), "
+        f"learning rate: {settled.schedule.learning_rate:g} ({inputs.learning_rate_source}), "
         f"times {config.lr_decay:g} after each missed threshold, not below {config.min_lr:g}"
     )
 
@@ -91,8 +93,10 @@ def _when(task: EvalTask) -> str:
 
 
 def describe_plan(plan: Plan) -> Iterator[str]:
-    """Yield the lines about what only the tokenizer can tell: renderer, tokens, capacity."""
+    """Yield the lines about the schedule, and about what only the tokenizer can tell: renderer,
+    tokens, capacity; each resolved value with its source."""
     config = plan.config
+    yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
     source = "renderer_name" if config.renderer_name else "resolved from null"
     yield f"renderer: {plan.renderer_name} ({source})"
     dropped = [row for log in plan.dropped_in_rendering for row in log]
@@ -103,13 +107,12 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     tables = plan.train, plan.pool
     num_truncated = sum(table.num_truncated for table in tables)
     if num_truncated:
-        yield (
-            f"truncated: {num_truncated} examples are longer than max_seq_length "
-            f"{config.max_seq_length}"
-        )
+        is_of_model = plan.max_seq_length < config.max_seq_length
+        what = "the model's context of" if is_of_model else "max_seq_length"
+        yield f"truncated: {num_truncated} examples are longer than {what} {plan.max_seq_length}"
     num_examples = sum(len(table.examples) for table in tables)
     mean_tokens = sum(sum(table.num_tokens) for table in tables) / num_examples
-    num_trained = round(mean_tokens * config.total_steps * config.batch_size)
+    num_trained = round(mean_tokens * plan.steps.total * config.batch_size)
     yield f"tokens at most: about {num_trained:,} trained, {describe_eval_tokens(plan)}"
     num_loss_tokens = sum(sum(table.num_loss_tokens) for table in tables)
     yield hyperparam_utils.capacity_sentence(
@@ -126,9 +129,9 @@ def _lora_param_count(inputs: Inputs) -> int | None:
     }
     if inputs.model_dir is None:
         return hyperparam_utils.known_lora_param_count(config.base_model, config.lora_rank, **flags)
-    model_config = _model_config(inputs.model_dir, "base_model")
+    sizes = model_config(inputs.model_dir, "base_model")
     try:
-        return hyperparam_utils.lora_param_count(model_config, config.lora_rank, **flags)
+        return hyperparam_utils.lora_param_count(sizes, config.lora_rank, **flags)
     except (TypeError, ValueError, ZeroDivisionError):
         raise ConfigError(
             f"{inputs.model_dir / 'config.json'}: its sizes are not all positive numbers. Give "
@@ -138,15 +141,15 @@ def _lora_param_count(inputs: Inputs) -> int | None:
 
 def schedule_table(inputs: Inputs) -> Iterator[str]:
     """Yield the learning rate of each step that will be taken if every threshold is missed."""
-    config = inputs.config
+    steps, schedule = inputs.settled
     yield "round  steps  learning rate, first to last step"
-    for round_no in range(1, config.max_rounds + 1):
-        first = (round_no - 1) * config.steps_per_round
-        end = min(first + config.steps_per_round, config.total_steps)
+    for round_no in range(1, steps.max_rounds + 1):
+        first = (round_no - 1) * steps.per_round
+        end = min(first + steps.per_round, steps.total)
         if first >= end:
             return
-        start_lr = inputs.schedule.lr(first, round_no - 1)
-        end_lr = inputs.schedule.lr(end - 1, round_no - 1)
+        start_lr = schedule.lr(first, round_no - 1)
+        end_lr = schedule.lr(end - 1, round_no - 1)
         yield f"{round_no:>5}  {first}-{end - 1}  {start_lr:.4g} -> {end_lr:.4g}"
 
 

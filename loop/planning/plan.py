@@ -17,9 +17,18 @@ from data_selector import Mining, Pick, Selection
 from errors import DataError
 from evaluation.held_out import HeldOutFile, render_held_out
 from evaluation.tasks import EvalTask
-from hyperparam_utils import Schedule
+from hyperparam_utils import RunSteps, Schedule
 from ledger.records import Usage
+from loop.planning.fitting import (
+    ModelLimits,
+    held_out_tables,
+    limits_of,
+    refuse_long_questions,
+    refuse_long_rows,
+    refuse_unknown_ids,
+)
 from loop.planning.inputs import Inputs, counted
+from loop.planning.steps import mining_of
 from rows.chat_formats import load_renderer, resolve_renderer_name
 from rows.examples import DropLog
 from rows.rendering import RenderedTable, Rendering
@@ -38,6 +47,7 @@ class Plan:
     config_hash: str
     gate: Gate
     sampling: SamplingSettings
+    max_seq_length: int  # that rows are cut at
     renderer_name: str
     renderer: Renderer
     rendering: Rendering
@@ -45,6 +55,7 @@ class Plan:
     pool: RenderedTable
     dropped_of_split: DropLog  # rows that `data.val_share` held out and that have no loss
     grader_renderer: Renderer | None
+    model_files: Mapping[str, str] | None = None  # sha256 by name, once a run is to begin
 
     @property
     def config(self) -> TrainingConfig:
@@ -64,20 +75,12 @@ class Plan:
 
     @property
     def mining(self) -> Mining:
-        settings = self.config.mining
-        return Mining(
-            strategy=settings.strategy,
-            replay_share=settings.replay_share,
-            new_share=settings.new_share,
-            noise_cap=settings.noise_cap,
-            num_candidates=settings.num_candidates,
-        )
+        return mining_of(self.config)
 
     @property
     def train_weights(self) -> dict[str, float]:
         """The shares of the training sources by their names; empty where they have none."""
-        sources = [file.source for file in self.inputs.files["train_file"].files]
-        return {one.name: one.weight for one in sources if one.weight is not None}
+        return self.inputs.train_weights
 
     def contaminated_picks(self, selection: Selection) -> list[Pick]:
         """The picks of a selection that may not be trained on; there are none."""
@@ -95,8 +98,12 @@ class Plan:
         return cost_usd(self.config, usage)
 
     @property
+    def steps(self) -> RunSteps:
+        return self.inputs.settled.steps
+
+    @property
     def schedule(self) -> Schedule:
-        return self.inputs.schedule
+        return self.inputs.settled.schedule
 
 
 def cost_usd(config: TrainingConfig, usage: Usage) -> float | None:
@@ -136,13 +143,21 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     name = (kept or {}).get("renderer_name") or config.renderer_name
     renderer_name = resolve_renderer_name(name, inputs.model_path)
     renderer = load_renderer(renderer_name, inputs.model_path)
-    rendering = Rendering(renderer, config.max_seq_length, config.data.train_on)
+    limits, is_new = limits_of(inputs.model_dir), "learning_rate" not in (kept or {})
+    # A run that an older version began on rows beyond the context goes on with them cut there.
+    max_seq_length = config.max_seq_length if is_new else limits.cut_at(config.max_seq_length)
+    rendering = Rendering(renderer, max_seq_length, config.data.train_on)
     train, pool = rendering.render_all(inputs.split.train), rendering.render_all(inputs.split.pool)
     tasks, dropped_of_split = _render_tasks(inputs.tasks, rendering)
     if config.data.on_bad_row == "stop":
         _refuse_dropped([train.dropped, pool.dropped, dropped_of_split])
     _refuse_empty_sources(inputs, train)
+    if is_new:
+        tables = {"train_file": train, "mining.pool_file": pool}
+        _refuse_what_cannot_fit(limits, replace(inputs, tasks=tasks), rendering, renderer, tables)
     inputs = replace(inputs, tasks=tasks)
+    if "train_file" in inputs.files:
+        inputs = inputs.with_rows(len(train.examples), kept or {})
     grader, grader_renderer = inputs.grader_path, None
     if grader is not None:
         format_name = resolve_renderer_name(None, grader, key="evaluation.grader_model")
@@ -158,6 +173,7 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
             num_repeats=config.evaluation.num_repeats,
             concurrency=config.evaluation.concurrency,
         ),
+        max_seq_length=max_seq_length,
         renderer_name=renderer_name,
         renderer=renderer,
         rendering=rendering,
@@ -183,6 +199,30 @@ def _render_tasks(
             render_held_out(task.work, rendering)
         rendered.append(task)
     return tuple(rendered), dropped
+
+
+def _refuse_what_cannot_fit(
+    limits: ModelLimits,
+    inputs: Inputs,
+    rendering: Rendering,
+    renderer: Renderer,
+    tables: Mapping[str, RenderedTable],
+) -> None:
+    """Raise `DataError` for rows and questions that the model cannot take."""
+    config, all_tasks = inputs.config, (*inputs.tasks, *inputs.test_tasks)
+    setting, has_losses = config.max_seq_length, mining_of(config).needs_losses
+    mined = "mining.pool_file" if len(tables["mining.pool_file"].examples) else "train_file"
+    for key, table in tables.items():
+        is_measured = has_losses and config.max_rounds > 1 and key == mined
+        counts = table.num_tokens
+        refuse_long_rows(limits, setting, key, table.examples, counts, is_measured=is_measured)
+    held_out = dict(held_out_tables(inputs.tasks))
+    for key, rows in held_out.items():
+        counts = (rendering[example_id].info.num_tokens for example_id in rows.ids)
+        refuse_long_rows(limits, setting, key, rows, counts, is_measured=True)
+    of_files = {key: table.examples for key, table in tables.items()}
+    refuse_unknown_ids(limits, rendering, renderer.tokenizer, of_files | held_out)
+    refuse_long_questions(limits, all_tasks, renderer, config.evaluation.max_tokens)
 
 
 def _refuse_dropped(logs: list[DropLog]) -> None:

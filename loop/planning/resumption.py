@@ -10,8 +10,10 @@ from typing import Any
 
 from config_schema import TrainingConfig
 from errors import ConfigError, RunStoreError
+from ledger.records import ModelFiles
 from ledger.store import RunStore
 from loop.planning.manifest import data_manifest, dropped_rows
+from loop.planning.models import model_change
 from loop.planning.plan import Plan
 
 
@@ -27,6 +29,26 @@ def refuse_other_data(store: RunStore, manifest: Mapping[str, Any]) -> None:
                     "so the run cannot go on as the same run. Restore the file (a task that "
                     "shuffles its samples has to do so with a seed), or start a new run."
                 )
+
+
+def refuse_other_model(where: str, recorded: ModelFiles | None, plan: Plan) -> list[str]:
+    """Raise `RunStoreError` when the base model's files are not those that a run began with,
+    wherever they lie. Returns a line where that cannot be told; `where` names the run."""
+    if not plan.model_files:  # a hub's, which has no files here
+        return []
+    if recorded is None:
+        return [
+            f"base model: whether {plan.inputs.model_path} is the one that {where} began with "
+            "cannot be told, because the version that began it recorded no sha256 of its files"
+        ]
+    change = model_change(recorded.files, plan.model_files)
+    if change is not None:
+        raise RunStoreError(
+            f"{plan.inputs.model_path}: this is not the base model that {where} began with, from "
+            f"{recorded.path}: {change}. Adapter and scores are of those files alone: restore "
+            "them, or start a new run."
+        )
+    return []
 
 
 def refuse_other_code(store: RunStore, code: Mapping[str, str]) -> list[str]:
@@ -72,8 +94,8 @@ def refuse_foreign_records(plan: Plan, store: RunStore) -> None:
     num_picks, selection = 0, None
     for event in store.events("selected"):
         before = store.checkpoint(event["round"] - 1)
-        num_left = plan.config.max_steps - (0 if before is None else before.step)
-        num_slots = min(plan.config.steps_per_round, num_left) * plan.config.batch_size
+        num_steps = plan.steps.of_next_round(0 if before is None else before.step)
+        num_slots = num_steps * plan.config.batch_size
         selection = store.selection(event["round"])
         assert selection is not None, "there is an event of it"
         num_picks += num_slots
@@ -93,20 +115,23 @@ def _foreign(store: RunStore, name: str, what: str) -> RunStoreError:
     )
 
 
-def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> None:
-    """Check that the data are the ones the run began with, and mark the resumption.
+def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> list[str]:
+    """Check that model and data are the ones the run began with, and mark the resumption.
 
-    It goes on where it was, or from the end of round `back_to`.
+    It goes on where it was, or from the end of round `back_to`. Returns what is to be said.
     """
+    notes: list[str] = []
     refuse_training_past_test(store, plan.config)
 
     manifest = data_manifest(plan)
     if not store.has_started:  # killed while its directory was being made
         store.record_start(manifest, dropped_rows(plan), plan.config_hash)
     else:
+        notes = refuse_other_model(str(store.run_dir), store.manifest().base_model, plan)
         refuse_other_data(store, manifest)
         refuse_foreign_records(plan, store)
         store.mark_resumed(plan.config.model_dump(mode="json"), back_to)
+    return notes
 
 
 def refuse_training_past_test(store: RunStore, config: TrainingConfig) -> None:

@@ -10,13 +10,13 @@ from evaluation.inspect_runs import INSPECT_MAX_TOKENS
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.plan import Plan
-from simple_eval import DEFAULT_MAX_TOKENS
+from simple_eval import DEFAULT_MAX_TOKENS, build_prompt
 
 
 def describe_eval_tokens(plan: Plan) -> str:
     """The most tokens that all evaluations of the run read and sample, one turn to a question."""
     config = plan.config
-    num_rounds = math.ceil(config.total_steps / config.steps_per_round)
+    num_rounds = math.ceil(plan.steps.total / plan.steps.per_round)
     num_prompt = num_sampled = 0
     for task in plan.tasks:
         times = sum(task.is_due(round_no) for round_no in range(num_rounds + 1))
@@ -24,7 +24,7 @@ def describe_eval_tokens(plan: Plan) -> str:
             times = num_rounds + 1 if task.role == "guard" else times + 1
         every = config.evaluation.held_out_every_steps
         if every is not None and task.layer == 1:
-            times += config.total_steps // every
+            times += plan.steps.total // every
         per_time = _eval_tokens(plan, task)
         num_prompt += times * per_time.num_prompt
         num_sampled += times * per_time.num_sampled
@@ -51,7 +51,7 @@ def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
     if not plan.mining.needs_losses:
         return 0
     rendered = plan.pool if len(plan.pool.examples) else plan.train
-    num_slots = plan.config.steps_per_round * plan.config.batch_size
+    num_slots = plan.steps.per_round * plan.config.batch_size
     num_hard = plan.mining.slots(num_slots, has_pool=rendered is plan.pool).num_hard
     longest = sorted((number + 1 for number in rendered.num_tokens), reverse=True)
     at_once = plan.mining.num_to_measure(num_hard)
@@ -71,10 +71,7 @@ def _eval_tokens(plan: Plan, task: EvalTask) -> _EvalTokens:
     if isinstance(task.work, HeldOutFile):
         infos = [plan.rendering[example.id].info for example in task.work.examples]
         return _EvalTokens(sum(info.num_tokens + 1 for info in infos), 0)
-    num_prompt = sum(
-        plan.renderer.build_generation_prompt([{"role": "user", "content": question}]).length
-        for question in task.questions
-    )
+    num_prompt = sum(build_prompt(plan.renderer, one.turns).length for one in task.asked)
     repeats = plan.sampling.num_repeats
     return _EvalTokens(repeats * num_prompt, repeats * task.n * _max_tokens(plan, task))
 

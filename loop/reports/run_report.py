@@ -14,7 +14,7 @@ from ledger.store import RunStore
 from scores.decision import Decision, Gate, broken_guard, flaw_warning
 from scores.diagnosis import last_quarter
 from scores.results import LEVEL, EvalResult, score_difference, task_difference
-from scores.wording import interval_text, p_value_text, score_text
+from scores.wording import bits_text, interval_text, p_value_text, score_text
 
 NUM_FAILURES_SHOWN = 10
 GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
@@ -152,7 +152,7 @@ def _tasks(best: EvalResult, baseline: EvalResult) -> Iterator[str]:
         was = f"{earlier[loss.name].nll:.4f}" if loss.name in earlier else ""
         yield (
             f"| 1 | {loss.name} | loss | {was} | {loss.nll:.4f} nats a token, perplexity "
-            f"{loss.perplexity:.4g}, {loss.bits_per_byte:.4f} bits per byte | | {loss.n} | |"
+            f"{loss.perplexity:.4g}{bits_text(loss)} | | {loss.n} | |"
         )
     yield ""
 

@@ -30,7 +30,7 @@ async def select(run: Run, round_no: int, decision: Decision) -> Selection:
     store, plan, config = run.store, run.plan, run.plan.config
     train, weights = plan.train.examples, plan.train_weights
     previous, step = store.selection(round_no - 1), store.steps_taken()
-    num_slots = min(config.steps_per_round, config.max_steps - step) * config.batch_size
+    num_slots = plan.steps.of_next_round(step) * config.batch_size
     if previous is None:
         selection = select_first(train, num_slots=num_slots, seed=config.seed, weights=weights)
     else:

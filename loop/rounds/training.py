@@ -29,6 +29,7 @@ from loop.rounds.run import Run
 from loop.rounds.session import naming_what_is_gone
 from scores.decision import Decision
 from scores.diagnosis import divergence
+from services.faults import said_by
 
 MAX_STEPS_IN_FLIGHT = 4
 SAVE_EVERY_S = 600.0  # inside long rounds, where the settings name no number of steps
@@ -215,8 +216,8 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
     except tinker.RequestFailedError as error:
         raise TrainingError(
             f"round {round_no} step {pending.step}: the service refused the optimizer step at "
-            f"learning rate {pending.lr:.3g} (loss {loss:.4g}): {error}. Weights saved after this "
-            "step are not used. Where gradients are not finite, lower learning_rate."
+            f"learning rate {pending.lr:.3g} (loss {loss:.4g}): {said_by(error)}. Weights saved "
+            "after this step are not used. Where gradients are not finite, lower learning_rate."
         ) from error
     batch = Batch(
         step=pending.step,
