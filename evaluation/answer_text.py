@@ -47,8 +47,8 @@ def answer_tokens(
 ) -> AnswerTokens:
     """Find the answers' text among the loss tokens; `contents` are those of all messages.
 
-    Where a stretch of loss tokens holds none of them (the row's text has control tokens in it), all
-    of its tokens count that are no control tokens.
+    Where a stretch of loss tokens holds none of them (as where an answer is calls of tools alone),
+    all of its tokens count that are no control tokens.
     """
     special = frozenset(tokenizer.all_special_ids)
     parts_of = [_parts(content) for content in dict.fromkeys(contents)]

@@ -97,9 +97,9 @@ def test_a_token_of_text_and_separator_counts_whole_on_both_sides() -> None:
     assert loss_of(row).bits_per_byte == pytest.approx(4.0)
 
 
-def test_where_control_tokens_stand_in_the_answer_the_text_around_them_counts() -> None:
+def test_control_tokens_that_stand_in_an_answer_are_its_text() -> None:
     row = row_of("llama3", "What ends a turn?", "It is <|eot_id|> here.")
-    assert row.num_loss_bytes == len("It is  here.")
+    assert row.num_loss_bytes == len("It is <|eot_id|> here.")
     assert loss_of(row).bits_per_byte == pytest.approx(8.0)
 
 

@@ -175,7 +175,7 @@ def test_a_token_that_the_model_has_no_embedding_for_is_refused_where_it_is_used
 ) -> None:
     model_dir = shutil.copytree(llama_dir, workspace.folder / "grown")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    tokenizer.add_tokens(["<new>"], special_tokens=True)
+    tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(model_dir)
     changes = {"base_model": str(model_dir)}
     assert workspace.run("run", "--dry-run", **changes) == 0  # nothing has it
