@@ -59,7 +59,7 @@ def evaluate_checkpoints(
     """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
     from ledger.references import find_subjects, recorded_subjects
     from loop.planning.inputs import read_eval_inputs
-    from loop.planning.page import describe_tasks
+    from loop.planning.page import describe_formats, describe_tasks
     from loop.planning.plan import make_plan
     from loop.reports.comparison import compare, gate_for, write_comparison
     from loop.reports.progress import Progress
@@ -85,7 +85,7 @@ def evaluate_checkpoints(
     plan = make_plan(inputs, {"renderer_name": renderer_name})
     gate = gate_for(plan.gate, len(subjects))
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
-    lines += [describe_resolution(gate, inputs.scored_sizes), f"renderer: {plan.renderer_name}"]
+    lines += [describe_resolution(gate, inputs.scored_sizes), *describe_formats(plan)]
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
     if args.dry_run:
         say(json.dumps({"dry_run": True, "plan": lines}) if args.json else "\n".join(lines))

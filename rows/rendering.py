@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from errors import ConfigError, DataError
+from errors import DataError
+from rows.chat_formats import resolve_train_on
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable
 
 if TYPE_CHECKING:
@@ -57,21 +58,9 @@ class Rendering:
     def __init__(
         self, renderer: Renderer, max_seq_length: int, train_on: str | None = None
     ) -> None:
-        from tinker_cookbook.renderers import TrainOnWhat
-
         self._renderer = renderer
         self._max_seq_length = max_seq_length
-        # Renderers that drop earlier reasoning cannot train all turns in one pass: the prefix that
-        # earlier turns were trained on is one that sampling never produces.
-        can_train_all = renderer.has_extension_property
-        if train_on == TrainOnWhat.ALL_ASSISTANT_MESSAGES and not can_train_all:
-            raise ConfigError(
-                "data.train_on is all_assistant_messages, and the chat format drops the reasoning "
-                "of earlier turns, so they would be trained on what sampling never sees. Set it to "
-                "last_assistant_message, or choose another renderer_name."
-            )
-        default = "all_assistant_messages" if can_train_all else "last_assistant_message"
-        self.train_on_what = TrainOnWhat(train_on or default)
+        self.train_on_what = resolve_train_on(renderer, train_on)
         self._tables: list[ExampleTable] = []
         self._kept: OrderedDict[str, RenderedExample] = OrderedDict()
 

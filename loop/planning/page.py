@@ -91,8 +91,7 @@ def _when(task: EvalTask) -> str:
 def describe_plan(plan: Plan) -> Iterator[str]:
     """Yield the lines about what only the tokenizer can tell: renderer, tokens, capacity."""
     config = plan.config
-    source = "renderer_name" if config.renderer_name else "resolved from null"
-    yield f"renderer: {plan.renderer_name} ({source})"
+    yield from describe_formats(plan)
     dropped = [row for log in plan.dropped_in_rendering for row in log]
     if dropped:
         first = f"{dropped[0].file} line {dropped[0].line_no}: {dropped[0].reason}"
@@ -112,6 +111,22 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     yield hyperparam_utils.capacity_sentence(
         _lora_param_count(plan.inputs), num_loss_tokens, config.lora_rank
     )
+
+
+def describe_formats(plan: Plan) -> Iterator[str]:
+    """Yield the lines about the chat format, the judge's, and which messages carry loss."""
+    yield from plan.chat_format.lines()
+    if plan.grader_format is not None:
+        yield from (f"grader's {line}" for line in plan.grader_format.lines(is_trained=False))
+    source = "data.train_on" if plan.config.data.train_on else "resolved from null"
+    train_on = plan.rendering.train_on_what
+    all_answers = "all_assistant_messages"
+    why = (
+        ""
+        if plan.config.data.train_on or train_on == all_answers
+        else (", since the chat format writes earlier answers otherwise than they are sampled")
+    )
+    yield f"trained on: {train_on.value} ({source}{why})"
 
 
 def _lora_param_count(inputs: Inputs) -> int | None:

@@ -20,14 +20,14 @@ from evaluation.tasks import EvalTask
 from hyperparam_utils import Schedule
 from ledger.records import Usage
 from loop.planning.inputs import Inputs, counted
-from rows.chat_formats import load_renderer, resolve_renderer_name
+from rows.chat_formats import ChatFormat, choose_format, former_name, load_renderer
 from rows.examples import DropLog
 from rows.rendering import RenderedTable, Rendering
 from scores.decision import Gate
 from simple_eval import SamplingSettings
 
 if TYPE_CHECKING:
-    from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.renderers import Renderer, TrainOnWhat
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,28 @@ class Plan:
     config_hash: str
     gate: Gate
     sampling: SamplingSettings
-    renderer_name: str
-    renderer: Renderer
+    chat_format: ChatFormat
     rendering: Rendering
     train: RenderedTable
     pool: RenderedTable
     dropped_of_split: DropLog  # rows that `data.val_share` held out and that have no loss
-    grader_renderer: Renderer | None
+    grader_format: ChatFormat | None
 
     @property
     def config(self) -> TrainingConfig:
         return self.inputs.config
+
+    @property
+    def renderer_name(self) -> str:
+        return self.chat_format.name
+
+    @property
+    def renderer(self) -> Renderer:
+        return self.chat_format.renderer
+
+    @property
+    def grader_renderer(self) -> Renderer | None:
+        return None if self.grader_format is None else self.grader_format.renderer
 
     @property
     def tasks(self) -> tuple[EvalTask, ...]:
@@ -133,20 +144,15 @@ def gate_of(config: TrainingConfig) -> Gate:
 def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     """Load the tokenizer, render all rows, and put the plan together."""
     config = inputs.config
-    name = (kept or {}).get("renderer_name") or config.renderer_name
-    renderer_name = resolve_renderer_name(name, inputs.model_path)
-    renderer = load_renderer(renderer_name, inputs.model_path)
-    rendering = Rendering(renderer, config.max_seq_length, config.data.train_on)
+    kept = kept or {}
+    chat_format = _chat_format(inputs, kept)
+    rendering = Rendering(chat_format.renderer, config.max_seq_length, _train_on(config, kept))
     train, pool = rendering.render_all(inputs.split.train), rendering.render_all(inputs.split.pool)
     tasks, dropped_of_split = _render_tasks(inputs.tasks, rendering)
     if config.data.on_bad_row == "stop":
         _refuse_dropped([train.dropped, pool.dropped, dropped_of_split])
     _refuse_empty_sources(inputs, train)
     inputs = replace(inputs, tasks=tasks)
-    grader, grader_renderer = inputs.grader_path, None
-    if grader is not None:
-        format_name = resolve_renderer_name(None, grader, key="evaluation.grader_model")
-        grader_renderer = load_renderer(format_name, grader)
     return Plan(
         inputs=inputs,
         config_hash=config_schema.config_hash(config),
@@ -158,14 +164,49 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
             num_repeats=config.evaluation.num_repeats,
             concurrency=config.evaluation.concurrency,
         ),
-        renderer_name=renderer_name,
-        renderer=renderer,
+        chat_format=chat_format,
         rendering=rendering,
         train=train,
         pool=pool,
         dropped_of_split=dropped_of_split,
-        grader_renderer=grader_renderer,
+        grader_format=_grader_format(inputs, chat_format, kept),
     )
+
+
+def _chat_format(inputs: Inputs, kept: Mapping[str, Any]) -> ChatFormat:
+    """The chat format as a run began, which is not compared or refused again, or chosen now."""
+    explicit = inputs.config.renderer_name
+    if (name := kept.get("renderer_name")) is None:
+        return choose_format(explicit, inputs.model_path)
+    source = "renderer_name" if explicit else "resolved from null"
+    return ChatFormat(name, load_renderer(name, inputs.model_path), source)
+
+
+def _train_on(config: TrainingConfig, kept: Mapping[str, Any]) -> TrainOnWhat | str | None:
+    """Which messages carry loss: what a run that goes on began with is refused no more."""
+    from tinker_cookbook.renderers import TrainOnWhat
+
+    recorded = kept.get("train_on") or config.data.train_on
+    if kept.get("renderer_name") is None or recorded is None:
+        return config.data.train_on
+    return TrainOnWhat(recorded)
+
+
+def _grader_format(
+    inputs: Inputs, of_base: ChatFormat, kept: Mapping[str, Any]
+) -> ChatFormat | None:
+    """The judge's own format, or what the run began with. The untouched model as its own judge has
+    what it is trained with, where it has no chat template to go by."""
+    grader = inputs.grader_path
+    if grader is None:
+        return None
+    name = kept.get("grader_renderer_name")
+    if name is None and "service" in kept and "train_on" not in kept:
+        name = former_name(grader)  # of a run that began before it was recorded
+    if name is not None:
+        return ChatFormat(name, load_renderer(name, grader), "resolved from null")
+    fallback = of_base if grader == inputs.model_path else None
+    return choose_format(None, grader, key="evaluation.grader_model", fallback=fallback)
 
 
 def _render_tasks(
