@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from errors import ConfigError, TokenizerError
 from rows.chat_templates import (
+    CONVERSATION,
     DECISIVE,
     NO_TEMPLATE,
     NUM_SHOWN,
+    SECOND_PROMPT,
     TWO_ANSWERS,
-    TWO_TURNS,
     Comparison,
-    Probe,
     Template,
     compare,
     read_template,
@@ -226,13 +226,14 @@ def _found(
         others.append(found)
     if (near := next((o for o in others if o.is_near), None)) is not None:
         return near
-    nearest = sorted(
-        others, key=lambda one: -(0 if one.comparison is None else one.comparison.num_same)
-    )[:NUM_NEAREST]
-    shown = "; ".join(f"{one.name} {one.comparison}" for one in nearest)
+    others.sort(key=lambda one: -(one.comparison.num_same if one.comparison else 0))
+    said = {str(one.comparison and one.comparison.first): one.name for one in reversed(others)}
+    nearest = [one for one in others if one.name in said.values()][:NUM_NEAREST]
+    shown = "; ".join(f"{one.name} {one.comparison and one.comparison.first}" for one in nearest)
     raise ConfigError(
-        f"{key}: none of the known chat formats is that of {base_model}'s chat template. The "
-        f"nearest: {shown}. {_what_to_set(key, base_model, [one.name for one in nearest])}"
+        f"{key}: none of the known chat formats is that of {base_model}'s chat template, and vLLM "
+        f"and Ollama write prompts by the template. The nearest: {shown}. "
+        f"{_what_to_set(key, base_model, [one.name for one in nearest])}"
     )
 
 
@@ -372,9 +373,9 @@ def _spelled_out(renderer_name: str, renderer: Renderer, tokenizer: Any) -> list
 
 def _prefill_note(renderer: Renderer) -> str | None:
     """How a row without reasoning is trained where its chat format has a place for reasoning."""
-    tokenizer, answer = renderer.tokenizer, TWO_TURNS[-1]["content"]
-    trained = write_probe(renderer, Probe("", TWO_TURNS))
-    sampled = write_probe(renderer, Probe("", TWO_TURNS[:-1]))
+    tokenizer, answer = renderer.tokenizer, CONVERSATION.end
+    trained = write_probe(renderer, CONVERSATION)
+    sampled = write_probe(renderer, SECOND_PROMPT)
     if trained[: len(sampled)] != sampled:
         after = text_of(tokenizer, trained).rpartition(answer)[0][-NUM_SHOWN:]
         return (
@@ -386,7 +387,7 @@ def _prefill_note(renderer: Renderer) -> str | None:
     if "</think>" not in block:
         return None
     return (
-        f"{block!r} before the answer is trained, which unlearns reasoning; a renderer that "
+        f"{block!r} before the answer is trained, which teaches not to reason; a renderer that "
         "disables thinking has it in the prompt"
     )
 

@@ -9,15 +9,17 @@ here chooses a renderer.
 from __future__ import annotations
 
 import ctypes
+import json
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from tinker_cookbook.renderers import Message, Renderer
+    from tinker_cookbook.renderers import Renderer
 
 LIMIT_S = 5.0  # for all that is asked of one template
 NUM_SHOWN = 40  # characters of a difference, on each side
@@ -26,7 +28,6 @@ QUESTION = "Which colour has a clear sky?"
 _QUESTIONS = {"role": "user", "content": QUESTION}, {"role": "user", "content": "And a ring?"}
 _ANSWERS = {"role": "assistant", "content": "Blue."}, {"role": "assistant", "content": "Gold."}
 _SYSTEM = {"role": "system", "content": "Answer in one word."}
-PROMPT = (_QUESTIONS[0],)
 TWO_TURNS = (_QUESTIONS[0], _ANSWERS[0], _QUESTIONS[1], _ANSWERS[1])
 TWO_ANSWERS = (_QUESTIONS[0], *_ANSWERS)
 
@@ -36,21 +37,28 @@ class Probe(NamedTuple):
 
     name: str
     messages: tuple[Mapping[str, str], ...]
+    call: Mapping[str, str] | None = None  # arguments of a tool that the last message calls
 
     @property
     def is_prompt(self) -> bool:
         return self.messages[-1]["role"] == "user"
 
+    @property
+    def end(self) -> str:
+        """The text that it ends with, apart from what encloses it."""
+        return "".join(self.call.values()) if self.call else self.messages[-1]["content"]
 
-# A renderer agrees when the first two are equal; the others are said where they differ.
-DECISIVE = (
-    Probe("a prompt", PROMPT),
-    Probe("a conversation of two turns", TWO_TURNS),
-)
-FURTHER = (
-    Probe("a prompt with a system turn", (_SYSTEM, *PROMPT)),
-    Probe("white space around a question", ({"role": "user", "content": f"\n {QUESTION} \n"},)),
-)
+
+# A renderer agrees when these are equal, token by token ...
+PROMPT = Probe("a prompt", TWO_TURNS[:1])
+SECOND_PROMPT = Probe("a second prompt", TWO_TURNS[:3])
+CONVERSATION = Probe("a conversation of two turns", TWO_TURNS)
+DECISIVE = (PROMPT, SECOND_PROMPT, CONVERSATION)
+# ... and it is said whether these are.
+SYSTEM = Probe("a prompt with a system turn", (_SYSTEM, *TWO_TURNS[:1]))
+SPACES = Probe("white space around a question", ({"role": "user", "content": f"\n {QUESTION} \n"},))
+CALL = Probe("a tool call", TWO_TURNS[:2], {"place": "Rome"})
+FURTHER = (SYSTEM, SPACES, CALL)
 
 
 class _TimeIsUp(BaseException):
@@ -98,9 +106,13 @@ def read_template(tokenizer: Any) -> Template:
 
 
 def _apply(tokenizer: Any, probe: Probe) -> list[int]:
+    messages: list[dict[str, Any]] = [dict(message) for message in probe.messages]
+    if probe.call is not None:
+        function = {"name": "look_up", "arguments": dict(probe.call)}
+        messages[-1]["tool_calls"] = [{"type": "function", "function": function}]
     return list(
         tokenizer.apply_chat_template(
-            [dict(message) for message in probe.messages],
+            messages,
             add_generation_prompt=probe.is_prompt,
             tokenize=True,
             return_dict=False,
@@ -140,10 +152,17 @@ def _stopped_at(ends_at: float, work: Callable[[], list[int]]) -> Future[list[in
 
 def write_probe(renderer: Renderer, probe: Probe) -> list[int]:
     """The tokens that a renderer writes for a probe: to sample from, or to train on."""
-    messages: list[Message] = [{**m} for m in probe.messages]  # pyright: ignore[reportAssignmentType]
-    if probe.is_prompt:
-        return list(renderer.build_generation_prompt(messages).to_ints())
-    return list(renderer.build_supervised_example(messages)[0].to_ints())
+    from tinker_cookbook.renderers import Message, ToolCall
+
+    messages = [Message(role=one["role"], content=one["content"]) for one in probe.messages]
+    if probe.call is not None:
+        function = ToolCall.FunctionBody(name="look_up", arguments=json.dumps(dict(probe.call)))
+        messages[-1]["tool_calls"] = [ToolCall(function=function)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a system turn beside a format's own
+        if probe.is_prompt:
+            return list(renderer.build_generation_prompt(messages).to_ints())
+        return list(renderer.build_supervised_example(messages)[0].to_ints())
 
 
 def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
@@ -202,9 +221,8 @@ def _pair(theirs: list[int], ours: list[int], probe: Probe, tokenizer: Any) -> P
     """Both sides, a conversation without what comes after its last answer has ended."""
     if probe.is_prompt:
         return Pair(theirs, ours)
-    answer = probe.messages[-1]["content"]
     sides = theirs, ours
-    lengths = [_length_with(answer, side, tokenizer) for side in sides]
+    lengths = [_length_with(probe.end, side, tokenizer) for side in sides]
     ends = [text_of(tokenizer, s[n : n + 1]).strip() for s, n in zip(sides, lengths, strict=True)]
     more = int(all(ends))  # both have an end token, which then has to be the same
     return Pair(*(side[: n + more] for side, n in zip(sides, lengths, strict=True)))
@@ -228,45 +246,60 @@ class Comparison:
     differences: dict[str, Difference] = field(default_factory=dict)
     # All of the decisive probes is the same from the first question on, turn markers included.
     is_same_after_opening: bool = False
+    # The last answer is the same text, cut into tokens where the prompt ends inside it.
+    is_cut_by_prefill: bool = False
+
+    @property
+    def first(self) -> str | None:
+        """The first of the decisive differences; None where the renderer agrees."""
+        named = ((p.name, self.differences.get(p.name)) for p in DECISIVE)
+        return next((f"differs in {name}: {found}" for name, found in named if found), None)
 
     @property
     def agrees(self) -> bool:
-        decisive = {probe.name for probe in DECISIVE}
-        return self.template.is_known and not decisive & self.differences.keys()
+        return self.template.is_known and self.first is None
 
     @property
     def num_same(self) -> int:
         """Tokens that are the same at the start of the decisive probes: how near it comes."""
-        places = [d.place for p in DECISIVE if (d := self.differences.get(p.name)) is not None]
-        return sum(places) if places else len(self.template.tokens)
+        return sum(
+            found.place if (found := self.differences.get(p.name)) else len(tokens)
+            for p in DECISIVE
+            if (tokens := self.template.tokens.get(p.name)) is not None
+        )
 
     def __str__(self) -> str:
         """One sentence, without its end."""
         if not self.template.is_known:
             return f"{self.template.problem}, so nothing is compared"
-        compared = " and ".join(probe.name for probe in DECISIVE)
-        if self.agrees:
-            said = f"equal to the renderer's, token by token, in {compared}"
-        else:
-            name, first = next((n, d) for n, d in self.differences.items())
-            said = f"differs in {name}: {first}"
-            if self.is_same_after_opening:
-                said += "; from the first question on they are the same"
-            said += "; vLLM and Ollama write prompts by the template, not as they are trained here"
-        return "; ".join([said, *self._notes()])
+        if (first := self.first) is None:
+            names = ", ".join(probe.name for probe in DECISIVE[:-1])
+            return "; ".join(
+                [
+                    f"equal to the renderer's, token by token, in {names} and {CONVERSATION.name}",
+                    *self._notes(),
+                ]
+            )
+        same = (
+            "; from the first question on they are the same" if self.is_same_after_opening else ""
+        )
+        serving = "vLLM and Ollama write prompts by the template, not as they are trained here"
+        return "; ".join([f"{first}{same}", serving, *self._notes()])
 
     def _notes(self) -> Iterator[str]:
         """What is known beyond the decisive probes."""
-        system, spaces = FURTHER
-        for probe in FURTHER:
+        if self.is_cut_by_prefill:
+            yield "an answer is cut into tokens as it is sampled, after what the prompt has of it"
+        for probe in (SYSTEM, CALL):
             if probe.name in self.template.refused:
                 yield f"{probe.name}: {self.template.refused[probe.name]}"
-        if self.agrees and system.name in self.differences:
-            yield f"{system.name} differs: {self.differences[system.name]}"
-        if DECISIVE[0].name in self.differences and system.name in self._equal:
-            yield f"equal in {system.name}"
-        if self.agrees and spaces.name in self.differences:
-            yield f"{spaces.name} is written otherwise"
+        if self.agrees and SYSTEM.name in self.differences:
+            yield f"{SYSTEM.name} differs: {self.differences[SYSTEM.name]}"
+        if PROMPT.name in self.differences and SYSTEM.name in self._equal:
+            yield f"equal in {SYSTEM.name}"
+        others = [p.name for p in (SPACES, CALL) if p.name in self.differences]
+        if self.agrees and others:
+            yield f"{' and '.join(others)} {'are' if others[1:] else 'is'} written otherwise"
 
     @property
     def _equal(self) -> set[str]:
@@ -288,7 +321,9 @@ def compare(template: Template, renderer: Renderer, tokenizer: Any) -> Compariso
             if probe in DECISIVE:
                 raise
             continue
-        pairs[probe.name] = _pair(template.tokens[probe.name], ours, probe, tokenizer)
+        theirs = template.tokens[probe.name]
+        if probe.call is None or probe.end in text_of(tokenizer, theirs):
+            pairs[probe.name] = _pair(theirs, ours, probe, tokenizer)
     differences = {
         name: difference
         for name, pair in pairs.items()
@@ -296,4 +331,26 @@ def compare(template: Template, renderer: Renderer, tokenizer: Any) -> Compariso
     }
     decisive = [pairs[probe.name] for probe in DECISIVE if probe.name in pairs]
     is_same = bool(decisive) and all(pair.parts_before(QUESTION, tokenizer) for pair in decisive)
-    return Comparison(template, differences, is_same)
+    is_cut = _is_cut(pairs, differences, tokenizer)
+    if is_cut:
+        del differences[CONVERSATION.name]
+    return Comparison(template, differences, is_same, is_cut)
+
+
+def _is_cut(
+    pairs: Mapping[str, Pair], differences: Mapping[str, Difference], tokenizer: Any
+) -> bool:
+    """Whether the last answer differs only by where the prompt ends inside it.
+
+    A prompt that ends in `<think>` and a line break leaves the answer to begin with another one;
+    the template's whole text has both in one token.
+    """
+    found = differences.get(CONVERSATION.name)
+    if found is None or SECOND_PROMPT.name in differences:
+        return False
+    prompt, both = pairs[SECOND_PROMPT.name].ours, pairs[CONVERSATION.name]
+    return (
+        found.place >= len(prompt) - 1
+        and both.ours[: len(prompt)] == prompt
+        and text_of(tokenizer, both.ours) == text_of(tokenizer, both.theirs)
+    )

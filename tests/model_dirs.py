@@ -24,6 +24,14 @@ LLAMA3_TEMPLATE = """\
 {{- message.content | trim ~ "<|eot_id|>" }}
 {%- endfor %}
 {{- "<|start_header_id|>assistant<|end_header_id|>\n\n" if add_generation_prompt }}"""
+# With the calls in `<tool_call>`, as Qwen writes them.
+CALLS = """\
+{%- for call in message.tool_calls or [] %}
+{{- "\n" if message.content or not loop.first }}
+{{- '<tool_call>\n{"name": "' ~ call.function.name ~ '", "arguments": ' }}
+{{- call.function.arguments | tojson ~ "}\n</tool_call>" }}
+{%- endfor %}
+"""
 # Qwen3: the answer to the last question has a block of reasoning, empty or not; earlier ones have
 # none.
 QWEN3_TEMPLATE = """\
@@ -41,9 +49,9 @@ QWEN3_TEMPLATE = """\
 {%- else %}
 {{- content }}
 {%- endif %}
-{{- "<|im_end|>\n" }}
+CALLS{{- "<|im_end|>\n" }}
 {%- endfor %}
-{{- "<|im_start|>assistant\n" if add_generation_prompt }}"""
+{{- "<|im_start|>assistant\n" if add_generation_prompt }}""".replace("CALLS", CALLS)
 
 
 class Family(NamedTuple):

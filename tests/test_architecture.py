@@ -47,7 +47,7 @@ NUM_FILES = {
     "loop.planning": 11,
     "loop.reports": 5,
     "loop.rounds": 13,
-    "rows": 10,
+    "rows": 11,
     "scores": 10,
     "services": 7,
     "settings": 4,
