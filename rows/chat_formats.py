@@ -431,7 +431,8 @@ def resolve_train_on(renderer: Renderer, train_on: str | None) -> TrainOnWhat:
 
 
 def _rewrites_in_turn(renderer: Renderer) -> bool:
-    """Whether the first of two answers to one question is written otherwise than when it is last.
+    """Whether last_assistant_turn trains the first of two answers to one question as something
+    else than what it is when it is last.
 
     Tried without and, where the format has a place for it, with reasoning.
     """
@@ -448,14 +449,22 @@ def _rewrites_in_turn(renderer: Renderer) -> bool:
         }
         for one in answers
     ]
-    for messages in ([question, *answers], [question, *reasoned]):
-        try:
-            first, both = (
-                renderer.build_supervised_example(messages[:num])[0].to_ints()  # pyright: ignore[reportArgumentType]
-                for num in (2, 3)
-            )
-        except ValueError:  # no place for reasoning, or it is turned off
-            continue
-        if both[: len(first)] != first:
-            return True
-    return False
+    try:
+        return _is_rewritten(renderer, [question, *answers]) or _is_rewritten(
+            renderer, [question, *reasoned]
+        )
+    except ValueError:  # the renderer refuses them, and so it does each such row, with the reason
+        return False
+
+
+def _is_rewritten(renderer: Renderer, messages: list[Any]) -> bool:
+    from tinker_cookbook.renderers import TrainOnWhat
+
+    turn = TrainOnWhat.LAST_ASSISTANT_TURN
+    both, weights = renderer.build_supervised_example(messages, train_on_what=turn)
+    tokens = both.to_ints()
+    trained = [token for token, weight in zip(tokens, weights.tolist(), strict=True) if weight]
+    if TWO_ANSWERS[1]["content"] not in text_of(renderer.tokenizer, trained):
+        return False
+    first = renderer.build_supervised_example(messages[:2])[0].to_ints()
+    return tokens[: len(first)] != first

@@ -333,7 +333,12 @@ def compare(template: Template, renderer: Renderer, tokenizer: Any) -> Compariso
     is_same = bool(decisive) and all(pair.parts_before(QUESTION, tokenizer) for pair in decisive)
     is_cut = _is_cut(pairs, differences, tokenizer)
     if is_cut:
-        del differences[CONVERSATION.name]
+        differences = {
+            name: found
+            for name, found in differences.items()
+            if name not in (CONVERSATION.name, CALL.name)
+            or not _is_same_text(pairs[name], tokenizer)
+        }
     return Comparison(template, differences, is_same, is_cut)
 
 
@@ -352,5 +357,9 @@ def _is_cut(
     return (
         found.place >= len(prompt) - 1
         and both.ours[: len(prompt)] == prompt
-        and text_of(tokenizer, both.ours) == text_of(tokenizer, both.theirs)
+        and _is_same_text(both, tokenizer)
     )
+
+
+def _is_same_text(pair: Pair, tokenizer: Any) -> bool:
+    return text_of(tokenizer, pair.ours) == text_of(tokenizer, pair.theirs)
