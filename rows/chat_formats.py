@@ -167,11 +167,11 @@ def choose_format(
         if explicit is None and not recommended and not _is_dir(base_model):
             raise _unknown_model(base_model, key) from None
         raise
-    template = read_template(tokenizer)
+    template = Template({}, LENT)
+    if not _has_lent_tokenizer(base_model, recommended):
+        template = read_template(tokenizer)
     if explicit is not None:
         return _named(explicit, base_model, tokenizer, template)
-    if template.is_known and _has_lent_tokenizer(base_model, recommended):
-        template = Template({}, "the model's tokenizer is lent, with another model's chat template")
     if template.is_known:
         return _found(base_model, key, tokenizer, template, recommended)
     if fallback is not None:
@@ -187,6 +187,7 @@ def choose_format(
     return ChatFormat(recommended[0], renderer, source, Comparison(template))
 
 
+LENT = "the model's tokenizer is lent by another one, whose chat template is not its own"
 _WHERE = " (chat_template.jinja, or chat_template in tokenizer_config.json)"
 
 
@@ -198,8 +199,7 @@ def _named(name: str, base_model: str, tokenizer: Any, template: Template) -> Ch
             f"renderer_name {name!r} does not fit {base_model}: its tokenizer lacks "
             f"{', '.join(lacking)} as tokens that this chat format can write, so it would write "
             "them letter by letter. Leave it null for the format of the model's chat template, or "
-            "set "
-            f"one that it can write: {', '.join(_families(tokenizer, base_model))}."
+            f"set one that it can write: {', '.join(_families(tokenizer, base_model))}."
         )
     return ChatFormat(name, renderer, "renderer_name", compare(template, renderer, tokenizer))
 
@@ -242,6 +242,7 @@ def _what_to_set(key: str, base_model: str, names: list[str]) -> str:
     if key != "base_model":
         where = f"Put its chat template into {base_model}/chat_template.jinja, or name"
         return f"{where if _is_dir(base_model) else 'Name'} another model as {key}."
+    names = names or ["role_colon"]
     return (
         f'Set the one to train with, for example "renderer_name": "{names[0]}" (its tokenizer '
         f"has the tokens of {', '.join(dict.fromkeys([*names, 'role_colon']))}; role_colon suits a "
@@ -345,11 +346,15 @@ def _fitting(tokenizer: Any) -> list[str]:
 def _families(tokenizer: Any, base_model: str) -> list[str]:
     """Of the renderers that a tokenizer can write, the first of each family."""
     first = {MARKERS[name]: name for name in reversed(_fitting(tokenizer))}
-    return [
-        name
-        for name in sorted(first.values(), key=list(MARKERS).index)
-        if not _spelled_out(name, _build(name, tokenizer, base_model), tokenizer)
-    ]
+    names: list[str] = []
+    for name in sorted(first.values(), key=list(MARKERS).index):
+        try:
+            renderer = _build(name, tokenizer, base_model)
+        except ConfigError:  # its tokens are there, and something else is in the way
+            continue
+        if not _spelled_out(name, renderer, tokenizer):
+            names.append(name)
+    return names
 
 
 def _spelled_out(renderer_name: str, renderer: Renderer, tokenizer: Any) -> list[str]:
