@@ -81,8 +81,8 @@ def evaluate_checkpoints(
     begun_on = "embedded" if any(s.service == "embedded" for s in subjects) else None
     choice = choose_place(args, settings, session, begun_on)
     inputs = read_eval_inputs(loaded, settings.model_dir)
-    renderer_name = common_renderer(subjects, loaded.config, inputs.model_path)
-    plan = make_plan(inputs, {"renderer_name": renderer_name})
+    name = common_renderer(subjects, loaded.config, inputs.model_path)
+    plan = make_plan(inputs, {"renderer_name": name} if any(s.renderer for s in subjects) else None)
     gate = gate_for(plan.gate, len(subjects))
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
     lines += [describe_resolution(gate, inputs.scored_sizes), *describe_formats(plan)]

@@ -517,6 +517,37 @@ def test_messages_that_sampling_would_not_meet_are_not_trained(everything: Any, 
     assert resolve_train_on(renderer, None).value == default
 
 
+TWO_IN_A_TURN = [CHAT[0], CHAT[1], CHAT[3]]
+
+
+@pytest.mark.parametrize("name", TRAINED_WRONGLY)
+def test_an_answer_is_trained_as_it_would_be_sampled(everything: Any, name: str) -> None:
+    """What the guard lets through is right, by every answer that carries loss: the tokens up to its
+    end are those of the conversation that ends there. What it refuses is not."""
+    renderer: Any = get_renderer(name, everything)
+
+    def is_right(messages: list[dict[str, str]], value: str) -> bool:
+        made, weights = renderer.build_supervised_example(messages, TrainOnWhat(value))
+        tokens = made.to_ints()
+        trained = everything.decode([t for t, w in zip(tokens, weights.tolist(), strict=True) if w])
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant" and message["content"] in trained:
+                alone = renderer.build_supervised_example(messages[: number + 1])[0].to_ints()
+                if not renderer.has_extension_property and tokens[: len(alone)] != alone:
+                    return False
+                end = everything.decode(alone).rindex(message["content"])
+                if everything.decode(tokens)[:end] != everything.decode(alone)[:end]:
+                    return False
+        return True
+
+    for value in set(TrainOnWhat) - {TrainOnWhat.CUSTOMIZED}:
+        rows = [CHAT[:2], CHAT] if name == "qwen3_disable_thinking" else [CHAT, TWO_IN_A_TURN]
+        is_refused = value.value in TRAINED_WRONGLY[name]
+        assert is_refused != all(is_right(row, value.value) for row in rows) or (
+            name in ("kimi_k2", "deepseekv3_thinking") and is_refused  # by rows with reasoning
+        ), value
+
+
 # --- from the command line ------------------------------------------------------------------------
 
 
@@ -580,6 +611,6 @@ def test_a_run_goes_on_in_the_format_that_it_began_with(
     capsys.readouterr()
     assert main([*arguments, "--dry-run"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert "renderer: qwen3 (resolved from null)" in told
+    assert "renderer: qwen3 (resolved from null, as recorded)" in told
     assert not [one for one in told if one.startswith("chat template: ")]
     assert "trained on: all_messages (data.train_on)" in told

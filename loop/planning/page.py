@@ -92,6 +92,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     """Yield the lines about what only the tokenizer can tell: renderer, tokens, capacity."""
     config = plan.config
     yield from describe_formats(plan)
+    yield _describe_train_on(plan)
     dropped = [row for log in plan.dropped_in_rendering for row in log]
     if dropped:
         first = f"{dropped[0].file} line {dropped[0].line_no}: {dropped[0].reason}"
@@ -114,19 +115,18 @@ def describe_plan(plan: Plan) -> Iterator[str]:
 
 
 def describe_formats(plan: Plan) -> Iterator[str]:
-    """Yield the lines about the chat format, the judge's, and which messages carry loss."""
+    """Yield the lines about the chat format, and the judge's."""
     yield from plan.chat_format.lines()
     if plan.grader_format is not None:
         yield from (f"grader's {line}" for line in plan.grader_format.lines(is_trained=False))
-    source = "data.train_on" if plan.config.data.train_on else "resolved from null"
-    train_on = plan.rendering.train_on_what
-    all_answers = "all_assistant_messages"
-    why = (
-        ""
-        if plan.config.data.train_on or train_on == all_answers
-        else (", since the chat format writes earlier answers otherwise than they are sampled")
-    )
-    yield f"trained on: {train_on.value} ({source}{why})"
+
+
+def _describe_train_on(plan: Plan) -> str:
+    value, given = plan.rendering.train_on_what.value, plan.config.data.train_on
+    source = "data.train_on" if given else "resolved from null"
+    if given is None and value != "all_assistant_messages":
+        source += ", since the chat format writes earlier answers otherwise than they are sampled"
+    return f"trained on: {value} ({source})"
 
 
 def _lora_param_count(inputs: Inputs) -> int | None:

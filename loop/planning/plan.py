@@ -178,7 +178,7 @@ def _chat_format(inputs: Inputs, kept: Mapping[str, Any]) -> ChatFormat:
     explicit = inputs.config.renderer_name
     if (name := kept.get("renderer_name")) is None:
         return choose_format(explicit, inputs.model_path)
-    source = "renderer_name" if explicit else "resolved from null"
+    source = f"{'renderer_name' if explicit else 'resolved from null'}, as recorded"
     return ChatFormat(name, load_renderer(name, inputs.model_path), source)
 
 
@@ -204,7 +204,7 @@ def _grader_format(
     if name is None and "service" in kept and "train_on" not in kept:
         name = former_name(grader)  # of a run that began before it was recorded
     if name is not None:
-        return ChatFormat(name, load_renderer(name, grader), "resolved from null")
+        return ChatFormat(name, load_renderer(name, grader), "resolved from null, as recorded")
     fallback = of_base if grader == inputs.model_path else None
     return choose_format(None, grader, key="evaluation.grader_model", fallback=fallback)
 
