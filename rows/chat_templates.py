@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
 
 LIMIT_S = 5.0  # for all that is asked of one template
+CALLED, CALL_ID = "look_up", "functions.look_up:0"
 NUM_SHOWN = 40  # characters of a difference, on each side
 
 QUESTION = "Which colour has a clear sky?"
@@ -107,9 +108,18 @@ def read_template(tokenizer: Any) -> Template:
 
 def _apply(tokenizer: Any, probe: Probe) -> list[int]:
     messages: list[dict[str, Any]] = [dict(message) for message in probe.messages]
-    if probe.call is not None:
-        function = {"name": "look_up", "arguments": dict(probe.call)}
-        messages[-1]["tool_calls"] = [{"type": "function", "function": function}]
+    if probe.call is None:
+        return _applied(tokenizer, messages, probe)
+    function: dict[str, Any] = {"name": CALLED, "arguments": dict(probe.call)}
+    messages[-1]["tool_calls"] = [{"type": "function", "id": CALL_ID, "function": function}]
+    try:
+        return _applied(tokenizer, messages, probe)
+    except TypeError:  # of a template that adds the arguments to its text, and takes them as text
+        function["arguments"] = json.dumps(function["arguments"])
+        return _applied(tokenizer, messages, probe)
+
+
+def _applied(tokenizer: Any, messages: list[dict[str, Any]], probe: Probe) -> list[int]:
     return list(
         tokenizer.apply_chat_template(
             messages,
@@ -156,8 +166,8 @@ def write_probe(renderer: Renderer, probe: Probe) -> list[int]:
 
     messages = [Message(role=one["role"], content=one["content"]) for one in probe.messages]
     if probe.call is not None:
-        function = ToolCall.FunctionBody(name="look_up", arguments=json.dumps(dict(probe.call)))
-        messages[-1]["tool_calls"] = [ToolCall(function=function)]
+        function = ToolCall.FunctionBody(name=CALLED, arguments=json.dumps(dict(probe.call)))
+        messages[-1]["tool_calls"] = [ToolCall(function=function, id=CALL_ID)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a system turn beside a format's own
         if probe.is_prompt:

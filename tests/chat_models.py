@@ -105,9 +105,23 @@ R1_TEMPLATE = """\
 {%- endif %}
 {%- endfor %}
 {{- "<\uff5cAssistant\uff5c><think>\n" if add_generation_prompt }}"""
-DEEPSEEK31_TEMPLATE = R1_TEMPLATE.replace(
-    '<\uff5cAssistant\uff5c>" ~', '<\uff5cAssistant\uff5c></think>" ~'
-).replace("<think>\n", "</think>")
+# With calls whose arguments it takes as text.
+DEEPSEEK31_TEMPLATE = (
+    R1_TEMPLATE.replace(
+        "~ eos_token }}",
+        """}}
+{%- for call in message.tool_calls or [] %}
+{{- "<\uff5ctool\u2581calls\u2581begin\uff5c>" if loop.first }}
+{{- "<\uff5ctool\u2581call\u2581begin\uff5c>" + call.function.name }}
+{{- "<\uff5ctool\u2581sep\uff5c>" }}
+{{- call.function.arguments + "<\uff5ctool\u2581call\u2581end\uff5c>" }}
+{{- "<\uff5ctool\u2581calls\u2581end\uff5c>" if loop.last }}
+{%- endfor %}
+{{- eos_token }}""",
+    )
+    .replace('<\uff5cAssistant\uff5c>" ~', '<\uff5cAssistant\uff5c></think>" ~')
+    .replace("<think>\n", "</think>")
+)
 # Qwen3.5: content is trimmed, the prompt opens the block, and calls are in XML.
 QWEN35_TEMPLATE = (
     QWEN3_TEMPLATE.replace(CALLS, "")

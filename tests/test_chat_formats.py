@@ -176,7 +176,8 @@ def on_hub() -> Iterator[Any]:
     names: list[str] = []
 
     def put(name: str, shape: str) -> str:
-        register_tokenizer(name, lambda: make_tokenizer(SHAPES[shape]))
+        tokenizer: Any = make_tokenizer(SHAPES[shape])
+        register_tokenizer(name, lambda: tokenizer)
         names.append(name)
         return name
 
@@ -398,10 +399,8 @@ def test_a_tokenizer_without_any_special_token(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='"renderer_name": "role_colon"'):
         choose_format(None, str(tmp_path / "none"))
     assert choose_format("role_colon", str(tmp_path / "none")).name == "role_colon"
-    tokenizer.chat_template = SHAPES["a base model's `User:`, `Assistant:`"].template
-    tokenizer.chat_template = tokenizer.chat_template.replace(
-        "bos_token if loop.first", '"" if true'
-    )
+    template = str(SHAPES["a base model's `User:`, `Assistant:`"].template)
+    tokenizer.chat_template = template.replace("bos_token if loop.first", '"" if true')
     tokenizer.save_pretrained(tmp_path / "colon")
     assert choose_format(None, str(tmp_path / "colon")).name == "role_colon"
 
