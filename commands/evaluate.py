@@ -65,7 +65,7 @@ def evaluate_checkpoints(
     from ledger.references import find_subjects, recorded_subjects
     from loop.planning.inputs import read_eval_inputs
     from loop.planning.manifest import with_model_files
-    from loop.planning.page import describe_tasks
+    from loop.planning.page import describe_formats, describe_tasks
     from loop.planning.plan import make_plan
     from loop.reports.comparison import compare, gate_for, write_comparison
     from loop.reports.progress import Progress
@@ -85,11 +85,11 @@ def evaluate_checkpoints(
     begun_on = "embedded" if any(s.service == "embedded" for s in subjects) else None
     choice = choose_place(args, settings, session, begun_on)
     inputs = read_eval_inputs(loaded, settings.model_dir)
-    renderer_name = common_renderer(subjects, inputs)
-    plan = make_plan(inputs, {"renderer_name": renderer_name})
+    name = common_renderer(subjects, inputs)
+    plan = make_plan(inputs, {"renderer_name": name} if any(s.renderer for s in subjects) else None)
     gate = gate_for(plan.gate, len(subjects))
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
-    lines += [describe_resolution(gate, inputs.scored_sizes), f"renderer: {plan.renderer_name}"]
+    lines += [describe_resolution(gate, inputs.scored_sizes), *describe_formats(plan)]
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
     if args.dry_run:
         say(json.dumps({"dry_run": True, "plan": lines}) if args.json else "\n".join(lines))

@@ -99,13 +99,26 @@ class Topics:
     topics: list[TopicReport]
 
 
+_TrainOn = Literal[
+    "last_assistant_message",
+    "last_assistant_turn",
+    "all_assistant_messages",
+    "all_messages",
+    "all_tokens",
+    "all_user_and_system_messages",
+]
+
+
 @dataclass(frozen=True)
 class _Values:
     renderer_name: str
     learning_rate: float
     warmup_steps: Count
     service: Literal["embedded", "compatible", "tinker"]
-    steps_per_round: Annotated[int, Field(ge=1)] | None = None  # older runs have it in the config
+    # Older runs have not recorded the following.
+    train_on: _TrainOn | None = None
+    grader_renderer_name: str | None = None
+    steps_per_round: Annotated[int, Field(ge=1)] | None = None  # it is in their config
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from errors import ConfigError, DataError
+from errors import DataError
+from rows.chat_formats import resolve_train_on
 from rows.control_tokens import Guarded, guard
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable
-from rows.turns import CLOSE, chat_format_of, turns_of
+from rows.turns import CLOSE, abilities_of, turns_of
 
 if TYPE_CHECKING:
     import tinker
@@ -69,25 +70,13 @@ class Rendering:
     def __init__(
         self, renderer: Renderer, max_seq_length: int, train_on: str | None = None
     ) -> None:
-        from tinker_cookbook.renderers import TrainOnWhat
-
         self._renderer = renderer
-        self._format = chat_format_of(renderer)
+        self._abilities = abilities_of(renderer)
         tokenizer = renderer.tokenizer
         self._tokenizer = tokenizer if isinstance(tokenizer, Guarded) else guard(renderer)
         self._stops = [one for one in renderer.get_stop_sequences() if isinstance(one, str)]
         self._max_seq_length = max_seq_length
-        # Renderers that drop earlier reasoning cannot train all turns in one pass: the prefix that
-        # earlier turns were trained on is one that sampling never produces.
-        can_train_all = renderer.has_extension_property
-        if train_on == TrainOnWhat.ALL_ASSISTANT_MESSAGES and not can_train_all:
-            raise ConfigError(
-                "data.train_on is all_assistant_messages, and the chat format drops the reasoning "
-                "of earlier turns, so they would be trained on what sampling never sees. Set it to "
-                "last_assistant_message, or choose another renderer_name."
-            )
-        default = "all_assistant_messages" if can_train_all else "last_assistant_message"
-        self.train_on_what = TrainOnWhat(train_on or default)
+        self.train_on_what = resolve_train_on(renderer, train_on)
         self._tables: list[ExampleTable] = []
         self._kept: OrderedDict[str, RenderedExample] = OrderedDict()
 
@@ -171,9 +160,9 @@ class Rendering:
         if any(one.calls for one in answers[:-1]) and not self._trains_earlier:
             yield "calls without loss"
         has_thought = answers[-1].reasoning is not None or CLOSE in answers[-1].content
-        if self._format.invents_thought and not has_thought:
+        if self._abilities.invents_thought and not has_thought:
             yield "invented thought"
-        elif has_thought and self._format.takes_reasoning:
+        elif has_thought and self._abilities.takes_reasoning:
             yield "reasoning"
         if any(self._tokenizer.controls_in(one.content) for one in example.messages):
             yield "control tokens"
@@ -209,12 +198,12 @@ class Rendering:
 
         Raises `ValueError` where the chat format cannot express the conversation.
         """
-        turns = turns_of(example, self._renderer, self._format)
+        turns = turns_of(example, self._renderer, self._abilities)
         self._refuse_control_tokens(example)
         turns = _until_trained(turns, self.train_on_what)
         messages = [message for message, _ in turns]
         trained = _weights_of(turns, self.train_on_what)
-        if trained is None and not (self._format.has_prefill and self._trains_earlier):
+        if trained is None and not (self._abilities.has_prefill and self._trains_earlier):
             return self._renderer.build_supervised_example(
                 messages,  # pyright: ignore[reportArgumentType]
                 train_on_what=self.train_on_what,

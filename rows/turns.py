@@ -24,7 +24,7 @@ _TOOL = {"name": "probe_tool", "description": "d", "parameters": {"type": "objec
 
 
 @dataclass(frozen=True)
-class ChatFormat:
+class Abilities:
     """What a renderer writes of what a message may hold."""
 
     takes_tools: bool
@@ -34,7 +34,7 @@ class ChatFormat:
     has_prefill: bool  # its prompt ends with tokens of the answer's own rendering
 
 
-def chat_format_of(renderer: Renderer) -> ChatFormat:
+def abilities_of(renderer: Renderer) -> Abilities:
     """Ask a renderer what it can express."""
     from tinker_cookbook.renderers.qwen3 import Qwen3InstructRenderer
 
@@ -43,7 +43,7 @@ def chat_format_of(renderer: Renderer) -> ChatFormat:
     reasoned = _said(renderer, [_ASKED, {"role": "assistant", "content": parts}]) or ""
     if isinstance(renderer, Qwen3InstructRenderer):
         reasoned = ""  # it writes the tags, but no model whose format this is has seen them
-    return ChatFormat(
+    return Abilities(
         takes_tools=_takes_tools(renderer),
         takes_reasoning="zyx" in reasoned,
         reads_think_tags=all(tag in reasoned for tag in (OPEN, CLOSE)),
@@ -88,19 +88,19 @@ def _has_prefill(renderer: Renderer) -> bool:
 
 
 def turns_of(
-    example: Example, renderer: Renderer, chat_format: ChatFormat
+    example: Example, renderer: Renderer, abilities: Abilities
 ) -> list[tuple[dict[str, Any], float | None]]:
     """The cookbook's messages of an example, each with its weight.
 
     Raises `ValueError` with the reason for what the chat format cannot express.
     """
-    turns = [(_turn_of(message, chat_format), message.weight) for message in example.messages]
+    turns = [(_turn_of(message, abilities), message.weight) for message in example.messages]
     uses_tools = example.tools is not None or any(
         message.calls or message.role == "tool" for message in example.messages
     )
     if not uses_tools:
         return turns
-    if not chat_format.takes_tools:
+    if not abilities.takes_tools:
         raise ValueError(
             "it has tools or calls of them, which this chat format cannot write; choose a "
             "renderer_name that can (the qwen3 family), or leave such rows out"
@@ -122,7 +122,7 @@ def _tools_prefix(renderer: Renderer, tools: Sequence[Any], system: str) -> list
         raise ValueError(f"a tool has no {missing}, which this chat format writes") from None
 
 
-def _turn_of(message: Message, chat_format: ChatFormat) -> dict[str, Any]:
+def _turn_of(message: Message, abilities: Abilities) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.role == "tool":
         turn |= {} if message.name is None else {"name": message.name}
@@ -131,7 +131,7 @@ def _turn_of(message: Message, chat_format: ChatFormat) -> dict[str, Any]:
     if message.role != "assistant":
         return turn
     reasoning, content = message.reasoning, message.content
-    if chat_format.reads_think_tags and (OPEN in content or CLOSE in content):
+    if abilities.reads_think_tags and (OPEN in content or CLOSE in content):
         inline, content = split_thought(content)
         if reasoning is not None and inline is not None:
             raise ValueError("an answer has its reasoning twice, as a field and in its text")
@@ -139,7 +139,7 @@ def _turn_of(message: Message, chat_format: ChatFormat) -> dict[str, Any]:
         if not content.strip() and not message.calls:
             raise ValueError("an answer is reasoning alone")
     if reasoning is not None:
-        if not chat_format.takes_reasoning:
+        if not abilities.takes_reasoning:
             raise ValueError("it reasons, and this chat format has no place for reasoning")
         turn["content"] = [{"type": "thinking", "thinking": reasoning}]
         turn["content"] += [{"type": "text", "text": content}] if content else []

@@ -47,7 +47,7 @@ NUM_FILES = {
     "loop.planning": 14,
     "loop.reports": 5,
     "loop.rounds": 13,
-    "rows": 15,
+    "rows": 16,
     "scores": 10,
     "services": 7,
     "settings": 4,

@@ -235,7 +235,7 @@ def make_models(folder: Path, model_dir: Path) -> None:
     """Model directories that lack something, or hold nonsense."""
     good = json.loads((model_dir / "config.json").read_text())
     untyped = {key: value for key, value in good.items() if key != "model_type"}
-    tokenizer = ("tokenizer.json", "tokenizer_config.json")
+    tokenizer = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for name, config in (
         ("no_sizes", {"model_type": "llama"}),
         ("odd_sizes", {**untyped, "hidden_size": "32"}),

@@ -16,7 +16,7 @@ import rows.rendering as rendering_module
 from conftest import REPO
 from data_loader import LoadedData, clean_split, load_examples, split_validation
 from errors import ConfigError, DataError
-from rows.chat_formats import load_renderer, load_tokenizer, resolve_renderer_name
+from rows.chat_formats import load_renderer, load_tokenizer
 from rows.contamination import EvalText, EvalTexts
 from rows.examples import Example, ExampleTable, Message
 from rows.quality import Filters, bands_for, jaccard, near_duplicates, phrases
@@ -281,21 +281,9 @@ def test_too_long_rows_are_cut_and_counted_and_dropped_when_no_answer_is_left(
         rendering.render_all(table([long_question]))
 
 
-@pytest.mark.parametrize(("fixture", "renderer"), [("llama_dir", "llama3"), ("qwen_dir", "qwen3")])
-def test_renderer_of_a_directory_follows_its_tokenizer(
-    request: pytest.FixtureRequest, fixture: str, renderer: str
-) -> None:
-    assert resolve_renderer_name(None, str(request.getfixturevalue(fixture))) == renderer
-
-
-def test_renderer_of_a_hub_model_is_the_recommended_one_or_refused() -> None:
-    assert resolve_renderer_name(None, "meta-llama/Llama-3.1-8B-Instruct") == "llama3"
-    with pytest.raises(ConfigError, match="cookbook recommends no renderer"):
-        resolve_renderer_name(None, "nobody/nothing-1b")
-
-
 @pytest.mark.parametrize(
-    ("name", "part"), [("llama4", "'llama4' cannot be used"), ("qwen3", "lacks special tokens")]
+    ("name", "part"),
+    [("llama4", "'llama4' cannot be used"), ("qwen3", "its tokenizer lacks <.im_start.>")],
 )
 def test_renderers_that_cannot_work_are_refused(llama_dir: Path, name: str, part: str) -> None:
     with pytest.raises(ConfigError, match=part):

@@ -25,6 +25,7 @@ from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import SampleScore, Score, value_to_float
 from inspect_ai.util._display import init_display_type
 from tinker_cookbook.eval.inspect_utils import InspectAPIFromTinkerSampling
+from tinker_cookbook.model_info import get_recommended_renderer_name
 from tinker_cookbook.renderers import Message, get_renderer
 from tinker_cookbook.supervised.data import conversation_to_datum
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -34,7 +35,6 @@ from config_schema import load_and_validate_config
 from conftest import REPO
 from evals import arithmetic, calibration, domain_qa, instruction_following, refusal
 from evals.calibration import Forecast
-from rows.chat_formats import resolve_renderer_name
 from simple_eval import GRADERS, grade_numeric, load_questions
 
 TASKS = {
@@ -564,7 +564,7 @@ def test_examples_are_valid_and_ask_at_all_three_layers(path: Path) -> None:
     benchmarks = {task for task in config.eval_tasks if config.layer_of(task) == 2}
     assert benchmarks <= set(config.evaluation.every)
     if (grader := config.evaluation.grader_model) is not None:
-        assert resolve_renderer_name(None, grader)  # a model that Tinker's cookbook knows
+        assert get_recommended_renderer_name(grader)  # a model that Tinker's cookbook knows
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

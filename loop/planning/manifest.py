@@ -31,6 +31,9 @@ def resolved_config(
         "config_file": str(plan.inputs.loaded.file.resolve()),
         "resolved": {
             "renderer_name": plan.renderer_name,
+            "chat_template": str(plan.chat_format.comparison or "not compared"),
+            "train_on": plan.rendering.train_on_what.value,
+            "grader_renderer_name": plan.grader_format and plan.grader_format.name,
             "learning_rate": plan.schedule.learning_rate,
             "warmup_steps": plan.schedule.warmup_steps,
             "steps_per_round": plan.steps.per_round or None,  # None: nothing is trained

@@ -97,8 +97,8 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     tokens, capacity; each resolved value with its source."""
     config = plan.config
     yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
-    source = "renderer_name" if config.renderer_name else "resolved from null"
-    yield f"renderer: {plan.renderer_name} ({source})"
+    yield from describe_formats(plan)
+    yield _describe_train_on(plan)
     dropped = [row for log in plan.dropped_in_rendering for row in log]
     if dropped:
         first = f"{dropped[0].file} line {dropped[0].line_no}: {dropped[0].reason}"
@@ -118,6 +118,21 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     yield hyperparam_utils.capacity_sentence(
         _lora_param_count(plan.inputs), num_loss_tokens, config.lora_rank
     )
+
+
+def describe_formats(plan: Plan) -> Iterator[str]:
+    """Yield the lines about the chat format, and the judge's."""
+    yield from plan.chat_format.lines()
+    if plan.grader_format is not None:
+        yield from (f"grader's {line}" for line in plan.grader_format.lines(is_trained=False))
+
+
+def _describe_train_on(plan: Plan) -> str:
+    value, given = plan.rendering.train_on_what.value, plan.config.data.train_on
+    source = "data.train_on" if given else "resolved from null"
+    if given is None and value != "all_assistant_messages":
+        source += ", since the chat format writes earlier answers otherwise than they are sampled"
+    return f"trained on: {value} ({source})"
 
 
 def _lora_param_count(inputs: Inputs) -> int | None:

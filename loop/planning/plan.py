@@ -29,14 +29,14 @@ from loop.planning.fitting import (
 )
 from loop.planning.inputs import Inputs, counted
 from loop.planning.steps import mining_of
-from rows.chat_formats import load_renderer, resolve_renderer_name
+from rows.chat_formats import ChatFormat, choose_format, former_name, load_renderer
 from rows.examples import DropLog
 from rows.rendering import RenderedTable, Rendering
 from scores.decision import Gate
 from simple_eval import SamplingSettings
 
 if TYPE_CHECKING:
-    from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.renderers import Renderer, TrainOnWhat
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,29 @@ class Plan:
     gate: Gate
     sampling: SamplingSettings
     max_seq_length: int  # that rows are cut at
-    renderer_name: str
-    renderer: Renderer
+    chat_format: ChatFormat
     rendering: Rendering
     train: RenderedTable
     pool: RenderedTable
     dropped_of_split: DropLog  # rows that `data.val_share` held out and that have no loss
-    grader_renderer: Renderer | None
+    grader_format: ChatFormat | None
     model_files: Mapping[str, str] | None = None  # sha256 by name, once a run is to begin
 
     @property
     def config(self) -> TrainingConfig:
         return self.inputs.config
+
+    @property
+    def renderer_name(self) -> str:
+        return self.chat_format.name
+
+    @property
+    def renderer(self) -> Renderer:
+        return self.chat_format.renderer
+
+    @property
+    def grader_renderer(self) -> Renderer | None:
+        return None if self.grader_format is None else self.grader_format.renderer
 
     @property
     def tasks(self) -> tuple[EvalTask, ...]:
@@ -140,13 +151,12 @@ def gate_of(config: TrainingConfig) -> Gate:
 def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     """Load the tokenizer, render all rows, and put the plan together."""
     config = inputs.config
-    name = (kept or {}).get("renderer_name") or config.renderer_name
-    renderer_name = resolve_renderer_name(name, inputs.model_path)
-    renderer = load_renderer(renderer_name, inputs.model_path)
-    limits, is_new = limits_of(inputs.model_dir), "learning_rate" not in (kept or {})
+    kept = kept or {}
+    chat_format = _chat_format(inputs, kept)
+    limits, is_new = limits_of(inputs.model_dir), "learning_rate" not in kept
     # A run that an older version began on rows beyond the context goes on with them cut there.
     max_seq_length = config.max_seq_length if is_new else limits.cut_at(config.max_seq_length)
-    rendering = Rendering(renderer, max_seq_length, config.data.train_on)
+    rendering = Rendering(chat_format.renderer, max_seq_length, _train_on(config, kept))
     train, pool = rendering.render_all(inputs.split.train), rendering.render_all(inputs.split.pool)
     tasks, dropped_of_split = _render_tasks(inputs.tasks, rendering)
     if config.data.on_bad_row == "stop":
@@ -154,14 +164,11 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
     _refuse_empty_sources(inputs, train)
     if is_new:
         tables = {"train_file": train, "mining.pool_file": pool}
+        renderer = chat_format.renderer
         _refuse_what_cannot_fit(limits, replace(inputs, tasks=tasks), rendering, renderer, tables)
     inputs = replace(inputs, tasks=tasks)
     if "train_file" in inputs.files:
-        inputs = inputs.with_rows(len(train.examples), kept or {})
-    grader, grader_renderer = inputs.grader_path, None
-    if grader is not None:
-        format_name = resolve_renderer_name(None, grader, key="evaluation.grader_model")
-        grader_renderer = load_renderer(format_name, grader)
+        inputs = inputs.with_rows(len(train.examples), kept)
     return Plan(
         inputs=inputs,
         config_hash=config_schema.config_hash(config),
@@ -174,14 +181,49 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
             concurrency=config.evaluation.concurrency,
         ),
         max_seq_length=max_seq_length,
-        renderer_name=renderer_name,
-        renderer=renderer,
+        chat_format=chat_format,
         rendering=rendering,
         train=train,
         pool=pool,
         dropped_of_split=dropped_of_split,
-        grader_renderer=grader_renderer,
+        grader_format=_grader_format(inputs, chat_format, kept),
     )
+
+
+def _chat_format(inputs: Inputs, kept: Mapping[str, Any]) -> ChatFormat:
+    """The chat format as a run began, which is not compared or refused again, or chosen now."""
+    explicit = inputs.config.renderer_name
+    if (name := kept.get("renderer_name")) is None:
+        return choose_format(explicit, inputs.model_path)
+    source = f"{'renderer_name' if explicit else 'resolved from null'}, as recorded"
+    return ChatFormat(name, load_renderer(name, inputs.model_path), source)
+
+
+def _train_on(config: TrainingConfig, kept: Mapping[str, Any]) -> TrainOnWhat | str | None:
+    """Which messages carry loss: what a run that goes on began with is refused no more."""
+    from tinker_cookbook.renderers import TrainOnWhat
+
+    recorded = kept.get("train_on") or config.data.train_on
+    if kept.get("renderer_name") is None or recorded is None:
+        return config.data.train_on
+    return TrainOnWhat(recorded)
+
+
+def _grader_format(
+    inputs: Inputs, of_base: ChatFormat, kept: Mapping[str, Any]
+) -> ChatFormat | None:
+    """The judge's own format, or what the run began with. The untouched model as its own judge has
+    what it is trained with, where it has no chat template to go by."""
+    grader = inputs.grader_path
+    if grader is None:
+        return None
+    name = kept.get("grader_renderer_name")
+    if name is None and "service" in kept and "train_on" not in kept:
+        name = former_name(grader)  # of a run that began before it was recorded
+    if name is not None:
+        return ChatFormat(name, load_renderer(name, grader), "resolved from null, as recorded")
+    fallback = of_base if grader == inputs.model_path else None
+    return choose_format(None, grader, key="evaluation.grader_model", fallback=fallback)
 
 
 def _render_tasks(
