@@ -91,10 +91,8 @@ class TrainingConfig(Settings):
     )
     renderer_name: Name | None = Field(
         default=None,
-        description=(
-            "chat format, a renderer of the cookbook; null: the known one that agrees with the "
-            "model's chat template, else the nearest with its difference shown"
-        ),
+        description="chat format, a renderer of the cookbook; null: the known one that agrees with "
+        "the model's chat template, else the nearest with its difference shown",
     )
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="seed of adapter, data order, selection and sampling"

@@ -92,6 +92,8 @@ class Guarded:
 
 def guard(renderer: Renderer) -> Guarded:
     """Let a renderer keep the text of messages apart from its markers; returns its tokenizer."""
+    if isinstance(renderer.tokenizer, Guarded):
+        return renderer.tokenizer
     tokenizer = Guarded(renderer.tokenizer, _controls_of(renderer))
     render = renderer.render_message
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import DataError
 from rows.chat_formats import resolve_train_on
-from rows.control_tokens import Guarded, guard
+from rows.control_tokens import guard
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable
 from rows.turns import CLOSE, abilities_of, turns_of
 
@@ -72,8 +72,7 @@ class Rendering:
     ) -> None:
         self._renderer = renderer
         self._abilities = abilities_of(renderer)
-        tokenizer = renderer.tokenizer
-        self._tokenizer = tokenizer if isinstance(tokenizer, Guarded) else guard(renderer)
+        self._tokenizer = guard(renderer)
         self._stops = [one for one in renderer.get_stop_sequences() if isinstance(one, str)]
         self._max_seq_length = max_seq_length
         self.train_on_what = resolve_train_on(renderer, train_on)

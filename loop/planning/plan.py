@@ -30,6 +30,7 @@ from loop.planning.fitting import (
 from loop.planning.inputs import Inputs, counted
 from loop.planning.steps import mining_of
 from rows.chat_formats import ChatFormat, choose_format, former_name, load_renderer
+from rows.control_tokens import guard
 from rows.examples import DropLog
 from rows.rendering import RenderedTable, Rendering
 from scores.decision import Gate
@@ -167,6 +168,9 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
         renderer = chat_format.renderer
         _refuse_what_cannot_fit(limits, replace(inputs, tasks=tasks), rendering, renderer, tables)
     inputs = replace(inputs, tasks=tasks)
+    grader_format = _grader_format(inputs, chat_format, kept)
+    if grader_format is not None:
+        guard(grader_format.renderer)
     if "train_file" in inputs.files:
         inputs = inputs.with_rows(len(train.examples), kept)
     return Plan(
@@ -186,7 +190,7 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
         train=train,
         pool=pool,
         dropped_of_split=dropped_of_split,
-        grader_format=_grader_format(inputs, chat_format, kept),
+        grader_format=grader_format,
     )
 
 
