@@ -78,7 +78,7 @@ Sources = Annotated[
 
 ROW_FIELDS = (
     *("messages", "conversations", "instruction", "input", "output", "prompt", "completion"),
-    *("system", "topic"),
+    *("system", "topic", "context", "history", "reasoning", "tools", "weight"),
 )
 
 
