@@ -221,9 +221,12 @@ def _found(
         if recommended and name != recommended[0]:
             source += f"; the cookbook recommends {recommended[0]} for this name"
         found = ChatFormat(name, renderer, source, comparison)
-        if comparison.agrees:
+        if comparison.agrees_in_all:
             return found
         others.append(found)
+    for one in others:
+        if one.comparison is not None and one.comparison.agrees:
+            return one
     if (near := next((o for o in others if o.is_near), None)) is not None:
         return near
     others.sort(key=lambda one: -(one.comparison.num_same if one.comparison else 0))

@@ -39,6 +39,7 @@ class Probe(NamedTuple):
     name: str
     messages: tuple[Mapping[str, str], ...]
     call: Mapping[str, str] | None = None  # arguments of a tool that the last message calls
+    reasoning: str = ""  # before each answer
 
     @property
     def is_prompt(self) -> bool:
@@ -59,7 +60,8 @@ DECISIVE = (PROMPT, SECOND_PROMPT, CONVERSATION)
 SYSTEM = Probe("a prompt with a system turn", (_SYSTEM, *TWO_TURNS[:1]))
 SPACES = Probe("white space around a question", ({"role": "user", "content": f"\n {QUESTION} \n"},))
 CALL = Probe("a tool call", TWO_TURNS[:2], {"place": "Rome"})
-FURTHER = (SYSTEM, SPACES, CALL)
+REASONING = Probe("reasoning", TWO_TURNS, reasoning="I thought of it.")
+FURTHER = (SYSTEM, SPACES, CALL, REASONING)
 
 
 class _TimeIsUp(BaseException):
@@ -108,6 +110,9 @@ def read_template(tokenizer: Any) -> Template:
 
 def _apply(tokenizer: Any, probe: Probe) -> list[int]:
     messages: list[dict[str, Any]] = [dict(message) for message in probe.messages]
+    if probe.reasoning:
+        for message in messages[1::2]:  # by the names that templates know it by
+            message["reasoning_content"] = message["thinking"] = probe.reasoning
     if probe.call is None:
         return _applied(tokenizer, messages, probe)
     function: dict[str, Any] = {"name": CALLED, "arguments": dict(probe.call)}
@@ -162,9 +167,13 @@ def _stopped_at(ends_at: float, work: Callable[[], list[int]]) -> Future[list[in
 
 def write_probe(renderer: Renderer, probe: Probe) -> list[int]:
     """The tokens that a renderer writes for a probe: to sample from, or to train on."""
-    from tinker_cookbook.renderers import Message, ToolCall
+    from tinker_cookbook.renderers import Message, TextPart, ThinkingPart, ToolCall
 
     messages = [Message(role=one["role"], content=one["content"]) for one in probe.messages]
+    if probe.reasoning:
+        for one, message in zip(probe.messages[1::2], messages[1::2], strict=True):
+            thinking = ThinkingPart(type="thinking", thinking=probe.reasoning)
+            message["content"] = [thinking, TextPart(type="text", text=one["content"])]
     if probe.call is not None:
         function = ToolCall.FunctionBody(name=CALLED, arguments=json.dumps(dict(probe.call)))
         messages[-1]["tool_calls"] = [ToolCall(function=function, id=CALL_ID)]
@@ -270,6 +279,11 @@ class Comparison:
         return self.template.is_known and self.first is None
 
     @property
+    def agrees_in_all(self) -> bool:
+        """Also in what tells the renderers of one family apart."""
+        return self.agrees and not {CALL.name, REASONING.name} & self.differences.keys()
+
+    @property
     def num_same(self) -> int:
         """Tokens that are the same at the start of the decisive probes: how near it comes."""
         return sum(
@@ -300,16 +314,16 @@ class Comparison:
         """What is known beyond the decisive probes."""
         if self.is_cut_by_prefill:
             yield "an answer is cut into tokens as it is sampled, after what the prompt has of it"
-        for probe in (SYSTEM, CALL):
+        for probe in (SYSTEM, CALL, REASONING):
             if probe.name in self.template.refused:
                 yield f"{probe.name}: {self.template.refused[probe.name]}"
         if self.agrees and SYSTEM.name in self.differences:
             yield f"{SYSTEM.name} differs: {self.differences[SYSTEM.name]}"
         if PROMPT.name in self.differences and SYSTEM.name in self._equal:
             yield f"equal in {SYSTEM.name}"
-        others = [p.name for p in (SPACES, CALL) if p.name in self.differences]
+        others = [p.name for p in (SPACES, CALL, REASONING) if p.name in self.differences]
         if self.agrees and others:
-            yield f"{' and '.join(others)} {'are' if others[1:] else 'is'} written otherwise"
+            yield f"written otherwise: {', '.join(others)}"
 
     @property
     def _equal(self) -> set[str]:
@@ -331,9 +345,12 @@ def compare(template: Template, renderer: Renderer, tokenizer: Any) -> Compariso
             if probe in DECISIVE:
                 raise
             continue
-        theirs = template.tokens[probe.name]
-        if probe.call is None or probe.end in text_of(tokenizer, theirs):
-            pairs[probe.name] = _pair(theirs, ours, probe, tokenizer)
+        pair = _pair(template.tokens[probe.name], ours, probe, tokenizer)
+        if probe in (CALL, REASONING):  # by their text, which a prompt may end inside of
+            shown = probe.end if probe.call else probe.reasoning
+            if shown not in text_of(tokenizer, pair.theirs) or _is_same_text(pair, tokenizer):
+                continue
+        pairs[probe.name] = pair
     differences = {
         name: difference
         for name, pair in pairs.items()
@@ -343,12 +360,7 @@ def compare(template: Template, renderer: Renderer, tokenizer: Any) -> Compariso
     is_same = bool(decisive) and all(pair.parts_before(QUESTION, tokenizer) for pair in decisive)
     is_cut = _is_cut(pairs, differences, tokenizer)
     if is_cut:
-        differences = {
-            name: found
-            for name, found in differences.items()
-            if name not in (CONVERSATION.name, CALL.name)
-            or not _is_same_text(pairs[name], tokenizer)
-        }
+        del differences[CONVERSATION.name]
     return Comparison(template, differences, is_same, is_cut)
 
 

@@ -183,6 +183,52 @@ KIMI_TEMPLATE = """\
 {%- endfor %}
 {{- "<|im_assistant|>assistant<|im_middle|>" if add_generation_prompt }}"""
 
+KIMI25_TEMPLATE = KIMI_TEMPLATE.replace('assistant<|im_middle|>"', 'assistant<|im_middle|><think>"')
+# A turn ends where the next one begins; reasoning stays where it is.
+GLM_TEMPLATE = """\
+{{- "[gMASK]<sop><|system|>Reasoning Effort: Max" }}
+{%- for message in messages %}
+{{- "<|" ~ message.role ~ "|>" }}
+{%- if message.role == "assistant" %}
+{{- "<think>" ~ (message.reasoning_content or "") ~ "</think>" ~ (message.content | trim) }}
+{%- for call in message.tool_calls or [] %}
+{{- "<tool_call>" ~ call.function.name }}
+{%- for name, value in call.function.arguments.items() %}
+{{- "<arg_key>" ~ name ~ "</arg_key><arg_value>" ~ value ~ "</arg_value>" }}
+{%- endfor %}
+{{- "</tool_call>" }}
+{%- endfor %}
+{%- else %}
+{{- message.content }}
+{%- endif %}
+{%- endfor %}
+{{- "<|assistant|><think>" if add_generation_prompt }}"""
+# There is always a system turn, and an answer always has a block (Ultra's ends without line breaks).
+NEMOTRON_TEMPLATE = """\
+{%- if messages[0].role != "system" %}
+{{- "<|im_start|>system\n<|im_end|>\n" }}
+{%- endif %}
+{%- for message in messages %}
+{{- "<|im_start|>" ~ message.role ~ "\n" }}
+{%- if message.role == "assistant" and message.reasoning_content and loop.last %}
+{{- "<think>\n" ~ message.reasoning_content ~ "\n</think>\n" }}
+{%- elif message.role == "assistant" and message.reasoning_content %}
+{{- "<think></think>\n" }}
+{%- elif message.role == "assistant" %}
+{{- "<think></think>" }}
+{%- endif %}
+{{- message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- "\n<tool_call>\n<function=" ~ call.function.name ~ ">\n" }}
+{%- for name, value in call.function.arguments.items() %}
+{{- "<parameter=" ~ name ~ ">\n" ~ value ~ "\n</parameter>\n" }}
+{%- endfor %}
+{{- "</function>\n</tool_call>\n" }}
+{%- endfor %}
+{{- "<|im_end|>\n" }}
+{%- endfor %}
+{{- "<|im_start|>assistant\n<think>\n" if add_generation_prompt }}"""
+
 CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
 DEEPSEEK_TOKENS = [
     f"<\uff5c{name}\uff5c>"
@@ -192,6 +238,8 @@ HARMONY_TOKENS = [
     f"<|{name}|>" for name in ("start", "channel", "message", "end", "return", "call", "constrain")
 ]
 KIMI_TOKENS = [f"<|im_{name}|>" for name in ("system", "user", "assistant", "middle", "end")]
+GLM_ROLES = [f"<|{name}|>" for name in ("system", "user", "assistant", "observation")]
+GLM_TOKENS = ["<|endoftext|>", "[gMASK]", "<sop>", *GLM_ROLES]
 GEMMA_TOKENS = ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
 THINK = ["<think>", "</think>"]
 
@@ -225,6 +273,10 @@ SHAPES: dict[str, Shape] = {
     "DeepSeek-V3.1": Shape(DEEPSEEK31_TEMPLATE, DEEPSEEK_TOKENS, THINK, BOS, EOS),
     "gpt-oss": Shape(HARMONY_TEMPLATE, HARMONY_TOKENS, [], None, "<|return|>"),
     "Kimi-K2-Thinking": Shape(KIMI_TEMPLATE, KIMI_TOKENS, THINK, None, "<|im_end|>"),
+    "Kimi-K2.5": Shape(KIMI25_TEMPLATE, KIMI_TOKENS, THINK, None, "<|im_end|>"),
+    "GLM-5.3": Shape(GLM_TEMPLATE, GLM_TOKENS, THINK, None, "<|endoftext|>"),
+    "Nemotron 3 Nano, Super": _qwen(NEMOTRON_TEMPLATE, THINK),
+    "Nemotron 3 Ultra": _qwen(re.sub("\n?</think>\n", "</think>", NEMOTRON_TEMPLATE), THINK),
     "Gemma 2": Shape(GEMMA_TEMPLATE, GEMMA_TOKENS, [], "<bos>", "<eos>"),
     "a base model's `User:`, `Assistant:`": _llama(ROLE_COLON_TEMPLATE),
 }
