@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from errors import DataError
 from rows.contamination import EvalTexts
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Message, Record, make_record
+from rows.places import first_words
 from rows.quality import Filters, near_duplicates
 from rows.sources import Row, Source, as_text, is_text, read_rows, sha256_of
 from rows.words import Words, cut, normalise, words_of
@@ -305,30 +306,36 @@ class CleanSplit(NamedTuple):
     train: ExampleTable
     pool: ExampleTable
     dropped: DropLog
+    similar: DropLog  # rows that are near an evaluation question, and trained on
 
 
 def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) -> CleanSplit:
-    """Drop what is held out from both, and from the pool what `train_file` has already.
+    """Drop what is held out from both, and from the pool what `train_file` has already; list what
+    is only similar.
 
     Raises `DataError` when nothing is left to train on.
     """
-    dropped = DropLog()
+    dropped, similar = DropLog(), DropLog()
 
     def keep(examples: ExampleTable, is_pool: bool) -> ExampleTable:
         kept = []
         for position, example in enumerate(examples):
-            hit = eval_texts.find_in(example.id, example.messages)
+            turns = [(message.role, message.content) for message in example.messages]
+            hit = eval_texts.find_in(example.id, turns)
             is_known = is_pool and example.id in train
             if hit is not None and not (is_known and hit.kind == "similar"):
                 row = DroppedRow(
                     example.source, example.line_no, hit.kind, hit.reason, hit.text, hit.other
                 )
-                dropped.append(row)
                 if hit.kind == "contaminated":
+                    dropped.append(row)
                     continue
+                similar.append(row)
             if is_known:
                 reason = "the same conversation stands in train_file"
-                dropped.append(DroppedRow(example.source, example.line_no, "duplicate", reason))
+                words = first_words(example)
+                row = DroppedRow(example.source, example.line_no, "duplicate", reason, words)
+                dropped.append(row)
                 continue
             kept.append(position)
         return examples.take(kept)
@@ -344,7 +351,7 @@ def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) 
             f"{train[0].source}: every row holds an evaluation question, so nothing is left to "
             "train on. Train on other rows than those that the evaluation asks."
         )
-    return CleanSplit(kept_train, kept_pool, dropped)
+    return CleanSplit(kept_train, kept_pool, dropped, similar)
 
 
 def split_validation(examples: ExampleTable, share: float) -> tuple[ExampleTable, ExampleTable]:

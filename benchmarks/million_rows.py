@@ -106,7 +106,7 @@ def read_eval_texts(folder: Path) -> Any:
     from rows.contamination import EvalText, EvalTexts
 
     questions = json.loads((folder / "questions.json").read_text())
-    return EvalTexts(EvalText("t", one["question"], (one["answer"],)) for one in questions)
+    return EvalTexts(EvalText("t", one["question"]) for one in questions)
 
 
 def by_loop(folder: Path, near: float | None = None) -> dict[str, int]:
@@ -147,7 +147,7 @@ def by_datasets(folder: Path) -> dict[str, int]:
         return True
 
     def is_clean(row: dict[str, Any]) -> bool:
-        hit = eval_texts.find_in("", record(row).messages)
+        hit = eval_texts.find_in("", [(m.role, m.content) for m in record(row).messages])
         return hit is None or hit.kind == "similar"
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:

@@ -8,7 +8,7 @@ import os
 
 from commands.boundary import Session
 from commands.opening import OpenedSettings, choose_place
-from errors import ConfigError, TokenizerError
+from errors import ConfigError, StorageError, TokenizerError
 from loop.planning.limits_file import load_limits
 from loop.reports.console import say
 
@@ -17,6 +17,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     """Check all that can be checked without a service or the network; say what could not be."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
     from loop.planning.inputs import read_inputs
+    from loop.planning.left_out import write_lists
     from loop.planning.page import (
         describe_inputs,
         describe_plan,
@@ -39,14 +40,24 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
         unchecked.append(str(error))
     inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
     lines += describe_inputs(inputs)
+    dropped = inputs.drop_logs
     try:
-        lines += describe_plan(make_plan(inputs, settings.kept))
+        plan = make_plan(inputs, settings.kept)
+        dropped += plan.dropped_in_rendering
+        lines += describe_plan(plan)
     except TokenizerError as error:
         if (
             settings.model_dir is not None
         ):  # a hub model's needs the network, a directory's has to be there
             raise
         unchecked.append(f"tokens and truncation: {error}")
+    if settings.store is None:  # a run has its lists
+        folder = settings.loaded.file.with_suffix(".plan")
+        try:
+            written = write_lists(folder, dropped, inputs.split.similar)
+            lines.append(f"lists: {', '.join(map(str, written))}")
+        except StorageError as error:
+            unchecked.append(f"the lists of dropped and similar rows: {error}")
     lines += schedule_table(inputs)
     unchecked += unchecked_without_service(choice)
     if args.json:

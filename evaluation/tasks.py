@@ -49,7 +49,7 @@ class EvalTask:
         """What must not be trained on."""
         if isinstance(self.work, QuestionTask):
             return tuple(
-                EvalText(self.name, question.question, question.answers)
+                EvalText(self.name, question.question, cluster=question.cluster)
                 for question in self.work.questions
             )
         return self.work.eval_texts

@@ -87,7 +87,8 @@ class Plan:
         for table in (self.train.examples, self.pool.examples):
             position = table.find(example_id)
             if position is not None:
-                hit = self.inputs.eval_texts.find_in(example_id, table[position].messages)
+                turns = [(message.role, message.content) for message in table[position].messages]
+                hit = self.inputs.eval_texts.find_in(example_id, turns)
                 return hit is None or hit.kind == "similar"
         return False
 
