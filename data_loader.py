@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from errors import DataError
 from rows.contamination import EvalTexts
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Message, Record, make_record
-from rows.places import first_words
+from rows.places import dropped_text, first_words
 from rows.quality import Filters, near_duplicates
 from rows.sources import Row, Source, as_text, is_text, read_rows, sha256_of
 from rows.words import Words, cut, normalise, words_of
@@ -344,12 +344,14 @@ def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) 
     if len(pool) and not len(kept_pool):
         raise DataError(
             f"{pool[0].source}: every row holds an evaluation question or stands in train_file, so "
-            "there is nothing to mine. Use another mining.pool_file, or leave it out."
+            f"there is nothing to mine (the last is {dropped_text(dropped[-1])}). Use another "
+            "mining.pool_file, or leave it out."
         )
     if not len(kept_train):
         raise DataError(
             f"{train[0].source}: every row holds an evaluation question, so nothing is left to "
-            "train on. Train on other rows than those that the evaluation asks."
+            f"train on (the first is {dropped_text(dropped[0])}). Train on other rows than those "
+            "that the evaluation asks."
         )
     return CleanSplit(kept_train, kept_pool, dropped, similar)
 
