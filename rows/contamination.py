@@ -36,6 +36,7 @@ from rows.words import OPERATORS, Words, cut
 MIN_CONTENT = 2  # of a whole turn that is the same but for small words,
 MIN_CLAUSE_CONTENT = 3  # and of a clause
 MIN_HELD = 4  # shorter questions only count when they are the whole turn
+MIN_HELD_CHARACTERS = 6  # instead of eight: "how many people live in France" has seven in Chinese
 MIN_HELD_ANYWHERE = 8  # shorter ones only from and to the end of a clause
 MIN_LONG = 20  # shorter near copies are as often another question as the same one
 RUN = 8  # words in a row that count as a long question's own
@@ -119,7 +120,11 @@ class EvalTexts:
         for question in compared:
             if len(question.content) >= MIN_CONTENT * question.scale:
                 self._same[question.content].append(question)
-        held = [one for one in compared if len(one.units) >= MIN_HELD * one.scale]
+        held = [
+            one
+            for one in compared
+            if len(one.units) >= (MIN_HELD if one.scale == 1 else MIN_HELD_CHARACTERS)
+        ]
         self._held_lengths = _lengths((one.units for one in held), MIN_HELD)
         in_clause = (one for one in held if len(one.content) >= MIN_CLAUSE_CONTENT * one.scale)
         self._clause_lengths = _lengths((one.content for one in in_clause), MIN_CLAUSE_CONTENT)
