@@ -366,7 +366,8 @@ def shares_dropped(world: World, find: Finder, rng: random.Random) -> dict[str, 
         if name in ("siblings", "others"):
             rows += [is_wrong for _, is_wrong in made]
             kept += left
-    shares["noise"] = 100 * (statistics.mean(kept or [0]) - statistics.mean(rows))
+    if kept:
+        shares["noise"] = 100 * (statistics.mean(kept) - statistics.mean(rows))
     return shares
 
 
@@ -446,7 +447,7 @@ def worlds_table(
         new = of_rule["new"]
         if new["exact"] < 100 or new["embedded"] < 95:
             yield f"{name}: copies are missed"
-        if abs(new["noise"]) > 1:
+        if abs(new.get("noise", 0)) > 1:
             yield f"{name}: the share of wrong answers moves by {new['noise']:.1f} points"
 
 

@@ -24,6 +24,7 @@ from rapidfuzz.distance import Levenshtein
 from rows.units import (
     Clauses,
     clauses_of,
+    content_of,
     deciding,
     have_same_names,
     is_unspaced,
@@ -82,12 +83,6 @@ class _Question(NamedTuple):
     is_long: bool
 
 
-class _Turn(NamedTuple):
-    text: str
-    units: Words
-    content: Words
-
-
 class _Found(NamedTuple):
     """A rule that a turn was found by, and the question; `is_copy` where that one is asked."""
 
@@ -120,6 +115,7 @@ class EvalTexts:
         for question in compared:
             if len(question.content) >= MIN_CONTENT * question.scale:
                 self._same[question.content].append(question)
+        self._rarest = _rarest(self._same)  # nothing has a question's content without one of them
         held = [
             one
             for one in compared
@@ -141,10 +137,11 @@ class EvalTexts:
             return Hit("contaminated", reason, cut(messages[-1][1]), cut(messages[-1][1]))
         similar: Hit | None = None
         for role, content in messages:
+            units = units_of(content)
             if role == "user":
-                found = self._find_in_turn(_Turn(content, *read_units(content)))
+                found = self._find_in_turn(content, units)
             else:
-                found = self._find_in_reply(_Turn(content, units_of(content), ()))
+                found = self._shared(units, is_user=False) if self._has_start(units) else None
             if found is None:
                 continue
             if found.is_copy:
@@ -152,22 +149,24 @@ class EvalTexts:
             similar = similar or _hit("similar", content, found)
         return similar
 
-    def _find_in_reply(self, turn: _Turn) -> _Found | None:
-        return self._shared(turn, is_user=False) if self._has_start(turn.units) else None
-
-    def _find_in_turn(self, turn: _Turn) -> _Found | None:
-        units, content = turn.units, turn.content
-        found, has_start = self._asked(turn), self._has_start(units)
-        if found is None and (
-            has_start
-            or not self._clause_starts.isdisjoint(
-                zip(content, content[1:], content[2:], strict=False)
-            )
-        ):
-            found = self._held(turn)
+    def _find_in_turn(self, text: str, units: Words) -> _Found | None:
+        found = self._whole.get(units)
         if found is not None:
-            return found
-        shared = self._shared(turn, is_user=True) if has_start else None
+            return _Found("asks", found)
+        has_start = self._has_start(units)
+        has_clause = False
+        if not self._rarest.isdisjoint(units):
+            content = content_of(text, units)
+            for question in self._same.get(content, ()):
+                if have_same_names(text, question.text.question):
+                    return _Found("asks, small words aside,", question)
+            starts = zip(content, content[1:], content[2:], strict=False)
+            has_clause = not self._clause_starts.isdisjoint(starts)
+        if has_start or has_clause:
+            held = self._held(text, units)
+            if held is not None:
+                return held
+        shared = self._shared(units, is_user=True) if has_start else None
         near = None if shared is not None and shared.is_copy else self._nearly_asked(units)
         return near if near is not None and (near.is_copy or shared is None) else shared
 
@@ -176,25 +175,14 @@ class EvalTexts:
         starts = zip(units, units[1:], units[2:], units[3:], strict=False)
         return not self._starts.isdisjoint(starts)
 
-    def _asked(self, turn: _Turn) -> _Found | None:
-        """The question that a turn is."""
-        whole = self._whole.get(turn.units)
-        if whole is not None:
-            return _Found("asks", whole)
-        for question in self._same.get(turn.content, ()):
-            if have_same_names(turn.text, question.text.question):
-                return _Found("asks, small words aside,", question)
-        return None
-
-    def _held(self, turn: _Turn) -> _Found | None:
+    def _held(self, text: str, units: Words) -> _Found | None:
         """The question that a turn holds word for word, or asks in one of its clauses."""
-        units = turn.units
         for start in range(len(units) - MIN_HELD + 1):
             for length in self._held_lengths.get(units[start : start + MIN_HELD], ()):
                 found = self._word_for_word(units, start, length)
                 if found is not None and length >= MIN_HELD_ANYWHERE * found.scale:
                     return _Found("holds", found)
-        clauses = clauses_of(turn.text)
+        clauses = clauses_of(text)
         units, bounds = clauses.units, dict.fromkeys(clauses.unit_bounds)
         for start in bounds:
             for length in self._held_lengths.get(units[start : start + MIN_HELD], ()):
@@ -223,13 +211,13 @@ class EvalTexts:
                         return _Found("asks, small words aside,", question)
         return None
 
-    def _shared(self, turn: _Turn, is_user: bool) -> _Found | None:
+    def _shared(self, units: Words, is_user: bool) -> _Found | None:
         """The long question that stands in a turn in pieces, or a text that it shares a long run
         with."""
         listed: _Found | None = None
-        for text in self._runs.found_in(turn.units):
-            question, pieces = text.question, text.pieces_in(turn.units)
-            if is_user and text.is_question and self._is_in_pieces(turn.units, question, pieces):
+        for text in self._runs.found_in(units):
+            question, pieces = text.question, text.pieces_in(units)
+            if is_user and text.is_question and self._is_in_pieces(units, question, pieces):
                 return _Found(NEAR_RULES[1], question, not self._keeps_near)
             if listed is None and pieces.has_long_run:
                 length = LISTED_RUN * text.scale
@@ -262,6 +250,14 @@ def _question(text: EvalText) -> _Question:
     units, content = read_units(text.question)
     scale = 2 if is_unspaced(units) else 1
     return _Question(text, units, content, scale, len(units) >= MIN_LONG * scale)
+
+
+def _rarest(contents: Collection[Words]) -> frozenset[str]:
+    """Of each content the word that the fewest have, of equally rare ones a long one."""
+    frequency = Counter(word for content in contents for word in set(content))
+    return frozenset(
+        min(content, key=lambda word: (frequency[word], -len(word), word)) for content in contents
+    )
 
 
 def _lengths(texts: Iterable[Words], start: int) -> dict[Words, tuple[int, ...]]:

@@ -88,6 +88,13 @@ def read_units(text: str) -> Units:
     return Units(tuple(units), tuple(content))
 
 
+def content_of(text: str, units: Words) -> Words:
+    """Those of a text's units that are no small words."""
+    if text.isascii():  # where a word is what it is wherever it stands
+        return tuple([word for word in units if word not in SMALL_WORDS])
+    return read_units(text).content
+
+
 def _without_particles(parts: list[str]) -> list[str]:
     """The units of one word without small ones; whether a character is a particle depends on
     where it stands ("のり" is a word, and so is "了解")."""
