@@ -47,7 +47,7 @@ NUM_FILES = {
     "loop.planning": 12,
     "loop.reports": 5,
     "loop.rounds": 13,
-    "rows": 12,
+    "rows": 14,
     "scores": 10,
     "services": 7,
     "settings": 4,

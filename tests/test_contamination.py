@@ -219,6 +219,8 @@ def test_a_near_copy_must_be_less_than_half_as_far_as_the_nearest_other_question
     assert kind_of(texts_of(*questions), row) == "similar"
     assert kind_of(texts_of(*questions), questions[1].upper()) == "contaminated"
     assert kind_of(texts_of(questions[0], questions[0]), row) == "contaminated"  # the same twice
+    please = f"Please, {questions[0]}"  # nor does the same one in other small words
+    assert kind_of(texts_of(questions[0], please), row) == "contaminated"
     # Variants of one question say nothing of its template.
     variants = EvalTexts(EvalText("t", one, cluster="a") for one in questions)
     assert kind_of(variants, row) == "contaminated"
@@ -376,6 +378,20 @@ def test_five_thousand_long_questions_and_their_near_copies_take_seconds() -> No
     eval_texts = texts_of(*questions)
     rows = [changed(question, 2, seed=i) for i, question in enumerate(questions[:500])]
     assert all(kind_of(eval_texts, row) == "contaminated" for row in rows)
+    assert time.process_time() - start < 20
+
+
+def test_thousands_of_questions_of_one_template_take_seconds() -> None:
+    template = (
+        "Which word in the list below, " + "one of those that we saw before, " * 3 + "is not {}?"
+    )
+    names = [f"{a}{b}{c}" for a in "bdfgk" for b in "abcdefghij" for c in "klmnopqrstuvwxyz"]
+    start = time.process_time()
+    eval_texts = texts_of(*map(template.format, names), *map(template.format, range(4000)))
+    for name in names[:20]:
+        assert kind_of(eval_texts, template.format(name)) == "contaminated"
+        assert kind_of(eval_texts, template.format(f"x{name}")) == "similar"
+        assert kind_of(eval_texts, f"Hi! {template.format(f'x{name}')} I do not know.") is not None
     assert time.process_time() - start < 20
 
 

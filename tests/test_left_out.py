@@ -61,7 +61,10 @@ def test_a_dry_run_writes_both_lists_beside_the_config(
     assert f"lists: {folder / DROPPED}, {folder / SIMILAR}" in told.out
     assert f"dropped rows: {3 - len(listed(folder, SIMILAR))} contaminated" in told.out
     assert "  pool.jsonl line 1 ('A FARMER WHO LIVES" in told.out
-    assert f"similar rows: {len(listed(folder, SIMILAR))} are only similar" in told.out
+    assert (
+        f"similar rows: {len(listed(folder, SIMILAR))}, trained on: they are only similar"
+        in told.out
+    )
     assert not (workspace.folder / "run").exists()
 
 

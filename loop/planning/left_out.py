@@ -61,8 +61,8 @@ def describe_left_out(inputs: Inputs) -> Iterator[str]:
     yield from _many_near(inputs.split.dropped)
     if len(similar):
         yield (
-            f"similar rows: {len(similar)} are only similar to what an evaluation asks; they are "
-            f"trained on, and {SIMILAR} has each"
+            f"similar rows: {len(similar)}, trained on: they are only similar to what an "
+            f"evaluation asks ({SIMILAR} has each)"
         )
         yield from _first([similar])
 
