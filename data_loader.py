@@ -21,6 +21,7 @@ from errors import DataError
 from rows.contamination import EvalTexts
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable
 from rows.forms import Reading, guess_columns, read_form
+from rows.places import dropped_text, first_words
 from rows.quality import Filters, near_duplicates
 from rows.row_keys import PAIRS, SHAPES
 from rows.sources import Row, Source, as_text, read_rows, sha256_of
@@ -296,14 +297,16 @@ class CleanSplit(NamedTuple):
     train: ExampleTable
     pool: ExampleTable
     dropped: DropLog
+    similar: DropLog  # rows that are near an evaluation question, and trained on
 
 
 def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) -> CleanSplit:
-    """Drop what is held out from both, and from the pool what `train_file` has already.
+    """Drop what is held out from both, and from the pool what `train_file` has already; list what
+    is only similar.
 
     Raises `DataError` when nothing is left to train on.
     """
-    dropped = DropLog()
+    dropped, similar = DropLog(), DropLog()
 
     def keep(examples: ExampleTable, is_pool: bool) -> ExampleTable:
         kept = []
@@ -314,12 +317,15 @@ def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) 
                 row = DroppedRow(
                     example.source, example.line_no, hit.kind, hit.reason, hit.text, hit.other
                 )
-                dropped.append(row)
                 if hit.kind == "contaminated":
+                    dropped.append(row)
                     continue
+                similar.append(row)
             if is_known:
                 reason = "the same conversation stands in train_file"
-                dropped.append(DroppedRow(example.source, example.line_no, "duplicate", reason))
+                words = first_words(example)
+                row = DroppedRow(example.source, example.line_no, "duplicate", reason, words)
+                dropped.append(row)
                 continue
             kept.append(position)
         return examples.take(kept)
@@ -328,14 +334,16 @@ def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) 
     if len(pool) and not len(kept_pool):
         raise DataError(
             f"{pool[0].source}: every row holds an evaluation question or stands in train_file, so "
-            "there is nothing to mine. Use another mining.pool_file, or leave it out."
+            f"there is nothing to mine (the last is {dropped_text(dropped[-1])}). Use another "
+            "mining.pool_file, or leave it out."
         )
     if not len(kept_train):
         raise DataError(
             f"{train[0].source}: every row holds an evaluation question, so nothing is left to "
-            "train on. Train on other rows than those that the evaluation asks."
+            f"train on (the first is {dropped_text(dropped[0])}). Train on other rows than those "
+            "that the evaluation asks."
         )
-    return CleanSplit(kept_train, kept_pool, dropped)
+    return CleanSplit(kept_train, kept_pool, dropped, similar)
 
 
 def split_validation(examples: ExampleTable, share: float) -> tuple[ExampleTable, ExampleTable]:

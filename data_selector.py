@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from rows.examples import ExampleTable
+from rows.places import RowPlace
 from rows.shuffles import shuffled, walk
 from rows.similarity import Likeness
 from scores.results import TopicScore
@@ -141,13 +142,19 @@ def noisiest(
 
 @dataclass(frozen=True)
 class Pick:
-    """One slot of a round. `weight` is what it was drawn by, None where it was not mined."""
+    """One slot of a round. `weight` is what it was drawn by, None where it was not mined.
+
+    File, line and first words are of its row; runs of older versions have none.
+    """
 
     example_id: str
     source: Source
     topic: str | None
     reason: str
     weight: float | None
+    file: str | None = None
+    line_no: Count | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,8 @@ class Selection:
     topic_slots: dict[str, int]  # topic ("" is none) -> number of mined slots
     train_cursor: Count
     times_drawn: dict[str, Count]  # rows that were hard or new, by now -> in how many slots
-    suspects: tuple[str, ...] = ()  # rows whose answers are unlikely under every checkpoint
+    suspects: tuple[str, ...] = ()  # rows whose answers are unlikely under every checkpoint,
+    suspect_rows: tuple[RowPlace, ...] = ()  # and where these are to be looked up
 
     @property
     def added_by_topic(self) -> dict[str, int]:

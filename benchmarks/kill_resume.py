@@ -694,7 +694,12 @@ def differences(
         pairs = zip(*(map(masked, ledger) for ledger in ledgers), strict=False)
         first = next((pair for pair in pairs if pair[0] != pair[1]), types)
         found.append(f"the effective ledger: {str(first)[:600]}")
-    for file in ("data_manifest.json", "config.resolved.json", "data_dropped.jsonl"):
+    for file in (
+        "data_manifest.json",
+        "config.resolved.json",
+        "data_dropped.jsonl",
+        "data_similar.jsonl",
+    ):
         if (whole / file).read_text() != (resumed / file).read_text():
             found.append(file)
     for folder in ("evals", "selections"):

@@ -107,7 +107,7 @@ def read_eval_texts(folder: Path) -> Any:
     from rows.contamination import EvalText, EvalTexts
 
     questions = json.loads((folder / "questions.json").read_text())
-    return EvalTexts(EvalText("t", one["question"], (one["answer"],)) for one in questions)
+    return EvalTexts(EvalText("t", one["question"]) for one in questions)
 
 
 def by_loop(folder: Path, near: float | None = None) -> dict[str, int]:

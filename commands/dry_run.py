@@ -8,7 +8,7 @@ import os
 
 from commands.boundary import Session
 from commands.opening import OpenedSettings, choose_place
-from errors import ConfigError, TokenizerError
+from errors import ConfigError, StorageError, TokenizerError
 from loop.planning.limits_file import load_limits
 from loop.reports.console import say
 
@@ -18,6 +18,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
     from loop.planning.fitting import limits_of, unchecked_fit
     from loop.planning.inputs import read_inputs
+    from loop.planning.left_out import write_lists
     from loop.planning.page import (
         describe_inputs,
         describe_plan,
@@ -41,9 +42,11 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
         unchecked.append(str(error))
     inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
     lines += describe_inputs(inputs)
+    dropped = inputs.drop_logs
     try:
         plan = make_plan(inputs, settings.kept)
         inputs = plan.inputs
+        dropped += plan.dropped_in_rendering
         lines += describe_plan(plan)
     except TokenizerError as error:
         if (
@@ -52,6 +55,13 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
             raise
         lines += describe_schedule(inputs, inputs.split.train, inputs.split.pool)
         unchecked.append(f"tokens and truncation: {error}")
+    if settings.store is None:  # a run has its lists
+        folder = settings.loaded.file.with_suffix(".plan")
+        try:
+            written = write_lists(folder, dropped, inputs.split.similar)
+            lines.append(f"lists: {', '.join(map(str, written))}")
+        except StorageError as error:
+            unchecked.append(f"the lists of dropped and similar rows: {error}")
     lines += schedule_table(inputs)
     unchecked += unchecked_without_service(choice)
     unchecked += unchecked_fit(limits_of(inputs.model_dir), (*inputs.tasks, *inputs.test_tasks))

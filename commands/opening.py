@@ -196,5 +196,6 @@ def begin_run(
         store = session.store = RunStore.create(run_dir, resolved)
     except StorageError as error:
         raise StorageError(f"{error} Nothing was begun yet; give the same command again.") from None
-    store.record_start(data_manifest(plan), dropped_rows(plan), plan.config_hash)
+    similar = plan.inputs.split.similar
+    store.record_start(data_manifest(plan), dropped_rows(plan), plan.config_hash, similar)
     return store

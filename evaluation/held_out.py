@@ -62,8 +62,8 @@ def load_held_out(name: str, path: Path, columns: Mapping[str, str] | None = Non
 def _eval_text(task: str, example: Example, is_split: bool) -> EvalText:
     asked = [message.content for message in example.messages if message.role == "user"]
     said = [message.text for message in example.messages if message.role == "assistant"]
-    question, answers = (asked[0], (said[-1],)) if len(asked) == 1 else ("", ())
-    return EvalText(task, question, answers, tuple(asked + said), only_same=is_split)
+    question = asked[0] if len(asked) == 1 else ""
+    return EvalText(task, question, tuple(asked + said), only_same=is_split)
 
 
 def render_held_out(file: HeldOutFile, rendering: Rendering) -> None:

@@ -27,7 +27,6 @@ from rows.contamination import EvalText
 
 if TYPE_CHECKING:
     from inspect_ai import Task
-    from inspect_ai.dataset import Sample
 
 
 MODEL_GRADED = ("inspect_ai/model_graded_qa", "inspect_ai/model_graded_fact")
@@ -84,10 +83,10 @@ def load_inspect_task(name: str, spec: str, options: TaskOptions) -> InspectTask
     for position, sample in enumerate(task.dataset, start=1):
         sample.id = sample.id if sample.id is not None else position
         question = last_user_text(sample.input)
-        texts.append(EvalText(name, question, _accepted_answers(sample)))
         content.append([sample.id, question, sample.target])
         metadata = sample.metadata or {}
         topic, cluster = metadata.get("topic"), metadata.get(cluster_key)
+        texts.append(EvalText(name, question, cluster=None if cluster is None else str(cluster)))
         topics.add(None if topic is None else str(topic))
         clusters.add(f"sample {sample.id}" if cluster is None else f"cluster {cluster}")
     _refuse_samples(name, task, options.cluster_key)
@@ -280,13 +279,6 @@ def _asks_grader(scorer: Any) -> bool:
         and "default" not in keywords
         for keywords in given
     )
-
-
-def _accepted_answers(sample: Sample) -> tuple[str, ...]:
-    """The targets of a sample; where they name choices, the choices' texts too."""
-    targets = [sample.target] if isinstance(sample.target, str) else list(sample.target)
-    letters = {chr(ord("A") + i): choice for i, choice in enumerate(sample.choices or [])}
-    return (*targets, *(letters[target] for target in targets if target in letters))
 
 
 def last_user_text(messages: Any) -> str:

@@ -60,7 +60,7 @@ class EvalTask:
         """What must not be trained on."""
         if isinstance(self.work, QuestionTask):
             return tuple(
-                EvalText(self.name, one.question, one.answers, _other_turns(one.turns))
+                EvalText(self.name, one.question, _other_turns(one.turns), cluster=one.cluster)
                 for one in self.work.questions
             )
         return self.work.eval_texts

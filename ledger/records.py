@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, Field
 
 from data_selector import CandidateLoss
+from rows.examples import DroppedRow
 from scores.diagnosis import TopicReport
 from storage.stored_json import Count, record_of
 
@@ -162,6 +163,7 @@ class _File:
 @dataclass(frozen=True)
 class _Examples:
     num_examples: Count
+    sha256: str | None = None  # of those that were kept, in their order; older runs have none
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ class Manifest:
     eval_tasks: dict[str, _File]
     examples: dict[str, _Examples] = field(default_factory=dict)
     num_dropped: dict[str, Count] = field(default_factory=dict)
+    dropped: list[DroppedRow] = field(default_factory=list)  # the first of them
+    num_similar: Count = 0  # older runs count them among the dropped
     code: dict[str, str] = field(default_factory=dict)  # path -> sha256
     base_model: ModelFiles | None = None  # None in runs of versions that did not record it
 

@@ -1,7 +1,8 @@
 """The run directory: an append-only ledger, files written atomically, and what a resumed run knows.
 
     config.resolved.json     what is used, with its sha256
-    data_manifest.json       counts, hashes and every dropped row
+    data_manifest.json       counts and hashes
+    data_dropped.jsonl       rows that are not trained on, and why; data_similar.jsonl, which are
     ledger.jsonl             one event per line: {"seq", "time", "round", "step", "type", ...}
     evals/round_NN.json      scores per sample; round_00 is the baseline, test.json the sealed test;
                              checkpoint_NN.json in an evaluation of checkpoints outside a run
@@ -20,7 +21,6 @@ This file stores and finds; it does not interpret scores.
 from __future__ import annotations
 
 import itertools
-import json
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -46,6 +46,7 @@ from ledger.run_directory import (
     RunDirectory,
 )
 from rows.examples import DroppedRow
+from rows.places import DROPPED, SIMILAR, row_lines
 from scores.decision import Decision
 from scores.diagnosis import HeldOutPoint, TopicReport
 from scores.results import EvalResult, HeldOutLoss, Measured
@@ -54,7 +55,6 @@ from storage.stored_json import record_of
 
 TEST_FILE = "evals/test.json"
 MANIFEST = "data_manifest.json"
-DROPPED = "data_dropped.jsonl"
 
 
 class RunStore(RunDirectory):
@@ -95,12 +95,16 @@ class RunStore(RunDirectory):
         return any(self.events("rehearsed"))
 
     def record_start(
-        self, manifest: dict[str, Any], dropped: Iterable[DroppedRow], config_hash: str
+        self,
+        manifest: dict[str, Any],
+        dropped: Iterable[DroppedRow],
+        config_hash: str,
+        similar: Iterable[DroppedRow] = (),
     ) -> None:
-        """Write the data manifest, the dropped rows and the first event."""
+        """Write the data manifest, the dropped rows, the similar ones and the first event."""
         self.write_json(MANIFEST, manifest)
-        lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in dropped)
-        self.write_text(DROPPED, lines)
+        self.write_text(DROPPED, row_lines(dropped))
+        self.write_text(SIMILAR, row_lines(similar))
         self.append("run_started", run_id=uuid.uuid4().hex[:12], config_hash=config_hash)
 
     def mark_resumed(self, config: dict[str, Any], back_to: int | None = None) -> None:

@@ -1,46 +1,36 @@
 """Evaluation questions in training rows: found before the first step, and again in each selection.
 
-A row is contaminated when one of its user turns is an evaluation question after `normalise`, or
-holds one of at least four words on whole words; when one of its turns shares 13 words in a row with
-an evaluation text; or when a user turn is nearly a question (at most a fifth of the words changed)
-and the reply gives the same answer. A near copy with another answer ("capital of Spain" beside
-"capital of France") is only listed as similar, and so is one that is near to five questions with
-its answer ("kind of Paris" beside "kind of Rome": city): a pattern with few answers is no copy.
-Phrases that many questions of a task share are the task's template and no sign of anything.
+A row is contaminated when a user turn asks a question in the same words (small words aside), as the
+whole turn or as a clause of it; when it holds one of eight words or more word for word; and when it
+has four fifths of the words and all the numbers of a question of twenty words or more, and the
+nearest other question is more than twice as far from that one. What is only similar is listed.
+Answers are never looked at, so that what is dropped does not depend on whether a row is right. In
+scripts without spaces characters are compared instead of words, and every length is doubled.
 Pure: texts in, findings out.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from rapidfuzz.distance import Levenshtein
+from rows.near_copies import LISTED_RUN, NearQuestions, Runs, RunText, TurnRuns
+from rows.questions import MAX_CHANGED_SHARE, EvalText, Question, near_lengths, read_question
+from rows.units import Clauses, clauses_of, content_of, deciding, have_same_names, units_of
+from rows.words import OPERATORS, Words, cut
 
-from rows.words import OPERATORS, Words, cut, words_of
+# Lengths in words; of questions in scripts without spaces the same number twice, in characters.
+MIN_CONTENT = 2  # of a whole turn that is the same but for small words,
+MIN_CLAUSE_CONTENT = 3  # and of a clause
+MIN_HELD = 4  # shorter questions only count when they are the whole turn
+MIN_HELD_CHARACTERS = 6  # instead of eight: "how many people live in France" has seven in Chinese
+MIN_HELD_ANYWHERE = 8  # shorter ones only from and to the end of a clause
+# Of the questions that a turn is near: one that is less than half as far from it as the nearest
+# other one has none before it but its variants.
+MAX_TRIED = 5
 
-MIN_CONTAINED_WORDS = 4  # shorter questions only count as contained when they are the whole turn
-NGRAM = 13  # words in a row that two texts do not share by chance (Brown et al. 2020, appendix C)
-MAX_CHANGED_SHARE = 0.2  # of the words of the longer text, in a near copy
-TEMPLATE_SHARE = 0.1  # of a task's questions; what more of them share is no question's own
-MIN_TEMPLATE = 5  # questions; what fewer share may be a question and its variants
-
-
-@dataclass(frozen=True)
-class EvalText:
-    """A question that must not be trained on, with the answers that are accepted.
-
-    `others` are further texts of it (a conversation's turns) that no row may share 13 words with.
-    """
-
-    task: str
-    question: str
-    answers: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
-    only_same: bool = False  # no rule but the same question: rows of a split are like one another
+NEAR_RULES = ("nearly asks", "holds nearly all of")  # what reasons of near copies begin with
 
 
 class Hit(NamedTuple):
@@ -52,41 +42,51 @@ class Hit(NamedTuple):
     other: str
 
 
+class _Found(NamedTuple):
+    """A rule that a turn was found by, and the question; `is_copy` where that one is asked."""
+
+    rule: str
+    question: Question
+    is_copy: bool = True
+
+
 # --- the questions, ready to be looked for --------------------------------------------------------
 
 
-class _Question(NamedTuple):
-    text: EvalText
-    words: Words
-    answers: tuple[Words, ...]
-
-
-class _Turn(NamedTuple):
-    role: str
-    content: str
-    words: Words
-
-
 class EvalTexts:
-    """The questions of all evaluation tasks, and the held-out conversations by their ids."""
+    """The questions of all evaluation tasks, and the held-out conversations by their ids.
 
-    def __init__(self, texts: Iterable[EvalText], ids: Collection[str] = ()) -> None:
+    With `keeps_near` a near copy is only similar; the same question is contamination as ever.
+    """
+
+    def __init__(
+        self, texts: Iterable[EvalText], ids: Collection[str] = (), *, keeps_near: bool = False
+    ) -> None:
         self._ids = frozenset(ids)
-        self._questions = [
-            _Question(text, words_of(text.question), tuple(map(words_of, text.answers)))
-            for text in texts
+        self._keeps_near = keeps_near
+        questions = [read_question(text) for text in texts]
+        compared = [one for one in questions if not one.text.only_same]
+        self._whole: dict[Words, Question] = {}
+        for question in (*compared, *questions):
+            if question.units:  # a conversation of several turns has no one question
+                self._whole.setdefault(question.units, question)
+        self._same: dict[Words, list[Question]] = defaultdict(list)
+        for question in compared:
+            if len(question.content) >= MIN_CONTENT * question.scale:
+                self._same[question.content].append(question)
+        self._rarest = _rarest(self._same)  # nothing has a question's content without one of them
+        held = [
+            one
+            for one in compared
+            if len(one.units) >= (MIN_HELD if one.scale == 1 else MIN_HELD_CHARACTERS)
         ]
-        self._whole: dict[Words, _Question] = {}
-        self._contained: dict[Words, list[_Question]] = defaultdict(list)
-        for question in self._questions:
-            if question.words:  # a conversation of several turns has no one question
-                self._whole.setdefault(question.words, question)
-            if len(question.words) >= MIN_CONTAINED_WORDS and not question.text.only_same:
-                self._contained[question.words[:MIN_CONTAINED_WORDS]].append(question)
-        self._ngrams = self._ngrams_by_start()
-        self._starts = frozenset(self._contained) | frozenset(self._ngrams)
-        self._by_rare_word = self._near_index()
-        self._longest_near = max((_longest_near(q) for q in self._questions), default=0)
+        self._held_lengths = _lengths((one.units for one in held), MIN_HELD)
+        in_clause = (one for one in held if len(one.content) >= MIN_CLAUSE_CONTENT * one.scale)
+        self._clause_lengths = _lengths((one.content for one in in_clause), MIN_CLAUSE_CONTENT)
+        self._clause_starts = frozenset(self._clause_lengths)
+        self._runs = Runs(compared)
+        self._starts = self._runs.starts | frozenset(self._held_lengths)
+        self._near = NearQuestions(compared)
 
     def find_in(self, example_id: str, messages: Sequence[tuple[str, str]]) -> Hit | None:
         """What is wrong with a conversation of (role, content), or else the question that it is
@@ -94,121 +94,163 @@ class EvalTexts:
         if example_id in self._ids:
             reason = "the same conversation stands in a held-out file"
             return Hit("contaminated", reason, cut(messages[-1][1]), cut(messages[-1][1]))
-        turns = [_Turn(role, content, words_of(content)) for role, content in messages]
-        for turn in turns:
-            found = self._find_copy(turn)
-            if found is not None:
-                rule, question = found
-                return _hit("contaminated", rule, turn, question)
         similar: Hit | None = None
-        for turn, reply in pairwise(turns):
-            if turn.role != "user" or reply.role != "assistant":
+        for role, content in messages:
+            units = units_of(content)
+            if role == "user":
+                found = self._find_in_turn(content, units)
+            else:
+                found = self._shared(units, is_user=False) if self._has_start(units) else None
+            if found is None:
                 continue
-            near = list(self._near(turn.words))
-            same = [question for question in near if _has_answer(reply.words, question)]
-            if 0 < len(same) < MIN_TEMPLATE:
-                rule = "nearly asks, with the same answer,"
-                return _hit("contaminated", rule, turn, same[0])
-            if near:
-                similar = similar or _hit("similar", "is similar to", turn, near[0])
+            if found.is_copy:
+                return _hit("contaminated", content, found)
+            similar = similar or _hit("similar", content, found)
         return similar
 
-    def _find_copy(self, turn: _Turn) -> tuple[str, _Question] | None:
-        """The question that a turn holds or shares a long phrase with, and by which rule."""
-        words, is_user = turn.words, turn.role == "user"
-        if is_user and (whole := self._whole.get(words)) is not None:
-            return "asks", whole
-        starts = zip(words, words[1:], words[2:], words[3:], strict=False)
-        if self._starts.isdisjoint(starts):  # the quick way out for almost every turn
+    def _find_in_turn(self, text: str, units: Words) -> _Found | None:
+        found = self._whole.get(units)
+        if found is not None:
+            return _Found("asks", found)
+        has_start = self._has_start(units)
+        has_clause = False
+        if not self._rarest.isdisjoint(units):
+            content = content_of(text, units)
+            for question in self._same.get(content, ()):
+                if have_same_names(text, question.text.question):
+                    return _Found("asks, small words aside,", question)
+            has_clause = self._has_clause(content)
+        if has_start or has_clause:
+            held = self._held(text, units, has_clause)
+            if held is not None:
+                return held
+        shared = self._shared(units, is_user=True) if has_start else None
+        near = None if shared is not None and shared.is_copy else self._nearly_asked(units)
+        return near if near is not None and (near.is_copy or shared is None) else shared
+
+    def _has_clause(self, content: Words) -> bool:
+        """Whether the content of a question stands in a turn's, be it in one clause or not."""
+        starts = zip(content, content[1:], content[2:], strict=False)
+        return not self._clause_starts.isdisjoint(starts) and any(
+            content[start : start + length] in self._same
+            for start in range(len(content) - MIN_CLAUSE_CONTENT + 1)
+            for length in self._clause_lengths.get(content[start : start + MIN_CLAUSE_CONTENT], ())
+        )
+
+    def _has_start(self, units: Words) -> bool:
+        """Whether a turn may hold anything: the quick way out for almost every one."""
+        starts = zip(units, units[1:], units[2:], units[3:], strict=False)
+        return not self._starts.isdisjoint(starts)
+
+    def _held(self, text: str, units: Words, has_clause: bool) -> _Found | None:
+        """The question that a turn holds word for word, or asks in one of its clauses."""
+        for start in range(len(units) - MIN_HELD + 1):
+            for length in self._held_lengths.get(units[start : start + MIN_HELD], ()):
+                found = self._word_for_word(units, start, length)
+                if found is not None and length >= MIN_HELD_ANYWHERE * found.scale:
+                    return _Found("holds", found)
+                has_clause = has_clause or found is not None
+        if not has_clause:
             return None
-        for position in range(len(words) - MIN_CONTAINED_WORDS + 1):
-            start = words[position : position + MIN_CONTAINED_WORDS]
-            for question in self._contained.get(start, ()) if is_user else ():
-                end = position + len(question.words)
-                beside = {*words[position - 1 : position], *words[end : end + 1]}
-                # "5 + 7" in "5 + 7 + 3" is another question.
-                if words[position:end] == question.words and not beside & OPERATORS:
-                    return "holds", question
-            shared = self._ngrams.get(start, {}).get(words[position : position + NGRAM])
-            if shared is not None:
-                return f"shares {NGRAM} words in a row with", shared
+        clauses = clauses_of(text)
+        units, bounds = clauses.units, dict.fromkeys(clauses.unit_bounds)
+        for start in bounds:
+            for length in self._held_lengths.get(units[start : start + MIN_HELD], ()):
+                found = self._word_for_word(units, start, length)
+                if found is not None and start + length in bounds:
+                    return _Found("holds", found)
+        return self._held_but_for_small_words(clauses)
+
+    def _word_for_word(self, units: Words, start: int, length: int) -> Question | None:
+        found = self._whole.get(units[start : start + length])
+        if found is None or found.text.only_same or _is_in_sum(units, start, start + length):
+            return None
+        return found
+
+    def _held_but_for_small_words(self, clauses: Clauses) -> _Found | None:
+        content, bounds = clauses.content, clauses.content_bounds
+        clause_at = {end: number for number, end in enumerate(bounds)}
+        for first, start in enumerate(bounds):
+            for length in self._clause_lengths.get(content[start : start + MIN_CLAUSE_CONTENT], ()):
+                last = clause_at.get(start + length)
+                if last is None or _is_in_sum(content, start, start + length):
+                    continue
+                asked = ", ".join(clauses.texts[first:last])
+                for question in self._same.get(content[start : start + length], ()):
+                    if have_same_names(asked, question.text.question):
+                        return _Found("asks, small words aside,", question)
         return None
 
-    def _ngrams_by_start(self) -> dict[Words, dict[Words, _Question]]:
-        """The 13-grams of all texts by their first words, without those of a task's template."""
-        found: dict[Words, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
-        sizes = Counter(question.text.task for question in self._questions)
-        for number, question in enumerate(self._questions):
-            texts = () if question.text.only_same else question.text.others
-            for words in (question.words, *map(words_of, texts)):
-                for ngram in () if question.text.only_same else _ngrams(words):
-                    found[ngram][question.text.task].add(number)
-        by_start: dict[Words, dict[Words, _Question]] = defaultdict(dict)
-        for ngram, by_task in found.items():
-            own = [
-                numbers
-                for task, numbers in by_task.items()
-                if len(numbers) < MIN_TEMPLATE or len(numbers) <= TEMPLATE_SHARE * sizes[task]
-            ]
-            if own:
-                question = self._questions[min(own[0])]
-                by_start[ngram[:MIN_CONTAINED_WORDS]][ngram] = question
-        return dict(by_start)
+    def _shared(self, units: Words, is_user: bool) -> _Found | None:
+        """The long question that stands in a turn in pieces, or a text that it shares a long run
+        with."""
+        listed: _Found | None = None
+        runs = TurnRuns(units)
+        for text in self._runs.found_in(units):
+            if is_user and text.is_question and self._is_in_pieces(runs, text):
+                return _Found(NEAR_RULES[1], text.question, not self._keeps_near)
+            if listed is None and text.has_long_run_of(runs):
+                length = LISTED_RUN * text.scale
+                noun = "words" if text.scale == 1 else "characters"
+                listed = _Found(f"shares {length} {noun} in a row with", text.question, False)
+        return listed
 
-    def _near_index(self) -> dict[str, list[_Question]]:
-        """Questions by their rarest words, one more of them than a near copy may have changed."""
-        frequency = Counter(word for question in self._questions for word in set(question.words))
-        index: dict[str, list[_Question]] = defaultdict(list)
-        for question in self._questions:
-            num_changes = int(MAX_CHANGED_SHARE * _longest_near(question))
-            if num_changes == 0 or question.text.only_same:
-                continue  # a question this short has no near copies, only copies
-            # A word that stands twice counts twice: changing it once leaves the other.
-            by_rarity = sorted(question.words, key=lambda word: (frequency[word], word))
-            for word in set(by_rarity[: num_changes + 1]):
-                index[word].append(question)
-        return dict(index)
+    def _is_in_pieces(self, runs: TurnRuns, text: RunText) -> bool:
+        question = text.question
+        if not question.is_long or len(runs.units) < (1 - MAX_CHANGED_SHARE) * len(text.units):
+            return False
+        lost = text.share_lost_in(runs)
+        return (
+            lost <= MAX_CHANGED_SHARE
+            and _has_deciding_of(runs.units, text.units)
+            and self._near.is_nearest(question, lost)
+        )
 
-    def _near(self, words: Words) -> Iterator[_Question]:
-        """The questions that a turn nearly is, the nearest ones first."""
-        if len(words) > self._longest_near:
-            return
-        distances: dict[int, tuple[int, _Question]] = {}
-        for word in dict.fromkeys(words):  # in their order: of equally near ones the same is named
-            for question in self._by_rare_word.get(word, ()):
-                if id(question) in distances:
-                    continue
-                longest = max(len(words), len(question.words))
-                limit = int(MAX_CHANGED_SHARE * longest)
-                if longest - min(len(words), len(question.words)) > limit:
-                    continue
-                distance = Levenshtein.distance(words, question.words, score_cutoff=limit)
-                if distance <= limit:
-                    distances[id(question)] = distance, question
-        yield from (question for _, question in sorted(distances.values(), key=lambda one: one[0]))
+    def _nearly_asked(self, units: Words) -> _Found | None:
+        """The question that a turn nearly is."""
+        near = self._near.find(units)
+        for changed, question in near[:MAX_TRIED]:
+            if (
+                question.is_long
+                and self._near.is_nearest(question, changed)
+                and deciding(units) == deciding(question.units)
+            ):
+                return _Found(NEAR_RULES[0], question, not self._keeps_near)
+        return _Found("is similar to", near[0].question, False) if near else None
 
 
-def _longest_near(question: _Question) -> int:
-    """Words of the longest text that can be a near copy."""
-    return int(len(question.words) / (1 - MAX_CHANGED_SHARE))
-
-
-def _ngrams(words: Sequence[str]) -> Iterator[Words]:
-    return (tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1))
-
-
-def _has_answer(reply: Words, question: _Question) -> bool:
-    """Whether a reply is an accepted answer, or holds one on whole words."""
-    return any(
-        answer == reply[start : start + len(answer)]
-        for answer in question.answers
-        if answer
-        for start in range(len(reply) - len(answer) + 1)
+def _rarest(contents: Collection[Words]) -> frozenset[str]:
+    """Of each content the word that the fewest have, of equally rare ones a long one."""
+    frequency = Counter(word for content in contents for word in set(content))
+    return frozenset(
+        min(content, key=lambda word: (frequency[word], -len(word), word)) for content in contents
     )
 
 
-def _hit(
-    kind: Literal["contaminated", "similar"], rule: str, turn: _Turn, question: _Question
-) -> Hit:
-    reason = f"{rule} the question {cut(question.text.question)!r} of {question.text.task}"
-    return Hit(kind, reason, cut(turn.content), cut(question.text.question))
+def _lengths(texts: Iterable[Words], start: int) -> dict[Words, tuple[int, ...]]:
+    """The lengths of texts by their first units, the longest first."""
+    lengths: dict[Words, set[int]] = defaultdict(set)
+    for units in texts:
+        lengths[units[:start]].add(len(units))
+    return {first: tuple(sorted(found, reverse=True)) for first, found in lengths.items()}
+
+
+def _has_deciding_of(turn: Words, question: Words) -> bool:
+    """Whether a turn has all numbers of a question in their order, and no other ones unless it is
+    so much longer that they may be of something else."""
+    in_turn, asked = deciding(turn), deciding(question)
+    if len(turn) in near_lengths(len(question)):
+        return in_turn == asked
+    left = iter(in_turn)
+    return all(one in left for one in asked)
+
+
+def _is_in_sum(units: Words, start: int, end: int) -> bool:
+    """Whether an operator goes on before or after: "5 + 7" in "5 + 7 + 3" is another question."""
+    return not OPERATORS.isdisjoint((*units[max(0, start - 1) : start], *units[end : end + 1]))
+
+
+def _hit(kind: Literal["contaminated", "similar"], turn: str, found: _Found) -> Hit:
+    text = found.question.text
+    reason = f"{found.rule} the question {cut(text.question)!r} of {text.task}"
+    return Hit(kind, reason, cut(turn), cut(text.question))

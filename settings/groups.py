@@ -163,10 +163,11 @@ class DataSettings(Settings):
             "example 0.8; null: only exact duplicates"
         ),
     )
-    contamination: Literal["drop", "stop"] = Field(
+    contamination: Literal["drop", "list", "stop"] = Field(
         default="drop",
         description=(
-            "what rows that hold an evaluation question do: `drop` lists them with both texts, "
+            "what rows that hold an evaluation question do: `drop` leaves them out and lists them, "
+            "`list` trains on near copies and lists them (the same question goes all the same), "
             "`stop` ends with exit 2"
         ),
     )

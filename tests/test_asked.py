@@ -71,14 +71,16 @@ def test_the_model_sees_what_the_file_holds(workspace: Workspace, llama_dir: Pat
     ],
 )
 def test_what_is_asked_is_not_trained_on(workspace: Workspace, text: str, kind: str | None) -> None:
-    texts = eval_texts_of([task_of(workspace, ROWS)], [])
+    texts = eval_texts_of([task_of(workspace, ROWS)], [], keeps_near=False)
     hit = texts.find_in("00", [("user", text), ("assistant", "no")])
     assert (None if hit is None else hit.kind) == kind
 
 
 def test_a_system_prompt_may_be_that_of_the_training_rows(workspace: Workspace) -> None:
     system = "You are the clerk of a small shop who sorts every letter into one of six trays."
-    texts = eval_texts_of([task_of(workspace, [{**ROWS[0], "system": system}])], [])
+    texts = eval_texts_of(
+        [task_of(workspace, [{**ROWS[0], "system": system}])], [], keeps_near=False
+    )
     row = [("system", system), ("user", "Say a."), ("assistant", "a")]
     assert texts.find_in("00", row) is None
 

@@ -434,7 +434,7 @@ def odd_rest(rng: random.Random, config: dict[str, Any]) -> None:
             ("gate.rule", ("mean", "lower_bound", "paired", "Mean", "")),
             ("gate.rollback", (True, False, None)),
             ("data.on_bad_row", ("stop", "skip", "STOP")),
-            ("data.contamination", ("drop", "stop", "")),
+            ("data.contamination", ("drop", "list", "stop", "")),
             ("data.train_on", ("all_tokens", "all_user_and_system_messages", "x")),
             ("data.columns", COLUMNS),
             ("mining.strategy", ("uniform", "topics", "similar", "loss", "hybrid", "x")),

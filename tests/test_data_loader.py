@@ -1,23 +1,17 @@
 """Rows to datums: nothing is dropped in silence, only assistant tokens carry loss."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rapidfuzz.distance import Levenshtein
 
 import rows.rendering as rendering_module
-from conftest import REPO
-from data_loader import LoadedData, clean_split, load_examples, split_validation
+from data_loader import LoadedData, load_examples, split_validation
 from errors import ConfigError, DataError
 from rows.chat_formats import load_renderer, load_tokenizer
-from rows.contamination import EvalText, EvalTexts
 from rows.examples import Example, ExampleTable, Message
 from rows.quality import Filters, bands_for, jaccard, near_duplicates, phrases
 from rows.rendering import Rendering
@@ -154,64 +148,6 @@ def test_normalised_text(text: str, normal: str) -> None:
     assert normalise(text) == normal
 
 
-EVAL_TEXTS = EvalTexts(
-    EvalText("t", question, (answer,))
-    for question, answer in [
-        ("What is the capital of France?", "Paris"),
-        ("2 + 2", "4"),
-        ("Who wrote Emma?", "Jane Austen"),
-    ]
-)
-
-
-def is_hit(row: Example) -> bool:
-    found = EVAL_TEXTS.find_in(row.id, row.turns)
-    return found is not None and found.kind == "contaminated"
-
-
-@pytest.mark.parametrize(
-    ("turn", "expected"),
-    [
-        ("What is the capital of France?", True),
-        ("what is THE capital of   france", True),
-        ("Please tell me: what is the capital of France, and why?", True),
-        ("What is the capital of Spain?", False),
-        ("What is the capital of Frances?", False),
-        ("2+2", True),
-        ("2 + 3", False),
-        ("2 - 2", False),
-        ("Is 2 + 2 more than 3?", False),  # contained, but of fewer than four words
-        ("Tell me, who wrote Emma?", False),
-    ],
-)
-def test_contamination_by_the_exact_question_rule(turn: str, expected: bool) -> None:
-    assert is_hit(example(turn)) == expected
-
-
-def test_contamination_in_any_user_turn_of_a_chat() -> None:
-    chat = parse_messages("hello", "yes?", "what is the capital of france", "Paris")
-    found = EVAL_TEXTS.find_in(chat.id, chat.turns)
-    assert found is not None
-    assert (found.kind, found.text) == ("contaminated", "what is the capital of france")
-    assert found.other == "What is the capital of France?"
-
-
-def test_split_drops_hits_from_both_and_lists_them() -> None:
-    train = [example("a question of mine", 1), example("2 + 2", 2)]
-    pool = [example("another", 1), example("a question of mine", 2), example("who wrote emma", 3)]
-    split = clean_split(table(train), table(pool), EVAL_TEXTS)
-    assert [e.line_no for e in split.train] == [1]
-    assert [e.line_no for e in split.pool] == [1]
-    assert [(row.line_no, row.kind) for row in split.dropped] == [
-        (2, "contaminated"),
-        (2, "duplicate"),
-        (3, "contaminated"),
-    ]
-    assert "'Who wrote Emma?'" in split.dropped[2].reason
-    with pytest.raises(DataError, match="nothing is left to train"):
-        clean_split(table([example("2 + 2")]), table([]), EVAL_TEXTS)
-
-
 # --- rendering -------------------------------------------------------------------------------
 
 
@@ -288,177 +224,6 @@ def test_too_long_rows_are_cut_and_counted_and_dropped_when_no_answer_is_left(
 def test_renderers_that_cannot_work_are_refused(llama_dir: Path, name: str, part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         load_renderer(name, str(llama_dir))
-
-
-# --- near copies, long phrases and what only looks alike -----------------------------------------
-
-
-def chat(*turns: str) -> Example:
-    return parse_messages(*turns)
-
-
-FRANCE = "What is the capital of France?"
-
-
-@pytest.mark.parametrize(
-    ("row", "rule"),
-    [
-        (chat(FRANCE, "Paris"), "asks"),
-        (chat("WHAT IS   THE CAPITAL of  FRANCE", "Lyon"), "asks"),
-        (chat(f"Please help me with this. {FRANCE} Thanks!", "Lyon"), "holds"),
-        (chat("hello", "hi", "what is the capital of france", "Lyon"), "asks"),
-        (chat("What's the capital of France?", "Paris."), "nearly asks"),
-        (chat("What is the capital city of France?", "The capital is Paris!"), "nearly asks"),
-        (chat("hi", "hi", "What is a capital of France?", "paris"), "nearly asks"),
-    ],
-)
-def test_planted_copies_are_found(row: Example, rule: str) -> None:
-    found = EVAL_TEXTS.find_in(row.id, row.turns)
-    assert found is not None
-    assert (found.kind, found.other) == ("contaminated", FRANCE)
-    assert found.reason.endswith(f" the question {FRANCE!r} of t")
-    assert found.reason.startswith(rule)
-
-
-@pytest.mark.parametrize(
-    ("row", "kind"),
-    [
-        (chat("What is the capital of Spain?", "Madrid"), "similar"),
-        (chat("What is the capital of France now?", "It moved to Lyon"), None),  # holds it: below
-        (chat("What is the population of Paris?", "Paris has 2 million"), None),
-        (chat("Who wrote Persuasion?", "Jane Austen"), None),
-        (chat("2 + 3", "5"), None),
-    ],
-)
-def test_what_only_looks_alike_is_kept(row: Example, kind: str | None) -> None:
-    found = EVAL_TEXTS.find_in(row.id, row.turns)
-    if row.messages[0].content.endswith("now?"):
-        assert found is not None and found.reason.startswith("holds")
-    else:
-        assert (None if found is None else found.kind) == kind
-
-
-def test_a_fifth_of_the_words_is_the_limit_of_a_near_copy() -> None:
-    words = [f"word{i}" for i in range(20)]
-    eval_texts = EvalTexts([EvalText("t", " ".join(words), ("yes",))])
-
-    def kind(changed: int, answer: str = "Yes.") -> str | None:
-        rng = random.Random(changed)
-        places = set(rng.sample(range(20), changed))
-        # every 5th word or so is another one, so that no 13 in a row are left
-        text = " ".join("other" if i in places else word for i, word in enumerate(words))
-        row = chat(text, answer)
-        found = eval_texts.find_in(row.id, row.turns)
-        return None if found is None else found.kind
-
-    assert [kind(changed) for changed in (1, 2, 3, 4)] == ["contaminated"] * 4
-    assert [kind(changed) for changed in (5, 6, 10)] == [None] * 3
-    assert kind(4, "No.") == "similar"
-
-
-def test_near_copies_of_generated_questions_are_never_missed() -> None:
-    """The index by rare words finds what comparing with every question finds."""
-    rng = random.Random(0)
-    vocabulary = [f"w{i}" for i in range(60)]
-    questions = [[rng.choice(vocabulary) for _ in range(rng.randint(3, 14))] for _ in range(80)]
-    eval_texts = EvalTexts(EvalText("t", " ".join(words), ("same",)) for words in questions)
-    assert not any(
-        sum(Levenshtein.distance(q, other) <= 0.4 * len(q) for other in questions) >= 5
-        for q in questions
-        if len(q) > 5
-    )
-    num_found = 0
-    for _ in range(1500):
-        words = list(rng.choice(questions))
-        for _ in range(rng.randint(0, 4)):
-            place = rng.randrange(len(words) + 1)
-            words[place : place + rng.randint(0, 1)] = rng.choice([[], [rng.choice(vocabulary)]])
-            words = words or ["w0"]
-        row = chat(" ".join(words), "same")
-        found = eval_texts.find_in(row.id, row.turns)
-        expected = any(
-            Levenshtein.distance(words, q) <= int(0.2 * max(len(words), len(q))) for q in questions
-        )
-        is_found = found is not None and found.kind == "contaminated"
-        assert is_found or not expected, words
-        num_found += is_found
-    assert 300 < num_found < 1400
-
-
-def test_thirteen_words_in_a_row_are_shared_by_chance_by_nobody() -> None:
-    story = "a farmer has seventeen sheep and all but nine of them run away into the hills at night"
-    eval_texts = EvalTexts([EvalText("t", f"{story}. How many are left?", ("9",))])
-    thirteen = " ".join(story.split()[2:15])
-    twelve = " ".join(story.split()[2:14])
-    for turns, is_found in (
-        ((f"Once, {thirteen}.", "what then"), True),
-        (("Tell me of a farmer", f"He {thirteen}, I heard."), True),  # also in what is answered
-        ((f"Once, {twelve}.", "what then"), False),
-    ):
-        row = chat(*turns)
-        found = eval_texts.find_in(row.id, row.turns)
-        assert (found is not None and "shares 13 words" in found.reason) is is_found
-
-
-def test_the_template_of_a_task_is_no_question() -> None:
-    template = "answer the following question with one word and nothing else at all and be brief"
-    texts = [EvalText("t", f"{template} number {i} is it a{i}", ("x",)) for i in range(30)]
-    row = chat(f"{template} so what is up", "fine")
-    kinds = []
-    for number in (30, 4):  # four may share a phrase without its being a template
-        found = EvalTexts(texts[:number]).find_in(row.id, row.turns)
-        kinds.append(None if found is None else found.kind)
-    assert kinds == ["similar", "contaminated"]
-
-
-def test_a_pattern_with_few_answers_is_no_copy() -> None:
-    """Labels repeat: a row with the pattern of five questions with its answer copies none."""
-    texts = [EvalText("t", f"What kind of thing is thing{i}?", ("city",)) for i in range(5)]
-    row = chat("What kind of thing is Rome?", "City.")
-    kinds = []
-    for number in (5, 4):
-        found = EvalTexts(texts[:number]).find_in(row.id, row.turns)
-        kinds.append(None if found is None else found.kind)
-    assert kinds == ["similar", "contaminated"]
-    copy = chat("what kind of thing is thing3", "City.")
-    found = EvalTexts(texts).find_in(copy.id, copy.turns)
-    assert found is not None and found.reason.startswith("asks")
-
-
-def test_rows_of_a_split_are_only_held_against_the_same_question() -> None:
-    """They are like the rows that are trained on, since they were among them."""
-    asked = "Is this message spam or ham, in one word: buy now and win a prize today"
-    texts = [EvalText("t", asked, ("spam",), (asked,), only_same=True)]
-    for turns, kind in (
-        ((asked.upper(), "ham"), "contaminated"),
-        ((asked.replace("today", "tomorrow"), "spam"), None),
-        ((f"Please: {asked}", "spam"), None),
-    ):
-        row = chat(*turns)
-        found = EvalTexts(texts).find_in(row.id, row.turns)
-        assert (None if found is None else found.kind) == kind
-
-
-def test_a_longer_sum_is_another_question() -> None:
-    eval_texts = EvalTexts([EvalText("t", "What is 5 + 7?", ("12",))])
-    for asked, is_held in (
-        ("Tell me: what is 5 + 7, please", True),
-        ("What is 5 + 7 + 3?", False),
-        ("What is 5 + 7 * 2?", False),
-    ):
-        row = chat(asked, "15")
-        found = eval_texts.find_in(row.id, row.turns)
-        assert (found is not None and found.reason.startswith("holds")) is is_held
-
-
-def test_rows_of_a_held_out_file_are_found_by_their_id() -> None:
-    row = chat("first", "one", "second", "two")
-    found = EvalTexts([], [row.id]).find_in(row.id, row.turns)
-    assert found is not None
-    assert (found.kind, found.reason) == (
-        "contaminated",
-        "the same conversation stands in a held-out file",
-    )
 
 
 # --- quality -------------------------------------------------------------------------------------
@@ -608,7 +373,7 @@ def test_what_is_trained_on_follows_the_setting(
     llama_dir: Path, train_on: str, trained: list[str]
 ) -> None:
     turns = ["first question", "one answer", "second question", "other answer"]
-    row = chat(*turns)
+    row = parse_messages(*turns)
     rendering = Rendering(load_renderer("llama3", str(llama_dir)), 512, train_on)
     rendering.render_all(table([row]))
     datum = rendering[row.id].datum
@@ -621,27 +386,3 @@ def test_what_is_trained_on_follows_the_setting(
 def test_earlier_turns_are_not_trained_on_where_their_reasoning_is_dropped(qwen_dir: Path) -> None:
     with pytest.raises(ConfigError, match="trained on what sampling never sees"):
         Rendering(load_renderer("qwen3", str(qwen_dir)), 512, "all_assistant_messages")
-
-
-def test_which_of_equally_near_questions_is_named_is_no_chance() -> None:
-    """Python orders a set of texts anew in each process."""
-    program = (
-        "from rows.contamination import EvalText, EvalTexts\n"
-        "asked = [f'What is {i} + 12?' for i in range(2, 9)]\n"
-        "asked += [f'What is 10 + {i}?' for i in range(9)]\n"
-        "texts = EvalTexts(EvalText('t', one, ('no',)) for one in asked)\n"
-        "row = (('user', 'What is 10 + 12?'), ('assistant', '22'))\n"
-        "print(texts.find_in('', row))\n"
-    )
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=REPO,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2", "3")
-    }
-    assert len(said) == 1 and "similar" in said.pop()

@@ -380,7 +380,7 @@ def test_no_strategy_ever_picks_what_an_evaluation_asks(strategy: str) -> None:
     for seed in range(15):
         rng = random.Random(seed)
         questions = [f"what is the value of item number {i}" for i in range(10)]
-        eval_texts = EvalTexts(EvalText("t", q, (f"value{i}",)) for i, q in enumerate(questions))
+        eval_texts = EvalTexts(EvalText("t", q) for q in questions)
         rows = []
         for i in range(120):
             planted = rng.random() < 0.3

@@ -51,6 +51,7 @@ def masked(transcript: str) -> str:
     transcript = re.sub(r"tinker://\S+", "tinker://RUN", transcript)
     transcript = re.sub(r"(?i)((run directory|report): ).*", r"\1DIR", transcript)
     transcript = re.sub(r"; most from .*", "; most from TOPICS", transcript)
+    transcript = re.sub(r"(?m)^  for example .*", "  for example ROW", transcript)
     transcript = re.sub(r", \d+ (truncated|malformed|failed)", "", transcript)
     transcript = re.sub(r"(?m)^warning: .*\n", "", transcript)
     transcript = re.sub(r"(?m)^  (Nothing was|The training) .*", "  DIAGNOSIS", transcript)

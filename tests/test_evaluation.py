@@ -295,7 +295,7 @@ def test_contamination_can_stop_the_run(
     assert workspace.run("run", data={"contamination": "stop"}) == 2
     told = capsys.readouterr().err
     assert "1 of the rows hold what an evaluation asks: pool.jsonl line 2" in told
-    assert f"{asked!r}, holds the question 'Which word stands at place 3?'" in told
+    assert f"({asked!r}) holds the question 'Which word stands at place 3?'" in told
     assert not (workspace.folder / "run").exists()
 
 
@@ -305,8 +305,8 @@ def test_questions_of_inspect_tasks_and_sealed_tests_are_not_trained_on(
     rows = [
         {"instruction": "Name thing 3!", "output": "x"},  # of an Inspect task
         {"instruction": "So: which word closes line 2, you think?", "output": "y"},  # of the test
-        {"instruction": "Which word stands on place 4?", "output": "x"},  # nearly a dev question
-        {"instruction": "Which word stands on place 4?", "output": "z"},  # with another answer
+        {"instruction": "What word stands at place 4?", "output": "x"},  # nearly a dev question
+        {"instruction": "Please, which word stands at the place 4?", "output": "z"},  # the same
     ]
     workspace.write_rows("pool.jsonl", [*rows, *(row(i) for i in range(100, 120))])
     changes = {
@@ -314,13 +314,18 @@ def test_questions_of_inspect_tasks_and_sealed_tests_are_not_trained_on(
         "evaluation": {"max_tokens": 4, "test_tasks": ["qa:test.jsonl"]},
     }
     assert workspace.run("run", **changes) == 0
-    lines = (workspace.folder / "run/data_dropped.jsonl").read_text().splitlines()
-    dropped = [(row["line_no"], row["kind"]) for row in map(json.loads, lines)]
-    assert dropped == [
-        *((1, "contaminated"), (2, "contaminated"), (3, "contaminated"), (4, "similar"))
-    ]
+    for name, numbers, kind in (
+        ("data_dropped.jsonl", [1, 2, 4], "contaminated"),
+        ("data_similar.jsonl", [3], "similar"),
+    ):
+        listed = map(json.loads, (workspace.folder / "run" / name).read_text().splitlines())
+        assert [(row["line_no"], row["kind"]) for row in listed] == [(n, kind) for n in numbers]
     manifest = workspace.store("run").data_manifest()
-    assert manifest["num_dropped"] == {"contaminated": 3, "similar": 1}
+    assert (manifest["num_dropped"], manifest["num_similar"]) == ({"contaminated": 3}, 1)
+    report = (workspace.folder / "run/eval_report.md").read_text()
+    assert "- Dropped rows: 3 contaminated (`data_dropped.jsonl`)." in report
+    assert "- Similar rows, trained on: 1 (`data_similar.jsonl`)." in report
+    assert "- Dropped: pool.jsonl line 1 ('Name thing 3!'): asks the question 'Name" in report
     assert manifest["examples"]["mining.pool_file"]["num_examples"] == 21
 
 

@@ -25,6 +25,7 @@ from loop.planning.steps import SettledSteps, settle_steps
 from loop.planning.tasks import load_eval_tasks, load_test_tasks
 from rows.contamination import EvalTexts
 from rows.examples import DropLog, ExampleTable
+from rows.places import place_text
 from rows.words import normalise
 from scores.resolution import TaskSize
 from settings.task_names import SPLIT_TASK
@@ -63,7 +64,7 @@ class Inputs:
 
     @property
     def drop_logs(self) -> list[DropLog]:
-        """What was dropped in reading and in cleaning, in that order."""
+        """What was dropped in reading and in cleaning, in that order; not what is similar."""
         return [*(data.dropped for data in self.files.values()), self.split.dropped]
 
     @property
@@ -92,7 +93,8 @@ def read_inputs(
     if config.data.val_share:
         train, split_task = _hold_out_share(config, files["train_file"])
         tasks = (*tasks, split_task)
-    eval_texts = eval_texts_of(tasks, test_tasks)
+    keeps_near = config.data.contamination == "list"
+    eval_texts = eval_texts_of(tasks, test_tasks, keeps_near=keeps_near)
     pool = files["mining.pool_file"].examples if "mining.pool_file" in files else ExampleTable()
     split = clean_split(train, pool, eval_texts)
     if config.data.contamination == "stop":
@@ -125,7 +127,7 @@ def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
         model_dir=model_dir,
         grader_path=find_grader_path(loaded),
         files={},
-        split=CleanSplit(ExampleTable(), ExampleTable(), DropLog()),
+        split=CleanSplit(ExampleTable(), ExampleTable(), DropLog(), DropLog()),
         eval_texts=EvalTexts(()),
         tasks=tasks,
         test_tasks=(),
@@ -145,22 +147,26 @@ def _hold_out_share(config: TrainingConfig, data: LoadedData) -> tuple[ExampleTa
     return train, EvalTask(SPLIT_TASK, 1, "report", every, work)
 
 
-def eval_texts_of(tasks: Sequence[EvalTask], test_tasks: Sequence[EvalTask]) -> EvalTexts:
-    """Everything that evaluations ask, which no row may teach."""
+def eval_texts_of(
+    tasks: Sequence[EvalTask], test_tasks: Sequence[EvalTask], *, keeps_near: bool
+) -> EvalTexts:
+    """Everything that evaluations ask, which no row may teach; with `keeps_near` a near copy of a
+    question may be trained on."""
     ids = [
         example.id
         for task in tasks
         if isinstance(task.work, HeldOutFile)
         for example in task.work.examples
     ]
-    return EvalTexts((text for t in (*tasks, *test_tasks) for text in t.eval_texts), ids)
+    texts = (text for task in (*tasks, *test_tasks) for text in task.eval_texts)
+    return EvalTexts(texts, ids, keeps_near=keeps_near)
 
 
 def _refuse_contaminated(split: CleanSplit) -> None:
     hits = [row for row in split.dropped if row.kind == "contaminated"]
     if hits:
         shown = "; ".join(
-            f"{row.file} line {row.line_no}, {row.text!r}, {row.reason}" for row in hits[:5]
+            f"{place_text(row.file, row.line_no, row.text)} {row.reason}" for row in hits[:5]
         )
         raise DataError(
             f"{len(hits)} of the rows hold what an evaluation asks: {shown}. Take them out, or set "

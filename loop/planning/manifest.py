@@ -1,4 +1,4 @@
-"""What is written down before the first step: resolved settings, data manifest, dropped rows."""
+"""What is written down before the first step: settings, data manifest, dropped and similar rows."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _named_files(inputs: Inputs) -> dict[str, LoadedFile]:
 
 
 def dropped_rows(plan: Plan) -> Iterator[DroppedRow]:
-    """Every row that is not trained on, and the similar ones, which are."""
+    """Every row that is not trained on."""
     return itertools.chain.from_iterable(_drop_logs(plan))
 
 
@@ -91,7 +91,7 @@ def with_model_files(plan: Plan, say: Callable[[str], None]) -> Plan:
 def data_manifest(plan: Plan) -> dict[str, Any]:
     """What data_manifest.json holds: counts, hashes, and the first dropped rows with reasons.
 
-    All of them are in data_dropped.jsonl.
+    All of them are in data_dropped.jsonl. `sha256` of examples is of those that are kept.
     """
     rendered = {"train_file": plan.train, "mining.pool_file": plan.pool}
     model = {"path": plan.inputs.model_path, "files": plan.model_files}
@@ -108,6 +108,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
         "examples": {
             key: {
                 "num_examples": len(rendered[key].examples),
+                "sha256": rendered[key].examples.sha256,
                 "num_tokens": sum(rendered[key].num_tokens),
                 "num_loss_tokens": sum(rendered[key].num_loss_tokens),
                 "num_truncated": rendered[key].num_truncated,
@@ -129,6 +130,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
             for path, sha256 in task.work.code.items()
         },
         "num_dropped": dict(num_dropped(_drop_logs(plan))),
+        "num_similar": len(plan.inputs.split.similar),
         "dropped": [asdict(row) for row in itertools.islice(dropped_rows(plan), NUM_LISTED)],
     }
 

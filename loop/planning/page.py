@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import hyperparam_utils
 from errors import ConfigError
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
-from loop.planning.inputs import Inputs, counted, num_dropped
+from loop.planning.inputs import Inputs, counted
+from loop.planning.left_out import describe_large_losses, describe_left_out
 from loop.planning.models import model_config
 from loop.planning.plan import Plan, gate_of
 from loop.planning.row_notes import describe_rendering, describe_unused
 from loop.planning.steps import describe_steps, passes_of
 from loop.planning.tokens import describe_eval_tokens
 from rows.examples import ExampleTable
+from rows.places import dropped_text
 from scores.resolution import describe_gate
 from services.place import ServiceChoice
 
@@ -23,26 +24,13 @@ from services.place import ServiceChoice
 def describe_inputs(inputs: Inputs) -> Iterator[str]:
     """Yield the lines about files, evaluation and gate."""
     config = inputs.config
+    yield from describe_large_losses(inputs)
     for key, data in inputs.files.items():
         kept = inputs.split.train if key == "train_file" else inputs.split.pool
         names = ", ".join(file.source.name for file in data.files)
         yield f"{key}: {len(kept)} examples of {data.num_rows} rows in {names}"
     yield from describe_unused(inputs)
-    logs = inputs.drop_logs
-    dropped = num_dropped(logs)
-    num_similar = dropped.pop("similar", 0)
-    if dropped:
-        counts = ", ".join(f"{number} {kind}" for kind, number in sorted(dropped.items()))
-        where = "a run lists each, with file, line and reason, in its data_dropped.jsonl"
-        yield f"dropped rows: {counts} ({where})"
-        rows = (row for log in logs for row in log if row.kind != "similar")
-        for row in itertools.islice(rows, 3):
-            yield f"  {row.file} line {row.line_no}: {row.reason}"
-    if num_similar:
-        yield (
-            f"similar rows: {num_similar} are near an evaluation question and have another answer; "
-            "they are trained on, and listed in data_dropped.jsonl"
-        )
+    yield from describe_left_out(inputs)
     repeats = config.evaluation.num_repeats
     for task in inputs.tasks:
         yield f"evaluation: {_describe_task(task, repeats)}{_when(task)}"
@@ -101,8 +89,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     yield _describe_train_on(plan)
     dropped = [row for log in plan.dropped_in_rendering for row in log]
     if dropped:
-        first = f"{dropped[0].file} line {dropped[0].line_no}: {dropped[0].reason}"
-        yield f"dropped in rendering: {len(dropped)} rows, the first {first}"
+        yield f"dropped in rendering: {len(dropped)} rows, the first {dropped_text(dropped[0])}"
     yield from describe_rendering(plan)
     tables = plan.train, plan.pool
     num_truncated = sum(table.num_truncated for table in tables)

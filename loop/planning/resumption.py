@@ -15,6 +15,7 @@ from ledger.store import RunStore
 from loop.planning.manifest import data_manifest, dropped_rows
 from loop.planning.models import model_change
 from loop.planning.plan import Plan
+from rows.places import place_text
 
 
 def refuse_other_data(store: RunStore, manifest: Mapping[str, Any]) -> None:
@@ -49,6 +50,22 @@ def refuse_other_model(where: str, recorded: ModelFiles | None, plan: Plan) -> l
             "them, or start a new run."
         )
     return []
+
+
+def refuse_other_rows(store: RunStore, manifest: Mapping[str, Any]) -> None:
+    """Raise `RunStoreError` when of the same files other rows would be trained on, as where another
+    version cleans them otherwise. Manifests of older runs have their number alone."""
+    for key, began in store.manifest().examples.items():
+        now = manifest["examples"].get(key, {"num_examples": 0, "sha256": None})
+        is_same = began.sha256 in (None, now["sha256"])
+        if began.num_examples != now["num_examples"] or not is_same:
+            others = " others" if began.num_examples == now["num_examples"] else ""
+            raise RunStoreError(
+                f"{store.run_dir}: the run began with {began.num_examples} examples of {key}, and "
+                f"this version keeps {now['num_examples']}{others} of the same rows, so it cannot "
+                "go on as the same run. Resume it with the version of this program that began it "
+                "(its data_dropped.jsonl says what went), or start a new run."
+            )
 
 
 def refuse_other_code(store: RunStore, code: Mapping[str, str]) -> list[str]:
@@ -105,7 +122,11 @@ def refuse_foreign_records(plan: Plan, store: RunStore) -> None:
             raise _foreign(store, event["file"], "other rows or counts than the settings ask for")
     if selection is not None and (picks := plan.contaminated_picks(selection)):
         name = f"selections/round_{selection.round:02d}.json"
-        raise _foreign(store, name, f"{picks[0].example_id}, which may not be trained on")
+        pick = picks[0]
+        place = pick.example_id
+        if pick.file is not None and pick.line_no is not None:
+            place = f"{place_text(pick.file, pick.line_no, pick.text)}, {place}"
+        raise _foreign(store, name, f"{place}, which may not be trained on")
 
 
 def _foreign(store: RunStore, name: str, what: str) -> RunStoreError:
@@ -125,10 +146,12 @@ def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> lis
 
     manifest = data_manifest(plan)
     if not store.has_started:  # killed while its directory was being made
-        store.record_start(manifest, dropped_rows(plan), plan.config_hash)
+        similar = plan.inputs.split.similar
+        store.record_start(manifest, dropped_rows(plan), plan.config_hash, similar)
     else:
         notes = refuse_other_model(str(store.run_dir), store.manifest().base_model, plan)
         refuse_other_data(store, manifest)
+        refuse_other_rows(store, manifest)
         refuse_foreign_records(plan, store)
         store.mark_resumed(plan.config.model_dump(mode="json"), back_to)
     return notes

@@ -13,6 +13,7 @@ from data_selector import Selection
 from errors import one_line
 from ledger.records import Batch
 from loop.reports.console import printable
+from rows.places import place_text
 from scores.decision import Decision, flaw_warning
 from scores.diagnosis import TopicReport
 from scores.results import EvalResult, HeldOutLoss
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 NUM_WEAKEST = 3
+NUM_SUSPECTS = 3
 
 
 class Progress:
@@ -84,10 +86,15 @@ class Progress:
         self.line(
             f"round {selection.round}: {shares} examples" + (f"; most from {most}" if most else "")
         )
+        mined = next((pick for pick in selection.picks if pick.weight is not None), None)
+        if mined is not None and mined.file is not None and mined.line_no is not None:
+            place = place_text(mined.file, mined.line_no, mined.text)
+            self.line(f"  for example {place}: {one_line(mined.reason, 100)}")
         if selection.suspects:
+            places = ", ".join(map(str, selection.suspect_rows[:NUM_SUSPECTS]))
             self.line(
                 f"  {len(selection.suspects)} rows look wrong: every checkpoint found them "
-                f"unlikely; `suspects` in selections/round_{selection.round:02d}.json names them"
+                f"unlikely, as {places}; selections/round_{selection.round:02d}.json names them all"
             )
 
     def round_line(

@@ -5,18 +5,23 @@ It is made from the run directory and the settings alone, after the last decisio
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from errors import one_line
 from ledger.records import Checkpoint
 from ledger.store import RunStore
+from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
 from scores.decision import Decision, Gate, broken_guard, flaw_warning
 from scores.diagnosis import last_quarter
 from scores.results import LEVEL, EvalResult, score_difference, task_difference
 from scores.wording import bits_text, interval_text, p_value_text, score_text
 
 NUM_FAILURES_SHOWN = 10
+NUM_ROWS_SHOWN = 5
+NUM_PICKS_SHOWN = 2  # of each round
+ROW_CHARS = 240
 GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
 
 
@@ -42,6 +47,7 @@ def write_report(
         *_rounds(store),
         *_topics(store, best),
         *_failures(best),
+        *_rows(store),
         *_description(store, config, checkpoint, cost_usd),
     ]
     store.write_text("eval_report.md", "\n".join(lines) + "\n")
@@ -205,6 +211,34 @@ def _failures(best: EvalResult) -> Iterator[str]:
     yield ""
 
 
+def _rows(store: RunStore) -> Iterator[str]:
+    """The rows that are worth a look, by file, line and first words."""
+    dropped = [row for row in store.manifest().dropped if row.kind != "similar"]  # of older runs
+    found = [f"Dropped: {_flat(dropped_text(row), ROW_CHARS)}" for row in dropped[:NUM_ROWS_SHOWN]]
+    suspects: tuple[RowPlace, ...] = ()
+    for event in store.events("selected"):
+        selection = store.selection(event["round"])
+        assert selection is not None, "there is an event of it"
+        suspects = selection.suspect_rows
+        mined = (pick for pick in selection.picks if pick.weight is not None)
+        for pick in itertools.islice(mined, NUM_PICKS_SHOWN):
+            if pick.file is not None and pick.line_no is not None:
+                place = place_text(pick.file, pick.line_no, pick.text)
+                drawn = _flat(f"{place}: {pick.reason}", ROW_CHARS)
+                found.append(f"Drawn in round {selection.round}: {drawn}")
+    found += (f"Looks wrong: {_flat(str(row), ROW_CHARS)}" for row in suspects[:NUM_ROWS_SHOWN])
+    if found:
+        yield "## Rows to look at"
+        yield ""
+        yield from (f"- {line}" for line in found)
+        yield ""
+        yield (
+            f"All of them, with file and line: `{DROPPED}`, `{SIMILAR}`, and `picks` and "
+            "`suspect_rows` in `selections/`."
+        )
+        yield ""
+
+
 def _description(
     store: RunStore, config: Mapping[str, Any], checkpoint: Checkpoint, cost_usd: float | None
 ) -> Iterator[str]:
@@ -222,8 +256,11 @@ def _description(
         num_rows = sum(file["num_rows"] for file in files.values())
         paths = ", ".join(f"`{file['path']}`" for file in files.values())
         yield f"- {key}: {counts['num_examples']} of {num_rows} rows of {paths}."
-    dropped = ", ".join(f"{number} {kind}" for kind, number in data["num_dropped"].items())
-    yield f"- Dropped rows: {dropped or 'none'} (`data_dropped.jsonl`)."
+    dropped = dict(data["num_dropped"])
+    num_similar = data["num_similar"] + dropped.pop("similar", 0)  # older runs list them there
+    counts = ", ".join(f"{number} {kind}" for kind, number in dropped.items())
+    yield f"- Dropped rows: {counts or 'none'} (`{DROPPED}`)."
+    yield f"- Similar rows, trained on: {num_similar or 'none'} (`{SIMILAR}`)."
     yield (
         f"- {checkpoint.step} steps of {config['batch_size']} examples; learning rate "
         f"{config['learning_rate']:g}, times {config['lr_decay']:g} after each missed threshold."
@@ -235,6 +272,6 @@ def _description(
     )
 
 
-def _flat(text: str) -> str:
+def _flat(text: str, limit: int = 100) -> str:
     """One cell of a table, or one item of a list."""
-    return one_line(text.replace("|", "/"), 100)
+    return one_line(text.replace("|", "/"), limit)

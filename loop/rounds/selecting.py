@@ -21,6 +21,7 @@ from loop.rounds.run import Run, topics_for
 from loop.rounds.session import sampling_client
 from loop.rounds.signals import likeness_of, stalled_topics
 from rows.examples import ExampleTable
+from rows.places import RowPlace, place_of
 from scores.decision import Decision
 from simple_eval import Sampler
 
@@ -36,10 +37,27 @@ async def select(run: Run, round_no: int, decision: Decision) -> Selection:
     else:
         rows, signals = await signals_for(run, previous, decision, num_slots)
         selection = select_next(previous, rows, signals, plan.mining, num_slots=num_slots)
+    selection = located(selection, train, plan.pool.examples)
     assert not plan.contaminated_picks(selection), "a pick that an evaluation asks"
     store.record_selection(selection, step)
     run.progress.selection_line(selection)
     return selection
+
+
+def located(selection: Selection, *tables: ExampleTable) -> Selection:
+    """A selection with the file, the line and the first words of each row that it names, from the
+    tables that it was made of."""
+
+    def place(example_id: str) -> RowPlace:
+        found = ((table, table.find(example_id)) for table in tables)
+        return next(place_of(table[at]) for table, at in found if at is not None)
+
+    picks = []
+    for pick in selection.picks:
+        row = place(pick.example_id)
+        picks.append(replace(pick, file=row.file, line_no=row.line_no, text=row.text))
+    suspects = tuple(place(one) for one in selection.suspects)
+    return replace(selection, picks=tuple(picks), suspect_rows=suspects)
 
 
 async def signals_for(

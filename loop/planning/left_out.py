@@ -1,0 +1,106 @@
+"""Which rows are left out or only listed: how many, why, and where; said, and written by a dry run.
+
+A run writes the same lists into its directory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from loop.planning.inputs import Inputs, num_dropped
+from rows.contamination import NEAR_RULES
+from rows.examples import DropLog, DroppedRow
+from rows.places import DROPPED, SIMILAR, dropped_text, row_lines
+from storage.files import write_whole
+
+LARGE_SHARE = 0.1  # of a file: when more of it goes, this is said before anything else
+NUM_REASONS = 3
+NUM_SHOWN = 3
+MANY_NEAR = 5  # different rows that one question drops: it may be a template, and they no copies
+REASONS = {
+    "duplicate": "stand in the files already",
+    "near_duplicate": "are nearly like another row",
+}
+
+
+def describe_large_losses(inputs: Inputs) -> Iterator[str]:
+    """Yield a line for each file of which more than a tenth goes, with the commonest reasons."""
+    sizes = {
+        file.source.name: file.num_rows for data in inputs.files.values() for file in data.files
+    }
+    total = sum(num_dropped(inputs.drop_logs).values())
+    if total <= LARGE_SHARE * min(sizes.values(), default=0):
+        return  # the logs of large files need not be read
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in itertools.chain.from_iterable(inputs.drop_logs):
+        reasons[row.file][_reason_of(row)] += 1
+    for name, number in sizes.items():
+        num_gone = reasons[name].total()
+        if num_gone > LARGE_SHARE * number:
+            commonest = reasons[name].most_common()
+            shown = "; ".join(f"{count} {reason}" for reason, count in commonest[:NUM_REASONS])
+            others = sum(count for _, count in commonest[NUM_REASONS:])
+            more = f"; and {others} for other reasons" if others else ""
+            yield (
+                f"warning: {num_gone} of the {number} rows of {name} are left out "
+                f"({num_gone / number:.0%}): {shown}{more}"
+            )
+
+
+def describe_left_out(inputs: Inputs) -> Iterator[str]:
+    """Yield the lines about dropped and similar rows, the first of them with their places."""
+    dropped, similar = num_dropped(inputs.drop_logs), inputs.split.similar
+    if dropped:
+        counts = ", ".join(f"{number} {kind}" for kind, number in sorted(dropped.items()))
+        yield f"dropped rows: {counts} ({DROPPED} has each, with file, line and reason)"
+        yield from _first(inputs.drop_logs)
+    yield from _many_near(inputs.split.dropped)
+    if len(similar):
+        yield (
+            f"similar rows: {len(similar)}, trained on: they are only similar to what an "
+            f"evaluation asks ({SIMILAR} has each)"
+        )
+        yield from _first([similar])
+
+
+def write_lists(folder: Path, dropped: Sequence[DropLog], similar: DropLog) -> list[Path]:
+    """Write both lists into a folder, as a run has them. Raises `StorageError`."""
+    lists = {DROPPED: itertools.chain.from_iterable(dropped), SIMILAR: similar}
+    for name, rows in lists.items():
+        write_whole(folder / name, row_lines(rows))
+    return [folder / name for name in lists]
+
+
+def _first(logs: Sequence[DropLog]) -> Iterator[str]:
+    rows = itertools.chain.from_iterable(logs)
+    return (f"  {dropped_text(row)}" for row in itertools.islice(rows, NUM_SHOWN))
+
+
+def _reason_of(row: DroppedRow) -> str:
+    """The reason without what is the row's own."""
+    rule, is_question, _ = row.reason.partition(" the question ")
+    if row.kind == "contaminated" and is_question:
+        return f"({rule}) an evaluation question"
+    return REASONS.get(row.kind) or re.sub(r"\d+", "N", row.reason)
+
+
+def _many_near(dropped: DropLog) -> Iterator[str]:
+    """Yield a line for each question that many different rows are nearly like."""
+    if not dropped.counts["contaminated"]:
+        return
+    places: dict[str, dict[str, DroppedRow]] = defaultdict(dict)
+    for row in dropped:
+        if row.reason.startswith(NEAR_RULES) and row.text is not None:
+            places[row.other or ""].setdefault(row.text, row)
+    for question, rows in places.items():
+        if len(rows) >= MANY_NEAR:
+            first = next(iter(rows.values()))
+            yield (
+                f"warning: {len(rows)} different rows are left out as near copies of the one "
+                f"question {question[:80]!r}, the first {first.file} line {first.line_no}: if "
+                "they ask something else, set data.contamination to list"
+            )
