@@ -47,7 +47,7 @@ NUM_FILES = {
     "loop.planning": 15,
     "loop.reports": 5,
     "loop.rounds": 13,
-    "rows": 18,
+    "rows": 20,
     "scores": 10,
     "services": 7,
     "settings": 4,

@@ -65,7 +65,7 @@ def test_the_model_sees_what_the_file_holds(workspace: Workspace, llama_dir: Pat
     ("text", "kind"),
     [
         ("And which of them holds the red one?", "contaminated"),
-        (LONG, "contaminated"),
+        (LONG, "similar"),
         ("Where is the key?", "contaminated"),
         ("Say a word.", None),
     ],
