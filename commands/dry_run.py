@@ -46,7 +46,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
             settings.model_dir is not None
         ):  # a hub model's needs the network, a directory's has to be there
             raise
-        unchecked.append(f"tokens and truncation: {error}")
+        unchecked.append(f"chat format, tokens and truncation: {error}")
     lines += schedule_table(inputs)
     unchecked += unchecked_without_service(choice)
     if args.json:

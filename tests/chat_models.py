@@ -203,7 +203,7 @@ GLM_TEMPLATE = """\
 {%- endif %}
 {%- endfor %}
 {{- "<|assistant|><think>" if add_generation_prompt }}"""
-# There is always a system turn, and an answer always has a block (Ultra's ends without line breaks).
+# There is always a system turn, and an answer always has a block, which in Ultra ends in one line.
 NEMOTRON_TEMPLATE = """\
 {%- if messages[0].role != "system" %}
 {{- "<|im_start|>system\n<|im_end|>\n" }}
