@@ -54,7 +54,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
         ):  # a hub model's needs the network, a directory's has to be there
             raise
         lines += describe_schedule(inputs, inputs.split.train, inputs.split.pool)
-        unchecked.append(f"tokens and truncation: {error}")
+        unchecked.append(f"chat format, tokens and truncation: {error}")
     if settings.store is None:  # a run has its lists
         folder = settings.loaded.file.with_suffix(".plan")
         try:
