@@ -5,14 +5,14 @@ What is refused is named, with the file to restore; a run goes on as itself or n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from config_schema import TrainingConfig
 from errors import ConfigError, RunStoreError
 from ledger.records import ModelFiles
 from ledger.store import RunStore
-from loop.planning.manifest import data_manifest, dropped_rows
+from loop.planning.manifest import data_manifest, dropped_rows, with_model_files
 from loop.planning.models import model_change
 from loop.planning.plan import Plan
 
@@ -49,6 +49,18 @@ def refuse_other_model(where: str, recorded: ModelFiles | None, plan: Plan) -> l
             "them, or start a new run."
         )
     return []
+
+
+def with_known_model(plan: Plan, store: RunStore | None, say: Callable[[str], None]) -> Plan:
+    """The plan with the digests of its base model's files, before any of it is loaded.
+
+    Raises `RunStoreError` where the run in `store` began with others.
+    """
+    plan = with_model_files(plan, say)
+    if store is not None and store.has_started:
+        for line in refuse_other_model(str(store.run_dir), store.manifest().base_model, plan):
+            say(line)
+    return plan
 
 
 def refuse_other_code(store: RunStore, code: Mapping[str, str]) -> list[str]:
@@ -115,23 +127,20 @@ def _foreign(store: RunStore, name: str, what: str) -> RunStoreError:
     )
 
 
-def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> list[str]:
-    """Check that model and data are the ones the run began with, and mark the resumption.
+def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> None:
+    """Check that the data are the ones the run began with, and mark the resumption.
 
-    It goes on where it was, or from the end of round `back_to`. Returns what is to be said.
+    It goes on where it was, or from the end of round `back_to`.
     """
-    notes: list[str] = []
     refuse_training_past_test(store, plan.config)
 
     manifest = data_manifest(plan)
     if not store.has_started:  # killed while its directory was being made
         store.record_start(manifest, dropped_rows(plan), plan.config_hash)
     else:
-        notes = refuse_other_model(str(store.run_dir), store.manifest().base_model, plan)
         refuse_other_data(store, manifest)
         refuse_foreign_records(plan, store)
         store.mark_resumed(plan.config.model_dump(mode="json"), back_to)
-    return notes
 
 
 def refuse_training_past_test(store: RunStore, config: TrainingConfig) -> None:
