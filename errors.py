@@ -7,6 +7,8 @@ other `LoopError` into exit code 1, without a traceback.
 
 from __future__ import annotations
 
+SENT_AGAIN = "--resume would send it again"  # in what is said of a request that cannot succeed
+
 
 class LoopError(Exception):
     """An error whose message is the whole explanation.

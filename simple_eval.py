@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from errors import DataError, EvalError, ServiceError
+from errors import SENT_AGAIN, DataError, EvalError, ServiceError
 from rows.rendering import Rendering
 from rows.sources import Row, Source, is_text, read_rows, sha256_of
 from scores.results import SampleResult
@@ -348,10 +348,13 @@ def refuse_failures(name: str, samples: Sequence[SampleResult]) -> None:
     """Raise `EvalError` when more than a tenth of the samples failed: then there is no score."""
     failed = [sample for sample in samples if sample.error is not None]
     if len(failed) > MAX_FAILED_SHARE * len(samples):
+        is_of_no_use = all(SENT_AGAIN in (sample.error or "") for sample in failed)
+        remedy = (
+            "" if is_of_no_use else " Resume the run to ask these of the same checkpoint again."
+        )
         error = EvalError(
             f"{name}: {len(failed)} of {len(samples)} samples failed, more than "
-            f"{MAX_FAILED_SHARE:.0%}, so there is no score. The first: {failed[0].error}. "
-            "Resume the run to ask these of the same checkpoint again."
+            f"{MAX_FAILED_SHARE:.0%}, so there is no score. The first: {failed[0].error}.{remedy}"
         )
         # The others are kept, and count once they are part of a result.
         error.num_prompt_tokens = sum(sample.num_prompt_tokens for sample in failed)

@@ -212,10 +212,9 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
     from commands.outcome import report_end_and_alert, report_finished
     from loop.planning.inputs import read_inputs
     from loop.planning.limits_file import load_limits
-    from loop.planning.manifest import with_model_files
     from loop.planning.page import describe_inputs, describe_plan
     from loop.planning.plan import make_plan
-    from loop.planning.resumption import continue_run
+    from loop.planning.resumption import continue_run, with_known_model
     from loop.reports.progress import Progress
     from loop.rounds.run import Beside
     from loop.rounds.sending import open_evalops
@@ -237,7 +236,7 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
     progress.lines(describe_inputs(inputs))
     plan = make_plan(inputs, settings.kept)
     progress.lines(describe_plan(plan))
-    plan = with_model_files(plan, progress.line)
+    plan = with_known_model(plan, store, progress.line)
     with open_service(choice, plan, progress) as service:
         if store is None:
             store = begin_run(settings, plan, choice, session)
@@ -247,7 +246,7 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
                     f"ledger: dropped a last line of {store.num_torn_bytes} bytes that was not "
                     "written whole"
                 )
-            progress.lines(continue_run(store, plan, settings.back_to))
+            continue_run(store, plan, settings.back_to)
         session.store, session.is_running = store, True
         progress.line(f"run directory: {store.run_dir}")
         place = Place(choice, service, store.run_dir / "checkpoints", session.keys)

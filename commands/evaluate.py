@@ -15,7 +15,7 @@ from config_schema import TrainingConfig
 from errors import ConfigError, Interrupted
 from ledger.references import Subject
 from loop.planning.models import model_digests
-from loop.planning.resumption import continue_run, refuse_other_model
+from loop.planning.resumption import continue_run, refuse_other_model, with_known_model
 from loop.reports.console import say
 from loop.rounds.evaluating import measure_and_record
 from loop.rounds.session import connected, open_service
@@ -64,7 +64,6 @@ def evaluate_checkpoints(
     """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
     from ledger.references import find_subjects, recorded_subjects
     from loop.planning.inputs import read_eval_inputs
-    from loop.planning.manifest import with_model_files
     from loop.planning.page import describe_formats, describe_tasks
     from loop.planning.plan import make_plan
     from loop.reports.comparison import compare, gate_for, write_comparison
@@ -98,7 +97,7 @@ def evaluate_checkpoints(
         progress.line(f"{store.run_dir}: this evaluation is finished, nothing is left to measure")
         return report_and_alert(args, session, store, compare(subjects, results, gate))
     progress.lines(lines)
-    plan = with_model_files(plan, progress.line)
+    plan = with_known_model(plan, store, progress.line)
     progress.lines(refuse_other_models(subjects, plan))
     with serving(choice, plan, progress, subjects) as service:
         in_loop(refuse_unknown_paths(subjects, choice, loaded.config, session.keys))
@@ -106,7 +105,7 @@ def evaluate_checkpoints(
             records = [one.to_record() for one in subjects]
             store = begin_run(settings, plan, choice, session, records)
         else:
-            progress.lines(continue_run(store, plan))
+            continue_run(store, plan)
         session.store, session.is_running = store, True
         progress.line(f"evaluation directory: {store.run_dir}")
         place = Place(choice, service, store.run_dir / "checkpoints", session.keys)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from evaluation.held_out import HeldOutFile
-from evaluation.inspect_tasks import InspectTask
+from evaluation.inspect_tasks import InspectTask, last_user_text
 from rows.contamination import EvalText
 from scores.results import Role
 from simple_eval import ROLES, QuestionTask, SamplingSettings, Turn
@@ -112,10 +112,13 @@ class EvalTask:
 
 
 def _turns_of(messages: Any) -> tuple[Turn, ...]:
-    """The input of an Inspect sample as far as it is plain text of known roles."""
+    """The input of an Inspect sample; where it is more than plain text of known roles, what the
+    user says last."""
     if isinstance(messages, str):
         return (Turn("user", messages),)
-    return tuple(Turn(one.role, one.text) for one in messages if one.role in ROLES)
+    if all(one.role in ROLES and isinstance(one.content, str) for one in messages):
+        return tuple(Turn(one.role, one.text) for one in messages)
+    return (Turn("user", last_user_text(messages)),)
 
 
 def _other_turns(turns: Sequence[Turn]) -> tuple[str, ...]:

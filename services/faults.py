@@ -11,7 +11,7 @@ import re
 import tinker
 from tinker.lib.retryable_exception import RetryableException
 
-from errors import ServiceError
+from errors import SENT_AGAIN, ServiceError
 
 # What an SDK call can raise besides `tinker.TinkerError`; a ValueError only with these words.
 SDK_ERRORS = (tinker.TinkerError, RetryableException, ValueError)
@@ -54,8 +54,8 @@ def explain(error: Exception, base_url: str | None) -> ServiceError | None:
     if fault == "user_error" and _TOO_LONG.search(str(error)):
         fault = "too_long"
         remedy = (
-            " --resume would send it again: start a new run with a lower max_seq_length, or for a "
-            "question with a lower evaluation.max_tokens, or without what is so long."
+            f" {SENT_AGAIN}: start a new run with a lower max_seq_length, or for a question with a "
+            "lower evaluation.max_tokens, or without what is so long."
         )
     explained = ServiceError(
         f"The service at {base_url or 'Tinker'} {_MEANINGS[fault]} ({type(error).__name__}: "

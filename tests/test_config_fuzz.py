@@ -43,7 +43,8 @@ KEYS = tuple(setting.key for setting in describe_settings())
 GROUPS = ("data", "evaluation", "gate", "budget", "mining")
 NUMBER_KEYS = (
     *("seed", "lora_rank", "learning_rate", "lr_decay", "min_lr", "warmup_steps", "weight_decay"),
-    *("max_steps", "batch_size", "steps_per_round", "max_seq_length", "eval_threshold"),
+    *("max_steps", "batch_size", "steps_per_round", "num_epochs", "max_seq_length"),
+    "eval_threshold",
     *("max_rounds", "checkpoint_every_steps", "data.min_words", "data.max_words", "gate.alpha"),
     *("data.max_repetition", "data.near_duplicates", "data.val_share", "data.accumulate"),
     *("evaluation.temperature", "evaluation.max_tokens", "evaluation.num_repeats"),
@@ -55,7 +56,7 @@ FLOAT_KEYS = (
     *("learning_rate", "lr_decay", "min_lr", "weight_decay", "eval_threshold", "gate.alpha"),
     *("data.max_repetition", "data.near_duplicates", "data.val_share", "evaluation.temperature"),
     *("gate.margin", "budget.minutes", "budget.usd", "mining.replay_share", "mining.new_share"),
-    "mining.noise_cap",
+    *("mining.noise_cap", "num_epochs"),
 )
 INTEGERS = (0, 1, 2, 3, 7, 8, 9, 100, 10_000, 2**31 - 1, 2**31, 2**53, 2**63, 2**70, 10**400, -1)
 FLOATS = (0.0, -0.0, 1e-320, 1e-200, 1e-9, 0.05, 0.25, 0.5, 0.999999, 1.0, 1.5, 1e16, 1e308, -1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -368,14 +369,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_its_weights_are_never_used(
 
 def long_question(number: int) -> dict[str, str]:
     """A question that does not fit into the model's context, so that its sample fails."""
-    return {"question": f"{number} " + "word " * 600, "answer": "x"}
+    return {"question": f"{number} " + "word " * 1200, "answer": "x"}
+
+
+def model_of_unknown_context(workspace: Workspace) -> str:
+    """A model whose config.json leaves the context to transformers, which says 2048: what is longer
+    is not refused before the service does."""
+    model_dir = shutil.copytree(workspace.settings["base_model"], workspace.folder / "unknown")
+    config = json.loads((model_dir / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (model_dir / "config.json").write_text(json.dumps(config))
+    return str(model_dir)
 
 
 def test_a_failed_evaluation_has_no_score_and_can_be_resumed(
     workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
     workspace.write_rows("questions.jsonl", [{"question": "a?", "answer": "x"}, long_question(1)])
-    assert workspace.run("run") == 1
+    assert workspace.run("run", base_model=model_of_unknown_context(workspace)) == 1
     errors = capsys.readouterr().err
     assert "1 of 2 samples failed, more than 10%, so there is no score" in errors
     assert "--resume" in errors
@@ -389,7 +400,8 @@ def test_a_failed_evaluation_has_no_score_and_can_be_resumed(
 def test_a_few_failed_samples_count_as_wrong(workspace: Workspace) -> None:
     questions = [{"question": f"{i}?", "answer": "x"} for i in range(10)]
     workspace.write_rows("questions.jsonl", [*questions, long_question(1)])
-    assert workspace.run("run", eval_threshold=0.0) == 0
+    base_model = model_of_unknown_context(workspace)
+    assert workspace.run("run", eval_threshold=0.0, base_model=base_model) == 0
     result = workspace.store("run").result(0)
     assert result is not None
     assert (result.n, result.num_failed) == (11, 1)

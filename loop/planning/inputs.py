@@ -185,9 +185,8 @@ def _refuse_missing_grader(config: TrainingConfig, tasks: tuple[EvalTask, ...]) 
 
 def _refuse_opened_test(tasks: tuple[EvalTask, ...], test_tasks: tuple[EvalTask, ...]) -> None:
     """A sealed test may not hold questions that rounds are decided by."""
-    asked = {
-        normalise(one.of_user): task.name for task in tasks if task.layer > 1 for one in task.asked
-    }
+    asked = {normalise(one.of_user): task.name for task in tasks for one in task.asked}
+    asked.pop("", None)  # a sample without text
     for test in test_tasks:
         for one in test.asked:
             if (name := asked.get(normalise(one.of_user))) is not None:

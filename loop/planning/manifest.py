@@ -18,7 +18,7 @@ from services.place import ServiceChoice
 
 NUM_LISTED = 100  # dropped rows that the manifest itself lists
 LARGE_GB = 4.0  # of a model whose reading is announced
-GB_PER_S = 1.0  # of sha256 on a slow disk or core; 1.9 of one core with SHA instructions
+GB_PER_S = 1.0  # of sha256, on a core that others use too; an idle one does nearly twice as much
 
 
 def resolved_config(

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,6 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken"),
 )
-NUM_READERS = 4  # files read at once; hashing leaves the interpreter to the others
 
 
 def model_files(directory: Path) -> list[Path]:
@@ -104,15 +102,12 @@ def model_digests(directory: Path) -> dict[str, str]:
 
     Raises `ConfigError` where one cannot be read.
     """
-
-    def digest(path: Path) -> str:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    files = model_files(directory)
+    digests: dict[str, str] = {}
     try:
-        with ThreadPoolExecutor(NUM_READERS) as pool:
-            return dict(zip((path.name for path in files), pool.map(digest, files), strict=True))
+        for path in model_files(directory):
+            with open(path, "rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests
     except OSError as error:
         raise ConfigError(
             f"{error.filename}: this file of the base model cannot be read: {error.strerror}. Give "

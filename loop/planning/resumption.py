@@ -5,14 +5,14 @@ What is refused is named, with the file to restore; a run goes on as itself or n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from config_schema import TrainingConfig
 from errors import ConfigError, RunStoreError
 from ledger.records import ModelFiles
 from ledger.store import RunStore
-from loop.planning.manifest import data_manifest, dropped_rows
+from loop.planning.manifest import data_manifest, dropped_rows, with_model_files
 from loop.planning.models import model_change
 from loop.planning.plan import Plan
 from rows.places import place_text
@@ -66,6 +66,18 @@ def refuse_other_rows(store: RunStore, manifest: Mapping[str, Any]) -> None:
                 "go on as the same run. Resume it with the version of this program that began it "
                 "(its data_dropped.jsonl says what went), or start a new run."
             )
+
+
+def with_known_model(plan: Plan, store: RunStore | None, say: Callable[[str], None]) -> Plan:
+    """The plan with the digests of its base model's files, before any of it is loaded.
+
+    Raises `RunStoreError` where the run in `store` began with others.
+    """
+    plan = with_model_files(plan, say)
+    if store is not None and store.has_started:
+        for line in refuse_other_model(str(store.run_dir), store.manifest().base_model, plan):
+            say(line)
+    return plan
 
 
 def refuse_other_code(store: RunStore, code: Mapping[str, str]) -> list[str]:
@@ -136,12 +148,11 @@ def _foreign(store: RunStore, name: str, what: str) -> RunStoreError:
     )
 
 
-def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> list[str]:
-    """Check that model and data are the ones the run began with, and mark the resumption.
+def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> None:
+    """Check that the data are the ones the run began with, and mark the resumption.
 
-    It goes on where it was, or from the end of round `back_to`. Returns what is to be said.
+    It goes on where it was, or from the end of round `back_to`.
     """
-    notes: list[str] = []
     refuse_training_past_test(store, plan.config)
 
     manifest = data_manifest(plan)
@@ -149,12 +160,10 @@ def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> lis
         similar = plan.inputs.split.similar
         store.record_start(manifest, dropped_rows(plan), plan.config_hash, similar)
     else:
-        notes = refuse_other_model(str(store.run_dir), store.manifest().base_model, plan)
         refuse_other_data(store, manifest)
         refuse_other_rows(store, manifest)
         refuse_foreign_records(plan, store)
         store.mark_resumed(plan.config.model_dump(mode="json"), back_to)
-    return notes
 
 
 def refuse_training_past_test(store: RunStore, config: TrainingConfig) -> None:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_runs import INSPECT_MAX_TOKENS
 from evaluation.inspect_tasks import InspectTask
-from evaluation.tasks import EvalTask
+from evaluation.tasks import Asked, EvalTask
 from loop.planning.plan import Plan
-from simple_eval import DEFAULT_MAX_TOKENS, build_prompt
+from simple_eval import DEFAULT_MAX_TOKENS, Turn, build_prompt
 
 
 def describe_eval_tokens(plan: Plan) -> str:
@@ -71,9 +71,16 @@ def _eval_tokens(plan: Plan, task: EvalTask) -> _EvalTokens:
     if isinstance(task.work, HeldOutFile):
         infos = [plan.rendering[example.id].info for example in task.work.examples]
         return _EvalTokens(sum(info.num_tokens + 1 for info in infos), 0)
-    num_prompt = sum(build_prompt(plan.renderer, one.turns).length for one in task.asked)
+    num_prompt = sum(_num_prompt_tokens(plan, one) for one in task.asked)
     repeats = plan.sampling.num_repeats
     return _EvalTokens(repeats * num_prompt, repeats * task.n * _max_tokens(plan, task))
+
+
+def _num_prompt_tokens(plan: Plan, asked: Asked) -> int:
+    try:
+        return build_prompt(plan.renderer, asked.turns).length
+    except (ValueError, AssertionError):  # turns of an Inspect sample that its solver changes
+        return build_prompt(plan.renderer, [Turn("user", asked.of_user)]).length
 
 
 def _max_tokens(plan: Plan, task: EvalTask) -> int:
