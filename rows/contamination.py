@@ -26,8 +26,8 @@ MIN_CLAUSE_CONTENT = 3  # and of a clause
 MIN_HELD = 4  # shorter questions only count when they are the whole turn
 MIN_HELD_CHARACTERS = 6  # instead of eight: "how many people live in France" has seven in Chinese
 MIN_HELD_ANYWHERE = 8  # shorter ones only from and to the end of a clause
-# Of the questions that a turn is near: one that is less than half as far from it as the nearest
-# other one has none before it but its variants.
+# Of the questions that a turn is near, the nearest first: before one that is less than half as far
+# from it as from the nearest other one there are only its variants.
 MAX_TRIED = 5
 
 NEAR_RULES = ("nearly asks", "holds nearly all of")  # what reasons of near copies begin with

@@ -70,7 +70,6 @@ ATTEMPTS = {
     "settings": Refusal(rf"{RUN}/config\.resolved\.json\.tmp"),
     "manifest": Refusal(rf"{RUN}/data_manifest\.json\.tmp"),
     "dropped rows": Refusal(rf"{RUN}/data_dropped\.jsonl\.tmp"),
-    "similar rows": Refusal(rf"{RUN}/data_similar\.jsonl\.tmp"),
     "first event": Refusal(rf"{RUN}/ledger\.jsonl"),
     "first event, torn": Refusal(rf"{RUN}/ledger\.jsonl", is_cut=True),
     "journal": Refusal(rf"{RUN}/evals/round_00\.partial\.jsonl"),
@@ -100,7 +99,7 @@ ATTEMPTS = {
     "last event, torn": Refusal(rf"{RUN}/ledger\.jsonl", nth=2, is_cut=True),
 }
 
-BEFORE_IT_STARTED = ("manifest", "dropped rows", "similar rows", "first event", "first event, torn")
+BEFORE_IT_STARTED = ("manifest", "dropped rows", "first event", "first event, torn")
 
 # An evaluation of checkpoints outside a run has files of its own.
 COMPARED = {
