@@ -85,7 +85,7 @@ def evaluate_checkpoints(
     choice = choose_place(args, settings, session, begun_on)
     inputs = read_eval_inputs(loaded, settings.model_dir)
     renderer_name = common_renderer(subjects, inputs)
-    plan = make_plan(inputs, {"renderer_name": renderer_name})
+    plan = make_plan(inputs, {**settings.kept, "renderer_name": renderer_name})
     gate = gate_for(plan.gate, len(subjects))
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
     lines += [describe_resolution(gate, inputs.scored_sizes), f"renderer: {plan.renderer_name}"]
