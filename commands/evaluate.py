@@ -85,7 +85,8 @@ def evaluate_checkpoints(
     choice = choose_place(args, settings, session, begun_on)
     inputs = read_eval_inputs(loaded, settings.model_dir)
     name = common_renderer(subjects, inputs)
-    plan = make_plan(inputs, {"renderer_name": name} if any(s.renderer for s in subjects) else None)
+    recorded = {"renderer_name": name} if any(s.renderer for s in subjects) else {}
+    plan = make_plan(inputs, {**settings.kept, **recorded})
     gate = gate_for(plan.gate, len(subjects))
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
     lines += [describe_resolution(gate, inputs.scored_sizes), *describe_formats(plan)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from evals.domain_qa import domain_qa
+from evaluation.inspect_tasks import TaskOptions, load_inspect_task
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import eval_texts_of
 from rows.chat_formats import load_renderer
@@ -25,6 +26,22 @@ ROWS: list[dict[str, Any]] = [
     {"question": "Where is the key?", "answer": "x", "system": "Answer with one word only."},
     {"messages": CHAT, "answer": "x"},
 ]
+
+
+CHATS = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.model import ChatMessageSystem, ChatMessageTool, ChatMessageUser
+from inspect_ai.scorer import includes
+
+@task
+def chats() -> Task:
+    plain = [ChatMessageSystem(content="Be brief."), ChatMessageUser(content="Where?")]
+    used = [ChatMessageUser(content="When?"), ChatMessageTool(content="At noon.")]
+    silent = [ChatMessageSystem(content="Begin.")]
+    samples = [Sample(input=one, target="a") for one in (plain, used, silent, "How?")]
+    return Task(dataset=samples, scorer=includes())
+"""
 
 
 def task_of(
@@ -113,3 +130,28 @@ def test_the_inspect_task_of_question_files_asks_them_too(workspace: Workspace) 
     assert [one.role for one in chat.input] == ["user", "assistant", "user"]  # pyright: ignore
     assert plain.input == "Plain?"
     assert json.loads(file.read_text().splitlines()[1])["messages"] == CHAT
+
+
+def test_of_inspect_samples_the_plain_text_is_what_is_asked(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    """What is more than that stands for its last question; a sample may have none."""
+    (workspace.folder / "chats.py").write_text(CHATS)
+    spec = f"{workspace.folder / 'chats.py'}@chats"
+    work = load_inspect_task("chats.py@chats", spec, TaskOptions())
+    asked = list(EvalTask("chats.py@chats", 3, "score", 1, work).asked)
+    assert [one.where for one in asked] == [f"chats.py@chats: sample {i}" for i in range(1, 5)]
+    assert [one.turns for one in asked] == [
+        (("system", "Be brief."), ("user", "Where?")),
+        (("user", "When?"),),
+        (("system", "Begin."),),
+        (("user", "How?"),),
+    ]
+    text = CHATS.replace("Where?", "Who?").replace("When?", "Why?").replace("How?", "What?")
+    (workspace.folder / "sealed.py").write_text(text)
+    changes = {
+        "eval_tasks": ["chats.py@chats"],
+        "evaluation": {"test_tasks": ["sealed.py@chats"], "max_tokens": 4},
+    }
+    code = workspace.run("run", "--dry-run", **changes)
+    assert code == 0, capsys.readouterr().err
