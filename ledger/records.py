@@ -163,6 +163,8 @@ class _File:
 @dataclass(frozen=True)
 class _Examples:
     num_examples: Count
+    num_tokens: Count
+    num_loss_tokens: Count
     sha256: str | None = None  # of those that were kept, in their order; older runs have none
 
 

@@ -52,11 +52,23 @@ def refuse_other_model(where: str, recorded: ModelFiles | None, plan: Plan) -> l
     return []
 
 
-def refuse_other_rows(store: RunStore, manifest: Mapping[str, Any]) -> None:
-    """Raise `RunStoreError` when of the same files other rows would be trained on, as where another
-    version cleans them otherwise. Manifests of older runs have their number alone."""
+def refuse_other_rows(store: RunStore, manifest: Mapping[str, Any], *, is_cut: bool) -> None:
+    """Raise `RunStoreError` when of the same files other rows or tokens would be trained on, as
+    where another version cleans or renders them otherwise. Manifests of older runs have their
+    number alone. With `is_cut` rows are cut at the model's context, where they were too long."""
     for key, began in store.manifest().examples.items():
         now = manifest["examples"].get(key, {"num_examples": 0, "sha256": None})
+        tokens = [(began.num_tokens, now.get("num_tokens")),
+                  (began.num_loss_tokens, now.get("num_loss_tokens"))]  # fmt: skip
+        if began.num_examples == now["num_examples"] and not is_cut:
+            for (was, is_now), what in zip(tokens, ("tokens", "tokens with loss"), strict=True):
+                if was != is_now:
+                    raise RunStoreError(
+                        f"{store.run_dir}: the rows of {key} had {was:,} {what} when the run "
+                        f"began, and this version writes {is_now:,} (reasoning in an answer, "
+                        "calls of tools and weights are read since), so it cannot go on as the "
+                        "same run. Resume it with the version that began it, or start a new run."
+                    )
         is_same = began.sha256 in (None, now["sha256"])
         if began.num_examples != now["num_examples"] or not is_same:
             others = " others" if began.num_examples == now["num_examples"] else ""
@@ -161,7 +173,8 @@ def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> Non
         store.record_start(manifest, dropped_rows(plan), plan.config_hash, similar)
     else:
         refuse_other_data(store, manifest)
-        refuse_other_rows(store, manifest)
+        is_cut = plan.max_seq_length != plan.config.max_seq_length
+        refuse_other_rows(store, manifest, is_cut=is_cut)
         refuse_foreign_records(plan, store)
         store.mark_resumed(plan.config.model_dump(mode="json"), back_to)
 
