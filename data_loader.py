@@ -96,7 +96,8 @@ def load_examples(
             position = first_at.setdefault(record.key, len(examples))
             if position < len(examples):
                 reason = f"the same conversation as {_place(examples[position], source.name)}"
-                dropped.append(DroppedRow(source.name, row.line_no, "duplicate", reason))
+                text = first_words(examples[position])
+                dropped.append(DroppedRow(source.name, row.line_no, "duplicate", reason, text))
                 continue
             flaw = (
                 None

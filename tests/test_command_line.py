@@ -217,7 +217,17 @@ def test_the_command_line_is_frozen() -> None:
     flags = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", outcome.stdout.split("epilog")[0]))
     assert flags >= {"--config", "--set", "--run-dir", "--resume", "--local", "--dry-run"}
     assert flags == {
-        *("-h", "--help", "--config", "--set", "--run-dir", "--resume", "--local", "--dry-run"),
+        *(
+            "-h",
+            "--help",
+            "--config",
+            "--set",
+            "--preview",
+            "--run-dir",
+            "--resume",
+            "--local",
+            "--dry-run",
+        ),
         *("--gate", "--json", "-v", "--verbose", "--evaluate", "--list", "--alert"),
     }
 

@@ -124,6 +124,8 @@ def test_a_run_that_an_older_version_began_on_such_rows_goes_on(
     manifest = json.loads((run_dir / "data_manifest.json").read_text())
     pool = Source("pool.jsonl", workspace.folder / "pool.jsonl")
     manifest["files"]["mining.pool_file"]["sha256"] = sha256_of(pool)
+    manifest["examples"]["mining.pool_file"]["num_examples"] = len(long)
+    del manifest["examples"]["mining.pool_file"]["sha256"]  # which that version did not record
     (run_dir / "data_manifest.json").write_text(json.dumps(manifest))
     capsys.readouterr()
     assert main(["--resume", str(run_dir), "--set", "max_rounds=2"]) == 0

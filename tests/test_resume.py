@@ -109,9 +109,13 @@ def test_samples_that_an_inspect_log_has_flushed_are_kept(workspace: Workspace) 
     assert workspace.run("whole", **changes) == 0
     process = start(workspace, "killed", **changes)
     deadline = time.monotonic() + 120
-    while num_flushed(workspace.folder / "killed") < 20:
+    while True:  # what is counted stands still, so that it is killed where it was seen
+        process.send_signal(signal.SIGSTOP)
+        if num_flushed(workspace.folder / "killed") >= 20:
+            break
+        process.send_signal(signal.SIGCONT)
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait(20)
     kept = num_flushed(workspace.folder / "killed")
