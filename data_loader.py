@@ -17,11 +17,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
-from errors import DataError
+from errors import DataError, one_line
 from rows.contamination import EvalTexts
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable
 from rows.forms import Reading, guess_columns, read_form
-from rows.places import dropped_text, first_words
+from rows.places import MAX_FIRST_WORDS, dropped_text, first_words
 from rows.quality import Filters, near_duplicates
 from rows.row_keys import PAIRS, SHAPES
 from rows.sources import Row, Source, as_text, read_rows, sha256_of
@@ -105,7 +105,9 @@ def load_examples(
                 else filters.flaw_of([(one.role, one.text) for one in record.messages])
             )
             if flaw is not None:
-                dropped.append(DroppedRow(source.name, row.line_no, *flaw))
+                asked = next(one.content for one in record.messages if one.role == "user")
+                text = one_line(asked, MAX_FIRST_WORDS)
+                dropped.append(DroppedRow(source.name, row.line_no, *flaw, text))
                 del first_at[record.key]
                 continue
             examples.append(record, source.name, row.line_no)

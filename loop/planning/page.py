@@ -9,7 +9,7 @@ from errors import ConfigError
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted
-from loop.planning.left_out import describe_large_losses, describe_left_out
+from loop.planning.left_out import LARGE_SHARE, describe_large_losses, describe_left_out
 from loop.planning.models import model_config
 from loop.planning.plan import Plan, gate_of
 from loop.planning.row_notes import describe_rendering, describe_unused
@@ -89,7 +89,10 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     yield _describe_train_on(plan)
     dropped = [row for log in plan.dropped_in_rendering for row in log]
     if dropped:
-        yield f"dropped in rendering: {len(dropped)} rows, the first {dropped_text(dropped[0])}"
+        num_rows = len(dropped) + sum(len(table.examples) for table in (plan.train, plan.pool))
+        warning = "warning: " if len(dropped) > LARGE_SHARE * num_rows else ""
+        first = dropped_text(dropped[0])
+        yield f"{warning}dropped in rendering: {len(dropped)} rows, the first {first}"
     yield from describe_rendering(plan)
     tables = plan.train, plan.pool
     num_truncated = sum(table.num_truncated for table in tables)
