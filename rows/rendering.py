@@ -159,9 +159,7 @@ class Rendering:
         if any(one.calls for one in answers[:-1]) and not self._trains_earlier:
             yield "calls without loss"
         has_thought = answers[-1].reasoning is not None or CLOSE in answers[-1].content
-        if self._abilities.invents_thought and not has_thought:
-            yield "invented thought"
-        elif has_thought and self._abilities.takes_reasoning:
+        if has_thought and self._abilities.takes_reasoning:
             yield "reasoning"
         if any(self._tokenizer.controls_in(one.content) for one in example.messages):
             yield "control tokens"

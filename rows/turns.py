@@ -30,7 +30,6 @@ class Abilities:
     takes_tools: bool
     takes_reasoning: bool
     reads_think_tags: bool  # it writes reasoning as <think>, so such text in an answer is that
-    invents_thought: bool  # it writes an empty think block before an answer without reasoning
     has_prefill: bool  # its prompt ends with tokens of the answer's own rendering
 
 
@@ -38,7 +37,6 @@ def abilities_of(renderer: Renderer) -> Abilities:
     """Ask a renderer what it can express."""
     from tinker_cookbook.renderers.qwen3 import Qwen3InstructRenderer
 
-    plain = _said(renderer, [_ASKED, {"role": "assistant", "content": "b"}])
     parts = [{"type": "thinking", "thinking": "zyx"}, {"type": "text", "text": "b"}]
     reasoned = _said(renderer, [_ASKED, {"role": "assistant", "content": parts}]) or ""
     if isinstance(renderer, Qwen3InstructRenderer):
@@ -47,7 +45,6 @@ def abilities_of(renderer: Renderer) -> Abilities:
         takes_tools=_takes_tools(renderer),
         takes_reasoning="zyx" in reasoned,
         reads_think_tags=all(tag in reasoned for tag in (OPEN, CLOSE)),
-        invents_thought=plain is not None and CLOSE in plain,
         has_prefill=_has_prefill(renderer),
     )
 

@@ -291,5 +291,5 @@ def test_what_rendering_did_is_counted(formats: Any) -> None:
     chat_format.file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     examples = load_examples([Source("rows", chat_format.file)]).examples
     assert chat_format.rendering.render_all(examples).noted == {
-        "invented thought": 2, "reasoning": 1, "tools": 1, "row weight": 1, "control tokens": 1,
+        "reasoning": 1, "tools": 1, "row weight": 1, "control tokens": 1,
     }  # fmt: skip

@@ -19,11 +19,6 @@ NOTES = {
         "end with the call train it"
     ),
     "reasoning": "reason before the last answer; it is trained as the chat format writes it",
-    "invented thought": (
-        "have no reasoning, and the chat format writes an empty think block before their answer, "
-        "which is trained with it (the renderer_name that turns thinking off puts it into the "
-        "prompt instead)"
-    ),
     "control tokens": "hold control tokens of the chat format in their text; they stay text there",
 }
 
