@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from errors import DataError, one_line
 from rows.contamination import EvalTexts
-from rows.examples import DropLog, DroppedRow, Example, ExampleTable
+from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Message
 from rows.forms import Reading, guess_columns, read_form
 from rows.places import MAX_FIRST_WORDS, dropped_text, first_words
 from rows.quality import Filters, near_duplicates
@@ -105,8 +105,7 @@ def load_examples(
                 else filters.flaw_of([(one.role, one.text) for one in record.messages])
             )
             if flaw is not None:
-                asked = next(one.content for one in record.messages if one.role == "user")
-                text = one_line(asked, MAX_FIRST_WORDS)
+                text = _asked_first(record.messages)
                 dropped.append(DroppedRow(source.name, row.line_no, *flaw, text))
                 del first_at[record.key]
                 continue
@@ -123,6 +122,11 @@ def load_examples(
     if not len(examples):
         raise DataError(f"{sources[0]}: the filters of `data` leave no row. Loosen them.")
     return LoadedData(tuple(files), examples, dropped)
+
+
+def _asked_first(messages: Sequence[Message]) -> str:
+    asked = next(message.content for message in messages if message.role == "user")
+    return one_line(asked, MAX_FIRST_WORDS)
 
 
 def _without_near_duplicates(
