@@ -99,14 +99,9 @@ def load_examples(
                 text = first_words(examples[position])
                 dropped.append(DroppedRow(source.name, row.line_no, "duplicate", reason, text))
                 continue
-            flaw = (
-                None
-                if filters is None
-                else filters.flaw_of([(one.role, one.text) for one in record.messages])
-            )
+            flaw = None if filters is None else _flaw_of(record.messages, filters)
             if flaw is not None:
-                text = _asked_first(record.messages)
-                dropped.append(DroppedRow(source.name, row.line_no, *flaw, text))
+                dropped.append(DroppedRow(source.name, row.line_no, *flaw))
                 del first_at[record.key]
                 continue
             examples.append(record, source.name, row.line_no)
@@ -124,9 +119,11 @@ def load_examples(
     return LoadedData(tuple(files), examples, dropped)
 
 
-def _asked_first(messages: Sequence[Message]) -> str:
+def _flaw_of(messages: Sequence[Message], filters: Filters) -> tuple[str, str, str] | None:
+    """Kind and reason of a row that is filtered out, and what it asks first."""
+    flaw = filters.flaw_of([(message.role, message.text) for message in messages])
     asked = next(message.content for message in messages if message.role == "user")
-    return one_line(asked, MAX_FIRST_WORDS)
+    return None if flaw is None else (*flaw, one_line(asked, MAX_FIRST_WORDS))
 
 
 def _without_near_duplicates(
