@@ -123,7 +123,8 @@ def _flaw_of(messages: Sequence[Message], filters: Filters) -> tuple[str, str, s
     """Kind and reason of a row that is filtered out, and what it asks first."""
     flaw = filters.flaw_of([(message.role, message.text) for message in messages])
     asked = next(message.content for message in messages if message.role == "user")
-    return None if flaw is None else (*flaw, one_line(asked, MAX_FIRST_WORDS))
+    first = one_line(asked, MAX_FIRST_WORDS)
+    return None if flaw is None else (flaw.kind, flaw.reason, first)
 
 
 def _without_near_duplicates(
