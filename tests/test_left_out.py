@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,3 +185,21 @@ def test_a_resumed_run_that_keeps_other_rows_is_refused_by_name(
         pool["num_examples"] = 30
         path.write_text(json.dumps(manifest))
         assert main(resume) == 0
+
+
+def test_a_resumed_run_whose_rows_come_to_other_tokens_is_refused_by_name(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    """As after an update that reads reasoning or calls of tools which an earlier one did not."""
+    assert workspace.run("run", max_rounds=1) == 0
+    path = workspace.folder / "run/data_manifest.json"
+    manifest = json.loads(path.read_text())
+    for key, what in (("num_tokens", "tokens"), ("num_loss_tokens", "tokens with loss")):
+        changed = json.loads(path.read_text())
+        changed["examples"]["train_file"][key] += 1
+        path.write_text(json.dumps(changed))
+        capsys.readouterr()
+        assert main(["--resume", str(workspace.folder / "run"), "--set", "max_rounds=2"]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert re.search(rf"the rows of train_file had [\d,]+ {what} when the run began", told)
+        path.write_text(json.dumps(manifest))
