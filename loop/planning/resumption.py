@@ -173,7 +173,8 @@ def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> Non
         store.record_start(manifest, dropped_rows(plan), plan.config_hash, similar)
     else:
         refuse_other_data(store, manifest)
-        is_cut = plan.max_seq_length != plan.config.max_seq_length
+        num_cut = plan.train.num_truncated + plan.pool.num_truncated
+        is_cut = plan.max_seq_length != plan.config.max_seq_length and num_cut > 0
         refuse_other_rows(store, manifest, is_cut=is_cut)
         refuse_foreign_records(plan, store)
         store.mark_resumed(plan.config.model_dump(mode="json"), back_to)
