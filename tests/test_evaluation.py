@@ -713,6 +713,36 @@ def test_the_tokens_said_before_the_first_step_are_an_upper_bound(
     assert "in 3 evaluations and the sealed test" in told
 
 
+def test_killed_before_what_the_end_measured_is_recorded_it_is_recorded(
+    workspace: Workspace,
+) -> None:
+    """The chosen round has a result from before; what the end adds makes it another one."""
+    changes: dict[str, Any] = {
+        "val_file": "val.jsonl",
+        "eval_tasks": ["qa:questions.jsonl"],
+        "evaluation": {"max_tokens": 4, "every": {"nll:val.jsonl": "end"},
+                       "test_tasks": ["qa:test.jsonl"]},
+        "max_rounds": 1,
+    }  # fmt: skip
+    assert workspace.run("run", **changes) == 0
+    run_dir = workspace.folder / "run"
+    ledger = run_dir / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    types = [(json.loads(line)["type"], json.loads(line)["round"]) for line in lines]
+    last = max(place for place, one in enumerate(types) if one == ("evaluated", 1))
+    assert types.count(("evaluated", 1)) == 2
+    ledger.write_text("".join(lines[:last]) + lines[last][:20])
+    for file in ("evals/test.json", "eval_report.md"):  # as they were when it was killed
+        (run_dir / file).unlink()
+    assert main(["--resume", str(run_dir)]) == 0
+    again = [json.loads(line) for line in ledger.read_text().splitlines()]
+    told = [(event["type"], event["round"]) for event in again if event["type"] != "resumed"]
+    assert told == types
+    result = workspace.store("run").result(1)
+    assert result is not None
+    assert "nll:val.jsonl" in result.names
+
+
 def test_the_judge_may_be_the_untouched_model_or_a_directory_beside_the_config(
     workspace: Workspace, llama_dir: Path
 ) -> None:

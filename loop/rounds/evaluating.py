@@ -5,6 +5,7 @@ from __future__ import annotations
 from evaluation.measuring import Measuring, measure, rehearse_tasks
 from evaluation.tasks import EvalTask, protocol_of
 from ledger.records import Checkpoint
+from ledger.store import RunStore
 from loop.rounds.run import Run
 from loop.rounds.session import sampling_client
 from scores.results import EvalResult, eval_result
@@ -56,12 +57,23 @@ async def measure_and_record(
         async for new in measure(missing, place, journal):
             store.record_measured(number, new, step, run.stopwatch.take_mean_ms())
     journal.discard()
-    if result is not None and not missing:
+    if result is not None and not missing and _is_of_all_measured(store, number):
         return result
     settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
     result = eval_result(number, path, store.measured(number), protocol_of(plan.tasks, *settings))
     store.record_result(result, step)
     return result
+
+
+def _is_of_all_measured(store: RunStore, number: int) -> bool:
+    """Whether the newest result is recorded after all that was measured: a run may have been killed
+    between the two, also where there was an earlier result."""
+    newest = (
+        max((event["seq"] for event in store.events(kind, number)), default=-1)
+        for kind in ("measured", "evaluated")
+    )
+    measured, evaluated = newest
+    return evaluated > measured
 
 
 async def measuring(run: Run, number: int, label: str, path: str | None, total: int) -> Measuring:
