@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
 
 MARK = "\ue0f1"  # of the private use area: no text means anything by it
+ROLE_COLON_TURNS = ("\n\nUser:", "\n\nAssistant:", "\n\nSystem:")  # of a format without tokens
 NOT_STEERING = ("<think>", "</think>")  # parts of an answer, where a template writes them
 
 
@@ -94,10 +95,19 @@ def guard(renderer: Renderer) -> Guarded:
     """Let a renderer keep the text of messages apart from its markers; returns its tokenizer."""
     if isinstance(renderer.tokenizer, Guarded):
         return renderer.tokenizer
+    from tinker_cookbook.renderers.role_colon import RoleColonRenderer
+
     tokenizer = Guarded(renderer.tokenizer, _controls_of(renderer))
     render = renderer.render_message
+    turns = ROLE_COLON_TURNS if isinstance(renderer, RoleColonRenderer) else ()
 
     def render_marked(message: Any, ctx: Any) -> Any:
+        content = message["content"]
+        if found := [turn for turn in turns if isinstance(content, str) and turn in content]:
+            raise ValueError(
+                f"its text holds {found[0]!r}, which begins a turn in this chat format and cannot "
+                "be told from one"
+            )
         return render(_marked(message, tokenizer), ctx)
 
     renderer.tokenizer = tokenizer  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,9 +16,12 @@ from rows.row_keys import (
     CONTEXT,
     CONTEXT_KEYS,
     DISLIKED,
+    DISLIKING,
     HARMONY,
     LIKED_KEYS,
+    LIKING,
     MAX_WEIGHT,
+    MIN_WEIGHT,
     PAIRS,
     PLAIN_KEYS,
     REASONING_KEYS,
@@ -28,6 +31,7 @@ from rows.row_keys import (
     SHAPES,
     SYNONYMS,
     SYSTEM_KEYS,
+    TEXT_KEYS,
     TEXT_PARTS,
     THINKING_PARTS,
     TRAINED_KEYS,
@@ -39,6 +43,8 @@ from rows.tool_calls import (
     calls_of,
     decoded,
     is_blank,
+    is_blank_json,
+    number_of,
     text_of,
     tool_answers,
     tools_of,
@@ -58,7 +64,7 @@ class Reading(NamedTuple):
 
 def read_form(fields: Mapping[str, Any]) -> Reading:
     """What a row trains on. Raises `ValueError` with the reason where it is no training row."""
-    given = {key: value for key, value in fields.items() if not is_blank(value)}
+    given = _given(fields)
     if given.keys() <= PLAIN_KEYS:  # almost every row of almost every file
         pair, unused = _pair_of(fields, given), set[str]()
         messages = (*_asked(given, pair, unused), *_answered(given, pair, unused))
@@ -90,6 +96,15 @@ def read_form(fields: Mapping[str, Any]) -> Reading:
     return Reading(record, tuple(sorted(unused)))
 
 
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that say something; where no text is meant, blank JSON text is blank as well."""
+    return {
+        key: value
+        for key, value in fields.items()
+        if not is_blank(value) and (key in TEXT_KEYS or not is_blank_json(value))
+    }
+
+
 def _first(table: Iterable[str], given: Mapping[str, Any]) -> str:
     return next(key for key in table if key in given)
 
@@ -115,11 +130,15 @@ def _likings(given: Mapping[str, Any]) -> list[str]:
     likings = []
     for key in LIKED_KEYS:
         value = given.get(key)
-        said = value.strip().casefold() if isinstance(value, str) else value
-        if said in ("false", "no", "0") or (isinstance(said, bool | int | float) and said <= 0):
+        said = value.strip().strip("\"'").casefold() if isinstance(value, str) else value
+        number = number_of(said) if isinstance(said, str) else said
+        is_number = isinstance(number, bool | int | float)
+        if said in DISLIKING or (is_number and number <= 0):
             raise ValueError(f'"{key}" is {value!r}: {DISLIKED}')
-        if said is True or said in (1, "true", "yes", "1"):
+        if said in LIKING or number == 1:
             likings.append(key)
+        elif said is not None and key != "label":  # which may be a class's name
+            raise ValueError(f'"{key}" is {value!r}, neither true nor false')
     return likings
 
 
@@ -128,7 +147,8 @@ def _refuse_context_elsewhere(given: Mapping[str, Any], messages: Sequence[Messa
     for key in ("history", *CONTEXT_KEYS):
         value = given.get(key)
         if value is not None and not (
-            isinstance(value, str) and any(value.strip() in one.content for one in messages)
+            isinstance(value, str)
+            and any(value.strip() in one.content for one in messages if one.role != "assistant")
         ):
             raise ValueError(f'"{key}" stands beside the messages and not in them: {CONTEXT}')
 
@@ -166,7 +186,7 @@ def _pair_of(fields: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, 
 
 def _asked(given: Mapping[str, Any], pair: tuple[str, str], unused: set[str]) -> Sequence[Message]:
     """What comes before the answer of a pair: a question with its context, or messages."""
-    asked = _messages_or_text(given[pair[0]])
+    asked = _messages_or_text(given, pair)[0]
     context = [key for key in CONTEXT_KEYS if key in given and key not in pair]
     if not isinstance(asked, str) and _is_messages(asked):
         # The split is what this form is for: answers in the prompt are examples, and not trained.
@@ -185,23 +205,28 @@ def _asked(given: Mapping[str, Any], pair: tuple[str, str], unused: set[str]) ->
 def _answered(
     given: Mapping[str, Any], pair: tuple[str, str], unused: set[str]
 ) -> Sequence[Message]:
-    answered = _messages_or_text(given[pair[1]])
+    answered = _messages_or_text(given, pair)[1]
     if not isinstance(answered, str) and _is_messages(answered):
         return _conversation(answered, pair[1], unused)
     return (Message("assistant", text_of(answered, f'"{pair[1]}"'), reasoning=_reasoning(given)),)
 
 
-def _messages_or_text(value: Any) -> Any:
-    """A list of messages, also where it is written as JSON text; any other text is itself."""
-    if isinstance(value, str) and value[0] not in "[{" and not value[0].isspace():
-        return value
-    read = decoded(value)
-    return read if _is_messages(read) else value
+def _messages_or_text(given: Mapping[str, Any], pair: tuple[str, str]) -> tuple[Any, Any]:
+    """Both sides of a pair. Two texts that are JSON lists of messages, as Parquet and CSV have
+    TRL's form, are these; any other text is itself, also where it is JSON."""
+    asked, answered = given[pair[0]], given[pair[1]]
+    if pair == ("prompt", "completion") and isinstance(asked, str) and asked.lstrip()[:1] == "[":
+        read = decoded(asked), decoded(answered)
+        if all(_is_messages(one) for one in read):
+            return read
+    return asked, answered
 
 
 def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(one, dict) and ("role" in one or "from" in one) for one in value
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
     )
 
 
@@ -256,8 +281,9 @@ def _conversation(raw: Any, key: str, unused: set[str]) -> tuple[Message, ...]:
 def _messages_of(item: Mapping[str, Any], index: int, unused: set[str]) -> list[Message]:
     """One message; of a tool turn that holds several answers, one for each."""
     what = f"message {index}"
-    given = {key: value for key, value in item.items() if not is_blank(value)}
+    given = _given(item)
     named = given.get("role", given.get("from"))
+    _refuse_two_sides(given, what)
     role = ROLES.get(named.strip().casefold()) if isinstance(named, str) else None
     if named is None:
         raise ValueError(f"{what} has no role")
@@ -288,13 +314,22 @@ def _messages_of(item: Mapping[str, Any], index: int, unused: set[str]) -> list[
     used |= {"tool_calls", "function_call", *REASONING_KEYS}
     unused |= {f"messages[].{key}" for key in given.keys() - used}
     is_call = named.strip().casefold() in CALL_ROLES
-    calls = calls_in(decoded(content), what) if is_call else calls_of(given, what)
+    calls = calls_in(decoded(content), what, unused) if is_call else calls_of(given, what, unused)
     text = "" if is_call or (calls and is_blank(content)) else text_of(content, f"{what}'s content")
     reasoning = _reasoning(given)
     if reasoning is not None and inline is not None and reasoning != inline:
         raise ValueError(f"{what} holds two different reasonings")
     weight = None if weight == 1 else weight  # an answer counts as much where nothing says so
     return [Message(role, text, inline if reasoning is None else reasoning, calls, weight=weight)]
+
+
+def _refuse_two_sides(given: Mapping[str, Any], what: str) -> None:
+    """Of two spellings of one thing, as a union of schemas has them, both must say the same."""
+    for one, other in (("role", "from"), ("content", "value")):
+        if one in given and other in given:
+            sides = [ROLES.get(str(given[k]).casefold(), given[k]) for k in (one, other)]
+            if sides[0] != sides[1]:
+                raise ValueError(f'"{one}" and "{other}" of {what} say different things; keep one')
 
 
 def _content(item: Mapping[str, Any], what: str, unused: set[str]) -> tuple[Any, str | None]:
@@ -304,6 +339,8 @@ def _content(item: Mapping[str, Any], what: str, unused: set[str]) -> tuple[Any,
     if not isinstance(content, list) or not content:
         return content, None
     texts, thoughts = [], []
+    if len(content) > 1 and all(isinstance(part, str) for part in content):
+        raise ValueError(f"{what}'s content is a list of texts, and which is meant is not said")
     for part in content:
         read = decoded(part)
         part = read if isinstance(read, dict) and "type" in read else part
@@ -339,21 +376,21 @@ def _weight(given: Mapping[str, Any], unused: set[str], what: str) -> float | No
     for key in (*WEIGHT_KEYS, *TRAINED_KEYS):
         if key not in given:
             continue
-        value, is_number = given[key], key in WEIGHT_KEYS
+        value, is_weight = given[key], key in WEIGHT_KEYS
         if isinstance(value, str) and value.strip().casefold() in ("true", "false"):
             value = value.strip().casefold() == "true"
         elif isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                value = None
-        if not isinstance(value, bool | int | float) or not 0 <= value <= MAX_WEIGHT:
+            value = number_of(value)
+        if not isinstance(value, bool | int | float) or (
+            value != 0 and not MIN_WEIGHT <= value <= MAX_WEIGHT
+        ):
             raise ValueError(
-                f'{what}"{key}" is {str(given[key])[:40]!r}, not a number from 0 to {MAX_WEIGHT:,}'
+                f'{what}"{key}" is {str(given[key])[:40]!r}, not 0 and not a number from '
+                f"{MIN_WEIGHT:g} to {MAX_WEIGHT:,}"
             )
         if key == "loss" and value not in (0, 1):  # what a model's loss on it was, most likely
             unused.add(f"messages[].{key}" if what else key)
-        elif not is_number and value not in (0, 1):
+        elif not is_weight and value not in (0, 1):
             raise ValueError(f'{what}"{key}" is {given[key]!r}, neither true nor false')
         else:
             found[key] = float(value)

@@ -12,6 +12,10 @@ from rows.tool_calls import TOOL_KEYS
 PAIRS = (("instruction", "output"), ("prompt", "completion"), ("input", "output"))
 PLAIN_KEYS = {"topic", *(key for pair in PAIRS for key in pair)}
 CONTEXT_KEYS = ("input", "context")
+TEXT_KEYS = {  # where JSON text is a text like any other
+    *(key for pair in PAIRS for key in pair), "context", "content", "value", "topic", "system",
+    "system_prompt", "system_message", "reasoning_content", "reasoning", "thinking",
+}  # fmt: skip
 SHAPES = (
     '"messages", "conversations", "instruction"+"output", "prompt"+"completion" or "input"+"output"'
 )
@@ -39,9 +43,15 @@ SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # The loss of a message or row is multiplied by it; the yes-or-no ones stand for 1 and 0.
 WEIGHT_KEYS = ("weight", "loss_weight", "loss_scale")
+MIN_WEIGHT = 1e-6  # less is none in the floats of a loss
 MAX_WEIGHT = 1_000_000  # more is a column of something else
 TRAINED_KEYS = ("train", "trainable", "training", "loss", "loss_mask")
-LIKED_KEYS = ("label", "kto_tag", "desirable", "is_desirable")
+LIKED_KEYS = ("label", "kto_tag", "desirable", "is_desirable", "is_chosen")
+LIKING = (True, "true", "yes", "t", "y", "desirable", "chosen", "good", "positive", "like", "liked")
+DISLIKING = (
+    *(False, "false", "no", "f", "n", "undesirable", "rejected", "bad", "negative", "dislike"),
+    "disliked",
+)
 
 _PREFERENCE = (
     "it holds a preferred and a rejected answer, which preference training (DPO) takes and this "

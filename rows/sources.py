@@ -376,7 +376,7 @@ def _parquet_rows(source: Source) -> Iterator[Row]:
     with _explained(source), ParquetFile(source.path) as file:
         rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
         for number, fields in enumerate(rows, start=1):
-            yield Row(number, fields, None)
+            yield Row(number, _without_filled(fields), None)
 
 
 def _saved_rows(source: Source) -> Iterator[Row]:
@@ -393,13 +393,24 @@ def _saved_rows(source: Source) -> Iterator[Row]:
                 )
             data = data[source.split]
         for number, fields in enumerate(data, start=1):
-            yield Row(number, dict(fields), None)  # pyright: ignore[reportArgumentType]
+            yield Row(number, _without_filled(dict(fields)), None)  # pyright: ignore[reportArgumentType]
 
 
 def _hub_rows(source: Source) -> Iterator[Row]:
     data = _load_hub(source)
     for number, fields in enumerate(data, start=1):
-        yield Row(number, dict(fields), None)
+        yield Row(number, _without_filled(dict(fields)), None)
+
+
+def _without_filled(fields: dict[str, Any]) -> dict[str, Any]:
+    """A row without the nulls in its objects: these formats give each object the keys of all."""
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(one) for key, one in value.items() if one is not None}
+        return [cleaned(one) for one in value] if isinstance(value, list) else value
+
+    return {key: cleaned(value) for key, value in fields.items()}
 
 
 def _load_hub(source: Source) -> Any:

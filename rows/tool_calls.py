@@ -10,8 +10,11 @@ from typing import Any
 
 from rows.examples import Message, ToolCall
 from rows.sources import is_text
+from storage.stored_json import RepeatedKeyError, unique_keys
 
 TOOL_KEYS = ("tools", "functions")
+CALL_KEYS = {"id", "type", "function", "index", "name", "arguments", "parameters"}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _WRAPPED = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 
 
@@ -25,14 +28,14 @@ def tool_answers(content: Any, what: str) -> list[str]:
     return [text_of(one, f"{what}'s content") for one in (wrapped if is_whole else [text])]
 
 
-def calls_of(given: Mapping[str, Any], what: str) -> tuple[ToolCall, ...]:
+def calls_of(given: Mapping[str, Any], what: str, unused: set[str]) -> tuple[ToolCall, ...]:
     if "tool_calls" in given and "function_call" in given:
         raise ValueError(f"{what} has tool_calls and function_call; keep one")
     raw = given.get("tool_calls", given.get("function_call"))
-    return () if raw is None else calls_in(decoded(raw), what)
+    return () if raw is None else calls_in(decoded(raw), what, unused)
 
 
-def calls_in(raw: Any, what: str) -> tuple[ToolCall, ...]:
+def calls_in(raw: Any, what: str, unused: set[str]) -> tuple[ToolCall, ...]:
     """The calls of a message: OpenAI's, or bare names with arguments."""
     calls: list[ToolCall] = []
     for item in raw if isinstance(raw, list) else [raw]:
@@ -44,8 +47,10 @@ def calls_in(raw: Any, what: str) -> tuple[ToolCall, ...]:
             raise ValueError(f"{what} has a tool call of type {item['type']!r}, not function")
         given = body.get("arguments", body.get("parameters"))
         given = {} if is_blank(given) else given
-        arguments = given if isinstance(given, str) else _as_json(_without_nulls(given))
-        if not isinstance(decoded(arguments), dict):
+        arguments = given if isinstance(given, str) else _as_json(given)
+        keys = {key for one in (item, body) for key, value in one.items() if not is_blank(value)}
+        unused |= {f"messages[].tool_calls[].{key}" for key in keys - CALL_KEYS}
+        if not isinstance(_unique(arguments, what), dict):
             raise ValueError(
                 f"{what}'s call of {body['name']} has arguments that are no JSON object"
             )
@@ -88,8 +93,18 @@ def tools_of(given: Mapping[str, Any]) -> str | None:
             raise ValueError(f'"{key}" holds a tool without a name')
         if isinstance(tool, dict) and tool.get("type") not in (None, "function", "object"):
             raise ValueError(f'"{key}" holds a tool of type {tool["type"]!r}, not function')
-        functions.append(_without_nulls(function))
+        functions.append(function)
     return text_of(_as_json(functions), f'"{key}"')
+
+
+def _unique(arguments: str, what: str) -> Any:
+    """The value of JSON text. Raises `ValueError` for a key that stands twice in it."""
+    try:
+        return json.loads(arguments, object_pairs_hook=unique_keys)
+    except RepeatedKeyError as error:
+        raise ValueError(f"{what} has a call with the argument {error.key!r} twice") from None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _as_json(value: Any) -> str:
@@ -100,13 +115,6 @@ def _as_json(value: Any) -> str:
         return other.decode("utf-8", "backslashreplace") if is_bytes else str(other)
 
     return json.dumps(value, ensure_ascii=False, default=as_text)
-
-
-def _without_nulls(value: Any) -> Any:
-    """JSON without the keys that are null: Parquet gives each object the keys of all others."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -122,6 +130,16 @@ def is_blank(value: Any) -> bool:
         or value == []
         or value == {}
     )
+
+
+def is_blank_json(value: Any) -> bool:
+    """Whether a text is JSON for nothing, as Parquet and CSV files have it."""
+    return isinstance(value, str) and value.strip() in ("[]", "{}", "null")
+
+
+def number_of(text: str) -> float | None:
+    """The number that a text plainly is."""
+    return float(text) if _NUMBER.fullmatch(text.strip()) else None
 
 
 def decoded(value: Any) -> Any:

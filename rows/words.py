@@ -15,7 +15,10 @@ class _Characters(dict[int, str]):
     """What becomes of each character: letters, digits, their marks and operators stay."""
 
     def __missing__(self, code: int) -> str:
-        character = chr(code)
+        character = "-" if code == 0x2212 else chr(code)  # the minus sign
+        if unicodedata.category(character) == "Cf":  # invisible, as a soft hyphen is
+            self[code] = ""
+            return ""
         is_word = character.isalnum() or unicodedata.category(character).startswith("M")
         kept = is_word or character in OPERATORS or character in ".,:"
         self[code] = character if kept else " "

@@ -278,7 +278,9 @@ def test_an_answer_that_ends_with_a_control_token_is_refused(formats: Any) -> No
     assert "taught letter by letter" in formats("llama3").dropped(turns("q", "a<|eot_id|>")).reason
     assert "taught letter by letter" in formats("qwen3").dropped(turns("q", "a<|im_end|>\n")).reason
     told = formats("role_colon").dropped(turns("q", "a\n\nUser: b"))
-    assert "at which sampling stops" in told.reason
+    assert "at which sampling stops" in told.reason or "begins a turn" in told.reason
+    for row in (turns("q\n\nAssistant: x", "a"), turns("q", "a\n\nAssistant: b")):
+        assert "begins a turn in this chat format" in formats("role_colon").dropped(row).reason
 
 
 def test_what_rendering_did_is_counted(formats: Any) -> None:

@@ -70,7 +70,8 @@ def test_no_key_of_a_public_format_is_silent() -> None:
                                             {"from": "gpt", "value": "a"}]}, TURNS),
         ({"messages": json.dumps([Q, A])}, TURNS),
         ({"messages": [json.dumps(Q), json.dumps(A)]}, TURNS),
-        ({"prompt": json.dumps([Q]), "completion": [A]}, TURNS),
+        ({"prompt": json.dumps([Q]), "completion": json.dumps([A])}, TURNS),
+        ({"prompt": [Q], "completion": [A]}, TURNS),
         ({"prompt": '{"a": 1}', "completion": "[1]"},
          [("user", '{"a": 1}'), ("assistant", "[1]")]),
         ({"prompt": [Q], "completion": "a"}, TURNS),
@@ -81,6 +82,13 @@ def test_no_key_of_a_public_format_is_silent() -> None:
          TURNS),
         ({"messages": [Q, {**A, "content": ["a"]}]}, TURNS),
         ({"prompt": "q", "completion": "a", "label": True}, TURNS),
+        ({"prompt": "q", "completion": "a", "label": "1.0", "tools": "[]", "history": "null"},
+         TURNS),
+        ({"prompt": "q", "completion": "[]"}, [("user", "q"), ("assistant", "[]")]),
+        ({"instruction": "q", "output": '[{"role": "assistant", "content": "a"}]'},
+         [("user", "q"), ("assistant", '[{"role": "assistant", "content": "a"}]')]),
+        ({"prompt": "q", "completion": '[{"role": "assistant", "content": "a"}]'},
+         [("user", "q"), ("assistant", '[{"role": "assistant", "content": "a"}]')]),
     ],
 )  # fmt: skip
 def test_a_row_comes_to_its_turns(row: dict[str, Any], turns: Any) -> None:
@@ -94,6 +102,16 @@ def test_a_row_comes_to_its_turns(row: dict[str, Any], turns: Any) -> None:
         ({"prompt": "q", "completion": "a", "label": "False"}, '"label" is \'False\''),
         ({"prompt": "q", "completion": "a", "label": 0}, '"label" is 0'),
         ({"instruction": "q", "output": "a", "kto_tag": False}, '"kto_tag" is False'),
+        ({"prompt": "q", "completion": "a", "label": "-1.0"}, '"label" is'),
+        ({"prompt": "q", "completion": "a", "kto_tag": "undesirable"}, '"kto_tag" is'),
+        ({"prompt": "q", "completion": "a", "is_chosen": "maybe"}, "neither true nor false"),
+        (chat(context="a"), '"context" stands beside'),
+        (reply(weight=1e-46), "not 0 and not a number"),
+        (reply(weight="1_0"), "not 0 and not a number"),
+        (reply(value="b"), '"content" and "value" of message 1'),
+        (reply(**{"from": "human"}), '"role" and "from" of message 1'),
+        (reply(content=["good", "bad"]), "a list of texts"),
+        (reply(tool_calls=[{"name": "f", "arguments": '{"a": 1, "a": 2}'}]), "'a' twice"),
         (chat(rejected_response="b"), "preferred and a rejected answer"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preferred and a rejected answer"),
         (chat(images=["a.png"]), "only text is trained"),
@@ -112,10 +130,10 @@ def test_a_row_comes_to_its_turns(row: dict[str, Any], turns: Any) -> None:
          "hold different texts"),
         ({"prompt": "q", "completion": "a", "system": "s", "system_prompt": "t"},
          "hold different texts"),
-        (reply(weight=-1), "not a number from 0"),
-        (reply(weight=float("inf")), "not a number from 0"),
-        (reply(weight="much"), "not a number from 0"),
-        (reply(loss_mask=[0, 1]), "not a number from 0"),
+        (reply(weight=-1), "not 0 and not a number"),
+        (reply(weight=float("inf")), "not 0 and not a number"),
+        (reply(weight="much"), "not 0 and not a number"),
+        (reply(loss_mask=[0, 1]), "not 0 and not a number"),
         (reply(train=0.5), "neither true nor false"),
         (reply(weight=1, train=False), "say different things"),
         (reply(mask=True), "it can mean to train or not to"),
@@ -182,7 +200,7 @@ def test_everything_of_a_row_is_found_again(tmp_path: Path) -> None:
 
 def test_calls_and_their_answers_in_every_spelling() -> None:
     rows = [
-        reply(function_call={"name": "look", "arguments": {"a": 1, "b": None}}),
+        reply(function_call={"name": "look", "arguments": {"a": 1}}),
         reply(tool_calls=[{"name": "look", "arguments": {"a": 1}}]),
         reply(tool_calls=json.dumps([CALL])),
         {"conversations": [{"from": "human", "value": "q"},
@@ -253,6 +271,24 @@ def test_one_object_over_many_lines_is_said_to_be_that(tmp_path: Path, name: str
     (tmp_path / name).write_text(json.dumps({"version": 1, "data": [chat(), chat()]}, indent=1))
     with pytest.raises(DataError, match=r"one JSON object over many lines.*'data' \(2\)"):
         load_examples([Source(name, tmp_path / name)])
+
+
+def test_what_a_call_holds_is_kept_or_named_and_parquets_own_nulls_are_none(
+    tmp_path: Path,
+) -> None:
+    from datasets import Dataset
+
+    call = {"function": {"name": "f", "arguments": {"a": None, "b": 1}}, "weight": 0}
+    read = read_form(reply(tool_calls=[call]))
+    assert read.record.messages[-1].calls[0].arguments == '{"a": null, "b": 1}'
+    assert read.unused == ("messages[].tool_calls[].weight",)
+    rows = [
+        reply(tool_calls=[{"function": {"name": "f", "arguments": arguments}}])
+        for arguments in ({"a": 1}, {"b": 2})
+    ]
+    Dataset.from_list(rows).to_parquet(tmp_path / "f.parquet")
+    read_back = load_examples([Source("f", tmp_path / "f.parquet")]).examples
+    assert [one.messages[-1].calls[0].arguments for one in read_back] == ['{"a": 1}', '{"b": 2}']
 
 
 def test_parquet_with_json_columns_is_read_as_the_rows_that_were_saved(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from storage.files import write_whole
 
 LARGE_SHARE = 0.1  # of a file: when more of it goes, this is said before anything else
 NUM_REASONS = 3
+NUMBERS = "\0"  # stands for any number in reasons that are alike; the first one is shown whole
 NUM_SHOWN = 3
 MANY_NEAR = 5  # different rows that one question drops: it may be a template, and they no copies
 REASONS = {
@@ -36,13 +37,19 @@ def describe_large_losses(inputs: Inputs) -> Iterator[str]:
     if total <= LARGE_SHARE * min(sizes.values(), default=0):
         return  # the logs of large files need not be read
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    wordings: dict[str, str] = {}
     for row in itertools.chain.from_iterable(inputs.drop_logs):
-        reasons[row.file][_reason_of(row)] += 1
+        alike = _reason_of(row)
+        reasons[row.file][alike] += 1
+        wordings.setdefault(alike, REASONS.get(row.kind) or row.reason)
     for name, number in sizes.items():
         num_gone = reasons[name].total()
         if num_gone > LARGE_SHARE * number:
             commonest = reasons[name].most_common()
-            shown = "; ".join(f"{count} {reason}" for reason, count in commonest[:NUM_REASONS])
+            shown = "; ".join(
+                f"{count} {wordings[reason] if NUMBERS in reason else reason}"
+                for reason, count in commonest[:NUM_REASONS]
+            )
             others = sum(count for _, count in commonest[NUM_REASONS:])
             more = f"; and {others} for other reasons" if others else ""
             yield (
@@ -85,7 +92,7 @@ def _reason_of(row: DroppedRow) -> str:
     rule, is_question, _ = row.reason.partition(" the question ")
     if row.kind == "contaminated" and is_question:
         return f"({rule}) an evaluation question"
-    return REASONS.get(row.kind) or re.sub(r"\d+", "N", row.reason)
+    return REASONS.get(row.kind) or re.sub(r"\d+", NUMBERS, row.reason)
 
 
 def _many_near(dropped: DropLog) -> Iterator[str]:

@@ -102,6 +102,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
                 "path": str(file.source),
                 "sha256": file.sha256,
                 "num_rows": file.num_rows,
+                "unused_keys": dict(file.unused),
             }
             for name, file in _named_files(plan.inputs).items()
         },

@@ -9,7 +9,7 @@ from evaluation.held_out import HeldOutFile
 from loop.planning.inputs import Inputs
 from loop.planning.plan import Plan
 
-MAX_COLUMNS = 12
+MAX_COLUMNS = 40
 NOTES = {
     "row weight": "have a weight of their own, which their loss is multiplied by",
     "message weight": "have messages whose weight in the loss is their own (0: no loss)",
@@ -25,22 +25,24 @@ NOTES = {
 
 def describe_unused(inputs: Inputs) -> Iterator[str]:
     """Yield a line for each setting whose files have keys that nothing uses."""
-    files = {
-        key: Counter[str](sum((Counter(file.unused) for file in data.files), Counter()))
-        for key, data in inputs.files.items()
-    }
-    for task in inputs.tasks:
-        if isinstance(task.work, HeldOutFile) and not task.work.is_split:
-            files[f"val_file {task.name}"] = Counter(task.work.unused)
-    for key, unused in files.items():
+    for key, data in inputs.files.items():
+        unused = sum((Counter(file.unused) for file in data.files), Counter[str]())
         if unused:
-            yield f"{key}: columns that are not used: {_listed(unused)}"
+            yield f"{key}: columns that are not used: {_listed(unused, data.num_rows)}"
+    for task in inputs.tasks:
+        if isinstance(task.work, HeldOutFile) and not task.work.is_split and task.work.unused:
+            listed = _listed(task.work.unused, len(task.work.examples))
+            yield f"val_file {task.name}: columns that are not used: {listed}"
 
 
-def _listed(unused: Mapping[str, int]) -> str:
+def _listed(unused: Mapping[str, int], num_rows: int) -> str:
+    """The names, each with its number of rows where other rows may use it or lack it."""
     names = sorted(unused)
     left = len(names) - MAX_COLUMNS
-    shown = ", ".join(names[:MAX_COLUMNS])
+    shown = ", ".join(
+        name if unused[name] == num_rows else f"{name} (in {unused[name]})"
+        for name in names[:MAX_COLUMNS]
+    )
     return f"{shown} and {left} more" if left > 0 else shown
 
 

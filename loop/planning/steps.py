@@ -148,7 +148,8 @@ def describe_steps(
         )
     for one in passes:
         if one.number > MANY_PASSES:
-            what = "steps_per_round" if config.num_epochs is None else "num_epochs"
+            what = "max_rounds" if steps.per_round == 1 else "steps_per_round"
+            what = what if config.num_epochs is None else "num_epochs"
             yield (
                 f"warning: {one.number:.1f} passes through {one.source} are more than "
                 f"{MANY_PASSES}, and rows that are seen so often are learnt by heart. Lower "
