@@ -23,7 +23,6 @@ from rows.row_keys import (
     MAX_WEIGHT,
     MIN_WEIGHT,
     PAIRS,
-    PLAIN_KEYS,
     REASONING_KEYS,
     REFUSED,
     REFUSED_IN_MESSAGE,
@@ -37,6 +36,7 @@ from rows.row_keys import (
     TRAINED_KEYS,
     WEIGHT_KEYS,
 )
+from rows.sources import is_text
 from rows.tool_calls import (
     TOOL_KEYS,
     calls_in,
@@ -64,13 +64,10 @@ class Reading(NamedTuple):
 
 def read_form(fields: Mapping[str, Any]) -> Reading:
     """What a row trains on. Raises `ValueError` with the reason where it is no training row."""
+    plain = _plain(fields)
+    if plain is not None:
+        return plain
     given = _given(fields)
-    if given.keys() <= PLAIN_KEYS:  # almost every row of almost every file
-        pair, unused = _pair_of(fields, given), set[str]()
-        messages = (*_asked(given, pair, unused), *_answered(given, pair, unused))
-        _refuse_incomplete(messages)
-        unused |= given.keys() - {*pair, *CONTEXT_KEYS, "topic"}
-        return Reading(make_record(messages, _topic(given.get("topic"))), tuple(sorted(unused)))
     if not REFUSED.keys().isdisjoint(given):
         key = _first(REFUSED, given)
         raise ValueError(f'"{key}": {REFUSED[key]}')
@@ -94,6 +91,29 @@ def read_form(fields: Mapping[str, Any]) -> Reading:
     )
     unused |= given.keys() - used
     return Reading(record, tuple(sorted(unused)))
+
+
+def _plain(fields: Mapping[str, Any]) -> Reading | None:
+    """What a row of two plain texts and perhaps a topic comes to, as almost every row of a large
+    file is; None for any other, which `read_form` reads to the same end in twice the time."""
+    topic = fields.get("topic")
+    if len(fields) != (2 if topic is None else 3):
+        return None
+    for asked, answered in PAIRS:
+        question, answer = fields.get(asked), fields.get(answered)
+        if isinstance(question, str) and isinstance(answer, str):
+            texts = (question, answer) if topic is None else (question, answer, topic)
+            for text in texts:
+                if not isinstance(text, str) or text.isspace() or text[:1] in _NOT_PLAIN:
+                    return None
+                if not text.isascii() and not is_text(text):
+                    return None
+            messages = (Message("user", question), Message("assistant", answer))
+            return Reading(make_record(messages, topic), ())
+    return None
+
+
+_NOT_PLAIN = ("", "[")  # no text, or perhaps messages as JSON text
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:

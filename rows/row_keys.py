@@ -10,7 +10,6 @@ from itertools import groupby
 from rows.tool_calls import TOOL_KEYS
 
 PAIRS = (("instruction", "output"), ("prompt", "completion"), ("input", "output"))
-PLAIN_KEYS = {"topic", *(key for pair in PAIRS for key in pair)}
 CONTEXT_KEYS = ("input", "context")
 TEXT_KEYS = {  # where JSON text is a text like any other
     *(key for pair in PAIRS for key in pair), "context", "content", "value", "topic", "system",

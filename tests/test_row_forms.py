@@ -303,3 +303,13 @@ def test_parquet_with_json_columns_is_read_as_the_rows_that_were_saved(tmp_path:
     Dataset.from_list(as_text).to_parquet(tmp_path / "f.parquet")
     from_parquet = load_examples([Source("f", tmp_path / "f.parquet")]).examples
     assert [one.id for one in from_parquet] == [one.id for one in examples(tmp_path / "g", *rows)]
+
+
+@pytest.mark.parametrize("topic", [{}, {"topic": "t"}, {"topic": "\u00e9"}, {"topic": None}])
+@pytest.mark.parametrize("texts", [("q", "a"), (" q\n", "[]"), ("\u00e9", "{}"), ("\u200b", "a")])
+def test_the_quick_way_for_plain_rows_leads_to_the_same(
+    texts: tuple[str, str], topic: dict[str, Any]
+) -> None:
+    for pair in (("instruction", "output"), ("prompt", "completion"), ("input", "output")):
+        row = dict(zip(pair, texts, strict=True)) | topic
+        assert read_form(row).record == read_form(row | {"id": 1}).record
