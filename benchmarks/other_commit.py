@@ -64,8 +64,9 @@ def num_events(run_dir: Path) -> int:
 
 
 def without_known_changes(run_dir: Path) -> None:
-    """Take out what is said otherwise since: the sentences of diagnoses, the lists of rows that are
-    left out or similar, and where picks are to be looked up."""
+    """Take out what is said otherwise since, or is recorded since: the sentences of diagnoses, the
+    lists of rows that are left out or similar, where picks are to be looked up, what `null` became,
+    and the digests of the base model."""
     file = run_dir / "ledger.jsonl"
     events = [json.loads(line) for line in file.read_text().splitlines()]
     for event in events:
@@ -76,11 +77,19 @@ def without_known_changes(run_dir: Path) -> None:
         (run_dir / name).write_text("")
     file = run_dir / "data_manifest.json"
     manifest = json.loads(file.read_text())
-    for key in ("dropped", "num_dropped", "num_similar"):
+    for key in ("dropped", "num_dropped", "num_similar", "base_model"):
         manifest.pop(key, None)
+    for of_file in manifest["files"].values():
+        of_file.pop("unused_keys", None)
     for examples in manifest["examples"].values():
         examples.pop("sha256", None)
     file.write_text(json.dumps(manifest))
+    file = run_dir / "config.resolved.json"
+    settled = json.loads(file.read_text())
+    settled["config"].pop("num_epochs", None)
+    for key in ("train_on", "chat_template", "grader_renderer_name", "steps_per_round"):
+        settled["resolved"].pop(key, None)
+    file.write_text(json.dumps(settled))
     for file in (run_dir / "selections").glob("round_*.json"):
         selection = json.loads(file.read_text())
         selection.pop("suspect_rows", None)
