@@ -17,11 +17,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
-from errors import DataError, one_line
+from errors import DataError
 from rows.contamination import EvalTexts
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Message
 from rows.forms import Reading, guess_columns, read_form
-from rows.places import MAX_FIRST_WORDS, dropped_text, first_words
+from rows.places import dropped_text, first_words
 from rows.quality import Filters, near_duplicates
 from rows.row_keys import PAIRS, SHAPES
 from rows.sources import Row, Source, as_text, read_rows, sha256_of
@@ -96,7 +96,7 @@ def load_examples(
             position = first_at.setdefault(record.key, len(examples))
             if position < len(examples):
                 reason = f"the same conversation as {_place(examples[position], source.name)}"
-                text = first_words(examples[position])
+                text = first_words(examples[position].messages)
                 dropped.append(DroppedRow(source.name, row.line_no, "duplicate", reason, text))
                 continue
             flaw = None if filters is None else _flaw_of(record.messages, filters)
@@ -122,9 +122,7 @@ def load_examples(
 def _flaw_of(messages: Sequence[Message], filters: Filters) -> tuple[str, str, str] | None:
     """Kind and reason of a row that is filtered out, and what it asks first."""
     flaw = filters.flaw_of([(message.role, message.text) for message in messages])
-    asked = next(message.content for message in messages if message.role == "user")
-    first = one_line(asked, MAX_FIRST_WORDS)
-    return None if flaw is None else (flaw.kind, flaw.reason, first)
+    return None if flaw is None else (flaw.kind, flaw.reason, first_words(messages))
 
 
 def _without_near_duplicates(
@@ -267,9 +265,9 @@ class _Columns:
             theirs = min(self._missing)
             ours = next(key for key, value in columns.items() if value == theirs)
             fixed = {
-                key: next(iter(get_close_matches(value, self.found, 1)), None) or value
+                key: near[0]
                 for key, value in columns.items()
-                if value in self.found or get_close_matches(value, self.found, 1)
+                if (near := get_close_matches(value, self.found, 1))
             }
             line = f" Did you mean {_columns_line(fixed)}?" if fixed != columns and fixed else ""
             yield (
@@ -328,7 +326,7 @@ def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) 
                 similar.append(row)
             if is_known:
                 reason = "the same conversation stands in train_file"
-                words = first_words(example)
+                words = first_words(example.messages)
                 row = DroppedRow(example.source, example.line_no, "duplicate", reason, words)
                 dropped.append(row)
                 continue

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,10 @@ def common_renderer(subjects: Sequence[Subject], inputs: Inputs) -> str | None:
     which model it is, where the run recorded them.
     """
     model, renderer = inputs.model_path, inputs.config.renderer_name
+    digests_of = functools.cache(model_digests)  # its files are read once for all checkpoints
     for subject in subjects:
-        if subject.base_model not in (None, model) and not is_moved(subject, inputs.model_dir):
+        is_other = subject.base_model not in (None, model)
+        if is_other and not is_moved(subject, inputs.model_dir, digests_of):
             raise ConfigError(
                 f"--evaluate {subject.label}: its base model is {subject.base_model}, the config's "
                 f"is {model}. Set base_model to it: one evaluation asks checkpoints of one model."
@@ -120,11 +123,13 @@ def evaluate_checkpoints(
     return report_and_alert(args, session, store, comparisons)
 
 
-def is_moved(subject: Subject, model_dir: Path | None) -> bool:
+def is_moved(
+    subject: Subject, model_dir: Path | None, digests_of: Callable[[Path], dict[str, str]]
+) -> bool:
     """Whether a directory holds the base model of a checkpoint, whose run had it elsewhere."""
     if model_dir is None or subject.model_files is None or not subject.model_files.files:
         return False
-    return subject.model_files.files == model_digests(model_dir)
+    return subject.model_files.files == digests_of(model_dir)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from commands.opening import OpenedSettings
 from errors import ConfigError
 from loop.reports.console import say, say_marked, says_in_colour
+from rows.examples import find_example
 
 if TYPE_CHECKING:
     from loop.planning.plan import Plan
@@ -54,12 +56,12 @@ def preview(args: argparse.Namespace, settings: OpenedSettings) -> int:
 def _first(plan: Plan, number: int) -> Iterator[tuple[str, Example]]:
     """The first rows of each source, in the order of the file."""
     for key, table in (("train_file", plan.train), ("mining.pool_file", plan.pool)):
-        left: dict[str, int] = {}
-        for example in table.examples:
-            left.setdefault(example.source, number)
-            if left[example.source]:
-                left[example.source] -= 1
-                yield key, example
+        shown = Counter[str]()
+        for position in range(len(table.examples)):
+            source = table.examples.source_of(position)
+            shown[source] += 1
+            if shown[source] <= number:
+                yield key, table.examples[position]
 
 
 def _hard(plan: Plan, settings: OpenedSettings, number: int) -> Iterator[tuple[str, Example]]:
@@ -71,8 +73,6 @@ def _hard(plan: Plan, settings: OpenedSettings, number: int) -> Iterator[tuple[s
         return
     mined = dict.fromkeys(pick.example_id for pick in selection.picks if pick.weight is not None)
     for example_id in itertools.islice(mined, number):
-        for table in (plan.train.examples, plan.pool.examples):
-            position = table.find(example_id)
-            if position is not None:
-                yield f"hard in round {selection.round}", table[position]
-                break
+        example = find_example(example_id, plan.train.examples, plan.pool.examples)
+        if example is not None:
+            yield f"hard in round {selection.round}", example

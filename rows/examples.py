@@ -239,6 +239,15 @@ class ExampleTable(_Lazy[Example]):
         return bytes(self._keys[32 * position : 32 * position + 32])
 
 
+def find_example(example_id: str, *tables: ExampleTable) -> Example | None:
+    """An example from the first of the tables that has it; None where none does."""
+    for table in tables:
+        position = table.find(example_id)
+        if position is not None:
+            return table[position]
+    return None
+
+
 class _Names:
     """Strings that stand in many rows, kept once each."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from errors import one_line
-from rows.examples import DroppedRow, Example
+from rows.examples import DroppedRow, Example, Message
 
 DROPPED = "data_dropped.jsonl"  # the lists of rows that are not trained on,
 SIMILAR = "data_similar.jsonl"  # and of those that are near an evaluation question, and are
@@ -28,12 +28,12 @@ class RowPlace:
 
 
 def place_of(example: Example) -> RowPlace:
-    return RowPlace(example.id, example.source, example.line_no, first_words(example))
+    return RowPlace(example.id, example.source, example.line_no, first_words(example.messages))
 
 
-def first_words(example: Example) -> str:
+def first_words(messages: Iterable[Message]) -> str:
     """The start of what a user asks first in a conversation."""
-    asked = next(message.content for message in example.messages if message.role == "user")
+    asked = next(message.content for message in messages if message.role == "user")
     return one_line(asked, MAX_FIRST_WORDS)
 
 

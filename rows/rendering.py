@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import DataError
 from rows.chat_formats import resolve_train_on
 from rows.control_tokens import guard
-from rows.examples import DropLog, DroppedRow, Example, ExampleTable
+from rows.examples import DropLog, DroppedRow, Example, ExampleTable, find_example
 from rows.turns import CLOSE, abilities_of, turns_of
 
 if TYPE_CHECKING:
@@ -83,11 +83,10 @@ class Rendering:
         if example_id in self._kept:
             self._kept.move_to_end(example_id)
             return self._kept[example_id]
-        for table in self._tables:
-            position = table.find(example_id)
-            if position is not None:
-                return self._keep(table[position])
-        raise KeyError(example_id)
+        example = find_example(example_id, *self._tables)
+        if example is None:
+            raise KeyError(example_id)
+        return self._keep(example)
 
     def render_all(self, examples: ExampleTable) -> RenderedTable:
         """Render the examples of a table; those that can be trained on are found by id after.
@@ -156,7 +155,8 @@ class Rendering:
             yield "message weight"
         if example.tools is not None or any(one.calls for one in answers):
             yield "tools"
-        if any(one.calls for one in answers[:-1]) and not self._trains_earlier:
+        trained = _selected([message.role for message in example.messages], self.train_on_what)
+        if any(m.calls and not one for m, one in zip(example.messages, trained, strict=True)):
             yield "calls without loss"
         has_thought = answers[-1].reasoning is not None or CLOSE in answers[-1].content
         if has_thought and self._abilities.takes_reasoning:
@@ -200,18 +200,16 @@ class Rendering:
         turns = _until_trained(turns, self.train_on_what)
         messages = [message for message, _ in turns]
         trained = _weights_of(turns, self.train_on_what)
-        if trained is None and not (self._abilities.has_prefill and self._trains_earlier):
+        trains_earlier = self.train_on_what == "all_assistant_messages"
+        if trained is None and not (self._abilities.has_prefill and trains_earlier):
             return self._renderer.build_supervised_example(
                 messages,  # pyright: ignore[reportArgumentType]
                 train_on_what=self.train_on_what,
             )
         if self.train_on_what == "all_tokens":
             raise ValueError("its messages have weights, and data.train_on trains every token")
-        return self._weighted(messages, trained or _selected(messages, self.train_on_what))
-
-    @property
-    def _trains_earlier(self) -> bool:
-        return self.train_on_what == "all_assistant_messages"
+        roles = [message["role"] for message in messages]
+        return self._weighted(messages, trained or _selected(roles, self.train_on_what))
 
     def _weighted(
         self, messages: list[dict[str, Any]], trained: Sequence[float]
@@ -296,7 +294,7 @@ def _weights_of(
     turns: Sequence[tuple[dict[str, Any], float | None]], train_on: str
 ) -> list[float] | None:
     """The weight of each message in the loss; None where all that are trained count alike."""
-    selected = _selected([message for message, _ in turns], train_on)
+    selected = _selected([message["role"] for message, _ in turns], train_on)
     own = [
         None if is_trained == 0 else weight
         for is_trained, (_, weight) in zip(selected, turns, strict=True)
@@ -309,9 +307,8 @@ def _weights_of(
     ]
 
 
-def _selected(messages: Sequence[Mapping[str, Any]], train_on: str) -> list[float]:
+def _selected(roles: Sequence[str], train_on: str) -> list[float]:
     """1 for each message that `data.train_on` trains, else 0."""
-    roles = [message["role"] for message in messages]
     last_user = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
     rules = {
         "last_assistant_message": lambda i: i == len(roles) - 1 and roles[i] == "assistant",

@@ -295,3 +295,20 @@ def test_what_rendering_did_is_counted(formats: Any) -> None:
     assert chat_format.rendering.render_all(examples).noted == {
         "reasoning": 1, "tools": 1, "row weight": 1, "control tokens": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("train_on", "is_noted"),
+    [("last_assistant_message", True), ("all_messages", False), ("last_assistant_turn", False)],
+)
+def test_calls_are_said_to_carry_no_loss_where_they_carry_none(
+    formats: Any, train_on: str, is_noted: bool
+) -> None:
+    row = turns("q", {"content": None, "tool_calls": [CALL]})
+    row["messages"] += [{"role": "tool", "content": "4 C"}, {"role": "assistant", "content": "4."}]
+    chat_format = formats("qwen3_instruct", train_on)
+    shown = chat_format.marked(row)
+    assert ("[<tool_call>" in shown) is not is_noted
+    examples = load_examples([Source("rows", chat_format.file)]).examples
+    noted = chat_format.rendering.render_all(examples).noted
+    assert noted["calls without loss"] == is_noted

@@ -31,7 +31,7 @@ from loop.planning.inputs import Inputs, counted
 from loop.planning.steps import mining_of
 from rows.chat_formats import ChatFormat, choose_format, former_name, load_renderer
 from rows.control_tokens import guard
-from rows.examples import DropLog
+from rows.examples import DropLog, find_example
 from rows.rendering import RenderedTable, Rendering
 from scores.decision import Gate
 from simple_eval import SamplingSettings
@@ -99,12 +99,11 @@ class Plan:
         return [pick for pick in selection.picks if not self._may_train(pick.example_id)]
 
     def _may_train(self, example_id: str) -> bool:
-        for table in (self.train.examples, self.pool.examples):
-            position = table.find(example_id)
-            if position is not None:
-                hit = self.inputs.eval_texts.find_in(example_id, table[position].turns)
-                return hit is None or hit.kind == "similar"
-        return False
+        example = find_example(example_id, self.train.examples, self.pool.examples)
+        if example is None:
+            return False
+        hit = self.inputs.eval_texts.find_in(example_id, example.turns)
+        return hit is None or hit.kind == "similar"
 
     def cost_usd(self, usage: Usage) -> float | None:
         return cost_usd(self.config, usage)

@@ -20,7 +20,7 @@ from evaluation.held_out import measure_losses
 from loop.rounds.run import Run, topics_for
 from loop.rounds.session import sampling_client
 from loop.rounds.signals import likeness_of, stalled_topics
-from rows.examples import ExampleTable
+from rows.examples import ExampleTable, find_example
 from rows.places import RowPlace, place_of
 from scores.decision import Decision
 from simple_eval import Sampler
@@ -49,8 +49,9 @@ def located(selection: Selection, *tables: ExampleTable) -> Selection:
     tables that it was made of."""
 
     def place(example_id: str) -> RowPlace:
-        found = ((table, table.find(example_id)) for table in tables)
-        return next(place_of(table[at]) for table, at in found if at is not None)
+        example = find_example(example_id, *tables)
+        assert example is not None, "the selection was made of these tables"
+        return place_of(example)
 
     picks = []
     for pick in selection.picks:
