@@ -26,6 +26,7 @@ OWN = frozenset(
         "errors",
         "evalops_client",
         "evaluation",
+        "grading",
         "hyperparam_utils",
         "ledger",
         "local_tinker",
