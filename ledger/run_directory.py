@@ -211,7 +211,16 @@ class RunDirectory:
 
     def _journal(self, file: str, checkpoint: str | None) -> Journal:
         path = (self.run_dir / file).with_suffix(PARTIAL)
-        return Journal(path, checkpoint or "the base model")
+        return Journal(path, self.weights_of(checkpoint))
+
+    def weights_of(self, checkpoint: str | None) -> str:
+        """Which weights lie under a path. A round that is trained again, after the run went back,
+        saves others under the same one."""
+        if checkpoint is None:
+            return "the base model"
+        events = self.events("checkpoint")
+        saved = [one["seq"] for one in events if one.get("sampler_path") == checkpoint]
+        return f"{checkpoint}, of event {saved[-1]}" if saved else checkpoint
 
     def events(self, event_type: str, round_no: int | None = None) -> Iterator[Event]:
         """The effective events of one type, of one round or of all, oldest first."""

@@ -7,11 +7,11 @@ from config_schema import LoadedConfig
 from errors import ConfigError
 from evaluation.held_out import HeldOutFile, load_held_out
 from evaluation.inspect_tasks import InspectTask, TaskOptions, load_inspect_task
-from evaluation.task_code import code_of
 from evaluation.tasks import EvalTask
 from scores.results import Role
 from settings.task_names import SPLIT_TASK, is_inspect_task
 from simple_eval import QuestionTask
+from user_code.finding import code_of
 
 
 def load_eval_tasks(loaded: LoadedConfig) -> tuple[EvalTask, ...]:
