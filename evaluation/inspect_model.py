@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from grading.reasoning import opens_reasoning, without_reasoning
+from grading.reasoning import LONGEST_MARKER, opens_reasoning, without_reasoning
 
 if TYPE_CHECKING:
     import tinker
@@ -125,16 +125,17 @@ def _bridge(client: tinker.SamplingClient, renderer: Renderer, seed: int, name: 
 
 def _mark(output: Any, asked: Asked, renderer: Renderer) -> None:
     """Mark answers that were cut short or are malformed, and take out what was thought aloud."""
-    prompt_tail = renderer.tokenizer.decode(asked.prompt.to_ints()[-32:])
-    is_open = opens_reasoning(str(prompt_tail))
+    prompt_tail = str(renderer.tokenizer.decode(asked.prompt.to_ints()[-LONGEST_MARKER:]))
     for choice, sequence in zip(output.choices, asked.sequences, strict=True):
+        message, termination = renderer.parse_response(list(sequence.tokens))
+        content = message["content"]
+        is_split = not isinstance(content, str) and any(p["type"] == "thinking" for p in content)
         said = choice.message.text
-        answer = without_reasoning(said, is_open)
+        answer = without_reasoning(said, opens_reasoning(prompt_tail) and not is_split)
         if answer != said:
             choice.message.content = answer or ""
             output.metadata = {**(output.metadata or {}), "with_reasoning": said}
-        is_clean = renderer.parse_response(list(sequence.tokens))[1].is_clean
         if sequence.stop_reason == "length":
             choice.stop_reason = "max_tokens"
-        elif answer is None or not is_clean:
+        elif answer is None or not termination.is_clean:
             output.metadata = {**(output.metadata or {}), "malformed": True}
