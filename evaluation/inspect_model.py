@@ -134,6 +134,7 @@ def _mark(output: Any, asked: Asked, renderer: Renderer) -> None:
         answer = without_reasoning(said, opens_reasoning(prompt_tail) and not is_split)
         if answer != said:
             choice.message.content = answer or ""
+            output.completion = output.choices[0].message.text
             output.metadata = {**(output.metadata or {}), "with_reasoning": said}
         if sequence.stop_reason == "length":
             choice.stop_reason = "max_tokens"

@@ -61,7 +61,7 @@ def scores_of(task: InspectTask, log: EvalLog) -> InspectScores:
         for sample, grade in zip(log.samples or [], grades, strict=True)
     )
     refuse_failures(task.name, samples)
-    if log.status != "success" or not samples:
+    if not _has_all_samples(log):
         found = log.error.message if log.error is not None else f"its status is {log.status}"
         raise EvalError(
             f"{task.name}: Inspect did not complete the task: {found}. The log is {log.location}."
@@ -73,6 +73,16 @@ def scores_of(task: InspectTask, log: EvalLog) -> InspectScores:
         if isinstance(metric.value, int | float) and math.isfinite(metric.value)
     }
     return InspectScores(samples, metrics, file_of(log))
+
+
+def _has_all_samples(log: EvalLog) -> bool:
+    """Whether a task was asked to its end. Inspect calls it failed as well where only its own
+    metrics could not be computed, as where one sample's score has another form."""
+    done = {(str(sample.id), sample.epoch) for sample in log.samples or []}
+    repeats = range(1, (log.eval.config.epochs or 1) + 1)
+    ids = log.eval.dataset.sample_ids or []
+    is_whole = bool(ids) and all((str(one), epoch) in done for one in ids for epoch in repeats)
+    return bool(done) and (log.status == "success" or is_whole)
 
 
 def file_of(log: EvalLog) -> Path:
@@ -142,7 +152,7 @@ def _read(value: Any, found: Score) -> Grade:
             problem=f"it has the score {number!r}, and a score is between 0 and 1",
             remedy="Use a scorer that rates answers on that range",
         )
-    return Grade(min(max(number, 0.0), 1.0))
+    return Grade(min(max(0.0, number), 1.0))
 
 
 def number_of(value: Any) -> float | None:
