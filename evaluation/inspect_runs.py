@@ -81,7 +81,7 @@ async def run_inspect(
         "max_samples": 2 * settings.concurrency,
         "max_connections": settings.concurrency,
     }
-    earlier = [_earlier_log(task, log_dir, metadata) for task in tasks]
+    earlier = [await _earlier_log(task, log_dir, metadata) for task in tasks]
     logs = {i: log for i, log in enumerate(earlier) if log is not None and _is_complete(log)}
     begun = {i: log for i, log in enumerate(earlier) if log is not None and i not in logs}
     fresh = [i for i, log in enumerate(earlier) if log is None]
@@ -112,7 +112,15 @@ async def _eval(tasks: list[Any], options: Mapping[str, Any]) -> list[EvalLog]:
         raise asyncio.CancelledError  # Inspect swallows it
     for log in logs:
         _refuse_unwritten(log)
-    return logs
+    return [await _read(file_of(log)) for log in logs]
+
+
+async def _read(file: Path) -> EvalLog:
+    """A log with its samples. Asked for the samples of what it returns, Inspect reads the file as
+    well, but by a second event loop inside this one, for which it makes all of asyncio slower."""
+    from inspect_ai.log import read_eval_log_async
+
+    return await read_eval_log_async(str(file))
 
 
 def _refuse_unwritten(log: EvalLog) -> None:
@@ -130,17 +138,20 @@ def _refuse_unwritten(log: EvalLog) -> None:
     )
 
 
-def _earlier_log(task: InspectTask, log_dir: Path, metadata: Mapping[str, Any]) -> EvalLog | None:
+async def _earlier_log(
+    task: InspectTask, log_dir: Path, metadata: Mapping[str, Any]
+) -> EvalLog | None:
     """The log of an attempt at the same task on the same weights, if there is one to go on from."""
-    from inspect_ai.log import read_eval_log
+    from inspect_ai.log import read_eval_log_async
 
     wanted = {**metadata, **task.marks}
     found: list[EvalLog] = []
     for file in sorted(log_dir.glob("*.eval")):
         try:
-            marks = read_eval_log(str(file), header_only=True).eval.metadata or {}
+            header = await read_eval_log_async(str(file), header_only=True)
+            marks = header.eval.metadata or {}
             if all(marks.get(key) == value for key, value in wanted.items()):
-                found.append(read_eval_log(str(file)))
+                found.append(await _read(file))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             continue  # not a log, or one that was cut short before it could be read
     return max(found, key=lambda log: len(log.samples or []), default=None)
