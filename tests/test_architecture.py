@@ -43,14 +43,14 @@ RANKS: dict[str, float] = {
 NUM_FILES = {
     "commands": 9,
     "evaluation": 8,
-    "ledger": 6,
+    "ledger": 8,
     "loop.planning": 15,
     "loop.reports": 5,
     "loop.rounds": 13,
     "rows": 20,
     "scores": 10,
     "services": 7,
-    "settings": 4,
+    "settings": 6,
     "storage": 4,
 }
 GUESTS = ("local_tinker", "demo_model", "evals", "benchmarks", "tests")  # of these, no room is made

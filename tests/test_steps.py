@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from config_schema import CHANGEABLE_ON_RESUME, LoadedConfig, config_hash, validate
+from config_schema import LoadedConfig, config_hash, validate
 from errors import ConfigError
 from hyperparam_utils import RunSteps, steps_for_epochs
 from loop.planning.steps import passes_of, settle_steps
 from rows.examples import Example, ExampleTable, Message
+from settings.sameness import CHANGEABLE_ON_RESUME
 from test_loop import Workspace, row
 from trainer_with_eval import main
 
