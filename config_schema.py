@@ -253,6 +253,11 @@ class TrainingConfig(Settings):
                     f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
                     "questions that no round is decided by."
                 )
+        if self.evaluation.test_on == "pass" and not self.evaluation.test_tasks:
+            raise ValueError(
+                "evaluation.test_on is pass, and there is no sealed test to open. Name one in "
+                "evaluation.test_tasks, or leave evaluation.test_on out."
+            )
         if SPLIT_TASK in self.eval_tasks and not self.data.val_share:
             raise ValueError(
                 f"eval_tasks names {SPLIT_TASK!r}, the share of train_file that data.val_share "
