@@ -60,11 +60,14 @@ def report_end(
     args: argparse.Namespace, store: RunStore, decision: Decision, cost_usd: float | None
 ) -> int:
     """Print the outcome to stdout; returns the exit code."""
+    from loop.reports.run_report import STAYED_SEALED
     from scores.wording import score_and_n
 
     best, baseline, test = store.result(decision.best_round), store.result(0), store.test_result()
     checkpoint = store.checkpoint(decision.best_round)
     assert best is not None and baseline is not None and checkpoint is not None
+    has_test = bool(store.settled_config()["config"]["evaluation"].get("test_tasks"))
+    is_sealed = has_test and store.test_opened() is None
     if args.json:
         outcome = {
             "action": decision.action,
@@ -75,6 +78,7 @@ def report_end(
             "best_state_path": checkpoint.state_path,
             "baseline": baseline.score,
             "test_score": None if test is None else test.score,
+            "test_stayed_sealed": is_sealed,
             "tokens": store.usage()._asdict(),
             "cost_usd": cost_usd,
             "run_dir": str(store.run_dir),
@@ -90,6 +94,8 @@ def report_end(
             say("No round scored above the untouched model.")
         if test is not None:
             say(f"Sealed test: score {score_and_n(test)}")
+        elif is_sealed:
+            say(f"{STAYED_SEALED}.")
         say(f"  {checkpoint.sampler_path}")
         say(f"Report: {store.run_dir / 'eval_report.md'}")
         say(f"Run directory: {store.run_dir}")

@@ -36,7 +36,10 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
     for task in inputs.tasks:
         yield f"evaluation: {_describe_task(task, repeats)}{_when(task)}"
     for task in inputs.test_tasks:
-        yield f"sealed test: {_describe_task(task, repeats)}"
+        when = (
+            "" if config.evaluation.test_on == "end" else ", opened only when the gate has passed"
+        )
+        yield f"sealed test: {_describe_task(task, repeats)}{when}"
     yield from describe_gate(gate_of(config), inputs.scored_sizes)
 
 
