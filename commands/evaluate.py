@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from commands.boundary import Session, alert, in_loop
 from commands.opening import OpenedSettings, begin_run, choose_place
 from config_schema import TrainingConfig
-from errors import ConfigError, Interrupted
+from errors import ConfigError, Interrupted, OutputGone
 from ledger.references import Subject
 from loop.planning.models import model_digests
 from loop.planning.resumption import continue_run, refuse_other_model, with_known_model
@@ -179,7 +179,10 @@ async def evaluate_on_service(
             result = await measure_and_record(run, number, label, path, subject.step, tasks)
         progress.result_lines(label, result)
         if run.stop_requested and number + 1 < len(subjects):  # while its session was closed
-            raise Interrupted(f"Interrupted after {label}, with its result saved.")
+            said = f"after {label}, with its result saved."
+            if progress.is_gone:
+                raise OutputGone(f"Nobody read the progress any more; stopped {said}")
+            raise Interrupted(f"Interrupted {said}")
         results.append(result)
     return results
 

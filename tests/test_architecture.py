@@ -45,7 +45,7 @@ NUM_FILES = {
     "evaluation": 8,
     "ledger": 6,
     "loop.planning": 15,
-    "loop.reports": 5,
+    "loop.reports": 7,
     "loop.rounds": 13,
     "rows": 20,
     "scores": 10,

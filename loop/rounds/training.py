@@ -55,6 +55,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     next_step = start.step if start is not None and start.round == round_no else first_step
     saved_step, saved_at = next_step, time.monotonic()
     run.nlls = store.losses(round_no)
+    run.on_step = run.progress.steps_counter(round_no, next_step - first_step, len(batches))
 
     in_flight: deque[InFlight] = deque()
     run.is_training = True
@@ -228,6 +229,7 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
     )
     run.store.record_batch(round_no, batch, loss=loss, nll=nll)
     run.progress.step_line(round_no, batch, loss)
+    run.on_step()
     run.nlls.append(nll)
     if (said := divergence(run.nlls, len(run.plan.renderer.tokenizer))) is not None:
         raise TrainingError(
