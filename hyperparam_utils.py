@@ -173,7 +173,9 @@ def capacity_sentence(num_lora_params: int | None, num_loss_tokens: int, rank: i
             f"{num_loss_tokens:,} loss tokens"
         )
     verdict = (
-        "low-regret" if num_lora_params >= num_loss_tokens else "raise lora_rank or narrow the data"
+        "room for all of them"
+        if num_lora_params >= num_loss_tokens
+        else "raise lora_rank or narrow the data"
     )
     relation = ">=" if num_lora_params >= num_loss_tokens else "<"
     return (

@@ -225,7 +225,7 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
     progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
     progress.line(f"{loaded.config.run_name}: reading settings and data, loading libraries")
     from commands.opening import begin_run, choose_place
-    from commands.outcome import report_end_and_alert, report_finished
+    from commands.outcome import Ending, report_end_and_alert, report_finished
     from loop.planning.inputs import read_inputs
     from loop.planning.limits_file import load_limits
     from loop.planning.page import describe_inputs, describe_plan
@@ -270,7 +270,8 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
         beside = Beside(evalops, limits, functools.partial(alert, session))
         decision = in_loop(train_on_service(plan, store, progress, place, beside))
         session.is_running = False
-    return report_end_and_alert(args, session, store, decision, plan.cost_usd(store.usage()))
+    ending = Ending(loaded.config, plan.cost_usd(store.usage()))
+    return report_end_and_alert(args, session, store, decision, ending)
 
 
 async def train_on_service(
