@@ -219,12 +219,10 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
 
 def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session: Session) -> int:
     """Settle everything, open the service, and run the rounds; returns the exit code."""
-    from loop.reports.progress import Progress
+    from commands.opening import begin_progress, begin_run, choose_place
 
     loaded, store = settings.loaded, settings.store
-    progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
-    progress.line(f"{loaded.config.run_name}: reading settings and data, loading libraries")
-    from commands.opening import begin_run, choose_place
+    progress = begin_progress(args, settings, session)
     from commands.outcome import Ending, report_end_and_alert, report_finished
     from loop.planning.inputs import read_inputs
     from loop.planning.limits_file import load_limits

@@ -24,6 +24,7 @@ from errors import (
     OutputGone,
     ServiceError,
     StorageError,
+    TrainingError,
 )
 from loop.reports.console import drop, how_to_continue, say, tell, write_out
 from services.keys import Keys
@@ -82,7 +83,9 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong
             record_failure(store, error, message)
     says_how = isinstance(error, ServiceError) and error.fault in ("checkpoint_gone", "too_long")
-    can_continue = session.is_running and not isinstance(error, ConfigError) and not says_how
+    # What would end the same way is not offered again.
+    is_repeated = isinstance(error, ConfigError | TrainingError) or says_how
+    can_continue = session.is_running and not is_repeated
     if store is not None and (can_continue or isinstance(error, StorageError)):
         message += f" {how_to_continue(store.run_dir)}"
         if not store.has_started and args.config is not None:  # what its tasks run is not recorded
