@@ -46,9 +46,9 @@ def _next(store: RunStore, round_no: int, tasks: Sequence[EvalTask]) -> str:
     """What is done first."""
     decision, saved = store.decision(round_no), store.checkpoint(round_no)
     if decision is not None and decision.stops:
-        if any(store.events("run_finished")) or decision.action not in EXTENDABLE:
-            return "its end is written"
-        return "it is decided again, by the bounds as they are now"
+        if decision.action in EXTENDABLE:
+            return "it is decided again, by the bounds as they are now"
+        return "its end is written"
     if round_no and store.selection(round_no) is None:
         return "what it trains on is chosen"
     if round_no and saved is None:
