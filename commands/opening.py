@@ -18,6 +18,7 @@ from settings.sameness import CHANGEABLE_ON_RESUME, hash_before, kept_settings
 if TYPE_CHECKING:
     from ledger.store import RunStore
     from loop.planning.plan import Plan
+    from loop.reports.progress import Progress
 
 
 def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig, where: str) -> None:
@@ -131,6 +132,18 @@ def resumed_place(text: str) -> tuple[Path, int | None]:
     if match is None or Path(text).exists():
         return Path(text), None
     return Path(match[1]), int(match[2])
+
+
+def begin_progress(
+    args: argparse.Namespace, settings: OpenedSettings, session: Session
+) -> Progress:
+    """What shows how a command goes on; it says so at once, before libraries that take seconds."""
+    from loop.reports.progress import Progress
+
+    progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
+    name = settings.loaded.config.run_name
+    progress.line(f"{name}: reading settings and data, loading libraries")
+    return progress
 
 
 def choose_place(

@@ -241,8 +241,8 @@ class RunStore(SavedWeightsRecords):
             num_prompt_tokens=loss.num_prompt_tokens,
         )
 
-    def record_diagnosis(self, round_no: int, sentence: str) -> None:
-        self.append("diagnosed", round=round_no, sentence=sentence)
+    def record_diagnosis(self, round_no: int, sentence: str, kinds: Sequence[str]) -> None:
+        self.append("diagnosed", round=round_no, sentence=sentence, kinds=list(kinds))
 
     def record_topics(self, round_no: int, reports: Sequence[TopicReport]) -> None:
         """How each topic stands after a round, the weakest first."""

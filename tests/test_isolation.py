@@ -19,6 +19,7 @@ from evaluation.surroundings import set_aside
 from sdk_client import new_run, train, using
 from simple_eval import SamplingSettings
 from test_loop import Workspace
+from trainer_with_eval import main
 
 TASKS = """
 import json
@@ -352,3 +353,56 @@ def test_a_key_that_a_task_reads_from_a_file_is_taken_out_again(
     monkeypatch.setenv("MY_SETTING", "0")
     load(tmp_path / "tasks.py", "plain")
     assert "TINKER_API_KEY" not in os.environ
+
+
+def test_code_that_no_statement_names_is_held_against_the_record(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    lib = workspace.folder / "lib"
+    lib.mkdir()
+    (lib / "words.py").write_text("NUMBER = 4\n")
+    head = "import sys, pathlib\nsys.path.insert(0, str(pathlib.Path(__file__).parent / 'lib'))\n"
+    head += "import importlib\nNUMBER = importlib.import_module('words').NUMBER\n"
+    (workspace.folder / "tasks.py").write_text(head + TASKS)
+    changes: dict[str, Any] = {
+        "eval_tasks": ["tasks.py@plain"],
+        "evaluation": {"max_tokens": 4},
+        "max_rounds": 1,
+        "steps_per_round": 1,
+    }
+    assert workspace.run("run", **changes) == 0
+    assert workspace.store("run").manifest().code.keys() == {"tasks.py", "lib/words.py"}
+    more = ["--resume", str(workspace.folder / "run"), "--set", "max_rounds=2"]
+    assert main(more) == 0
+    (lib / "words.py").write_text("NUMBER = 5\n")
+    capsys.readouterr()
+    assert main([*more[:-1], "max_rounds=3"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "lib/words.py" in said and "it was not run" in said
+
+
+def test_weights_of_one_path_that_were_trained_anew_are_asked_anew(workspace: Workspace) -> None:
+    """A run that goes back saves its next round under the path that the round had before."""
+    from inspect_ai.log import read_eval_log
+
+    (workspace.folder / "tasks.py").write_text(TASKS)
+    changes: dict[str, Any] = {
+        "eval_tasks": ["tasks.py@plain", "qa:questions.jsonl"],
+        "evaluation": {"max_tokens": 4},
+        "max_rounds": 2,
+        "steps_per_round": 1,
+    }
+    assert workspace.run("run", **changes) == 0
+    store = workspace.store("run")
+    before = store.checkpoint(2)
+    assert before is not None
+    marked = store.weights_of(before.sampler_path)
+    assert main(["--resume", f"{workspace.folder / 'run'}@round_01"]) == 0
+    store = workspace.store("run")
+    after = store.checkpoint(2)
+    assert after is not None
+    assert store.weights_of(after.sampler_path) != marked
+    logs = sorted((workspace.folder / "run" / "inspect_logs").glob("*.eval"))
+    weights = [(read_eval_log(str(log), header_only=True).eval.metadata or {}) for log in logs]
+    of_round_2 = [one["weights"] for one in weights if one["round"] == 2]
+    assert len(of_round_2) == len(set(of_round_2)) == 2

@@ -52,6 +52,16 @@ def describe_schedule(inputs: Inputs, train: ExampleTable, pool: ExampleTable) -
         f"learning rate: {settled.schedule.learning_rate:g} ({inputs.learning_rate_source}), "
         f"times {config.lr_decay:g} after each missed threshold, not below {config.min_lr:g}"
     )
+    highest = max(settled.schedule.learning_rate, config.min_lr)
+    if (warning := hyperparam_utils.lr_warning(highest, _hidden_size(inputs))) is not None:
+        yield warning
+
+
+def _hidden_size(inputs: Inputs) -> int | None:
+    if inputs.model_dir is None:
+        return None
+    size = model_config(inputs.model_dir, "base_model").get("hidden_size")
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def describe_tasks(inputs: Inputs) -> Iterator[str]:

@@ -5,6 +5,7 @@ What is refused is named, with the file to restore; a run goes on as itself or n
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -30,7 +31,8 @@ def refuse_other_data(store: RunStore, manifest: Mapping[str, Any]) -> None:
                 raise RunStoreError(
                     f"{file['path']}: the content of {name} has changed since the run began, "
                     "so the run cannot go on as the same run. Restore the file (a task that "
-                    "shuffles its samples has to do so with a seed), or start a new run."
+                    "shuffles its samples has to do so with a seed; one of Inspect's may have been "
+                    "begun by a version that recorded less of it), or start a new run."
                 )
 
 
@@ -113,6 +115,9 @@ def refuse_other_code(store: RunStore, code: Mapping[str, str], folder: Path) ->
         os.path.relpath(path, began_in) if Path(path).is_absolute() else path: sha256
         for path, sha256 in store.manifest().code.items()
     }
+    # What no import statement names was found by running the task, and is read where it lay.
+    found = {path: folder / path for path in recorded if path not in code}
+    code = {**code, **{path: _sha256(file) for path, file in found.items() if file.is_file()}}
     if (path := changed_code(recorded, code)) is not None:
         raise RunStoreError(
             f"{os.path.normpath(folder / path)}: this Python file belongs to a task of the run, "
@@ -123,6 +128,10 @@ def refuse_other_code(store: RunStore, code: Mapping[str, str], folder: Path) ->
         f"task code: {os.path.normpath(folder / path)} (sha256 {sha256})"
         for path, sha256 in code.items()
     ]
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:

@@ -6,12 +6,13 @@ It is made from the run directory and the settings alone, after the last decisio
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from errors import one_line
 from ledger.records import Checkpoint
 from ledger.store import RunStore
+from loop.reports.what_next import what_next
 from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
 from scores.decision import Decision, Gate, broken_guard, flaw_warning
 from scores.diagnosis import last_quarter
@@ -26,6 +27,7 @@ STAYED_SEALED = (
     "Sealed test: it stayed sealed, since the gate has not passed and evaluation.test_on is pass; "
     "the run can be extended"
 )
+NEXT_STEP_CHARS = 600
 GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
 
 
@@ -46,6 +48,7 @@ def write_report(
         decision.sentence,
         "",
         *_recommendation(store, gate, decision, best, baseline, checkpoint),
+        *_next_steps(what_next(store, gate, config, decision)),
         *_side_by_side(store, config, best, baseline),
         *_tasks(best, baseline),
         *_rounds(store),
@@ -116,6 +119,14 @@ def _recommendation(
                 f"training loss {training:.4f} of the round's last steps: signs of overfitting."
             )
     yield ""
+
+
+def _next_steps(steps: Sequence[str]) -> Iterator[str]:
+    if steps:
+        yield "## What to try next"
+        yield ""
+        yield from (f"- {_flat(step, NEXT_STEP_CHARS)}" for step in steps)
+        yield ""
 
 
 def _side_by_side(
