@@ -406,3 +406,36 @@ def test_weights_of_one_path_that_were_trained_anew_are_asked_anew(workspace: Wo
     weights = [(read_eval_log(str(log), header_only=True).eval.metadata or {}) for log in logs]
     of_round_2 = [one["weights"] for one in weights if one["round"] == 2]
     assert len(of_round_2) == len(set(of_round_2)) == 2
+
+
+HUB_TASK = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import FieldSpec, hf_dataset
+from inspect_ai.scorer import includes
+
+
+@task
+def of_rows():
+    rows = hf_dataset("json", data_files="rows.jsonl", split="train",
+                      sample_fields=FieldSpec(input="q", target="a"))
+    return Task(dataset=rows, scorer=includes())
+"""
+
+
+def test_rows_are_those_of_the_file_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inspect keeps rows by the words of the call that loaded them."""
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
+
+    def asked(folder: Path, question: str) -> tuple[str, ...]:
+        folder.mkdir(exist_ok=True)
+        (folder / "rows.jsonl").write_text(f'{{"q": "{question}", "a": "x"}}\n')
+        (folder / "tasks.py").write_text(HUB_TASK)
+        return load(folder / "tasks.py", "of_rows").questions
+
+    assert asked(tmp_path / "one", "What is it?") == ("What is it?",)
+    assert asked(tmp_path / "one", "What was it then?") == ("What was it then?",)
+    assert asked(tmp_path / "two", "Which one?") == ("Which one?",)
