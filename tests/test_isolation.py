@@ -217,7 +217,9 @@ def test_tokens_are_counted_by_the_models_own_tokenizer_and_system_messages_said
     from tinker_cookbook.tokenizer_utils import get_tokenizer
 
     tasks = [load(tasks_file, name) for name in ("plain", "counted", "instructed")]
-    (plain, counted, instructed), _ = evaluations(service, llama_dir, tmp_path, tasks)
+    said: list[str] = []
+    (plain, counted, instructed), _ = evaluations(service, llama_dir, tmp_path, tasks, said.append)
+    assert not said  # of a cache that nobody asked for
     assert answers(counted) == answers(plain)
     log = read_eval_log(str(counted.log))
     tokenizer = get_tokenizer(str(llama_dir))
@@ -439,3 +441,35 @@ def test_rows_are_those_of_the_file_as_it_is(
     assert asked(tmp_path / "one", "What is it?") == ("What is it?",)
     assert asked(tmp_path / "one", "What was it then?") == ("What was it then?",)
     assert asked(tmp_path / "two", "Which one?") == ("Which one?",)
+
+
+@pytest.mark.parametrize("order", [("learns", "does_not"), ("does_not", "learns")])
+def test_two_runs_of_one_config_each_get_their_own_score(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, order: tuple[str, str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workspace.folder / "cache"))
+    (workspace.folder / "tasks.py").write_text(TASKS)
+    names = ["tasks.py@plain", *(f"tasks.py@{name}" for name in CACHING)]
+    found: dict[str, list[list[str | None]]] = {}
+    for run_dir in order:
+        learning = (
+            {"steps_per_round": 6}
+            if run_dir == "learns"
+            else {"learning_rate": 1e-6, "steps_per_round": 1}
+        )
+        assert (
+            workspace.run(
+                run_dir,
+                eval_tasks=names,
+                evaluation={"max_tokens": 6},
+                max_rounds=1,
+                **learning,
+            )
+            == 0
+        )
+        result = workspace.store(run_dir).result(1)
+        assert result is not None
+        plain, *cached = ([one.answer for one in task.samples] for task in result.tasks)
+        assert cached == [plain] * len(CACHING)
+        found[run_dir] = [plain]
+    assert found["learns"] != found["does_not"]
