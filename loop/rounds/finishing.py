@@ -24,6 +24,7 @@ async def complete_evidence(run: Run, decision: Decision) -> None:
         run.progress.task_lines(result, result.names - before)
         if plan.test_tasks and store.test_result() is None:
             await ask_sealed_test(run, checkpoint)
+        run.progress.live("writing the report")
     finally:  # there is a report, also where an evaluation failed
         config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.usage())
         write_report(store, plan.gate, config, decision, cost_usd)
