@@ -77,7 +77,7 @@ def evaluate_checkpoints(
     loaded, store = settings.loaded, settings.store
     progress.lines(settings.notes)
     named = settings.evaluated
-    subjects = find_subjects(named, Path("runs")) if store is None else recorded_subjects(named)
+    subjects = recorded_subjects(named, store) if store else find_subjects(named, Path("runs"))
     if loaded.config.gate.rule == "paired" and len(subjects) == 1:
         raise ConfigError(
             "--evaluate: gate.rule is paired, and there is one checkpoint only. Name the one that "

@@ -69,12 +69,15 @@ def report_end(
 ) -> int:
     """Print the outcome to stdout; returns the exit code."""
     from loop.planning.plan import gate_of
+    from loop.reports.run_report import STAYED_SEALED
     from loop.reports.what_next import what_next
     from scores.wording import score_and_n
 
     best, baseline, test = store.result(decision.best_round), store.result(0), store.test_result()
     checkpoint = store.checkpoint(decision.best_round)
     assert best is not None and baseline is not None and checkpoint is not None
+    has_test = bool(store.settled_config()["config"]["evaluation"].get("test_tasks"))
+    is_sealed = has_test and store.test_opened() is None
     config = ending.config
     steps = what_next(store, gate_of(config), config.model_dump(mode="json"), decision)
     if args.json:
@@ -87,6 +90,7 @@ def report_end(
             "best_state_path": checkpoint.state_path,
             "baseline": baseline.score,
             "test_score": None if test is None else test.score,
+            "test_stayed_sealed": is_sealed,
             "tokens": store.usage()._asdict(),
             "cost_usd": ending.cost_usd,
             "next_steps": steps,
@@ -103,6 +107,8 @@ def report_end(
             tell("No round scored above the untouched model.")
         if test is not None:
             tell(f"Sealed test: score {score_and_n(test)}")
+        elif is_sealed:
+            tell(f"{STAYED_SEALED}.")
         say(f"  {checkpoint.sampler_path}")
         say(f"Report: {store.run_dir / 'eval_report.md'}")
         say(f"Run directory: {store.run_dir}")

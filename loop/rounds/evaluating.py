@@ -97,6 +97,8 @@ async def measuring(run: Run, number: int, label: str, path: str | None, total: 
             "run": store.run_id,
             "round": number,
             "checkpoint": path or "base model",
+            "weights": store.weights_of(path),
             "evaluation": label,
         },
+        say=run.say_once,
     )

@@ -63,6 +63,13 @@ class Run:
     is_closing: bool = False  # all that it was for is done, or has failed
     stop_requested: bool = False
     was_signalled: bool = False
+    said: set[str] = field(default_factory=set)
+
+    def say_once(self, text: str) -> None:
+        """Say what is as true of the next evaluation, and need not be said again."""
+        if text not in self.said:
+            self.said.add(text)
+            self.progress.line(text)
 
 
 def topics_for(run: Run, result: EvalResult) -> Topics:
