@@ -65,6 +65,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     table = list(schedule_table(inputs))
     unchecked += unchecked_without_service(choice)
     unchecked += unchecked_fit(limits_of(inputs.model_dir), (*inputs.tasks, *inputs.test_tasks))
+    session.end_live_line()
     if args.json:
         plan_lines = [*lines, *table]
         say(json.dumps({"dry_run": True, "plan": plan_lines, "not_checked": unchecked}, indent=1))

@@ -143,6 +143,8 @@ def begin_progress(
     progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
     name = settings.loaded.config.run_name
     progress.line(f"{name}: reading settings and data, loading libraries")
+    progress.live("loading libraries")
+    session.progress = progress
     return progress
 
 

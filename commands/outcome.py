@@ -56,6 +56,7 @@ def report_end_and_alert(
     ending: Ending,
 ) -> int:
     """Print the outcome of a run, and alert where it has not met its target; the exit code."""
+    session.end_live_line()
     try:
         return report_end(args, store, decision, ending)
     finally:

@@ -160,6 +160,6 @@ def _after_topics(missed: Missed, best: EvalResult) -> Iterator[str]:
         f"{one.topic[:MAX_TOPIC_CHARS]} ({one.score * one.n:.4g} of {one.n} right)" for one in weak
     )
     yield (
-        f"Add rows of the weakest topics to train_file or mining.pool_file: {named}; the last "
-        f"rounds drew {sum(one.num_added for one in weak)} of them."
+        f"Add rows of the weakest topics to train_file or mining.pool_file: {named}. Round "
+        f"{best.round} drew {sum(one.num_added for one in weak)} rows of them."
     )
