@@ -44,7 +44,7 @@ RANKS: dict[str, float] = {
 NUM_FILES = {
     "commands": 9,
     "evaluation": 8,
-    "grading": 2,
+    "grading": 10,
     "ledger": 6,
     "loop.planning": 15,
     "loop.reports": 5,
