@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from errors import ConfigError
 from hyperparam_utils import RunSteps
@@ -41,19 +39,10 @@ from settings.groups import (
     check_columns,
     check_sources,
 )
+from settings.sameness import hash_of
+from settings.table import SettingRow, rows_of, table_of
 from settings.task_names import SPLIT_TASK, check_task_names, is_inspect_task, known_tasks
 
-# What may differ between a run and its resumption; the config hash leaves these out.
-CHANGEABLE_ON_RESUME = (
-    "max_rounds",
-    "budget",
-    "base_url",
-    "evalops_enabled",
-    "evalops_test_suite_id",
-    "evalops_api_url",
-    "evalops_budget_file",
-    "evalops_environment",
-)
 MAX_ROUNDS = 10_000  # each has its line in the schedule and its share of `gate.alpha`
 MAX_PROBLEMS = 20  # that one message explains
 
@@ -264,6 +253,11 @@ class TrainingConfig(Settings):
                     f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
                     "questions that no round is decided by."
                 )
+        if self.evaluation.test_on == "pass" and not self.evaluation.test_tasks:
+            raise ValueError(
+                "evaluation.test_on is pass, and there is no sealed test to open. Name one in "
+                "evaluation.test_tasks, or leave evaluation.test_on out."
+            )
         if SPLIT_TASK in self.eval_tasks and not self.data.val_share:
             raise ValueError(
                 f"eval_tasks names {SPLIT_TASK!r}, the share of train_file that data.val_share "
@@ -460,41 +454,16 @@ def _explain(problem: Any) -> str:
     return f"{key}: {message}; found {shown} ({type_name(found)})."
 
 
-class SettingRow(NamedTuple):
-    """One line of the settings table."""
-
-    key: str
-    default: str
-    description: str
-
-
 def describe_settings() -> Iterator[SettingRow]:
     """Yield every setting, groups dotted, in the order of the schema."""
-    yield from _describe("", TrainingConfig.model_fields)
-
-
-def _describe(prefix: str, fields: dict[str, FieldInfo]) -> Iterator[SettingRow]:
-    for name, field in fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Settings):
-            yield from _describe(f"{prefix}{name}.", annotation.model_fields)
-        else:
-            default = "required" if field.is_required() else json.dumps(field.default)
-            yield SettingRow(f"{prefix}{name}", default, field.description or "")
+    yield from rows_of(TrainingConfig.model_fields)
 
 
 def settings_table() -> str:
     """The settings as a Markdown table, as it stands in docs/settings.md."""
-    rows = [f"| `{row.key}` | {row.default} | {row.description} |" for row in describe_settings()]
-    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
+    return table_of(describe_settings())
 
 
 def config_hash(config: TrainingConfig) -> str:
-    """sha256 of everything that a resumed run must share with the run it continues; a newer
-    setting that is not used leaves it as it was."""
-    kept = {
-        key: value
-        for key, value in config.model_dump(mode="json").items()
-        if key not in CHANGEABLE_ON_RESUME and (key, value) != ("num_epochs", None)
-    }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    """sha256 of everything that a resumed run must share with the run it continues."""
+    return hash_of(config.model_dump(mode="json"))

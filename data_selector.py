@@ -382,7 +382,7 @@ class _Draw:
 
         def reason(example_id: str) -> str:
             loss = losses[example_id]
-            return f"loss {loss.now:.2f} nats a token, {loss.before or 0:.2f} before training"
+            return f"loss {loss.now:.2f} a token, {loss.before or 0:.2f} before training"
 
         unknown = "uniform: of no row that waits it is known that it can be learnt"
         return self._in_proportion(weight, reason, count, unknown)
@@ -459,7 +459,7 @@ class _Draw:
     def _topic_reason(self, topic: str | None, position: int) -> str:
         score = self.signals.topics.get(topic or "")
         loss = self.signals.losses.get(self.examples.id_of(position))
-        found = "" if loss is None else f"; loss {loss.now:.2f} nats a token"
+        found = "" if loss is None else f"; loss {loss.now:.2f} a token"
         if score is None:
             return f"no question of this topic was asked; drawn at the rate of one half{found}"
         num_stalled = self.signals.stalled.get(topic or "", 0)

@@ -65,6 +65,10 @@ class Interrupted(LoopError):
     """The user asked to stop; what was paid for is saved. Exit code 130."""
 
 
+class OutputGone(Interrupted):
+    """Nobody reads the progress any more: whoever was given it has ended. As if asked to stop."""
+
+
 def one_line(text: str, limit: int | None = None) -> str:
     """A text from outside as messages, tables and logs hold it: one printable line.
 

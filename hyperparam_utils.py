@@ -21,6 +21,10 @@ LORA_ALPHA = 32  # for every rank, as the vendor documents
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPS = 1e-8
 DEFAULT_WARMUP_STEPS = 100
+# The cookbook's rule for LoRA on a Llama, of which the rate of other dense models is not far.
+USUAL_LR, USUAL_WIDTH, USUAL_EXPONENT = 5e-4, 2000, 0.781
+FAR_FACTOR = 10  # times the usual rate: far above what was ever recommended
+MAX_SANE_LR = 0.02  # what the rule gives at a width of 18; no model is so narrow
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,25 @@ def recommended_lr(base_model: str) -> float:
         ) from None
 
 
+def lr_warning(highest_lr: float, hidden_size: int | None) -> str | None:
+    """A warning of a learning rate that is likely to break the weights; None of any other.
+
+    `hidden_size` is the model's width, where it is known here.
+    """
+    usual = None
+    if hidden_size is not None and hidden_size > 0:
+        usual = USUAL_LR * (USUAL_WIDTH / hidden_size) ** USUAL_EXPONENT
+    bound = MAX_SANE_LR if usual is None else min(MAX_SANE_LR, FAR_FACTOR * usual)
+    if highest_lr <= bound:
+        return None
+    known = "" if usual is None else f"; about {usual:.1g} is usual for a model of this width"
+    return (
+        f"warning: the learning rate {highest_lr:g} is far above what LoRA is trained with{known}. "
+        f"Above {bound:.2g} the weights often break in a few steps: lower learning_rate, for "
+        f"example with --set learning_rate={min(usual or 1e-3, MAX_SANE_LR):.1g}."
+    )
+
+
 def lora_param_count(
     model_config: Mapping[str, Any],
     rank: int,
@@ -173,7 +196,9 @@ def capacity_sentence(num_lora_params: int | None, num_loss_tokens: int, rank: i
             f"{num_loss_tokens:,} loss tokens"
         )
     verdict = (
-        "low-regret" if num_lora_params >= num_loss_tokens else "raise lora_rank or narrow the data"
+        "room for all of them"
+        if num_lora_params >= num_loss_tokens
+        else "raise lora_rank or narrow the data"
     )
     relation = ">=" if num_lora_params >= num_loss_tokens else "<"
     return (

@@ -15,9 +15,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.boundary import Session, alert, in_loop, report_failure, sigterm_as_interrupt
+from commands.boundary import (
+    Session,
+    alert,
+    in_loop,
+    report_failure,
+    report_unread,
+    sigterm_as_interrupt,
+)
 from errors import ConfigError, Interrupted
-from loop.reports.console import drop_output, write_out
+from loop.reports.console import open_missing_streams, write_out
 from services.keys import taken
 
 if TYPE_CHECKING:
@@ -58,13 +65,17 @@ async def run_rounds(run: Run) -> Decision:
         # --- evaluate ------------------------------------------------------------------------
         result = await evaluate(run, round_no, checkpoint, due_tasks(run, round_no))
         # --- decide --------------------------------------------------------------------------
-        decision = store.decision(round_no)
+        decision = recorded = store.decision(round_no)
+        was_told = recorded is not None and (round_no == 0 or store.topics(round_no) is not None)
         if decision is None or decision.action in EXTENDABLE:
             decision, result = await decide_and_record(run, result, checkpoint)
         await care_for_checkpoints(run, decision)
         # --- report --------------------------------------------------------------------------
         sentence, topics = diagnose_and_record(run, result), topics_and_record(run, result)
-        run.progress.round_line(result, decision, sentence, topics)
+        if was_told and decision == recorded:
+            run.progress.recorded_line(result, decision)
+        else:
+            run.progress.round_line(result, decision, sentence, topics)
         check_limits(run, result, checkpoint)
         send_to_evalops(run, result, decision, checkpoint)
         if decision.stops:
@@ -157,6 +168,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; every failure ends as one paragraph on stderr and an exit code."""
+    open_missing_streams()
     args = parse_arguments(argv)
     with taken() as keys, sigterm_as_interrupt():
         session = Session(keys)
@@ -166,9 +178,8 @@ def main(argv: list[str] | None = None) -> int:
             return exit_code
         except KeyboardInterrupt:
             return report_failure(args, session, Interrupted("Interrupted."))
-        except BrokenPipeError:  # whoever read the output has gone; what was paid for is on disk
-            drop_output()
-            return 1
+        except BrokenPipeError:
+            return report_unread(args, session)
         except Exception as error:  # the one boundary
             return report_failure(args, session, error)
         finally:
@@ -208,21 +219,22 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
 
 def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session: Session) -> int:
     """Settle everything, open the service, and run the rounds; returns the exit code."""
-    from commands.opening import begin_run, choose_place
-    from commands.outcome import report_end_and_alert, report_finished
+    from commands.opening import begin_progress, begin_run, choose_place
+
+    loaded, store = settings.loaded, settings.store
+    progress = begin_progress(args, settings, session)
+    from commands.outcome import Ending, report_end_and_alert, report_finished
     from loop.planning.inputs import read_inputs
     from loop.planning.limits_file import load_limits
     from loop.planning.page import describe_inputs, describe_plan
     from loop.planning.plan import make_plan
     from loop.planning.resumption import continue_run, with_known_model
-    from loop.reports.progress import Progress
+    from loop.reports.taking_up import describe_taking_up
     from loop.rounds.run import Beside
     from loop.rounds.sending import open_evalops
     from loop.rounds.session import open_service
     from services.place import Place
 
-    loaded, store = settings.loaded, settings.store
-    progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
     progress.lines(settings.notes)
     as_recorded = loaded.config.model_dump(mode="json")
     if store is not None and settings.back_to is None and store.is_finished_with(as_recorded):
@@ -246,14 +258,18 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
                     f"ledger: dropped a last line of {store.num_torn_bytes} bytes that was not "
                     "written whole"
                 )
+            had_started, num_steps = store.has_started, sum(1 for _ in store.events("step"))
             continue_run(store, plan, settings.back_to)
+            if had_started:
+                progress.lines(describe_taking_up(store, num_steps, plan.tasks))
         session.store, session.is_running = store, True
         progress.line(f"run directory: {store.run_dir}")
         place = Place(choice, service, store.run_dir / "checkpoints", session.keys)
         beside = Beside(evalops, limits, functools.partial(alert, session))
         decision = in_loop(train_on_service(plan, store, progress, place, beside))
         session.is_running = False
-    return report_end_and_alert(args, session, store, decision, plan.cost_usd(store.usage()))
+    ending = Ending(loaded.config, plan.cost_usd(store.usage()))
+    return report_end_and_alert(args, session, store, decision, ending)
 
 
 async def train_on_service(

@@ -93,7 +93,9 @@ async def measure(
 ) -> list[Report]:
     import tinker
 
-    from evaluation.inspect_runs import InspectScores, InspectSetting, inspect_model, run_inspect
+    from evaluation.inspect_model import inspect_model
+    from evaluation.inspect_runs import InspectSetting, run_inspect
+    from evaluation.inspect_scores import InspectScores
     from evaluation.inspect_tasks import TaskOptions, load_inspect_task
     from rows.chat_formats import load_renderer
     from rows.rendering import Rendering

@@ -642,7 +642,7 @@ def draw_stops(
 # --- the same run? --------------------------------------------------------------------------------
 
 _RUN = re.compile(r"tinker://[^/]+/")
-_VOLATILE = ("seq", "time", "run_id", "log", "expires_at", "latency_ms")
+_VOLATILE = ("seq", "time", "worked", "run_id", "run_dir", "log", "expires_at", "latency_ms")
 
 
 def masked(value: Any) -> Any:
@@ -696,12 +696,14 @@ def differences(
         found.append(f"the effective ledger: {str(first)[:600]}")
     for file in (
         "data_manifest.json",
-        "config.resolved.json",
         "data_dropped.jsonl",
         "data_similar.jsonl",
     ):
         if (whole / file).read_text() != (resumed / file).read_text():
             found.append(file)
+    resolved = [json.loads((one / "config.resolved.json").read_text()) for one in (whole, resumed)]
+    if masked(resolved[0]) != masked(resolved[1]):  # each names itself
+        found.append("config.resolved.json")
     for folder in ("evals", "selections"):
         names = [sorted(f.name for f in (one / folder).glob("*")) for one in (whole, resumed)]
         if names[0] != names[1]:

@@ -21,15 +21,18 @@ from errors import (
     InputError,
     Interrupted,
     LoopError,
+    OutputGone,
     ServiceError,
     StorageError,
+    TrainingError,
 )
-from loop.reports.console import how_to_continue, say, write_out
+from loop.reports.console import drop, how_to_continue, say, tell, write_out
 from services.keys import Keys
 from storage.files import REFUSALS, storage_error
 
 if TYPE_CHECKING:
     from ledger.store import RunStore
+    from loop.reports.progress import Progress
 
 
 T = TypeVar("T")
@@ -43,7 +46,13 @@ class Session:
     keys: Keys
     alert_command: Sequence[str] | None = None
     store: RunStore | None = None
+    progress: Progress | None = None
     is_running: bool = False
+
+    def end_live_line(self) -> None:
+        """Leave the terminal as it was, before anything else is printed."""
+        if self.progress is not None:
+            self.progress.close()
 
 
 @contextlib.contextmanager
@@ -74,6 +83,7 @@ def in_loop(work: Coroutine[Any, Any, T]) -> T:
 
 def report_failure(args: argparse.Namespace, session: Session, error: BaseException) -> int:
     """Record a failure in the ledger, where there is a run, and tell the user; the exit code."""
+    session.end_live_line()
     redacted, store = session.keys.redacted, session.store
     message = redacted(describe_failure(error))
     exit_code = 2 if isinstance(error, InputError) else 130 if isinstance(error, Interrupted) else 1
@@ -81,7 +91,9 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong
             record_failure(store, error, message)
     says_how = isinstance(error, ServiceError) and error.fault in ("checkpoint_gone", "too_long")
-    can_continue = session.is_running and not isinstance(error, ConfigError) and not says_how
+    # What would end the same way is not offered again.
+    is_repeated = isinstance(error, ConfigError | TrainingError) or says_how
+    can_continue = session.is_running and not is_repeated
     if store is not None and (can_continue or isinstance(error, StorageError)):
         message += f" {how_to_continue(store.run_dir)}"
         if not store.has_started and args.config is not None:  # what its tasks run is not recorded
@@ -92,14 +104,25 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
             import traceback
 
             say(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
-        say(message if exit_code == 130 else f"error: {message}", file=sys.stderr)
+        tell(message if exit_code == 130 else f"error: {message}", file=sys.stderr)
         if args.json:
             say(json.dumps({"error": message, "exit_code": exit_code}))
         write_out()
-    if exit_code == 1:
+    if isinstance(error, OutputGone):  # unlike Ctrl-C, nobody is there to see it
+        alert(session, "interrupted", {"detail": message})
+    elif exit_code == 1:
         with contextlib.suppress(KeyboardInterrupt):  # during the alert; it has failed already
             alert(session, "failed", {"detail": message})
     return exit_code
+
+
+def report_unread(args: argparse.Namespace, session: Session) -> int:
+    """Whoever read the output has gone; what was paid for is on disk. The exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        drop(stream)
+    if session.is_running or (session.store is None and session.alert_command is not None):
+        return report_failure(args, session, OutputGone("Nobody read the output any more."))
+    return 1  # the run has ended, or none was begun: only its result was not read
 
 
 def describe_failure(error: BaseException) -> str:
@@ -117,7 +140,8 @@ def describe_failure(error: BaseException) -> str:
 
 
 def record_failure(store: RunStore, error: BaseException, message: str) -> None:
-    event = {Interrupted: "interrupted", EvalError: "eval_failed"}.get(type(error), "failed")
+    events = {Interrupted: "interrupted", OutputGone: "interrupted", EvalError: "eval_failed"}
+    event = events.get(type(error), "failed")
     fields: dict[str, Any] = {}
     if isinstance(error, ServiceError) and error.fault is not None:
         fields["fault"] = error.fault
@@ -136,4 +160,5 @@ def alert(session: Session, what: str, figures: Mapping[str, Any]) -> None:
     run_dir = None if session.store is None else str(session.store.run_dir)
     message = {"alert": what, "run_dir": run_dir, **figures}
     if (problem := send_alert(session.alert_command, message)) is not None:
-        say(f"warning: {problem}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody may read it
+            tell(f"warning: {problem}", file=sys.stderr)

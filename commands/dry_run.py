@@ -7,15 +7,16 @@ import json
 import os
 
 from commands.boundary import Session
-from commands.opening import OpenedSettings, choose_place
+from commands.opening import OpenedSettings, begin_progress, choose_place
 from errors import ConfigError, StorageError, TokenizerError
 from loop.planning.limits_file import load_limits
-from loop.reports.console import say
+from loop.reports.console import say, tell
 
 
 def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session) -> int:
     """Check all that can be checked without a service or the network; say what could not be."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
+    progress = begin_progress(args, settings, session)
     from loop.planning.fitting import limits_of, unchecked_fit
     from loop.planning.inputs import read_inputs
     from loop.planning.left_out import write_lists
@@ -27,9 +28,8 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
         unchecked_without_service,
     )
     from loop.planning.plan import make_plan
-    from loop.reports.progress import Progress
 
-    Progress(verbose=args.verbose, redacted=session.keys.redacted).lines(settings.notes)
+    progress.lines(settings.notes)
     lines, unchecked, choice = [], [], None
     load_limits(settings.loaded)
     if settings.loaded.config.evalops_enabled and not session.keys.evalops:
@@ -62,11 +62,19 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
             lines.append(f"lists: {', '.join(map(str, written))}")
         except StorageError as error:
             unchecked.append(f"the lists of dropped and similar rows: {error}")
-    lines += schedule_table(inputs)
+    table = list(schedule_table(inputs))
     unchecked += unchecked_without_service(choice)
     unchecked += unchecked_fit(limits_of(inputs.model_dir), (*inputs.tasks, *inputs.test_tasks))
+    session.end_live_line()
     if args.json:
-        say(json.dumps({"dry_run": True, "plan": lines, "not_checked": unchecked}, indent=1))
+        plan_lines = [*lines, *table]
+        say(json.dumps({"dry_run": True, "plan": plan_lines, "not_checked": unchecked}, indent=1))
     else:
-        say("\n".join([*lines, "not checked:", *(f"  {what}" for what in unchecked)]))
+        _show(lines, table, unchecked)
     return 0
+
+
+def _show(lines: list[str], table: list[str], unchecked: list[str]) -> None:
+    tell("\n".join(lines))
+    say("\n".join(table))
+    tell("\n".join(["not checked:", *(f"  {what}" for what in unchecked)]))

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.boundary import Session, alert, in_loop
-from commands.opening import OpenedSettings, begin_run, choose_place
+from commands.opening import OpenedSettings, begin_progress, begin_run, choose_place
 from config_schema import TrainingConfig
-from errors import ConfigError, Interrupted
+from errors import ConfigError, Interrupted, OutputGone
 from ledger.references import Subject
 from loop.planning.models import model_digests
 from loop.planning.resumption import continue_run, refuse_other_model, with_known_model
-from loop.reports.console import say
+from loop.reports.console import say, tell
 from loop.rounds.evaluating import measure_and_record
 from loop.rounds.session import connected, open_service
 from services.keys import Keys
@@ -65,20 +65,19 @@ def evaluate_checkpoints(
     args: argparse.Namespace, settings: OpenedSettings, session: Session
 ) -> int:
     """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
+    progress = begin_progress(args, settings, session)
     from ledger.references import find_subjects, recorded_subjects
     from loop.planning.inputs import read_eval_inputs
     from loop.planning.page import describe_formats, describe_tasks
     from loop.planning.plan import make_plan
     from loop.reports.comparison import compare, gate_for, write_comparison
-    from loop.reports.progress import Progress
     from scores.resolution import describe_resolution
 
     assert settings.evaluated is not None, "the caller has looked"
     loaded, store = settings.loaded, settings.store
-    progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
     progress.lines(settings.notes)
     named = settings.evaluated
-    subjects = find_subjects(named, Path("runs")) if store is None else recorded_subjects(named)
+    subjects = recorded_subjects(named, store) if store else find_subjects(named, Path("runs"))
     if loaded.config.gate.rule == "paired" and len(subjects) == 1:
         raise ConfigError(
             "--evaluate: gate.rule is paired, and there is one checkpoint only. Name the one that "
@@ -95,8 +94,8 @@ def evaluate_checkpoints(
     lines += [describe_resolution(gate, inputs.scored_sizes), *describe_formats(plan)]
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
     if args.dry_run:
-        say(json.dumps({"dry_run": True, "plan": lines}) if args.json else "\n".join(lines))
-        return 0
+        session.end_live_line()
+        return show_plan(args, lines)
     if store is not None and len(results := store.comparable_results()) == len(subjects):
         progress.line(f"{store.run_dir}: this evaluation is finished, nothing is left to measure")
         return report_and_alert(args, session, store, compare(subjects, results, gate))
@@ -121,6 +120,15 @@ def evaluate_checkpoints(
         store.append("run_finished")
         session.is_running = False
     return report_and_alert(args, session, store, comparisons)
+
+
+def show_plan(args: argparse.Namespace, lines: Sequence[str]) -> int:
+    """What a dry run of an evaluation shows; the exit code."""
+    if args.json:
+        say(json.dumps({"dry_run": True, "plan": lines}))
+    else:
+        tell("\n".join(lines))
+    return 0
 
 
 def is_moved(
@@ -159,6 +167,7 @@ def report_and_alert(
     args: argparse.Namespace, session: Session, store: RunStore, comparisons: list[Comparison]
 ) -> int:
     """Print how checkpoints compare, and alert where one does not pass; the exit code."""
+    session.end_live_line()
     try:
         return report_comparisons(args, store, comparisons)
     finally:
@@ -177,9 +186,12 @@ async def evaluate_on_service(
         async with connected(plan, store, progress, of_subject) as run:
             label, path, tasks = subject.label, subject.path, list(plan.tasks)
             result = await measure_and_record(run, number, label, path, subject.step, tasks)
-        progress.result_lines(label, result)
+        progress.line(f"{label}: measured, {number + 1} of {len(subjects)} checkpoints")
         if run.stop_requested and number + 1 < len(subjects):  # while its session was closed
-            raise Interrupted(f"Interrupted after {label}, with its result saved.")
+            said = f"after {label}, with its result saved."
+            if progress.is_gone:
+                raise OutputGone(f"Nobody read the progress any more; stopped {said}")
+            raise Interrupted(f"Interrupted {said}")
         results.append(result)
     return results
 
@@ -216,7 +228,7 @@ def report_comparisons(
     args: argparse.Namespace, store: RunStore, comparisons: list[Comparison]
 ) -> int:
     """Print how checkpoints compare to stdout; returns the exit code."""
-    from loop.reports.comparison import summary, to_json
+    from loop.reports.comparison import summary, task_lines, to_json
 
     if args.json:
         outcome = {
@@ -227,10 +239,9 @@ def report_comparisons(
         say(json.dumps(outcome, indent=1))
     else:
         for one in comparisons:
-            say(summary(one))
-        for one in comparisons:
-            if one.passed is not None:
-                say(one.sentence)
+            tell(summary(one))
+            for line in task_lines(one.result):
+                tell(line)
         say(f"Evaluation directory: {store.run_dir}")
     has_failed = any(one.passed is False for one in comparisons)
     return 3 if args.gate and has_failed else 0

@@ -8,21 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from commands.boundary import Session
-from config_schema import (
-    CHANGEABLE_ON_RESUME,
-    LoadedConfig,
-    config_hash,
-    load_and_validate_config,
-    validate,
-)
+from config_schema import LoadedConfig, config_hash, load_and_validate_config, validate
 from errors import ConfigError, StorageError
 from loop.planning.models import find_model_dir
 from services.place import ServiceChoice, choose_service
 from settings.config_file import with_overrides
+from settings.sameness import CHANGEABLE_ON_RESUME, hash_before, kept_settings
 
 if TYPE_CHECKING:
     from ledger.store import RunStore
     from loop.planning.plan import Plan
+    from loop.reports.progress import Progress
 
 
 def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig, where: str) -> None:
@@ -30,30 +26,14 @@ def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig, where: st
 
     `where` is what the settings were given in.
     """
-    mine = given.config.model_dump(mode="json")
-    keys = [
-        key for key in mine if key not in CHANGEABLE_ON_RESUME and mine[key] != recorded.get(key)
-    ]
-    if keys:
-        was, now = (
-            _flat({key: recorded.get(key) for key in keys}),
-            _flat({k: mine[k] for k in keys}),
-        )
-        changed = [key for key in {**was, **now} if was.get(key) != now.get(key)] or keys
+    was, now = kept_settings(recorded), kept_settings(given.config.model_dump(mode="json"))
+    changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    if changed:
         shown = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed)
         raise ConfigError(
             f"{where}: the run was started with other settings: {shown}. A resumed run may "
             f"change only {', '.join(CHANGEABLE_ON_RESUME)}. Change these back, or start a new run."
         )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings with the keys of their groups dotted."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else None
-        flat |= {f"{prefix}{key}": value} if inner is None else inner
-    return flat
 
 
 class OpenedSettings(NamedTuple):
@@ -93,7 +73,8 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
 
 
 def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
-    from ledger.run_directory import EVALUATED, is_absent_or_empty, newest_run
+    from ledger.finding import config_file_of, newest_run
+    from ledger.run_directory import EVALUATED, is_absent_or_empty
     from ledger.store import RunStore
     from loop.planning.resumption import refuse_other_code
     from loop.planning.tasks import task_code
@@ -102,12 +83,15 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
     if args.config is not None:
         given = load_and_validate_config(args.config, args.overrides)
     run_dir, back_to = resumed_place(args.resume)
+    notes: list[str] = []
     if args.resume == "":
         if given is None:
             raise ConfigError(
                 "--resume without a RUN_DIR needs --config, to know whose run is meant."
             )
-        run_dir = newest_run(Path("runs"), config_hash(given.config))
+        hashes = config_hash(given.config), hash_before(given.config.model_dump(mode="json"))
+        run_dir, why = newest_run(Path("runs"), hashes)
+        notes.append(why)
     elif given is not None and is_absent_or_empty(run_dir):
         return OpenedSettings(given, find_model_dir(given), None, run_dir, {}, None)
     store = session.store = RunStore.open(run_dir, to_resume=not args.dry_run)
@@ -115,7 +99,11 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
     recorded = store.settled_config()
     if given is None:
         raw = with_overrides(recorded["config"], args.overrides)
-        file = Path(recorded["config_file"])
+        file = config_file_of(recorded, store)
+        if str(file) != recorded["config_file"]:
+            notes.append(
+                f"{run_dir} has been moved or copied: its files are those of {file.parent}"
+            )
         given = LoadedConfig(validate(raw, str(run_dir)), file, file.parent)
     where = str(run_dir) if args.config is None else str(given.file)
     model_dir = find_model_dir(given)
@@ -131,10 +119,9 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
             f"--resume {args.resume}: {run_dir} is an evaluation of checkpoints, which has no "
             "rounds to go back to. Give the directory alone."
         )
-    notes: list[str] = []
     # Before a run has started nothing is recorded, and --config names code as for a new one.
     if store.has_started or args.config is None:
-        notes = refuse_other_code(store, task_code(given))
+        notes += refuse_other_code(store, task_code(given), given.directory)
     kept = recorded["resolved"]
     return OpenedSettings(given, model_dir, store, run_dir, kept, evaluated, back_to, tuple(notes))
 
@@ -145,6 +132,20 @@ def resumed_place(text: str) -> tuple[Path, int | None]:
     if match is None or Path(text).exists():
         return Path(text), None
     return Path(match[1]), int(match[2])
+
+
+def begin_progress(
+    args: argparse.Namespace, settings: OpenedSettings, session: Session
+) -> Progress:
+    """What shows how a command goes on; it says so at once, before libraries that take seconds."""
+    from loop.reports.progress import Progress
+
+    progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
+    name = settings.loaded.config.run_name
+    progress.line(f"{name}: reading settings and data, loading libraries")
+    progress.live("loading libraries")
+    session.progress = progress
+    return progress
 
 
 def choose_place(

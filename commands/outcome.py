@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from commands.boundary import Session, alert
 from config_schema import TrainingConfig
-from loop.reports.console import resume_command, say
+from loop.reports.console import resume_command, say, tell
 from scores.decision import EXTENDABLE
 
 if TYPE_CHECKING:
     from ledger.store import RunStore
     from loop.reports.progress import Progress
     from scores.decision import Decision
+
+
+class Ending(NamedTuple):
+    """The settings of a run that has ended, and what it cost."""
+
+    config: TrainingConfig
+    cost_usd: float | None
 
 
 def report_finished(
@@ -38,7 +45,7 @@ def report_finished(
     progress.line(f"{store.run_dir}: this run is finished, nothing is left to do; {how}")
     # The alert comes again: a kill at the very end may have kept it from being told.
     used_usd = cost_usd(config, store.usage())
-    return report_end_and_alert(args, session, store, decision, used_usd)
+    return report_end_and_alert(args, session, store, decision, Ending(config, used_usd))
 
 
 def report_end_and_alert(
@@ -46,25 +53,33 @@ def report_end_and_alert(
     session: Session,
     store: RunStore,
     decision: Decision,
-    cost_usd: float | None,
+    ending: Ending,
 ) -> int:
     """Print the outcome of a run, and alert where it has not met its target; the exit code."""
+    session.end_live_line()
     try:
-        return report_end(args, store, decision, cost_usd)
+        return report_end(args, store, decision, ending)
     finally:
         if decision.action != "stop_passed":
             alert(session, "target_missed", {"round": decision.round, "detail": decision.sentence})
 
 
 def report_end(
-    args: argparse.Namespace, store: RunStore, decision: Decision, cost_usd: float | None
+    args: argparse.Namespace, store: RunStore, decision: Decision, ending: Ending
 ) -> int:
     """Print the outcome to stdout; returns the exit code."""
+    from loop.planning.plan import gate_of
+    from loop.reports.run_report import STAYED_SEALED
+    from loop.reports.what_next import what_next
     from scores.wording import score_and_n
 
     best, baseline, test = store.result(decision.best_round), store.result(0), store.test_result()
     checkpoint = store.checkpoint(decision.best_round)
     assert best is not None and baseline is not None and checkpoint is not None
+    has_test = bool(store.settled_config()["config"]["evaluation"].get("test_tasks"))
+    is_sealed = has_test and store.test_opened() is None
+    config = ending.config
+    steps = what_next(store, gate_of(config), config.model_dump(mode="json"), decision)
     if args.json:
         outcome = {
             "action": decision.action,
@@ -75,24 +90,32 @@ def report_end(
             "best_state_path": checkpoint.state_path,
             "baseline": baseline.score,
             "test_score": None if test is None else test.score,
+            "test_stayed_sealed": is_sealed,
             "tokens": store.usage()._asdict(),
-            "cost_usd": cost_usd,
+            "cost_usd": ending.cost_usd,
+            "next_steps": steps,
             "run_dir": str(store.run_dir),
         }
         say(json.dumps(outcome, indent=1))
     else:
-        say(decision.sentence)
-        say(
+        tell(decision.sentence)
+        tell(
             f"Best checkpoint: round {decision.best_round}, score {score_and_n(best)}, "
             f"baseline {baseline.score:.4f}"
         )
         if best.score <= baseline.score:
-            say("No round scored above the untouched model.")
+            tell("No round scored above the untouched model.")
         if test is not None:
-            say(f"Sealed test: score {score_and_n(test)}")
+            tell(f"Sealed test: score {score_and_n(test)}")
+        elif is_sealed:
+            tell(f"{STAYED_SEALED}.")
         say(f"  {checkpoint.sampler_path}")
         say(f"Report: {store.run_dir / 'eval_report.md'}")
         say(f"Run directory: {store.run_dir}")
+        if steps:
+            say("What to try next:")
+            for step in steps:
+                tell(f"  - {step}")
     verdict = store.limits_verdict(decision.best_round)
     is_within_limits = verdict is None or not verdict["fails"]
     return 3 if args.gate and not (decision.action == "stop_passed" and is_within_limits) else 0

@@ -9,21 +9,22 @@ import ast
 import contextlib
 import copy
 import difflib
-import hashlib
 import inspect
-import json
 import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from errors import ConfigError, one_line
-from evaluation.task_code import code_of
+from evaluation.surroundings import loading_apart
+from evaluation.task_content import content_sha256
 from rows.contamination import EvalText
+from user_code.modules import UserModules, in_folder
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -37,7 +38,7 @@ CLUSTER_KEY = "cluster"  # of the metadata, where the settings name no other
 
 @dataclass(frozen=True)
 class InspectTask:
-    """A loaded Inspect task. `sha256` covers its questions, targets, arguments, version, file."""
+    """A loaded Inspect task. `sha256` covers all that it asks, its arguments and its code."""
 
     name: str
     task: Task
@@ -49,6 +50,7 @@ class InspectTask:
     cluster_key: str
     uses_grader: bool
     code: Mapping[str, str]  # the Python files that made it, with their sha256
+    scorers: tuple[str, ...] = ()  # their names, in their order
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -72,36 +74,36 @@ class TaskOptions:
 
 def load_inspect_task(name: str, spec: str, options: TaskOptions) -> InspectTask:
     """Load a task with its data. Raises `ConfigError` saying what it lacks."""
-    code = _code(name, spec) if ".py@" in spec else {}
-    task = _load_task(name, spec, options.args)
+    from inspect_ai._util.registry import registry_log_name
+
+    with loading_apart():
+        task, code = _load_task(name, spec, options.args)
     if options.limit is not None:
         task.dataset = task.dataset[0 : options.limit]
     _refuse_unusable(name, task)
     _refuse_missing_sandbox(name, task)
     cluster_key = options.cluster_key or CLUSTER_KEY
-    texts, topics, clusters, content = [], set(), set(), []
+    texts, topics, clusters = [], set(), set()
     for position, sample in enumerate(task.dataset, start=1):
         sample.id = sample.id if sample.id is not None else position
-        question = last_user_text(sample.input)
-        content.append([sample.id, question, sample.target])
         metadata = sample.metadata or {}
         topic, cluster = metadata.get("topic"), metadata.get(cluster_key)
+        question = last_user_text(sample.input)
         texts.append(EvalText(name, question, cluster=None if cluster is None else str(cluster)))
         topics.add(None if topic is None else str(topic))
         clusters.add(f"sample {sample.id}" if cluster is None else f"cluster {cluster}")
     _refuse_samples(name, task, options.cluster_key)
-    shape = {
-        "samples": content,
-        "version": task.version,
+    said = {
         "args": dict(options.args),
         "score_key": options.score_key,
         "cluster_key": options.cluster_key,
         "code": sorted(code.values()),
+        "package": None if code else _distribution_of(task),
     }
     loaded = InspectTask(
         name=name,
         task=task,
-        sha256=hashlib.sha256(json.dumps(shape, default=str).encode()).hexdigest(),
+        sha256=content_sha256(task, said),
         eval_texts=tuple(texts),
         topics=frozenset(topics - {None}),
         num_clusters=len(clusters),
@@ -109,37 +111,87 @@ def load_inspect_task(name: str, spec: str, options: TaskOptions) -> InspectTask
         cluster_key=cluster_key,
         uses_grader=any(_asks_grader(scorer) for scorer in task.scorer or ()),
         code=code,
+        scorers=tuple(registry_log_name(scorer) for scorer in task.scorer or ()),
     )
     task.metadata = {**(task.metadata or {}), **loaded.marks}
     return loaded
 
 
-def _code(name: str, spec: str) -> dict[str, str]:
-    """What a task of a file is made of: another solver or scorer gives other scores."""
-    file, _, task_name = spec.rpartition("@")
-    _refuse_absent_task(name, file, task_name)
-    try:
-        return code_of(Path(file))
-    except OSError as error:
-        raise _not_loaded(name, error) from error
+def _load_task(name: str, spec: str, args: Mapping[str, Any]) -> tuple[Task, dict[str, str]]:
+    """The task of this name as its code makes it, and that code where it is the user's."""
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+        if ".py@" not in spec:
+            return _load_package_task(name, spec, args), {}
+        return _load_file_task(name, spec, args)
 
 
-def _load_task(name: str, spec: str, args: Mapping[str, Any]) -> Task:
-    """The task of this name, as its code makes it."""
+def _load_package_task(name: str, spec: str, args: Mapping[str, Any]) -> Task:
     from inspect_ai._eval.loader import load_tasks
     from inspect_ai._util.registry import registry_lookup
 
-    with _explaining(name), contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-        # A folder PACKAGE/TASK would be searched for tasks, and what is found there run.
-        is_known = ".py@" in spec or registry_lookup("task", spec) is not None
-        found = load_tasks([spec], dict(args)) if is_known else []
-    if len(found) != 1:
+    with _explaining(name):
+        function = registry_lookup("task", spec)
+    if function is None:  # a folder PACKAGE/TASK would be searched for tasks, and these be run
         raise ConfigError(
-            f"{name}: {'no' if not found else 'more than one'} Inspect task of this name was "
-            "found. Name one as FILE.py@TASK or PACKAGE/TASK, for example inspect_evals/gsm8k."
+            f"{name}: no Inspect task of this name was found. Name one as FILE.py@TASK or "
+            "PACKAGE/TASK, for example inspect_evals/gsm8k."
         )
-    _refuse_unknown_arguments(name, found[0], args)
-    return found[0]
+    _refuse_unknown_arguments(name, function, args)
+    with _explaining(name):
+        (task,) = load_tasks([spec], dict(args))
+    return task
+
+
+def _load_file_task(name: str, spec: str, args: Mapping[str, Any]) -> tuple[Task, dict[str, str]]:
+    """Another solver or scorer gives other scores, so the code that was run is part of the task."""
+    from inspect_ai import Task
+    from inspect_ai._eval.task.constants import TASK_FILE_ATTR, TASK_RUN_DIR_ATTR
+
+    file, _, task_name = spec.rpartition("@")
+    modules = UserModules(Path(file))
+    with _explaining(name, modules):
+        module = modules.load()
+    function = _task_of(name, module, task_name)
+    _refuse_unknown_arguments(name, function, args)
+    with _explaining(name, modules), in_folder(modules.file.parent):
+        task = function(**args)
+    if not isinstance(task, Task):
+        raise ConfigError(f"{name}: {task_name} gives a {type(task).__name__}, and not a Task.")
+    setattr(task, TASK_FILE_ATTR, modules.file.as_posix())
+    setattr(task, TASK_RUN_DIR_ATTR, modules.file.parent.as_posix())
+    return task, modules.code
+
+
+def _task_of(name: str, module: ModuleType, task_name: str) -> Callable[..., Any]:
+    """What a file has under @task of this name, or of a function of this name.
+
+    Inspect would take a task of that name from any other file as well.
+    """
+    from inspect_ai._util.registry import is_registry_object, registry_info
+
+    held = {
+        attribute: registry_info(value).name
+        for attribute, value in vars(module).items()
+        if callable(value) and is_registry_object(value) and registry_info(value).type == "task"
+    }
+    attribute = next((one for one, called in held.items() if called == task_name), task_name)
+    if attribute not in held:
+        tasks = (
+            f"its tasks are {', '.join(held.values())}"
+            if held
+            else "it has no function under @task"
+        )
+        raise ConfigError(f"{name}: there is no task {task_name!r} in {module.__file__}; {tasks}.")
+    return getattr(module, attribute)
+
+
+def _distribution_of(task: Task) -> str | None:
+    """The distribution that an installed task comes with, and its version."""
+    from inspect_ai._util.package import get_distribution_for_object
+    from inspect_ai._util.registry import registry_info, registry_lookup
+
+    found = get_distribution_for_object(registry_lookup("task", registry_info(task).name))
+    return None if found is None else f"{found.name} {found.version}"
 
 
 def _refuse_unusable(name: str, task: Task) -> None:
@@ -183,48 +235,28 @@ def without_questions(task: InspectTask) -> InspectTask:
 
 
 @contextlib.contextmanager
-def _explaining(name: str) -> Iterator[None]:
+def _explaining(name: str, modules: UserModules | None = None) -> Iterator[None]:
     """Name the task that cannot be loaded, whatever its code raised."""
     try:
         yield
     except SystemExit as error:
-        raise _not_loaded(name, error) from error
+        raise _not_loaded(name, error, modules) from error
     except Exception as error:  # a task is anybody's code, and may raise anything
-        raise _not_loaded(name, error) from error
+        raise _not_loaded(name, error, modules) from error
 
 
-def _not_loaded(name: str, error: BaseException) -> ConfigError:
+def _not_loaded(name: str, error: BaseException, modules: UserModules | None) -> ConfigError:
+    said = _first_line(error) if modules is None else modules.in_users_words(_first_line(error))
     return ConfigError(
-        f"{name}: the Inspect task cannot be loaded: {type(error).__name__}: {_first_line(error)}. "
+        f"{name}: the Inspect task cannot be loaded: {type(error).__name__}: {said}. "
         "Check its name, its arguments in evaluation.task_args, and that its data can be read "
         "(benchmarks of inspect_evals download theirs from the hub the first time)."
     )
 
 
-def _refuse_absent_task(name: str, file: str, task_name: str) -> None:
-    """Raise `ConfigError` for a file that does not hold the task.
-
-    Inspect would pass over such a file, and take a task of that name from any other one.
-    """
-    from inspect_ai._util.decorator import parse_decorators
-
-    with _explaining(name):
-        tree = ast.parse(Path(file).read_bytes(), filename=file)
-        held = [found for found, _ in parse_decorators(Path(file), "task")]
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    imported = {alias.asname or alias.name for node in imports for alias in node.names}
-    if task_name not in imported.union(held):
-        tasks = f"its tasks are {', '.join(held)}" if held else "it has no function under @task"
-        raise ConfigError(f"{name}: there is no task {task_name!r} in {file}; {tasks}.")
-
-
-def _refuse_unknown_arguments(name: str, task: Task, args: Mapping[str, Any]) -> None:
+def _refuse_unknown_arguments(name: str, function: Any, args: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for an argument that the task does not take; Inspect would only warn."""
-    from inspect_ai._util.registry import registry_info, registry_lookup
-
-    made_by = registry_lookup("task", registry_info(task).name)
-    assert callable(made_by), "a loaded task has its function in Inspect's registry"
-    parameters = inspect.signature(made_by).parameters.values()
+    parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     known = [parameter.name for parameter in parameters]

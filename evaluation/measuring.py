@@ -5,14 +5,16 @@ What is done is given out as it is done, so that none of it is lost to what fail
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import ConfigError
 from evaluation.held_out import HeldOutFile, measure_losses
-from evaluation.inspect_runs import InspectScores, InspectSetting, inspect_model, run_inspect
+from evaluation.inspect_model import inspect_model
+from evaluation.inspect_runs import InspectSetting, run_inspect
+from evaluation.inspect_scores import InspectScores
 from evaluation.inspect_tasks import InspectTask, without_questions
 from evaluation.tasks import EvalTask
 from scores.results import Measured, task_result
@@ -29,12 +31,15 @@ class Measuring:
     run_dir: Path
     tags: Sequence[str]
     metadata: Mapping[str, Any]
+    say: Callable[[str], None] = lambda text: None  # what a person is to know
 
     def in_inspect(self) -> InspectSetting:
         """The same, for Inspect."""
         seed = self.sampler.settings.seed
         model, grader = (
-            None if one is None else inspect_model(one.client, one.renderer, seed, one.name)
+            None
+            if one is None
+            else inspect_model(one.client, one.renderer, seed, one.name, self.say)
             for one in (self.sampler, self.grader)
         )
         assert model is not None

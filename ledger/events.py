@@ -36,6 +36,7 @@ class _Any(BaseModel):
     step: Count | None
     num_prompt_tokens: Count = 0
     num_sampled_tokens: Count = 0
+    worked: Annotated[float, Field(ge=0, le=1e10)] = 0.0  # seconds since the event before it
 
 
 class _OfRound(_Any):

@@ -128,6 +128,7 @@ class _Evaluated:
     path: WeightsPath | None
     run_dir: str | None
     round: Count | None
+    run_id: str | None = None  # older evaluations have not recorded it
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,10 @@ class Settled:
     config_file: str
     resolved: _Values
     files: dict[str, str]
-    evaluated: list[_Evaluated] = field(default_factory=list)
+    evaluate: list[_Evaluated] = field(default_factory=list)
+    # Older runs have not recorded these.
+    run_id: str | None = None
+    run_dir: str | None = None  # where it was begun
 
 
 class SavedWeights(NamedTuple):

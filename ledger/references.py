@@ -14,6 +14,7 @@ from typing import Any
 
 from errors import ConfigError, RunStoreError
 from ledger.records import Checkpoint, ModelFiles
+from ledger.run_directory import RunDirectory
 from ledger.store import RunStore
 from scores.results import EvalResult
 
@@ -33,6 +34,7 @@ class Subject:
     renderer: str | None = None
     service: str | None = None  # the kind of service that the run was on
     run_dir: Path | None = None
+    run_id: str | None = None
     recorded: EvalResult | None = None  # of this checkpoint, in its run
     baseline: EvalResult | None = None  # of the untouched model, in that run
     model_name: str | None = None  # what the base model was called on the run's service
@@ -46,7 +48,8 @@ class Subject:
     def to_record(self) -> dict[str, Any]:
         """What names the checkpoint for good, whatever its run becomes and from wherever."""
         run_dir = None if self.run_dir is None else str(self.run_dir.resolve())
-        return {"label": self.label, "path": self.path, "run_dir": run_dir, "round": self.round}
+        of_run = {"run_dir": run_dir, "run_id": self.run_id, "round": self.round}
+        return {"label": self.label, "path": self.path, **of_run}
 
 
 def find_subjects(names: Sequence[str], runs_dir: Path) -> list[Subject]:
@@ -56,8 +59,11 @@ def find_subjects(names: Sequence[str], runs_dir: Path) -> list[Subject]:
     return subjects
 
 
-def recorded_subjects(records: Sequence[Mapping[str, Any]]) -> list[Subject]:
-    """The checkpoints of an evaluation that is resumed, from their `to_record`.
+def recorded_subjects(
+    records: Sequence[Mapping[str, Any]], evaluation: RunDirectory
+) -> list[Subject]:
+    """The checkpoints of an evaluation that is resumed, from their `to_record`; their runs may have
+    moved along with it.
 
     Raises `ConfigError` when a run no longer has the weights that the evaluation began on.
     """
@@ -67,11 +73,13 @@ def recorded_subjects(records: Sequence[Mapping[str, Any]]) -> list[Subject]:
         if record["run_dir"] is None:
             subjects.append(Subject(label, path))
             continue
-        subject = _of_round(RunStore.open(Path(record["run_dir"])), record["round"], label)
-        if subject.path != path:
+        run_dir = evaluation.now_at(Path(record["run_dir"]))
+        subject = _of_round(RunStore.open(run_dir), record["round"], label)
+        if subject.path != path or record.get("run_id") not in (None, subject.run_id):
             raise ConfigError(
-                f"{label}: the evaluation began on {path}, and {record['run_dir']} has "
-                f"{subject.path} as round {record['round']} now. Start a new evaluation."
+                f"{label}: the evaluation began on {path or 'the untouched model'} of run "
+                f"{record.get('run_id')}, and {run_dir} has {subject.path} as round "
+                f"{record['round']} of run {subject.run_id} now. Start a new evaluation."
             )
         subjects.append(subject)
     return subjects
@@ -153,6 +161,7 @@ def _of_round(store: RunStore, round_no: int, label: str) -> Subject:
         renderer=resolved["resolved"]["renderer_name"],
         service=resolved["resolved"]["service"],
         run_dir=store.run_dir,
+        run_id=store.run_id if store.has_started else None,
         recorded=store.result(round_no),
         baseline=store.result(0),
         model_name=resolved["config"].get("base_model"),

@@ -16,6 +16,7 @@ import json
 import os
 import stat
 import time
+import uuid
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,7 @@ CONFIG = "config.resolved.json"
 LOCK = ".lock"
 OUTBOX = "evalops"  # judges what lies in it itself
 PARTIAL = ".partial.jsonl"
+RUN_ID, BEGUN_AT = "run_id", "run_dir"  # keys of the resolved config, older runs have none
 EVALUATED = "evaluate"  # key of the resolved config: the checkpoints that are evaluated, no run
 
 T = TypeVar("T")
@@ -50,9 +52,10 @@ class _Meter:
     def add(self, event: Event) -> None:
         if event["type"] == "evalops":  # it comes whenever the answer does
             return
-        # The pause before a resumption is not running time.
-        seconds = 0.0
-        if self._before is not None and event["type"] != "resumed":
+        # The pause before a resumption is not running time. Events of older versions have only
+        # their time of day to tell by.
+        seconds = event.get("worked", 0.0)
+        if "worked" not in event and self._before is not None and event["type"] != "resumed":
             seconds = seconds_of(event["time"]) - seconds_of(self._before["time"])
         self._before = event
         used = Usage(
@@ -87,6 +90,7 @@ class RunDirectory:
             weakref.finalize(self, lock_file.close)  # of one that nobody closes
         self._all_events: list[Event] = []
         self._meter = _Meter()
+        self._worked_until: float | None = None  # by this process, in seconds of its clock
         self._held: dict[tuple[str, object], Any] = {}  # by file and what it was read as
         for event in events:
             self._all_events.append(event)
@@ -119,7 +123,8 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise RunStoreError(f"{run_dir}: cannot be made: {error}. Choose another.") from None
         store = cls(run_dir, [], lock(run_dir), EVALUATED in resolved)
-        store.write_json(CONFIG, resolved)
+        of_run = {RUN_ID: uuid.uuid4().hex[:12], BEGUN_AT: str(run_dir.resolve())}
+        store.write_json(CONFIG, {**resolved, **of_run})
         return store
 
     @classmethod
@@ -146,6 +151,24 @@ class RunDirectory:
     @property
     def run_id(self) -> str:
         return next(self.events("run_started"))["run_id"]
+
+    @property
+    def begun_at(self) -> Path | None:
+        """Where the directory lay when the run began; None where that was not recorded."""
+        recorded = self.resolved_config().get(BEGUN_AT)
+        return Path(recorded) if isinstance(recorded, str) else None
+
+    def now_at(self, path: Path) -> Path:
+        """Where a recorded path lies now: with the run directory, where both were moved or copied
+        together, or else where it was."""
+        begun_at, here = self.begun_at, self.run_dir.resolve()
+        if begun_at is None or begun_at == here or not path.is_absolute():
+            return path
+        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+            moved = Path(os.path.normpath(here / os.path.relpath(path, begun_at)))
+            if moved.exists():
+                return moved
+        return path
 
     def resolved_config(self) -> dict[str, Any]:
         return self._read_json(CONFIG)
@@ -191,12 +214,20 @@ class RunDirectory:
             "type": event_type,
             **fields,
         }
+        if event_type != "evalops":  # it comes whenever the answer does
+            event["worked"] = self._seconds_worked()
         line = json.dumps(event, ensure_ascii=False, allow_nan=False)
         append_line(self.run_dir / LEDGER, line)
         self._all_events.append(event)
         self._meter.add(event)
         self._take(event)
         return event
+
+    def _seconds_worked(self) -> float:
+        """Seconds since the last event of this process; its clock stands still where the machine
+        sleeps, and nobody can set it."""
+        before, self._worked_until = self._worked_until, time.monotonic()
+        return 0.0 if before is None else round(self._worked_until - before, 3)
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write a JSON file, atomically as `write_text`."""
@@ -211,7 +242,16 @@ class RunDirectory:
 
     def _journal(self, file: str, checkpoint: str | None) -> Journal:
         path = (self.run_dir / file).with_suffix(PARTIAL)
-        return Journal(path, checkpoint or "the base model")
+        return Journal(path, self.weights_of(checkpoint))
+
+    def weights_of(self, checkpoint: str | None) -> str:
+        """Which weights lie under a path. A round that is trained again, after the run went back,
+        saves others under the same one."""
+        if checkpoint is None:
+            return "the base model"
+        events = self.events("checkpoint")
+        saved = [one["seq"] for one in events if one.get("sampler_path") == checkpoint]
+        return f"{checkpoint}, of event {saved[-1]}" if saved else checkpoint
 
     def events(self, event_type: str, round_no: int | None = None) -> Iterator[Event]:
         """The effective events of one type, of one round or of all, oldest first."""
@@ -285,25 +325,6 @@ def new_run_dir(parent: Path, name: str) -> Path:
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     numbered = (parent / (stem if i == 1 else f"{stem}-{i}") for i in itertools.count(1))
     return next(candidate for candidate in numbered if not candidate.exists())
-
-
-def newest_run(parent: Path, config_hash: str) -> Path:
-    """The newest run below `parent` with this config hash. Raises `RunStoreError` for none."""
-    found = []
-    for file in parent.glob(f"*/{CONFIG}"):
-        try:
-            resolved = json.loads(file.read_text(encoding="utf-8"))
-            is_same = resolved["config_hash"] == config_hash and EVALUATED not in resolved
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not a run of ours, or one whose first write was cut short
-        if is_same:
-            found.append((file.stat().st_mtime, file.parent))
-    if not found:
-        raise RunStoreError(
-            f"{parent}: no run with these settings to resume. Start one without --resume, or name "
-            "the directory with --resume RUN_DIR."
-        )
-    return max(found)[1]
 
 
 def is_absent_or_empty(run_dir: Path) -> bool:

@@ -31,20 +31,14 @@ from errors import RunStoreError
 from ledger.events import impossibility
 from ledger.records import (
     Batch,
-    Checkpoint,
     Manifest,
-    SavedWeights,
     Settled,
     Topics,
     losses_from_json,
     manifest_from_json,
 )
-from ledger.run_directory import (
-    CONFIG,
-    LEDGER,
-    Event,
-    RunDirectory,
-)
+from ledger.run_directory import CONFIG, LEDGER, RUN_ID, Event
+from ledger.weights import SavedWeightsRecords
 from rows.examples import DroppedRow
 from rows.places import DROPPED, SIMILAR, row_lines
 from scores.decision import Decision
@@ -57,7 +51,7 @@ TEST_FILE = "evals/test.json"
 MANIFEST = "data_manifest.json"
 
 
-class RunStore(RunDirectory):
+class RunStore(SavedWeightsRecords):
     """One run directory. What was recorded is found by round, so that nothing is done twice."""
 
     def settled_config(self) -> dict[str, Any]:
@@ -105,7 +99,8 @@ class RunStore(RunDirectory):
         self.write_json(MANIFEST, manifest)
         self.write_text(DROPPED, row_lines(dropped))
         self.write_text(SIMILAR, row_lines(similar))
-        self.append("run_started", run_id=uuid.uuid4().hex[:12], config_hash=config_hash)
+        run_id = self.resolved_config().get(RUN_ID) or uuid.uuid4().hex[:12]
+        self.append("run_started", run_id=run_id, config_hash=config_hash)
 
     def mark_resumed(self, config: dict[str, Any], back_to: int | None = None) -> None:
         """Record that the run goes on from its last durable event, or from the end of a round.
@@ -142,10 +137,6 @@ class RunStore(RunDirectory):
     def record_batch(self, round_no: int, batch: Batch, *, loss: float, nll: float) -> None:
         fields = {k: v for k, v in asdict(batch).items() if k != "step"}
         self.append("step", round=round_no, step=batch.step, **fields, loss=loss, nll=nll)
-
-    def record_checkpoint(self, checkpoint: Checkpoint) -> None:
-        fields = {k: v for k, v in asdict(checkpoint).items() if k not in ("round", "step")}
-        self.append("checkpoint", round=checkpoint.round, step=checkpoint.step, **fields)
 
     def record_measured(
         self, round_no: int, new: Measured, step: int, latency_ms: float | None = None
@@ -250,8 +241,8 @@ class RunStore(RunDirectory):
             num_prompt_tokens=loss.num_prompt_tokens,
         )
 
-    def record_diagnosis(self, round_no: int, sentence: str) -> None:
-        self.append("diagnosed", round=round_no, sentence=sentence)
+    def record_diagnosis(self, round_no: int, sentence: str, kinds: Sequence[str]) -> None:
+        self.append("diagnosed", round=round_no, sentence=sentence, kinds=list(kinds))
 
     def record_topics(self, round_no: int, reports: Sequence[TopicReport]) -> None:
         """How each topic stands after a round, the weakest first."""
@@ -278,17 +269,6 @@ class RunStore(RunDirectory):
             file=name,
         )
 
-    def record_kept(self, round_no: int, paths: Sequence[str]) -> None:
-        """These weights have no expiry any more."""
-        self.append("checkpoint_kept", round=round_no, paths=list(paths), expires_at=None)
-
-    def record_released(self, round_no: int, paths: Sequence[str], expires_at: str | None) -> None:
-        """These weights have an expiry again."""
-        self.append("checkpoint_released", round=round_no, paths=list(paths), expires_at=expires_at)
-
-    def record_deleted(self, round_no: int, paths: Sequence[str]) -> None:
-        self.append("checkpoint_deleted", round=round_no, paths=list(paths))
-
     def record_comparison(self, number: int, passed: bool | None, sentence: str) -> None:
         """How the checkpoint at this place of an evaluation compares; once, also if resumed."""
         if self._last("compared", number) is None:
@@ -298,70 +278,6 @@ class RunStore(RunDirectory):
         """The results of an evaluation outside a run that has all it was to measure, in their
         order; none of one that has not."""
         return self.results() if any(self.events("run_finished")) else []
-
-    def record_care_failed(self, round_no: int, detail: str) -> None:
-        """That a service did not change how long weights are kept; once a round, also where a
-        resumed run has asked again."""
-        if self._last("care_failed", round_no) is None:
-            self.append("care_failed", round=round_no, detail=detail)
-
-    def kept_paths(self) -> list[str]:
-        """Weights without expiry; what was superseded since counts as well, it is still there."""
-        kept: dict[str, None] = {}
-        for event in self._all_events:
-            if event["type"] == "checkpoint_kept":
-                kept |= dict.fromkeys(event["paths"])
-            elif event["type"] == "checkpoint_released":
-                kept = {path: None for path in kept if path not in event["paths"]}
-        return list(kept)
-
-    def deleted_paths(self) -> set[str]:
-        events = (event for event in self._all_events if event["type"] == "checkpoint_deleted")
-        return {path for event in events for path in event["paths"]}
-
-    def saved_weights(self) -> list[SavedWeights]:
-        """Everything that was saved and not deleted, oldest first, with its expiry as it is now."""
-        gone = self.deleted_paths() | {
-            event["state_path"]
-            for event in self._all_events
-            if event["type"] == "checkpoint_unusable"
-        }
-        expiries: dict[str, str | None] = {}
-        for event in self._all_events:
-            if event["type"] in ("checkpoint_kept", "checkpoint_released"):
-                expiries |= dict.fromkeys(event["paths"], event["expires_at"])
-        current = {event["seq"] for event in self.events("checkpoint")}
-        saved = []
-        for event in self._all_events:
-            if event["type"] != "checkpoint":
-                continue
-            for kind in ("state", "sampler"):
-                path = event[f"{kind}_path"]
-                if path is not None and path not in gone:
-                    expires_at = expiries.get(path, event["expires_at"])
-                    is_superseded = event["seq"] not in current
-                    place = event["round"], event["step"], kind, path
-                    saved.append(SavedWeights(*place, event["time"], expires_at, is_superseded))
-        return saved
-
-    def checkpoint(self, round_no: int) -> Checkpoint | None:
-        """The checkpoint at the end of a round."""
-        ended = [e for e in self._usable_saves(round_no) if e["sampler_path"] is not None]
-        return self._record(Checkpoint, ended[-1]) if ended else None
-
-    def last_checkpoint(self) -> Checkpoint | None:
-        """The newest state to go on from, inside a round or at its end."""
-        saves = self._usable_saves()
-        return self._record(Checkpoint, saves[-1]) if saves else None
-
-    def checkpoints(self) -> list[Checkpoint]:
-        """What can be gone on from or evaluated, oldest first."""
-        return [self._record(Checkpoint, event) for event in self._usable_saves()]
-
-    def _usable_saves(self, round_no: int | None = None) -> list[Event]:
-        unusable = {event["state_path"] for event in self.events("checkpoint_unusable")}
-        saves = self.events("checkpoint", round_no)
-        return [event for event in saves if event["state_path"] not in unusable]
 
     def measured(self, round_no: int) -> Measured:
         """What has been measured of a round's checkpoint, also in an evaluation cut short."""

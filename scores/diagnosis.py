@@ -1,5 +1,8 @@
 """What the curves of a round say, in one sentence: learning, stuck, exploding, overfitting. Pure.
 
+A training loss that falls and questions that are answered no better are two findings: what answers
+look like is learned first, and what they are may be learned later or never.
+
 The rules are rules of thumb with stated bounds; they explain a round and decide nothing. Losses are
 in nats per loss token. Batches differ, and later rounds train on harder rows, so training losses
 are compared within a round only, whose rows are shuffled: its end with its start and with a blind
@@ -13,7 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import median, median_low
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from scores.distributions import student_t_quantile
 from scores.intervals import Interval, estimate, mean
@@ -28,6 +31,7 @@ FEW_STEPS = 5  # whose median is a round's start or end: a bad batch or two do n
 FAR_FACTOR = 2.0  # over the start, of a loss above a blind guess, where batches are much alike
 FAR_FACTOR_BELOW = 4.0  # below one, where batches of 4 rows differ so in 1 flat round of 50
 FALLEN_FRAC = 0.9  # an end below this share of its start has fallen
+LEARNED_FRAC = 0.75  # an end below this share of its start shows that something was learned
 RISING_FRAC = 0.02  # of a held-out loss: a smaller rise is none
 MIN_ROWS = 5  # of a held-out file, before its rise is named
 MIN_QUESTIONS = 5  # of a topic, before it is named
@@ -54,18 +58,44 @@ class Curves(NamedTuple):
     vocab_size: int  # a blind guess among it has a loss of its logarithm
 
 
-def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) -> str:
+Kind = Literal["too_high", "stuck", "overfitting", "no_gain"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Diagnosis(NamedTuple):
+    """What a round shows, in words, and which of the known problems it has."""
+
+    sentence: str
+    kinds: tuple[Kind, ...]
+
+
+class _Problem(NamedTuple):
+    kind: Kind
+    said: str
+
+
+def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) -> Diagnosis:
     """Say what a trained round's curves show.
 
     `lineage` are the results of the rounds that its weights came from, the baseline first.
     """
-    problems = [_too_high(curves) or _stuck(curves)]
-    if problems == [None]:  # else a held-out loss rises for that reason
-        problems = [_rise(loss, lineage, curves.held_out) for loss in result.held_out]
-    problems.append(_unlearned_topics(lineage[0], result))
-    found = [problem for problem in problems if problem is not None] or [_course(curves)]
+    problems = []
+    if (said := _too_high(curves)) is not None:
+        problems.append(_Problem("too_high", said))
+    elif (said := _stuck(curves)) is not None:
+        problems.append(_Problem("stuck", said))
+    if not problems:  # else a held-out loss rises for that reason
+        rises = (_rise(loss, lineage, curves.held_out) for loss in result.held_out)
+        problems = [_Problem("overfitting", said) for said in rises if said is not None]
+    found = [problem.said for problem in problems] or [_course(curves)]
+    kinds: dict[Kind, None] = dict.fromkeys(problem.kind for problem in problems)
+    if (topics := _topics_without_gain(lineage[0], result)) is not None:
+        has_learned = not problems and _has_learned(curves.losses)
+        but = "the form of the answers was learned, but " if has_learned else ""
+        found.append(f"{but}no more questions were answered right than before training in {topics}")
+        kinds["no_gain"] = None
     sentence = "; ".join(found)
-    return sentence[0].upper() + sentence[1:] + "."
+    return Diagnosis(sentence[0].upper() + sentence[1:] + ".", tuple(kinds))
 
 
 def divergence(losses: Sequence[float], vocab_size: int) -> str | None:
@@ -81,7 +111,7 @@ def divergence(losses: Sequence[float], vocab_size: int) -> str | None:
     if last <= blind_guess or not _is_far_above(start, last, blind_guess):
         return None
     return (
-        f"{last:.2f} nats a token over the last {DIVERGED_STEPS} steps, {start:.2f} at the "
+        f"{last:.2f} a token over the last {DIVERGED_STEPS} steps, {start:.2f} at the "
         f"round's start, and a blind guess has {blind_guess:.2f}"
     )
 
@@ -112,7 +142,7 @@ def _too_high(curves: Curves) -> str | None:
     else:
         return None
     return (
-        f"the training loss {moved} nats a token{_guess_beside(reached, blind_guess)}: the "
+        f"the training loss {moved} a token{_guess_beside(reached, blind_guess)}: the "
         f"learning rate {curves.lr:.3g} is too high, or rows of this round are bad"
     )
 
@@ -127,7 +157,7 @@ def _stuck(curves: Curves) -> str | None:
     if most_fallen >= STUCK_FRAC * level or _end(losses) > RISE_FACTOR * _start(losses):
         return None
     return (
-        f"the training loss stayed at {level:.3f} nats a token for {n} steps"
+        f"the training loss stayed at {level:.3f} a token for {n} steps"
         f"{_guess_beside(level, math.log(curves.vocab_size))}: the learning rate {curves.lr:.3g} "
         f"or lora_rank {curves.lora_rank} is too low, or these rows have no more to teach"
     )
@@ -138,16 +168,22 @@ def _course(curves: Curves) -> str:
     losses, blind_guess = curves.losses, math.log(curves.vocab_size)
     if len(losses) < MIN_STEPS:
         first = last = median(losses)
-        moved = f"is {last:.3f} nats a token"
+        moved = f"is {last:.3f} a token"
     else:
         first = mean(losses[: len(losses) // 4])
         last, end = last_quarter(losses), _end(losses)
         first = losses[0] if first > RISE_FACTOR * losses[0] else first  # a bad batch is in it
         last = end if last > RISE_FACTOR * end else last
-        moved = f"went from {first:.3f} to {last:.3f} nats a token in this round"
+        moved = f"went from {first:.3f} to {last:.3f} a token in this round"
     is_spike = _is_far_above(max(first, last), max(losses), blind_guess)
     spike = f", with a spike to {max(losses):.3f}" if is_spike else ""
-    return f"the training loss {moved}{_guess_beside(last, blind_guess)}{spike}"
+    scale = f" (certainty has 0, a blind guess {blind_guess:.2f})" if last <= blind_guess else ""
+    return f"the training loss {moved}{_guess_beside(last, blind_guess)}{spike}{scale}"
+
+
+def _has_learned(losses: Sequence[float]) -> bool:
+    """Whether the end of a round is well below its start, for which one step is no evidence."""
+    return len(losses) > 1 and _end(losses) <= LEARNED_FRAC * losses[0]
 
 
 def _guess_beside(loss: float, blind_guess: float) -> str:
@@ -220,7 +256,7 @@ def _rise(
         return None
     lowest, when = min(lows)
     return (
-        f"the held-out loss of {loss.name} rose to {loss.nll:.3f} nats a token from {lowest:.3f} "
+        f"the held-out loss of {loss.name} rose to {loss.nll:.3f} a token from {lowest:.3f} "
         f"{when}: overfitting, so fewer steps, a lower rate or more data"
     )
 
@@ -250,7 +286,8 @@ def _topic_scores(result: EvalResult) -> dict[str, list[float]]:
     return topics
 
 
-def _unlearned_topics(baseline: EvalResult, result: EvalResult) -> str | None:
+def _topics_without_gain(baseline: EvalResult, result: EvalResult) -> str | None:
+    """The topics that the untouched model answered as well; None where there are none."""
     before, after = _topic_scores(baseline), _topic_scores(result)
     asked = [topic for topic, scores in sorted(after.items()) if len(scores) >= MIN_QUESTIONS]
     unlearned = [
@@ -261,14 +298,14 @@ def _unlearned_topics(baseline: EvalResult, result: EvalResult) -> str | None:
     if not unlearned:
         return None
     if len(unlearned) == len(asked) > 1:
-        return f"nothing was learned in any of {len(asked)} topics"
-    shown = ", ".join(
-        f"{topic} ({sum(after[topic]):g} of {len(after[topic])} right, "
-        f"{sum(before[topic]):g} untrained)"
-        for topic in unlearned[:MAX_TOPICS]
-    )
+        return f"any of {len(asked)} topics"
+    shown = []
+    for topic in unlearned[:MAX_TOPICS]:
+        was, is_now = sum(before[topic]), sum(after[topic])
+        fell = "" if was == is_now else f", {was:g} before"
+        shown.append(f"{topic} ({is_now:g} of {len(after[topic])}{fell})")
     more = len(unlearned) - MAX_TOPICS
-    return f"nothing was learned in {shown}" + (f" and {more} topics more" if more > 0 else "")
+    return ", ".join(shown) + (f" and {more} topics more" if more > 0 else "")
 
 
 # --- topics ---------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ def describe_gate(gate: Gate, sizes: Sequence[TaskSize]) -> Iterator[str]:
     """Yield what the questions can tell apart, how often the rule stops falsely, and a warning
     where it can never be met."""
     yield describe_resolution(gate, sizes) + _false_stops(gate, sizes)
-    if (warning := _never_passes(gate, sizes)) is not None:
-        yield warning
+    if (why := out_of_reach(gate, sizes)) is not None:
+        yield f"warning: {why}"
 
 
 def describe_resolution(gate: Gate, sizes: Sequence[TaskSize]) -> str:
@@ -35,14 +35,18 @@ def describe_resolution(gate: Gate, sizes: Sequence[TaskSize]) -> str:
     rising and falling together, which is the widest that they can be.
     """
     n, n_eff = sum(size.n for size in sizes), _effective_n(sizes)
-    worth = "" if n_eff == n else f", worth as few as {n_eff} independent ones of one task,"
+    worth = (
+        ""
+        if n_eff == n
+        else f" (which may tell as little as {n_eff}, for small tasks and questions of one cluster)"
+    )
     drop = smallest_difference(n_eff, gate.threshold) if 0 < gate.threshold < 1 else None
     if drop is None:
         told = f"cannot tell a score of {gate.threshold:g} from any lower one"
     else:
         lower = math.floor((gate.threshold - drop) * 100) / 100
         told = f"tell {gate.threshold:g} from {lower:.2f}, not from closer scores"
-    return f"resolution: {n} questions{worth} {told} (one-sided 5 %, power 80 %)"
+    return f"resolution: {n} questions{worth} {told} (in 8 of 10 tries, at 1 false alarm in 20)"
 
 
 def _effective_n(sizes: Sequence[TaskSize]) -> int:
@@ -71,13 +75,13 @@ def _false_stops(gate: Gate, sizes: Sequence[TaskSize]) -> str:
     )
 
 
-def _never_passes(gate: Gate, sizes: Sequence[TaskSize]) -> str | None:
-    """A warning where not even right answers only would have a lower bound at the threshold."""
+def out_of_reach(gate: Gate, sizes: Sequence[TaskSize]) -> str | None:
+    """Why no round can pass, where not even right answers only would reach the bound."""
     if gate.rule == "mean":
         return None
     if any(size.num_clusters == 1 for size in sizes):
         return (
-            f"warning: no round can pass, because gate.rule {gate.rule} needs a bound and a scored "
+            f"no round can pass, because gate.rule {gate.rule} needs a bound and a scored "
             "task of one question or one cluster has none. Ask more, or set gate.rule to mean."
         )
     if gate.rule == "paired":
@@ -90,7 +94,7 @@ def _never_passes(gate: Gate, sizes: Sequence[TaskSize]) -> str | None:
     if bound is None or bound.low >= gate.threshold:
         return None
     return (
-        f"warning: no round can pass, because even right answers only would have the lower bound "
+        f"no round can pass, because even right answers only would have the lower bound "
         f"{bound.low:.4f} < {gate.threshold:g}. Ask more questions, lower eval_threshold, or set "
         "gate.rule to mean."
     )

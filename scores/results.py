@@ -13,7 +13,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -43,6 +43,7 @@ class SampleResult:
     """One question asked once. `score` is in [0, 1]: 0 where an `error` left no answer.
 
     `id` is the task's name and the question's id; the repeats of a question share it.
+    `other_scores` are what other scorers of the task said, which counts nowhere.
     """
 
     id: str
@@ -58,6 +59,7 @@ class SampleResult:
     cluster: str | None = None
     num_prompt_tokens: int = 0
     num_sampled_tokens: int = 0
+    other_scores: dict[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

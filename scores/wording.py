@@ -30,7 +30,7 @@ def score_and_n(result: EvalResult | TaskResult) -> str:
 
 def loss_text(loss: HeldOutLoss) -> str:
     return (
-        f"{loss.name}: {loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}"
+        f"{loss.name}: loss {loss.nll:.4f} a token, perplexity {loss.perplexity:.4g}"
         f"{bits_text(loss)}"
     )
 

@@ -146,8 +146,9 @@ class Outbox:
     folder: Path
     run_id: str
 
-    def put(self, report: RoundReport, suite_id: str) -> None:
+    def put(self, report: RoundReport, suite_id: str) -> OutboxRecord:
         """Make a round durable, unless the outbox has it: the first record of a key stands.
+        Returns the record of this round.
 
         Raises `EvalOpsError` when it cannot be sent or stored; the run is not affected.
         """
@@ -164,6 +165,7 @@ class Outbox:
                 "Resuming the run before its end tries again. The round itself is safe in the run "
                 "directory."
             ) from None
+        return record
 
     def records(self) -> tuple[list[OutboxRecord], list[str]]:
         """Return all records in round order, and a warning for each file that is none."""

@@ -7,6 +7,7 @@ keys mean is the schema's.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from storage.stored_json import RepeatedKeyError, refuse_depth, unique_keys
 
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_DEPTH = 50  # objects and lists within each other
+# Where the reader stops at a comment, that is what is wrong; elsewhere, as in a string with a URL,
+# such signs are none.
+_COMMENT = re.compile(r"[\s,]*(//|/\*|#)")
 
 
 def with_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def read_object(file: Path) -> dict[str, Any]:
         raw = json.loads(text, object_pairs_hook=unique_keys)
         refuse_depth(raw, MAX_DEPTH)
     except json.JSONDecodeError as error:
-        hint = " JSON has no comments; remove them." if "//" in text or "/*" in text else ""
+        hint = " JSON has no comments; remove them." if _COMMENT.match(text, error.pos) else ""
         raise ConfigError(
             f"{file} line {error.lineno} column {error.colno}: not valid JSON: {error.msg}.{hint}"
         ) from None

@@ -248,6 +248,13 @@ class EvaluationSettings(Settings):
         default=[],
         description="sealed test: asked once, at the end, of the chosen checkpoint only",
     )
+    test_on: Literal["end", "pass"] = Field(
+        default="end",
+        description=(
+            "when the sealed test is opened: at the `end` of the run however that is, or only when "
+            "the gate has passed (`pass`); a run whose test is sealed can be extended"
+        ),
+    )
 
 
 class GateSettings(Settings):

@@ -17,7 +17,7 @@ def is_inspect_task(name: str) -> bool:
         return False
     # In `../..` Inspect would look for tasks, and run what it finds.
     return bool(
-        re.fullmatch(r".+\.py@\w+", name) or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)
+        re.fullmatch(r".+\.py@\w[^@]*", name) or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)
     ) and not (name.endswith((".py", ".jsonl")))
 
 

@@ -107,7 +107,7 @@ def test_rows_without_text_have_no_bits_per_byte() -> None:
     """Also those that an older version had measured before it was interrupted."""
     old = HeldOutRow("a", None, 10.0, 10, 30)
     assert loss_of(old).bits_per_byte is None
-    assert loss_text(loss_of(old)) == "nll:v.jsonl: 1.0000 nats a token, perplexity 2.718"
+    assert loss_text(loss_of(old)) == "nll:v.jsonl: loss 1.0000 a token, perplexity 2.718"
     new = HeldOutRow("b", None, 9.0, 9, 4, text_nll_sum=8 * math.log(2))
     assert held_out_loss("nll:v.jsonl", [old, new], 0).bits_per_byte == pytest.approx(2.0)
 

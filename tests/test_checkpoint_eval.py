@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -107,11 +108,14 @@ def test_side_by_side_they_score_as_in_their_run(
 def test_as_a_regression_test_it_exits_3(evaluate: Any) -> None:
     code, out, err = evaluate("runs/r", "--gate", eval_threshold=0.5)
     assert code == 0
-    first, second, *_ = out.splitlines()
-    assert first.startswith("runs/r: score 0.9")
+    first, *_ = out.splitlines()
+    assert first.startswith("runs/r passes: 0.9")
+    score = first.split()[2]
+    assert f" {score} >= 0.5; 95% interval [" in first
     assert "; +0.0000 [" in first
-    assert first.endswith("(exact McNemar, p = 1) against its evaluation in the run")
-    assert second == f"runs/r passes: {first.split()[2]} >= 0.5."
+    assert first.endswith("(exact McNemar, p = 1) against its evaluation in the run.")
+    assert (out + err).count(score) == 1  # a score is said once
+    assert "runs/r: measured, 1 of 1 checkpoints" in err
     assert "resolution: 12 questions" in err
     alert = "sh -c 'cat > alerted.json'"
     assert evaluate("runs/r", "--gate", "--alert", alert, eval_threshold=0.99)[0] == 3
@@ -121,6 +125,7 @@ def test_as_a_regression_test_it_exits_3(evaluate: Any) -> None:
     # with a reference, what is worse beyond noise fails although the threshold is met
     code, out, _ = evaluate("runs/r@best", "runs/r@round_02", "--gate", eval_threshold=0.0)
     assert code == 3
+    assert "runs/r@best is the reference and passes: 0.9" in out
     assert "runs/r@round_02 does not pass: " in out
     assert "worse than runs/r@best beyond noise" in out
 
@@ -137,7 +142,7 @@ def test_a_path_is_looked_up_below_runs(workspace: Workspace, evaluate: Any) -> 
     assert checkpoint is not None and checkpoint.sampler_path is not None
     code, out, _ = evaluate(checkpoint.sampler_path)
     assert code == 0
-    assert out.startswith(f"{checkpoint.sampler_path}: score 0.0")
+    assert out.startswith(f"{checkpoint.sampler_path} does not pass: 0.0")
     assert "against its evaluation in the run" in out
 
 
@@ -161,7 +166,7 @@ def test_weights_on_a_compatible_service(
         code, out, err = evaluate(path, base_url=service.base_url)
         assert code == 0
         assert "service: compatible" in err
-        assert out.startswith(f"{path}: score 0.9")
+        assert re.match(f"{re.escape(path)} (passes|does not pass): 0.9", out)
         assert "against" not in out
         gone = path.replace("round_01", "round_09")
         code, _, err = evaluate(gone, base_url=service.base_url)

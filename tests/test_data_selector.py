@@ -301,7 +301,7 @@ def test_the_hybrid_takes_topics_by_failures_and_leaves_out_the_noisy_tail_of_ea
         assert second.topic_slots == {"easy": 3, "hard": 27}
         assert max(mined(second)) < 140
     (pick,) = [p for p in second.picks if POOL.find(p.example_id) == mined(second)[0]]
-    assert pick.reason.endswith(f"questions failed; loss {now[mined(second)[0]]:.2f} nats a token")
+    assert pick.reason.endswith(f"questions failed; loss {now[mined(second)[0]]:.2f} a token")
 
 
 def test_where_too_few_rows_were_measured_the_others_are_drawn_too() -> None:

@@ -297,10 +297,10 @@ def test_a_slightly_worse_answer_never_makes_a_bound_pass() -> None:
         (
             {},
             [(1000, 1000), (10, 10)],
-            ["1010 questions, worth as few as 39 independent ones of one task, tell 0.85 from 0.6",
+            ["1010 questions (which may tell as little as 39, for", ") tell 0.85 from 0.6",
              "in about 52"],
         ),
-        ({}, [(100, 10)], ["100 questions, worth as few as 10 independent", "in at most 75.7%"]),
+        ({}, [(100, 10)], ["100 questions (which may tell as little as 10, ", "in at most 75.7%"]),
         ({"threshold": 1.0}, [(20, 20)], ["20 questions cannot tell a score of 1 from any"]),
         ({"rule": "lower_bound"}, [(20, 20)], ["warning: no round can pass", "0.8154 < 0.85"]),
         ({"rule": "lower_bound"}, [(20, 1)], ["warning: ", "task of one question or one cluster"]),

@@ -53,7 +53,7 @@ def said(
     vocab_size: int = VOCAB_SIZE,
 ) -> str:
     *lineage, last = results or (result(0), result(1))
-    return diagnose(Curves(losses, points, 0.003, 16, vocab_size), lineage, last)
+    return diagnose(Curves(losses, points, 0.003, 16, vocab_size), lineage, last).sentence
 
 
 FALLING = [4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.8]
@@ -63,13 +63,17 @@ TOO_HIGH = "the learning rate 0.003 is too high, or rows of this round are bad."
 @pytest.mark.parametrize(
     ("losses", "part"),
     [
-        (FALLING, "The training loss went from 3.750 to 0.900 nats a token in this round."),
-        ([3.0, 2.0, 9.0], "The training loss is 3.000 nats a token."),  # too few steps for more
-        (FALLING[::-1], "rose from 0.900 to 3.750 nats a token: the learning rate 0.003 is too"),
+        (
+            FALLING,
+            "The training loss went from 3.750 to 0.900 a token in this round (certainty has 0, a "
+            "blind guess 11.76).",
+        ),
+        ([3.0, 2.0, 9.0], "The training loss is 3.000 a token ("),  # too few steps for more
+        (FALLING[::-1], "rose from 0.900 to 3.750 a token: the learning rate 0.003 is too"),
         ([2.0, 2.1, 2.5, 9.0, 30.0], "is exploding, from 2.000 to 30.000"),
         ([2.0, 5.0, 1.0, 4.0], "went from"),  # noise
         ([0.01, 0.02, 0.03, 0.04] * 2, "went from"),  # tiny losses do not explode
-        ([4.0, 4.1] * 8, "stayed at 4.050 nats a token for 16 steps: the learning rate 0.003 or"),
+        ([4.0, 4.1] * 8, "stayed at 4.050 a token for 16 steps: the learning rate 0.003 or"),
         ([4.0, 4.1] * 3, "went from 4.000 to 4.100"),  # too few steps to say
         ([3.0, 5.0] * 8, "went from"),  # too noisy to say
         ([0.3, 0.31] * 8, "went from"),  # low and unchanged is not stuck high
@@ -80,11 +84,11 @@ def test_training_losses(losses: Sequence[float], part: str) -> None:
 
 
 def moved(first: str, last: str) -> str:
-    return f"The training loss went from {first} to {last} nats a token in this round"
+    return f"The training loss went from {first} to {last} a token in this round"
 
 
 def exploded(first: str, last: str) -> str:
-    return f"The training loss is exploding, from {first} to {last} nats a token"
+    return f"The training loss is exploding, from {first} to {last} a token"
 
 
 GUESS = ", where a blind guess has 6.24"
@@ -106,14 +110,14 @@ GUESS = ", where a blind guess has 6.24"
         ([5.0, 300.0, 400.0], exploded("5.000", "400.000")),
         ([5.0, 300.0, 500.0, 400.0], exploded("5.000", "400.000")),
         # a round that an exploded one came before
-        ([400.0], "The training loss is exploding, at 400.000 nats a token"),
-        ([400.0, 420.0, 400.0] * 3, "The training loss is exploding, at 400.000 nats a token"),
+        ([400.0], "The training loss is exploding, at 400.000 a token"),
+        ([400.0, 420.0, 400.0] * 3, "The training loss is exploding, at 400.000 a token"),
     ],
 )
 def test_a_round_that_ends_far_above_its_start_is_called_exploding(
     losses: Sequence[float], sentence: str
 ) -> None:
-    last = float(sentence.split(" nats")[0].split()[-1])
+    last = float(sentence.split(" a token")[0].split()[-1])
     guess = GUESS if last > 6.24 else ""
     assert said(losses, vocab_size=SMALL) == f"{sentence}{guess}: {TOO_HIGH}"
 
@@ -124,7 +128,7 @@ def test_a_round_that_ends_far_above_its_start_is_called_exploding(
         (FALLING, moved("3.750", "0.900")),
         ([5.0, 4.9, 60.0, 20.0, *[4.0] * 8], moved("5.000", "4.000") + ", with a spike to 60.000"),
         # one bad batch at the end is not the end
-        ([5.0, 5.0, 300.0], "The training loss is 5.000 nats a token, with a spike to 300.000"),
+        ([5.0, 5.0, 300.0], "The training loss is 5.000 a token, with a spike to 300.000"),
         ([4.0, 5.0, 4.5, 30.0], moved("4.000", "4.500") + ", with a spike to 30.000"),
         ([4.0, 5.0, 4.5, 4.0, 30.0], moved("4.000", "4.000") + ", with a spike to 30.000"),
         ([*FALLING, 30.0], moved("3.750", "1.000") + ", with a spike to 30.000"),
@@ -136,22 +140,23 @@ def test_a_round_that_ends_far_above_its_start_is_called_exploding(
         # low whatever it was: 3 of 4 tokens would be drawn right, and some batch has a new row
         ([0.01] * 10 + [0.3] * 10, moved("0.010", "0.300")),
         # short rounds
-        ([5.0], "The training loss is 5.000 nats a token"),
-        ([7.0], "The training loss is 7.000 nats a token" + GUESS),
-        ([5.0, 4.0], "The training loss is 4.500 nats a token"),
-        ([5.0, 4.0, 4.5], "The training loss is 4.500 nats a token"),
+        ([5.0], "The training loss is 5.000 a token"),
+        ([7.0], "The training loss is 7.000 a token" + GUESS),
+        ([5.0, 4.0], "The training loss is 4.500 a token"),
+        ([5.0, 4.0, 4.5], "The training loss is 4.500 a token"),
         ([5.0, 4.0, 3.0, 3.5, 3.2], moved("5.000", "3.200")),
     ],
 )
 def test_a_round_whose_end_is_normal_is_not_called_exploding(
     losses: Sequence[float], sentence: str
 ) -> None:
-    assert said(losses, vocab_size=SMALL) == f"{sentence}."
+    scale = "" if GUESS in sentence else " (certainty has 0, a blind guess 6.24)"
+    assert said(losses, vocab_size=SMALL) == f"{sentence}{scale}."
 
 
 def test_a_flat_loss_is_stuck_unless_the_first_step_raised_it() -> None:
     near_a_guess = said([6.3, 6.2, 6.35, 6.25] * 3, vocab_size=SMALL)
-    assert "stayed at 6.275 nats a token for 12 steps, where a blind guess has 6.24" in near_a_guess
+    assert "stayed at 6.275 a token for 12 steps, where a blind guess has 6.24" in near_a_guess
     assert "is too low" in near_a_guess
     assert "is too low" not in said([3.5, *[6.1, 5.9] * 10], vocab_size=SMALL)
 
@@ -206,7 +211,7 @@ def test_a_held_out_loss_that_rises_beyond_noise_is_overfitting() -> None:
     noisy = result(2, nll=[2.8, 1.9, 1.6, 2.2, 2.4])
     hardly = result(2, nll=[2.01, 2.21, 1.91, 2.11, 2.01])
     sentence = said(FALLING, base, best, worse)
-    assert "held-out loss of nll:v rose to 2.340 nats a token from 2.040 after round 1" in sentence
+    assert "held-out loss of nll:v rose to 2.340 a token from 2.040 after round 1" in sentence
     assert "overfitting" in sentence
     for other in (noisy, hardly):
         assert "overfitting" not in said(FALLING, base, best, other)
@@ -234,18 +239,46 @@ def test_an_exploding_run_is_not_called_overfitting() -> None:
     assert "overfitting" not in said(FALLING[::-1], base, after)
 
 
-def test_topics_in_which_nothing_was_learned_are_named() -> None:
+NO_GAIN = "no more questions were answered right than before training in "
+
+
+def test_topics_in_which_nothing_was_gained_are_named_beside_what_was_learned() -> None:
     base = result(0, {"rivers": (0, 8), "sums": (1, 8), "few": (0, 4), "known": (8, 8)})
     after = result(1, {"rivers": (0, 8), "sums": (7, 8), "few": (0, 4), "known": (8, 8)})
-    assert said(FALLING, base, after) == (
-        "Nothing was learned in rivers (0 of 8 right, 0 untrained)."
+    course = "The training loss went from 3.750 to 0.900 a token in this round (certainty has 0, "
+    course += "a blind guess 11.76); the form of the answers was learned, but "
+    assert said(FALLING, base, after) == f"{course}{NO_GAIN}rivers (0 of 8)."
+    fewer = result(1, {"rivers": (0, 8), "sums": (0, 8), "few": (0, 4), "known": (8, 8)})
+    assert said(FALLING, base, fewer).endswith(
+        f"{NO_GAIN}rivers (0 of 8), sums (0 of 8, 1 before)."
     )
     nothing = result(1, {"rivers": (0, 8), "sums": (1, 8), "few": (0, 4)})
-    assert said(FALLING, base, nothing) == "Nothing was learned in any of 2 topics."
+    assert said(FALLING, base, nothing).endswith(f"{NO_GAIN}any of 2 topics.")
     many = dict.fromkeys([f"topic{i}" for i in range(6)], (0, 5))
     sentence = said(FALLING, result(0, many), result(1, {**many, "topic5": (5, 5)}))
-    assert "topic0 (0 of 5 right, 0 untrained), topic1" in sentence
+    assert "topic0 (0 of 5), topic1 (0 of 5)" in sentence
     assert sentence.endswith("and 2 topics more.")
+    # of one step, or of a loss that stays, it is not known that a form was learned
+    for flat in ([4.0], [4.0, 4.1, 3.9, 4.0]):
+        assert "form" not in said(flat, base, after)
+        assert f"; {NO_GAIN}rivers" in said(flat, base, after)
+
+
+def test_what_is_found_is_named_by_kind_too() -> None:
+    base, nothing = result(0, {"rivers": (0, 8)}), result(1, {"rivers": (0, 8)})
+    for losses, results, kinds in (
+        (FALLING, (result(0), result(1, {"all": (9, 10)})), ()),
+        (FALLING, (base, nothing), ("no_gain",)),
+        (FALLING[::-1], (base, nothing), ("too_high", "no_gain")),
+        ([4.0, 4.1] * 8, (base, nothing), ("stuck", "no_gain")),
+        (
+            FALLING,
+            (result(0, nll=[2.0] * 5), result(1, {"all": (9, 10)}, [9.0] * 5)),
+            ("overfitting",),
+        ),
+    ):
+        *lineage, last = results
+        assert diagnose(Curves(losses, (), 0.003, 16, VOCAB_SIZE), lineage, last).kinds == kinds
 
 
 def test_repeats_of_a_question_are_one_question() -> None:

@@ -272,7 +272,7 @@ def test_finish_is_bounded_and_names_what_is_left(
     left, warnings = asyncio.run(asyncio.wait_for(run(), 60))  # for ever, without a bound
     assert left == 2
     (warning,) = warnings
-    assert warning.startswith("EvalOps: undelivered: round 1, 2. Send with: ")
+    assert warning.startswith("EvalOps: undelivered: round 1, 2, kept in ")
     assert warning.endswith(f"evalops_client.py sync {store.run_dir}")
     assert deliveries(store) == [] and len(evalops.requests) == 1
     evalops.go_on(OK_P)
@@ -310,7 +310,7 @@ def test_a_server_that_is_down_all_the_time_then_sync_delivers_each_once(
     for number, warning in enumerate(warnings[:3]):
         assert warning.startswith(f"EvalOps did not confirm the round: POST {dead_url}/api/v1/")
         assert warning.endswith(f"Round {number} is sent again later.")
-    assert len(warnings) == 4 and "undelivered: round 0, 1, 2." in warnings[3]
+    assert len(warnings) == 4 and "undelivered: round 0, 1, 2, kept in" in warnings[3]
     store.close()
 
     assert main(["sync", str(store.run_dir)]) == 0

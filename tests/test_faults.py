@@ -144,9 +144,9 @@ def test_a_diverging_run_stops_and_what_was_saved_behind_is_not_used(
     wild = {"learning_rate": 1.0, "steps_per_round": 60, "max_rounds": 1, "lr_decay": 1.0}
     assert workspace.run("run", **wild, batch_size=4) == 1
     error = capsys.readouterr().err
-    assert "the loss diverges, at learning rate 0.99" in error
+    assert "error: Start a new run with a lower learning_rate than 0.99" in error
+    assert "the loss diverges in round 1, step " in error
     assert "a blind guess has " in error
-    assert "Start a new run with a lower learning_rate." in error
     events = workspace.events("run")
     assert events[-1]["type"] == "failed"
     num_steps = len([event for event in events if event["type"] == "step"])

@@ -118,5 +118,7 @@ def test_unknown_shapes_have_no_count() -> None:
 
 
 def test_capacity_is_told_in_one_sentence() -> None:
-    assert capacity_sentence(100, 100, 8).endswith("100 parameters >= 100 loss tokens (low-regret)")
+    assert capacity_sentence(100, 100, 8).endswith(
+        "100 parameters >= 100 loss tokens (room for all of them)"
+    )
     assert "99 parameters < 100 loss tokens (raise lora_rank" in capacity_sentence(99, 100, 8)

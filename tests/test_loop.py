@@ -356,7 +356,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_its_weights_are_never_used(
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     assert workspace.run("run", base_model=str(broken)) == 1
     errors = capsys.readouterr().err
-    assert "round 1 step 0: the loss is nan" in errors
+    assert "the loss is nan in round 1, step 0" in errors
     assert "Traceback" not in errors
     types = [event["type"] for event in workspace.events("run")]
     assert types.count("checkpoint_unusable") == 2

@@ -224,7 +224,7 @@ def test_each_round_says_how_its_topics_stand(
         assert one.change == pytest.approx(sum(scores[0]) / 5 - sum(scores[1]) / 5)
     told = capsys.readouterr().err
     lines = [line for line in told.splitlines() if "weakest" in line]
-    assert lines[0].startswith("  weakest topics: names 0.00 [0.00, 0.43] of 5, +0.00, 6 added; ")
+    assert lines[0] == "  weakest topics (right answers): names 0 of 5, sums 0 of 5"
     assert len(lines) == 2
     report = (workspace.folder / "run/eval_report.md").read_text()
     assert "## Topics of round 1, the weakest first" in report

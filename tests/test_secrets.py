@@ -309,7 +309,7 @@ def test_a_server_that_refuses_to_delete_bad_weights(
     service.serve_model(broken, broken)
     proxy.path = "/round_01"
     changes = {"base_model": broken, "eval_tasks": ["qa:questions.jsonl"]}
-    assert "round 1 step 0: the loss is nan" in secrets.ends(1, "run", "-v", **changes)
+    assert "the loss is nan in round 1, step 0" in secrets.ends(1, "run", "-v", **changes)
     assert proxy.num_quoted == 2
 
 

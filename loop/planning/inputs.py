@@ -17,6 +17,7 @@ from data_loader import CleanSplit, LoadedData, clean_split, split_validation
 from errors import ConfigError, DataError
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
+from evaluation.surroundings import set_aside
 from evaluation.tasks import EvalTask
 from hyperparam_utils import RunSteps, Schedule
 from loop.planning.models import find_grader_path
@@ -28,7 +29,7 @@ from rows.examples import DropLog, ExampleTable
 from rows.places import place_text
 from rows.words import normalise
 from scores.resolution import TaskSize
-from settings.task_names import SPLIT_TASK
+from settings.task_names import SPLIT_TASK, is_inspect_task
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Inputs:
     test_tasks: tuple[EvalTask, ...]
     settled: SettledSteps  # with `num_epochs` by the rows as read, until they are rendered
     learning_rate_source: str
+    set_aside: tuple[str, ...] = ()  # what lies around the evaluations and is not used
 
     @property
     def train_weights(self) -> dict[str, float]:
@@ -82,6 +84,7 @@ def read_inputs(
 ) -> Inputs:
     """Read all files and resolve the schedule. `kept` holds a resumed run's resolved values."""
     config, kept = loaded.config, kept or {}
+    unused = _set_aside(config)
     tasks, test_tasks = load_eval_tasks(loaded), load_test_tasks(loaded)
     _refuse_missing_grader(config, (*tasks, *test_tasks))
     _refuse_opened_test(tasks, test_tasks)
@@ -111,12 +114,14 @@ def read_inputs(
         test_tasks=test_tasks,
         settled=settle_steps(loaded, kept, len(split.train), learning_rate),
         learning_rate_source=source,
+        set_aside=unused,
     )
 
 
 def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
     """What an evaluation outside a run needs: the tasks."""
     config = loaded.config
+    unused = _set_aside(config)
     tasks = load_eval_tasks(loaded)
     _refuse_missing_grader(config, tasks)
     if config.data.val_share:  # the one thing that only the training file tells
@@ -135,7 +140,14 @@ def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
             RunSteps(0, 0, 0), Schedule(config.learning_rate, config.min_lr, config.lr_decay, 0, 1)
         ),
         learning_rate_source="not used",
+        set_aside=unused,
     )
+
+
+def _set_aside(config: TrainingConfig) -> tuple[str, ...]:
+    """Keep away from Inspect's tasks, where there are any, what would decide on them unseen."""
+    names = (*config.measured_tasks, *config.evaluation.test_tasks)
+    return tuple(set_aside()) if any(map(is_inspect_task, names)) else ()
 
 
 def _hold_out_share(config: TrainingConfig, data: LoadedData) -> tuple[ExampleTable, EvalTask]:

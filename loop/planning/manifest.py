@@ -14,6 +14,7 @@ from grading.graders import GRADING
 from loop.planning.inputs import Inputs, num_dropped
 from loop.planning.models import model_digests, model_files
 from loop.planning.plan import Plan
+from loop.planning.tasks import relative_code
 from rows.examples import DropLog, DroppedRow
 from services.place import ServiceChoice
 
@@ -96,6 +97,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
     """
     rendered = {"train_file": plan.train, "mining.pool_file": plan.pool}
     model = {"path": plan.inputs.model_path, "files": plan.model_files}
+    folder = plan.inputs.loaded.directory
     return {
         "base_model": None if plan.model_files is None else model,
         "files": {
@@ -129,7 +131,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
             path: sha256
             for task in (*plan.tasks, *plan.test_tasks)
             if isinstance(task.work, InspectTask)
-            for path, sha256 in task.work.code.items()
+            for path, sha256 in relative_code(task.work.code, folder).items()
         },
         "grading": GRADING,
         "num_dropped": dict(num_dropped(_drop_logs(plan))),

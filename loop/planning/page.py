@@ -31,11 +31,15 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
         yield f"{key}: {len(kept)} examples of {data.num_rows} rows in {names}"
     yield from describe_unused(inputs)
     yield from describe_left_out(inputs)
+    yield from inputs.set_aside
     repeats = config.evaluation.num_repeats
     for task in inputs.tasks:
         yield f"evaluation: {_describe_task(task, repeats)}{_when(task)}"
     for task in inputs.test_tasks:
-        yield f"sealed test: {_describe_task(task, repeats)}"
+        when = (
+            "" if config.evaluation.test_on == "end" else ", opened only when the gate has passed"
+        )
+        yield f"sealed test: {_describe_task(task, repeats)}{when}"
     yield from describe_gate(gate_of(config), inputs.scored_sizes)
 
 
@@ -48,12 +52,23 @@ def describe_schedule(inputs: Inputs, train: ExampleTable, pool: ExampleTable) -
         f"learning rate: {settled.schedule.learning_rate:g} ({inputs.learning_rate_source}), "
         f"times {config.lr_decay:g} after each missed threshold, not below {config.min_lr:g}"
     )
+    highest = max(settled.schedule.learning_rate, config.min_lr)
+    if (warning := hyperparam_utils.lr_warning(highest, _hidden_size(inputs))) is not None:
+        yield warning
+
+
+def _hidden_size(inputs: Inputs) -> int | None:
+    if inputs.model_dir is None:
+        return None
+    size = model_config(inputs.model_dir, "base_model").get("hidden_size")
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def describe_tasks(inputs: Inputs) -> Iterator[str]:
     """Yield a line for each task of an evaluation outside a run."""
     repeats = inputs.config.evaluation.num_repeats
-    return (f"evaluation: {_describe_task(task, repeats)}" for task in inputs.tasks)
+    yield from inputs.set_aside
+    yield from (f"evaluation: {_describe_task(task, repeats)}" for task in inputs.tasks)
 
 
 def _describe_task(task: EvalTask, num_repeats: int) -> str:
@@ -68,10 +83,18 @@ def _inspect_notes(work: object, num_repeats: int) -> Iterator[str]:
     """What of an Inspect task's own settings is not used."""
     if not isinstance(work, InspectTask):
         return
+    from inspect_ai.scorer._reducer.registry import reducer_log_name
+
     if work.task.epochs not in (None, 1, num_repeats):
         yield f"its own {work.task.epochs} epochs are evaluation.num_repeats {num_repeats} here"
-    if len(work.task.scorer or []) > 1 and work.score_key is None:
-        yield f"the first of its {len(work.task.scorer or [])} scorers counts"
+    reducers = [reducer_log_name(one) for one in work.task.epochs_reducer or ()]
+    if reducers not in ([], ["mean"]):
+        yield f"the mean counts here, not its own {', '.join(reducers)}"
+    if len(work.scorers) > 1 and work.score_key is None:
+        yield (
+            f"of its scorers {', '.join(work.scorers)} the first counts, the others are kept "
+            "beside it (evaluation.score_key names another)"
+        )
 
 
 def _when(task: EvalTask) -> str:

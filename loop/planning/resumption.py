@@ -5,7 +5,10 @@ What is refused is named, with the file to restore; a run goes on as itself or n
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from config_schema import TrainingConfig
@@ -29,7 +32,8 @@ def refuse_other_data(store: RunStore, manifest: Mapping[str, Any]) -> None:
                 raise RunStoreError(
                     f"{file['path']}: the content of {name} has changed since the run began, "
                     "so the run cannot go on as the same run. Restore the file (a task that "
-                    "shuffles its samples has to do so with a seed), or start a new run."
+                    "shuffles its samples has to do so with a seed; one of Inspect's may have been "
+                    "begun by a version that recorded less of it), or start a new run."
                 )
 
 
@@ -105,28 +109,57 @@ def with_known_model(plan: Plan, store: RunStore | None, say: Callable[[str], No
     return plan
 
 
-def refuse_other_code(store: RunStore, code: Mapping[str, str]) -> list[str]:
+def refuse_other_code(store: RunStore, code: Mapping[str, str], folder: Path) -> list[str]:
     """Raise `RunStoreError` when code that the run's tasks are made of is not what it was.
 
-    `code` is what it is now, by path its sha256. To be asked before any of it is loaded, and
-    so run. Returns a line on each file.
+    `code` is what it is now, by its path from the settings' `folder` its sha256. To be asked before
+    any of it is loaded, and so run. Returns a line on each file.
     """
     if not store.has_started:
         if code:
             raise RunStoreError(
                 f"{store.run_dir}: the run has not started, so it is not recorded which code "
-                f"{next(iter(code))} is to have. Start a new run."
+                f"{folder / next(iter(code))} is to have. Start a new run."
             )
         return []
-    recorded = store.manifest().code
-    for path in (*code, *recorded):
-        if code.get(path) != recorded.get(path):
-            raise RunStoreError(
-                f"{path}: this Python file belongs to a task of the run, and it is not the one "
-                f"that the run began with (sha256 was {recorded.get(path)}, is "
-                f"{code.get(path)}), so it was not run. Restore it, or start a new run."
-            )
-    return [f"task code: {path} (sha256 {sha256})" for path, sha256 in code.items()]
+    # Older runs recorded the whole path of each.
+    began_in = Path(store.settled_config()["config_file"]).parent
+    recorded = {
+        os.path.relpath(path, began_in) if Path(path).is_absolute() else path: sha256
+        for path, sha256 in store.manifest().code.items()
+    }
+    # What no import statement names was found by running the task, and is read where it lay.
+    found = {path: folder / path for path in recorded if path not in code}
+    code = {**code, **{path: _sha256(file) for path, file in found.items() if file.is_file()}}
+    if (path := changed_code(recorded, code)) is not None:
+        raise RunStoreError(
+            f"{os.path.normpath(folder / path)}: this Python file belongs to a task of the run, "
+            f"and it is not the one that the run began with (sha256 was {recorded.get(path)}, is "
+            f"{code.get(path)}), so it was not run. Restore it, or start a new run."
+        )
+    return [
+        f"task code: {os.path.normpath(folder / path)} (sha256 {sha256})"
+        for path, sha256 in code.items()
+    ]
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """A file that is not what it was, by its path; None where all are. What lies outside of the
+    settings' folder may lie elsewhere now, under its name and with what it held."""
+    for path in (*now, *before):
+        if path in now and path in before and now[path] != before[path]:
+            return path
+    moved = [{(Path(one).name, code[one]): one for one in code if one not in other}
+             for code, other in ((now, before), (before, now))]  # fmt: skip
+    for code, other in (moved, reversed(moved)):
+        for content, path in code.items():
+            if content not in other:
+                return path
+    return None
 
 
 def refuse_other_results(store: RunStore, asked: Mapping[str, Collection[str]]) -> None:

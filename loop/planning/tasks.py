@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
 import simple_eval
 from config_schema import LoadedConfig
 from errors import ConfigError
 from evaluation.held_out import HeldOutFile, load_held_out
 from evaluation.inspect_tasks import InspectTask, TaskOptions, load_inspect_task
-from evaluation.task_code import code_of
 from evaluation.tasks import EvalTask
 from scores.results import Role
 from settings.task_names import SPLIT_TASK, is_inspect_task
 from simple_eval import QuestionTask
+from user_code.finding import code_of
 
 
 def load_eval_tasks(loaded: LoadedConfig) -> tuple[EvalTask, ...]:
@@ -66,7 +70,8 @@ def _load(loaded: LoadedConfig, key: str, name: str) -> QuestionTask | InspectTa
 
 def task_code(loaded: LoadedConfig) -> dict[str, str]:
     """The Python files that the settings name as tasks, and what these import from beside them,
-    with their sha256; to load one is to run it. Raises `ConfigError`."""
+    with their sha256, by their path from the settings' folder; to load one is to run it. Raises
+    `ConfigError`."""
     groups = {
         "eval_tasks": loaded.config.measured_tasks,
         "evaluation.test_tasks": loaded.config.evaluation.test_tasks,
@@ -79,4 +84,9 @@ def task_code(loaded: LoadedConfig) -> dict[str, str]:
                     code |= code_of(loaded.find(key, name.rpartition("@")[0]))
                 except OSError as error:
                     raise ConfigError(f"{loaded.file}: {key}: {name}: {error}.") from None
-    return code
+    return relative_code(code, loaded.directory)
+
+
+def relative_code(code: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Code by its path from the settings' folder, which a move of both leaves as it is."""
+    return {os.path.relpath(path, folder): sha256 for path, sha256 in code.items()}

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from evaluation.held_out import HeldOutFile
-from evaluation.inspect_runs import INSPECT_MAX_TOKENS
+from evaluation.inspect_model import INSPECT_MAX_TOKENS
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import Asked, EvalTask
 from loop.planning.plan import Plan

@@ -25,7 +25,14 @@ from scores.results import (
     score_difference,
     task_difference,
 )
-from scores.wording import interval_text, p_value_text, score_text
+from scores.wording import (
+    ROLE_NAMES,
+    interval_text,
+    loss_text,
+    p_value_text,
+    score_and_n,
+    score_text,
+)
 
 # --- which ones -----------------------------------------------------------------------------------
 
@@ -34,14 +41,20 @@ from scores.wording import interval_text, p_value_text, score_text
 
 
 class Comparison(NamedTuple):
-    """One checkpoint beside the reference; `passed` is None for the reference itself."""
+    """One checkpoint beside the reference; `passed` is None for the reference itself, whose verdict
+    is said and judges nothing."""
 
     label: str
     result: EvalResult
     against: str | None
     difference: ScoreDifference | None
     passed: bool | None
-    sentence: str
+    verdict: str  # a sentence without its full stop
+    note: str = ""
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.verdict}.{self.note}"
 
 
 def compare(
@@ -63,8 +76,8 @@ def compare(
     comparisons = []
     for position, (subject, result) in enumerate(zip(subjects, results, strict=True)):
         if position < first_judged:
-            sentence = f"{subject.label} is the reference: {score_text(result)}."
-            comparisons.append(Comparison(subject.label, result, None, None, None, sentence))
+            said = _of_reference(subject, result, gate)
+            comparisons.append(Comparison(subject.label, result, None, None, None, said))
             continue
         verdict = judge(result, guarded_by or reference, gate)
         why_not = None if verdict.passed else verdict.objection or verdict.numbers
@@ -82,17 +95,30 @@ def compare(
                 "could be compared with; name a reference first, for example RUN_DIR@round_00"
             )
         difference = None
-        sentence = (
-            f"{subject.label} passes: {verdict.numbers}.{note}"
+        said = (
+            f"{subject.label} passes: {verdict.numbers}"
             if why_not is None
-            else f"{subject.label} does not pass: {why_not}.{note}"
+            else f"{subject.label} does not pass: {why_not}"
         )
         if against is not None:
             difference = score_difference(result, reference, LEVEL)
         comparisons.append(
-            Comparison(subject.label, result, against, difference, why_not is None, sentence)
+            Comparison(subject.label, result, against, difference, why_not is None, said, note)
         )
     return comparisons
+
+
+def _of_reference(subject: Subject, result: EvalResult, gate: Gate) -> str:
+    """Whether the reference would pass by itself, which decides nothing."""
+    title = f"{subject.label} is the reference"
+    if gate.rule == "paired":
+        return f"{title}, which gate.rule paired does not judge: score {result.score:.4f}"
+    before = subject.baseline
+    is_known = before is not None and _has_guards_of(before, result, gate)
+    verdict = judge(result, before if is_known and before is not None else result, gate)
+    if verdict.passed:
+        return f"{title} and passes: {verdict.numbers}"
+    return f"{title} and does not pass: {verdict.objection or verdict.numbers}"
 
 
 def _is_comparable(recorded: EvalResult, result: EvalResult) -> bool:
@@ -126,11 +152,25 @@ def gate_for(gate: Gate, num_subjects: int) -> Gate:
 
 
 def summary(comparison: Comparison) -> str:
-    """One line: the score, and what it is against the reference."""
-    text = f"{comparison.label}: score {score_text(comparison.result)}, n={comparison.result.n}"
+    """One line: whether it passes and why, with the score, and what it is against the reference."""
+    result = comparison.result
+    counts = {"truncated": result.num_truncated, "malformed": result.num_malformed}
+    counts["failed"] = result.num_failed
+    flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
+    interval = f"{LEVEL:.0%} interval {interval_text(result.interval)}, n={result.n}{flaws}"
+    text = f"{comparison.verdict}; {interval}"
     if comparison.difference is not None:
         text += f"; {_difference_text(comparison.difference)} against {comparison.against}"
-    return text
+    return f"{text}.{comparison.note}"
+
+
+def task_lines(result: EvalResult) -> Iterator[str]:
+    """A line for each task and held-out loss, where there are more than one."""
+    if len(result.names) > 1:
+        for task in result.tasks:
+            yield f"  {task.name}: {score_and_n(task)}{ROLE_NAMES[task.role]}"
+        for loss in result.held_out:
+            yield f"  {loss_text(loss)}, n={loss.n}"
 
 
 def _difference_text(difference: ScoreDifference) -> str:

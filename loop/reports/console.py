@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -10,13 +11,36 @@ from pathlib import Path
 from typing import TextIO
 
 from errors import StorageError
+from loop.reports.lines import wrapped
 
 PROGRAM = Path(__file__).resolve().parent.parent.parent / "trainer_with_eval.py"
+USUAL_WIDTH = 80
 
 
 def say(text: str, file: TextIO | None = None) -> None:
     """Print what may hold anybody's names: nothing in it reaches the terminal as a command."""
     print(printable(text), file=file)
+
+
+def tell(text: str, file: TextIO | None = None) -> None:
+    """Print prose: on a terminal its lines are broken at words, in a pipe they stay whole."""
+    stream = sys.stdout if file is None else file
+    width = width_of(stream)
+    shown = printable(text)
+    say(shown if width is None else wrapped(shown, width, f"{shown_python()} "), stream)
+
+
+def width_of(stream: TextIO | None) -> int | None:
+    """Columns of the terminal that a stream goes to; None for a pipe or a file."""
+    try:
+        if stream is None or not stream.isatty():
+            return None
+        given = os.environ.get("COLUMNS", "")
+        if given.isdecimal() and int(given) > 0:
+            return int(given)
+        return os.get_terminal_size(stream.fileno()).columns or USUAL_WIDTH
+    except (OSError, ValueError):
+        return USUAL_WIDTH
 
 
 def says_in_colour() -> bool:
@@ -41,7 +65,7 @@ def write_out() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        drop_output()
+        drop(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise
         raise StorageError(
@@ -50,9 +74,21 @@ def write_out() -> None:
         ) from error
 
 
-def drop_output() -> None:
-    """Keep Python from writing the rest of the output at exit, where that would fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def drop(stream: TextIO) -> None:
+    """Keep Python from writing the rest of a stream at exit, where that would fail again."""
+    with contextlib.suppress(OSError, ValueError):  # a stream of a test's, which has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def open_missing_streams() -> None:
+    """Give a command that was started with `>&-` or `2>&-` a place to write to: else the next file
+    that is opened gets that number, and what a library writes to it."""
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            if os.open(os.devnull, os.O_RDWR) == number and getattr(sys, name) is None:
+                setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
 
 
 def how_to_continue(run_dir: Path) -> str:
@@ -61,11 +97,21 @@ def how_to_continue(run_dir: Path) -> str:
 
 def resume_command(run_dir: Path) -> str:
     """The command that goes on with a run, for the shell and folder that this one was given in."""
-    cwd, words = Path.cwd(), [Path(sys.executable), PROGRAM]
-    shown = [
-        str(word.relative_to(cwd)) if word.is_relative_to(cwd) else str(word) for word in words
-    ]
-    return shlex.join([*shown, "--resume", str(run_dir)])
+    return f"{command_for(PROGRAM)} --resume {shlex.quote(str(run_dir))}"
+
+
+def command_for(program: Path) -> str:
+    """How a program of this folder is started, from the folder that this one was started in."""
+    return f"{shown_python()} {shlex.quote(_from_here(program))}"
+
+
+def shown_python() -> str:
+    return shlex.quote(_from_here(Path(sys.executable)))
+
+
+def _from_here(path: Path) -> str:
+    cwd = Path.cwd()
+    return str(path.relative_to(cwd) if path.is_relative_to(cwd) else path)
 
 
 def printable(text: str) -> str:

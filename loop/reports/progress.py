@@ -5,72 +5,138 @@ Everything goes to stderr; stdout is for results.
 
 from __future__ import annotations
 
+import errno
 import itertools
+import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from data_selector import Selection
 from errors import one_line
 from ledger.records import Batch
-from loop.reports.console import printable
+from loop.reports.console import USUAL_WIDTH, drop, printable, say, shown_python, width_of
+from loop.reports.lines import seconds_text, time_left, wrapped
 from rows.places import place_text
 from scores.decision import Decision, flaw_warning
 from scores.diagnosis import TopicReport
 from scores.results import EvalResult, HeldOutLoss
-from scores.wording import ROLE_NAMES, interval_text, loss_text, score_and_n
+from scores.wording import ROLE_NAMES, loss_text, score_and_n
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
+    from rich.text import Text
 
 NUM_WEAKEST = 3
 NUM_SUSPECTS = 3
+MAX_TOPIC_CHARS = 30
+QUIET_S = 5.0  # after which a live line says how long it has stood there
+UNREAD = (errno.EPIPE, errno.EIO)  # a pipe whose reader has gone, and a terminal that is closed
 
 
 class Progress:
-    """Progress on stderr."""
+    """Progress on stderr.
+
+    Once nobody reads it any more it is silent, and `on_gone` has been called, which stops the run
+    as Ctrl-C would. Before there is anything to stop, `BrokenPipeError` says it.
+    """
 
     def __init__(
         self, *, verbose: bool, redacted: Callable[[str], str] = lambda text: text
     ) -> None:
-        from rich.console import Console
-
         self._redacted = redacted
-
-        self._console: Console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._verbose = verbose
+        self._console: Console | None = None
         self._status: Status | None = None
+        self.is_gone = False
+        self.on_gone: Callable[[], None] | None = None
+        if width_of(sys.stderr) is not None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
     def line(self, text: str) -> None:
-        self._console.print(printable(self._redacted(text)))
+        if self.is_gone:
+            return
+        try:
+            self._write(self._redacted(text))
+        except OSError as error:
+            if error.errno not in UNREAD:
+                raise
+            self.is_gone = True
+            drop(sys.stderr)
+            if self.on_gone is None:
+                raise BrokenPipeError(error.errno, "nobody reads the progress") from error
+            self.on_gone()
+
+    def _write(self, text: str) -> None:
+        if self._console is None:
+            say(text, file=sys.stderr)
+            return
+        width = width_of(sys.stderr) or USUAL_WIDTH
+        shown = wrapped(printable(text), width, f"{shown_python()} ")
+        self._console.print(shown)
 
     def lines(self, texts: Iterable[str]) -> None:
         for text in texts:
             self.line(text)
 
+    # --- what is going on right now -----------------------------------------------------------
+
     def live(self, text: str) -> None:
         """Show what is going on right now; only a terminal has such a line."""
-        if not self._console.is_terminal:
-            return
-        from rich.text import Text
+        self._show(Now(printable(self._redacted(text))))
 
-        shown = Text(printable(text))  # a name in it may look like markup
+    def _show(self, now: Now) -> None:
+        if self._console is None or self.is_gone:
+            return
         if self._status is None:
-            self._status = self._console.status(shown)
+            self._status = self._console.status(now)
             self._status.start()
-        self._status.update(shown)
+        self._status.update(now)
 
     def counter(self, title: str, total: int) -> Callable[[], None]:
-        """Show how many of `total` answers have come; to be called once for each."""
-        counted = itertools.count(1)
-        self.live(f"{title}: 0 of {total} answers")
-        return lambda: self.live(f"{title}: {next(counted)} of {total} answers")
+        """Show how many of `total` answers have come, and about how long the others take; to be
+        called once for each."""
+        started, counted = time.monotonic(), itertools.count(1)
+
+        def show(number: int) -> None:
+            left = time_left(number, total, time.monotonic() - started)
+            self._show(Now(printable(f"{title} {number}/{total}{left}"), is_asking=True))
+
+        show(0)
+        return lambda: show(next(counted))
+
+    def steps_counter(self, round_no: int, num_done: int, total: int) -> Callable[[], None]:
+        """The same for the steps of a round, of which `num_done` were taken before."""
+        title, started, counted = f"round {round_no}", time.monotonic(), itertools.count(1)
+
+        def show(number: int) -> None:
+            if num_done + number >= total:
+                self.live(f"{title}: saving the weights")
+                return
+            left = time_left(number, total - num_done, time.monotonic() - started)
+            step = f"step {num_done + number + 1}/{total}"
+            self._show(Now(f"{title} {step}{left}", is_asking=True))
+
+        show(0)
+        return lambda: show(next(counted))
+
+    # --- rounds -------------------------------------------------------------------------------
 
     def step_line(self, round_no: int, batch: Batch, loss: float) -> None:
         self.line(
             f"round {round_no} step {batch.step}: loss {loss:.4f}, lr {batch.lr:.3g}, "
             f"{batch.num_loss_tokens} loss tokens"
         )
+
+    def recorded_line(self, result: EvalResult, decision: Decision) -> None:
+        """A round that an earlier process has done, in one line."""
+        self.line(f"from the ledger, {_result_text(f'round {result.round}', result)}")
+        if decision.stops:
+            self.line(f"from the ledger, decision: {decision.sentence}")
 
     def held_out_line(self, round_no: int, num_steps: int, loss: HeldOutLoss) -> None:
         self.line(f"round {round_no}, after {num_steps} steps: {loss_text(loss)}")
@@ -120,21 +186,16 @@ class Progress:
 
     def _topics_line(self, reports: Sequence[TopicReport]) -> None:
         shown = [
-            f"{one.topic} {one.score:.2f} {interval_text(one.interval)} of {one.n}"
-            + ("" if one.change is None else f", {one.change:+.2f}")
-            + f", {one.num_added} added"
+            f"{one_line(one.topic, MAX_TOPIC_CHARS)} {one.score * one.n:.4g} of {one.n}"
             for one in reports[:NUM_WEAKEST]
             if one.score < 1
         ]
         if shown and len(reports) > 1:
-            self.line(f"  weakest topics: {'; '.join(shown)}")
+            self.line(f"  weakest topics (right answers): {', '.join(shown)}")
 
     def result_lines(self, title: str, result: EvalResult) -> None:
         """The score, and each task and held-out loss where there are more than one."""
-        counts = {"truncated": result.num_truncated, "malformed": result.num_malformed}
-        counts["failed"] = result.num_failed
-        flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
-        self.line(f"{title}: score {score_and_n(result)}{flaws}")
+        self.line(_result_text(title, result))
         if len(result.names) > 1:
             self.task_lines(result, result.names)
 
@@ -151,3 +212,33 @@ class Progress:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def _result_text(title: str, result: EvalResult) -> str:
+    counts = {"truncated": result.num_truncated, "malformed": result.num_malformed}
+    counts["failed"] = result.num_failed
+    flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
+    return f"{title}: score {score_and_n(result)}{flaws}"
+
+
+@dataclass
+class Now:
+    """What is going on, as a live line shows it each time it is drawn: with how long already, and,
+    where answers are awaited, that none has come for a while."""
+
+    text: str
+    is_asking: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    def shown(self, now: float) -> str:
+        seconds = now - self.since
+        if seconds < QUIET_S:
+            return self.text
+        waiting = "waiting for the service" if self.is_asking else "still at it"
+        return f"{self.text}; {waiting} for {seconds_text(seconds)}"
+
+    def __rich__(self) -> Text:
+        from rich.text import Text
+
+        # Not markup, which a name in it may look like; one line, or the terminal could not redraw.
+        return Text(self.shown(time.monotonic()), no_wrap=True, overflow="ellipsis")

@@ -6,12 +6,13 @@ It is made from the run directory and the settings alone, after the last decisio
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from errors import one_line
 from ledger.records import Checkpoint
 from ledger.store import RunStore
+from loop.reports.what_next import what_next
 from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
 from scores.decision import Decision, Gate, broken_guard, flaw_warning
 from scores.diagnosis import last_quarter
@@ -22,6 +23,11 @@ NUM_FAILURES_SHOWN = 10
 NUM_ROWS_SHOWN = 5
 NUM_PICKS_SHOWN = 2  # of each round
 ROW_CHARS = 240
+STAYED_SEALED = (
+    "Sealed test: it stayed sealed, since the gate has not passed and evaluation.test_on is pass; "
+    "the run can be extended"
+)
+NEXT_STEP_CHARS = 600
 GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
 
 
@@ -42,7 +48,8 @@ def write_report(
         decision.sentence,
         "",
         *_recommendation(store, gate, decision, best, baseline, checkpoint),
-        *_side_by_side(store, best, baseline),
+        *_next_steps(what_next(store, gate, config, decision)),
+        *_side_by_side(store, config, best, baseline),
         *_tasks(best, baseline),
         *_rounds(store),
         *_topics(store, best),
@@ -114,7 +121,17 @@ def _recommendation(
     yield ""
 
 
-def _side_by_side(store: RunStore, best: EvalResult, baseline: EvalResult) -> Iterator[str]:
+def _next_steps(steps: Sequence[str]) -> Iterator[str]:
+    if steps:
+        yield "## What to try next"
+        yield ""
+        yield from (f"- {_flat(step, NEXT_STEP_CHARS)}" for step in steps)
+        yield ""
+
+
+def _side_by_side(
+    store: RunStore, config: Mapping[str, Any], best: EvalResult, baseline: EvalResult
+) -> Iterator[str]:
     test = store.test_result()
     yield "## Dev and test"
     yield ""
@@ -127,11 +144,13 @@ def _side_by_side(store: RunStore, best: EvalResult, baseline: EvalResult) -> It
         yield f"| {name} | {result.score:.4f} | {interval_text(result.interval)} | {result.n} |"
     if test is None:
         yield ""
-        yield (
-            "There is no sealed test (`evaluation.test_tasks`): the scores above were chosen by."
-            if store.test_opened() is None
-            else "The sealed test was opened and not completed: the scores above were chosen by."
-        )
+        if store.test_opened() is not None:
+            why = "The sealed test was opened and not completed"
+        elif config["evaluation"]["test_tasks"]:
+            why = STAYED_SEALED
+        else:
+            why = "There is no sealed test (`evaluation.test_tasks`)"
+        yield f"{why}: the scores above were chosen by."
     yield ""
 
 

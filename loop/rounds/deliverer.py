@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from evalops_client import EvalOpsClient, deliver
+from loop.reports.console import command_for
 from services.evalops_outbox import EvalOpsError, Outbox, OutboxRecord, RoundReport
 
 PROGRAM = Path(__file__).resolve().parent.parent.parent / "evalops_client.py"
@@ -22,8 +22,9 @@ class Deliverer:
 
     A pass sends what is undelivered, in round order; every `put` begins one, and so does the end.
     What fails for now is left to the next pass, what is refused is not tried again by this object.
-    Each outcome goes to `record`, a failed one to `warn` too; the same failure of a round is told
-    once. An error in recording (a full disk: `StorageError`) ends the task; `finish` raises it.
+    Each outcome goes to `record`, a failed one to `warn` and another to `tell`; the same failure of
+    a round is told once. An error in recording (a full disk: `StorageError`) ends the task;
+    `finish` raises it.
     """
 
     client: EvalOpsClient
@@ -33,6 +34,7 @@ class Deliverer:
     delivered: set[str]
     record: Callable[..., None]  # `RunStore.record_delivery`
     warn: Callable[[str], None]
+    tell: Callable[[str], None] = lambda text: None  # of what is queued, and what was posted
     _refused: set[str] = field(default_factory=set, init=False)
     _told: set[str] = field(default_factory=set, init=False)
     _is_finishing: bool = field(default=False, init=False)
@@ -47,7 +49,9 @@ class Deliverer:
 
     def put(self, report: RoundReport) -> None:
         """Make a round durable and have it sent; returns at once. Raises as `Outbox.put`."""
-        self.outbox.put(report, self.suite_id)
+        record = self.outbox.put(report, self.suite_id)
+        if record.key not in self.delivered:
+            self.tell(f"EvalOps: round {record.round} is queued")
         self._wake.set()
 
     async def finish(self, bound_s: float = 10.0) -> int:
@@ -67,9 +71,12 @@ class Deliverer:
             ended.result()
         rounds = [str(record.round) for record in self._undelivered()]
         if rounds:
-            program = [sys.executable, str(PROGRAM)]
-            command = shlex.join([*program, "sync", str(self.outbox.folder.parent)])
-            self.warn(f"EvalOps: undelivered: round {', '.join(rounds)}. Send with: {command}")
+            folder = shlex.quote(str(self.outbox.folder.parent))
+            command = f"{command_for(PROGRAM)} sync {folder}"
+            self.warn(
+                f"EvalOps: undelivered: round {', '.join(rounds)}, kept in "
+                f"{self.outbox.folder}. Send with: {command}"
+            )
         return len(rounds)
 
     def close(self) -> None:
@@ -113,6 +120,10 @@ class Deliverer:
         else:
             self.record(record.round, record.key, detail, ok=True)
             self.delivered.add(record.key)
+            told = (
+                "" if detail is None else f": {detail}" if " " in detail else f": test run {detail}"
+            )
+            self.tell(f"EvalOps: round {record.round} was posted{told}")
 
     def _warn_once(self, text: str) -> bool:
         if text in self._told:

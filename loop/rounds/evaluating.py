@@ -79,7 +79,9 @@ def _is_of_all_measured(store: RunStore, number: int) -> bool:
 async def measuring(run: Run, number: int, label: str, path: str | None, total: int) -> Measuring:
     """What the measuring of a checkpoint needs: its sampler, the grader, and where logs go."""
     plan, store, config = run.plan, run.store, run.plan.config
-    client = await sampling_client(run, path, run.progress.counter(label, total))
+    run.progress.live(f"loading the weights to measure ({label})")
+    counted = run.progress.counter(f"measuring {label}", total)
+    client = await sampling_client(run, path, counted)
     grader: Sampler | None = None
     if config.evaluation.grader_model is not None:
         assert plan.grader_renderer is not None, "the plan loads the grader's renderer"
@@ -95,6 +97,8 @@ async def measuring(run: Run, number: int, label: str, path: str | None, total: 
             "run": store.run_id,
             "round": number,
             "checkpoint": path or "base model",
+            "weights": store.weights_of(path),
             "evaluation": label,
         },
+        say=run.say_once,
     )

@@ -26,9 +26,9 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
         vocab_size=len(run.plan.renderer.tokenizer),
     )
     lineage = [one for number in store.lineage(round_no) if (one := store.result(number))]
-    sentence = diagnose(curves, lineage, result)
-    store.record_diagnosis(round_no, sentence)
-    return sentence
+    found = diagnose(curves, lineage, result)
+    store.record_diagnosis(round_no, found.sentence, found.kinds)
+    return found.sentence
 
 
 def topics_and_record(run: Run, result: EvalResult) -> list[TopicReport]:

@@ -6,7 +6,7 @@ from errors import RunStoreError
 from evaluation.measuring import measure
 from evaluation.tasks import protocol_of
 from ledger.records import Checkpoint
-from loop.reports.run_report import write_report
+from loop.reports.run_report import STAYED_SEALED, write_report
 from loop.rounds.evaluating import evaluate, measuring
 from loop.rounds.run import Run
 from scores.decision import Decision
@@ -23,10 +23,19 @@ async def complete_evidence(run: Run, decision: Decision) -> None:
         result = await evaluate(run, decision.best_round, checkpoint, list(plan.tasks))
         run.progress.task_lines(result, result.names - before)
         if plan.test_tasks and store.test_result() is None:
-            await ask_sealed_test(run, checkpoint)
+            if opens_test(plan.config.evaluation.test_on, decision):
+                await ask_sealed_test(run, checkpoint)
+            else:
+                run.progress.line(STAYED_SEALED)
+        run.progress.live("writing the report")
     finally:  # there is a report, also where an evaluation failed
         config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.usage())
         write_report(store, plan.gate, config, decision, cost_usd)
+
+
+def opens_test(test_on: str, decision: Decision) -> bool:
+    """Whether a run that stops so opens its sealed test."""
+    return test_on == "end" or decision.action == "stop_passed"
 
 
 async def ask_sealed_test(run: Run, checkpoint: Checkpoint) -> None:

@@ -54,6 +54,7 @@ class Run:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     training_client: tinker.TrainingClient | None = None
     parent: str | None = None  # the state that the training client's weights come from
+    on_step: Callable[[], None] = lambda: None  # shows how far the round is
     nlls: list[float] = field(default_factory=list)  # loss per token, of this round's steps
     topics: Topics | None = None  # of the rows to draw from, once they are needed
     suspicions: Suspicions = field(default_factory=Suspicions)
@@ -61,6 +62,14 @@ class Run:
     is_training: bool = False
     is_closing: bool = False  # all that it was for is done, or has failed
     stop_requested: bool = False
+    was_signalled: bool = False
+    said: set[str] = field(default_factory=set)
+
+    def say_once(self, text: str) -> None:
+        """Say what is as true of the next evaluation, and need not be said again."""
+        if text not in self.said:
+            self.said.add(text)
+            self.progress.line(text)
 
 
 def topics_for(run: Run, result: EvalResult) -> Topics:

@@ -29,6 +29,7 @@ from simple_eval import Sampler
 async def select(run: Run, round_no: int, decision: Decision) -> Selection:
     """Choose what a round trains on, from the round before it and what its evaluation failed."""
     store, plan, config = run.store, run.plan, run.plan.config
+    run.progress.live(f"choosing what round {round_no} trains on")
     train, weights = plan.train.examples, plan.train_weights
     previous, step = store.selection(round_no - 1), store.steps_taken()
     num_slots = plan.steps.of_next_round(step) * config.batch_size
@@ -113,7 +114,6 @@ async def losses_before(
         before |= {example_id: loss.before for example_id, loss in one.losses.items()}
         if one.checkpoint_round == start:
             now |= {example_id: loss.now for example_id, loss in one.losses.items()}
-    run.progress.live(f"measuring the losses of {len(rows)} rows")
     num_tokens = 0
 
     async def measured(known: Collection[str], path: str | None) -> dict[str, float]:
@@ -121,7 +121,8 @@ async def losses_before(
         new = rows.take([i for i in range(len(rows)) if rows.id_of(i) not in known])
         if not len(new):
             return {}
-        client, weights = await sampling_client(run, path, lambda: None), path or "the base model"
+        counted = run.progress.counter("measuring the losses of rows", len(new))
+        client, weights = await sampling_client(run, path, counted), path or "the base model"
         sampler = Sampler(weights, client, plan.renderer, plan.rendering, plan.sampling)
         name = f"the rows to draw from, under {weights}"
         losses = await measure_losses(name, new, sampler, journal)

@@ -75,6 +75,7 @@ def sending(run: Run, evalops: EvalOpsClient | None) -> Iterator[None]:
         delivered=run.store.delivered_keys(),
         record=run.store.record_delivery,
         warn=lambda text: run.progress.line(f"warning: {text}"),
+        tell=run.progress.line,
     )
     run.evalops.start()
     try:

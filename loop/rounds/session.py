@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 import tinker
 
-from errors import ConfigError, Interrupted, ServiceError
+from errors import ConfigError, Interrupted, OutputGone, ServiceError
 from ledger.store import RunStore
 from loop.planning.plan import Plan
 from loop.reports.console import how_to_continue, say
@@ -82,6 +82,7 @@ async def connected(
     if place.service is not None:
         base_url = place.service.base_url
         keys = replace(keys, tinker=place.service.open_folder(place.checkpoint_dir))
+    progress.live(f"waiting for the service at {base_url or 'Tinker'}")
     with _explained(base_url):
         clients = open_clients(base_url, keys.tinker)
     run = Run(plan, store, progress, clients, base_url, keys)
@@ -97,11 +98,15 @@ async def connected(
         for name in LOUD_LOGGERS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         detail = str(error) or "with all that was recorded so far saved"
+        if progress.is_gone:
+            raise OutputGone(f"Nobody read the progress any more; stopped {detail}.") from None
         raise Interrupted(f"Interrupted {detail}.") from None
     finally:
         run.is_closing = True
         progress.close()
-        with contextlib.suppress(tinker.TinkerError, TimeoutError):
+        # Where all is done, a stop that was asked for at the last moment has nothing to stop.
+        too_late = (asyncio.CancelledError,) if status == "success" else ()
+        with contextlib.suppress(tinker.TinkerError, TimeoutError, *too_late):
             await asyncio.wait_for(clients.service.close(status).result_async(), 5)
 
 
@@ -131,28 +136,38 @@ def stop_on_signals(run: Run) -> None:
     """First SIGINT or SIGTERM: finish the step in flight, save, leave. Second: leave at once."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
+    at_work = _AtWork(run, task)
+    run.progress.on_gone = lambda: _stop(at_work)
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         return
     hearing = _HEARING.setdefault(loop, [])
     hearing[:] = [one for one in hearing if not one.run.is_closing]
-    hearing.append(_AtWork(run, task))
+    hearing.append(at_work)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _on_signal, hearing)
 
 
 def _on_signal(hearing: list[_AtWork]) -> None:
-    if all(run.stop_requested for run, _ in hearing):
+    if all(run.was_signalled for run, _ in hearing):
         for run, _ in hearing:
-            say(f"Left at once. {how_to_continue(run.store.run_dir)}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # nobody may read it
+                say(f"Left at once. {how_to_continue(run.store.run_dir)}", file=sys.stderr)
         os._exit(130)
-    for run, task in hearing:
-        run.stop_requested = True
-        if run.is_closing:
-            run.progress.line("the end is being written; once more to leave at once")
-            continue
-        run.progress.line("stopping after the steps in flight; once more to leave at once")
-        if not run.is_training:
-            task.cancel()
+    for one in hearing:
+        what = "stopping after the steps in flight"
+        if one.run.is_closing:
+            what = "the end is being written"
+        one.run.was_signalled = True
+        one.run.progress.line(f"{what}; once more to leave at once")
+        _stop(one)
+
+
+def _stop(one: _AtWork) -> None:
+    """Ask a run to save what is in flight, or break off what it asks; its end is still written."""
+    run, task = one
+    run.stop_requested = True
+    if not run.is_closing and not run.is_training:
+        task.cancel()
 
 
 async def sampling_client(

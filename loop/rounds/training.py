@@ -55,6 +55,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     next_step = start.step if start is not None and start.round == round_no else first_step
     saved_step, saved_at = next_step, time.monotonic()
     run.nlls = store.losses(round_no)
+    run.on_step = run.progress.steps_counter(round_no, next_step - first_step, len(batches))
 
     in_flight: deque[InFlight] = deque()
     run.is_training = True
@@ -207,17 +208,17 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
     )
     if not (math.isfinite(loss) and math.isfinite(nll)):
         raise TrainingError(
-            f"round {round_no} step {pending.step}: the loss is {loss}, at learning rate "
-            f"{pending.lr:.3g}. The run stops here, and weights saved after this step are not "
-            "used. Lower learning_rate, or check the model's weights and the rows of this step."
+            f"{lower_rate(pending)}, or check the model's weights and the rows of this step: the "
+            f"loss is {loss} in round {round_no}, step {pending.step}. The run stops here, and "
+            "weights saved after this step are not used."
         )
     try:
         await pending.optim_step
     except tinker.RequestFailedError as error:
         raise TrainingError(
-            f"round {round_no} step {pending.step}: the service refused the optimizer step at "
-            f"learning rate {pending.lr:.3g} (loss {loss:.4g}): {said_by(error)}. Weights saved "
-            "after this step are not used. Where gradients are not finite, lower learning_rate."
+            f"{lower_rate(pending)}, where gradients are not finite: the service refused the "
+            f"optimizer step in round {round_no}, step {pending.step} (loss {loss:.4g}). Weights "
+            f"saved after this step are not used. The service said: {said_by(error)}."
         ) from error
     batch = Batch(
         step=pending.step,
@@ -228,13 +229,17 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
     )
     run.store.record_batch(round_no, batch, loss=loss, nll=nll)
     run.progress.step_line(round_no, batch, loss)
+    run.on_step()
     run.nlls.append(nll)
     if (said := divergence(run.nlls, len(run.plan.renderer.tokenizer))) is not None:
         raise TrainingError(
-            f"round {round_no} step {pending.step}: the loss diverges, at learning rate "
-            f"{pending.lr:.3g}: {said}. The run stops here, and weights saved after this step are "
-            "not used. Start a new run with a lower learning_rate."
+            f"{lower_rate(pending)}: the loss diverges in round {round_no}, step {pending.step}: "
+            f"{said}. The run stops here, and weights saved after this step are not used."
         )
+
+
+def lower_rate(pending: StepInFlight) -> str:
+    return f"Start a new run with a lower learning_rate than {pending.lr:.3g}"
 
 
 async def finish_held_out(run: Run, round_no: int, pending: HeldOutInFlight) -> None:
@@ -242,8 +247,9 @@ async def finish_held_out(run: Run, round_no: int, pending: HeldOutInFlight) -> 
     loss = held_out_of_output(pending.file, await pending.forward, rendering, tokenizer)
     if not math.isfinite(loss.nll):
         raise TrainingError(
-            f"round {round_no}: after {pending.step} steps the loss on {loss.name} is {loss.nll}. "
-            "The run stops here, and weights saved from now on are not used. Lower learning_rate."
+            f"Start a new run with a lower learning_rate: after {pending.step} steps the loss on "
+            f"{loss.name} is {loss.nll}, in round {round_no}. The run stops here, and weights "
+            "saved from now on are not used."
         )
     run.store.record_held_out(round_no, loss, pending.step)
     run.progress.held_out_line(round_no, pending.step, loss)

@@ -1,0 +1,95 @@
+"""The weights that a run has saved: what was kept, let go and deleted, and what to go on from.
+
+What was superseded by a resumption lies on the service all the same, and is counted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from ledger.records import Checkpoint, SavedWeights
+from ledger.run_directory import Event, RunDirectory
+
+
+class SavedWeightsRecords(RunDirectory):
+    """The events of a run that tell of weights, recorded and found again."""
+
+    def record_checkpoint(self, checkpoint: Checkpoint) -> None:
+        fields = {k: v for k, v in asdict(checkpoint).items() if k not in ("round", "step")}
+        self.append("checkpoint", round=checkpoint.round, step=checkpoint.step, **fields)
+
+    def record_kept(self, round_no: int, paths: Sequence[str]) -> None:
+        """These weights have no expiry any more."""
+        self.append("checkpoint_kept", round=round_no, paths=list(paths), expires_at=None)
+
+    def record_released(self, round_no: int, paths: Sequence[str], expires_at: str | None) -> None:
+        """These weights have an expiry again."""
+        self.append("checkpoint_released", round=round_no, paths=list(paths), expires_at=expires_at)
+
+    def record_deleted(self, round_no: int, paths: Sequence[str]) -> None:
+        self.append("checkpoint_deleted", round=round_no, paths=list(paths))
+
+    def record_care_failed(self, round_no: int, detail: str) -> None:
+        """That a service did not change how long weights are kept; once a round, also where a
+        resumed run has asked again."""
+        if self._last("care_failed", round_no) is None:
+            self.append("care_failed", round=round_no, detail=detail)
+
+    def kept_paths(self) -> list[str]:
+        """Weights without expiry; what was superseded since counts as well, it is still there."""
+        kept: dict[str, None] = {}
+        for event in self._all_events:
+            if event["type"] == "checkpoint_kept":
+                kept |= dict.fromkeys(event["paths"])
+            elif event["type"] == "checkpoint_released":
+                kept = {path: None for path in kept if path not in event["paths"]}
+        return list(kept)
+
+    def deleted_paths(self) -> set[str]:
+        events = (event for event in self._all_events if event["type"] == "checkpoint_deleted")
+        return {path for event in events for path in event["paths"]}
+
+    def saved_weights(self) -> list[SavedWeights]:
+        """Everything that was saved and not deleted, oldest first, with its expiry as it is now."""
+        gone = self.deleted_paths() | {
+            event["state_path"]
+            for event in self._all_events
+            if event["type"] == "checkpoint_unusable"
+        }
+        expiries: dict[str, str | None] = {}
+        for event in self._all_events:
+            if event["type"] in ("checkpoint_kept", "checkpoint_released"):
+                expiries |= dict.fromkeys(event["paths"], event["expires_at"])
+        current = {event["seq"] for event in self.events("checkpoint")}
+        saved = []
+        for event in self._all_events:
+            if event["type"] != "checkpoint":
+                continue
+            for kind in ("state", "sampler"):
+                path = event[f"{kind}_path"]
+                if path is not None and path not in gone:
+                    expires_at = expiries.get(path, event["expires_at"])
+                    is_superseded = event["seq"] not in current
+                    place = event["round"], event["step"], kind, path
+                    saved.append(SavedWeights(*place, event["time"], expires_at, is_superseded))
+        return saved
+
+    def checkpoint(self, round_no: int) -> Checkpoint | None:
+        """The checkpoint at the end of a round."""
+        ended = [e for e in self._usable_saves(round_no) if e["sampler_path"] is not None]
+        return self._record(Checkpoint, ended[-1]) if ended else None
+
+    def last_checkpoint(self) -> Checkpoint | None:
+        """The newest state to go on from, inside a round or at its end."""
+        saves = self._usable_saves()
+        return self._record(Checkpoint, saves[-1]) if saves else None
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """What can be gone on from or evaluated, oldest first."""
+        return [self._record(Checkpoint, event) for event in self._usable_saves()]
+
+    def _usable_saves(self, round_no: int | None = None) -> list[Event]:
+        unusable = {event["state_path"] for event in self.events("checkpoint_unusable")}
+        saves = self.events("checkpoint", round_no)
+        return [event for event in saves if event["state_path"] not in unusable]

@@ -1,0 +1,165 @@
+"""What to try next after a run that missed its target, from what it shows. Pure.
+
+Each is a rule of thumb with the figures that it rests on; none is a promise. What says why no round
+can have passed comes first, then what the curves show, then what the scores do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from scores.decision import EXTENDABLE, MAX_FLAWED_SHARE, Decision, Gate, broken_guard
+from scores.diagnosis import Kind, TopicReport
+from scores.resolution import TaskSize, out_of_reach
+from scores.results import EvalResult
+
+NUM_STEPS = 3
+NUM_TOPICS = 3
+LOWER, RAISE = 3.0, 10.0  # from a rate that was too high or too low to the next one to try
+MAX_TOPIC_CHARS = 40
+
+
+class Missed(NamedTuple):
+    """What is known of a run that missed its target."""
+
+    decision: Decision
+    gate: Gate
+    results: Sequence[EvalResult]  # the baseline first
+    kinds: Collection[Kind]  # problems that the last round's curves show
+    topics: Sequence[TopicReport]  # of the best round
+    learning_rate: float
+    max_tokens: int | None  # of an answer
+
+
+class WaysOn(NamedTuple):
+    """How the run can go on: the command that resumes it, None where it cannot be trained further;
+    and what a new config names to begin with its weights, None where no setting does."""
+
+    command: str | None
+    start_from: str | None
+
+
+def next_steps(missed: Missed, ways: WaysOn) -> list[str]:
+    """The first few things to try, each a sentence; empty for a run that met its target."""
+    if missed.decision.action == "stop_passed":
+        return []
+    return list(islice(_steps(missed, ways), NUM_STEPS))
+
+
+def _steps(missed: Missed, ways: WaysOn) -> Iterator[str]:
+    best = next(one for one in missed.results if one.round == missed.decision.best_round)
+    sizes = [TaskSize(one.n, one.num_clusters or one.n) for one in best.scored_tasks]
+    if (why := out_of_reach(missed.gate, sizes)) is not None:
+        yield f"The gate is out of reach: {why}"
+    yield from _after_flaws(missed, best)
+    guard = broken_guard(best, missed.results[0], missed.gate)
+    if guard is not None:
+        yield (
+            f"Keep the guard: {guard}. Lower learning_rate or steps_per_round in a new run, or mix "
+            "rows of what it asks into train_file."
+        )
+    yield from _after_curves(missed)
+    if "too_high" not in missed.kinds:
+        yield from _more_rounds(missed, ways)
+    yield from _after_topics(missed, best)
+    interval = best.interval
+    if interval is not None and interval.low <= missed.gate.threshold <= interval.high:
+        yield (
+            f"Ask more questions: {best.n} cannot tell {best.score:.2f} from the threshold "
+            f"{missed.gate.threshold:g}, which lies within the score's interval."
+        )
+    if best.score <= missed.results[0].score:
+        yield (
+            "Compare the form of the answers: no round beat the untouched model. Rows should ask "
+            "and answer as the questions do (--preview shows rows, evals/ the answers)."
+        )
+    yield (
+        f"Read the wrong answers in evals/round_{best.round:02d}.json, and add rows to train_file "
+        "that answer such questions."
+    )
+
+
+def _after_flaws(missed: Missed, best: EvalResult) -> Iterator[str]:
+    """Answers that were cut off, where training does not end them anyway."""
+    num_samples = len(best.samples)
+    before, cut = missed.results[0].num_truncated, best.num_truncated
+    if cut <= MAX_FLAWED_SHARE * num_samples or cut <= before / 2:
+        return
+    limit = "evaluation.max_tokens" + ("" if missed.max_tokens is None else f" {missed.max_tokens}")
+    higher = (
+        ""
+        if missed.max_tokens is None
+        else f" (--set evaluation.max_tokens={2 * missed.max_tokens})"
+    )
+    yield (
+        f"Let answers be longer: {cut} of {num_samples} were cut off at {limit}. Start a new run "
+        f"with more{higher}, unless evals/round_{best.round:02d}.json shows that they ramble."
+    )
+
+
+def _after_curves(missed: Missed) -> Iterator[str]:
+    rate = missed.learning_rate
+    if "too_high" in missed.kinds:
+        yield (
+            f"Lower the learning rate: the training loss rose at {rate:g}. Start a new run with "
+            f"--set learning_rate={rate / LOWER:.2g}."
+        )
+    if "stuck" in missed.kinds:
+        yield (
+            f"Raise the learning rate: the training loss stayed where it was at {rate:g}. Start a "
+            f"new run with --set learning_rate={rate * RAISE:.2g}, or with a higher lora_rank."
+        )
+    if "overfitting" in missed.kinds:
+        yield (
+            "Train less on these rows, or on more of them: the held-out loss rises. Start a new "
+            "run with fewer steps_per_round or a lower learning_rate."
+        )
+
+
+def _more_rounds(missed: Missed, ways: WaysOn) -> Iterator[str]:
+    """Going on, where the last round still gained or learned and only a bound ended the run."""
+    decision, gate = missed.decision, missed.gate
+    *_, before, last = missed.results
+    moved = f"the last round raised the score from {before.score:.4f} to {last.score:.4f}"
+    if last.score <= before.score:
+        if {"stuck", "overfitting"} & set(missed.kinds):
+            return
+        moved = f"nothing in the curves speaks against it, though the score is {last.score:.4f}"
+        moved += f" after {before.score:.4f}"
+    if decision.action not in EXTENDABLE or decision.action == "stop_plateau":
+        return
+    if ways.command is None:
+        if ways.start_from is not None:
+            yield (
+                f'Go on from the best weights in a new config: "start_from": '
+                f'"{ways.start_from}"; {moved}. The sealed test of this run has been opened, so '
+                "give it a new one."
+            )
+        return
+    if decision.action == "stop_rounds":
+        change = f"max_rounds={gate.max_rounds + 2}"
+        yield f"Train more rounds: {moved}. Go on with: {ways.command} --set {change}"
+        return
+    bound = re.search(r"of budget\.(\w+) ", decision.sentence)
+    limits = {"tokens": gate.max_tokens, "minutes": gate.max_minutes, "usd": gate.max_usd}
+    if bound is not None and (limit := limits.get(bound[1])) is not None:
+        change = f"budget.{bound[1]}={2 * limit:g}"
+        yield f"Raise the budget: {moved}. Go on with: {ways.command} --set {change}"
+    else:
+        yield f"Take more steps: {moved}. Start a new run with max_steps over {gate.max_steps}."
+
+
+def _after_topics(missed: Missed, best: EvalResult) -> Iterator[str]:
+    weak = [one for one in missed.topics if one.score < best.score][:NUM_TOPICS]
+    if not weak:
+        return
+    named = ", ".join(
+        f"{one.topic[:MAX_TOPIC_CHARS]} ({one.score * one.n:.4g} of {one.n} right)" for one in weak
+    )
+    yield (
+        f"Add rows of the weakest topics to train_file or mining.pool_file: {named}. Round "
+        f"{best.round} drew {sum(one.num_added for one in weak)} rows of them."
+    )

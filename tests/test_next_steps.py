@@ -1,0 +1,124 @@
+"""What is advised after a missed run follows from what the run shows, and promises nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from loop.reports.console import resume_command
+from scores.decision import Decision, Gate
+from scores.diagnosis import TopicReport
+from scores.intervals import Interval
+from scores.next_steps import NUM_STEPS, Missed, WaysOn, next_steps
+from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
+from test_loop import Workspace
+from trainer_with_eval import main
+
+GATE = Gate(threshold=0.9, max_rounds=2, max_steps=1000, lr_decay=0.5)
+WAYS = WaysOn("python trainer_with_eval.py --resume runs/x", None)
+
+
+def result(round_no: int, right: int, asked: int = 20, num_truncated: int = 0) -> EvalResult:
+    samples = [
+        SampleResult(f"t/{i}", None, "q?", ("x",), "y", float(i < right), is_cut, False, None)
+        for i in range(asked)
+        for is_cut in [i >= asked - num_truncated]
+    ]
+    return eval_result(round_no, None, Measured((task_result("t", samples),)), {})
+
+
+def missed(*results: EvalResult, **changes: Any) -> Missed:
+    trained = results or (result(0, 2), result(1, 6), result(2, 10))
+    best = max(trained[1:], key=lambda one: one.score).round
+    decision = Decision(trained[-1].round, "stop_rounds", "Target not met.", 1.0, best, 2)
+    made = Missed(decision, GATE, trained, (), (), 0.001, 64)
+    return made._replace(**changes)
+
+
+def topic(name: str, score: float, n: int = 4, added: int = 0) -> TopicReport:
+    return TopicReport(name, score, Interval(0, 1), n, None, added)
+
+
+def test_a_run_that_met_its_target_is_advised_nothing() -> None:
+    passed = Decision(2, "stop_passed", "Target met.", 1.0, 2, 1)
+    assert next_steps(missed(decision=passed), WAYS) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "ways", "first"),
+    [
+        ({}, WAYS, "Train more rounds: the last round raised the score from 0.3000 to 0.5000."),
+        ({"kinds": ("too_high",)}, WAYS, "Lower the learning rate: the training loss rose at 0.0"),
+        ({"kinds": ("stuck",)}, WAYS, "Raise the learning rate: the training loss stayed where"),
+        ({"kinds": ("overfitting",)}, WAYS, "Train less on these rows, or on more of them: the"),
+        ({"topics": (topic("names", 0.25),)}, WaysOn(None, None), "Add rows of the weakest topics"),
+        ({}, WaysOn(None, "runs/x@best"), 'Go on from the best weights in a new config: "start'),
+        ({}, WaysOn(None, None), "Read the wrong answers in evals/round_02.json, and add rows to"),
+        (
+            {"gate": replace(GATE, rule="lower_bound", threshold=0.99)},
+            WAYS,
+            "The gate is out of reach: no round can pass, because even right answers only would",
+        ),
+    ],
+)  # fmt: skip
+def test_what_comes_first_is_what_the_run_shows(
+    changes: dict[str, Any], ways: WaysOn, first: str
+) -> None:
+    steps = next_steps(missed(**changes), ways)
+    assert steps[0].startswith(first)
+    assert 1 <= len(steps) <= NUM_STEPS
+    assert len(set(steps)) == len(steps)
+
+
+def test_a_rate_that_broke_the_weights_is_not_trained_on_with() -> None:
+    steps = next_steps(missed(kinds=("too_high",)), WAYS)
+    assert "learning_rate=0.00033" in steps[0]
+    assert not any("--resume" in step for step in steps)
+
+
+def test_answers_that_are_cut_off_ask_for_more_tokens_unless_training_ends_them() -> None:
+    rambling = missed(result(0, 2, num_truncated=18), result(1, 4, num_truncated=8))
+    assert not any("max_tokens" in step for step in next_steps(rambling, WAYS))
+    long = missed(result(0, 2, num_truncated=8), result(1, 4, num_truncated=8))
+    (step,) = (step for step in next_steps(long, WAYS) if "max_tokens" in step)
+    assert step.startswith(
+        "Let answers be longer: 8 of 20 were cut off at evaluation.max_tokens 64."
+    )
+    assert "--set evaluation.max_tokens=128" in step
+
+
+def test_more_rounds_are_not_advised_on_a_plateau_or_against_the_curves() -> None:
+    plateau = Decision(2, "stop_plateau", "Target not met.", 1.0, 1, 2)
+    assert not any("rounds:" in step for step in next_steps(missed(decision=plateau), WAYS))
+    flat = missed(result(0, 2), result(1, 6), result(2, 6), kinds=("overfitting",))
+    assert not any("rounds:" in step for step in next_steps(flat, WAYS))
+
+
+def test_the_bound_that_ended_the_run_is_the_one_to_raise() -> None:
+    spent = "Target not met: 0.5 < 0.9 with 90 of budget.tokens 100 used and 20 needed. Stopping."
+    ended = Decision(2, "stop_budget", spent, 1.0, 2, 2)
+    gate = replace(GATE, max_tokens=100)
+    assert next_steps(missed(decision=ended, gate=gate), WAYS)[0].endswith("budget.tokens=200")
+    of_steps = Decision(2, "stop_budget", "after 1000 of max_steps 1000.", 1.0, 2, 2)
+    assert "max_steps over 1000" in next_steps(missed(decision=of_steps), WAYS)[0]
+
+
+def test_a_missed_run_ends_with_them_on_the_screen_in_json_and_in_its_report(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    assert workspace.run("run", max_rounds=1) == 0
+    told = capsys.readouterr().out.splitlines()
+    shown = [line[4:] for line in told[told.index("What to try next:") + 1 :]]
+    assert 1 <= len(shown) <= NUM_STEPS
+    report = (workspace.folder / "run" / "eval_report.md").read_text()
+    assert all(f"- {step}" in report for step in shown)
+    assert main(["--resume", str(workspace.folder / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["next_steps"] == shown
+    # what it says is a command is one that goes on
+    (command,) = (step.partition("Go on with: ")[2] for step in shown if "Go on with" in step)
+    assert command.startswith(resume_command(workspace.folder / "run"))
+    assert main(command.split()[2:]) == 0
+    assert workspace.store("run").num_rounds == 3
