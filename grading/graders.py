@@ -28,6 +28,7 @@ _ELISION = re.compile(r"(?:^|\W)(?:[cdjlmnst]|qu|un|dell|all|nell|dall|sull)'$")
 # Signs that make another word of the one that they stand beside.
 _JOINING_BEFORE, _JOINING_AFTER = "-'.@&+#", "-'.@&"
 _KEPT_AROUND = "#%&@/+"
+_AROUND_NUMBER = " \n\t\"'()[],;:!?="
 _UNIT = re.compile(r"(?: ?[^\W\d_]+[\d²³]?[.]?(?:\^-?\d)?(?: ?/ ?[^\W\d_]+(?:\^-?\d)?)?){0,3}")
 
 
@@ -76,7 +77,7 @@ def problem_with(grader: str, answer: str) -> str | None:
 
 def number_alone(text: str) -> Number | None:
     """A text that is one number, with its unit at most; None for any other."""
-    plain = readable_form(text).strip(" \n\t\"'()[].,;:!?=")
+    plain = readable_form(text).rstrip(_AROUND_NUMBER + ".").lstrip(_AROUND_NUMBER)
     spans = spans_in(plain)
     if len(spans) != 1:
         return None
