@@ -235,6 +235,7 @@ class Manifest:
     dropped: list[DroppedRow] = field(default_factory=list)  # the first of them
     num_similar: Count = 0  # older runs count them among the dropped
     code: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    grading: Count = 1  # which graders: of versions that did not record it the first
     base_model: ModelFiles | None = None  # None in runs of versions that did not record it
 
 

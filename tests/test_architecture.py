@@ -45,7 +45,7 @@ RANKS: dict[str, float] = {
 NUM_FILES = {
     "commands": 9,
     "evaluation": 11,
-    "grading": 2,
+    "grading": 10,
     "ledger": 8,
     "loop.planning": 17,
     "loop.reports": 8,
