@@ -127,7 +127,11 @@ def test_a_run_starts_from_the_weights_of_another(
 
 
 @pytest.mark.trains
-def test_the_optimizer_is_taken_over_where_that_is_asked_for(parent: Workspace) -> None:
+def test_the_optimizer_is_taken_over_where_that_is_asked_for(
+    parent: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Also from another working directory: the run is looked for beside the config file."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     assert child(parent, "runs/c", start_from_optimizer=True) == 0
     assert same_bits(parent.weights("runs/p", 1), parent.weights("runs/c", 0))
     assert tensors_of(parent, "runs/c", 0, "optimizer")

@@ -49,16 +49,19 @@ def lineage_of(store: RunStore) -> Lineage:
             unknown.append(f"{one}: what it was trained on is not known")
             continue
         place = store.now_at(Path(one.run_dir))
-        try:
-            found = RunStore.open(place)
-            is_it = found.has_started and found.run_id == one.run_id
-        except RunStoreError:
-            is_it = False
-        if is_it:
-            runs.append(found)
+        if is_run(place, one.run_id):
+            runs.append(RunStore.open(place))
         else:
             unknown.append(f"{one}: this run is not at {place} any more")
     return Lineage(tuple(runs), tuple(unknown))
+
+
+def is_run(run_dir: Path, run_id: str | None) -> bool:
+    """Whether a directory holds the run of this id."""
+    with contextlib.suppress(RunStoreError):
+        store = RunStore.open(run_dir)
+        return store.has_started and store.run_id == run_id
+    return False
 
 
 def refuse_known_questions(key: str, lineage: Lineage, test_tasks: Sequence[EvalTask]) -> list[str]:
