@@ -301,7 +301,13 @@ def test_a_question_that_an_ancestor_knows_is_not_sealed(
     assert code == 2 and "was evaluated on (qa:questions.jsonl)" in said
     parent.write_rows("sealed.jsonl", sealed(FRESH))
     code, said = dry(parent, capsys, **of_child)
-    assert code == 0 and "cannot be told" not in said
+    assert code == 0 and "cannot be told" not in said and "warning: runs/" not in said
+    # of questions that rounds are decided by it is only said
+    parent.write_rows("questions.jsonl", sealed("Another dev question?", "Say 203"))
+    code, said = dry(parent, capsys, **of_child)
+    assert (
+        code == 0 and "runs/c was trained on questions of eval_tasks, in 1 row (the first: " in said
+    )
 
 
 def test_rows_that_are_gone_are_known_by_their_first_words(

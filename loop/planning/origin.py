@@ -76,7 +76,7 @@ def find_origin(loaded: LoadedConfig) -> Start | None:
     ancestors = [] if store.origin is None else [store.origin.parent, *store.origin.ancestors]
     start = Start(
         key,
-        Origin(parent, with_optimizer, ancestors, unknown=list(lineage.unknown)),
+        Origin(parent, with_optimizer, ancestors),
         lineage,
         checkpoint,
         service=settled["resolved"]["service"],
@@ -197,11 +197,9 @@ def checked_origin(
     if choice is not None:
         refuse_other_service(start, choice)
     refuse_other_base(start, inputs)
-    unknown: list[str] = []
-    if inputs.test_tasks:
-        unknown += start.origin.unknown
-        unknown += refuse_known_questions(start.key, start.lineage, inputs.test_tasks)
-    return replace(start.origin, unknown=unknown)
+    known = refuse_known_questions(start.key, start.lineage, inputs.tasks, inputs.test_tasks)
+    of_path = start.origin.unknown if inputs.test_tasks else []
+    return replace(start.origin, unknown=[*of_path, *known.unknown], warnings=known.warnings)
 
 
 def refuse_other_files(start: Start | None, plan: Plan) -> list[str]:
@@ -244,3 +242,4 @@ def describe_origin(origin: Origin) -> Iterator[str]:
         yield f"start: {origin.chain}"
     for what in origin.unknown:
         yield f"sealed test: whether it is unseen cannot be told in full: {what}"
+    yield from origin.warnings
