@@ -192,10 +192,10 @@ def _refuse_trained(key: str, run: RunStore, sealed: EvalTexts, dev: EvalTexts) 
             "in its files any more, and of these only the first words are known"
         )
     if asked_in_dev:
+        rows_of_dev, first = counted(len(asked_in_dev), "row"), next(iter(asked_in_dev.values()))
         warnings.append(
-            f"warning: {run.run_dir} was trained on questions of eval_tasks, in "
-            f"{counted(len(asked_in_dev), 'row')} (the first: {next(iter(asked_in_dev.values()))}), "
-            "so the weights know them, and scores on them tell little of others"
+            f"warning: {run.run_dir} was trained on questions of eval_tasks, in {rows_of_dev} (the "
+            f"first: {first}), so the weights know them, and scores on them tell little of others"
         )
     return Known(unknown, warnings)
 
