@@ -217,7 +217,8 @@ def impossibility(events: Sequence[Event]) -> str | None:
         before = _NEEDED.get(kind)
         if (kind == "run_started") != (event["seq"] == 0):
             return f"event {event['seq']}: a ledger begins with run_started, once"
-        if before is not None and number > (0 if kind in _ALSO_OF_BASELINE else -1):
+        begins = number == 0 and (kind == "checkpoint" or (kind in _OF_BASELINE and not has_start))
+        if before is not None and not begins:
             needed = before, number - (kind == "selected")
             if needed not in done:
                 return f"event {event['seq']}: {kind} of round {number} without its {before}"
@@ -248,8 +249,7 @@ def impossibility(events: Sequence[Event]) -> str | None:
     return None
 
 
-# Round 0 has no weights of its own, or those that the run was started from.
-_ALSO_OF_BASELINE = ("checkpoint", "measured", "evaluated")
+_OF_BASELINE = ("measured", "evaluated")  # without weights where the run was not started from some
 _NEEDED = {
     "selected": "decided",
     "step": "selected",

@@ -91,6 +91,7 @@ class Origin:
     with_optimizer: bool
     ancestors: list[Ancestor] = field(default_factory=list)  # of the parent, the nearest first
     unknown: list[str] = field(default_factory=list)  # what of them could not be told
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def chain(self) -> str:

@@ -127,7 +127,11 @@ def test_a_run_starts_from_the_weights_of_another(
 
 
 @pytest.mark.trains
-def test_the_optimizer_is_taken_over_where_that_is_asked_for(parent: Workspace) -> None:
+def test_the_optimizer_is_taken_over_where_that_is_asked_for(
+    parent: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Also from another working directory: the run is looked for beside the config file."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     assert child(parent, "runs/c", start_from_optimizer=True) == 0
     assert same_bits(parent.weights("runs/p", 1), parent.weights("runs/c", 0))
     assert tensors_of(parent, "runs/c", 0, "optimizer")
@@ -141,6 +145,14 @@ def test_it_goes_on_without_its_parent(parent: Workspace, capsys: pytest.Capture
     run_dir = str(parent.folder / "runs/c")
     assert main(["--resume", run_dir, "--set", "max_rounds=2"]) == 0
     assert same_bits(parent.weights("whole", 2), parent.weights("runs/c", 2))
+    # killed as soon as it had the weights
+    shutil.copytree(parent.folder / "whole", parent.folder / "cut")
+    lines = (parent.folder / "cut/ledger.jsonl").read_text().splitlines(keepends=True)
+    assert [json.loads(line)["type"] for line in lines[:2]] == ["run_started", "checkpoint"]
+    (parent.folder / "cut/ledger.jsonl").write_text("".join(lines[:2]))
+    assert main(["--resume", str(parent.folder / "cut")]) == 0
+    for round_no in (1, 2):
+        assert same_bits(parent.weights("whole", round_no), parent.weights("cut", round_no))
     # back to what it was started from
     assert main(["--resume", f"{run_dir}@round_00", "--set", "max_rounds=1"]) == 0
     assert same_bits(parent.weights("whole", 1), parent.weights("runs/c", 1))
@@ -170,6 +182,24 @@ def test_a_run_that_was_ended_before_it_had_the_weights(
     assert main(["--resume", str(parent.folder / "runs/c")]) == 0
     adapters = [tensors_of(parent, *one, "adapter") for one in (("runs/p", 1), ("runs/c", 0))]
     assert same_bits(*adapters)
+
+
+def test_a_ledger_without_these_weights_is_none_of_ours(
+    parent: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    assert child(parent, "runs/c") == 0
+    ledger = parent.folder / "runs/c/ledger.jsonl"
+    events = parent.events("runs/c")
+    without = [event for event in events if (event["type"], event["round"]) != ("checkpoint", 0)]
+    for changed, part in (
+        (without, "measured of round 0 without its checkpoint"),
+        ([{**events[0], "started_from": None}, *events[1:]], "of a run that began with none"),
+    ):
+        numbered = [{**event, "seq": seq} for seq, event in enumerate(changed)]
+        ledger.write_text("".join(json.dumps(event) + "\n" for event in numbered))
+        capsys.readouterr()
+        assert main(["--resume", str(parent.folder / "runs/c")]) == 2
+        assert part in errors(capsys)
 
 
 @pytest.mark.trains
@@ -271,7 +301,13 @@ def test_a_question_that_an_ancestor_knows_is_not_sealed(
     assert code == 2 and "was evaluated on (qa:questions.jsonl)" in said
     parent.write_rows("sealed.jsonl", sealed(FRESH))
     code, said = dry(parent, capsys, **of_child)
-    assert code == 0 and "cannot be told" not in said
+    assert code == 0 and "cannot be told" not in said and "warning: runs/" not in said
+    # of questions that rounds are decided by it is only said
+    parent.write_rows("questions.jsonl", sealed("Another dev question?", "Say 203"))
+    code, said = dry(parent, capsys, **of_child)
+    assert (
+        code == 0 and "runs/c was trained on questions of eval_tasks, in 1 row (the first: " in said
+    )
 
 
 def test_rows_that_are_gone_are_known_by_their_first_words(

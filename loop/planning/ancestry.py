@@ -22,8 +22,9 @@ from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import Asked, EvalTask
 from ledger.finding import config_file_of
 from ledger.store import TEST_FILE, RunStore
+from loop.planning.inputs import counted
 from loop.planning.row_files import sources_of
-from rows.contamination import EvalTexts
+from rows.contamination import EvalTexts, Hit
 from rows.words import normalise
 from settings.groups import Sources
 from simple_eval import QuestionTask
@@ -49,31 +50,50 @@ def lineage_of(store: RunStore) -> Lineage:
             unknown.append(f"{one}: what it was trained on is not known")
             continue
         place = store.now_at(Path(one.run_dir))
-        try:
-            found = RunStore.open(place)
-            is_it = found.has_started and found.run_id == one.run_id
-        except RunStoreError:
-            is_it = False
-        if is_it:
-            runs.append(found)
+        if is_run(place, one.run_id):
+            runs.append(RunStore.open(place))
         else:
             unknown.append(f"{one}: this run is not at {place} any more")
     return Lineage(tuple(runs), tuple(unknown))
 
 
-def refuse_known_questions(key: str, lineage: Lineage, test_tasks: Sequence[EvalTask]) -> list[str]:
+def is_run(run_dir: Path, run_id: str | None) -> bool:
+    """Whether a directory holds the run of this id."""
+    with contextlib.suppress(RunStoreError):
+        store = RunStore.open(run_dir)
+        return store.has_started and store.run_id == run_id
+    return False
+
+
+class Known(NamedTuple):
+    """What is to be said of the questions of a run that starts from weights with a past."""
+
+    unknown: list[str]  # of the sealed test
+    warnings: list[str]
+
+
+def refuse_known_questions(
+    key: str, lineage: Lineage, tasks: Sequence[EvalTask], test_tasks: Sequence[EvalTask]
+) -> Known:
     """Raise `ConfigError` for a sealed question that a run of the lineage trained on or opened.
 
-    Returns what could not be told.
+    Of questions that rounds are decided by, which these runs may have been decided by as well, a
+    warning tells how many were trained on.
     """
-    sealed = EvalTexts(text for task in test_tasks for text in task.eval_texts)
-    unknown: list[str] = []
+    sealed, dev = (
+        EvalTexts(text for task in some for text in task.eval_texts)
+        for some in (test_tasks, [task for task in tasks if task.layer > 1])
+    )
+    unknown = list(lineage.unknown)
+    warnings: list[str] = []
     for run in lineage.runs:
         _refuse_opened(key, run, test_tasks)
-        unknown += _refuse_trained(key, run, sealed)
+        trained = _refuse_trained(key, run, sealed, dev)
+        unknown += trained.unknown
+        warnings += trained.warnings
         if run.test_opened() is not None and run.test_result() is None:
             unknown.append(f"{run.run_dir}: its sealed test was opened and not completed")
-    return unknown
+    return Known(unknown if test_tasks else [], warnings)
 
 
 # --- what was opened ------------------------------------------------------------------------------
@@ -146,30 +166,43 @@ class _Row(NamedTuple):
     place: str
 
 
-def _refuse_trained(key: str, run: RunStore, sealed: EvalTexts) -> list[str]:
-    """Look at each row that the run's steps were made of; what is left to be said of those that
-    are not in its files any more."""
+def _refuse_trained(key: str, run: RunStore, sealed: EvalTexts, dev: EvalTexts) -> Known:
+    """Look at each row that the run's steps were made of. Of those that are not in its files any
+    more there are only the first words."""
     trained = run.trained_ids()
-    missing = set(trained)
+    missing, asked_in_dev = set(trained), {}
     for rows in (_rows_in_files, _rows_in_selections):
         for row in rows(run) if missing else ():
             if row.example_id not in missing:
                 continue
-            hit = sealed.find_in(row.example_id, row.turns)
-            if hit is not None and hit.kind == "contaminated":
+            if (hit := _asked(sealed, row)) is not None:
                 raise ConfigError(
                     f"{key}: {run.run_dir} was trained on {row.place} ({hit.text!r}), which "
                     f"{hit.reason}, so the test is not sealed for these weights. Take the question "
                     "out of evaluation.test_tasks, or name another test."
                 )
-            if rows is _rows_in_files:  # of a selection there are only the first words
+            if (hit := _asked(dev, row)) is not None:
+                asked_in_dev[row.example_id] = f"{row.place} {hit.reason}"
+            if rows is _rows_in_files:
                 missing.discard(row.example_id)
-    if not missing:
-        return []
-    return [
-        f"{run.run_dir}: {len(missing)} of the {len(trained)} rows that it trained on are not in "
-        "its files any more, and of these only the first words are known"
-    ]
+    unknown, warnings = [], []
+    if missing:
+        unknown.append(
+            f"{run.run_dir}: {len(missing)} of the {len(trained)} rows that it trained on are not "
+            "in its files any more, and of these only the first words are known"
+        )
+    if asked_in_dev:
+        rows_of_dev, first = counted(len(asked_in_dev), "row"), next(iter(asked_in_dev.values()))
+        warnings.append(
+            f"warning: {run.run_dir} was trained on questions of eval_tasks, in {rows_of_dev} (the "
+            f"first: {first}), so the weights know them, and scores on them tell little of others"
+        )
+    return Known(unknown, warnings)
+
+
+def _asked(texts: EvalTexts, row: _Row) -> Hit | None:
+    hit = texts.find_in(row.example_id, row.turns)
+    return hit if hit is not None and hit.kind == "contaminated" else None
 
 
 def _rows_in_files(run: RunStore) -> Iterator[_Row]:

@@ -7,6 +7,7 @@ and chat format. What is refused is named with the value to set, before anything
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any, Protocol
 from config_schema import LoadedConfig
 from errors import ConfigError, RunStoreError
 from hyperparam_utils import LORA_ALPHA
-from ledger.records import Ancestor, Checkpoint, ModelFiles, Origin
+from ledger.records import Ancestor, Checkpoint, ModelFiles, Origin, seconds_of
 from ledger.references import find_start
 from ledger.store import RunStore
-from loop.planning.ancestry import Lineage, lineage_of, refuse_known_questions
+from loop.planning.ancestry import Lineage, is_run, lineage_of, refuse_known_questions
 from loop.planning.inputs import Inputs
 from loop.planning.manifest import with_model_files
 from loop.planning.plan import Plan
@@ -75,7 +76,7 @@ def find_origin(loaded: LoadedConfig) -> Start | None:
     ancestors = [] if store.origin is None else [store.origin.parent, *store.origin.ancestors]
     start = Start(
         key,
-        Origin(parent, with_optimizer, ancestors, unknown=list(lineage.unknown)),
+        Origin(parent, with_optimizer, ancestors),
         lineage,
         checkpoint,
         service=settled["resolved"]["service"],
@@ -84,7 +85,7 @@ def find_origin(loaded: LoadedConfig) -> Start | None:
         weights_dir=store.run_dir.resolve() / "checkpoints",
     )
     _refuse_other_shape(start, loaded)
-    _refuse_missing_weights(start)
+    _refuse_missing_weights(start, store)
     return start
 
 
@@ -139,16 +140,18 @@ def _refuse_other_shape(start: Start, loaded: LoadedConfig) -> None:
         )
 
 
-def _refuse_missing_weights(start: Start) -> None:
-    """Of weights on the embedded service it is known here whether they are there."""
+def _refuse_missing_weights(start: Start, store: RunStore) -> None:
+    """What has expired is known of every service, and what is not there of the embedded one."""
     path, folder = start.origin.parent.state_path, start.weights_dir
-    if start.service != "embedded" or folder is None:
-        return
-    run, kind, name = path.removeprefix("tinker://").split("/")
-    if not (folder / run.replace(":", "_") / kind / name).is_dir():
+    until = next((one.expires_at for one in store.saved_weights() if one.path == path), None)
+    is_there = until is None or seconds_of(until) > time.time()
+    if start.service == "embedded" and folder is not None:
+        run, kind, name = path.removeprefix("tinker://").split("/")
+        is_there = is_there and (folder / run.replace(":", "_") / kind / name).is_dir()
+    if not is_there:
         raise ConfigError(
-            f"{start.key}: {path} is not in {folder} any more; it has expired or was deleted. Name "
-            "other weights; --list RUN_DIR shows which are there."
+            f"{start.key}: {path} is not there any more; it has expired or was deleted. Name other "
+            f"weights; --list {store.run_dir} shows which are there."
         )
 
 
@@ -194,11 +197,9 @@ def checked_origin(
     if choice is not None:
         refuse_other_service(start, choice)
     refuse_other_base(start, inputs)
-    unknown: list[str] = []
-    if inputs.test_tasks:
-        unknown += start.origin.unknown
-        unknown += refuse_known_questions(start.key, start.lineage, inputs.test_tasks)
-    return replace(start.origin, unknown=unknown)
+    known = refuse_known_questions(start.key, start.lineage, inputs.tasks, inputs.test_tasks)
+    of_path = start.origin.unknown if inputs.test_tasks else []
+    return replace(start.origin, unknown=[*of_path, *known.unknown], warnings=known.warnings)
 
 
 def refuse_other_files(start: Start | None, plan: Plan) -> list[str]:
@@ -221,7 +222,7 @@ def weights_to_start_from(store: RunStore, choice: ServiceChoice) -> Path | None
         return None
     assert origin.parent.run_dir is not None, "on the embedded service weights have their run"
     run_dir = store.now_at(Path(origin.parent.run_dir))
-    if not run_dir.is_dir():
+    if not is_run(run_dir, origin.parent.run_id):
         raise RunStoreError(
             f"{store.run_dir}: the run starts from {origin.parent}, which is not at {run_dir} any "
             "more, and it was ended before it had saved these weights itself. Put that run back, "
@@ -241,3 +242,4 @@ def describe_origin(origin: Origin) -> Iterator[str]:
         yield f"start: {origin.chain}"
     for what in origin.unknown:
         yield f"sealed test: whether it is unseen cannot be told in full: {what}"
+    yield from origin.warnings

@@ -270,6 +270,7 @@ def _description(
         how = "with its optimizer" if origin.with_optimizer else "with a new optimizer"
         yield f"- Started from {origin.chain}: `{origin.parent.state_path}`, {how}."
         yield from (f"- Not known of the sealed test: {what}." for what in origin.unknown)
+        yield from (f"- {what[0].upper()}{what[1:]}." for what in origin.warnings)
     layers = [name for name in ("attn", "mlp", "unembed") if getattr(checkpoint, f"train_{name}")]
     yield (
         f"- LoRA rank {checkpoint.lora_rank}, alpha {checkpoint.lora_alpha}, trained layers: "
