@@ -13,8 +13,8 @@
 #   before:                          asyncio.Task is C
 #   after eval_async:                asyncio.Task is C
 #   after read_eval_log_async:       asyncio.Task is C, 1 sample
-#   after len(log.samples):          asyncio.Task is Python, 1 sample
-#   100,000 tasks take 3.0 times as long as before
+#   after len(log.samples):          1 sample, asyncio.Task is Python
+#   100,000 tasks take 1.2 times as long as before
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

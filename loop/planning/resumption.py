@@ -216,7 +216,8 @@ def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> Non
     manifest = data_manifest(plan)
     if not store.has_started:  # killed while its directory was being made
         similar = plan.inputs.split.similar
-        store.record_start(manifest, dropped_rows(plan), plan.config_hash, similar)
+        dropped = dropped_rows(plan)
+        store.record_start(manifest, dropped, plan.config_hash, similar, plan.origin)
     else:
         refuse_other_data(store, manifest)
         refuse_other_grading(store)
@@ -237,5 +238,6 @@ def refuse_training_past_test(store: RunStore, config: TrainingConfig) -> None:
             f"{store.run_dir}: {changed[0]} cannot change any more, because the sealed test of "
             f"this run has been opened, on round {opened['round']}: training on would give a "
             "checkpoint that no unseen question can judge. Resume without the change, or start a "
-            "new run with a test_tasks that nobody has looked at."
+            f"new run from its weights: a config with start_from: {store.run_dir}@best and an "
+            "evaluation.test_tasks that nobody has looked at."
         )
