@@ -52,9 +52,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
         dropped += plan.dropped_in_rendering
         lines += describe_plan(plan)
     except TokenizerError as error:
-        if (
-            settings.model_dir is not None
-        ):  # a hub model's needs the network, a directory's has to be there
+        if settings.model_dir is not None:  # it has to be there; a hub's needs the network
             raise
         lines += describe_schedule(inputs, inputs.split.train, inputs.split.pool)
         unchecked.append(f"chat format, tokens and truncation: {error}")
