@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import SENT_AGAIN, DataError, EvalError, ServiceError
@@ -26,6 +27,7 @@ from rows.rendering import Rendering
 from rows.sources import Row, Source, is_text, read_rows, sha256_of
 from scores.results import SampleResult
 from storage.journal import Journal
+from user_code.own_graders import OwnGrader, Verdict, grader_files, is_own_grader, load_own_graders
 
 if TYPE_CHECKING:
     import tinker
@@ -78,8 +80,10 @@ class QuestionTask(NamedTuple):
 
     name: str
     path: Path
-    sha256: str
+    sha256: str  # of the file and of the code of its own graders
     questions: tuple[Question, ...]
+    graders: Mapping[str, OwnGrader] = MappingProxyType({})
+    code: Mapping[str, str] = MappingProxyType({})  # their Python files, with their sha256
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,17 @@ def load_questions(name: str, path: Path) -> QuestionTask:
         )
     if not questions:
         raise DataError(f"{path}: the file holds no question. Give one JSON object per line.")
-    return QuestionTask(name, path, sha256_of(source), tuple(questions))
+    sha256 = sha256_of(source)
+    graders, code = load_own_graders(path, (question.grader for question in questions))
+    if code:
+        sha256 = hashlib.sha256(json.dumps([sha256, *sorted(code.values())]).encode()).hexdigest()
+    return QuestionTask(name, path, sha256, tuple(questions), graders, code)
+
+
+def grader_files_of(path: Path) -> list[Path]:
+    """The Python files that the rows of a question file name as graders; none of them is run."""
+    rows = (row.fields or {} for row in read_rows(Source(path.name, path)))
+    return grader_files((str(fields.get("grader")) for fields in rows), path.parent)
 
 
 def _same_id(question: Question, other: Question) -> str:
@@ -159,9 +173,13 @@ def parse_question(row: Row) -> Question:
     if not answers or len(answers) < len(given):
         raise ValueError('"answer" is not a non-empty string, a number or a list of them')
     grader = fields.get("grader", "includes")
-    if not isinstance(grader, str) or grader not in GRADERS:
-        raise ValueError(f'"grader" is {grader!r}; known are {", ".join(GRADERS)}')
-    problem = next((found for one in answers if (found := problem_with(grader, one))), None)
+    if not isinstance(grader, str) or not (grader in GRADERS or is_own_grader(grader)):
+        raise ValueError(
+            f'"grader" is {grader!r}; known are {", ".join(GRADERS)}, and FILE.py@FUNCTION'
+        )
+    is_known = grader in GRADERS
+    problems = (problem_with(grader, one) for one in answers if is_known)
+    problem = next((found for found in problems if found is not None), None)
     if problem is not None:
         raise ValueError(f'"grader" is {grader}, and of "answer" {problem}')
     topic, cluster, own_id = (_name(fields, key) for key in ("topic", "cluster", "id"))
@@ -280,7 +298,9 @@ async def ask_questions(
             except ServiceError as error:
                 return _failed(task, question, repeat, str(error))
         sequence = response.sequences[0]
-        sample = _graded(task, question, repeat, renderer, sequence, prompt)
+        sample = await _graded(task, question, repeat, renderer, sequence, prompt)
+        if sample.error is not None:
+            return sample
         journal.add(
             key,
             asdict(sample),
@@ -342,7 +362,7 @@ def said_by(
     return without_reasoning("".join(texts))
 
 
-def _graded(
+async def _graded(
     task: QuestionTask,
     question: Question,
     repeat: int,
@@ -357,24 +377,30 @@ def _graded(
     said = said_by(renderer, prompt, tokens, message)
     truncated = sequence.stop_reason == "length"
     malformed = not truncated and (said is None or not termination.is_clean)
-    is_right = (
-        said is not None and not malformed and GRADERS[question.grader](said, question.answers)
-    )
+    verdict = Verdict(0.0)
+    if said is not None and not malformed:
+        verdict = await _verdict(task, question, said)
     return SampleResult(
         id=f"{task.name}/{question.id}",
         topic=question.topic,
         question=question.question,
         expected=question.answers,
         answer=get_text_content(message),
-        score=float(is_right),
+        score=verdict.score,
         truncated=truncated,
         malformed=malformed,
-        error=None,
+        error=verdict.problem,
         repeat=repeat,
         cluster=question.cluster,
         num_prompt_tokens=prompt.length,
         num_sampled_tokens=len(tokens),
     )
+
+
+async def _verdict(task: QuestionTask, question: Question, said: str) -> Verdict:
+    if (own := task.graders.get(question.grader)) is not None:
+        return await own.verdict(said, question.answers)
+    return Verdict(float(GRADERS[question.grader](said, question.answers)))
 
 
 def _failed(task: QuestionTask, question: Question, repeat: int, error: str) -> SampleResult:

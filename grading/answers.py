@@ -19,7 +19,7 @@ _NEXT_QUESTION = re.compile(
     r"\n[ \t]*\n[^\w\n]*(?:question|problem|exercise|q)[ \t]*\d*[\W_]{0,4}:", re.IGNORECASE
 )
 _MARK = re.compile(
-    r"\banswers?\b[ \t]*(?:is|are|=|:|—)[ \t:=≈~]*"
+    r"\banswers?\b[\"']?[ \t]*(?:is|are|(?:would|must|should|will) be|equals|=|:|—)[ \t:=≈~]*"
     r"(?:(?:about|approximately|roughly|exactly|simply|[a-z] ?=) ?)*\n?[ \t\"'(\[]*",
     re.IGNORECASE,
 )
@@ -58,7 +58,7 @@ def final_number(marked: str) -> Number | None:
     marked_one = _after_mark(text, spans)
     if marked_one is not None:
         return _readable(marked_one)
-    return _readable(read(text, spans[-1])) if spans else None
+    return _last_of(text, spans)
 
 
 def _readable(number: Number) -> Number | None:
@@ -66,8 +66,19 @@ def _readable(number: Number) -> Number | None:
 
 
 def _last_number(text: str) -> Number | None:
-    spans = spans_in(text)
-    return _readable(read(text, spans[-1])) if spans else None
+    return _last_of(text, spans_in(text))
+
+
+def _last_of(text: str, spans: list[Span]) -> Number | None:
+    """The last number, which "42 = 6 x 7" gives before its work."""
+    if not spans:
+        return None
+    last = read(text, spans[-1])
+    if last.value is None and len(spans) > 1:
+        before = read(text, spans[-2])
+        if _GOES_ON.fullmatch(text[before.end : last.start]):
+            return _readable(before)
+    return _readable(last)
 
 
 def _before_next_question(text: str) -> str:
@@ -93,7 +104,7 @@ def _after_mark(text: str, spans: list[Span]) -> Number | None:
         return None
     while index + 1 < len(spans):
         after = read(text, spans[index + 1])
-        if _GOES_ON.fullmatch(text[number.end : after.start]) is None:
+        if after.value is None or not _GOES_ON.fullmatch(text[number.end : after.start]):
             break
         index, number = index + 1, after
     rest = text[number.end :]

@@ -45,13 +45,14 @@ _FRACTIONS = ("frac", "dfrac", "tfrac", "cfrac", "nicefrac", "sfrac")
 _BOXES = ("boxed", "fbox", "framebox")
 _TOKEN = re.compile(r"\\([A-Za-z]+)\*?([ \t]*\{)?|\\(.)|([{}])|([_^])[ \t]*\{", re.DOTALL)
 _SHORT_FRACTION = re.compile(r"\\([cdt]?frac)[ \t]*(\d|\{\d*\})[ \t]*(\d|\{\d*\})")
+_OVER = re.compile(r"\{([^{}\\]*)\\over(?![A-Za-z])([^{}]*)\}")
 _ARGUMENT = re.compile(r"[ \t]*\{")
 # `$...$` is mathematics where no space stands inside of it and no digit follows: not "$5 and $6".
 _MATHS = re.compile(r"(?<![\\$])\$(?=[^\s$])([^$\n]*?)(?<=[^\s$\\])\$(?![\d$])")
 _DEGREES = re.compile(r"\^[ \t]*(?:\{[ \t]*\\circ[ \t]*\}|\\circ(?![A-Za-z])|°|\{°\})")
 _NUMBER = r"([-+]?[\d.,]+)"
 _TIDY = (
-    (re.compile(rf"\({_NUMBER}\)/\({_NUMBER}\)"), r"\1/\2"),
+    (re.compile(rf"\( ?{_NUMBER} ?\)/\( ?{_NUMBER} ?\)"), r"\1/\2"),
     (re.compile(r"\^\(([-+]?\d+)\)"), r"^\1"),
     (re.compile(r"_\((\w+)\)"), r"_\1"),
     # a subscript of a letter is written beside it, as CO₂ is
@@ -64,7 +65,8 @@ def without_latex(text: str) -> str:
     text = _MATHS.sub(r"\1", text.replace("$$", " "))
     if "\\" in text or "{" in text:
         text = re.sub(r"\{([,.])\}", r"\1", _DEGREES.sub("°", text))
-        text = _read(_SHORT_FRACTION.sub(_with_braces, text))
+        text = _SHORT_FRACTION.sub(_with_braces, _OVER.sub(r"\\frac{\1}{\2}", text))
+        text = _read(text)
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     return text

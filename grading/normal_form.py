@@ -102,7 +102,8 @@ def _compatible(match: re.Match[str]) -> str:
         return ""
     if char == "，":
         near = match.string[max(0, match.start() - 1) : match.end() + 1]
-        return "," if len(near) == 3 and near[0].isdecimal() and near[2].isdecimal() else ", "
+        is_wide = [char.isdecimal() and not char.isascii() for char in near]
+        return "," if is_wide == [True, False, True] else ", "
     kind, _, parts = unicodedata.decomposition(char).partition(" ")
     if kind == "<fraction>":
         written = "".join(chr(int(part, 16)) for part in parts.split())

@@ -57,6 +57,7 @@ _LARGER_UNIT = re.compile(
 # --- what stands behind ---
 _UNFINISHED = re.compile(
     r"\s?(?:\^|\*\*)|\s?[√π∞]|\s?pi\b|\s?sqrt\b|\s?[+*×·]\s?[A-Za-z]\b|\s?-\s?[b-hj-z]\b"
+    r"|\s(?:halves|thirds|quarters|fourths|fifths|sixths|eighths|tenths|(?:hundred|thousand)ths)\b"
     r"|\s?[/*×·÷]\s?\(|\.?\(\d|i\b|\.?\\|_\d| ?[年月时時点點分년월시분] ?\d"
 )
 _PERCENT = re.compile(r"\s?(?:%|(?:percent|per cent|pct|prozent)\b)", re.IGNORECASE)

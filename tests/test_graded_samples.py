@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def sample_of(
     tokens = renderer.tokenizer.encode(said, add_special_tokens=False)
     reason = changes.pop("stop_reason", "stop")
     sequence = tinker.SampledSequence(reason, "0", tokens_np=np.array(tokens))
-    return _graded(task, task.questions[0], 1, renderer, sequence, prompt)
+    return asyncio.run(_graded(task, task.questions[0], 1, renderer, sequence, prompt))
 
 
 def marks(sample: SampleResult) -> tuple[float, bool, bool]:

@@ -30,7 +30,7 @@ def test_a_grader_judges_as_a_reader_does(case: Case) -> None:
 def test_there_are_cases_of_each_grader_on_both_sides() -> None:
     counts = Counter((case.grader, case.right) for case in CASES)
     assert set(counts) == {(grader, right) for grader in GRADERS for right in (True, False)}
-    assert min(counts.values()) >= 10 and len(CASES) >= 400
+    assert min(counts.values()) >= 10 and len(CASES) >= 800
 
 
 def test_the_page_shows_these_cases() -> None:

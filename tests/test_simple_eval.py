@@ -203,6 +203,9 @@ def test_a_question_that_stands_twice_and_an_empty_file_are_refused(tmp_path: Pa
     twice = write(tmp_path, {"question": "a?", "answer": "1"}, {"question": "a?", "answer": "1"})
     with pytest.raises(DataError, match="stands twice"):
         load_questions("qa:q.jsonl", twice)
+    two = [{"question": q, "answer": "1", "id": 1} for q in ("a?", "b?")]
+    with pytest.raises(DataError, match=r"line 2: 'b\?' has the id '1', which is that of 'a\?' in"):
+        load_questions("qa:q.jsonl", write(tmp_path, *two))
     with pytest.raises(DataError, match="holds no question"):
         load_questions("qa:q.jsonl", write(tmp_path, ""))
 

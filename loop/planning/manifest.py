@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from data_loader import LoadedFile
+from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
 from grading.graders import GRADING
 from loop.planning.inputs import Inputs, num_dropped
@@ -130,7 +131,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
         "code": {
             path: sha256
             for task in (*plan.tasks, *plan.test_tasks)
-            if isinstance(task.work, InspectTask)
+            if not isinstance(task.work, HeldOutFile)
             for path, sha256 in relative_code(task.work.code, folder).items()
         },
         "grading": GRADING,
