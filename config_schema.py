@@ -61,6 +61,14 @@ class TrainingConfig(Settings):
     base_url: Name | None = Field(
         default=None, description="address of a Tinker-compatible service; null: chosen by rule"
     )
+    start_from: Name | None = Field(
+        default=None,
+        description="saved weights to train on from, of another run: `RUN_DIR`, `RUN_DIR@best`, "
+        "`RUN_DIR@round_02` or a `tinker://` path of a state; null: a new adapter",
+    )
+    start_from_optimizer: bool = Field(
+        default=False, description="take over the optimizer's state with these weights"
+    )
     train_file: Sources = Field(
         description=(
             "JSONL, JSON, CSV or TSV (also `.gz`, `.zst`), Parquet, a directory saved by "
@@ -221,6 +229,7 @@ class TrainingConfig(Settings):
                 "evalops_enabled is true but evalops_test_suite_id is not set. Set it to your "
                 "suite's id."
             )
+        self._check_start()
         self._check_tasks()
         self._check_sources()
         self._check_held_out_every_steps()
@@ -239,6 +248,13 @@ class TrainingConfig(Settings):
                 "num_repeats to 1."
             )
         return self
+
+    def _check_start(self) -> None:
+        if self.start_from_optimizer and self.start_from is None:
+            raise ValueError(
+                "start_from_optimizer is true, and start_from names no weights whose optimizer it "
+                "could be. Set start_from, or leave start_from_optimizer out."
+            )
 
     def _check_tasks(self) -> None:
         for group, names in (

@@ -20,6 +20,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     from loop.planning.fitting import limits_of, unchecked_fit
     from loop.planning.inputs import read_inputs
     from loop.planning.left_out import write_lists
+    from loop.planning.origin import checked_origin, refuse_other_files
     from loop.planning.page import (
         describe_inputs,
         describe_plan,
@@ -43,15 +44,15 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
     lines += describe_inputs(inputs)
     dropped = inputs.drop_logs
+    origin = checked_origin(settings.start, settings.store, inputs, choice)
     try:
-        plan = make_plan(inputs, settings.kept)
+        plan = make_plan(inputs, settings.kept, origin)
         inputs = plan.inputs
+        lines += refuse_other_files(settings.start, plan)
         dropped += plan.dropped_in_rendering
         lines += describe_plan(plan)
     except TokenizerError as error:
-        if (
-            settings.model_dir is not None
-        ):  # a hub model's needs the network, a directory's has to be there
+        if settings.model_dir is not None:  # it has to be there; a hub's needs the network
             raise
         lines += describe_schedule(inputs, inputs.split.train, inputs.split.pool)
         unchecked.append(f"chat format, tokens and truncation: {error}")

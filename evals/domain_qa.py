@@ -35,7 +35,8 @@ from inspect_ai.solver import TaskState, generate
 # Inspect loads this file by path, from any directory, and makes only its own folder importable.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from simple_eval import GRADERS, Question, load_questions
+from grading.graders import GRADERS
+from simple_eval import Question, load_questions
 
 HERE = Path(__file__).resolve().parent
 

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from errors import ConfigError, one_line
-from evaluation.surroundings import without_new_keys
+from evaluation.surroundings import loading_apart
 from evaluation.task_content import content_sha256
 from rows.contamination import EvalText
 from user_code.modules import UserModules, in_folder
@@ -76,7 +76,7 @@ def load_inspect_task(name: str, spec: str, options: TaskOptions) -> InspectTask
     """Load a task with its data. Raises `ConfigError` saying what it lacks."""
     from inspect_ai._util.registry import registry_log_name
 
-    with without_new_keys():
+    with loading_apart():
         task, code = _load_task(name, spec, options.args)
     if options.limit is not None:
         task.dataset = task.dataset[0 : options.limit]

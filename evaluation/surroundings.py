@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 from services.keys import EVALOPS, TINKER
 
@@ -47,12 +49,21 @@ def _read_no_file() -> None:
 
 
 @contextlib.contextmanager
-def without_new_keys() -> Iterator[None]:
-    """Take out again the keys that a task's code puts into the environment (it may read a `.env`
-    itself): what a sandbox runs would have them."""
-    before: Mapping[str, str] = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in {TINKER, EVALOPS} - set(before):
-            os.environ.pop(name, None)
+def loading_apart() -> Iterator[None]:
+    """What is around the loading of a task: it leaves no keys in the environment (its code may read
+    a `.env` itself), where a sandbox would find them, and gets no rows of another time.
+
+    Inspect keeps what `hf_dataset` loads by the words of the call. A file of that name that has
+    changed since, or that lies in another folder, would give the rows of the first one.
+    """
+    from inspect_ai.dataset._sources import hf
+
+    before, cache_dir = dict(os.environ), getattr(hf, "inspect_cache_dir")  # noqa: B009 (as above)
+    with tempfile.TemporaryDirectory() as folder:
+        setattr(hf, "inspect_cache_dir", lambda *_: Path(folder))  # noqa: B010
+        try:
+            yield
+        finally:
+            setattr(hf, "inspect_cache_dir", cache_dir)  # noqa: B010
+            for name in {TINKER, EVALOPS} - set(before):
+                os.environ.pop(name, None)

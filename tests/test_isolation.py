@@ -217,7 +217,9 @@ def test_tokens_are_counted_by_the_models_own_tokenizer_and_system_messages_said
     from tinker_cookbook.tokenizer_utils import get_tokenizer
 
     tasks = [load(tasks_file, name) for name in ("plain", "counted", "instructed")]
-    (plain, counted, instructed), _ = evaluations(service, llama_dir, tmp_path, tasks)
+    said: list[str] = []
+    (plain, counted, instructed), _ = evaluations(service, llama_dir, tmp_path, tasks, said.append)
+    assert not said  # of a cache that nobody asked for
     assert answers(counted) == answers(plain)
     log = read_eval_log(str(counted.log))
     tokenizer = get_tokenizer(str(llama_dir))
@@ -406,3 +408,68 @@ def test_weights_of_one_path_that_were_trained_anew_are_asked_anew(workspace: Wo
     weights = [(read_eval_log(str(log), header_only=True).eval.metadata or {}) for log in logs]
     of_round_2 = [one["weights"] for one in weights if one["round"] == 2]
     assert len(of_round_2) == len(set(of_round_2)) == 2
+
+
+HUB_TASK = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import FieldSpec, hf_dataset
+from inspect_ai.scorer import includes
+
+
+@task
+def of_rows():
+    rows = hf_dataset("json", data_files="rows.jsonl", split="train",
+                      sample_fields=FieldSpec(input="q", target="a"))
+    return Task(dataset=rows, scorer=includes())
+"""
+
+
+def test_rows_are_those_of_the_file_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inspect keeps rows by the words of the call that loaded them."""
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
+
+    def asked(folder: Path, question: str) -> tuple[str, ...]:
+        folder.mkdir(exist_ok=True)
+        (folder / "rows.jsonl").write_text(f'{{"q": "{question}", "a": "x"}}\n')
+        (folder / "tasks.py").write_text(HUB_TASK)
+        return load(folder / "tasks.py", "of_rows").questions
+
+    assert asked(tmp_path / "one", "What is it?") == ("What is it?",)
+    assert asked(tmp_path / "one", "What was it then?") == ("What was it then?",)
+    assert asked(tmp_path / "two", "Which one?") == ("Which one?",)
+
+
+@pytest.mark.parametrize("order", [("learns", "does_not"), ("does_not", "learns")])
+def test_two_runs_of_one_config_each_get_their_own_score(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, order: tuple[str, str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workspace.folder / "cache"))
+    (workspace.folder / "tasks.py").write_text(TASKS)
+    names = ["tasks.py@plain", *(f"tasks.py@{name}" for name in CACHING)]
+    found: dict[str, list[list[str | None]]] = {}
+    for run_dir in order:
+        learning = (
+            {"steps_per_round": 6}
+            if run_dir == "learns"
+            else {"learning_rate": 1e-6, "steps_per_round": 1}
+        )
+        assert (
+            workspace.run(
+                run_dir,
+                eval_tasks=names,
+                evaluation={"max_tokens": 6},
+                max_rounds=1,
+                **learning,
+            )
+            == 0
+        )
+        result = workspace.store(run_dir).result(1)
+        assert result is not None
+        plain, *cached = ([one.answer for one in task.samples] for task in result.tasks)
+        assert cached == [plain] * len(CACHING)
+        found[run_dir] = [plain]
+    assert found["learns"] != found["does_not"]

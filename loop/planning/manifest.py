@@ -10,6 +10,7 @@ from typing import Any
 
 from data_loader import LoadedFile
 from evaluation.inspect_tasks import InspectTask
+from grading.graders import GRADING
 from loop.planning.inputs import Inputs, num_dropped
 from loop.planning.models import model_digests, model_files
 from loop.planning.plan import Plan
@@ -132,6 +133,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
             if isinstance(task.work, InspectTask)
             for path, sha256 in relative_code(task.work.code, folder).items()
         },
+        "grading": GRADING,
         "num_dropped": dict(num_dropped(_drop_logs(plan))),
         "num_similar": len(plan.inputs.split.similar),
         "dropped": [asdict(row) for row in itertools.islice(dropped_rows(plan), NUM_LISTED)],
