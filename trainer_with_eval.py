@@ -209,7 +209,7 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
     if args.preview is not None:
         from commands.preview import preview
 
-        return preview(args, settings)
+        return preview(args, settings, session)
     if args.dry_run:
         from commands.dry_run import dry_run
 

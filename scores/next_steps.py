@@ -36,7 +36,7 @@ class Missed(NamedTuple):
 
 class WaysOn(NamedTuple):
     """How the run can go on: the command that resumes it, None where it cannot be trained further;
-    and what a new config names to begin with its weights, None where no setting does."""
+    and, as JSON, what a new config names to begin with its weights, None where no setting does."""
 
     command: str | None
     start_from: str | None
@@ -135,7 +135,7 @@ def _more_rounds(missed: Missed, ways: WaysOn) -> Iterator[str]:
         if ways.start_from is not None:
             yield (
                 f'Go on from the best weights in a new config: "start_from": '
-                f'"{ways.start_from}"; {moved}. The sealed test of this run has been opened, so '
+                f"{ways.start_from}; {moved}. The sealed test of this run has been opened, so "
                 "give it a new one."
             )
         return
