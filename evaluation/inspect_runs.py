@@ -196,13 +196,10 @@ def _outcome(
     try:
         return scores_of(task, log)
     except (EvalError, ConfigError) as error:
-        # Answers without an error wait in the log, and count once they are part of a result; of
-        # scores that cannot be read there will be none.
-        lost = [
-            sample
-            for sample in log.samples or []
-            if sample.error is not None or isinstance(error, ConfigError)
-        ]
+        # Answers without an error wait in the log, and count once they are part of a result; where
+        # nothing is left to ask again there will be none.
+        is_final = isinstance(error, ConfigError) or _is_complete(log)
+        lost = [one for one in log.samples or [] if is_final or one.error is not None]
         usages = [u for sample in lost for u in (sample.model_usage or {}).values()]
         if is_new:
             error.num_prompt_tokens = sum(usage.input_tokens for usage in usages)
