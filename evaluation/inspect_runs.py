@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import re
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import ConfigError, EvalError, StorageError
+from evaluation.inspect_economy import economy
 from evaluation.inspect_scores import InspectScores, file_of, scores_of
 from evaluation.inspect_tasks import GRADER_ROLE, InspectTask, first_line_of
 from simple_eval import SamplingSettings
@@ -85,7 +85,7 @@ async def run_inspect(
     logs = {i: log for i, log in enumerate(earlier) if log is not None and _is_complete(log)}
     begun = {i: log for i, log in enumerate(earlier) if log is not None and i not in logs}
     fresh = [i for i, log in enumerate(earlier) if log is None]
-    with contextlib.redirect_stdout(sys.stderr), _rare_garbage_collection():
+    with contextlib.redirect_stdout(sys.stderr), economy():
         # Inspect takes tasks that go on and new ones, but not in the same call.
         goes_on = await _eval([_going_on(tasks[i].task, log) for i, log in begun.items()], options)
         logs |= zip(begun, goes_on, strict=True)
@@ -176,18 +176,6 @@ def _going_on(task: Task, log: EvalLog) -> Any:
         log=log,
         log_info=None,
     )
-
-
-@contextlib.contextmanager
-def _rare_garbage_collection() -> Iterator[None]:
-    """Collect rarely: a sample makes thousands of objects that are no cycles, and looking through
-    them as often as by default is a quarter of its cost (benchmarks/eval_overhead.py)."""
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 20)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _outcome(
