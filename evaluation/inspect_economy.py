@@ -189,6 +189,17 @@ def _two_digits_at_once(spell: Callable[..., str]) -> Callable[..., str]:
     return spelled
 
 
+def _only_where_heard(start: Callable[[], None]) -> Callable[[], None]:
+    """Hand the events of a sample on only if a hook of the user's waits for them."""
+    from inspect_ai.hooks._hooks import get_all_hooks
+
+    def start_if_heard() -> None:
+        if any(hook.enabled() for hook in get_all_hooks()):
+            start()
+
+    return start_if_heard
+
+
 @functools.cache
 def _distributions_of() -> Mapping[str, list[str]]:
     from importlib.metadata import packages_distributions
@@ -199,12 +210,11 @@ def _distributions_of() -> Mapping[str, list[str]]:
 REPLACEMENTS = (
     Replacement("inspect_ai.log._condense", "exceeds_max_depth", _all_may_be_deep),
     Replacement("inspect_ai.log._condense", "attachment_refs_from_value", _references_by_text),
+    Replacement("inspect_ai.hooks._hooks", "start_sample_event_emitter", _only_where_heard),
     # Twelve threads are started to compress the few kilobytes of a sample, which takes none.
     Replacement("inspect_ai._util.zipfile", "_ZSTD_THREADS", lambda _: 0),
     # Looked for among all that is installed, for each task of each evaluation, 0.3 s each time.
-    Replacement(
-        "inspect_ai._util.package", "packages_distributions", lambda _: _distributions_of
-    ),
+    Replacement("inspect_ai._util.package", "packages_distributions", lambda _: _distributions_of),
     Replacement("shortuuid.main", "_uu", _ids_in_stock),
     Replacement("shortuuid.main", "int_to_string", _two_digits_at_once),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import sys
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
     from inspect_ai.model import Model
+
+
+EVENTS = frozenset({"events", "events_data", "attachments", "timelines"})  # and what they refer to
 
 
 class InspectSetting(NamedTuple):
@@ -75,6 +79,10 @@ async def run_inspect(
         "log_level": "error",
         "ctl_server": False,
         "log_realtime": False,  # a database write per event, a fifth of the cost of a sample
+        "log_buffer": _log_buffer(
+            max(_num_samples(task.task, limit) for task in tasks) * settings.num_repeats
+        ),
+        "score_display": False,  # means of all samples so far, for a display that is off
         "fail_on_error": False,
         "max_tasks": len(tasks),
         # So many again are prepared or written down while the others are being sampled.
@@ -95,6 +103,19 @@ async def run_inspect(
         return [_outcome(task, logs[i], logs[i] is not earlier[i]) for i, task in enumerate(tasks)]
 
 
+def _num_samples(task: Task, limit: int | None) -> int:
+    return len(task.dataset) if limit is None else min(limit, len(task.dataset))
+
+
+def _log_buffer(num_samples: int) -> int:
+    """How many samples wait to be written to the log at once.
+
+    Those are asked again after a kill. Inspect writes the log's whole directory each time, so that
+    a number that does not grow with the samples would cost each of them more, the more there are.
+    """
+    return max(1, min(num_samples // 10, 32), num_samples // 50)
+
+
 async def _eval(tasks: list[Any], options: Mapping[str, Any]) -> list[EvalLog]:
     from inspect_ai import eval_async
     from inspect_ai._util.error import PrerequisiteError
@@ -112,7 +133,7 @@ async def _eval(tasks: list[Any], options: Mapping[str, Any]) -> list[EvalLog]:
         raise asyncio.CancelledError  # Inspect swallows it
     for log in logs:
         _refuse_unwritten(log)
-    return [await _read(file_of(log)) for log in logs]
+    return [await _read_scored(file_of(log)) for log in logs]
 
 
 async def _read(file: Path) -> EvalLog:
@@ -121,6 +142,33 @@ async def _read(file: Path) -> EvalLog:
     from inspect_ai.log import read_eval_log_async
 
     return await read_eval_log_async(str(file))
+
+
+async def _read_scored(file: Path) -> EvalLog:
+    """A log with what its samples were asked, answered and scored, and without their events, which
+    are most of it."""
+    from inspect_ai.log import EvalSample, read_eval_log_async
+
+    log = await read_eval_log_async(str(file), header_only=True)
+    samples = []
+    with zipfile.ZipFile(file) as archive:  # Inspect has taught it its compression
+        for name in dict.fromkeys(archive.namelist()):  # of one name, the last one counts
+            if name.startswith("samples/"):
+                found = json.loads(archive.read(name))
+                samples.append(
+                    EvalSample.model_validate(
+                        {key: value for key, value in found.items() if key not in EVENTS}
+                    )
+                )
+    # In Inspect's order.
+    log.samples = sorted(
+        samples,
+        key=lambda sample: (
+            sample.epoch,
+            sample.id if isinstance(sample.id, str) else str(sample.id).zfill(20),
+        ),
+    )
+    return log
 
 
 def _refuse_unwritten(log: EvalLog) -> None:
