@@ -17,6 +17,7 @@ import importlib
 import logging
 import os
 import re
+import struct
 import tempfile
 import types
 import uuid
@@ -132,61 +133,97 @@ def _nobody_attaches() -> Iterator[None]:
 # --- replacements ---------------------------------------------------------------------------------
 
 
-def _all_may_be_deep(exceeds: Callable[[object, int], bool]) -> Callable[[object, int], bool]:
-    """Instead of looking through a sample for what nests too deeply, ask of each what is asked of
-    those that do: whether it can be written."""
-    return lambda value, max_depth: True
-
-
-_REFERENCE = re.compile(rb'"attachment://([^"\\]*)"')
+def _deep_by_text(walk: Callable[[object, int], bool]) -> Callable[[object, int], bool]:
+    """Look through a sample for what nests too deeply only where its JSON cannot be written with
+    a few more levels around it."""
+    return lambda value, max_depth: (
+        (max_depth < MAX_DEPTH or _text_of(value) is None) and walk(value, max_depth)
+    )
 
 
 def _references_by_text(walk: Callable[[Any], set[str]]) -> Callable[[Any], set[str]]:
     """Find the attachments that a sample names in its JSON, which is faster than in its objects."""
-    from pydantic_core import to_json
 
     def references(value: Any) -> set[str]:
-        try:
-            text = to_json(value, fallback=lambda _: None)
-        except ValueError:  # as of bytes, or of what nests too deeply
+        global _last_text
+        text, _last_text = _text_of(value), (None, None)
+        if text is None:
             return walk(value)
         found = _REFERENCE.findall(text)
-        if len(found) != text.count(b'"attachment://'):  # with characters that JSON escapes
+        if len(found) != text.count(b'"attachment://'):  # as a key, or within a text
             return walk(value)
         return {one.decode() for one in found}
 
     return references
 
 
+MAX_DEPTH = 250  # of JSON that `_text_of` gives
+_REFERENCE = re.compile(rb'(?<!\\)"attachment://([^"\\]*)"(?!:)')
+_last_text: tuple[object, bytes | None] = (None, None)  # both replacements ask of the same value
+
+
+def _text_of(value: object) -> bytes | None:
+    """A value as JSON, or None if it nests more than `MAX_DEPTH` levels, or cannot be written."""
+    from pydantic_core import to_json
+
+    global _last_text
+    if _last_text[0] is not value:
+        try:  # pydantic gives up at 255 levels, of which these are some
+            text = to_json([[[[[value]]]]], fallback=lambda _: None)
+        except ValueError:
+            text = None
+        _last_text = (value, text)
+    return _last_text[1]
+
+
 def _ids_in_stock(module: types.ModuleType) -> types.SimpleNamespace:
     """The module `uuid` with random bytes for 256 ids at once: a sample has 27."""
-    stock = b""
+    stock: Iterator[tuple[int, int]] = iter(())
 
     def uuid4() -> uuid.UUID:
         nonlocal stock
-        stock = stock or os.urandom(4096)
-        taken, stock = stock[:16], stock[16:]
-        return module.UUID(bytes=taken, version=4)
+        taken = next(stock, None)
+        if taken is None:
+            stock = struct.iter_unpack("QQ", os.urandom(4096))
+            taken = next(stock)
+        made = object.__new__(module.UUID)  # what it checks is so by the way it is made
+        bits = (taken[0] << 64 | taken[1]) & ~_FIXED | _VERSION_4
+        object.__setattr__(made, "int", bits)
+        object.__setattr__(made, "is_safe", uuid.SafeUUID.unknown)
+        return made
 
     return types.SimpleNamespace(**{**vars(module), "uuid4": uuid4})
 
 
-def _two_digits_at_once(spell: Callable[..., str]) -> Callable[..., str]:
-    """Spell the same id with half the divisions."""
-    pairs: dict[str, list[str]] = {}
+_FIXED = 0xF << 76 | 0b11 << 62  # the bits of a UUID that say what it is
+_VERSION_4 = 4 << 76 | 0b10 << 62
 
-    def spelled(number: int, alphabet: list[str], padding: int | None = None) -> str:
-        digits = "".join(alphabet)
-        if digits not in pairs:
-            pairs[digits] = [low + high for high in digits for low in digits]
-        known, base, parts = pairs[digits], len(digits) ** 2, []
-        while number:
-            number, rest = divmod(number, base)
-            parts.append(known[rest])
-        text = "".join(parts).rstrip(digits[0])
-        return text.ljust(padding or 0, digits[0])[::-1]
 
-    return spelled
+def _states_by_parts(deepcopy: Callable[..., Any]) -> Callable[..., Any]:
+    """Copy of a sample's new state what it shares with the sample: all else was made for it."""
+    from inspect_ai.solver import TaskState
+
+    def copied(found: Any, *args: Any) -> Any:
+        if type(found) is not TaskState:
+            return deepcopy(found, *args)
+        state = copy.copy(found)
+        vars(state).update(deepcopy({name: vars(found)[name] for name in OF_SAMPLE}))
+        return state
+
+    return copied
+
+
+OF_SAMPLE = ("_input", "_target", "_metadata", "_messages")
+
+
+def _texts_that_fit(module: types.ModuleType) -> types.SimpleNamespace:
+    """The module `textwrap`, which takes a text to words before it finds that it is short."""
+
+    def shorten(text: str, width: int, **options: Any) -> str:
+        one_line = " ".join(text.split())
+        return one_line if len(one_line) <= width else module.shorten(text, width, **options)
+
+    return types.SimpleNamespace(**{**vars(module), "shorten": shorten})
 
 
 def _only_where_heard(start: Callable[[], None]) -> Callable[[], None]:
@@ -208,7 +245,7 @@ def _distributions_of() -> Mapping[str, list[str]]:
 
 
 REPLACEMENTS = (
-    Replacement("inspect_ai.log._condense", "exceeds_max_depth", _all_may_be_deep),
+    Replacement("inspect_ai.log._condense", "exceeds_max_depth", _deep_by_text),
     Replacement("inspect_ai.log._condense", "attachment_refs_from_value", _references_by_text),
     Replacement("inspect_ai.hooks._hooks", "start_sample_event_emitter", _only_where_heard),
     # Twelve threads are started to compress the few kilobytes of a sample, which takes none.
@@ -216,5 +253,6 @@ REPLACEMENTS = (
     # Looked for among all that is installed, for each task of each evaluation, 0.3 s each time.
     Replacement("inspect_ai._util.package", "packages_distributions", lambda _: _distributions_of),
     Replacement("shortuuid.main", "_uu", _ids_in_stock),
-    Replacement("shortuuid.main", "int_to_string", _two_digits_at_once),
+    Replacement("inspect_ai._eval.task.run", "deepcopy", _states_by_parts),
+    Replacement("inspect_ai.log._util", "textwrap", _texts_that_fit),
 )
