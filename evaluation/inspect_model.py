@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
 
 INSPECT_MAX_TOKENS = 1024  # where neither the settings nor the task say
-MAX_REMEMBERED = 64  # characters
 CUT_TURNS = "turns_cut_short"  # in a sample's store: turns that ended at the limit of their tokens
 
 
@@ -63,8 +61,6 @@ def inspect_model(
     """
     from inspect_ai.model import GenerateConfig, Model
 
-    renderer = _remembering(renderer)
-
     class Uncached(Model):
         async def generate(
             self,
@@ -85,27 +81,6 @@ def inspect_model(
     return Uncached(
         _bridge(client, renderer, seed, name), GenerateConfig(max_tokens=INSPECT_MAX_TOKENS)
     )
-
-
-def _remembering(renderer: Renderer) -> Renderer:
-    """The same renderer, whose tokenizer remembers the tokens of short texts: of the nine that a
-    prompt and its answer are encoded in, all but the question are the same for every sample."""
-    tokenizer, renderer = copy.copy(renderer.tokenizer), copy.copy(renderer)
-    encode, known = tokenizer.encode, {}
-
-    def encoded(text: Any, *args: Any, **options: Any) -> list[int]:
-        if args or not isinstance(text, str) or len(text) > MAX_REMEMBERED:
-            return encode(text, *args, **options)
-        place = (text, *options.items())
-        if place not in known:
-            if len(known) > 1000:
-                known.clear()
-            known[place] = encode(text, **options)
-        return list(known[place])
-
-    tokenizer.encode = encoded
-    renderer.tokenizer = tokenizer
-    return renderer
 
 
 def _bridge(client: tinker.SamplingClient, renderer: Renderer, seed: int, name: str) -> Any:
