@@ -267,7 +267,8 @@ def table_rows(in_flight: int, reports: list[Report]) -> list[str]:
         ratio, own = one.wall_s / bare.wall_s, one.cpu_ms - bare.cpu_ms
         print(
             f"| {in_flight} | {one.name} | {one.wall_s:.2f} ({min(walls):.2f} to {max(walls):.2f}) "
-            f"| {ratio:.2f} | {one.cpu_ms:.2f} | {own:.2f} |"
+            f"| {ratio:.2f} | {one.cpu_ms:.2f} | {own:.2f} |",
+            flush=True,
         )
         if (allowed := MAX_RATIOS.get((one.name, in_flight))) is not None:
             verdict = "met" if ratio <= allowed else "missed"

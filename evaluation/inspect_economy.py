@@ -18,7 +18,6 @@ import logging
 import os
 import re
 import struct
-import tempfile
 import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 
 
 class Replacement(NamedTuple):
-    """A name of a module, and what makes the cheaper value from the one that is there."""
+    """A name of a module, and what makes the cheaper value of the one that is there."""
 
     module: str
     name: str
@@ -99,15 +98,15 @@ def _copied_dict(found: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
 @contextlib.contextmanager
 def _no_traces() -> Iterator[None]:
     """Make no log records below `INFO`: transcripts take those of `INFO` and above, and lower ones
-    would go to a trace file alone, outside the run's directory, with a flush for each."""
+    would go to a trace file alone, outside the run's directory, with a flush for each. It stays
+    unwritten for as long as the process lives."""
     from inspect_ai._util import logger as inspect_logger
 
-    with tempfile.TemporaryDirectory() as folder:  # it opens the file at once
-        inspect_logger.init_logger("error", trace_dir=Path(folder))
-        handler = inspect_logger._logHandler["handler"]
-        if handler is not None and handler.trace_logger is not None:
-            handler.trace_logger.close()
-            handler.trace_logger = None  # pyright: ignore[reportAttributeAccessIssue] (it asks)
+    if inspect_logger._logHandler["handler"] is None:  # set up once a process
+        with _replaced(_UNOPENED):
+            inspect_logger.init_logger("error", trace_dir=Path(os.devnull))
+    if (handler := inspect_logger._logHandler["handler"]) is not None:
+        handler.trace_logger = None  # pyright: ignore[reportAttributeAccessIssue] (it asks)
     logger = logging.getLogger("inspect_ai")
     before = logger.level
     logger.setLevel(logging.INFO)
@@ -115,6 +114,11 @@ def _no_traces() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+_UNOPENED = Replacement(
+    "inspect_ai._util.logger", "FileHandler", lambda handler: functools.partial(handler, delay=True)
+)
 
 
 @contextlib.contextmanager

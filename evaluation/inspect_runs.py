@@ -93,7 +93,7 @@ async def run_inspect(
     logs = {i: log for i, log in enumerate(earlier) if log is not None and _is_complete(log)}
     begun = {i: log for i, log in enumerate(earlier) if log is not None and i not in logs}
     fresh = [i for i, log in enumerate(earlier) if log is None]
-    with contextlib.redirect_stdout(sys.stderr), economy():
+    with contextlib.redirect_stdout(sys.stderr):
         # Inspect takes tasks that go on and new ones, but not in the same call.
         goes_on = await _eval([_going_on(tasks[i].task, log) for i, log in begun.items()], options)
         logs |= zip(begun, goes_on, strict=True)
@@ -122,18 +122,19 @@ async def _eval(tasks: list[Any], options: Mapping[str, Any]) -> list[EvalLog]:
 
     if not tasks:
         return []
-    try:
-        logs = await eval_async(tasks, **options)
-    except PrerequisiteError as error:
-        names = ", ".join(str(getattr(task, "name", None) or task.task.name) for task in tasks)
-        raise EvalError(
-            f"{names}: Inspect cannot run: {first_line_of(str(error.message))}."
-        ) from None
-    if len(logs) < len(tasks) or any(log.status == "cancelled" for log in logs):
-        raise asyncio.CancelledError  # Inspect swallows it
-    for log in logs:
-        _refuse_unwritten(log)
-    return [await _read_scored(file_of(log)) for log in logs]
+    with economy():
+        try:
+            logs = await eval_async(tasks, **options)
+        except PrerequisiteError as error:
+            names = ", ".join(str(getattr(task, "name", None) or task.task.name) for task in tasks)
+            raise EvalError(
+                f"{names}: Inspect cannot run: {first_line_of(str(error.message))}."
+            ) from None
+        if len(logs) < len(tasks) or any(log.status == "cancelled" for log in logs):
+            raise asyncio.CancelledError  # Inspect swallows it
+        for log in logs:
+            _refuse_unwritten(log)
+        return [await _read_scored(file_of(log)) for log in logs]
 
 
 async def _read(file: Path) -> EvalLog:

@@ -8,6 +8,9 @@ import copy
 import gc
 import importlib
 import logging
+import os
+import subprocess
+import sys
 import textwrap
 import uuid
 from pathlib import Path
@@ -27,6 +30,7 @@ from evaluation.inspect_tasks import TaskOptions, load_inspect_task
 from sdk_client import using
 from simple_eval import SamplingSettings
 
+REPO = Path(__file__).resolve().parent.parent
 TASK = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
@@ -226,6 +230,21 @@ def test_no_trace_is_written_and_no_client_is_waited_for() -> None:
     finally:
         logging.setLogRecordFactory(factory)
     assert made == []
+
+
+def test_a_process_that_evaluates_leaves_no_trace_file(tmp_path: Path) -> None:
+    program = (
+        "from evaluation.inspect_economy import economy\n"
+        "import logging\n"
+        "with economy():\n"
+        "    logging.getLogger('inspect_ai.model').warning('said and not traced')\n"
+    )
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "" and "Traceback" not in done.stdout
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
 def nested(levels: int) -> Any:
