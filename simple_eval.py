@@ -21,7 +21,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import SENT_AGAIN, DataError, EvalError, ServiceError
-from grading.graders import GRADERS, problem_with
+from grading.graders import GRADERS, grade, problem_with
+from grading.math_process import NotJudged
 from grading.reasoning import LONGEST_MARKER, opens_reasoning, without_reasoning
 from rows.rendering import Rendering
 from rows.sources import Row, Source, is_text, read_rows, sha256_of
@@ -400,7 +401,10 @@ async def _graded(
 async def _verdict(task: QuestionTask, question: Question, said: str) -> Verdict:
     if (own := task.graders.get(question.grader)) is not None:
         return await own.verdict(said, question.answers)
-    return Verdict(float(GRADERS[question.grader](said, question.answers)))
+    try:
+        return Verdict(float(await grade(question.grader, said, question.answers)))
+    except NotJudged as error:
+        return Verdict(0.0, str(error))
 
 
 def _failed(task: QuestionTask, question: Question, repeat: int, error: str) -> SampleResult:

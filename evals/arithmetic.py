@@ -31,7 +31,7 @@ from inspect_ai.solver import TaskState, generate
 # Inspect loads this file by path, from any directory, and makes only its own folder importable.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from grading.graders import grade_numeric
+from grading.graders import grade
 
 NUM_LEVELS = 4
 MAX_QUESTIONS = 2_000  # the first level has too few different sums for more
@@ -177,7 +177,7 @@ def last_number() -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         answer = state.output.completion
-        is_right = grade_numeric(answer, list(target))
+        is_right = await grade("numeric", answer, list(target))
         return Score(value=CORRECT if is_right else INCORRECT, answer=answer)
 
     return score

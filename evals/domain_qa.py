@@ -35,7 +35,7 @@ from inspect_ai.solver import TaskState, generate
 # Inspect loads this file by path, from any directory, and makes only its own folder importable.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from grading.graders import GRADERS
+from grading.graders import grade
 from simple_eval import Question, load_questions
 
 HERE = Path(__file__).resolve().parent
@@ -91,7 +91,7 @@ def question_grader() -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         answer = state.output.completion
-        is_right = GRADERS[state.metadata["grader"]](answer, list(target))
+        is_right = await grade(state.metadata["grader"], answer, list(target))
         return Score(value=CORRECT if is_right else INCORRECT, answer=answer)
 
     return score

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 
-from grading.answers import final_number, own_turn
+from grading.answers import own_turn
+from grading.final_values import Value, final_values, gold_value, number_alone
+from grading.math_process import NotJudged, is_expression, is_same_expression, value_of
 from grading.normal_form import folded, marked_form, readable_form, without_marks
 from grading.numbers import CURRENCIES, Number, read, spans_in
 from grading.scripts import is_mark, is_of_word, is_unspaced
@@ -28,8 +32,6 @@ _ELISION = re.compile(r"(?:^|\W)(?:[cdjlmnst]|qu|un|dell|all|nell|dall|sull)'$")
 # Signs that make another word of the one that they stand beside.
 _JOINING_BEFORE, _JOINING_AFTER = "-'.@&+#", "-'.@&"
 _KEPT_AROUND = "#%&@/+"
-_AROUND_NUMBER = " \n\t\"'()[],;:!?="
-_UNIT = re.compile(r"(?: ?[^\W\d_]+[\d²³]?[.]?(?:\^-?\d)?(?: ?/ ?[^\W\d_]+(?:\^-?\d)?)?){0,3}")
 
 
 def grade_includes(answer: str, accepted: Sequence[str]) -> bool:
@@ -48,12 +50,23 @@ def grade_exact(answer: str, accepted: Sequence[str]) -> bool:
 
 
 def grade_numeric(answer: str, accepted: Sequence[str]) -> bool:
-    """The number that the text gives in the end equals an accepted one."""
-    given = final_number(marked_form(answer))
-    if given is None:
-        return False
-    expected = [number_alone(one) for one in accepted]
-    return any(one is not None and _is_same(given, one) for one in expected)
+    """The number, or the expression, that the text gives in the end equals an accepted one.
+
+    Raises `NotJudged` where expressions cannot be compared.
+    """
+    verdict = _numeric_verdict(answer, accepted)
+    return verdict if isinstance(verdict, bool) else verdict()
+
+
+async def grade(grader: str, answer: str, accepted: Sequence[str]) -> bool:
+    """What a grader says, without keeping others waiting while expressions are worked out.
+
+    Raises `NotJudged`, as `grade_numeric` does.
+    """
+    if grader != "numeric":
+        return GRADERS[grader](answer, accepted)
+    verdict = _numeric_verdict(answer, accepted)
+    return verdict if isinstance(verdict, bool) else await asyncio.to_thread(verdict)
 
 
 Grader = Callable[[str, Sequence[str]], bool]
@@ -67,25 +80,66 @@ GRADERS: dict[str, Grader] = {
 def problem_with(grader: str, answer: str) -> str | None:
     """Why an accepted answer cannot be read by its grader; None where it can."""
     if grader == "numeric":
-        return None if number_alone(answer) is not None else f"{answer!r} is not a number"
+        return _not_numeric(answer)
     is_empty = not folded(readable_form(answer)).strip()
     return f"nothing of {answer!r} is left but marks" if is_empty else None
+
+
+def _not_numeric(answer: str) -> str | None:
+    gold = gold_value(answer)
+    try:
+        can_be_read = gold is not None and (isinstance(gold, Number) or is_expression(gold))
+    except NotJudged as error:
+        return f"{answer!r} cannot be read. {error}"
+    return (
+        None if can_be_read else f"{answer!r} is not a number, nor an expression that can be read"
+    )
 
 
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def number_alone(text: str) -> Number | None:
-    """A text that is one number, with its unit at most; None for any other."""
-    plain = readable_form(text).rstrip(_AROUND_NUMBER + ".").lstrip(_AROUND_NUMBER)
-    spans = spans_in(plain)
-    if len(spans) != 1:
+def _numeric_verdict(answer: str, accepted: Sequence[str]) -> bool | Callable[[], bool]:
+    """Whether an answer is right; where expressions are to be worked out for it, what does that.
+
+    Where an answer gives several values, an accepted one has to equal them all.
+    """
+    golds = [gold for one in accepted if (gold := gold_value(one)) is not None]
+    values = final_values(answer, is_formula=any(isinstance(gold, str) for gold in golds))
+    open_golds: list[Number | str] = []
+    for gold in golds if values else ():
+        verdicts = [_plain_verdict(value, gold) for value in values]
+        if all(verdicts):
+            return True
+        if False not in verdicts:
+            open_golds.append(gold)
+    if not open_golds:
+        return False
+    return partial(_worked_out, values, open_golds)
+
+
+def _plain_verdict(value: Value, gold: Number | str) -> bool | None:
+    """None where an expression has to be worked out."""
+    if isinstance(gold, str) or value.number is None:
         return None
-    number = read(plain, spans[0])
-    before, behind = plain[: number.start].strip(), plain[number.end :].strip()
-    is_alone = not before or before in CURRENCIES or re.fullmatch(r"[A-Z]{1,3}|Rs\.?", before)
-    has_unit = _UNIT.fullmatch(re.sub(r"[°$€£¥/]", "", behind)) is not None
-    return number if number.value is not None and is_alone and has_unit else None
+    return _is_same(value.number, gold) or (None if value.expression is not None else False)
+
+
+def _worked_out(values: Sequence[Value], golds: Sequence[Number | str]) -> bool:
+    return any(all(_is_value(value, gold) for value in values) for gold in golds)
+
+
+def _is_value(value: Value, gold: Number | str) -> bool:
+    if not isinstance(gold, str):
+        if _plain_verdict(value, gold) or value.expression is None:
+            return bool(_plain_verdict(value, gold))
+        worked_out = value_of(value.expression)
+        return worked_out is not None and _is_same(Number(0, 0, worked_out), gold)
+    if value.expression is not None:
+        return is_same_expression(gold, value.expression)
+    assert value.number is not None
+    worked_out = value_of(gold)
+    return worked_out is not None and _is_same(value.number, Number(0, 0, worked_out))
 
 
 def parse_number(text: str) -> Fraction | None:

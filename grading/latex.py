@@ -50,6 +50,22 @@ _ARGUMENT = re.compile(r"[ \t]*\{")
 # `$...$` is mathematics where no space stands inside of it and no digit follows: not "$5 and $6".
 _MATHS = re.compile(r"(?<![\\$])\$(?=[^\s$])([^$\n]*?)(?<=[^\s$\\])\$(?![\d$])")
 _DEGREES = re.compile(r"\^[ \t]*(?:\{[ \t]*\\circ[ \t]*\}|\\circ(?![A-Za-z])|°|\{°\})")
+# Between the groups of a number, where LaTeX's spaces mean nothing: `11,\! 111` and `14 {, }916`.
+_GAP = (
+    r"(?:\\[!,;:> ]"
+    r"|\\(?:(?:neg)?(?:thin|med|thick)space|enspace|nobreakspace|space)(?![A-Za-z])[ \t]?"
+    r"|\\[hm]space\*?\{[^{}\n]{0,12}\}|\{(?:\\[!,;:> ]|[ ~]){0,3}\}|[ \t~]){0,6}"
+)
+_COMMA = rf"(?:,|(?:\\(?:text|mathord|mathrm|mathpunct|mbox))?\{{{_GAP},{_GAP}\}})"
+_GROUPED = re.compile(
+    rf"(?<![\d.,])\d{{1,3}}(?:{_GAP}{_COMMA}?{_GAP}\d{{3}}(?!\d)){{1,20}}(?!{_GAP}{_COMMA}?{_GAP}\d)"
+)
+_LIST_BEFORE = re.compile(rf"\d{_GAP}{_COMMA}{_GAP}$")
+# A formula, or a box, that is one number: its plain spaces mean nothing either.
+_ALONE = re.compile(
+    r"((?:\\boxed[ \t]*\{|(?<![\\$\w])\$\$?|\\[(\[])[ \t]*(?:-[ \t]*)?(?:\\\$)?)"
+    r"(\d{1,3}(?:[ \t]*,[ \t]+\d{3}|~\d{3})+)(?=(?:\.\d+)?[ \t]*(?:\}|\$(?!\d)|\\[)\]]))"
+)
 _NUMBER = r"([-+]?[\d.,]+)"
 _TIDY = (
     (re.compile(rf"\( ?{_NUMBER} ?\)/\( ?{_NUMBER} ?\)"), r"\1/\2"),
@@ -62,14 +78,37 @@ _TIDY = (
 
 def without_latex(text: str) -> str:
     """The text with LaTeX's commands read, and `BOX` and `END_OF_BOX` around a boxed value."""
-    text = _MATHS.sub(r"\1", text.replace("$$", " "))
+    text = _MATHS.sub(r"\1", with_whole_numbers(text).replace("$$", " "))
     if "\\" in text or "{" in text:
-        text = re.sub(r"\{([,.])\}", r"\1", _DEGREES.sub("°", text))
+        text = re.sub(r"\{[ \t]*([,.])[ \t]*\}", r"\1", _DEGREES.sub("°", text))
         text = _SHORT_FRACTION.sub(_with_braces, _OVER.sub(r"\\frac{\1}{\2}", text))
         text = _read(text)
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     return text
+
+
+def with_whole_numbers(text: str) -> str:
+    """The text with the groups of a number joined that only LaTeX's spaces stand between."""
+    if "\\" in text or "{" in text:
+        text = _GROUPED.sub(_joined, text)
+    if "\\" in text or "$" in text:
+        text = _ALONE.sub(lambda match: match[1] + "".join(re.findall(r"\d", match[2])), text)
+    return text
+
+
+def _joined(match: re.Match[str]) -> str:
+    """One number, where a command or braces stand between all groups of it alike."""
+    written = match[0]
+    if not ("\\" in written or "{" in written):
+        return written
+    if _LIST_BEFORE.search(match.string, max(0, match.start() - 24), match.start()):
+        return written
+    digits = re.findall(r"(?<!\d)\d{1,3}(?!\d)", re.sub(r"space\*?\{[^{}]*\}", "", written))
+    num_commas = len(re.findall(r"(?<!\\),", written))
+    if num_commas not in (0, len(digits) - 1):
+        return written
+    return "".join(digits)
 
 
 def _with_braces(match: re.Match[str]) -> str:

@@ -47,10 +47,14 @@ _SIGN = re.compile(r"(?<![\w)\]%—])—(?=\.?\d|[$€£¥₹]\s?\.?\d)")
 _PAUSE = re.compile(r"[ \t]{0,3}(?:—+|(?<![-|:])--(?![-|:]))[ \t]{0,3}")
 
 
+def written_form(text: str) -> str:
+    """A text as it is written, LaTeX and all, but with one sign for those that look alike."""
+    return _OTHER.sub(_digit, unicodedata.normalize("NFKC", _with_plain_signs(text)))
+
+
 def marked_form(text: str) -> str:
     """The normal form with its lines and its letters' case, and with the marks of answers in it."""
-    text = unicodedata.normalize("NFKC", _with_plain_signs(text))
-    text = _OTHER.sub(_digit, text)
+    text = written_form(text)
     text = _PAUSE.sub(" — ", _SIGN.sub("-", text))
     return without_markdown(without_latex(without_html(text)))
 

@@ -37,6 +37,7 @@ _REST_OF_WORD = re.compile(r"(?:[A-Za-z0-9_]|[-.:/](?=[A-Za-z0-9]))*")
 _CODE = re.compile(r"(?:(?<![A-Za-z])[A-Z]{1,3} ?|Rs\.? ?)$")
 _SIGN = re.compile(r"([-+]+)( ?)$")
 _NEGATIVE = re.compile(r"\b(?:minus|negative)\s+$", re.IGNORECASE)
+_EITHER_SIGN = re.compile(r"(?:\bplus\s*(?:or|/|-)\s*minus|\+\s?(?:/|or)\s?-)\s*$", re.IGNORECASE)
 # After these a dash with a space behind it is a sign; after another word it is a pause.
 _VALUE_FOLLOWS = re.compile(
     r"(?:^|\n|[=:(\[{,;<>≤≥≈~|?!.\"']"
@@ -176,6 +177,8 @@ def _is_in_word(text: str, start: int) -> bool:
 
 def _sign(before: str) -> tuple[int | None, int]:
     """The sign of a number, None where it is part of some work, and how far it stands before it."""
+    if (match := _EITHER_SIGN.search(before)) is not None:
+        return None, len(before) - match.start()
     for lead in (before, _CODE.sub("", before)):
         if (match := _SIGN.search(lead)) is None:
             continue

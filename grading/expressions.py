@@ -1,0 +1,174 @@
+r"""Which part of an answer is an expression, and how it is handed to what can work it out.
+
+`3\sqrt{13}`, `2x+1` and a box with `9+1` are expressions. Plain numbers are none, and are never
+read here: dates, ranges, mixed numbers and sums outside of formulas keep what `numbers` says.
+"""
+
+# ruff: noqa: RUF001 - signs that look alike are what is told apart here
+from __future__ import annotations
+
+import re
+
+from grading.latex import with_whole_numbers
+
+LONGEST = 1000  # characters of an expression; what is longer is no short answer
+MOST_NESTED = 20  # brackets in brackets
+
+_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|kappa|lambda|mu|nu|xi|rho"
+    "|sigma|tau|phi|varphi|chi|psi|omega|Delta|Omega|Phi|Psi|Gamma|Lambda|Sigma|Theta"
+)
+_FUNCTIONS = (
+    "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|lg|max|min|gcd"
+)
+_KNOWN = (
+    rf"(?:{_GREEK}|{_FUNCTIONS}|pi|infty|[dtc]?frac|d?binom|sqrt|cdot|times|div|pm|mp|cup|cap"
+    r"|left|right|[bB]ig+[lr]?|lfloor|rfloor|lceil|rceil|lvert|rvert|circ|displaystyle|over)"
+)
+_SPACE = (
+    r"(?:\\[!,;:> ]|\\(?:q?quad|thinspace|enspace|space|displaystyle|textstyle)(?![A-Za-z])|~|\s)"
+)
+_ONE_UNIT = r"(?:\\(?:text|mathrm)\{[A-Za-z]+\}|[A-WΩµa-w]+)(?:\^\{?-?\d\}?)?"
+_UNITS = rf"{_ONE_UNIT}(?:\s*(?:[·/*]|\\cdot)\s*{_ONE_UNIT})*"
+_TOKEN = re.compile(
+    rf"\\{_KNOWN}(?![A-Za-z])|\\[{{}}|]|{_SPACE}|\d+(?:\.\d+)?|\.\d+|[A-Za-z]|[-+*/^_!()\[\]{{}},;|]"
+)
+_RUN = re.compile(r"(?<!\\)(?<![\\A-Za-z])[A-Za-z]{2,}")
+_PLAIN_NAMES = re.compile(rf"(?<![\\A-Za-z])((?:{_FUNCTIONS})(?=\s*[_(\d^])|pi|sqrt)(?![A-Za-z])")
+_LONGEST_RUN = 3  # letters of variables beside each other in a formula
+_JOINED_DIGITS = re.compile(r"(?<![_\d])\d+\s+\.?\d|\d[eE][-+]?\d|\d\s*[x×]\s*\d")
+# 1939-1945, 3 - 5, 24/7, 12/25/2026: what looks like a sum may be a range, a score or a date.
+_RANGE = re.compile(r"[-+]?[\d.,]+(?:\s*-\s*[\d.,]+|\s*/\s*[\d.,]+)+")
+# Without delimiters, letters and commands tell a formula from numbers with signs between them.
+_MAKES_FORMULA = re.compile(
+    r"\\[A-Za-z]|[a-z)]\s*[-+*/^]\s*\S|[-+*^(]\s*[a-z]"
+    r"|[-+]\s*\d+[inxyz](?![A-Za-z])|[\^_]\{|^(?:[(\[]|\\\{).*,.*[)\]}]$"
+)
+_ONLY_SIGNS = re.compile(r"\\(?:times|cdot|div|left|right|pm|min|max|gcd)(?![A-Za-z])")
+_UNFINISHED = re.compile(r"(?:[-+*/^_(\[{]|\\(?:times|cdot|div|left|pm))\s*$|^[*/^_)]")
+_MEASURE = re.compile(
+    rf"[-+]?[\d.,]+{_SPACE}+(?:\\[dt]?frac\{{{_UNITS}\}}\{{{_UNITS}\}}|{_UNITS})"
+)  # 9.8 \frac{m}{s^2}, 12 N·m
+_HAS_VALUE = re.compile(r"\d|\\(?:pi|infty|sqrt|frac|cdot)|[-+^]")
+_FORMULAS = (
+    re.compile(r"\$\$(.+?)\$\$", re.DOTALL),
+    re.compile(r"\\\[(.+?)\\\]", re.DOTALL),
+    re.compile(r"\\\((.+?)\\\)", re.DOTALL),
+    re.compile(r"(?<![\\$])\$(?!\$)([^$\n]+?)(?<!\\)\$(?!\$)"),
+)
+_AROUND = " \t\n.,;:!*_`"
+_AROUND_VALUE = " \t\n.,;:*_`"  # 5! is 120
+_UNIT = re.compile(
+    rf"{_SPACE}*(?:\\(?:text|mathrm|textrm|textbf|mbox|operatorname){{[^{{}}\\]*}}(?:\^{{?-?\d}}?)?"
+    r"|(?<=[\s}\d)])(?:[a-z]{4,}|cm|mm|km|kg|ft|in|mi)(?:\^{?\d}?)?)$"
+)
+_UNIT_BEHIND = re.compile(
+    r"\s+(?:(?:square|cubic|sq)\.?\s+)?(?:units?|[cmk]?m|ft|in|feet|foot|inch(?:es)?|yards?|miles?"
+    r"|(?:centi|milli|kilo)?met(?:er|re)s?|degrees?|radians?|seconds?|minutes?|hours?|dollars?)"
+    r"(?:\^?[23²³])?$"
+)
+_NAME = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?'?|[A-Za-z]\([a-z]\))\s*=")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\}|°)|°|\\degree)")
+_ANGLE = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_EQUALS = re.compile(r"(?<![<>!:\\=])=(?!=)|\\equiv(?![A-Za-z])")
+_ABOUT = re.compile(r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])|≈|≃")
+_SIGNS = {
+    **{"π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "÷": r"/", "∞": r"\infty ", "±": r"\pm "},
+    **{"−": "-", "–": "-", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∪": r"\cup "},
+}
+_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[A-Za-z]))")
+_ROOT_OF = re.compile(r"\\sqrt\s*\(([^()]*)\)")
+_RAISED = re.compile(r"\^\s*(?:\(([^()]*)\)|(-\d+|\d{2,}))")
+_WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|boldsymbol|displaystyle)\{([^{}\\]*)\}")
+
+
+def formula_alone(text: str) -> str | None:
+    """What stands in a text that is one formula in its delimiters; None for any other."""
+    bare = text.strip(_AROUND)
+    for pattern in _FORMULAS if len(bare) <= LONGEST else ():
+        if (match := pattern.fullmatch(bare)) is not None:
+            return match[1]
+    return None
+
+
+def last_formula(text: str) -> re.Match[str] | None:
+    """The formula that ends a text, but for marks and a unit; None where other words end it."""
+    tail = text.rstrip(_AROUND)[-LONGEST:]
+    bare = _UNIT_BEHIND.sub("", tail).rstrip(_AROUND)
+    matches = (list(pattern.finditer(bare)) for pattern in _FORMULAS)
+    ends = [found[-1] for found in matches if found and found[-1].end() == len(bare)]
+    return ends[0] if ends else None
+
+
+def first_formula(text: str) -> str | None:
+    """The formula that a text begins with."""
+    matches = (pattern.match(text) for pattern in _FORMULAS)
+    return next((match[1] for match in matches if match is not None), None)
+
+
+def exact_and_rounded(text: str) -> tuple[str, str]:
+    r"""Of `\sqrt{2} \approx 1.41` both sides, else the text twice."""
+    sides = _ABOUT.split(text)
+    return (sides[0], sides[-1]) if len(sides) == 2 else (text, text)
+
+
+def expression(text: str, *, is_formula: bool) -> str | None:
+    """The LaTeX of a text that is an expression and no plain number; None for any other text.
+
+    `is_formula` says that it stands in a box or in delimiters of mathematics. The caller has looked
+    whether the text is a plain number already.
+    """
+    if len(text) > LONGEST:
+        return None
+    value = _value_side(text.strip(_AROUND_VALUE))
+    text = _in_latex(value)
+    if _RANGE.fullmatch(text) or _JOINED_DIGITS.search(text) or not _HAS_VALUE.search(text):
+        return None
+    if _UNFINISHED.search(text) or _MEASURE.fullmatch(value) or _is_deep(text):
+        return None
+    longest = _LONGEST_RUN if is_formula else 1
+    if any(len(run) > longest for run in _RUN.findall(text)):
+        return None
+    if not (is_formula or _is_surely_formula(value) or _is_surely_formula(text.replace("^{", "^"))):
+        return None
+    position = 0
+    while position < len(text):
+        if (match := _TOKEN.match(text, position)) is None:
+            return None
+        position = match.end()
+    return text or None
+
+
+def _is_deep(text: str) -> bool:
+    depth, deepest = 0, 0
+    for char in text:
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(char, 0)
+        deepest = max(deepest, depth)
+    return deepest > MOST_NESTED
+
+
+def _is_surely_formula(text: str) -> bool:
+    return _MAKES_FORMULA.search(_ONLY_SIGNS.sub("", text)) is not None
+
+
+def _value_side(text: str) -> str:
+    """What an equation comes to in the end, without a unit behind it."""
+    text = _EQUALS.split(_NAME.sub("", text, count=1))[-1].strip(_AROUND_VALUE)
+    text = _DEGREES.sub(r"(\1\\pi/180)" if _ANGLE.search(text) else r"\1", text)
+    text = re.sub(r"\\\$|^[$€£]|\\%$", "", text.strip()) if "%" not in text else text
+    return _UNIT.sub("", text).strip(_AROUND_VALUE)
+
+
+def _in_latex(text: str) -> str:
+    """The text with the signs and the names of plain mathematics as LaTeX has them."""
+    text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2] or m[3] or ''}}}", with_whole_numbers(text))
+    for sign, command in _SIGNS.items():
+        text = text.replace(sign, command)
+    text = text.replace("**", "^").replace("*", r"\cdot ")
+    text = re.sub(r"\\([dt])frac", r"\\frac", _WRAPPED.sub(r"\1", text))
+    text = _PLAIN_NAMES.sub(r"\\\1 ", text)
+    text = _ROOT_OF.sub(r"\\sqrt{\1}", text)
+    text = _RAISED.sub(lambda m: f"^{{{m[1] or m[2]}}}", text)
+    if not re.search(r"[(\[{]\s*[^()\[\]{}]*,", text):
+        text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    return re.sub(r"([,;])\s+", r"\1", text.strip())

@@ -1,0 +1,201 @@
+"""The values that an answer gives in the end, and an accepted one: numbers or expressions."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from grading.answers import (
+    LAST_MARK,
+    NEXT_QUESTION,
+    answering_part,
+    boxes_in,
+    final_boxes,
+    final_numbers,
+    last_numbers,
+    own_turn,
+    thinks_again,
+)
+from grading.expressions import (
+    LONGEST,
+    exact_and_rounded,
+    expression,
+    first_formula,
+    formula_alone,
+    last_formula,
+)
+from grading.latex import BOX, END_OF_BOX
+from grading.markdown import without_html
+from grading.normal_form import marked_form, readable_form, without_marks, written_form
+from grading.numbers import CURRENCIES, Number, read, spans_in
+
+_AROUND_NUMBER = " \n\t\"'()[],;:!?="
+_UNIT = re.compile(r"(?: ?[^\W\d_]+[\d²³]?[.]?(?:\^-?\d)?(?: ?/ ?[^\W\d_]+(?:\^-?\d)?)?){0,3}")
+# "2x" is two with a unit, as "5km" is, unless it stands in a formula or is more than that.
+_VARIABLE = re.compile(r"[\d}\s]\s*[xyz](?![A-Za-z])")
+_SURELY_VARIABLE = re.compile(r"[xyz]\s*\^|[xyz]{2}")
+_FACTORIAL = re.compile(r"(?<!\\)!")
+_PAIR = re.compile(r"[(\[]\s*-?\d+,\s*-?\d+\s*[)\]]")  # two numbers, or one with a comma
+_FINAL_LINE = re.compile(r"^[ \t]*####[ \t]+(\S.*)$", re.MULTILINE)
+_BOX_BEGINS = re.compile(rf"\\(?:boxed|fbox|framebox)[ \t]*\{{|{BOX}")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+_OR_BEFORE = re.compile(r"[\s,]*\b(?:or|oder|ou)\b\s*$")
+_END_OF_SENTENCE = re.compile(r"\n|[.;](?=\s|$)")
+LONGEST_ANSWER = 200  # characters of an answer that is looked at as a whole
+
+
+class Value(NamedTuple):
+    """A value in one or two ways of writing it: as a number that is read here, and as LaTeX."""
+
+    number: Number | None
+    expression: str | None = None
+
+
+def number_alone(text: str) -> Number | None:
+    """A text that is one number, with its unit at most; None for any other."""
+    plain = readable_form(text).rstrip(_AROUND_NUMBER + ".").lstrip(_AROUND_NUMBER)
+    spans = spans_in(plain)
+    if len(spans) != 1:
+        return None
+    number = read(plain, spans[0])
+    before, behind = plain[: number.start].strip(), plain[number.end :].strip()
+    is_alone = not before or before in CURRENCIES or re.fullmatch(r"[A-Z]{1,3}|Rs\.?", before)
+    has_unit = _UNIT.fullmatch(re.sub(r"[°$€£¥/]", "", behind)) is not None
+    return number if number.value is not None and is_alone and has_unit else None
+
+
+def gold_value(text: str) -> Number | str | None:
+    """An accepted answer: a number, or the LaTeX of an expression; None for what is neither."""
+    number = number_alone(text)
+    written = written_form(text)
+    formula = formula_alone(written)
+    is_variable = _VARIABLE.search(written) and (formula or _SURELY_VARIABLE.search(written))
+    if number is not None and not is_variable and not _PAIR.search(written):
+        return number
+    return expression(formula or written, is_formula=formula is not None) or number
+
+
+def final_values(answer: str, *, is_formula: bool = False) -> list[Value]:
+    """What an answer comes to; several values where it leaves open which, none where it gives none.
+
+    `is_formula` says that letters and signs are expected, so that an answer without any delimiters
+    may be one.
+    """
+    marked = own_turn(marked_form(answer))
+    text = answering_part(marked)
+    source = own_turn(without_html(written_form(answer)))
+    if len(text) < len(marked) and (match := NEXT_QUESTION.search(source)) is not None:
+        source = source[: match.start()]
+    if boxes := final_boxes(text):
+        sources = _boxes_in_source(source)
+        if len(sources) == len(boxes_in(text)):
+            return _in_boxes([box[1] for box in boxes], sources[-len(boxes) :])
+        return [Value(number) for number in final_numbers(text)]
+    numbers = final_numbers(text)
+    if len(parts := _open_formulas(source)) > 1:
+        values = [_as_expression(part, [], is_formula=True) for part in parts]
+        if any(value is not None for value in values):  # else they are numbers, read below
+            others = [last_numbers(readable_form(f"${part}$")) for part in parts]
+            return [
+                one
+                for value, numbers in zip(values, others, strict=True)
+                for one in ([value] if value is not None else [Value(n) for n in numbers])
+            ]
+    part = _final_part(source, is_formula)
+    value = None if part is None else _as_expression(part[0], numbers, is_formula=part[1])
+    if value is not None:
+        return [value]
+    return [Value(number) for number in numbers]
+
+
+def _as_expression(part: str, numbers: list[Number], *, is_formula: bool) -> Value | None:
+    """A part of an answer that is an expression; `numbers` are what is read of it otherwise."""
+    exact, rounded = exact_and_rounded(part)
+    latex = expression(exact, is_formula=is_formula)
+    if latex is None:
+        return None
+    ways = (exact, f"${exact}$", latex) if is_formula else (exact, latex)
+    is_number = any(number_alone(one) is not None and not _PAIR.search(one) for one in ways)
+    if is_number and not (is_formula and _FACTORIAL.search(exact)):
+        is_plain = _VARIABLE.search(latex) is None
+        return None if is_plain or not numbers else Value(numbers[-1], latex)
+    is_rounded = rounded != exact and bool(numbers)
+    return Value(numbers[-1] if is_rounded else None, latex)
+
+
+def _in_boxes(texts: list[str], sources: list[str]) -> list[Value]:
+    """Those of all boxes; an earlier one that holds but words says nothing about a number."""
+    found: list[Value] = []
+    for index, (text, source) in enumerate(zip(texts, sources, strict=True)):
+        numbers = last_numbers(without_marks(text), is_box=True)
+        value = _as_expression(source, numbers, is_formula=True)
+        values = [Value(number) for number in numbers] if value is None else [value]
+        if not values and (index == len(texts) - 1 or re.search(r"\d", text)):
+            return []
+        found += values
+    return found
+
+
+def _boxes_in_source(source: str) -> list[str]:
+    """What stands in the boxes of a text whose LaTeX is not read; none of them holds another."""
+    found: list[str] = []
+    position = 0
+    while (begin := _BOX_BEGINS.search(source, position)) is not None:
+        end = _end_of_box(source, begin.end(), is_tag=begin[0] == BOX)
+        if end < 0:
+            break
+        found.append(source[begin.end() : end])
+        position = end + 1
+    return found
+
+
+def _end_of_box(source: str, start: int, *, is_tag: bool) -> int:
+    if is_tag:
+        return source.find(END_OF_BOX, start)
+    depth = 1
+    for match in _BRACE.finditer(source, start):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.start()
+    return -1
+
+
+def _open_formulas(source: str) -> list[str]:
+    """The formulas that end a text with an "or" between them; the last one alone without that."""
+    found: list[str] = []
+    source = source.rstrip()[-LONGEST:]
+    while (formula := last_formula(source)) is not None:
+        found.insert(0, formula[1])
+        if (joined := _OR_BEFORE.search(source[: formula.start()])) is None:
+            break
+        source = source[: joined.start()]
+    return found
+
+
+def _final_part(source: str, is_formula: bool) -> tuple[str, bool] | None:
+    """The part of a text without a box that says its value, and whether it is a formula."""
+    if lines := _FINAL_LINE.findall(source):
+        formula = formula_alone(lines[-1])
+        return formula or lines[-1], is_formula or formula is not None
+    if (part := _behind_mark(source)) is not None:
+        formula = first_formula(part)
+        if formula is not None:
+            return formula, True
+        return _END_OF_SENTENCE.split(part)[0], is_formula
+    if (formula := last_formula(source)) is not None:
+        return formula[1], True
+    whole = source.strip()
+    return (whole, is_formula) if len(whole) <= LONGEST_ANSWER else None
+
+
+def _behind_mark(source: str) -> str | None:
+    """What follows the last "answer is", up to the text's end."""
+    marks = list(LAST_MARK.finditer(source))
+    if not marks:
+        return None
+    place = marks[-1].end()
+    while source[place - 1] in "([":
+        place -= 1
+    rest = source[place:].lstrip(" *_\n")
+    return None if thinks_again(rest) else rest
