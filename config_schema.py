@@ -417,23 +417,46 @@ def load_and_validate_config(path: str | Path, overrides: list[str] | None = Non
     return LoadedConfig(validate(raw, str(file)), file, file.resolve().parent)
 
 
+class Problem(NamedTuple):
+    """What is wrong with a config: the dotted key, empty for what is between keys, and a sentence
+    that names it, with what was found and what to do."""
+
+    key: str
+    sentence: str
+
+
 def validate(raw: dict[str, Any], where: str) -> TrainingConfig:
     """Validate a config given as a dictionary; `where` names it in errors."""
+    checked = check(raw)
+    if isinstance(checked, TrainingConfig):
+        return checked
+    told = dict.fromkeys(problem.sentence for problem in checked[:MAX_PROBLEMS])
+    left = len(checked) - MAX_PROBLEMS
+    more = f" And {left} more problems." if left > 0 else ""
+    raise ConfigError(f"{where}: {' '.join(told)}{more}")
+
+
+def check(raw: dict[str, Any]) -> TrainingConfig | list[Problem]:
+    """The config that a dictionary is, or all that is wrong with it."""
     try:
         return TrainingConfig.model_validate(raw)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        told = dict.fromkeys(_explain(problem) for problem in problems[:MAX_PROBLEMS])
-        left = len(problems) - MAX_PROBLEMS
-        more = f" And {left} more problems." if left > 0 else ""
-        raise ConfigError(f"{where}: {' '.join(told)}{more}") from None
+        return [
+            Problem(".".join(map(str, _place_of(problem))), _explain(problem))
+            for problem in error.errors(include_url=False)
+        ]
+
+
+def _place_of(problem: Any) -> list[str | int]:
+    """Where a problem lies. Where a value may be of several kinds, pydantic adds the name of each
+    to the place."""
+    kinds = re.compile(r"constrained-|literal\[|kind-")
+    return [part for part in problem["loc"] if not kinds.match(str(part))]
 
 
 def _explain(problem: Any) -> str:
     """Turn one pydantic error into a sentence with key, what was found and what to do."""
-    # Where a value may be of several kinds, pydantic adds the name of each to the place.
-    kinds = re.compile(r"constrained-|literal\[|kind-")
-    place = [part for part in problem["loc"] if not kinds.match(str(part))]
+    place = _place_of(problem)
     key = as_shown(".".join(str(part) for part in place), limit=200)
     if problem["type"] == "extra_forbidden":
         known = [setting.key for setting in describe_settings()]
