@@ -43,6 +43,13 @@ class Trial:
         return ", ".join(told)
 
 
+class TrialText(NamedTuple):
+    """The text of a trial's config, and what a person is to know of it beside."""
+
+    text: str
+    remark: str | None = None
+
+
 class Given(NamedTuple):
     """A parameter as the file gives it: the framework's name of it, its value, and its place."""
 

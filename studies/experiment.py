@@ -165,6 +165,8 @@ def _validated(file: YamlFile) -> Experiment:
         return Experiment.model_validate(given)
     except ValidationError as error:
         problems = error.errors(include_url=False)
+        # A misspelt key makes the one that was meant missing; it is what has to be corrected.
+        problems.sort(key=lambda one: one["type"] != "extra_forbidden")
         told = dict.fromkeys(_explain(problem, file) for problem in problems[:MAX_PROBLEMS])
         raise ConfigError(f"{file.path} {' '.join(told)}") from None
 

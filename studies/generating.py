@@ -42,6 +42,7 @@ class TrialFiles:
     trial: Trial
     train_file: Path
     train_text: str
+    remark: str | None
     eval_file: Path | None
     eval_text: str
     run_dir: Path
@@ -112,7 +113,8 @@ def generation_of(folder: Path) -> Generation:
     inputs = {_named(study, path): sha256_of(path) for path in files}
     inputs |= {_named(study, Path(path)): sha for path, sha in code.items()}
     made = [_files_of(study, trial, configs, tasks) for trial in trials]
-    return Generation(study, tasks, made, inputs, _warnings(study, configs))
+    remarks = dict.fromkeys(one.remark for one in made if one.remark is not None)
+    return Generation(study, tasks, made, inputs, [*_warnings(study, configs), *remarks])
 
 
 def _warnings(study: Study, configs: Configs) -> list[str]:
@@ -134,11 +136,12 @@ def _files_of(
     number = trial.run_id.removeprefix("run_")
     is_ours = isinstance(configs, tinker_trials.TinkerConfigs)
     train_file = study.configs_dir / f"train_{number}.{'json' if is_ours else 'yaml'}"
-    text = configs.text_of(trial)
+    made = configs.text_of(trial)
     files = TrialFiles(
         trial=trial,
         train_file=train_file,
-        train_text=text,
+        train_text=made.text,
+        remark=made.remark,
         eval_file=study.configs_dir / f"eval_{number}.py" if tasks else None,
         eval_text="",
         run_dir=study.results_dir / trial.run_id,

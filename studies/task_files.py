@@ -178,7 +178,8 @@ def _function_of(study: Study, entry: TaskEntry, file: TaskFile, place: Place) -
         problem += "above it, or name one of them."
     else:
         problem = f"there is no function {shown(entry.function)} in {shown(entry.file)}; {known}. "
-        problem += f"{nearest(entry.function, called).capitalize()}" if called else "Write one."
+        hint = nearest(entry.function, called) if called else "write one."
+        problem += hint[0].upper() + hint[1:]
     raise study.file.error(place, f"evaluation.tasks: {problem}")
 
 

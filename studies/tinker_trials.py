@@ -17,7 +17,7 @@ from typing import Any
 from config_schema import TrainingConfig, check, describe_settings
 from errors import ConfigError
 from settings.config_file import read_object
-from studies.expansion import OVERRIDE, Given, Trial, given_in, overlap
+from studies.expansion import OVERRIDE, Given, Trial, TrialText, given_in, overlap
 from studies.experiment import Study, nearest
 from studies.nesting import flat, merged, nested, put
 from studies.paths import is_file, is_there
@@ -72,7 +72,7 @@ class TinkerConfigs:
     fixed: dict[str, Any]
     warnings: tuple[str, ...] = ()
 
-    def text_of(self, trial: Trial) -> str:
+    def text_of(self, trial: Trial) -> TrialText:
         """The config of a trial as its file has it. Raises `ConfigError` for one that the loop
         would refuse."""
         raw = copy.deepcopy(self.fixed)
@@ -88,7 +88,7 @@ class TinkerConfigs:
             raise self._refused(checked[0].key, checked[0].sentence, trial)
         self._refuse_missing_files(checked)
         moved = moved_files(raw, self.study.folder, self.study.configs_dir, not self.tasks)
-        return json.dumps(moved, indent=2, ensure_ascii=False) + "\n"
+        return TrialText(json.dumps(moved, indent=2, ensure_ascii=False) + "\n")
 
     def data_files(self) -> list[Path]:
         """The files of rows that trials train on, as far as they lie here, and the base config."""

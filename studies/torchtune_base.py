@@ -80,7 +80,7 @@ def check_references(config: dict[str, Any], file: YamlFile) -> None:
         dotted = ".".join(place)
         if text.count("${") > text.count("}"):
             raise file.error(
-                ("controls", *place),
+                ("controls", "_override", *place),
                 f"{shown(dotted)} is {shown(text)}: a ${{ is not closed. Close it with }}.",
             )
         try:

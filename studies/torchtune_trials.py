@@ -12,9 +12,9 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from studies.expansion import OVERRIDE, Given, Trial, given_in
+from studies.expansion import OVERRIDE, Given, Trial, TrialText, given_in
 from studies.experiment import Study, nearest
 from studies.nesting import nested, put
 from studies.paths import is_file, is_folder
@@ -81,7 +81,7 @@ class TorchtuneConfigs:
     fixed: dict[str, Any]
     warnings: tuple[str, ...]
 
-    def text_of(self, trial: Trial) -> str:
+    def text_of(self, trial: Trial) -> TrialText:
         """The config of a trial as its file has it. Raises `ConfigError` for one that would train
         nothing, or refers to what is not there."""
         config = copy.deepcopy(self.fixed)
@@ -94,8 +94,10 @@ class TorchtuneConfigs:
             config["seed"] = trial.seed
         config["output_dir"] = str(self.study.results_dir / trial.run_id)
         check_references(config, self.study.file)
-        _refuse_no_step(self.study, config, trial)
-        return dump_yaml(config)
+        steps = _steps_of(self.study, config, trial)
+        told = "its rows are not known here, nor its steps" if steps is None else steps.shown
+        header = f"# {trial.run_id}: {trial.shown}\n# {told}\n"
+        return TrialText(header + dump_yaml(config), _short_warm_up(config, steps))
 
     def data_files(self) -> list[Path]:
         """The base config, and the files of rows that trials train on, as far as they lie here."""
@@ -267,19 +269,48 @@ def _mask_prompts(study: Study, config: dict[str, Any]) -> list[str]:
     return told
 
 
-def _refuse_no_step(study: Study, config: dict[str, Any], trial: Trial) -> None:
-    """torchtune takes no step, saves weights as they were and exits 0 where an epoch has fewer rows
-    than one step needs."""
+class Steps(NamedTuple):
+    """The optimizer steps of a trial, as torchtune counts them."""
+
+    num_rows: int
+    per_epoch: int
+    epochs: int
+
+    @property
+    def total(self) -> int:
+        return self.per_epoch * self.epochs
+
+    @property
+    def shown(self) -> str:
+        return f"{self.num_rows} rows: {self.per_epoch} steps an epoch, {self.total} in all"
+
+
+def _steps_of(study: Study, config: dict[str, Any], trial: Trial) -> Steps | None:
+    """The steps of a trial; None where its rows are not known. Raises `ConfigError` for none.
+
+    torchtune takes no step, saves weights as they were and exits 0 where an epoch has fewer rows
+    than one step needs.
+    """
     num_rows = num_rows_in(config.get("dataset"))
     batch_size = referred(config, config.get("batch_size"))
     accumulated = referred(config, config.get("gradient_accumulation_steps", 1))
-    for name, value in (("batch_size", batch_size), ("gradient_accumulation_steps", accumulated)):
+    epochs = referred(config, config.get("epochs", 1))
+    most = referred(config, config.get("max_steps_per_epoch"))
+    for name, value in (
+        ("batch_size", batch_size),
+        ("gradient_accumulation_steps", accumulated),
+        ("epochs", epochs),
+        ("max_steps_per_epoch", 1 if most is None else most),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise study.file.error(
                 _place_of(study, name), f"{name} is {shown(value)}. Give a whole number from 1."
             )
-    if num_rows is None or num_rows // batch_size // accumulated > 0:
-        return
+    if num_rows is None:
+        return None
+    per_epoch = num_rows // batch_size // accumulated
+    if per_epoch > 0:
+        return Steps(num_rows, min(per_epoch, most or per_epoch), epochs)
     raise study.file.error(
         _place_of(study, "batch_size"),
         f"{trial.run_id} ({shown(trial.shown)}) would take no step: {num_rows} rows make "
@@ -287,6 +318,17 @@ def _refuse_no_step(study: Study, config: dict[str, Any], trial: Trial) -> None:
         f"gradient_accumulation_steps {accumulated} of them. torchtune would end without a word "
         f"and save the base model. Lower one of them to at most {num_rows} rows together, or add "
         "rows.",
+    )
+
+
+def _short_warm_up(config: dict[str, Any], steps: Steps | None) -> str | None:
+    scheduler = config.get("lr_scheduler")
+    warm_up = scheduler.get("num_warmup_steps") if isinstance(scheduler, dict) else None
+    if steps is None or not isinstance(warm_up, int) or warm_up < steps.total:
+        return None
+    return (
+        f"the {steps.total} steps of a trial are not more than lr_scheduler.num_warmup_steps "
+        f"{warm_up}, so it never reaches its learning rate. Set lr_scheduler.num_warmup_steps"
     )
 
 

@@ -40,6 +40,8 @@ RANKS: dict[str, float] = {
     "loop.rounds": 8,
     "commands": 9,
     "trainer_with_eval": 10,
+    "studies": 11,
+    "study": 12,
 }
 # How many files each room has, its docstring among them; a test that walks past one would say so.
 NUM_FILES = {
@@ -55,9 +57,17 @@ NUM_FILES = {
     "services": 7,
     "settings": 6,
     "storage": 4,
+    "studies": 15,
     "user_code": 3,
 }
-GUESTS = ("local_tinker", "demo_model", "evals", "benchmarks", "tests")  # of these, no room is made
+GUESTS = (
+    "local_tinker",
+    "demo_model",
+    "evals",
+    "examples",
+    "benchmarks",
+    "tests",
+)  # of these, no room is made
 
 
 def name_of(path: Path) -> str:
@@ -270,6 +280,7 @@ def test_the_root_holds_what_a_user_types() -> None:
             "evalops_client",
             "hyperparam_utils",
             "simple_eval",
+            "study",
             "trainer_with_eval",
         ]
     )
