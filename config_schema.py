@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,12 +38,12 @@ from settings.groups import (
     check_columns,
     check_sources,
 )
+from settings.problems import MAX_PROBLEMS, Problem, place_of
 from settings.sameness import hash_of
 from settings.table import SettingRow, rows_of, table_of
 from settings.task_names import SPLIT_TASK, check_task_names, is_inspect_task, known_tasks
 
 MAX_ROUNDS = 10_000  # each has its line in the schedule and its share of `gate.alpha`
-MAX_PROBLEMS = 20  # that one message explains
 
 
 class TrainingConfig(Settings):
@@ -60,6 +59,14 @@ class TrainingConfig(Settings):
     )
     base_url: Name | None = Field(
         default=None, description="address of a Tinker-compatible service; null: chosen by rule"
+    )
+    start_from: Name | None = Field(
+        default=None,
+        description="saved weights to train on from, of another run: `RUN_DIR`, `RUN_DIR@best`, "
+        "`RUN_DIR@round_02` or a `tinker://` path of a state; null: a new adapter",
+    )
+    start_from_optimizer: bool = Field(
+        default=False, description="take over the optimizer's state with these weights"
     )
     train_file: Sources = Field(
         description=(
@@ -221,6 +228,7 @@ class TrainingConfig(Settings):
                 "evalops_enabled is true but evalops_test_suite_id is not set. Set it to your "
                 "suite's id."
             )
+        self._check_start()
         self._check_tasks()
         self._check_sources()
         self._check_held_out_every_steps()
@@ -239,6 +247,13 @@ class TrainingConfig(Settings):
                 "num_repeats to 1."
             )
         return self
+
+    def _check_start(self) -> None:
+        if self.start_from_optimizer and self.start_from is None:
+            raise ValueError(
+                "start_from_optimizer is true, and start_from names no weights whose optimizer it "
+                "could be. Set start_from, or leave start_from_optimizer out."
+            )
 
     def _check_tasks(self) -> None:
         for group, names in (
@@ -417,14 +432,6 @@ def load_and_validate_config(path: str | Path, overrides: list[str] | None = Non
     return LoadedConfig(validate(raw, str(file)), file, file.resolve().parent)
 
 
-class Problem(NamedTuple):
-    """What is wrong with a config: the dotted key, empty for what is between keys, and a sentence
-    that names it, with what was found and what to do."""
-
-    key: str
-    sentence: str
-
-
 def validate(raw: dict[str, Any], where: str) -> TrainingConfig:
     """Validate a config given as a dictionary; `where` names it in errors."""
     checked = check(raw)
@@ -442,21 +449,14 @@ def check(raw: dict[str, Any]) -> TrainingConfig | list[Problem]:
         return TrainingConfig.model_validate(raw)
     except ValidationError as error:
         return [
-            Problem(".".join(map(str, _place_of(problem))), _explain(problem))
+            Problem(".".join(map(str, place_of(problem))), _explain(problem))
             for problem in error.errors(include_url=False)
         ]
 
 
-def _place_of(problem: Any) -> list[str | int]:
-    """Where a problem lies. Where a value may be of several kinds, pydantic adds the name of each
-    to the place."""
-    kinds = re.compile(r"constrained-|literal\[|kind-")
-    return [part for part in problem["loc"] if not kinds.match(str(part))]
-
-
 def _explain(problem: Any) -> str:
     """Turn one pydantic error into a sentence with key, what was found and what to do."""
-    place = _place_of(problem)
+    place = place_of(problem)
     key = as_shown(".".join(str(part) for part in place), limit=200)
     if problem["type"] == "extra_forbidden":
         known = [setting.key for setting in describe_settings()]

@@ -181,12 +181,14 @@ class _Problems:
         left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
         more = f"; and {left} more of other kinds" if left else ""
         guess = guess_columns(found)
-        for_example = f", here for example {_columns_line(guess)}" if guess else ""
+        names = guess or {"instruction": "QUESTION_COLUMN", "output": "ANSWER_COLUMN"}
+        line = f'"data": {{{_columns_line(names)}}}'
+        line = f"here probably {line}" if guess else f"with the names of two of these keys: {line}"
         what = (
             "Correct or remove them; with data.on_bad_row at skip, training rows are left out "
             "and listed."
             if number <= MAX_REJECTED_SHARE * num_rows
-            else f"Is it the right file? data.columns says what it calls its columns{for_example}."
+            else f"If it is the right file, say in the config what it calls its columns, {line}."
         )
         yield (
             f"{source}: {number} of {num_rows} rows cannot be used: {shown}{more}. Expected "

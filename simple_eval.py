@@ -2,9 +2,9 @@
 
 A question is `{"question", "answer" (a string or a list of accepted ones), "system"?, "messages"?,
 "topic"?, "cluster"?, "grader"?, "id"?}`; `messages` is a conversation that ends with the question,
-and questions of one cluster (variants of each other) count as dependent. Truncated
-and malformed answers are graded as they stand and counted; a sample that failed scores 0 and is
-counted; too many failures make the evaluation fail, and then there is no score.
+and questions of one cluster (variants of each other) count as dependent. A truncated answer is
+graded as it stands, a malformed one scores 0, and so does a sample that failed; all three are
+counted. Too many failures make the evaluation fail, and then there is no score.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ import difflib
 import hashlib
 import json
 import math
-import re
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import SENT_AGAIN, DataError, EvalError, ServiceError
+from grading.graders import GRADERS, problem_with
+from grading.reasoning import LONGEST_MARKER, opens_reasoning, without_reasoning
 from rows.rendering import Rendering
 from rows.sources import Row, Source, is_text, read_rows, sha256_of
 from scores.results import SampleResult
 from storage.journal import Journal
+from user_code.own_graders import OwnGrader, Verdict, grader_files, is_own_grader, load_own_graders
 
 if TYPE_CHECKING:
     import tinker
-    from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.renderers import Message, Renderer
 
 SIMPLE_QA = Path(__file__).resolve().parent / "evals" / "simple_qa.jsonl"
 MAX_FAILED_SHARE = 0.1
@@ -78,8 +80,10 @@ class QuestionTask(NamedTuple):
 
     name: str
     path: Path
-    sha256: str
+    sha256: str  # of the file and of the code of its own graders
     questions: tuple[Question, ...]
+    graders: Mapping[str, OwnGrader] = MappingProxyType({})
+    code: Mapping[str, str] = MappingProxyType({})  # their Python files, with their sha256
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,10 @@ def load_questions(name: str, path: Path) -> QuestionTask:
             questions.append(parse_question(row))
         except ValueError as error:
             problems.append(f"line {row.line_no}: {error}")
-    first_at: dict[str, int] = {}
-    for index, question in enumerate(questions):
-        if question.id in first_at:
-            problems.append(f"the question {question.question!r} (id {question.id}) stands twice")
-        first_at[question.id] = index
+    first: dict[str, Question] = {}
+    for question in questions:
+        if (other := first.setdefault(question.id, question)) is not question:
+            problems.append(_same_id(question, other))
     if problems:
         raise DataError(
             f"{path}: {len(problems)} problems: {'; '.join(problems[:5])}. Expected one JSON "
@@ -133,7 +136,26 @@ def load_questions(name: str, path: Path) -> QuestionTask:
         )
     if not questions:
         raise DataError(f"{path}: the file holds no question. Give one JSON object per line.")
-    return QuestionTask(name, path, sha256_of(source), tuple(questions))
+    sha256 = sha256_of(source)
+    graders, code = load_own_graders(path, (question.grader for question in questions))
+    if code:
+        sha256 = hashlib.sha256(json.dumps([sha256, *sorted(code.values())]).encode()).hexdigest()
+    return QuestionTask(name, path, sha256, tuple(questions), graders, code)
+
+
+def grader_files_of(path: Path) -> list[Path]:
+    """The Python files that the rows of a question file name as graders; none of them is run."""
+    rows = (row.fields or {} for row in read_rows(Source(path.name, path)))
+    return grader_files((str(fields.get("grader")) for fields in rows), path.parent)
+
+
+def _same_id(question: Question, other: Question) -> str:
+    if question.turns == other.turns:
+        return f"the question {question.question!r} (id {question.id}) stands twice"
+    return (
+        f"line {question.line_no}: {question.question!r} has the id {question.id!r}, which is that "
+        f"of {other.question!r} in line {other.line_no}; give one of them another id"
+    )
 
 
 def parse_question(row: Row) -> Question:
@@ -147,20 +169,32 @@ def parse_question(row: Row) -> Question:
     if not is_text(json.dumps(fields, ensure_ascii=False)):
         raise ValueError("it holds a lone surrogate, which is not text")
     given = answer if isinstance(answer, list) else [answer]
-    answers = tuple(one for one in given if isinstance(one, str) and one.strip())
+    answers = tuple(text for one in given if (text := _answer_text(one)) is not None)
     if not answers or len(answers) < len(given):
-        raise ValueError('"answer" is not a non-empty string or a list of them')
+        raise ValueError('"answer" is not a non-empty string, a number or a list of them')
     grader = fields.get("grader", "includes")
-    if not isinstance(grader, str) or grader not in GRADERS:
-        raise ValueError(f'"grader" is {grader!r}; known are {", ".join(GRADERS)}')
-    if grader == "numeric" and any(parse_number(a) is None for a in answers):
-        raise ValueError('"grader" is numeric but "answer" is not a number')
+    if not isinstance(grader, str) or not (grader in GRADERS or is_own_grader(grader)):
+        raise ValueError(
+            f'"grader" is {grader!r}; known are {", ".join(GRADERS)}, and FILE.py@FUNCTION'
+        )
+    is_known = grader in GRADERS
+    problems = (problem_with(grader, one) for one in answers if is_known)
+    problem = next((found for found in problems if found is not None), None)
+    if problem is not None:
+        raise ValueError(f'"grader" is {grader}, and of "answer" {problem}')
     topic, cluster, own_id = (_name(fields, key) for key in ("topic", "cluster", "id"))
     question = turns[-1].content
     # A question alone has the hash of its text, as it had before there could be more.
     asked = question if len(turns) == 1 else json.dumps(turns, ensure_ascii=False)
     question_id = own_id or hashlib.sha256(asked.encode()).hexdigest()[:16]
     return Question(question_id, question, turns, row.line_no, answers, topic, grader, cluster)
+
+
+def _answer_text(answer: Any) -> str | None:
+    """An accepted answer as text: a JSON number is as good as its digits."""
+    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
+        return str(answer)
+    return answer if isinstance(answer, str) and answer.strip() else None
 
 
 def _refuse_unknown(fields: Mapping[str, Any]) -> None:
@@ -224,66 +258,6 @@ def _name(fields: Mapping[str, Any], key: str) -> str | None:
     raise ValueError(f'"{key}" must be a non-empty string, or a number, where it is given')
 
 
-# --- graders --------------------------------------------------------------------------------------
-
-
-def _fold(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def grade_includes(answer: str, accepted: Sequence[str]) -> bool:
-    """An accepted answer stands in the text as whole words: "4" is not in "14", "-4" or "4.5"."""
-    text = _fold(answer)
-    folded = map(_fold, accepted)
-    # Most wrong answers do not even hold the text, and to make a pattern takes longer than that.
-    return any(one in text and _whole_words(one).search(text) for one in folded)
-
-
-def _whole_words(words: str) -> re.Pattern[str]:
-    is_number = words[:1].isdigit() or words[-1:].isdigit()
-    # Marks join digits to one number; a sign is part of it unless something stands before it.
-    before = r"(?<![\w])" + (r"(?<!\d[.,:/])(?<!^[-+])(?<![\s(=][-+])(?<!\.)" if is_number else "")
-    after = r"(?!\w)" + (r"(?![.,:/]\d)(?!\s?%)" if is_number else "")
-    return re.compile(before + re.escape(words) + after)
-
-
-def grade_exact(answer: str, accepted: Sequence[str]) -> bool:
-    """The whole answer is an accepted one, apart from case, spaces and punctuation around it."""
-    return _bare(answer) in {_bare(one) for one in accepted}
-
-
-def _bare(text: str) -> str:
-    return _fold(text).strip(" .,;:!?\"'`()[]*")
-
-
-def grade_numeric(answer: str, accepted: Sequence[str]) -> bool:
-    """The last number in the text equals an accepted one (relative tolerance 1e-6)."""
-    numbers = [parse_number(match) for match in _NUMBER.findall(_fold(answer))]
-    if not numbers or numbers[-1] is None:
-        return False
-    last = numbers[-1]
-    expected = [parse_number(one) for one in accepted]
-    return any(
-        e is not None and math.isclose(last, e, rel_tol=1e-6, abs_tol=1e-9) for e in expected
-    )
-
-
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?")
-
-
-def parse_number(text: str) -> float | None:
-    """Read a number such as "1,234.5" or "-3"; None when the text is not one."""
-    match = _NUMBER.fullmatch(_fold(text))
-    return None if match is None else float(match.group().replace(",", ""))
-
-
-GRADERS: dict[str, Callable[[str, Sequence[str]], bool]] = {
-    "includes": grade_includes,
-    "exact": grade_exact,
-    "numeric": grade_numeric,
-}
-
-
 # --- asking ---------------------------------------------------------------------------------------
 
 
@@ -324,7 +298,9 @@ async def ask_questions(
             except ServiceError as error:
                 return _failed(task, question, repeat, str(error))
         sequence = response.sequences[0]
-        sample = _graded(task, question, repeat, renderer, sequence, prompt.length)
+        sample = await _graded(task, question, repeat, renderer, sequence, prompt)
+        if sample.error is not None:
+            return sample
         journal.add(
             key,
             asdict(sample),
@@ -362,35 +338,69 @@ def refuse_failures(name: str, samples: Sequence[SampleResult]) -> None:
         raise error
 
 
-def _graded(
+def said_by(
+    renderer: Renderer, prompt: tinker.ModelInput, tokens: Sequence[int], message: Message
+) -> str | None:
+    """What a parsed message says after its model's reasoning; None where that never ends.
+
+    Of some chat formats the prompt opens the trace, and some renderers take it out of the message:
+    whether it was closed is therefore asked of the tokens themselves.
+    """
+    tail = renderer.tokenizer.decode(prompt.to_ints()[-LONGEST_MARKER:])
+    raw = renderer.tokenizer.decode(list(tokens))
+    if without_reasoning(str(raw), is_open=opens_reasoning(str(tail))) is None:
+        return None
+    content = message["content"]
+    if isinstance(content, str):
+        return without_reasoning(content)
+    texts: list[str] = []
+    for part in content:
+        if part["type"] == "thinking":
+            texts.clear()
+        elif part["type"] == "text":
+            texts.append(part["text"])
+    return without_reasoning("".join(texts))
+
+
+async def _graded(
     task: QuestionTask,
     question: Question,
     repeat: int,
     renderer: Renderer,
     sequence: tinker.SampledSequence,
-    num_prompt_tokens: int,
+    prompt: tinker.ModelInput,
 ) -> SampleResult:
     from tinker_cookbook.renderers import get_text_content
 
     tokens = list(sequence.tokens)
     message, termination = renderer.parse_response(tokens)
-    answer = get_text_content(message)
+    said = said_by(renderer, prompt, tokens, message)
     truncated = sequence.stop_reason == "length"
+    malformed = not truncated and (said is None or not termination.is_clean)
+    verdict = Verdict(0.0)
+    if said is not None and not malformed:
+        verdict = await _verdict(task, question, said)
     return SampleResult(
         id=f"{task.name}/{question.id}",
         topic=question.topic,
         question=question.question,
         expected=question.answers,
-        answer=answer,
-        score=float(GRADERS[question.grader](answer, question.answers)),
+        answer=get_text_content(message),
+        score=verdict.score,
         truncated=truncated,
-        malformed=not truncated and not termination.is_clean,
-        error=None,
+        malformed=malformed,
+        error=verdict.problem,
         repeat=repeat,
         cluster=question.cluster,
-        num_prompt_tokens=num_prompt_tokens,
+        num_prompt_tokens=prompt.length,
         num_sampled_tokens=len(tokens),
     )
+
+
+async def _verdict(task: QuestionTask, question: Question, said: str) -> Verdict:
+    if (own := task.graders.get(question.grader)) is not None:
+        return await own.verdict(said, question.answers)
+    return Verdict(float(GRADERS[question.grader](said, question.answers)))
 
 
 def _failed(task: QuestionTask, question: Question, repeat: int, error: str) -> SampleResult:

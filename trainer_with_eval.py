@@ -29,7 +29,6 @@ from services.keys import taken
 
 if TYPE_CHECKING:
     from commands.opening import OpenedSettings
-    from ledger.records import Checkpoint
     from ledger.store import RunStore
     from loop.planning.plan import Plan
     from loop.reports.progress import Progress
@@ -49,12 +48,13 @@ async def run_rounds(run: Run) -> Decision:
     from loop.rounds.keeping import care_for_checkpoints
     from loop.rounds.selecting import select
     from loop.rounds.sending import send_to_evalops
+    from loop.rounds.starting import starting_weights
     from loop.rounds.training import train
     from scores.decision import EXTENDABLE
 
     store = run.store
     round_no = 0
-    checkpoint: Checkpoint | None = None  # round 0 is the untouched base model
+    checkpoint = await starting_weights(run)  # None: round 0 is the untouched base model
     decision: Decision | None = None
     await rehearse(run)
     while True:
@@ -209,7 +209,7 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
     if args.preview is not None:
         from commands.preview import preview
 
-        return preview(args, settings)
+        return preview(args, settings, session)
     if args.dry_run:
         from commands.dry_run import dry_run
 
@@ -226,13 +226,14 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
     from commands.outcome import Ending, report_end_and_alert, report_finished
     from loop.planning.inputs import read_inputs
     from loop.planning.limits_file import load_limits
+    from loop.planning.origin import checked_origin, refuse_other_files, weights_to_start_from
     from loop.planning.page import describe_inputs, describe_plan
     from loop.planning.plan import make_plan
     from loop.planning.resumption import continue_run, with_known_model
     from loop.reports.taking_up import describe_taking_up
     from loop.rounds.run import Beside
     from loop.rounds.sending import open_evalops
-    from loop.rounds.session import open_service
+    from loop.rounds.session import open_service, refuse_unfit_path
     from services.place import Place
 
     progress.lines(settings.notes)
@@ -246,10 +247,12 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
         progress.line(f"{loaded.config.evalops_budget_file}: {untouched}")
     inputs = read_inputs(loaded, settings.model_dir, settings.kept)
     progress.lines(describe_inputs(inputs))
-    plan = make_plan(inputs, settings.kept)
+    plan = make_plan(inputs, settings.kept, checked_origin(settings.start, store, inputs, choice))
     progress.lines(describe_plan(plan))
     plan = with_known_model(plan, store, progress.line)
+    progress.lines(refuse_other_files(settings.start, plan))
     with open_service(choice, plan, progress) as service:
+        in_loop(refuse_unfit_path(settings.start, plan, choice.base_url, session.keys))
         if store is None:
             store = begin_run(settings, plan, choice, session)
         else:
@@ -264,7 +267,8 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
                 progress.lines(describe_taking_up(store, num_steps, plan.tasks))
         session.store, session.is_running = store, True
         progress.line(f"run directory: {store.run_dir}")
-        place = Place(choice, service, store.run_dir / "checkpoints", session.keys)
+        start_dir = weights_to_start_from(store, choice)
+        place = Place(choice, service, store.run_dir / "checkpoints", session.keys, start_dir)
         beside = Beside(evalops, limits, functools.partial(alert, session))
         decision = in_loop(train_on_service(plan, store, progress, place, beside))
         session.is_running = False

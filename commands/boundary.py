@@ -32,6 +32,7 @@ from storage.files import REFUSALS, storage_error
 
 if TYPE_CHECKING:
     from ledger.store import RunStore
+    from loop.reports.progress import Progress
 
 
 T = TypeVar("T")
@@ -45,7 +46,13 @@ class Session:
     keys: Keys
     alert_command: Sequence[str] | None = None
     store: RunStore | None = None
+    progress: Progress | None = None
     is_running: bool = False
+
+    def end_live_line(self) -> None:
+        """Leave the terminal as it was, before anything else is printed."""
+        if self.progress is not None:
+            self.progress.close()
 
 
 @contextlib.contextmanager
@@ -76,6 +83,7 @@ def in_loop(work: Coroutine[Any, Any, T]) -> T:
 
 def report_failure(args: argparse.Namespace, session: Session, error: BaseException) -> int:
     """Record a failure in the ledger, where there is a run, and tell the user; the exit code."""
+    session.end_live_line()
     redacted, store = session.keys.redacted, session.store
     message = redacted(describe_failure(error))
     exit_code = 2 if isinstance(error, InputError) else 130 if isinstance(error, Interrupted) else 1

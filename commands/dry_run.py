@@ -20,6 +20,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     from loop.planning.fitting import limits_of, unchecked_fit
     from loop.planning.inputs import read_inputs
     from loop.planning.left_out import write_lists
+    from loop.planning.origin import checked_origin, refuse_other_files
     from loop.planning.page import (
         describe_inputs,
         describe_plan,
@@ -43,15 +44,15 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
     lines += describe_inputs(inputs)
     dropped = inputs.drop_logs
+    origin = checked_origin(settings.start, settings.store, inputs, choice)
     try:
-        plan = make_plan(inputs, settings.kept)
+        plan = make_plan(inputs, settings.kept, origin)
         inputs = plan.inputs
+        lines += refuse_other_files(settings.start, plan)
         dropped += plan.dropped_in_rendering
         lines += describe_plan(plan)
     except TokenizerError as error:
-        if (
-            settings.model_dir is not None
-        ):  # a hub model's needs the network, a directory's has to be there
+        if settings.model_dir is not None:  # it has to be there; a hub's needs the network
             raise
         lines += describe_schedule(inputs, inputs.split.train, inputs.split.pool)
         unchecked.append(f"chat format, tokens and truncation: {error}")
@@ -65,6 +66,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     table = list(schedule_table(inputs))
     unchecked += unchecked_without_service(choice)
     unchecked += unchecked_fit(limits_of(inputs.model_dir), (*inputs.tasks, *inputs.test_tasks))
+    session.end_live_line()
     if args.json:
         plan_lines = [*lines, *table]
         say(json.dumps({"dry_run": True, "plan": plan_lines, "not_checked": unchecked}, indent=1))

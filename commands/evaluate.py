@@ -94,6 +94,7 @@ def evaluate_checkpoints(
     lines += [describe_resolution(gate, inputs.scored_sizes), *describe_formats(plan)]
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
     if args.dry_run:
+        session.end_live_line()
         return show_plan(args, lines)
     if store is not None and len(results := store.comparable_results()) == len(subjects):
         progress.line(f"{store.run_dir}: this evaluation is finished, nothing is left to measure")
@@ -166,6 +167,7 @@ def report_and_alert(
     args: argparse.Namespace, session: Session, store: RunStore, comparisons: list[Comparison]
 ) -> int:
     """Print how checkpoints compare, and alert where one does not pass; the exit code."""
+    session.end_live_line()
     try:
         return report_comparisons(args, store, comparisons)
     finally:

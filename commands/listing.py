@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from errors import ConfigError
@@ -81,7 +82,11 @@ def list_checkpoints(args: argparse.Namespace) -> int:
         missing, where = missing_from(folder, saved), f"on this machine in {folder}"
     if args.json:
         rows = [{**one._asdict(), "is_best": one.round == best_round} for one in saved]
-        say(json.dumps({"where": where, "checkpoints": rows, "missing": sorted(missing)}))
+        started_from = None if store.origin is None else asdict(store.origin)
+        listed = {"where": where, "checkpoints": rows, "missing": sorted(missing)}
+        say(json.dumps({**listed, "started_from": started_from}))
     else:
+        if store.origin is not None:
+            say(f"Started from {store.origin.chain}: {store.origin.parent.state_path}.")
         say(listing(saved, where, store.scores(), best_round, missing))
     return 0

@@ -17,6 +17,7 @@ from settings.sameness import CHANGEABLE_ON_RESUME, hash_before, kept_settings
 
 if TYPE_CHECKING:
     from ledger.store import RunStore
+    from loop.planning.origin import Start
     from loop.planning.plan import Plan
     from loop.reports.progress import Progress
 
@@ -46,6 +47,7 @@ class OpenedSettings(NamedTuple):
     kept: dict[str, Any]
     evaluated: list[Any] | None  # checkpoints to evaluate: their names, or records on resumption
     back_to: int | None = None  # the round to go back to
+    start: Start | None = None  # what a run that has not begun starts from
     notes: tuple[str, ...] = ()  # what is to be said first
 
 
@@ -58,8 +60,10 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
                 "eval_loop_config.json, or --resume RUN_DIR to continue a run."
             )
         loaded = load_and_validate_config(args.config, args.overrides)
-        model_dir = find_model_dir(loaded)
-        return OpenedSettings(loaded, model_dir, None, args.run_dir, {}, args.evaluate)
+        opened = OpenedSettings(
+            loaded, find_model_dir(loaded), None, args.run_dir, {}, args.evaluate
+        )
+        return opened if args.evaluate is not None else with_start(opened)
     if args.evaluate is not None:
         raise ConfigError(
             "--evaluate and --resume exclude each other: the directory of an evaluation that is "
@@ -73,7 +77,7 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
 
 
 def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
-    from ledger.finding import config_file_of, newest_run
+    from ledger.finding import newest_run
     from ledger.run_directory import EVALUATED, is_absent_or_empty
     from ledger.store import RunStore
     from loop.planning.resumption import refuse_other_code
@@ -93,18 +97,13 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
         run_dir, why = newest_run(Path("runs"), hashes)
         notes.append(why)
     elif given is not None and is_absent_or_empty(run_dir):
-        return OpenedSettings(given, find_model_dir(given), None, run_dir, {}, None)
+        return with_start(OpenedSettings(given, find_model_dir(given), None, run_dir, {}, None))
     store = session.store = RunStore.open(run_dir, to_resume=not args.dry_run)
     store.refuse_impossible_ledger()
     recorded = store.settled_config()
     if given is None:
-        raw = with_overrides(recorded["config"], args.overrides)
-        file = config_file_of(recorded, store)
-        if str(file) != recorded["config_file"]:
-            notes.append(
-                f"{run_dir} has been moved or copied: its files are those of {file.parent}"
-            )
-        given = LoadedConfig(validate(raw, str(run_dir)), file, file.parent)
+        given, moved = _recorded_config(store, recorded, args.overrides)
+        notes += moved
     where = str(run_dir) if args.config is None else str(given.file)
     model_dir = find_model_dir(given)
     model = store.manifest().base_model if store.has_started else None
@@ -122,8 +121,46 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
     # Before a run has started nothing is recorded, and --config names code as for a new one.
     if store.has_started or args.config is None:
         notes += refuse_other_code(store, task_code(given), given.directory)
-    kept = recorded["resolved"]
-    return OpenedSettings(given, model_dir, store, run_dir, kept, evaluated, back_to, tuple(notes))
+    opened = OpenedSettings(
+        given,
+        model_dir,
+        store,
+        run_dir,
+        recorded["resolved"],
+        evaluated,
+        back_to,
+        None,
+        tuple(notes),
+    )
+    return opened if store.has_started or evaluated is not None else with_start(opened)
+
+
+def _recorded_config(
+    store: RunStore, recorded: dict[str, Any], overrides: list[str]
+) -> tuple[LoadedConfig, list[str]]:
+    """The settings that a run recorded, where its files lie now; a line where that is elsewhere."""
+    from ledger.finding import config_file_of
+
+    raw = with_overrides(recorded["config"], overrides)
+    file = config_file_of(recorded, store)
+    loaded = LoadedConfig(validate(raw, str(store.run_dir)), file, file.parent)
+    if str(file) == recorded["config_file"]:
+        return loaded, []
+    return loaded, [
+        f"{store.run_dir} has been moved or copied: its files are those of {file.parent}"
+    ]
+
+
+def with_start(opened: OpenedSettings) -> OpenedSettings:
+    """The settings of a run that has not begun, with what it is to start from."""
+    from loop.planning.origin import find_origin
+
+    start = find_origin(opened.loaded)
+    return (
+        opened
+        if start is None
+        else opened._replace(start=start, kept={**start.kept, **opened.kept})
+    )
 
 
 def resumed_place(text: str) -> tuple[Path, int | None]:
@@ -143,6 +180,8 @@ def begin_progress(
     progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
     name = settings.loaded.config.run_name
     progress.line(f"{name}: reading settings and data, loading libraries")
+    progress.live("loading libraries")
+    session.progress = progress
     return progress
 
 
@@ -161,7 +200,9 @@ def choose_place(
                 "there. Put it back, or say where it lies now with --set base_model=DIRECTORY: the "
                 "sha256 of its files tells whether it is the same."
             )
-    config, env = settings.loaded.config, session.keys.environment
+    config, env, start = settings.loaded.config, session.keys.environment, settings.start
+    if start is not None and start.service == "embedded":
+        begun_on = "embedded"
     return choose_service(
         config.base_url,
         config.base_model,
@@ -196,5 +237,6 @@ def begin_run(
     except StorageError as error:
         raise StorageError(f"{error} Nothing was begun yet; give the same command again.") from None
     similar = plan.inputs.split.similar
-    store.record_start(data_manifest(plan), dropped_rows(plan), plan.config_hash, similar)
+    dropped = dropped_rows(plan)
+    store.record_start(data_manifest(plan), dropped, plan.config_hash, similar, plan.origin)
     return store

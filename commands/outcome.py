@@ -38,7 +38,11 @@ def report_finished(
     assert decision is not None, "a finished run has a decision"
     how = "a run that met its target ends there"
     if store.test_opened() is not None:
-        how = "its sealed test was opened, so it is not trained further"
+        how = (
+            "its sealed test was opened, so it is not trained further; to train on from its "
+            f"weights, start a new run with start_from: {store.run_dir}@best and a test_tasks that "
+            "nobody has looked at"
+        )
     elif decision.action in EXTENDABLE:
         command = f"{resume_command(store.run_dir)} --set max_rounds={config.max_rounds + 1}"
         how = f"to train on, raise a bound: {command}"
@@ -56,6 +60,7 @@ def report_end_and_alert(
     ending: Ending,
 ) -> int:
     """Print the outcome of a run, and alert where it has not met its target; the exit code."""
+    session.end_live_line()
     try:
         return report_end(args, store, decision, ending)
     finally:
@@ -103,7 +108,7 @@ def report_end(
             f"baseline {baseline.score:.4f}"
         )
         if best.score <= baseline.score:
-            tell("No round scored above the untouched model.")
+            tell(f"No round scored above {store.baseline_name}.")
         if test is not None:
             tell(f"Sealed test: score {score_and_n(test)}")
         elif is_sealed:

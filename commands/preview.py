@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from commands.opening import OpenedSettings
+from commands.boundary import Session
+from commands.opening import OpenedSettings, begin_progress
 from errors import ConfigError
 from loop.reports.console import say, say_marked, says_in_colour
 from rows.examples import find_example
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from rows.examples import Example
 
 
-def preview(args: argparse.Namespace, settings: OpenedSettings) -> int:
+def preview(args: argparse.Namespace, settings: OpenedSettings, session: Session) -> int:
     """Show the first rows of each source and, of a run that has mined, as many hard ones."""
+    begin_progress(args, settings, session)
     from loop.planning.inputs import read_inputs
     from loop.planning.plan import make_plan
 
@@ -28,6 +30,7 @@ def preview(args: argparse.Namespace, settings: OpenedSettings) -> int:
         raise ConfigError(f"--preview is {args.preview}: give the number of rows to show.")
     plan = make_plan(read_inputs(settings.loaded, settings.model_dir, settings.kept), settings.kept)
     rows = [*_first(plan, args.preview), *_hard(plan, settings, args.preview)]
+    session.end_live_line()
     if args.json:
         shown = [
             {

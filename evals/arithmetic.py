@@ -31,7 +31,7 @@ from inspect_ai.solver import TaskState, generate
 # Inspect loads this file by path, from any directory, and makes only its own folder importable.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from simple_eval import grade_numeric
+from grading.graders import grade_numeric
 
 NUM_LEVELS = 4
 MAX_QUESTIONS = 2_000  # the first level has too few different sums for more

@@ -35,7 +35,8 @@ from inspect_ai.solver import TaskState, generate
 # Inspect loads this file by path, from any directory, and makes only its own folder importable.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from simple_eval import GRADERS, Question, load_questions
+from grading.graders import GRADERS
+from simple_eval import Question, load_questions
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,6 +46,11 @@ def domain_qa(file: str = "simple_qa.jsonl") -> Task:
     """Ask every question of `file`; a relative path starts at the folder of this task file."""
     path = (HERE / file).resolve()
     questions = load_questions(path.stem, path)
+    if questions.graders:
+        raise ValueError(
+            f"{path}: {next(iter(questions.graders))} is a grader of its own, which this task does "
+            "not call. Name the file as qa:FILE.jsonl in eval_tasks instead."
+        )
     return Task(
         dataset=MemoryDataset([to_sample(one) for one in questions.questions], name=path.stem),
         solver=generate(),

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask, last_user_text
+from grading.graders import GRADING
 from rows.contamination import EvalText
 from scores.results import Role
 from simple_eval import ROLES, QuestionTask, SamplingSettings, Turn
@@ -140,5 +141,6 @@ def protocol_of(
         "num_repeats": settings.num_repeats,
         "seed": settings.seed,
         "grader_model": grader_model,
+        "grading": GRADING,
         "tasks": {task.name: {"sha256": task.work.sha256, "role": task.role} for task in tasks},
     }

@@ -11,11 +11,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from errors import RunStoreError
-from ledger.records import Checkpoint, Stamp, WeightsPath
-from storage.stored_json import Count, Measure, Share, parse_object
+from ledger.records import Checkpoint, Origin, Stamp, WeightsPath
+from storage.stored_json import Count, Measure, Share, parse_object, record_of
 
 Event = dict[str, Any]
 OwnFile = Annotated[str, Field(pattern=r"^(evals|selections)/[a-z0-9_]+\.json$")]
@@ -43,8 +43,14 @@ class _OfRound(_Any):
     round: Count
 
 
+def _checked_origin(data: dict[str, Any]) -> dict[str, Any]:
+    record_of(Origin, data)
+    return data
+
+
 class _RunStarted(_Any):
     run_id: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+    started_from: Annotated[dict[str, Any], AfterValidator(_checked_origin)] | None = None
 
 
 class _Resumed(_Any):
@@ -61,6 +67,7 @@ class _LossesMeasured(_Selected):
 
 class _Step(_OfRound):
     step: Count
+    example_ids: list[str] = []
     num_tokens: Count
     lr: Measure
     nll: Measure
@@ -204,12 +211,14 @@ def impossibility(events: Sequence[Event]) -> str | None:
     num_steps, stops = 0, False
     done: set[tuple[str, int]] = set()
     saved: set[str] = set()
+    has_start = bool(events) and events[0].get("started_from") is not None
     for event in events:
         kind, number = event["type"], event["round"]
         before = _NEEDED.get(kind)
         if (kind == "run_started") != (event["seq"] == 0):
             return f"event {event['seq']}: a ledger begins with run_started, once"
-        if before is not None and number > (0 if kind in _ALSO_OF_BASELINE else -1):
+        begins = number == 0 and (kind == "checkpoint" or (kind in _OF_BASELINE and not has_start))
+        if before is not None and not begins:
             needed = before, number - (kind == "selected")
             if needed not in done:
                 return f"event {event['seq']}: {kind} of round {number} without its {before}"
@@ -220,6 +229,8 @@ def impossibility(events: Sequence[Event]) -> str | None:
         elif kind == "checkpoint":
             if event["step"] != num_steps:
                 return f"event {event['seq']}: weights of {event['step']} steps after {num_steps}"
+            if number == 0 and not has_start:
+                return f"event {event['seq']}: weights of round 0 of a run that began with none"
             saved.add(event["state_path"])
             if event["sampler_path"] is None:  # the round goes on
                 continue
@@ -238,7 +249,7 @@ def impossibility(events: Sequence[Event]) -> str | None:
     return None
 
 
-_ALSO_OF_BASELINE = ("measured", "evaluated")  # round 0 has no weights of its own
+_OF_BASELINE = ("measured", "evaluated")  # without weights where the run was not started from some
 _NEEDED = {
     "selected": "decided",
     "step": "selected",

@@ -62,6 +62,51 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """Saved weights that a run was started from, and the run that saved them.
+
+    Of a path that belongs to no known run the run is None.
+    """
+
+    name: str  # as the settings name it
+    state_path: WeightsPath
+    run_id: str | None = None
+    run_dir: str | None = None  # where it lay
+    round: Count | None = None
+    step: Count | None = None  # optimizer steps of that run in these weights
+    base_model: str | None = None  # what that run called it
+    renderer: str | None = None
+
+    def __str__(self) -> str:
+        if self.run_id is None:
+            return f"{self.name} (of no run that is known here)"
+        return f"{self.name} (run {self.run_id}, round {self.round}, {self.step} steps)"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run started from: its parent, what that one started from, and so on."""
+
+    parent: Ancestor
+    with_optimizer: bool
+    ancestors: list[Ancestor] = field(default_factory=list)  # of the parent, the nearest first
+    unknown: list[str] = field(default_factory=list)  # what of them could not be told
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def chain(self) -> str:
+        """The weights, and those that their run was started from, and so on."""
+        return ", which was started from ".join(map(str, (self.parent, *self.ancestors)))
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is looked up in the first event."""
+
+    started_from: Origin | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
     """One optimizer step's data as the ledger records it."""
 
@@ -191,6 +236,7 @@ class Manifest:
     dropped: list[DroppedRow] = field(default_factory=list)  # the first of them
     num_similar: Count = 0  # older runs count them among the dropped
     code: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    grading: Count = 1  # which graders: of versions that did not record it the first
     base_model: ModelFiles | None = None  # None in runs of versions that did not record it
 
 

@@ -1,16 +1,18 @@
-"""Checkpoints as a command line names them, found in their run directories.
+"""Checkpoints as a command line or a setting names them, found in their run directories.
 
 A checkpoint is named `RUN_DIR` or `RUN_DIR@best` (what the run recommends), `RUN_DIR@round_02`
-(`round_00` is the untouched model), or `tinker://...` (sampler weights).
+(`round_00` is the untouched model, or what the run was started from), or `tinker://...`: sampler
+weights to evaluate, a state to train on from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from errors import ConfigError, RunStoreError
 from ledger.records import Checkpoint, ModelFiles
@@ -98,29 +100,113 @@ def _refuse_repeated(names: Sequence[str], subjects: Sequence[Subject]) -> None:
 def _find(name: str, runs_dir: Path) -> Subject:
     if name.startswith("tinker://"):
         return _find_path(name, runs_dir)
-    match = re.fullmatch(r"(.+)@(best|round_(\d+))", name)
-    run_dir = Path(name if match is None else match[1])
+    found = _find_round(f"--evaluate {name}", name, [Path()])
+    return _of_round(found.store, found.round, name)
+
+
+class _Found(NamedTuple):
+    store: RunStore
+    round: int
+
+
+def _find_round(key: str, name: str, folders: Sequence[Path]) -> _Found:
+    """The run and the round that a name means, its directory looked for in the folders; `key` is
+    what errors begin with."""
+    match = re.fullmatch(r"(.+)@(best|round_(\d+))", name, re.DOTALL)
+    run_dir = _in_one_of(folders, name if match is None else match[1])
     before, at, after = name.rpartition("@")
-    if match is None and at and not run_dir.exists() and Path(before).is_dir():
+    if match is None and at and not run_dir.exists() and _in_one_of(folders, before).is_dir():
         raise ConfigError(
-            f"--evaluate {name}: {after!r} names no checkpoint of {before}. Give @best, @round_01 "
+            f"{key}: {after!r} names no checkpoint of {before}. Give @best, @round_01 "
             "and so on, or @round_00 for the untouched model."
         )
     store = RunStore.open(run_dir)
     if store.is_evaluation:
         raise ConfigError(
-            f"--evaluate {name}: {run_dir} holds an earlier evaluation, no run. Name a run's "
+            f"{key}: {run_dir} holds an earlier evaluation, no run. Name a run's "
             "directory, or continue the evaluation with --resume."
         )
     if match is not None and match[3] is not None:
-        return _of_round(store, int(match[3]), name)
+        return _Found(store, int(match[3]))
     decision = store.last_decision()
     if decision is None or decision.best_round == 0:
         raise ConfigError(
-            f"--evaluate {name}: the run has no evaluated round yet, so none is its best. Name one "
+            f"{key}: the run has no evaluated round yet, so none is its best. Name one "
             "as RUN_DIR@round_01, or continue the run with --resume."
         )
-    return _of_round(store, decision.best_round, name)
+    return _Found(store, decision.best_round)
+
+
+def _in_one_of(folders: Sequence[Path], name: str) -> Path:
+    """The first of the places that a relative name may mean where something is, or else the last of
+    them."""
+    places = [folder / name for folder in folders]
+    for place in places:
+        with contextlib.suppress(OSError, ValueError):  # a name that nothing can have
+            if place.exists():
+                return place
+    return places[-1]
+
+
+# --- to train on from -----------------------------------------------------------------------------
+
+
+class StartPoint(NamedTuple):
+    """A state to train on from, and the run that saved it; a path alone where none is known."""
+
+    state_path: str
+    store: RunStore | None = None
+    checkpoint: Checkpoint | None = None
+
+
+def find_start(name: str, folders: Sequence[Path]) -> StartPoint:
+    """The state that `start_from` means, relative names looked for in the folders, in their order.
+
+    Raises `InputError` children.
+    """
+    key = f"start_from {name}"
+    if name.startswith("tinker://"):
+        for store in _stores([folder / "runs" for folder in folders]):
+            for one in store.checkpoints():
+                if name in (one.state_path, one.sampler_path):
+                    return StartPoint(one.state_path, store, one)
+        if "/sampler_weights/" in name:
+            raise ConfigError(
+                f"{key}: these are weights to sample from, of no run below ./runs. Give the state "
+                f"that was saved with them: {name.replace('/sampler_weights/', '/weights/')}."
+            )
+        return StartPoint(name)
+    found = _find_round(key, name, folders)
+    checkpoint = found.store.checkpoint(found.round)
+    if checkpoint is None and found.round == 0:
+        raise ConfigError(
+            f"{key}: round_00 of this run is the untouched model, which a new run begins with "
+            "where start_from is left out."
+        )
+    if checkpoint is None:
+        raise _no_weights(key, found.store, found.round)
+    return StartPoint(checkpoint.state_path, found.store, checkpoint)
+
+
+def _stores(runs_dirs: Sequence[Path]) -> Iterator[RunStore]:
+    """The runs in these folders that can be read, the newest names first."""
+    for runs_dir in dict.fromkeys(folder.absolute() for folder in runs_dirs):
+        for config in sorted(runs_dir.glob("*/config.resolved.json"), reverse=True):
+            with contextlib.suppress(RunStoreError):  # damaged, or not a run of ours
+                store = RunStore.open(config.parent)
+                if not store.is_evaluation:
+                    yield store
+
+
+def _no_weights(key: str, store: RunStore, round_no: int) -> ConfigError:
+    saved = [str(n) for n in range(1, store.num_rounds + 1) if store.checkpoint(n)]
+    return ConfigError(
+        f"{key}: {store.run_dir} has no weights of round {round_no}. It has those of "
+        f"{', '.join(saved) or 'no round'}, and round_00 is {store.baseline_name}."
+    )
+
+
+# --- to evaluate ----------------------------------------------------------------------------------
 
 
 def _find_path(path: str, runs_dir: Path) -> Subject:
@@ -130,11 +216,7 @@ def _find_path(path: str, runs_dir: Path) -> Subject:
             f"--evaluate {path}: this is a state to train on from. Give the sampler weights that "
             f"were saved with it: {path.replace('/weights/', '/sampler_weights/')}."
         )
-    for config in sorted(runs_dir.glob("*/config.resolved.json"), reverse=True):
-        try:
-            store = RunStore.open(config.parent)
-        except RunStoreError:
-            continue  # damaged, or not a run of ours
+    for store in _stores([runs_dir]):
         for event in store.events("checkpoint"):
             if event.get("sampler_path") == path:
                 return _of_round(store, event["round"], path)
@@ -143,15 +225,9 @@ def _find_path(path: str, runs_dir: Path) -> Subject:
 
 def _of_round(store: RunStore, round_no: int, label: str) -> Subject:
     resolved = store.settled_config()
-    checkpoint: Checkpoint | None = None
-    if round_no > 0:
-        checkpoint = store.checkpoint(round_no)
-        if checkpoint is None:
-            saved = [str(n) for n in range(1, store.num_rounds + 1) if store.checkpoint(n)]
-            raise ConfigError(
-                f"--evaluate {label}: {store.run_dir} has no weights of round {round_no}. It has "
-                f"those of {', '.join(saved) or 'no round'}, and round_00 is the untouched model."
-            )
+    checkpoint = store.checkpoint(round_no)
+    if checkpoint is None and (round_no > 0 or store.origin is not None):
+        raise _no_weights(f"--evaluate {label}", store, round_no)
     return Subject(
         label=label,
         path=None if checkpoint is None else checkpoint.sampler_path,

@@ -32,6 +32,8 @@ from ledger.events import impossibility
 from ledger.records import (
     Batch,
     Manifest,
+    Origin,
+    RunStart,
     Settled,
     Topics,
     losses_from_json,
@@ -73,6 +75,22 @@ class RunStore(SavedWeightsRecords):
                 "by something else; restore it or start a new run."
             )
 
+    @property
+    def origin(self) -> Origin | None:
+        """What the run was started from; None for the untouched base model."""
+        first = next(self.events("run_started"), None)
+        return None if first is None else self._record(RunStart, first).started_from
+
+    @property
+    def baseline_name(self) -> str:
+        """What round 0 measures."""
+        return "the untouched model" if self.origin is None else self.origin.parent.name
+
+    def trained_ids(self) -> frozenset[str]:
+        """The rows that the run's steps were made of."""
+        steps = self.events("step")
+        return frozenset(one for event in steps for one in event.get("example_ids", ()))
+
     def manifest(self) -> Manifest:
         """What the run began with."""
         return self._read(MANIFEST, manifest_from_json)
@@ -94,13 +112,17 @@ class RunStore(SavedWeightsRecords):
         dropped: Iterable[DroppedRow],
         config_hash: str,
         similar: Iterable[DroppedRow] = (),
+        origin: Origin | None = None,
     ) -> None:
         """Write the data manifest, the dropped rows, the similar ones and the first event."""
         self.write_json(MANIFEST, manifest)
         self.write_text(DROPPED, row_lines(dropped))
         self.write_text(SIMILAR, row_lines(similar))
         run_id = self.resolved_config().get(RUN_ID) or uuid.uuid4().hex[:12]
-        self.append("run_started", run_id=run_id, config_hash=config_hash)
+        started_from = None if origin is None else asdict(origin)
+        self.append(
+            "run_started", run_id=run_id, config_hash=config_hash, started_from=started_from
+        )
 
     def mark_resumed(self, config: dict[str, Any], back_to: int | None = None) -> None:
         """Record that the run goes on from its last durable event, or from the end of a round.
@@ -126,7 +148,8 @@ class RunStore(SavedWeightsRecords):
             raise RunStoreError(
                 f"{self.run_dir}: the sealed test of this run has been opened, so it cannot go "
                 "back and train on: no unseen question is left to judge the outcome. Start a new "
-                "run with a test_tasks that nobody has looked at."
+                f"run from its weights, with start_from: {self.run_dir}@round_{round_no:02d} and a "
+                "test_tasks that nobody has looked at."
             )
         earlier = itertools.takewhile(
             lambda event: (event["round"] or 0) <= round_no and event["type"] != "run_finished",

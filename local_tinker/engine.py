@@ -110,6 +110,7 @@ class Engine:
     device: torch.device
     model: Any
     tokenizer: Any
+    aliases: set[str] = field(default_factory=set)  # under which other services knew it
     _peft: Any = None
     _active: str | None = None  # the adapter that forward passes go through now
     _sampler_adapters: OrderedDict[Path, SamplerAdapter] = field(default_factory=OrderedDict)
@@ -431,7 +432,7 @@ class Engine:
         Raises `UserError`, and changes nothing, when they do not fit the run.
         """
         info = checkpoints.read_info(directory)
-        if (info.base_model, info.shape) != (self.name, run.shape):
+        if info.base_model not in (self.name, *self.aliases) or info.shape != run.shape:
             raise UserError(
                 f"checkpoint {directory.name!r} is of {info.base_model} with {info.shape}, the run "
                 f"is of {self.name} with {run.shape}; load it into a new run instead"

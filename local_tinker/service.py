@@ -105,7 +105,8 @@ class Service:
         again: what the service that saved a checkpoint called it. None, or a name that is served
         already, changes nothing."""
         if alias is not None:
-            self._state.engines.setdefault(alias, self._state.engines[name])
+            engine = self._state.engines.setdefault(alias, self._state.engines[name])
+            engine.aliases.add(alias)
 
     def open_folder(self, checkpoint_dir: Path, api_key: str | None = None) -> str:
         """Return an API key whose sessions keep their checkpoints in `checkpoint_dir`.

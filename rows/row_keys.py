@@ -103,9 +103,29 @@ REFUSED_IN_MESSAGE = {
 }
 HARMONY = {"channel": "final", "recipient": "all"}  # other values are no plain answer
 SYNONYMS = {  # what public files call these, the likeliest first
-    "instruction": ("instruction", "question", "query", "prompt", "user", "input", "problem"),
+    "instruction": (
+        "instruction",
+        "question",
+        "query",
+        "prompt",
+        "user",
+        "input",
+        "problem",
+        "text",
+        "q",
+    ),
     "input": ("context", "passage"),
-    "output": ("output", "answer", "response", "completion", "assistant", "target", "solution"),
+    "output": (
+        "output",
+        "answer",
+        "response",
+        "completion",
+        "assistant",
+        "target",
+        "solution",
+        "label",
+        "a",
+    ),
 }
 TEXT_PARTS = ("text", "input_text", "output_text")
 THINKING_PARTS = ("thinking", "reasoning")

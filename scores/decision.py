@@ -28,6 +28,7 @@ Rule = Literal["mean", "lower_bound", "paired"]
 EXTENDABLE = ("stop_rounds", "stop_budget", "stop_plateau")
 WARN_FLAWED_SHARE = 0.02  # of answers truncated or malformed
 MAX_FLAWED_SHARE = 0.10
+UNTOUCHED = "the untouched model"
 ROUNDING = 1e-12  # the mean of 0.7, 0.8 and 0.9 is a hair below 0.8
 
 
@@ -48,6 +49,7 @@ class Gate:
     max_tokens: int | None = None
     max_minutes: float | None = None
     max_usd: float | None = None
+    baseline: str = UNTOUCHED  # what round 0 measures
 
     @property
     def alpha_per_look(self) -> float:
@@ -105,8 +107,9 @@ def decide(
     if result.round == 0:
         # Truncated answers only warn here: nothing is stopped or recommended by a baseline.
         already = gate.rule != "paired" and _apply_rule(result, result, gate).passed
-        sentence = f"Baseline {result.score:.4f} (n={result.n})" + (
-            f": the untouched model meets the threshold already ({verdict.numbers}). Training all "
+        of = "" if gate.baseline == UNTOUCHED else f" of {gate.baseline}"
+        sentence = f"Baseline {result.score:.4f} (n={result.n}){of}" + (
+            f": {gate.baseline} meets the threshold already ({verdict.numbers}). Training all "
             "the same."
             if already
             else f", threshold {gate.threshold:g}."

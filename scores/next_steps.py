@@ -36,7 +36,7 @@ class Missed(NamedTuple):
 
 class WaysOn(NamedTuple):
     """How the run can go on: the command that resumes it, None where it cannot be trained further;
-    and what a new config names to begin with its weights, None where no setting does."""
+    and, as JSON, what a new config names to begin with its weights, None where no setting does."""
 
     command: str | None
     start_from: str | None
@@ -135,7 +135,7 @@ def _more_rounds(missed: Missed, ways: WaysOn) -> Iterator[str]:
         if ways.start_from is not None:
             yield (
                 f'Go on from the best weights in a new config: "start_from": '
-                f'"{ways.start_from}"; {moved}. The sealed test of this run has been opened, so '
+                f"{ways.start_from}; {moved}. The sealed test of this run has been opened, so "
                 "give it a new one."
             )
         return
@@ -160,6 +160,6 @@ def _after_topics(missed: Missed, best: EvalResult) -> Iterator[str]:
         f"{one.topic[:MAX_TOPIC_CHARS]} ({one.score * one.n:.4g} of {one.n} right)" for one in weak
     )
     yield (
-        f"Add rows of the weakest topics to train_file or mining.pool_file: {named}; the last "
-        f"rounds drew {sum(one.num_added for one in weak)} of them."
+        f"Add rows of the weakest topics to train_file or mining.pool_file: {named}. Round "
+        f"{best.round} drew {sum(one.num_added for one in weak)} rows of them."
     )

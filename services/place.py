@@ -95,3 +95,4 @@ class Place(NamedTuple):
     service: Service | None  # the embedded one
     checkpoint_dir: Path
     keys: Keys
+    start_dir: Path | None = None  # of another run, whose weights are to be loaded

@@ -20,7 +20,12 @@ CHANGEABLE_ON_RESUME = (
     "evaluation.concurrency",
 )
 # Settings that are younger than some runs: where one is not used, it is as if it were not there.
-ADDED_SINCE = {"num_epochs": None, "evaluation.test_on": "end"}
+ADDED_SINCE = {
+    "num_epochs": None,
+    "start_from": None,
+    "start_from_optimizer": False,
+    "evaluation.test_on": "end",
+}
 # Of a setting that younger versions let change, what the hash of every run is made with.
 HASHED_AS = {"evaluation.concurrency": 128}
 

@@ -35,7 +35,8 @@ from config_schema import load_and_validate_config
 from conftest import REPO
 from evals import arithmetic, calibration, domain_qa, instruction_following, refusal
 from evals.calibration import Forecast
-from simple_eval import GRADERS, grade_numeric, load_questions
+from grading.graders import GRADERS, grade_numeric
+from simple_eval import load_questions
 
 TASKS = {
     "domain_qa": domain_qa.domain_qa,

@@ -55,7 +55,7 @@ def test_a_run_that_met_its_target_is_advised_nothing() -> None:
         ({"kinds": ("stuck",)}, WAYS, "Raise the learning rate: the training loss stayed where"),
         ({"kinds": ("overfitting",)}, WAYS, "Train less on these rows, or on more of them: the"),
         ({"topics": (topic("names", 0.25),)}, WaysOn(None, None), "Add rows of the weakest topics"),
-        ({}, WaysOn(None, "runs/x@best"), 'Go on from the best weights in a new config: "start'),
+        ({}, WaysOn(None, '"runs/x@best"'), 'Go on from the best weights in a new config: "start'),
         ({}, WaysOn(None, None), "Read the wrong answers in evals/round_02.json, and add rows to"),
         (
             {"gate": replace(GATE, rule="lower_bound", threshold=0.99)},
@@ -122,3 +122,18 @@ def test_a_missed_run_ends_with_them_on_the_screen_in_json_and_in_its_report(
     assert command.startswith(resume_command(workspace.folder / "run"))
     assert main(command.split()[2:]) == 0
     assert workspace.store("run").num_rounds == 3
+
+
+def test_after_a_sealed_test_a_new_run_from_the_best_weights_is_advised(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    """Which the settings know; what is shown can be pasted into a config."""
+    sealed = {"test_tasks": ["qa:sealed.jsonl"], "max_tokens": 4}
+    workspace.write_rows("sealed.jsonl", [{"question": "Which is sealed?", "answer": "x"}])
+    assert workspace.run("run", "--json", max_rounds=1, evaluation=sealed) == 0
+    steps = json.loads(capsys.readouterr().out)["next_steps"]
+    assert not any("--resume" in step for step in steps)
+    (step,) = (step for step in steps if "start_from" in step)
+    shown = json.loads("{" + step[step.index('"start_from"') : step.index(";")] + "}")
+    capsys.readouterr()
+    assert workspace.run("next", max_rounds=1, **shown) == 0

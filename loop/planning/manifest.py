@@ -9,7 +9,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from data_loader import LoadedFile
+from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
+from grading.graders import GRADING
 from loop.planning.inputs import Inputs, num_dropped
 from loop.planning.models import model_digests, model_files
 from loop.planning.plan import Plan
@@ -129,9 +131,10 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
         "code": {
             path: sha256
             for task in (*plan.tasks, *plan.test_tasks)
-            if isinstance(task.work, InspectTask)
+            if not isinstance(task.work, HeldOutFile)
             for path, sha256 in relative_code(task.work.code, folder).items()
         },
+        "grading": GRADING,
         "num_dropped": dict(num_dropped(_drop_logs(plan))),
         "num_similar": len(plan.inputs.split.similar),
         "dropped": [asdict(row) for row in itertools.islice(dropped_rows(plan), NUM_LISTED)],

@@ -11,6 +11,7 @@ from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted
 from loop.planning.left_out import LARGE_SHARE, describe_large_losses, describe_left_out
 from loop.planning.models import model_config
+from loop.planning.origin import describe_origin
 from loop.planning.plan import Plan, gate_of
 from loop.planning.row_notes import describe_rendering, describe_unused
 from loop.planning.steps import describe_steps, passes_of
@@ -107,6 +108,8 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     """Yield the lines about the schedule, and about what only the tokenizer can tell: renderer,
     tokens, capacity; each resolved value with its source."""
     config = plan.config
+    if plan.origin is not None:
+        yield from describe_origin(plan.origin)
     yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
     yield from describe_formats(plan)
     yield _describe_train_on(plan)

@@ -18,7 +18,7 @@ from errors import DataError
 from evaluation.held_out import HeldOutFile, render_held_out
 from evaluation.tasks import EvalTask
 from hyperparam_utils import RunSteps, Schedule
-from ledger.records import Usage
+from ledger.records import Origin, Usage
 from loop.planning.fitting import (
     ModelLimits,
     held_out_tables,
@@ -33,7 +33,7 @@ from rows.chat_formats import ChatFormat, choose_format, former_name, load_rende
 from rows.control_tokens import guard
 from rows.examples import DropLog, find_example
 from rows.rendering import RenderedTable, Rendering
-from scores.decision import Gate
+from scores.decision import UNTOUCHED, Gate
 from simple_eval import SamplingSettings
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Plan:
     dropped_of_split: DropLog  # rows that `data.val_share` held out and that have no loss
     grader_format: ChatFormat | None
     model_files: Mapping[str, str] | None = None  # sha256 by name, once a run is to begin
+    origin: Origin | None = None  # what the run is started from, where it is not the base model
 
     @property
     def config(self) -> TrainingConfig:
@@ -145,10 +146,13 @@ def gate_of(config: TrainingConfig) -> Gate:
         max_tokens=config.budget.tokens,
         max_minutes=config.budget.minutes,
         max_usd=config.budget.usd,
+        baseline=config.start_from or UNTOUCHED,
     )
 
 
-def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
+def make_plan(
+    inputs: Inputs, kept: Mapping[str, Any] | None = None, origin: Origin | None = None
+) -> Plan:
     """Load the tokenizer, render all rows, and put the plan together."""
     config = inputs.config
     kept = kept or {}
@@ -190,6 +194,7 @@ def make_plan(inputs: Inputs, kept: Mapping[str, Any] | None = None) -> Plan:
         pool=pool,
         dropped_of_split=dropped_of_split,
         grader_format=grader_format,
+        origin=origin,
     )
 
 
@@ -197,7 +202,11 @@ def _chat_format(inputs: Inputs, kept: Mapping[str, Any]) -> ChatFormat:
     """The chat format as a run began, which is not compared or refused again, or chosen now."""
     explicit = inputs.config.renderer_name
     if (name := kept.get("renderer_name")) is None:
-        return choose_format(explicit, inputs.model_path)
+        of_start = kept.get("renderer_of_start")
+        chosen = choose_format(explicit or of_start, inputs.model_path)
+        if explicit is None and of_start is not None:
+            chosen = replace(chosen, source="resolved from null: that of what the run starts from")
+        return chosen
     source = f"{'renderer_name' if explicit else 'resolved from null'}, as recorded"
     return ChatFormat(name, load_renderer(name, inputs.model_path), source)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from config_schema import TrainingConfig
 from errors import ConfigError, RunStoreError
+from grading.graders import GRADING
 from ledger.records import ModelFiles
 from ledger.store import RunStore
 from loop.planning.manifest import data_manifest, dropped_rows, with_model_files
@@ -34,6 +35,18 @@ def refuse_other_data(store: RunStore, manifest: Mapping[str, Any]) -> None:
                     "shuffles its samples has to do so with a seed; one of Inspect's may have been "
                     "begun by a version that recorded less of it), or start a new run."
                 )
+
+
+def refuse_other_grading(store: RunStore) -> None:
+    """Raise `RunStoreError` where answers would be graded otherwise than those before them."""
+    began = store.manifest().grading
+    if began != GRADING:
+        raise RunStoreError(
+            f"{store.run_dir}: its answers were graded by version {began} of the graders, and this "
+            f"program has version {GRADING}, which may grade the same answers otherwise, so the "
+            "run cannot go on as the same run. Resume it with the version of this program that "
+            "began it, or start a new run."
+        )
 
 
 def refuse_other_model(where: str, recorded: ModelFiles | None, plan: Plan) -> list[str]:
@@ -203,9 +216,11 @@ def continue_run(store: RunStore, plan: Plan, back_to: int | None = None) -> Non
     manifest = data_manifest(plan)
     if not store.has_started:  # killed while its directory was being made
         similar = plan.inputs.split.similar
-        store.record_start(manifest, dropped_rows(plan), plan.config_hash, similar)
+        dropped = dropped_rows(plan)
+        store.record_start(manifest, dropped, plan.config_hash, similar, plan.origin)
     else:
         refuse_other_data(store, manifest)
+        refuse_other_grading(store)
         num_cut = plan.train.num_truncated + plan.pool.num_truncated
         is_cut = plan.max_seq_length != plan.config.max_seq_length and num_cut > 0
         refuse_other_rows(store, manifest, is_cut=is_cut)
@@ -223,5 +238,6 @@ def refuse_training_past_test(store: RunStore, config: TrainingConfig) -> None:
             f"{store.run_dir}: {changed[0]} cannot change any more, because the sealed test of "
             f"this run has been opened, on round {opened['round']}: training on would give a "
             "checkpoint that no unseen question can judge. Resume without the change, or start a "
-            "new run with a test_tasks that nobody has looked at."
+            f"new run from its weights: a config with start_from: {store.run_dir}@best and an "
+            "evaluation.test_tasks that nobody has looked at."
         )

@@ -69,9 +69,9 @@ def _load(loaded: LoadedConfig, key: str, name: str) -> QuestionTask | InspectTa
 
 
 def task_code(loaded: LoadedConfig) -> dict[str, str]:
-    """The Python files that the settings name as tasks, and what these import from beside them,
-    with their sha256, by their path from the settings' folder; to load one is to run it. Raises
-    `ConfigError`."""
+    """The Python files that the settings name as tasks, or question files as graders, and what
+    these import from beside them, with their sha256, by their path from the settings' folder; to
+    load one is to run it. Raises `ConfigError`."""
     groups = {
         "eval_tasks": loaded.config.measured_tasks,
         "evaluation.test_tasks": loaded.config.evaluation.test_tasks,
@@ -79,12 +79,20 @@ def task_code(loaded: LoadedConfig) -> dict[str, str]:
     code: dict[str, str] = {}
     for key, names in groups.items():
         for name in names:
-            if ".py@" in name:
-                try:
-                    code |= code_of(loaded.find(key, name.rpartition("@")[0]))
-                except OSError as error:
-                    raise ConfigError(f"{loaded.file}: {key}: {name}: {error}.") from None
+            try:
+                for file in _code_files(loaded, key, name):
+                    code |= code_of(file)
+            except OSError as error:
+                raise ConfigError(f"{loaded.file}: {key}: {name}: {error}.") from None
     return relative_code(code, loaded.directory)
+
+
+def _code_files(loaded: LoadedConfig, key: str, name: str) -> list[Path]:
+    """The Python files that a task names: its own, or those of its questions' graders."""
+    if name.startswith("qa:"):
+        files = simple_eval.grader_files_of(loaded.find(key, name.removeprefix("qa:")))
+        return [file for file in files if file.is_file()]  # one that is gone is told of by name
+    return [loaded.find(key, name.rpartition("@")[0])] if ".py@" in name else []
 
 
 def relative_code(code: Mapping[str, str], folder: Path) -> dict[str, str]:

@@ -64,4 +64,4 @@ def time_left(num_done: int, num_total: int, elapsed_s: float) -> str:
     """How long the rest will take at the pace so far; empty where that is not known, or over."""
     if num_done <= 0 or num_done >= num_total:
         return ""
-    return f", about {seconds_text(elapsed_s / num_done * (num_total - num_done))} left"
+    return f", ~{seconds_text(elapsed_s / num_done * (num_total - num_done))} left"

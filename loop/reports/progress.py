@@ -104,9 +104,7 @@ class Progress:
 
         def show(number: int) -> None:
             left = time_left(number, total, time.monotonic() - started)
-            self._show(
-                Now(printable(f"{title}: {number} of {total} answers{left}"), is_asking=True)
-            )
+            self._show(Now(printable(f"{title} {number}/{total}{left}"), is_asking=True))
 
         show(0)
         return lambda: show(next(counted))
@@ -120,8 +118,8 @@ class Progress:
                 self.live(f"{title}: saving the weights")
                 return
             left = time_left(number, total - num_done, time.monotonic() - started)
-            step = f"step {num_done + number + 1} of {total}"
-            self._show(Now(f"{title}: {step}{left}", is_asking=True))
+            step = f"step {num_done + number + 1}/{total}"
+            self._show(Now(f"{title} {step}{left}", is_asking=True))
 
         show(0)
         return lambda: show(next(counted))

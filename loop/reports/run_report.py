@@ -137,7 +137,8 @@ def _side_by_side(
     yield ""
     yield f"| | score | {LEVEL:.0%} interval | n |"
     yield "|---|---|---|---|"
-    rows = [("dev, baseline", baseline), (f"dev, round {best.round}", best)]
+    of = "" if store.origin is None else f" ({store.baseline_name})"
+    rows = [(f"dev, baseline{of}", baseline), (f"dev, round {best.round}", best)]
     if test is not None:
         rows.append((f"sealed test, round {test.round}", test))
     for name, result in rows:
@@ -265,6 +266,11 @@ def _description(
     yield "## The run"
     yield ""
     yield f"- Base model {checkpoint.base_model}, renderer {checkpoint.renderer}."
+    if (origin := store.origin) is not None:
+        how = "with its optimizer" if origin.with_optimizer else "with a new optimizer"
+        yield f"- Started from {origin.chain}: `{origin.parent.state_path}`, {how}."
+        yield from (f"- Not known of the sealed test: {what}." for what in origin.unknown)
+        yield from (f"- {what[0].upper()}{what[1:]}." for what in origin.warnings)
     layers = [name for name in ("attn", "mlp", "unembed") if getattr(checkpoint, f"train_{name}")]
     yield (
         f"- LoRA rank {checkpoint.lora_rank}, alpha {checkpoint.lora_alpha}, trained layers: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +31,6 @@ def what_next(
     ways = WaysOn(
         # After the sealed test a run is not trained further.
         command=resume_command(store.run_dir) if store.test_opened() is None else None,
-        start_from=f"{shlex.quote(str(store.run_dir))}@best" if "start_from" in config else None,
+        start_from=json.dumps(f"{store.run_dir}@best") if "start_from" in config else None,
     )
     return next_steps(missed, ways)

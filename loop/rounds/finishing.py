@@ -27,6 +27,7 @@ async def complete_evidence(run: Run, decision: Decision) -> None:
                 await ask_sealed_test(run, checkpoint)
             else:
                 run.progress.line(STAYED_SEALED)
+        run.progress.live("writing the report")
     finally:  # there is a report, also where an evaluation failed
         config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.usage())
         write_report(store, plan.gate, config, decision, cost_usd)

@@ -99,8 +99,8 @@ async def signals_for(
 async def losses_before(
     run: Run, round_no: int, rows: ExampleTable, start: int, recorded: Sequence[MeasuredLosses]
 ) -> MeasuredLosses:
-    """The losses of rows before a round, under the weights of round `start`, and under the base
-    model where the strategy asks for them; what is `recorded` is not measured again."""
+    """The losses of rows before a round, under the weights of round `start`, and under what the
+    run began with where the strategy asks for them; what is `recorded` is not measured again."""
     store, plan = run.store, run.plan
     checkpoint = store.checkpoint(start)
     path = None if checkpoint is None else checkpoint.sampler_path
@@ -130,7 +130,8 @@ async def losses_before(
         return {row.id: row.nll_sum / row.num_loss_tokens for row in losses.rows}
 
     if plan.mining.needs_losses_before:
-        before |= await measured(before, None)
+        began_as = store.checkpoint(0)  # None: the base model
+        before |= await measured(before, None if began_as is None else began_as.sampler_path)
     now |= await measured(now, path)
     losses = {one: CandidateLoss(now[one], before.get(one)) for one in rows.ids}
     made = MeasuredLosses(round_no, start, losses)

@@ -22,13 +22,15 @@ import tinker
 
 from errors import ConfigError, Interrupted, OutputGone, ServiceError
 from ledger.store import RunStore
+from loop.planning.origin import Start, refuse_other_adapter
 from loop.planning.plan import Plan
 from loop.reports.console import how_to_continue, say
 from loop.reports.progress import Progress
 from loop.rounds.run import Run
 from services.faults import SDK_ERRORS, explain, is_gone
+from services.keys import Keys
 from services.place import Place, ServiceChoice, refuse_silent_address
-from services.sdk import open_clients
+from services.sdk import open_clients, rest_client
 from services.watched_client import watched
 
 if TYPE_CHECKING:
@@ -54,11 +56,36 @@ def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Itera
         with local_tinker.start() as service:
             try:
                 service.serve_model(plan.config.base_model, plan.inputs.model_path)
+                if plan.origin is not None:
+                    name = plan.config.base_model
+                    service.also_serve_as(name, plan.origin.parent.base_model)
                 if (grader := plan.config.evaluation.grader_model) is not None:
                     service.serve_model(grader, plan.inputs.grader_path)
             except UserError as error:
                 raise ConfigError(str(error)) from None
             yield service
+
+
+async def refuse_unfit_path(
+    start: Start | None, plan: Plan, base_url: str | None, keys: Keys
+) -> None:
+    """Raise `ConfigError` where a run is to start from a path of no known run, and the service does
+    not have it, or has it of another model or in another shape."""
+    if start is None or start.checkpoint is not None:
+        return
+    path = start.origin.parent.state_path
+    try:
+        info = await rest_client(base_url, keys.tinker).get_weights_info_by_tinker_path(path)
+    except tinker.APIStatusError as error:
+        raise ConfigError(
+            f"{start.key}: the service does not have it: {error}. Check the path."
+        ) from None
+    if info.base_model != plan.config.base_model:
+        raise ConfigError(
+            f"{start.key}: its base model is {info.base_model}, the settings' is "
+            f"{plan.config.base_model}. Set base_model to it."
+        )
+    refuse_other_adapter(start.key, info, plan.inputs.loaded)
 
 
 @contextlib.contextmanager
@@ -82,6 +109,8 @@ async def connected(
     if place.service is not None:
         base_url = place.service.base_url
         keys = replace(keys, tinker=place.service.open_folder(place.checkpoint_dir))
+        if place.start_dir is not None:
+            place.service.open_folder(place.start_dir)
     progress.live(f"waiting for the service at {base_url or 'Tinker'}")
     with _explained(base_url):
         clients = open_clients(base_url, keys.tinker)
@@ -201,8 +230,9 @@ async def gone(run: Run, path: str, error: Exception) -> ServiceError:
     """Says that saved weights cannot be loaded, and which rounds the run can still go on from."""
     store = run.store
     saved = next(one for one in store.saved_weights() if one.path == path)
-    there = [0]  # the untouched model is always there
-    for round_no in range(1, saved.round + 1):
+    has_start = store.origin is not None  # the untouched model is always there
+    there = [] if has_start else [0]
+    for round_no in range(0 if has_start else 1, saved.round + 1):
         checkpoint = store.checkpoint(round_no)
         paths = () if checkpoint is None else (checkpoint.state_path, checkpoint.sampler_path)
         if not paths or path in paths or store.decision(round_no) is None:
@@ -213,9 +243,11 @@ async def gone(run: Run, path: str, error: Exception) -> ServiceError:
             there.insert(0, round_no)
     names = ", ".join(f"{store.run_dir}@round_{number:02d}" for number in there)
     remedy = (
-        f"The run can still go on from {names} (round_00 is the untouched model): give one to "
+        f"The run can still go on from {names} (round_00 is {store.baseline_name}): give one to "
         "--resume, and the rounds after it are run again."
     )
+    if not there:
+        remedy = "The run has no others that it could go on from. Start a new one."
     if store.test_opened() is not None:
         remedy = "Its sealed test has been opened, so no earlier round can be trained on from."
     until = "" if saved.expires_at is None else f" They were to be kept until {saved.expires_at}."

@@ -1,0 +1,206 @@
+"""The graders of question files: whether an answer is an accepted one, as a reader would say."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from grading.answers import final_number, own_turn
+from grading.normal_form import folded, marked_form, readable_form, without_marks
+from grading.numbers import CURRENCIES, Number, read, spans_in
+from grading.scripts import is_mark, is_of_word, is_unspaced
+
+GRADING = 2
+"""What changes a grade has a number: scores of another one are another protocol."""
+
+RELATIVE_TOLERANCE = Fraction(1, 10**6)
+MAX_TOLERANCE = Fraction(1, 200)  # half a hundredth, which is how precisely money is given
+
+# A number in a text of words, which nothing that stands beside it becomes a part of.
+_OPEN, _CLOSE = "\ue010", "\ue011"
+_YES = frozenset(("yes", "ja", "oui", "sí", "sì", "да", "はい", "是"))
+_NO = frozenset(("no", "nein", "non", "нет", "いいえ", "否"))
+_POLAR = re.compile(r"\b(?:yes|ja|oui|sí|sì|да|no|nein|non|нет)\b(?!-)|はい|いいえ|是|否")
+_BOTH_POLES = re.compile(r"\byes ?(?:or|/) ?no\b")
+_ELISION = re.compile(r"(?:^|\W)(?:[cdjlmnst]|qu|un|dell|all|nell|dall|sull)'$")
+# Signs that make another word of the one that they stand beside.
+_JOINING_BEFORE, _JOINING_AFTER = "-'.@&+#", "-'.@&"
+_KEPT_AROUND = "#%&@/+"
+_AROUND_NUMBER = " \n\t\"'()[],;:!?="
+_UNIT = re.compile(r"(?: ?[^\W\d_]+[\d²³]?[.]?(?:\^-?\d)?(?: ?/ ?[^\W\d_]+(?:\^-?\d)?)?){0,3}")
+
+
+def grade_includes(answer: str, accepted: Sequence[str]) -> bool:
+    """An accepted answer stands in the text as whole words or numbers, in whatever dress.
+
+    "4" is not in "14", "-4", "4.5" or "4:30".
+    """
+    text = _words(without_marks(own_turn(marked_form(answer))))
+    return any(_stands_in(text, _words(readable_form(one))) for one in accepted)
+
+
+def grade_exact(answer: str, accepted: Sequence[str]) -> bool:
+    """The whole answer is an accepted one, apart from case, spaces and the marks around it."""
+    bare = _bare(without_marks(own_turn(marked_form(answer))))
+    return any(bare == _bare(readable_form(one)) for one in accepted)
+
+
+def grade_numeric(answer: str, accepted: Sequence[str]) -> bool:
+    """The number that the text gives in the end equals an accepted one."""
+    given = final_number(marked_form(answer))
+    if given is None:
+        return False
+    expected = [number_alone(one) for one in accepted]
+    return any(one is not None and _is_same(given, one) for one in expected)
+
+
+Grader = Callable[[str, Sequence[str]], bool]
+GRADERS: dict[str, Grader] = {
+    "includes": grade_includes,
+    "exact": grade_exact,
+    "numeric": grade_numeric,
+}
+
+
+def problem_with(grader: str, answer: str) -> str | None:
+    """Why an accepted answer cannot be read by its grader; None where it can."""
+    if grader == "numeric":
+        return None if number_alone(answer) is not None else f"{answer!r} is not a number"
+    is_empty = not folded(readable_form(answer)).strip()
+    return f"nothing of {answer!r} is left but marks" if is_empty else None
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def number_alone(text: str) -> Number | None:
+    """A text that is one number, with its unit at most; None for any other."""
+    plain = readable_form(text).rstrip(_AROUND_NUMBER + ".").lstrip(_AROUND_NUMBER)
+    spans = spans_in(plain)
+    if len(spans) != 1:
+        return None
+    number = read(plain, spans[0])
+    before, behind = plain[: number.start].strip(), plain[number.end :].strip()
+    is_alone = not before or before in CURRENCIES or re.fullmatch(r"[A-Z]{1,3}|Rs\.?", before)
+    has_unit = _UNIT.fullmatch(re.sub(r"[°$€£¥/]", "", behind)) is not None
+    return number if number.value is not None and is_alone and has_unit else None
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The exact value of a text that is one number: "1,234.5", "-3", "1/2"."""
+    number = number_alone(text)
+    return None if number is None else number.value
+
+
+def _is_same(given: Number, expected: Number) -> bool:
+    """Of a percentage and a plain number, either way of writing it counts: 50% is 50 and 0.5."""
+    assert given.value is not None and expected.value is not None
+    one, other = given.value, expected.value
+    if given.parts == expected.parts:
+        return _is_close(one, other)
+    if 1 in (given.parts, expected.parts):
+        scaled = one / given.parts, other / expected.parts
+        return _is_close(one, other) or _is_close(*scaled)
+    return _is_close(one / given.parts, other / expected.parts)
+
+
+def _is_close(one: Fraction, other: Fraction) -> bool:
+    """Whole numbers are the same or not; others may differ by how they were rounded."""
+    if one.denominator == other.denominator == 1:
+        return one == other
+    tolerance = min(RELATIVE_TOLERANCE * max(abs(one), abs(other)), MAX_TOLERANCE)
+    return abs(one - other) <= tolerance
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _words(text: str) -> str:
+    """A text in one case, in which equal numbers are written alike and apart from all words."""
+    parts: list[str] = []
+    position = 0
+    for span in spans_in(text):
+        number = read(text, span)
+        if number.start < position:
+            continue
+        parts += [text[position : number.start], _written(text, number)]
+        position = number.end
+    parts.append(text[position:])
+    words = folded("".join(parts))
+    return re.sub(rf"{_CLOSE} (?=[^\W\d_]|[{CURRENCIES}°])", _CLOSE, words)
+
+
+def _written(text: str, number: Number) -> str:
+    """One name for each value; what has none is named by its signs."""
+    if number.value is None or number.is_ordinal:
+        raw = "".join(text[number.start : number.end].split())
+        return f"{_OPEN}?{raw}{_CLOSE}"
+    above, below = number.value.numerator, number.value.denominator
+    mark = {1: "", 100: "%", 1000: "‰"}[number.parts]
+    # in the base that has no limit of digits
+    return f"{_OPEN}{above:x}/{below:x}{mark}{_CLOSE}{number.currency}"
+
+
+def _stands_in(text: str, words: str) -> bool:
+    if words in _YES or words in _NO:
+        # "Yes, no doubt" says yes: the first of the two words is the answer.
+        first = _POLAR.search(_BOTH_POLES.sub(" ", text))
+        return first is not None and (first[0] in _YES) == (words in _YES)
+    place = text.find(words) if words else -1
+    while place >= 0:
+        if _is_whole(text, place, place + len(words)):
+            return True
+        place = text.find(words, place + 1)
+    return False
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """Whether a place in a text begins and ends with a word, or with none."""
+    return not (_is_cut_before(text, start) or _is_cut_behind(text, end))
+
+
+def _is_cut_before(text: str, start: int) -> bool:
+    first, last = text[start], text[start - 1 : start] if start else ""
+    if is_unspaced(first) or not is_of_word(first) or is_unspaced(last):
+        return False
+    if is_of_word(last):
+        return True
+    lead = text[max(0, start - 8) : start]
+    if last not in tuple(_JOINING_BEFORE) or _ELISION.search(lead):
+        return False
+    return is_of_word(lead[-2:-1]) and not is_unspaced(lead[-2:-1])
+
+
+def _is_cut_behind(text: str, end: int) -> bool:
+    last, following = text[end - 1], text[end : end + 1]
+    if is_mark(following):
+        return True
+    if is_unspaced(last) or not is_of_word(last) or is_unspaced(following):
+        return False
+    if is_of_word(following):
+        return True
+    if following in ("+", "#") and text[end : end + 2] != "+ ":
+        return True
+    if text.startswith("'s", end) and not is_of_word(text[end + 2 : end + 3]):
+        return False
+    beyond = text[end + 1 : end + 2]
+    is_joined = following in tuple(_JOINING_AFTER) and is_of_word(beyond)
+    return is_joined and not is_unspaced(beyond)
+
+
+def _bare(text: str) -> str:
+    """The words without brackets, quotation marks and punctuation of any script around them."""
+    words = _words(text)
+    start, end = 0, len(words)
+    while start < end and _is_around(words[start]):
+        start += 1
+    while end > start and _is_around(words[end - 1]):
+        end -= 1
+    return words[start:end] or words
+
+
+def _is_around(char: str) -> bool:
+    is_kept = char in _KEPT_AROUND
+    return char.isspace() or char in "`|~" or (unicodedata.category(char)[0] == "P" and not is_kept)

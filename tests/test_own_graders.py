@@ -1,0 +1,188 @@
+"""Graders of the user's own: asked as ours are, recorded as code, and never the end of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from errors import ConfigError
+from simple_eval import QuestionTask, load_questions
+from test_loop import Workspace
+from trainer_with_eval import main
+from user_code.own_graders import Verdict
+
+GRADERS = """
+import asyncio
+import numpy
+from rules import HALF
+
+def same(answer, targets):
+    print("on its way")
+    return answer.strip() in targets
+
+def half(answer: str, targets: list[str]) -> float:
+    return HALF
+
+async def later(answer, targets):
+    await asyncio.sleep(0)
+    return 1.0
+
+def rounded(answer, targets):
+    return numpy.float32(1.0000001)
+
+def raises(answer, targets):
+    raise KeyError("no such answer")
+
+def stops(answer, targets):
+    raise SystemExit("enough")
+
+def word(answer, targets):
+    return "correct"
+
+def nothing(answer, targets):
+    return None
+
+def beyond(answer, targets):
+    return 85
+
+def undecided(answer, targets):
+    return float("nan")
+
+def alone(answer):
+    return 1
+
+VALUE = 3
+"""
+RULES = "HALF = 0.5\n"
+
+
+def task_of(folder: Path, *names: str, code: str = GRADERS) -> QuestionTask:
+    (folder / "mine").mkdir(exist_ok=True)
+    (folder / "mine/graders.py").write_text(code)
+    (folder / "mine/rules.py").write_text(RULES)
+    rows = [
+        {"question": f"{i}?", "answer": "x", "grader": f"mine/graders.py@{name}"}
+        for i, name in enumerate(names)
+    ]
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return load_questions("qa:q.jsonl", folder / "q.jsonl")
+
+
+def verdict(folder: Path, name: str, answer: str = "x") -> Verdict:
+    task = task_of(folder, name)
+    return asyncio.run(task.graders[f"mine/graders.py@{name}"].verdict(answer, ("x", "y")))
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "score"),
+    [("same", "x", 1.0), ("same", "z", 0.0), ("half", "", 0.5), ("later", "", 1.0),
+     ("rounded", "", 1.0)],
+)  # fmt: skip
+def test_a_function_beside_the_questions_grades(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str, answer: str, score: float
+) -> None:
+    assert verdict(tmp_path, name, answer) == (score, None)
+    assert capsys.readouterr().out == ""  # stdout is for results
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("raises", "raised KeyError: 'no such answer'"),
+        ("stops", "ended with SystemExit: enough"),
+        ("word", "gave 'correct' of type str, and a score is a number"),
+        ("nothing", "gave something of type NoneType"),
+        ("beyond", "gave 85.0, and a score is from 0 to 1"),
+        ("undecided", "gave nan, and a score is from 0 to 1"),
+    ],
+)
+def test_what_goes_wrong_is_the_reason_of_a_failed_sample(
+    tmp_path: Path, name: str, problem: str
+) -> None:
+    score, said = verdict(tmp_path, name)
+    assert score == 0.0
+    assert said is not None and said.startswith(f"the grader mine/graders.py@{name} {problem}")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "part"),
+    [
+        ("absent", GRADERS, "is no function of that file"),
+        ("VALUE", GRADERS, "is no function of that file"),
+        ("alone", GRADERS, "does not take an answer and a list"),
+        ("same", "def same(:", "cannot be loaded from"),
+        ("same", "import no_such_module", "ModuleNotFoundError"),
+        ("same", "raise SystemExit(3)", "SystemExit"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_the_first_step(
+    tmp_path: Path, name: str, code: str, part: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"the grader mine/graders.py@{name} ") as caught:
+        task_of(tmp_path, name, code=code)
+    assert part in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    row = {"question": "a?", "answer": "x", "grader": "gone.py@f"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ConfigError, match=r"gone\.py: FileNotFoundError"):
+        load_questions("qa:q.jsonl", tmp_path / "q.jsonl")
+
+
+def test_its_code_is_part_of_the_task(tmp_path: Path) -> None:
+    first = task_of(tmp_path, "same", "half")
+    assert {Path(file).name for file in first.code} == {"graders.py", "rules.py"}
+    assert task_of(tmp_path, "same", "half").sha256 == first.sha256
+    assert task_of(tmp_path, "same", "half", code=GRADERS + "#\n").sha256 != first.sha256
+
+
+@pytest.fixture
+def begun(workspace: Workspace) -> Workspace:
+    """A run of one round whose questions two graders of the user's judge, in the folder r."""
+    (workspace.folder / "graders.py").write_text(GRADERS)
+    (workspace.folder / "rules.py").write_text(RULES)
+    names = ["half"] * 11 + ["raises"]
+    rows = [
+        {"question": f"{i}?", "answer": "x", "grader": f"graders.py@{name}"}
+        for i, name in enumerate(names)
+    ]
+    workspace.write_rows("questions.jsonl", rows)
+    workspace.settings |= {"max_rounds": 1}
+    return workspace
+
+
+def test_a_run_counts_what_failed_and_refuses_other_code(
+    begun: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    assert begun.run("r") == 0
+    result = begun.store("r").result(1)
+    assert result is not None and (result.n, result.num_failed) == (12, 1)
+    given = [sample for task in result.tasks for sample in task.samples]
+    assert {sample.score for sample in given if sample.error is None} <= {0.0, 0.5}
+    (failed,) = [sample.error for sample in given if sample.error is not None]
+    assert "raised KeyError: 'no such answer'" in failed
+    manifest = json.loads((begun.folder / "r/data_manifest.json").read_text())
+    assert sorted(manifest["code"]) == ["graders.py", "rules.py"]
+    resume = ["--resume", str(begun.folder / "r"), "--set", "max_rounds=2"]
+    for file, content in (("rules.py", RULES), ("graders.py", GRADERS)):
+        (begun.folder / file).write_text("raise SystemExit('it was run')\n")
+        capsys.readouterr()
+        assert main(resume) == 2
+        said = capsys.readouterr().err
+        assert f"{file}: this Python file belongs to a task of the run" in said
+        assert "it was run" not in said
+        (begun.folder / file).write_text(content)
+    assert main(resume) == 0
+
+
+def test_a_grader_that_always_fails_is_no_score(
+    begun: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{"question": f"{i}?", "answer": "x", "grader": "graders.py@word"} for i in range(4)]
+    begun.write_rows("questions.jsonl", rows)
+    assert begun.run("r") == 1
+    assert "4 of 4 samples failed" in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""Graders of the user's own: a function of a Python file beside the questions.
+
+Loading a file runs it, and a grader may do anything: what it raises or returns makes one sample a
+failed one, with the reason, and never ends the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import numbers
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from errors import ConfigError, one_line
+from user_code.modules import UserModules
+
+ROUNDING = 1e-6  # how far outside 0 to 1 a score may lie that was computed in float32
+_NAME = re.compile(r"(?P<file>[^@]+\.py)@(?P<function>[^\W\d]\w*)")
+
+
+class Verdict(NamedTuple):
+    """A score from 0 to 1, or why there is none."""
+
+    score: float
+    problem: str | None = None
+
+
+class OwnGrader(NamedTuple):
+    """`file.py@function`, loaded."""
+
+    name: str
+    function: Callable[[str, list[str]], Any]
+    modules: UserModules
+
+    async def verdict(self, answer: str, accepted: Sequence[str]) -> Verdict:
+        """What the function says of an answer; it may be a coroutine function."""
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+                given = self.function(answer, list(accepted))
+            if inspect.isawaitable(given):
+                given = await given
+            score = float(given) if isinstance(given, numbers.Real) else math.nan
+        except SystemExit as error:
+            return self._no_score(f"ended with SystemExit: {error}")
+        except Exception as error:  # it is anybody's code, and may raise anything
+            said = self.modules.in_users_words(one_line(str(error)))
+            return self._no_score(f"raised {type(error).__name__}: {said}")
+        if not isinstance(given, numbers.Real):
+            what = repr(one_line(given, 80)) if isinstance(given, str) else "something"
+            return self._no_score(
+                f"gave {what} of type {type(given).__name__}, and a score is a number from 0 to 1"
+            )
+        if math.isnan(score) or not -ROUNDING <= score <= 1 + ROUNDING:
+            return self._no_score(f"gave {score!r}, and a score is from 0 to 1")
+        return Verdict(min(1.0, max(0.0, score)))
+
+    def _no_score(self, what: str) -> Verdict:
+        return Verdict(0.0, f"the grader {self.name} {what}")
+
+
+def is_own_grader(name: str) -> bool:
+    """Whether a row's `grader` names a function of a file."""
+    return _NAME.fullmatch(name) is not None
+
+
+def grader_files(names: Iterable[str], folder: Path) -> list[Path]:
+    """The files that such names mean, each once."""
+    matches = (_NAME.fullmatch(name) for name in names)
+    return list(dict.fromkeys(folder / match["file"] for match in matches if match is not None))
+
+
+def load_own_graders(
+    where: Path, names: Iterable[str]
+) -> tuple[dict[str, OwnGrader], dict[str, str]]:
+    """Load the graders that the rows of file `where` name, each file once, and give with them the
+    Python files that made them with their sha256. Raises `ConfigError`."""
+    modules_of: dict[Path, tuple[UserModules, Any]] = {}
+    graders: dict[str, OwnGrader] = {}
+    code: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        if (match := _NAME.fullmatch(name)) is None:
+            continue
+        file = where.parent / match["file"]
+        if file not in modules_of:
+            modules = UserModules(file)
+            with _explaining(where, name, modules):
+                modules_of[file] = modules, modules.load()
+            code |= modules.code
+        modules, module = modules_of[file]
+        function = _usable(where, name, getattr(module, match["function"], None))
+        graders[name] = OwnGrader(name, function, modules)
+    return graders, code
+
+
+@contextlib.contextmanager
+def _explaining(where: Path, name: str, modules: UserModules) -> Iterator[None]:
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as error:
+        raise _not_loaded(where, name, modules, error) from error
+    except Exception as error:  # the file is anybody's code, and may raise anything
+        raise _not_loaded(where, name, modules, error) from error
+
+
+def _not_loaded(where: Path, name: str, modules: UserModules, error: BaseException) -> ConfigError:
+    said = modules.in_users_words(one_line(str(error)))
+    return ConfigError(
+        f"{where}: the grader {name} cannot be loaded from {modules.file}: "
+        f"{type(error).__name__}: {said}. Its place is relative to the question file; correct it."
+    )
+
+
+def _usable(where: Path, name: str, function: Any) -> Callable[..., Any]:
+    """The function, where it can be called as a grader is. Raises `ConfigError`."""
+    if not callable(function):
+        raise ConfigError(f"{where}: the grader {name} is no function of that file. Correct it.")
+    try:
+        inspect.signature(function).bind("", [])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: the grader {name} does not take an answer and a list of the accepted ones "
+            f"({error}). Give it these two parameters: def grade(answer, targets)."
+        ) from None
+    return function
