@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from studies.experiment import Study
 from studies.nesting import flat
-from studies.yaml_file import Place, YamlFile, shown
+from studies.yaml_file import Place, YamlFile, as_value, shown
 
 MAX_TRIALS = 10_000
 MAX_PARAMETERS = 500
@@ -98,8 +98,8 @@ def _check_values(key: str, values: Any, file: YamlFile) -> None:
     if not isinstance(values, list):
         raise file.error(
             place,
-            f"variables.{shown(key)} is {shown(values)}, no list. Write its values as [a, b], or "
-            "move it to controls if it has one.",
+            f"variables.{shown(key)} is {as_value(values)}, no list. Write its values as [a, b], "
+            "or move it to controls if it has one.",
         )
     if not values:
         raise file.error(
@@ -115,7 +115,7 @@ def _check_values(key: str, values: Any, file: YamlFile) -> None:
         if same in seen:
             raise file.error(
                 (*place, number),
-                f"variables.{shown(key)} has the value {shown(value)} twice, which would be the "
+                f"variables.{shown(key)} has the value {as_value(value)} twice, which would be the "
                 "same trial. Take one out; for replicates set study.seeds.",
             )
         seen[same] = value
@@ -128,7 +128,7 @@ def given_in(study: Study, named: Callable[[str], str]) -> list[Given]:
     if not isinstance(override, dict):
         place = ("controls", OVERRIDE)
         raise study.file.error(
-            place, f"controls.{OVERRIDE} is {shown(override)}, no mapping. Nest settings in it."
+            place, f"controls.{OVERRIDE} is {as_value(override)}, no mapping. Nest settings in it."
         )
     found = [Given(named(k), v, ("variables", k)) for k, v in study.experiment.variables.items()]
     found += _given_below(controls, ("controls",), named)
@@ -192,7 +192,7 @@ def _refuse_collisions(study: Study, named: Callable[[str], str]) -> None:
     if first.place[0] == "variables" or not is_number:
         raise study.file.error(
             first.place,
-            f"{_dotted(first.place)} is {shown(first.value)} and study.seeds is "
+            f"{_dotted(first.place)} is {as_value(first.value)} and study.seeds is "
             f"{study.experiment.study.seeds}, which counts up from one seed. Give one whole "
             "number in controls.seed, or leave study.seeds out.",
         )

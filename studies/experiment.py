@@ -18,13 +18,31 @@ from pydantic import Field, ValidationError
 from errors import ConfigError
 from settings.groups import BudgetSettings, Name, Settings
 from studies.paths import is_file, is_folder, is_there
-from studies.yaml_file import YamlFile, read_yaml, shown
+from studies.yaml_file import YamlFile, as_value, read_yaml, shown
 
 FILE_NAME = "experiment.yaml"
 MAX_PROBLEMS = 10
 MAX_SEEDS = 100
+# What is to stand where pydantic would name its own types, and what its patterns mean.
+MEANT = {
+    "dict_type": "a mapping of keys to values goes here",
+    "model_type": "a mapping of keys to values goes here",
+    "list_type": "a list goes here, as [a, b]",
+    "int_type": "a whole number goes here",
+    "string_type": "a text goes here, a number in quotes",
+    "bool_type": "true or false goes here",
+    "too_long": "longer than it may be",
+}
+PATTERNS = {
+    "name": "files and folders are named by it, so letters, digits, '.', '_' and '-' alone, at "
+    "most 64, no sign first",
+    "function": "the name of a Python function goes here",
+    "date": "a date is YYYY-MM-DD",
+    "as_of": "a date is YYYY-MM-DD",
+}
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+FolderName = Annotated[Name, Field(max_length=100)]
 Text = Annotated[str, Field(max_length=10_000)]
 
 
@@ -73,9 +91,9 @@ class EvaluationSection(Settings):
 class OutputSection(Settings):
     """Folders below the study's own."""
 
-    configs_dir: Name = "configs/"
-    results_dir: Name = "results/"
-    eval_results_dir: Name = "eval_results/"
+    configs_dir: FolderName = "configs/"
+    results_dir: FolderName = "results/"
+    eval_results_dir: FolderName = "eval_results/"
 
 
 class ArmEntry(Settings):
@@ -182,11 +200,10 @@ def _explain(problem: Any, file: YamlFile) -> str:
     if key == "variables" and problem["type"] == "too_short":
         return f"line {line}: variables is empty, so nothing is compared. Name one and its values."
     message = problem["msg"][0].lower() + problem["msg"][1:].rstrip(".")
-    hint = ""
-    if problem["type"] == "string_pattern_mismatch" and place[-1] == "name":
-        message = "a name has letters, digits, '.', '_' and '-' alone, at most 64, no '.' first"
-        hint = " It becomes the name of files and folders."
-    return f"line {line}: {shown(key)}: {message}; found {shown(problem['input'])}.{hint}"
+    message = MEANT.get(problem["type"], message)
+    if problem["type"] == "string_pattern_mismatch":
+        message = PATTERNS[str(place[-1])]
+    return f"line {line}: {shown(key)}: {message}; found {as_value(problem['input'])}."
 
 
 def known_keys(place: Sequence[str | int]) -> list[str]:
@@ -207,7 +224,7 @@ def nearest(key: str, known: Sequence[str]) -> str:
 
 
 def as_folder(name: str) -> PurePosixPath:
-    return PurePosixPath(name.replace("\\", "/"))
+    return PurePosixPath(name.replace("\\", "/").lower())  # some file systems know no case
 
 
 def _check_output(study: Study) -> None:
@@ -226,7 +243,7 @@ def _check_output(study: Study) -> None:
                     f"output.{key} {shown(name)} and {other_key} {shown(str(other))} are one "
                     "folder, or one lies in the other. Name different ones.",
                 )
-        for path in (study.folder / folder, *(study.folder / folder).parents):
+        for path in (study.folder / name, *(study.folder / name).parents):
             if is_there(path) and not is_folder(path):
                 raise study.file.error(
                     place, f"output.{key}: {path} is a file. Move it, or name another folder."

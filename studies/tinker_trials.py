@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from studies.experiment import Study, nearest
 from studies.nesting import flat, merged, nested, put
 from studies.paths import is_file, is_there
 from studies.task_files import StudyTask
-from studies.yaml_file import shown
+from studies.yaml_file import as_value, shown
 
 LORA_ALPHA = 32
 NAMES = {"dataset": "train_file", "epochs": "num_epochs"}
@@ -75,10 +76,9 @@ class TinkerConfigs:
     def text_of(self, trial: Trial) -> TrialText:
         """The config of a trial as its file has it. Raises `ConfigError` for one that the loop
         would refuse."""
-        raw = copy.deepcopy(self.fixed)
-        for key, value in trial.params.items():
-            if key != "lora_alpha":
-                put(raw, named(key), value)
+        raw = self.fixed
+        params = {key: value for key, value in trial.params.items() if key != "lora_alpha"}
+        raw = merged(raw, nested(params, named))
         raw["run_name"] = f"{self.study.name[:48]}-{trial.run_id}"
         if trial.seed is not None:
             raw["seed"] = trial.seed
@@ -140,6 +140,14 @@ class TinkerConfigs:
                 "path starts at the study's folder.",
                 None,
             )
+        start = config.start_from
+        if start is not None and "://" not in start and self._find(start.partition("@")[0]) is None:
+            raise self._refused(
+                "start_from",
+                f"start_from names {shown(start)}, but there is no such folder. A path starts at "
+                "the study's folder.",
+                None,
+            )
         for name in config.eval_tasks if not self.tasks else []:
             file = name.partition(":")[2] if name.startswith(("qa:", "nll:")) else None
             file = name.rpartition("@")[0] if ".py@" in name else file
@@ -164,14 +172,18 @@ class TinkerConfigs:
         """What the schema says of a setting, with the line that it was given in."""
         given = given_in(self.study, named)
         meant = [one for one in given if key and overlap(one.name, key)]
-        meant = meant or [one for one in given if one.name in sentence]
+        meant = meant or sorted(
+            (one for one in given if _named_in(sentence, one.name)),
+            key=lambda one: -_named_in(sentence, one.name),
+        )
         place = meant[0].place if meant else ("controls",)
         if not meant and key.split(".")[0] in flat(self.base) and self.base_file is not None:
             return ConfigError(f"{self.base_file}: {sentence}")
         if meant and place[0] == "variables" and trial is not None:
             sentence = f"variables, {trial.run_id} ({shown(trial.shown)}): {sentence}"
         if sentence.endswith("it has no default."):
-            sentence += " Give it in controls."
+            other = " or name tasks in evaluation.tasks" if key == "eval_tasks" else ""
+            sentence += f" Give it in controls{other}."
         return self.study.file.error(place, sentence)
 
 
@@ -194,6 +206,7 @@ def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TinkerConfigs:
                 "study's folder.",
             )
         base = moved_files(read_object(base_file), base_file.parent, study.folder, True)
+        base = _without_tasks(base, base_file, bool(tasks))
     _check_names(study, bool(tasks))
     _check_evaluation(study)
     _refuse_one_task_twice(study, tasks)
@@ -204,6 +217,19 @@ def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TinkerConfigs:
     fixed = merged(fixed, nested(controls, named))
     fixed = merged(fixed, nested(override, str))
     return TinkerConfigs(study, tasks, base, base_file, fixed)
+
+
+def _without_tasks(base: dict[str, Any], base_file: Path, has_tasks: bool) -> dict[str, Any]:
+    """A base config without what is the study's to say."""
+    if flat(base).get("evaluation.test_tasks"):
+        why = OF_THE_STUDY["evaluation.test_tasks"]
+        raise ConfigError(f"{base_file}: evaluation.test_tasks: {why}")
+    made = copy.deepcopy(base)
+    if has_tasks:
+        made.pop("eval_tasks", None)
+        if isinstance(made.get("evaluation"), dict):
+            made["evaluation"].pop("task_args", None)
+    return made
 
 
 def _check_names(study: Study, has_tasks: bool) -> None:
@@ -244,7 +270,7 @@ def _check_alpha(study: Study, one: Given) -> None:
     if wrong or len(values) > 1:
         raise study.file.error(
             one.place,
-            f"lora_alpha is {shown(one.value)}, but the service scales every adapter by "
+            f"lora_alpha is {as_value(one.value)}, but the service scales every adapter by "
             f"{LORA_ALPHA} / lora_rank and takes no other alpha. Write {LORA_ALPHA}, or leave it "
             "out; the report says that a study of ranks changes the scale as well.",
         )
@@ -295,6 +321,9 @@ def moved_files(
         value = flat(made).get(key)
         if value is not None:
             put(made, key, _moved(value, start, to))
+    if isinstance(made.get("start_from"), str):
+        run_dir, at, which = made["start_from"].partition("@")
+        made["start_from"] = f"{_moved(run_dir, start, to)}{at}{which}"
     tasks = made.get("eval_tasks")
     if has_own_tasks and isinstance(tasks, list):
         made["eval_tasks"] = [_moved_task(name, start, to) for name in tasks]
@@ -320,6 +349,15 @@ def _moved_task(name: Any, start: Path, to: Path) -> Any:
             return prefix + _moved(name.removeprefix(prefix), start, to)
     file, at, function = name.rpartition("@")
     return f"{_moved(file, start, to)}@{function}" if at else name
+
+
+def _named_in(sentence: str, dotted: str) -> int:
+    """How much of a dotted name a sentence has: characters of its longest part from the left."""
+    parts = dotted.split(".")
+    beginnings = (".".join(parts[: n + 1]) for n in range(len(parts)))
+    return max(
+        (len(one) for one in beginnings if re.search(rf"\b{re.escape(one)}\b", sentence)), default=0
+    )
 
 
 def names_in(value: Any) -> list[str]:

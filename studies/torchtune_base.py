@@ -19,6 +19,9 @@ from studies.yaml_file import YamlFile, read_yaml, shown
 STOCK = "recipes/configs/"
 VERSION = "0.6.1"
 MAX_REFERENCES = 20  # that lead to one another
+_INNERMOST = re.compile(r"\$\{([^{}]*)\}")
+# A key, one beside it, or a call of a resolver; which of these there are, only a run tells.
+_ALLOWED = re.compile(r"\s*(\.*[\w.\-\[\]]+|[\w.]+:.*)\s*")
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.\-]*)\}")
 
 
@@ -78,10 +81,10 @@ def check_references(config: dict[str, Any], file: YamlFile) -> None:
     """Raise `ConfigError` for a `${...}` that leads nowhere, or back to itself."""
     for place, text in _texts(config, ()):
         dotted = ".".join(place)
-        if text.count("${") > text.count("}"):
+        if (wrong := _malformed(text)) is not None:
             raise file.error(
                 ("controls", "_override", *place),
-                f"{shown(dotted)} is {shown(text)}: a ${{ is not closed. Close it with }}.",
+                f"{shown(dotted)} is {shown(text)}: {wrong} Write ${{key}} or ${{group.key}}.",
             )
         try:
             referred(config, text)
@@ -96,6 +99,13 @@ def check_references(config: dict[str, Any], file: YamlFile) -> None:
                 ("controls", "_override", *place),
                 f"{shown(dotted)} is {shown(text)}, which leads back to itself. Write a value.",
             ) from None
+
+
+def _malformed(text: str) -> str | None:
+    if text.count("${") > text.count("}"):
+        return "a ${ is not closed."
+    wrong = [inner for inner in _INNERMOST.findall(text) if not _ALLOWED.fullmatch(inner)]
+    return f"${{{wrong[0]}}} names nothing." if wrong else None
 
 
 def referred(config: dict[str, Any], value: Any, depth: int = 0) -> Any:
@@ -118,9 +128,12 @@ def referred(config: dict[str, Any], value: Any, depth: int = 0) -> Any:
 def _at(config: dict[str, Any], dotted: str) -> Any:
     value: Any = config
     for key in dotted.split("."):
-        if not isinstance(value, dict) or key not in value:
+        if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        elif isinstance(value, dict) and key in value:
+            value = value[key]
+        else:
             raise KeyError(dotted)
-        value = value[key]
     return value
 
 

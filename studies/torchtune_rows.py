@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def source_of(study: Study, name: str, place: tuple[str, ...]) -> dict[str, Any]
     """The keys of `dataset` that load a file, or a hub's data set. Raises `ConfigError`."""
     file = study.folder / name
     loader = LOADERS.get(file.suffix.lower())
-    if loader is None and not is_there(file) and name.count("/") <= 1 and not file.suffix:
-        return {"source": name}  # of the hub, which is not asked
+    if is_of_hub(study, name):
+        return {"source": name}
     if loader is None or not is_file(file):
         kinds = ", ".join(LOADERS)
         what = f"there is no {file}" if loader is not None else f"it is none of {kinds}"
@@ -42,6 +43,13 @@ def source_of(study: Study, name: str, place: tuple[str, ...]) -> dict[str, Any]
     if num_rows == 0:
         raise study.file.error(place, f"dataset {file} has no rows. Give it some.")
     return {"source": loader, "data_files": str(file.resolve())}
+
+
+def is_of_hub(study: Study, name: str) -> bool:
+    """Whether a name is one of the hub's, OWNER/NAME or NAME, and none that lies here."""
+    file = study.folder / name
+    is_path = file.suffix.lower() in LOADERS or is_there(study.folder / name.partition("/")[0])
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not is_path
 
 
 def num_rows_in(dataset: Any) -> int | None:

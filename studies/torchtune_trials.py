@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 from studies.expansion import OVERRIDE, Given, Trial, TrialText, given_in
 from studies.experiment import Study, nearest
-from studies.nesting import nested, put
+from studies.nesting import nested
 from studies.paths import is_file, is_folder
 from studies.task_files import StudyTask
 from studies.torchtune_base import base_of, check_references, referred
-from studies.torchtune_rows import num_rows_in, source_of
-from studies.yaml_file import dump_yaml, shown
+from studies.torchtune_rows import is_of_hub, num_rows_in, source_of
+from studies.yaml_file import as_value, dump_yaml, shown
 
 COMPONENT = "_component_"
 NAMES = {
@@ -49,7 +49,10 @@ ALSO_TAKEN = {
     "optimizer": ("lr", "weight_decay", "betas", "eps", "fused", "foreach", "amsgrad"),
     "lr_scheduler": ("num_warmup_steps", "num_cycles"),
     "tokenizer": ("max_seq_len", "prompt_template"),
-    "checkpointer": ("recipe_checkpoint", "adapter_checkpoint", "safe_serialization"),
+    "checkpointer": (
+        *("checkpoint_dir", "checkpoint_files", "output_dir", "model_type", "recipe_checkpoint"),
+        *("adapter_checkpoint", "safe_serialization"),
+    ),
     "metric_logger": ("log_dir", "filename", "project", "entity", "group", "name", "organize_logs"),
 }
 MASKS_PROMPTS = (
@@ -89,7 +92,7 @@ class TorchtuneConfigs:
             if key == "dataset":
                 _put_source(self.study, config, value, ("variables", key))
             else:
-                put(config, named(key), value)
+                config = _merged_components(config, nested({key: value}, named))
         if trial.seed is not None:
             config["seed"] = trial.seed
         config["output_dir"] = str(self.study.results_dir / trial.run_id)
@@ -115,12 +118,19 @@ def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TorchtuneConfigs:
     dropped = _check_keys(study, base.content, given)
     controls = dict(study.experiment.controls)
     override = controls.pop(OVERRIDE, None) or {}
+    has_source = "dataset" in controls
     source = controls.pop("dataset", None)
     fixed = _merged_components(base.content, nested(controls, named))
-    if source is not None:
-        _put_source(study, fixed, source, ("controls", "dataset"))
     fixed = _merged_components(fixed, nested(override, str))
-    warnings = [*dropped, *_mask_prompts(study, fixed), *_about_evaluation(study, fixed, tasks)]
+    if has_source:
+        _refuse_second_source(study, override.get("dataset"))
+        _put_source(study, fixed, source, ("controls", "dataset"))
+    warnings = [
+        *dropped,
+        *_about_hub(study),
+        *_mask_prompts(study, fixed),
+        *_about_evaluation(study, fixed, tasks),
+    ]
     return TorchtuneConfigs(study, base.path, fixed, tuple(warnings))
 
 
@@ -184,18 +194,17 @@ def _check_keys(study: Study, base: dict[str, Any], given: Sequence[Given]) -> l
             )
         if top in replaced:
             continue
-        parent, key = (base, top) if not inner else _parent_of(base, one.name)
-        section = "" if not inner else top
-        known = [*(parent or {}), *ALSO_TAKEN.get(section, ())]
-        is_new_group = section and section not in base
-        if key not in known or is_new_group:
+        is_known_group = bool(inner) and top in base
+        parent, key = _parent_of(base, one.name) if is_known_group else (base, top)
+        known = [*(parent or {}), *ALSO_TAKEN.get(top if is_known_group else "", ())]
+        if key not in known:
             offered = [*known, *(NAMES if not inner else ())]
             raise study.file.error(
                 one.place,
                 f"{shown(one.name)} is in no torchtune config of this kind; "
                 f"{nearest(key, offered)} If it is meant, put it into a base_config_file of yours.",
             )
-        if one.name != "dataset.source":
+        if one.place[-1] != "dataset":
             _check_type(study, one, (parent or {}).get(key))
     return [
         f"_override.{key}: the component is replaced, and with it goes "
@@ -220,12 +229,17 @@ def _parent_of(base: dict[str, Any], dotted: str) -> tuple[dict[str, Any] | None
 def _check_type(study: Study, one: Given, before: Any) -> None:
     values = one.value if one.place[0] == "variables" else [one.value]
     for value in values:
+        is_whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if one.name == "model.lora_rank" and not is_whole:
+            raise study.file.error(
+                one.place, f"lora_rank is {as_value(value)}. Give whole numbers from 1."
+            )
         kinds = {_kind_of(value), _kind_of(before)}
         if None not in kinds and len(kinds) > 1 and kinds != {"a list", "a mapping"}:
             raise study.file.error(
                 one.place,
-                f"{shown(one.name)} is {shown(value)}, {_kind_of(value)}, where the base config "
-                f"has {shown(before)}, {_kind_of(before)}. Write one like it.",
+                f"{shown(one.name)} is {as_value(value)}, {_kind_of(value)}, where the base config "
+                f"has {as_value(before)}, {_kind_of(before)}. Write one like it.",
             )
 
 
@@ -242,15 +256,36 @@ def _kind_of(value: Any) -> str | None:
 # --- data -----------------------------------------------------------------------------------------
 
 
+def _refuse_second_source(study: Study, override: Any) -> None:
+    for key in ("source", "data_files"):
+        if isinstance(override, dict) and key in override:
+            raise study.file.error(
+                ("controls", OVERRIDE, "dataset", key),
+                f"controls.dataset and controls._override.dataset.{key} both say where rows come "
+                "from. Keep one of them.",
+            )
+
+
 def _put_source(study: Study, config: dict[str, Any], value: Any, place: tuple[str, ...]) -> None:
     dataset = config.get("dataset")
     if not isinstance(value, str) or not isinstance(dataset, dict):
         raise study.file.error(
             place,
-            f"dataset is {shown(value)}. It is a file or the name of a hub's data set, and the "
+            f"dataset is {as_value(value)}. It is a file or the name of a hub's data set, and the "
             "base config's dataset one mapping; its other keys stand in _override.dataset.",
         )
     config["dataset"] = {**dataset, **source_of(study, value, place)}
+
+
+def _about_hub(study: Study) -> list[str]:
+    experiment = study.experiment
+    names = [experiment.controls.get("dataset"), *experiment.variables.get("dataset", [])]
+    return [
+        f"dataset {shown(name)} is taken for one of the hub's, which is not asked; its rows, and "
+        "so the steps of its trials, are not known here"
+        for name in names
+        if isinstance(name, str) and is_of_hub(study, name)
+    ]
 
 
 def _mask_prompts(study: Study, config: dict[str, Any]) -> list[str]:
@@ -304,7 +339,7 @@ def _steps_of(study: Study, config: dict[str, Any], trial: Trial) -> Steps | Non
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise study.file.error(
-                _place_of(study, name), f"{name} is {shown(value)}. Give a whole number from 1."
+                _place_of(study, name), f"{name} is {as_value(value)}. Give a whole number from 1."
             )
     if num_rows is None:
         return None

@@ -8,6 +8,7 @@ file and what its aliases come to are bounded.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -251,7 +252,11 @@ def dump_yaml(values: Any) -> str:
     return yaml.dump(values, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def shown(value: object) -> str:
-    """A value as messages show it: one printable line, cut."""
-    text = value if isinstance(value, str) else repr(value)
+def shown(text: str) -> str:
+    """A name as messages show it: one printable line, cut."""
     return one_line(text, MAX_SHOWN)
+
+
+def as_value(value: object) -> str:
+    """A value as messages show it, a text in quotes."""
+    return one_line(json.dumps(value, ensure_ascii=False, default=str), MAX_SHOWN)

@@ -342,7 +342,7 @@ def test_names_of_tasks_stand_for_them_in_settings(folder: Path) -> None:
         ("somebody/model", "../nothing", 8, ["../nothing", "no such directory"]),
         ("  base_model: somebody/model\n", "", 7, ["base_model is missing", "controls"]),
         ("name: ranks", "name: a/b", 2, ["experiment.name", "letters"]),
-        ("name: domain\n", "name: ../x\n", 16, ["tasks.0.name", "folders"]),
+        ("name: domain\n", "name: ../x\n", 16, ["tasks.0.name", "files and folders"]),
         ("framework: tinker", "framework: trl", 3, ["experiment.framework"]),
         ("question:", "questoin:", 4, ["questoin", "did you mean question?"]),
         ("variables:", "variabels:", 5, ["variabels", "did you mean variables?"]),
