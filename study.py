@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from commands.boundary import describe_failure
 from errors import ConfigError, InputError, LoopError
-from loop.reports.console import command_for, open_missing_streams, say, tell, write_out
+from loop.reports.console import command_for, drop, open_missing_streams, say, tell, write_out
 
 if TYPE_CHECKING:
     from studies.checking import TrialState
@@ -56,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         exit_code = generate(args) if args.command == "generate" else check(args)
         write_out()
         return exit_code
+    except BrokenPipeError:  # whoever read the output has gone
+        for stream in (sys.stdout, sys.stderr):
+            drop(stream)
+        return 1
     except (LoopError, OSError) as error:
         tell(f"error: {describe_failure(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

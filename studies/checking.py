@@ -24,7 +24,6 @@ from studies.generating import (
     Generation,
     OnDisk,
     TrialFiles,
-    code_sha256,
     compare_with_disk,
     recorded_inputs,
     sha256_of,
@@ -109,7 +108,7 @@ def _state_of_trial(generation: Generation, files: TrialFiles, disk: OnDisk) -> 
     is_ours = generation.study.experiment.experiment.framework == "tinker"
     training = _training_state(files) if is_ours else _torchtune_state(files)
     tasks = {
-        task.entry.name: _task_state(files, task.entry.name, code_sha256(task.file), training)
+        task.entry.name: _task_state(files, task.entry.name, task.code_sha256, training)
         for task in generation.tasks
     }
     return TrialState(files.trial.run_id, files.trial.shown, config, training, tasks)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from errors import InputError, LoopError, RunStoreError
+from ledger.run_directory import CONFIG, EVALUATED
 from ledger.store import RunStore
 from loop.reports.console import say, tell
 from scores.results import EvalResult, TaskResult
@@ -26,8 +28,6 @@ RESULTS = "results.json"
 
 def main(configs_dir: Path, trial: Mapping[str, Any], argv: Sequence[str]) -> int:
     """Evaluate one trial; every failure ends as one paragraph on stderr and an exit code."""
-    import sys
-
     parser = argparse.ArgumentParser(
         prog=f"eval_{trial['run'].removeprefix('run_')}.py",
         description=f"Evaluate {trial['run']} of the study {trial['study']} on its tasks.",
@@ -47,7 +47,7 @@ def main(configs_dir: Path, trial: Mapping[str, Any], argv: Sequence[str]) -> in
 def _evaluate(configs_dir: Path, trial: Mapping[str, Any], *, is_again: bool) -> int:
     train_file = configs_dir / trial["train"]
     run_dir = _relative(configs_dir / trial["results"])
-    if not is_there(run_dir / "config.resolved.json"):
+    if not is_there(run_dir / CONFIG):
         raise RunStoreError(
             f"{run_dir}: {trial['run']} is not trained. Train it first: trainer_with_eval.py "
             f"--config {_relative(train_file)} --run-dir {run_dir}"
@@ -68,6 +68,8 @@ def _evaluate(configs_dir: Path, trial: Mapping[str, Any], *, is_again: bool) ->
     from trainer_with_eval import main as evaluate_checkpoints
 
     if (exit_code := evaluate_checkpoints(arguments)) != 0:
+        if is_begun and exit_code == 2:
+            tell("To begin a new evaluation in its place, add --again.", file=sys.stderr)
         return exit_code
     (result,) = RunStore.open(measured_in).comparable_results()
     for task, of_task in _results(configs_dir, trial, result):
@@ -97,10 +99,10 @@ def _directory_for(run_dir: Path, path: str | None, *, is_again: bool) -> tuple[
         if not is_there(folder):
             return folder, False
         number += 1
-        if is_again or not is_there(folder / "config.resolved.json"):
+        if is_again or not is_there(folder / CONFIG):
             continue
         store = RunStore.open(folder)
-        is_of_these = [one["path"] for one in store.settled_config()["evaluate"]] == [path]
+        is_of_these = [one["path"] for one in store.settled_config().get(EVALUATED, [])] == [path]
         if is_of_these and not store.comparable_results():
             return folder, True
 

@@ -25,7 +25,6 @@ from studies.experiment import FILE_NAME, Study, load_study
 from studies.task_files import StudyTask, find_tasks
 from studies.torchtune_base import referred
 from studies.yaml_file import dump_yaml
-from user_code.finding import code_of
 
 MAPPING = "run_mapping.yaml"
 ASKED_FROM = 100  # trials, before so many are written a person is asked
@@ -109,7 +108,7 @@ def generation_of(folder: Path) -> Generation:
     trials = trials_of(study, kind.named)
     configs: Configs = kind.open_configs(study, tasks)
     files = [study.folder / FILE_NAME, *configs.data_files()]
-    code = {path: sha for task in tasks for path, sha in code_of(task.file).items()}
+    code = {path: sha for task in tasks for path, sha in task.code.items()}
     inputs = {_named(study, path): sha256_of(path) for path in files}
     inputs |= {_named(study, Path(path)): sha for path, sha in code.items()}
     made = [_files_of(study, trial, configs, tasks) for trial in trials]
@@ -180,17 +179,11 @@ def _script_of(
             "function": task.function.function,
             "registered": task.function.registered,
             "args": dict(task.args),
-            "code_sha256": code_sha256(task.file),
+            "code_sha256": task.code_sha256,
         }
         for task in tasks
     ]
     return tinker_script(configs_dir, told) if is_ours else torchtune_script(told)
-
-
-def code_sha256(file: Path) -> str:
-    """One hash of a task file and what it imports of the user's."""
-    hashes = sorted(code_of(file).values())
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

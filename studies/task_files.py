@@ -8,6 +8,7 @@ be seen this way, and is said to be missing.
 from __future__ import annotations
 
 import ast
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from errors import one_line
 from studies.experiment import Study, TaskEntry, nearest
 from studies.paths import is_file, is_folder
 from studies.yaml_file import Place, shown
+from user_code.finding import code_of
 
 MAX_FILE_BYTES = 4 * 2**20
 
@@ -40,11 +42,16 @@ class TaskFile(NamedTuple):
 
 
 class StudyTask(NamedTuple):
-    """A task of a study that was found: its entry, its file, and what it is called there."""
+    """A task of a study that was found: its entry, its file, and what it is called there.
+
+    `code` are the Python files of the user's that it may run, with their sha256.
+    """
 
     entry: TaskEntry
     file: Path
     function: TaskFunction
+    code: Mapping[str, str]
+    code_sha256: str
 
     @property
     def args(self) -> Mapping[str, Any]:
@@ -73,7 +80,9 @@ def find_tasks(study: Study) -> list[StudyTask]:
             read[file] = _read(study, file, entry, (*place, "file"))
         function = _function_of(study, entry, read[file], (*place, "function"))
         _check_arguments(study, entry, function, (*place, "args"))
-        found.append(StudyTask(entry, file.resolve(), function))
+        code = code_of(file.resolve())
+        digest = hashlib.sha256("\n".join(sorted(code.values())).encode()).hexdigest()
+        found.append(StudyTask(entry, file.resolve(), function, code, digest))
     return found
 
 
