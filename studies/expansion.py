@@ -58,17 +58,18 @@ class Given(NamedTuple):
     place: Place
 
 
-def trials_of(study: Study, named: Callable[[str], str]) -> list[Trial]:
-    """Every trial of a study, in order; `named` gives the framework's name of a parameter.
-
-    Raises `ConfigError` for values that are no list, an empty one or one with a value twice, for
-    parameters that collide, and for more trials than anybody means.
-    """
-    variables = study.experiment.variables
-    for key, values in variables.items():
+def check_parameters(study: Study, named: Callable[[str], str]) -> None:
+    """Raise `ConfigError` for values that are no list, an empty one or one with a value twice, and
+    for parameters that collide; `named` gives the framework's name of a parameter."""
+    for key, values in study.experiment.variables.items():
         _check_values(key, values, study.file)
     _refuse_collisions(study, named)
-    seeds = study.experiment.study.seeds
+
+
+def trials_of(study: Study, first_seed: Any) -> list[Trial]:
+    """Every trial of a study, in order; its seeds count up from the first, which is what all trials
+    share without. Raises `ConfigError` for more trials than anybody means."""
+    variables, seeds = study.experiment.variables, study.experiment.study.seeds
     num_trials = math.prod(len(values) for values in variables.values()) * seeds
     if num_trials > MAX_TRIALS:
         sizes = " x ".join(f"{len(values)} {shown(key)}" for key, values in variables.items())
@@ -77,18 +78,31 @@ def trials_of(study: Study, named: Callable[[str], str]) -> list[Trial]:
             f"{sizes} with {seeds} seed{'s' * (seeds > 1)} come to {num_trials:,} trials, more "
             f"than {MAX_TRIALS:,}. Leave values out.",
         )
-    first_seed = study.experiment.controls.get("seed", 0)
+    if seeds > 1:
+        _check_seed(study, first_seed)
     products = itertools.product(range(seeds), *variables.values())
     return [
         Trial(
-            number, dict(zip(variables, values, strict=True)), _seed(seeds, first_seed, replicate)
+            number,
+            params=dict(zip(variables, values, strict=True)),
+            seed=None if seeds == 1 else first_seed + replicate,
         )
         for number, (replicate, *values) in enumerate(products)
     ]
 
 
-def _seed(seeds: int, first_seed: Any, replicate: int) -> int | None:
-    return None if seeds == 1 else first_seed + replicate
+def _check_seed(study: Study, first_seed: Any) -> None:
+    is_varied = "seed" in study.experiment.variables
+    is_number = isinstance(first_seed, int) and not isinstance(first_seed, bool)
+    if is_varied or not is_number:
+        place = ("variables" if is_varied else "controls", "seed")
+        found = study.experiment.variables["seed"] if is_varied else first_seed
+        raise study.file.error(
+            place,
+            f"{'.'.join(place)} is {as_value(found)} and study.seeds is "
+            f"{study.experiment.study.seeds}, which counts up from one seed. Give one whole "
+            "number in controls.seed, or leave study.seeds out.",
+        )
 
 
 def _check_values(key: str, values: Any, file: YamlFile) -> None:
@@ -183,19 +197,6 @@ def _refuse_collisions(study: Study, named: Callable[[str], str]) -> None:
                 f"{_dotted(one.place)} (line {study.file.line_of(one.place)}) and "
                 f"{_dotted(other.place)} set one parameter{as_one}. Keep one of them.",
             )
-    if study.experiment.study.seeds == 1:
-        return
-    first = next((one for one in given if one.name == "seed"), None)
-    if first is None:
-        return
-    is_number = isinstance(first.value, int) and not isinstance(first.value, bool)
-    if first.place[0] == "variables" or not is_number:
-        raise study.file.error(
-            first.place,
-            f"{_dotted(first.place)} is {as_value(first.value)} and study.seeds is "
-            f"{study.experiment.study.seeds}, which counts up from one seed. Give one whole "
-            "number in controls.seed, or leave study.seeds out.",
-        )
 
 
 def overlap(one: str, other: str) -> bool:

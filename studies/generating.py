@@ -20,7 +20,7 @@ import yaml
 from storage.files import write_whole
 from studies import tinker_trials, torchtune_trials
 from studies.eval_scripts import tinker_script, torchtune_script
-from studies.expansion import Trial, trials_of
+from studies.expansion import Trial, check_parameters, trials_of
 from studies.experiment import FILE_NAME, Study, load_study
 from studies.task_files import StudyTask, find_tasks
 from studies.torchtune_base import referred
@@ -105,8 +105,10 @@ def generation_of(folder: Path) -> Generation:
     tasks = find_tasks(study)
     is_ours = study.experiment.experiment.framework == "tinker"
     kind = tinker_trials if is_ours else torchtune_trials
-    trials = trials_of(study, kind.named)
+    check_parameters(study, kind.named)
     configs: Configs = kind.open_configs(study, tasks)
+    first_seed = configs.fixed.get("seed")
+    trials = trials_of(study, 0 if first_seed is None else first_seed)
     files = [study.folder / FILE_NAME, *configs.data_files()]
     code = {path: sha for task in tasks for path, sha in task.code.items()}
     inputs = {_named(study, path): sha256_of(path) for path in files}

@@ -9,14 +9,15 @@ adds a misspelt key without a word and trains nothing on small data; both are re
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from studies.expansion import OVERRIDE, Given, Trial, TrialText, given_in
 from studies.experiment import Study, nearest
-from studies.nesting import nested
+from studies.nesting import flat, merged, nested
 from studies.paths import is_file, is_folder
 from studies.task_files import StudyTask
 from studies.torchtune_base import base_of, check_references, referred
@@ -55,6 +56,8 @@ ALSO_TAKEN = {
     ),
     "metric_logger": ("log_dir", "filename", "project", "entity", "group", "name", "organize_logs"),
 }
+COMPONENTS = (*(key for key in ALSO_TAKEN if key), "loss", "profiler")
+NEEDED = ("checkpoint_dir", "checkpoint_files", "model_type", "output_dir")  # by the checkpointer
 MASKS_PROMPTS = (
     *("alpaca_dataset", "alpaca_cleaned_dataset", "grammar_dataset", "samsum_dataset"),
     *("slimorca_dataset", "chat_dataset", "instruct_dataset", "hh_rlhf_helpful_dataset"),
@@ -67,6 +70,7 @@ controls:
       _component_: torchtune.training.FullModelHFCheckpointer
       checkpoint_dir: FOLDER OF THE BASE MODEL
       checkpoint_files: [model.safetensors]
+      model_type: LLAMA3_2
       output_dir: ${output_dir}/hf_model"""
 
 
@@ -115,11 +119,12 @@ def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TorchtuneConfigs:
     base = base_of(study)
     given = given_in(study, named)
     _check_pair(study, given)
-    dropped = _check_keys(study, base.content, given)
     controls = dict(study.experiment.controls)
     override = controls.pop(OVERRIDE, None) or {}
     has_source = "dataset" in controls
     source = controls.pop("dataset", None)
+    own = merged(nested(controls, named), nested(override, str))
+    dropped = _check_keys(study, base.content, own, given)
     fixed = _merged_components(base.content, nested(controls, named))
     fixed = _merged_components(fixed, nested(override, str))
     if has_source:
@@ -173,15 +178,17 @@ def _check_pair(study: Study, given: Sequence[Given]) -> None:
     )
 
 
-def _check_keys(study: Study, base: dict[str, Any], given: Sequence[Given]) -> list[str]:
-    """Raise `ConfigError` for a parameter that no torchtune config has, or of another type.
+def _check_keys(
+    study: Study, base: dict[str, Any], own: dict[str, Any], given: Sequence[Given]
+) -> list[str]:
+    """Raise `ConfigError` for a parameter that no torchtune config has, or of another type; `own`
+    is what the study gives, nested.
 
     Returns a line on each component that is replaced, with what went with the old one.
     """
-    override = study.experiment.controls.get(OVERRIDE) or {}
-    replaced = [k for k, v in override.items() if _is_replaced(base.get(k), v)]
-    for one in given:
-        top, *inner = one.name.split(".")
+    replaced = [key for key, value in own.items() if _is_replaced(base.get(key), value)]
+    added = [key for key in COMPONENTS if key not in base and COMPONENT in (own.get(key) or {})]
+    for one in itertools.chain.from_iterable(map(_taken_apart, given)):
         if one.name == "output_dir":
             raise study.file.error(
                 one.place, "output_dir is the trial's own, below output.results_dir. Take it out."
@@ -192,25 +199,40 @@ def _check_keys(study: Study, base: dict[str, Any], given: Sequence[Given]) -> l
                 "dataset_template: torchtune 0.6.1 has no templates of datasets. Set "
                 "tokenizer.prompt_template, or dataset.column_map.",
             )
-        if top in replaced:
-            continue
-        is_known_group = bool(inner) and top in base
-        parent, key = _parent_of(base, one.name) if is_known_group else (base, top)
-        known = [*(parent or {}), *ALSO_TAKEN.get(top if is_known_group else "", ())]
-        if key not in known:
-            offered = [*known, *(NAMES if not inner else ())]
-            raise study.file.error(
-                one.place,
-                f"{shown(one.name)} is in no torchtune config of this kind; "
-                f"{nearest(key, offered)} If it is meant, put it into a base_config_file of yours.",
-            )
-        if one.place[-1] != "dataset":
-            _check_type(study, one, (parent or {}).get(key))
+        if one.name.split(".")[0] not in (*replaced, *added):
+            _check_key(study, base, one)
     return [
-        f"_override.{key}: the component is replaced, and with it goes "
-        f"{', '.join(k for k in base[key] if k != COMPONENT and k not in override[key]) or 'none'}"
+        f"{key}: the component is replaced, and with it goes "
+        f"{', '.join(k for k in base[key] if k != COMPONENT and k not in own[key]) or 'nothing'}"
         for key in replaced
     ]
+
+
+def _taken_apart(one: Given) -> Iterator[Given]:
+    """A variable with a parameter for each of its values, and for each key of those that are
+    mappings; others as they are."""
+    if one.place[0] != "variables":
+        yield one
+        return
+    for number, value in enumerate(one.value):
+        for key, inner in flat({one.name: value}).items():
+            yield Given(key, inner, (*one.place, number) if key != one.name else one.place)
+
+
+def _check_key(study: Study, base: dict[str, Any], one: Given) -> None:
+    top, *inner = one.name.split(".")
+    is_known_group = bool(inner) and top in base
+    parent, key = _parent_of(base, one.name) if is_known_group else (base, top)
+    known = [*(parent or {}), *ALSO_TAKEN.get(top if is_known_group else "", ())]
+    if key not in known:
+        offered = [*known, *(() if is_known_group else COMPONENTS if inner else NAMES)]
+        raise study.file.error(
+            one.place,
+            f"{shown(one.name)} is in no torchtune config of this kind; "
+            f"{nearest(key, offered)} If it is meant, put it into a base_config_file of yours.",
+        )
+    if "dataset" not in one.place:
+        _check_type(study, one, (parent or {}).get(key))
 
 
 def _parent_of(base: dict[str, Any], dotted: str) -> tuple[dict[str, Any] | None, str]:
@@ -227,20 +249,19 @@ def _parent_of(base: dict[str, Any], dotted: str) -> tuple[dict[str, Any] | None
 
 
 def _check_type(study: Study, one: Given, before: Any) -> None:
-    values = one.value if one.place[0] == "variables" else [one.value]
-    for value in values:
-        is_whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        if one.name == "model.lora_rank" and not is_whole:
-            raise study.file.error(
-                one.place, f"lora_rank is {as_value(value)}. Give whole numbers from 1."
-            )
-        kinds = {_kind_of(value), _kind_of(before)}
-        if None not in kinds and len(kinds) > 1 and kinds != {"a list", "a mapping"}:
-            raise study.file.error(
-                one.place,
-                f"{shown(one.name)} is {as_value(value)}, {_kind_of(value)}, where the base config "
-                f"has {as_value(before)}, {_kind_of(before)}. Write one like it.",
-            )
+    value = one.value
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if one.name == "model.lora_rank" and not is_whole:
+        raise study.file.error(
+            one.place, f"lora_rank is {as_value(value)}. Give whole numbers from 1."
+        )
+    kinds = {_kind_of(value), _kind_of(before)}
+    if None not in kinds and len(kinds) > 1 and kinds != {"a list", "a mapping"}:
+        raise study.file.error(
+            one.place,
+            f"{shown(one.name)} is {as_value(value)}, {_kind_of(value)}, where the base config "
+            f"has {as_value(before)}, {_kind_of(before)}. Write one like it.",
+        )
 
 
 def _kind_of(value: Any) -> str | None:
@@ -416,12 +437,16 @@ def _about_evaluation(
 
 
 def _about_weights(study: Study, checkpointer: dict[str, Any]) -> list[str]:
+    lacking = [key for key in NEEDED if checkpointer.get(key) is None]
+    told = [f"the Hugging Face checkpointer lacks {', '.join(lacking)}"] if lacking else []
     folder = checkpointer.get("checkpoint_dir")
     if isinstance(folder, str) and folder.startswith("${output_dir}"):
-        return [
+        told.append(
             f"checkpointer.checkpoint_dir is {folder}, a new folder of the trial's, but torchtune "
             "reads the base model from there. Name the folder that holds the base model"
-        ]
-    if isinstance(folder, str) and "${" not in folder and not is_folder(study.folder / folder):
-        return [f"checkpointer.checkpoint_dir {folder}: there is no such folder on this machine"]
-    return []
+        )
+    elif isinstance(folder, str) and "${" not in folder and not is_folder(study.folder / folder):
+        told.append(
+            f"checkpointer.checkpoint_dir {folder}: there is no such folder on this machine"
+        )
+    return told

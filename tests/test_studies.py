@@ -71,6 +71,8 @@ model:
 checkpointer:
   _component_: torchtune.training.FullModelHFCheckpointer
   checkpoint_dir: weights
+  checkpoint_files: [model.safetensors]
+  model_type: LLAMA3_2
   output_dir: ${output_dir}
 dataset:
   _component_: torchtune.datasets.alpaca_cleaned_dataset
@@ -551,6 +553,41 @@ def test_another_component_takes_the_place_of_the_whole(folder: Path) -> None:
     made = yaml.safe_load((folder / "configs" / "train_000.yaml").read_text())
     assert made["metric_logger"] == {"_component_": "x.WandBLogger", "project": "p"}
     assert "with it goes log_dir" in outcome.err
+
+
+def test_a_checkpointer_may_be_added(folder: Path) -> None:
+    base = BASE.partition("checkpointer:")[0] + "dataset: {}\nbatch_size: 1\nepochs: 1\n"
+    (folder / "base.yaml").write_text(base)
+    text = TORCHTUNE.replace("  learning_rate: 3e-4\n", "")
+    own = "checkpointer:\n      _component_: torchtune.training.FullModelHFCheckpointer\n      "
+    change(folder, "checkpointer:\n      ", own, text)
+    outcome = command("generate", str(folder))
+    assert outcome.code == 0, outcome.err
+    assert "lacks checkpoint_dir, checkpoint_files, model_type" in outcome.err
+    change(folder, "checkpointer:\n      ", own.replace("ointer:", "ointr:"), text)
+    assert "did you mean checkpointer?" in command("generate", str(folder)).err
+
+
+def test_keys_inside_of_varied_values_are_checked(folder: Path) -> None:
+    text = TORCHTUNE.replace("  learning_rate: 3e-4\n", "")
+    change(folder, "[8, 16]", "[8]\n  optimizer: [{lr: 0.1}, {lrr: 0.2}]", text)
+    message = refused(folder)
+    assert "line 8: optimizer.lrr" in message and "did you mean lr?" in message
+    change(folder, "[8, 16]", "[8]\n  optimizer: [{lr: 0.1}, {lr: 0.2}]", text)
+    assert command("generate", str(folder)).code == 0
+    made = yaml.safe_load((folder / "configs" / "train_001.yaml").read_text())
+    assert made["optimizer"] == {"_component_": "torch.optim.AdamW", "lr": 0.2}
+
+
+def test_seeds_count_up_from_what_the_base_has(folder: Path) -> None:
+    (folder / "base.yaml").write_text(BASE.replace("seed: null", "seed: 40"))
+    (folder / "experiment.yaml").write_text(TORCHTUNE + "study:\n  seeds: 2\n")
+    assert command("generate", str(folder)).code == 0
+    seeds = [
+        yaml.safe_load((folder / "configs" / f"train_00{i}.yaml").read_text())["seed"]
+        for i in range(4)
+    ]
+    assert seeds == [40, 40, 41, 41]
 
 
 def test_a_stock_config_is_read_without_importing_torchtune(
