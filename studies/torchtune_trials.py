@@ -101,6 +101,7 @@ class TorchtuneConfigs:
             config["seed"] = trial.seed
         config["output_dir"] = str(self.study.results_dir / trial.run_id)
         check_references(config, self.study.file)
+        _refuse_shared_weights(self.study, config)
         steps = _steps_of(self.study, config, trial)
         told = "its rows are not known here, nor its steps" if steps is None else steps.shown
         header = f"# {trial.run_id}: {trial.shown}\n# {told}\n"
@@ -394,6 +395,22 @@ def _place_of(study: Study, name: str) -> tuple[str, ...]:
         if one.name == name:
             return tuple(map(str, one.place))
     return ("framework_config",)
+
+
+def _refuse_shared_weights(study: Study, config: dict[str, Any]) -> None:
+    """Trials that save to one folder would overwrite each other."""
+    checkpointer = config.get("checkpointer")
+    if not isinstance(checkpointer, dict) or "output_dir" not in checkpointer:
+        return
+    given = checkpointer["output_dir"]
+    found = str(referred(config, given))
+    if "${" in found or not found.startswith(config["output_dir"]):
+        raise study.file.error(
+            _place_of(study, "checkpointer.output_dir"),
+            f"checkpointer.output_dir is {as_value(given)}, which is not below the trial's own "
+            "output_dir, so trials would overwrite each other's weights. Write ${output_dir}, or a "
+            "folder below it.",
+        )
 
 
 # --- evaluation -----------------------------------------------------------------------------------

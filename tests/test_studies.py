@@ -514,6 +514,12 @@ def test_torchtune_configs_are_merged_onto_a_base(folder: Path) -> None:
         ("output_dir: ${", "outputdir: ${", 16, ["checkpointer.outputdir", "mean output_dir?"]),
         ("${output_dir}", "${outputdir}", 16, ["has no outputdir", "did you mean output_dir?"]),
         ("${output_dir}/", "${output_dir/", 16, ["not closed"]),
+        ("${output_dir}/hf_model", "shared/weights", 16, ["overwrite each other's weights"]),
+        ("${output_dir}/hf_model", "${oc.env:HOME}/x", 16, ["overwrite each other's weights"]),
+        ("${output_dir}", "${checkpointer.output_dir}", 16, ["leads back to itself"]),
+        ("${output_dir}/hf_model", "${}", 16, ["names nothing"]),
+        ("[8, 16]", "[8, 0.5]", 7, ["lora_rank is 0.5", "whole numbers"]),
+        ("base.yaml\nvariables", "data/alpaca.json\nvariables", 0, ["it holds a list"]),
         ("  lora_alpha: 32\n", "", 7, ["without lora_alpha"]),
         ("epochs: 3", "epochs: three", 11, ["epochs", "a text", "a number"]),
         ("epochs: 3", "max_steps_per_epoch: x", 11, ["max_steps_per_epoch", "whole number"]),
@@ -533,7 +539,7 @@ def test_a_wrong_torchtune_study_is_one_message(
     write_rows(folder, 20)
     change(folder, old, new, TORCHTUNE)
     message = refused(folder)
-    assert f"experiment.yaml line {line}: " in message
+    assert line == 0 or f"experiment.yaml line {line}: " in message
     assert all(part in message for part in parts), message
 
 
