@@ -252,8 +252,8 @@ def _check_names(study: Study, has_tasks: bool) -> None:
         elif "${" in str(one.value):
             raise error(
                 one.place,
-                f"{shown(one.name)} is {shown(one.value)}: ${{...}} is torchtune's, and a config "
-                "of the loop refers to nothing. Write the value.",
+                f"{shown(one.name)} is {as_value(one.value)}: ${{...}} is torchtune's, and a "
+                "config of the loop refers to nothing. Write the value.",
             )
 
 
