@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from config_schema import load_and_validate_config
+from config_schema import validate
 from errors import LoopError
 from ledger.run_directory import is_absent_or_empty
 from ledger.store import RunStore
@@ -132,12 +132,11 @@ def _training_state(files: TrialFiles) -> Finding:
     try:
         store = RunStore.open(files.run_dir)
         recorded = kept_settings(store.settled_config()["config"])
-        if is_file(files.train_file):
-            now = load_and_validate_config(files.train_file).config.model_dump(mode="json")
-            given = kept_settings(now)
-            changed = [key for key in {**recorded, **given} if recorded.get(key) != given.get(key)]
-            if changed:
-                return Finding("stale", f"trained with another {', '.join(changed[:3])}")
+        config = validate(json.loads(files.train_text), str(files.train_file))
+        given = kept_settings(config.model_dump(mode="json"))
+        changed = [key for key in {**recorded, **given} if recorded.get(key) != given.get(key)]
+        if changed:
+            return Finding("stale", f"trained with another {', '.join(changed[:3])}")
         if (name := _changed_data(store)) is not None:
             return Finding("stale", f"{name} has changed since")
         if any(store.events("run_finished")):

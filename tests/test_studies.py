@@ -690,6 +690,10 @@ def test_a_trial_is_trained_evaluated_and_checked(folder: Path, llama_dir: Path)
     # Nothing is asked twice, unless that is what is asked for.
     assert main["main"](main["HERE"], main["TRIAL"], []) == 0
     assert not (folder / "results" / "run_000-evaluation-2").exists()
+    text = (folder / "experiment.yaml").read_text()
+    (folder / "experiment.yaml").write_text(text.replace("[8, 16]", "[4, 16]"))
+    assert states(folder)[0]["training"]["why"] == "trained with another lora_rank"
+    (folder / "experiment.yaml").write_text(text)
     (folder / "evals" / "domain_qa.py").write_text(source + "\n# changed\n")
     assert states(folder)[0]["tasks"]["domain"]["state"] == "stale"
     write_rows(folder, 9)
