@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,12 +38,12 @@ from settings.groups import (
     check_columns,
     check_sources,
 )
+from settings.problems import MAX_PROBLEMS, Problem, place_of
 from settings.sameness import hash_of
 from settings.table import SettingRow, rows_of, table_of
 from settings.task_names import SPLIT_TASK, check_task_names, is_inspect_task, known_tasks
 
 MAX_ROUNDS = 10_000  # each has its line in the schedule and its share of `gate.alpha`
-MAX_PROBLEMS = 20  # that one message explains
 
 
 class TrainingConfig(Settings):
@@ -435,21 +434,29 @@ def load_and_validate_config(path: str | Path, overrides: list[str] | None = Non
 
 def validate(raw: dict[str, Any], where: str) -> TrainingConfig:
     """Validate a config given as a dictionary; `where` names it in errors."""
+    checked = check(raw)
+    if isinstance(checked, TrainingConfig):
+        return checked
+    told = dict.fromkeys(problem.sentence for problem in checked[:MAX_PROBLEMS])
+    left = len(checked) - MAX_PROBLEMS
+    more = f" And {left} more problems." if left > 0 else ""
+    raise ConfigError(f"{where}: {' '.join(told)}{more}")
+
+
+def check(raw: dict[str, Any]) -> TrainingConfig | list[Problem]:
+    """The config that a dictionary is, or all that is wrong with it."""
     try:
         return TrainingConfig.model_validate(raw)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        told = dict.fromkeys(_explain(problem) for problem in problems[:MAX_PROBLEMS])
-        left = len(problems) - MAX_PROBLEMS
-        more = f" And {left} more problems." if left > 0 else ""
-        raise ConfigError(f"{where}: {' '.join(told)}{more}") from None
+        return [
+            Problem(".".join(map(str, place_of(problem))), _explain(problem))
+            for problem in error.errors(include_url=False)
+        ]
 
 
 def _explain(problem: Any) -> str:
     """Turn one pydantic error into a sentence with key, what was found and what to do."""
-    # Where a value may be of several kinds, pydantic adds the name of each to the place.
-    kinds = re.compile(r"constrained-|literal\[|kind-")
-    place = [part for part in problem["loc"] if not kinds.match(str(part))]
+    place = place_of(problem)
     key = as_shown(".".join(str(part) for part in place), limit=200)
     if problem["type"] == "extra_forbidden":
         known = [setting.key for setting in describe_settings()]

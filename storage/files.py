@@ -41,6 +41,25 @@ def write_whole(target: Path, parts: Iterable[str]) -> None:
         raise storage_error(target, error) from error
 
 
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file durably, all of it or nothing. Raises `StorageError`."""
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        _make_folder(target.parent)
+        try:
+            shutil.copyfile(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
+            sync_folder(target.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise storage_error(target, error) from error
+
+
 def append_line(path: Path, line: str, *, is_synced: bool = True) -> None:
     """Append one line, all of it or nothing, on disk before returning unless told otherwise.
 

@@ -40,6 +40,8 @@ RANKS: dict[str, float] = {
     "loop.rounds": 8,
     "commands": 9,
     "trainer_with_eval": 10,
+    "studies": 11,
+    "study": 12,
 }
 # How many files each room has, its docstring among them; a test that walks past one would say so.
 NUM_FILES = {
@@ -53,11 +55,13 @@ NUM_FILES = {
     "rows": 20,
     "scores": 11,
     "services": 7,
-    "settings": 6,
+    "settings": 7,
     "storage": 4,
+    "studies": 15,
     "user_code": 4,
 }
-GUESTS = ("local_tinker", "demo_model", "evals", "benchmarks", "tests")  # of these, no room is made
+# Of these, no room is made.
+GUESTS = ("local_tinker", "demo_model", "evals", "examples", "benchmarks", "tests")
 
 
 def name_of(path: Path) -> str:
@@ -284,6 +288,7 @@ def test_the_root_holds_what_a_user_types() -> None:
             "evalops_client",
             "hyperparam_utils",
             "simple_eval",
+            "study",
             "trainer_with_eval",
         ]
     )

@@ -13,6 +13,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 import evalops_client
+import study
 import trainer_with_eval
 from config_schema import settings_table
 from conftest import REPO
@@ -34,6 +35,7 @@ AFTER_THE_DEMO = "docs/adapter.md"  # its example reads the demo's run
 COMMANDS = {
     "trainer_with_eval.py": trainer_with_eval.main,
     "evalops_client.py": evalops_client.main,
+    "study.py": study.main,
 }
 MAX_README_LINES = 250
 

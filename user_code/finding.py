@@ -43,6 +43,8 @@ OURS = frozenset(
         "settings",
         "simple_eval",
         "storage",
+        "studies",
+        "study",
         "trainer_with_eval",
         "user_code",
     )

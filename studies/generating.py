@@ -1,0 +1,266 @@
+"""What a study comes to on disk: the config and the evaluation script of each trial, and the map.
+
+A generation is made whole before anything is written; making it again and comparing is how `check`
+knows what is stale. `run_mapping.yaml` is written last, and names every input with its sha256.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from storage.files import write_whole
+from studies import tinker_trials, torchtune_trials
+from studies.eval_scripts import tinker_script, torchtune_script
+from studies.expansion import Trial, check_parameters, trials_of
+from studies.experiment import FILE_NAME, Study, load_study
+from studies.task_files import StudyTask, find_tasks
+from studies.torchtune_base import referred
+from studies.yaml_file import dump_yaml
+
+MAPPING = "run_mapping.yaml"
+ASKED_FROM = 100  # trials, before so many are written a person is asked
+STAMP = "generated_at"
+_GENERATED = re.compile(r"(train_\d{3,}\.(json|yaml)|eval_\d{3,}\.py)")
+
+Configs = tinker_trials.TinkerConfigs | torchtune_trials.TorchtuneConfigs
+
+
+@dataclass(frozen=True)
+class TrialFiles:
+    """A trial and what is generated of it."""
+
+    trial: Trial
+    train_file: Path
+    train_text: str
+    remark: str | None
+    eval_file: Path | None
+    eval_text: str
+    run_dir: Path
+    eval_dir: Path
+
+    @property
+    def train_sha256(self) -> str:
+        return hashlib.sha256(self.train_text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """All that a study comes to. `inputs` are the files it depends on, with their sha256."""
+
+    study: Study
+    tasks: Sequence[StudyTask]
+    trials: Sequence[TrialFiles]
+    inputs: dict[str, str]
+    warnings: Sequence[str]
+
+    @property
+    def mapping_file(self) -> Path:
+        return self.study.configs_dir / MAPPING
+
+    @property
+    def texts(self) -> dict[Path, str]:
+        """Every file but the map, in the order in which they are written."""
+        found = {one.train_file: one.train_text for one in self.trials}
+        scripts = {one.eval_file: one.eval_text for one in self.trials}
+        return found | {file: text for file, text in scripts.items() if file is not None}
+
+    @property
+    def mapping(self) -> dict[str, Any]:
+        """The map of trials to parameters and files, without the time."""
+        configs_dir = self.study.configs_dir
+        runs = [
+            {
+                "id": one.trial.run_id,
+                "params": dict(one.trial.params),
+                "seed": one.trial.seed,
+                "train": one.train_file.name,
+                "eval": None if one.eval_file is None else one.eval_file.name,
+                "results": os.path.relpath(one.run_dir, configs_dir),
+                "eval_results": os.path.relpath(one.eval_dir, configs_dir),
+                "train_sha256": one.train_sha256,
+            }
+            for one in self.trials
+        ]
+        return {
+            "experiment_name": self.study.name,
+            "framework": self.study.experiment.experiment.framework,
+            "total_runs": len(runs),
+            "inputs": self.inputs,
+            "runs": runs,
+        }
+
+
+def generation_of(folder: Path) -> Generation:
+    """Read a study and make all that it comes to. Raises `ConfigError`; writes nothing."""
+    study = load_study(folder)
+    tasks = find_tasks(study)
+    is_ours = study.experiment.experiment.framework == "tinker"
+    kind = tinker_trials if is_ours else torchtune_trials
+    check_parameters(study, kind.named)
+    configs: Configs = kind.open_configs(study, tasks)
+    first_seed = configs.fixed.get("seed")
+    trials = trials_of(study, 0 if first_seed is None else first_seed)
+    files = [study.folder / FILE_NAME, *configs.data_files()]
+    code = {path: sha for task in tasks for path, sha in task.code.items()}
+    inputs = {_named(study, path): sha256_of(path) for path in files}
+    inputs |= {_named(study, Path(path)): sha for path, sha in code.items()}
+    made = [_files_of(study, trial, configs, tasks) for trial in trials]
+    remarks = dict.fromkeys(one.remark for one in made if one.remark is not None)
+    return Generation(study, tasks, made, inputs, [*_warnings(study, configs), *remarks])
+
+
+def _warnings(study: Study, configs: Configs) -> list[str]:
+    told = list(configs.warnings)
+    if "lora_rank" in study.experiment.variables and "lora_alpha" in study.experiment.controls:
+        alpha = study.experiment.controls["lora_alpha"]
+        told.append(
+            f"lora_alpha is {alpha} for every lora_rank, so the scale of an adapter, alpha / rank, "
+            "changes with the rank: the study compares both together"
+        )
+    if study.experiment.evaluation.enabled is False and study.experiment.evaluation.tasks:
+        told.append("evaluation.enabled is false: its tasks are left out")
+    return told
+
+
+def _files_of(
+    study: Study, trial: Trial, configs: Configs, tasks: Sequence[StudyTask]
+) -> TrialFiles:
+    number = trial.run_id.removeprefix("run_")
+    is_ours = isinstance(configs, tinker_trials.TinkerConfigs)
+    train_file = study.configs_dir / f"train_{number}.{'json' if is_ours else 'yaml'}"
+    made = configs.text_of(trial)
+    files = TrialFiles(
+        trial=trial,
+        train_file=train_file,
+        train_text=made.text,
+        remark=made.remark,
+        eval_file=study.configs_dir / f"eval_{number}.py" if tasks else None,
+        eval_text="",
+        run_dir=study.results_dir / trial.run_id,
+        eval_dir=study.eval_results_dir / trial.run_id,
+    )
+    if not tasks:
+        return files
+    script = _script_of(study, files, tasks, is_ours=is_ours)
+    return TrialFiles(**{**vars(files), "eval_text": script})
+
+
+def _script_of(
+    study: Study, files: TrialFiles, tasks: Sequence[StudyTask], *, is_ours: bool
+) -> str:
+    configs_dir = study.configs_dir
+    told: dict[str, Any] = {
+        "study": study.name,
+        "run": files.trial.run_id,
+        "params": dict(files.trial.params),
+        "seed": files.trial.seed,
+        "checkpoint": study.experiment.evaluation.checkpoint,
+        "train": files.train_file.name,
+        "train_sha256": files.train_sha256,
+        "results": os.path.relpath(files.run_dir, configs_dir),
+        "eval_results": os.path.relpath(files.eval_dir, configs_dir),
+    }
+    if not is_ours:
+        config: dict[str, Any] = yaml.safe_load(files.train_text)
+        checkpointer = config.get("checkpointer") or {}
+        weights = referred(config, checkpointer.get("output_dir", "${output_dir}"))
+        told["weights"] = str((study.folder / str(weights)).resolve())
+    told["tasks"] = [
+        {
+            "task": task.entry.name,
+            "file": os.path.relpath(task.file, configs_dir),
+            "function": task.function.function,
+            "registered": task.function.registered,
+            "args": dict(task.args),
+            "code_sha256": task.code_sha256,
+        }
+        for task in tasks
+    ]
+    return tinker_script(configs_dir, told) if is_ours else torchtune_script(told)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _named(study: Study, path: Path) -> str:
+    return Path(os.path.relpath(path, study.folder)).as_posix()
+
+
+# --- on disk --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """How a generation stands to what is in its folder: file names by what is to be done."""
+
+    new: list[Path]
+    same: list[Path]
+    other: list[Path]
+    left_over: list[Path]  # of an earlier generation, which this one does not have
+
+
+def compare_with_disk(generation: Generation) -> OnDisk:
+    """Look at what is there. The map counts as the same where only its time is another."""
+    found = OnDisk([], [], [], [])
+    for file, text in generation.texts.items():
+        found_text = _text_in(file)
+        is_same = found_text == text
+        where = found.new if found_text is None else found.same if is_same else found.other
+        where.append(file)
+    recorded = _text_in(generation.mapping_file)
+    is_same = recorded is not None and _without_time(recorded) == dump_yaml(generation.mapping)
+    where = found.new if recorded is None else found.same if is_same else found.other
+    where.append(generation.mapping_file)
+    folder = generation.study.configs_dir
+    kept = set(generation.texts)
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    found.left_over.extend(p for p in there if _GENERATED.fullmatch(p.name) and p not in kept)
+    return found
+
+
+def recorded_inputs(study: Study) -> dict[str, str] | None:
+    """The inputs of the generation that was last written, with their sha256; None where there is
+    no map that tells."""
+    text = _text_in(study.configs_dir / MAPPING)
+    head = "" if text is None else text.partition("\nruns:")[0]  # of thousands of runs
+    try:
+        inputs = yaml.safe_load(head)["inputs"]
+        return {str(name): str(sha) for name, sha in inputs.items()}
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError):
+        return None
+
+
+def _without_time(text: str) -> str:
+    first, _, rest = text.partition("\n")
+    return rest if first.startswith(STAMP) else text
+
+
+def _text_in(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return ""  # there, and nothing of ours
+
+
+def write_generation(generation: Generation, found: OnDisk) -> None:
+    """Write what is new or other, each file whole, the map last. Raises `StorageError`."""
+    to_write = {*found.new, *found.other}
+    for file, text in generation.texts.items():
+        if file in to_write:
+            write_whole(file, [text])
+    if to_write:
+        stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        write_whole(generation.mapping_file, [dump_yaml({STAMP: stamp, **generation.mapping})])
