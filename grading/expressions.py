@@ -36,6 +36,12 @@ _TOKEN = re.compile(
 _RUN = re.compile(r"(?<!\\)(?<![\\A-Za-z])[A-Za-z]{2,}")
 _PLAIN_NAMES = re.compile(rf"(?<![\\A-Za-z])((?:{_FUNCTIONS})(?=\s*[_(\d^])|pi|sqrt)(?![A-Za-z])")
 _LONGEST_RUN = 3  # letters of variables beside each other in a formula
+_WORDS = frozenset(
+    (
+        *("or", "and", "is", "to", "of", "yes", "no", "not", "the", "are", "if", "for", "by", "as"),
+        *("at", "it", "we", "so"),
+    )
+)
 _JOINED_DIGITS = re.compile(r"(?<![_\d])\d+\s+\.?\d|\d[eE][-+]?\d|\d\s*[x×]\s*\d")
 # 1939-1945, 3 - 5, 24/7, 12/25/2026: what looks like a sum may be a range, a score or a date.
 _RANGE = re.compile(r"[-+]?[\d.,]+(?:\s*-\s*[\d.,]+|\s*/\s*[\d.,]+)+")
@@ -127,7 +133,8 @@ def expression(text: str, *, is_formula: bool) -> str | None:
     if _UNFINISHED.search(text) or _MEASURE.fullmatch(value) or _is_deep(text):
         return None
     longest = _LONGEST_RUN if is_formula else 1
-    if any(len(run) > longest for run in _RUN.findall(text)):
+    runs = _RUN.findall(text)
+    if any(len(run) > longest or run.lower() in _WORDS for run in runs):
         return None
     if not (is_formula or _is_surely_formula(value) or _is_surely_formula(text.replace("^{", "^"))):
         return None

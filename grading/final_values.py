@@ -42,6 +42,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 _OR_BEFORE = re.compile(r"[\s,]*\b(?:or|oder|ou)\b\s*$")
 _END_OF_SENTENCE = re.compile(r"\n|[.;](?=\s|$)")
+MOST_EXPRESSIONS = 8  # that are compared for one answer
 LONGEST_ANSWER = 200  # characters of an answer that is looked at as a whole
 
 
@@ -134,7 +135,8 @@ def _in_boxes(texts: list[str], sources: list[str]) -> list[Value]:
         if not values and (index == len(texts) - 1 or re.search(r"\d", text)):
             return []
         found += values
-    return found
+    different = {value.expression for value in found}
+    return found if len(different) <= MOST_EXPRESSIONS else []
 
 
 def _boxes_in_source(source: str) -> list[str]:
