@@ -55,7 +55,7 @@ _UNFINISHED = re.compile(r"(?:[-+*/^_(\[{]|\\(?:times|cdot|div|left|pm))\s*$|^[*
 _MEASURE = re.compile(
     rf"[-+]?[\d.,]+{_SPACE}+(?:\\[dt]?frac\{{{_UNITS}\}}\{{{_UNITS}\}}|{_UNITS})"
 )  # 9.8 \frac{m}{s^2}, 12 N·m
-_HAS_VALUE = re.compile(r"\d|\\(?:pi|infty|sqrt|frac|cdot)|[-+^]")
+_HAS_VALUE = re.compile(rf"\d|\\(?:pi|infty|sqrt|frac|cdot|{_FUNCTIONS})|[-+^]")
 _FORMULAS = (
     re.compile(r"\$\$(.+?)\$\$", re.DOTALL),
     re.compile(r"\\\[(.+?)\\\]", re.DOTALL),
@@ -66,7 +66,7 @@ _AROUND = " \t\n.,;:!*_`"
 _AROUND_VALUE = " \t\n.,;:*_`"  # 5! is 120
 _UNIT = re.compile(
     rf"{_SPACE}*(?:\\(?:text|mathrm|textrm|textbf|mbox|operatorname){{[^{{}}\\]*}}(?:\^{{?-?\d}}?)?"
-    r"|(?<=[\s}\d)])(?:[a-z]{4,}|cm|mm|km|kg|ft|in|mi)(?:\^{?\d}?)?)$"
+    r"|(?<=[\s}\d)])(?:(?:square|cubic|sq\.?)\s+)?(?:[a-z]{4,}|cm|mm|km|kg|ft|in|mi)(?:\^{?\d}?)?)$"
 )
 _UNIT_BEHIND = re.compile(
     r"\s+(?:(?:square|cubic|sq)\.?\s+)?(?:units?|[cmk]?m|ft|in|feet|foot|inch(?:es)?|yards?|miles?"
@@ -77,7 +77,10 @@ _NAME = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?'?|[A-Za-z]\([a-z]\))\s*="
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\}|°)|°|\\degree)")
 _ANGLE = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _EQUALS = re.compile(r"(?<![<>!:\\=])=(?!=)|\\equiv(?![A-Za-z])")
-_ABOUT = re.compile(r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])|≈|≃")
+_ABOUT = re.compile(
+    r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])|≈|≃"
+    r"|,?\s*\(?(?:\b(?:which is|or)\s+)?\b(?:about|approximately|roughly)\b"
+)
 _SIGNS = {
     **{"π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "÷": r"/", "∞": r"\infty ", "±": r"\pm "},
     **{"−": "-", "–": "-", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∪": r"\cup "},
@@ -128,7 +131,9 @@ def expression(text: str, *, is_formula: bool) -> str | None:
         return None
     value = _value_side(text.strip(_AROUND_VALUE))
     text = _in_latex(value)
-    if _RANGE.fullmatch(text) or _JOINED_DIGITS.search(text) or not _HAS_VALUE.search(text):
+    if _RANGE.fullmatch(text) or _JOINED_DIGITS.search(text):
+        return None
+    if not (_HAS_VALUE.search(text) or (is_formula and "/" in text)):
         return None
     if _UNFINISHED.search(text) or _MEASURE.fullmatch(value) or _is_deep(text):
         return None
