@@ -2,12 +2,19 @@
 
     .venv/bin/python benchmarks/eval_overhead.py [--samples 1000] [--repeats 3] [--in-flight N ...]
 
+Targets, in times the bare calls: question files 1.1, Inspect tasks 2.0 with 128 in flight and 1.05
+with 8. Where other work shares the cores, seconds say little, and CPU time says more.
+
 The same prompts are sampled with the same number in flight, three ways in turn: the bare calls of
 the SDK, the built-in evaluator, and an Inspect task. The embedded service runs in a process of its
 own behind a link that delays every answer; a sample takes two (accepted, result), so the delay of a
 sample is 250 ms. The built-in evaluator and Inspect include what a round includes: rendering,
-grading, and for Inspect its log on disk. "Own cost" is CPU time of this process beyond that of the
-bare calls. Prints a Markdown table; a missed target is said under it and is not an error.
+grading, and for Inspect its own `eval_async`, its log on disk, and reading that again. A task is
+loaded before, as a run does before its first step; what a process does once (imports, connections,
+Inspect's look for the package of a task) is done by a first pass of each way that is not measured.
+"Own cost" is CPU time of this process beyond that of the bare calls. Every log that was written is
+read whole by Inspect at the end and must say the same scores. Prints a Markdown table; a missed
+target is said under it and is not an error.
 """
 
 from __future__ import annotations
@@ -33,11 +40,13 @@ sys.path.insert(0, str(REPO))
 if TYPE_CHECKING:
     import tinker
 
+    from evaluation.inspect_scores import InspectScores
+
 MODEL_DIR = REPO / "demo_model"
 DELAY_S = 0.250  # of a sample, in two answers
-CONCURRENCY = 128
 MAX_TOKENS = 4
-MAX_RATIO = 1.1
+MAX_RATIOS = {("question file", 8): 1.1, ("question file", 128): 1.1}
+MAX_RATIOS |= {("Inspect task", 8): 1.05, ("Inspect task", 128): 2.0}
 
 
 class Took(NamedTuple):
@@ -135,9 +144,11 @@ async def measure(
             journal.discard()
             return len(answers)
 
+        options = TaskOptions(args={"file": str(file)})
+        task = load_inspect_task("domain_qa", f"{REPO}/evals/domain_qa.py@domain_qa", options)
+        written: list[InspectScores] = []
+
         async def inspect() -> int:
-            options = TaskOptions(args={"file": str(file)})
-            task = load_inspect_task("domain_qa", f"{REPO}/evals/domain_qa.py@domain_qa", options)
             setting = InspectSetting(
                 inspect_model(client, renderer, 0, "benchmark"),
                 None,
@@ -148,6 +159,7 @@ async def measure(
             )
             (scores,) = await run_inspect([task], setting)
             assert isinstance(scores, InspectScores), scores
+            written.append(scores)
             return len(scores.samples)
 
         ways = {"bare sampling calls": bare, "question file": built_in, "Inspect task": inspect}
@@ -157,8 +169,30 @@ async def measure(
         for _ in range(repeats):
             for name, way in ways.items():
                 took[name].append(await timed(way))
+        for scores in written:
+            await refuse_other_log(scores, num_samples)
     await service.close("success")
     return [Report(name, tuple(rounds)) for name, rounds in took.items()]
+
+
+async def refuse_other_log(scores: InspectScores, num_samples: int) -> None:
+    """Raise for a log that is not whole, or says other scores than were read from it."""
+    from inspect_ai.log import read_eval_log_async
+    from inspect_ai.scorer import value_to_float
+
+    log = await read_eval_log_async(str(scores.log))
+    samples = log.samples or []
+    graded = {
+        sample.id: sample.scores["question_grader"].value for sample in samples if sample.scores
+    }
+    told = {one.id.rpartition("/")[2]: one.score for one in scores.samples}
+    assert log.status == "success" and log.results is not None, scores.log
+    assert log.results.completed_samples == len(samples) == num_samples, scores.log
+    assert {id_: value_to_float()(value) for id_, value in graded.items()} == told, scores.log
+    for sample in samples:
+        kinds = [event.event for event in sample.events]
+        assert kinds.count("model") == 1 and "score" in kinds, (scores.log, sample.id)
+        assert len(sample.messages) == 2 and sample.output.choices, (scores.log, sample.id)
 
 
 async def timed(way: Callable[[], Awaitable[int]]) -> Took:
@@ -199,9 +233,9 @@ def main() -> int:
         "--in-flight",
         type=int,
         nargs="+",
-        default=[8, 16, 128],
+        default=[8, 128],
         metavar="N",
-        help="samples in flight at once (default: 8 16 128; evaluation.concurrency is 128)",
+        help="samples in flight at once (default: 8 128; evaluation.concurrency is 128)",
     )
     args = parser.parse_args()
     print("| in flight | way | seconds | times the bare calls | CPU ms a sample | own cost, ms |")
@@ -221,7 +255,7 @@ def main() -> int:
             verdicts += table_rows(number, reports)
         link.terminate()
     print(f"\n{args.samples} samples, {1000 * DELAY_S:.0f} ms of delay a sample.")
-    print(f"At most {MAX_RATIO} times the bare calls: {'; '.join(verdicts)}.")
+    print(f"Times the bare calls: {'; '.join(verdicts)}.")
     return 0
 
 
@@ -233,11 +267,14 @@ def table_rows(in_flight: int, reports: list[Report]) -> list[str]:
         ratio, own = one.wall_s / bare.wall_s, one.cpu_ms - bare.cpu_ms
         print(
             f"| {in_flight} | {one.name} | {one.wall_s:.2f} ({min(walls):.2f} to {max(walls):.2f}) "
-            f"| {ratio:.2f} | {one.cpu_ms:.2f} | {own:.2f} |"
+            f"| {ratio:.2f} | {one.cpu_ms:.2f} | {own:.2f} |",
+            flush=True,
         )
-        if one is not bare:
-            verdict = "met" if ratio <= MAX_RATIO else "missed"
-            verdicts.append(f"{one.name} with {in_flight} in flight: {verdict} ({ratio:.2f})")
+        if (allowed := MAX_RATIOS.get((one.name, in_flight))) is not None:
+            verdict = "met" if ratio <= allowed else "missed"
+            verdicts.append(
+                f"{one.name} with {in_flight} in flight {ratio:.2f}, at most {allowed}: {verdict}"
+            )
     return verdicts
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from grading.reasoning import LONGEST_MARKER, opens_reasoning, without_reasoning
+from simple_eval import said_by
 
 if TYPE_CHECKING:
     import tinker
@@ -125,13 +125,10 @@ def _bridge(client: tinker.SamplingClient, renderer: Renderer, seed: int, name: 
 
 def _mark(output: Any, asked: Asked, renderer: Renderer) -> None:
     """Mark answers that were cut short or are malformed, and take out what was thought aloud."""
-    prompt_tail = str(renderer.tokenizer.decode(asked.prompt.to_ints()[-LONGEST_MARKER:]))
     for choice, sequence in zip(output.choices, asked.sequences, strict=True):
-        message, termination = renderer.parse_response(list(sequence.tokens))
-        content = message["content"]
-        is_split = not isinstance(content, str) and any(p["type"] == "thinking" for p in content)
-        said = choice.message.text
-        answer = without_reasoning(said, opens_reasoning(prompt_tail) and not is_split)
+        tokens = list(sequence.tokens)
+        message, termination = renderer.parse_response(tokens)
+        said, answer = choice.message.text, said_by(renderer, asked.prompt, tokens, message)
         if answer != said:
             choice.message.content = answer or ""
             output.completion = output.choices[0].message.text

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
+import json
 import os
 import re
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import ConfigError, EvalError, StorageError
+from evaluation.inspect_economy import economy
 from evaluation.inspect_scores import InspectScores, file_of, scores_of
 from evaluation.inspect_tasks import GRADER_ROLE, InspectTask, first_line_of
 from simple_eval import SamplingSettings
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
     from inspect_ai.model import Model
+
+
+EVENTS = frozenset({"events", "events_data", "attachments", "timelines"})  # and what they refer to
 
 
 class InspectSetting(NamedTuple):
@@ -75,6 +79,10 @@ async def run_inspect(
         "log_level": "error",
         "ctl_server": False,
         "log_realtime": False,  # a database write per event, a fifth of the cost of a sample
+        "log_buffer": _log_buffer(
+            max(_num_samples(task.task, limit) for task in tasks) * settings.num_repeats
+        ),
+        "score_display": False,  # means of all samples so far, for a display that is off
         "fail_on_error": False,
         "max_tasks": len(tasks),
         # So many again are prepared or written down while the others are being sampled.
@@ -85,7 +93,7 @@ async def run_inspect(
     logs = {i: log for i, log in enumerate(earlier) if log is not None and _is_complete(log)}
     begun = {i: log for i, log in enumerate(earlier) if log is not None and i not in logs}
     fresh = [i for i, log in enumerate(earlier) if log is None]
-    with contextlib.redirect_stdout(sys.stderr), _rare_garbage_collection():
+    with contextlib.redirect_stdout(sys.stderr):
         # Inspect takes tasks that go on and new ones, but not in the same call.
         goes_on = await _eval([_going_on(tasks[i].task, log) for i, log in begun.items()], options)
         logs |= zip(begun, goes_on, strict=True)
@@ -95,24 +103,38 @@ async def run_inspect(
         return [_outcome(task, logs[i], logs[i] is not earlier[i]) for i, task in enumerate(tasks)]
 
 
+def _num_samples(task: Task, limit: int | None) -> int:
+    return len(task.dataset) if limit is None else min(limit, len(task.dataset))
+
+
+def _log_buffer(num_samples: int) -> int:
+    """How many samples wait to be written to the log at once.
+
+    Those are asked again after a kill. Inspect writes the log's whole directory each time, so that
+    a number that does not grow with the samples would cost each of them more, the more there are.
+    """
+    return max(1, min(num_samples // 10, 32), num_samples // 50)
+
+
 async def _eval(tasks: list[Any], options: Mapping[str, Any]) -> list[EvalLog]:
     from inspect_ai import eval_async
     from inspect_ai._util.error import PrerequisiteError
 
     if not tasks:
         return []
-    try:
-        logs = await eval_async(tasks, **options)
-    except PrerequisiteError as error:
-        names = ", ".join(str(getattr(task, "name", None) or task.task.name) for task in tasks)
-        raise EvalError(
-            f"{names}: Inspect cannot run: {first_line_of(str(error.message))}."
-        ) from None
-    if len(logs) < len(tasks) or any(log.status == "cancelled" for log in logs):
-        raise asyncio.CancelledError  # Inspect swallows it
-    for log in logs:
-        _refuse_unwritten(log)
-    return [await _read(file_of(log)) for log in logs]
+    with economy():
+        try:
+            logs = await eval_async(tasks, **options)
+        except PrerequisiteError as error:
+            names = ", ".join(str(getattr(task, "name", None) or task.task.name) for task in tasks)
+            raise EvalError(
+                f"{names}: Inspect cannot run: {first_line_of(str(error.message))}."
+            ) from None
+        if len(logs) < len(tasks) or any(log.status == "cancelled" for log in logs):
+            raise asyncio.CancelledError  # Inspect swallows it
+        for log in logs:
+            _refuse_unwritten(log)
+        return [await _read_scored(file_of(log)) for log in logs]
 
 
 async def _read(file: Path) -> EvalLog:
@@ -121,6 +143,33 @@ async def _read(file: Path) -> EvalLog:
     from inspect_ai.log import read_eval_log_async
 
     return await read_eval_log_async(str(file))
+
+
+async def _read_scored(file: Path) -> EvalLog:
+    """A log with what its samples were asked, answered and scored, and without their events, which
+    are most of it."""
+    from inspect_ai.log import EvalSample, read_eval_log_async
+
+    log = await read_eval_log_async(str(file), header_only=True)
+    samples = []
+    with zipfile.ZipFile(file) as archive:  # Inspect has taught it its compression
+        for name in dict.fromkeys(archive.namelist()):  # of one name, the last one counts
+            if name.startswith("samples/"):
+                found = json.loads(archive.read(name))
+                samples.append(
+                    EvalSample.model_validate(
+                        {key: value for key, value in found.items() if key not in EVENTS}
+                    )
+                )
+    # In Inspect's order.
+    log.samples = sorted(
+        samples,
+        key=lambda sample: (
+            sample.epoch,
+            sample.id if isinstance(sample.id, str) else str(sample.id).zfill(20),
+        ),
+    )
+    return log
 
 
 def _refuse_unwritten(log: EvalLog) -> None:
@@ -178,31 +227,16 @@ def _going_on(task: Task, log: EvalLog) -> Any:
     )
 
 
-@contextlib.contextmanager
-def _rare_garbage_collection() -> Iterator[None]:
-    """Collect rarely: a sample makes thousands of objects that are no cycles, and looking through
-    them as often as by default is a quarter of its cost (benchmarks/eval_overhead.py)."""
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 20)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
 def _outcome(
     task: InspectTask, log: EvalLog, is_new: bool
 ) -> InspectScores | EvalError | ConfigError:
     try:
         return scores_of(task, log)
     except (EvalError, ConfigError) as error:
-        # Answers without an error wait in the log, and count once they are part of a result; of
-        # scores that cannot be read there will be none.
-        lost = [
-            sample
-            for sample in log.samples or []
-            if sample.error is not None or isinstance(error, ConfigError)
-        ]
+        # Answers without an error wait in the log, and count once they are part of a result; where
+        # nothing is left to ask again there will be none.
+        is_final = isinstance(error, ConfigError) or _is_complete(log)
+        lost = [one for one in log.samples or [] if is_final or one.error is not None]
         usages = [u for sample in lost for u in (sample.model_usage or {}).values()]
         if is_new:
             error.num_prompt_tokens = sum(usage.input_tokens for usage in usages)

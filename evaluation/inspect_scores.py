@@ -110,7 +110,7 @@ def _grade(task: InspectTask, scorer: str, sample: EvalSample) -> Grade:
     value, key = found.value, task.score_key
     if isinstance(value, dict):
         settings = f"evaluation.score_key = {{{json.dumps(task.name)}: ...}}"
-        remedy = f"It gives {', '.join(value)}; say which one counts: {settings}"
+        remedy = f"It gives {', '.join(value)}. Say which one counts: {settings}"
         if key is None or key == scorer:
             said = "its scorer gives several values and none is named"
             return Grade(problem=said, remedy=remedy)
@@ -121,7 +121,7 @@ def _grade(task: InspectTask, scorer: str, sample: EvalSample) -> Grade:
         names = ", ".join(sample.scores or {})
         return Grade(
             problem=f"its scorer gives no value {key!r}",
-            remedy=f"It gives {names}; name one in evaluation.score_key, or none",
+            remedy=f"It gives {names}. Name one in evaluation.score_key, or none",
         )
     return _read(value, found)
 

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from services.keys import EVALOPS, TINKER
 
@@ -59,8 +60,12 @@ def loading_apart() -> Iterator[None]:
     from inspect_ai.dataset._sources import hf
 
     before, cache_dir = dict(os.environ), getattr(hf, "inspect_cache_dir")  # noqa: B009 (as above)
-    with tempfile.TemporaryDirectory() as folder:
-        setattr(hf, "inspect_cache_dir", lambda *_: Path(folder))  # noqa: B010
+    with contextlib.ExitStack() as opened:
+
+        def new_folder(*_: Any) -> Path:
+            return Path(opened.enter_context(tempfile.TemporaryDirectory()))
+
+        setattr(hf, "inspect_cache_dir", new_folder)  # noqa: B010
         try:
             yield
         finally:

@@ -173,7 +173,8 @@ class _Evaluated:
     path: WeightsPath | None
     run_dir: str | None
     round: Count | None
-    run_id: str | None = None  # older evaluations have not recorded it
+    run_id: str | None = None  # older evaluations have not recorded these
+    weights: str | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Subject:
     service: str | None = None  # the kind of service that the run was on
     run_dir: Path | None = None
     run_id: str | None = None
+    weights: str | None = None  # which ones lie under the path: a round may be trained again
     recorded: EvalResult | None = None  # of this checkpoint, in its run
     baseline: EvalResult | None = None  # of the untouched model, in that run
     model_name: str | None = None  # what the base model was called on the run's service
@@ -51,7 +52,7 @@ class Subject:
         """What names the checkpoint for good, whatever its run becomes and from wherever."""
         run_dir = None if self.run_dir is None else str(self.run_dir.resolve())
         of_run = {"run_dir": run_dir, "run_id": self.run_id, "round": self.round}
-        return {"label": self.label, "path": self.path, **of_run}
+        return {"label": self.label, "path": self.path, "weights": self.weights, **of_run}
 
 
 def find_subjects(names: Sequence[str], runs_dir: Path) -> list[Subject]:
@@ -82,6 +83,12 @@ def recorded_subjects(
                 f"{label}: the evaluation began on {path or 'the untouched model'} of run "
                 f"{record.get('run_id')}, and {run_dir} has {subject.path} as round "
                 f"{record['round']} of run {subject.run_id} now. Start a new evaluation."
+            )
+        if record.get("weights") not in (None, subject.weights):
+            raise ConfigError(
+                f"{label}: round {record['round']} of {run_dir} was trained again since the "
+                f"evaluation began: its weights are {subject.weights}, and were "
+                f"{record['weights']}. Start a new evaluation."
             )
         subjects.append(subject)
     return subjects
@@ -228,9 +235,10 @@ def _of_round(store: RunStore, round_no: int, label: str) -> Subject:
     checkpoint = store.checkpoint(round_no)
     if checkpoint is None and (round_no > 0 or store.origin is not None):
         raise _no_weights(f"--evaluate {label}", store, round_no)
+    path = None if checkpoint is None else checkpoint.sampler_path
     return Subject(
         label=label,
-        path=None if checkpoint is None else checkpoint.sampler_path,
+        path=path,
         round=round_no,
         step=0 if checkpoint is None else checkpoint.step,
         base_model=resolved["files"]["base_model"],
@@ -238,6 +246,7 @@ def _of_round(store: RunStore, round_no: int, label: str) -> Subject:
         service=resolved["resolved"]["service"],
         run_dir=store.run_dir,
         run_id=store.run_id if store.has_started else None,
+        weights=store.weights_of(path),
         recorded=store.result(round_no),
         baseline=store.result(0),
         model_name=resolved["config"].get("base_model"),

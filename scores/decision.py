@@ -235,8 +235,9 @@ def _too_many_flaws(result: EvalResult) -> str | None:
 
 def _flaws(task: TaskResult, result: EvalResult) -> str:
     of_task = f" of {task.name}" if len(result.scored_tasks) > 1 else ""
-    num_samples = len(task.samples)
-    return f"{task.num_flawed} of {num_samples} answers{of_task} were truncated or malformed"
+    kinds = {"truncated": task.num_truncated, "malformed": task.num_malformed}
+    which = " or ".join(kind for kind, number in kinds.items() if number)
+    return f"{task.num_flawed} of {len(task.samples)} answers{of_task} were {which}"
 
 
 def flaw_warning(result: EvalResult) -> str | None:
@@ -244,9 +245,12 @@ def flaw_warning(result: EvalResult) -> str | None:
     task = _most_flawed(result)
     if task.flawed_share <= WARN_FLAWED_SHARE:
         return None
+    graded = {"cut ones are graded as they stand": task.num_truncated,
+              "malformed ones count as wrong": task.num_malformed}  # fmt: skip
+    how = ", ".join(words for words, number in graded.items() if number)
     return (
-        f"warning: {_flaws(task, result)} (graded as they stand); with more than "
-        f"{MAX_FLAWED_SHARE:.0%} a round cannot pass"
+        f"warning: {_flaws(task, result)} ({how}); with more than {MAX_FLAWED_SHARE:.0%} a round "
+        "cannot pass"
     )
 
 

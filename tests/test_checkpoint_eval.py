@@ -271,6 +271,29 @@ def test_a_resumed_evaluation_stays_on_its_checkpoints(
     assert after.score == before.score > 0.3
 
 
+def test_a_resumed_evaluation_knows_weights_that_were_trained_again(
+    workspace: Workspace, evaluate: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Some services give them the path of those that it began on."""
+    shutil.copytree(workspace.folder / "runs/r", workspace.folder / "runs/again")
+    before = workspace.store("runs/again").checkpoint(1)
+    cut = tmp_path / "cut"
+    assert evaluate("runs/again@round_01", "--run-dir", str(cut))[0] == 0
+    lines = (cut / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (cut / "ledger.jsonl").write_text("".join(lines[:1]))
+    assert main(["--resume", f"{workspace.folder / 'runs/again'}@round_00"]) == 0
+    after = workspace.store("runs/again").checkpoint(1)
+    assert before is not None and before.sampler_path is not None
+    assert after is not None and after.sampler_path is not None
+    ledger = workspace.folder / "runs/again/ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace(after.sampler_path, before.sampler_path))
+    capsys.readouterr()
+    assert main(["--resume", str(cut)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "was trained again since the evaluation began" in said
+    shutil.rmtree(workspace.folder / "runs/again")
+
+
 def test_a_damaged_run_does_not_hide_the_others(workspace: Workspace, evaluate: Any) -> None:
     damaged = workspace.folder / "runs/zz"
     damaged.mkdir()

@@ -269,7 +269,7 @@ def test_unknown_noise_is_no_plateau() -> None:
 def test_one_task_of_truncated_answers_keeps_all_of_them_from_passing() -> None:
     mixed = of_tasks(1, 99, 99, 99, truncated=20)
     sentence = decide([of_tasks(0, 2, 2, 2)], mixed, Spent(steps=5), GATE).sentence
-    assert "20 of 100 answers of t2 were truncated or malformed" in sentence
+    assert "20 of 100 answers of t2 were truncated, and" in sentence
     assert (flaw_warning(mixed) or "").startswith("warning: 20 of 100 answers of t2")
 
 

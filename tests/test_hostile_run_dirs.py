@@ -24,6 +24,7 @@ import evalops_client
 import local_tinker
 import trainer_with_eval
 from fake_evalops import OK_P, fake_evalops
+from ledger.store import RunStore
 from test_loop import Workspace, row, start, wait_for
 
 NUM_MUTATIONS = 300
@@ -89,7 +90,8 @@ class Runs:
         ]
         (halted / "ledger.jsonl").write_text("\n".join(lines[: ends[0]]) + "\n")
         evaluated = json.loads((halted / "evals/round_02.json").read_text())
-        records: list[dict[str, Any]] = [{"subject": evaluated["checkpoint"]}]
+        subject = RunStore.open(halted).weights_of(evaluated["checkpoint"])
+        records: list[dict[str, Any]] = [{"subject": subject}]
         for sample in evaluated["tasks"][0]["samples"][:3]:
             tokens = {"num_prompt_tokens": 9, "num_sampled_tokens": 1}
             records.append({"key": f"{sample['id']} 1", **tokens, "fields": sample})

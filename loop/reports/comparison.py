@@ -85,7 +85,7 @@ def compare(
         if against is None and subject.recorded is not None:
             note = (
                 " It is not compared with its evaluation in the run, which had another protocol "
-                "(questions, arguments, code, sampling or seed)."
+                "(questions, arguments, code, graders, sampling or seed)."
             )
         if why_not is None and against is not None:
             why_not = _worse(gate_change(result, reference, gate.level), against, verdict.numbers)
