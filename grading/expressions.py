@@ -36,6 +36,12 @@ _TOKEN = re.compile(
 _RUN = re.compile(r"(?<!\\)(?<![\\A-Za-z])[A-Za-z]{2,}")
 _PLAIN_NAMES = re.compile(rf"(?<![\\A-Za-z])((?:{_FUNCTIONS})(?=\s*[_(\d^])|pi|sqrt)(?![A-Za-z])")
 _LONGEST_RUN = 3  # letters of variables beside each other in a formula
+_WORDS = frozenset(
+    (
+        *("or", "and", "is", "to", "of", "yes", "no", "not", "the", "are", "if", "for", "by", "as"),
+        *("at", "it", "we", "so"),
+    )
+)
 _JOINED_DIGITS = re.compile(r"(?<![_\d])\d+\s+\.?\d|\d[eE][-+]?\d|\d\s*[x×]\s*\d")
 # 1939-1945, 3 - 5, 24/7, 12/25/2026: what looks like a sum may be a range, a score or a date.
 _RANGE = re.compile(r"[-+]?[\d.,]+(?:\s*-\s*[\d.,]+|\s*/\s*[\d.,]+)+")
@@ -49,7 +55,7 @@ _UNFINISHED = re.compile(r"(?:[-+*/^_(\[{]|\\(?:times|cdot|div|left|pm))\s*$|^[*
 _MEASURE = re.compile(
     rf"[-+]?[\d.,]+{_SPACE}+(?:\\[dt]?frac\{{{_UNITS}\}}\{{{_UNITS}\}}|{_UNITS})"
 )  # 9.8 \frac{m}{s^2}, 12 N·m
-_HAS_VALUE = re.compile(r"\d|\\(?:pi|infty|sqrt|frac|cdot)|[-+^]")
+_HAS_VALUE = re.compile(rf"\d|\\(?:pi|infty|sqrt|frac|cdot|{_FUNCTIONS})|[-+^]")
 _FORMULAS = (
     re.compile(r"\$\$(.+?)\$\$", re.DOTALL),
     re.compile(r"\\\[(.+?)\\\]", re.DOTALL),
@@ -60,7 +66,7 @@ _AROUND = " \t\n.,;:!*_`"
 _AROUND_VALUE = " \t\n.,;:*_`"  # 5! is 120
 _UNIT = re.compile(
     rf"{_SPACE}*(?:\\(?:text|mathrm|textrm|textbf|mbox|operatorname){{[^{{}}\\]*}}(?:\^{{?-?\d}}?)?"
-    r"|(?<=[\s}\d)])(?:[a-z]{4,}|cm|mm|km|kg|ft|in|mi)(?:\^{?\d}?)?)$"
+    r"|(?<=[\s}\d)])(?:(?:square|cubic|sq\.?)\s+)?(?:[a-z]{4,}|cm|mm|km|kg|ft|in|mi)(?:\^{?\d}?)?)$"
 )
 _UNIT_BEHIND = re.compile(
     r"\s+(?:(?:square|cubic|sq)\.?\s+)?(?:units?|[cmk]?m|ft|in|feet|foot|inch(?:es)?|yards?|miles?"
@@ -71,7 +77,10 @@ _NAME = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?'?|[A-Za-z]\([a-z]\))\s*="
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\}|°)|°|\\degree)")
 _ANGLE = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _EQUALS = re.compile(r"(?<![<>!:\\=])=(?!=)|\\equiv(?![A-Za-z])")
-_ABOUT = re.compile(r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])|≈|≃")
+_ABOUT = re.compile(
+    r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])|≈|≃"
+    r"|,?\s*\(?(?:\b(?:which is|or)\s+)?\b(?:about|approximately|roughly)\b"
+)
 _SIGNS = {
     **{"π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "÷": r"/", "∞": r"\infty ", "±": r"\pm "},
     **{"−": "-", "–": "-", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∪": r"\cup "},
@@ -122,12 +131,15 @@ def expression(text: str, *, is_formula: bool) -> str | None:
         return None
     value = _value_side(text.strip(_AROUND_VALUE))
     text = _in_latex(value)
-    if _RANGE.fullmatch(text) or _JOINED_DIGITS.search(text) or not _HAS_VALUE.search(text):
+    if _RANGE.fullmatch(text) or _JOINED_DIGITS.search(text):
+        return None
+    if not (_HAS_VALUE.search(text) or (is_formula and "/" in text)):
         return None
     if _UNFINISHED.search(text) or _MEASURE.fullmatch(value) or _is_deep(text):
         return None
     longest = _LONGEST_RUN if is_formula else 1
-    if any(len(run) > longest for run in _RUN.findall(text)):
+    runs = _RUN.findall(text)
+    if any(len(run) > longest or run.lower() in _WORDS for run in runs):
         return None
     if not (is_formula or _is_surely_formula(value) or _is_surely_formula(text.replace("^{", "^"))):
         return None

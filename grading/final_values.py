@@ -31,9 +31,9 @@ from grading.numbers import CURRENCIES, Number, read, spans_in
 
 _AROUND_NUMBER = " \n\t\"'()[],;:!?="
 _UNIT = re.compile(r"(?: ?[^\W\d_]+[\d²³]?[.]?(?:\^-?\d)?(?: ?/ ?[^\W\d_]+(?:\^-?\d)?)?){0,3}")
-# "2x" is two with a unit, as "5km" is, unless it stands in a formula or is more than that.
+# "2x" is a product where "5km" is a number with its unit; "2 x" is one in a formula.
 _VARIABLE = re.compile(r"[\d}\s]\s*[xyz](?![A-Za-z])")
-_SURELY_VARIABLE = re.compile(r"[xyz]\s*\^|[xyz]{2}")
+_SURELY_VARIABLE = re.compile(r"[xyz]\s*\^|[xyz]{2}|\d[xyz](?![A-Za-z])")
 _FACTORIAL = re.compile(r"(?<!\\)!")
 _PAIR = re.compile(r"[(\[]\s*-?\d+,\s*-?\d+\s*[)\]]")  # two numbers, or one with a comma
 _FINAL_LINE = re.compile(r"^[ \t]*####[ \t]+(\S.*)$", re.MULTILINE)
@@ -41,7 +41,10 @@ _BOX_BEGINS = re.compile(rf"\\(?:boxed|fbox|framebox)[ \t]*\{{|{BOX}")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 _OR_BEFORE = re.compile(r"[\s,]*\b(?:or|oder|ou)\b\s*$")
+_IS_ANSWER = re.compile(r"\s+(?:is|are)\s+(?:the|our|my)\s+(?:[a-z]+\s+)?answers?\W*$")
+_SAYS = re.compile(r"\b(?:is|are|equals?|gives?|gets?|becomes?)\s|:\s")
 _END_OF_SENTENCE = re.compile(r"\n|[.;](?=\s|$)")
+MOST_EXPRESSIONS = 8  # that are compared for one answer
 LONGEST_ANSWER = 200  # characters of an answer that is looked at as a whole
 
 
@@ -73,7 +76,8 @@ def gold_value(text: str) -> Number | str | None:
     is_variable = _VARIABLE.search(written) and (formula or _SURELY_VARIABLE.search(written))
     if number is not None and not is_variable and not _PAIR.search(written):
         return number
-    return expression(formula or written, is_formula=formula is not None) or number
+    is_formula = formula is not None or bool(is_variable)
+    return expression(formula or written, is_formula=is_formula) or number
 
 
 def final_values(answer: str, *, is_formula: bool = False) -> list[Value]:
@@ -118,8 +122,7 @@ def _as_expression(part: str, numbers: list[Number], *, is_formula: bool) -> Val
     ways = (exact, f"${exact}$", latex) if is_formula else (exact, latex)
     is_number = any(number_alone(one) is not None and not _PAIR.search(one) for one in ways)
     if is_number and not (is_formula and _FACTORIAL.search(exact)):
-        is_plain = _VARIABLE.search(latex) is None
-        return None if is_plain or not numbers else Value(numbers[-1], latex)
+        return Value(None, latex) if is_formula and _VARIABLE.search(latex) else None
     is_rounded = rounded != exact and bool(numbers)
     return Value(numbers[-1] if is_rounded else None, latex)
 
@@ -129,12 +132,16 @@ def _in_boxes(texts: list[str], sources: list[str]) -> list[Value]:
     found: list[Value] = []
     for index, (text, source) in enumerate(zip(texts, sources, strict=True)):
         numbers = last_numbers(without_marks(text), is_box=True)
-        value = _as_expression(source, numbers, is_formula=True)
+        formula = formula_alone(source)
+        if formula is None and (ending := last_formula(source)) is not None:
+            formula = ending[1]
+        value = _as_expression(formula or source, numbers, is_formula=True)
         values = [Value(number) for number in numbers] if value is None else [value]
         if not values and (index == len(texts) - 1 or re.search(r"\d", text)):
             return []
         found += values
-    return found
+    different = {value.expression for value in found}
+    return found if len(different) <= MOST_EXPRESSIONS else []
 
 
 def _boxes_in_source(source: str) -> list[str]:
@@ -183,10 +190,15 @@ def _final_part(source: str, is_formula: bool) -> tuple[str, bool] | None:
         if formula is not None:
             return formula, True
         return _END_OF_SENTENCE.split(part)[0], is_formula
-    if (formula := last_formula(source)) is not None:
+    end = source.rstrip()[-LONGEST:]
+    if (named := _IS_ANSWER.search(end)) is not None:
+        end = end[: named.start()]
+    if (formula := last_formula(end)) is not None:
         return formula[1], True
-    whole = source.strip()
-    return (whole, is_formula) if len(whole) <= LONGEST_ANSWER else None
+    if len(end) <= LONGEST_ANSWER and expression(end, is_formula=is_formula) is not None:
+        return end, is_formula
+    behind = _SAYS.split(end.rpartition("\n")[2])
+    return (behind[-1], is_formula) if len(behind) > 1 else None
 
 
 def _behind_mark(source: str) -> str | None:

@@ -21,7 +21,7 @@ from errors import EvalError, one_line
 from grading.arithmetic import whole_number
 
 SECONDS = 5.0  # of one question
-MEGABYTES = 1024
+MEGABYTES = 512
 SECONDS_TO_START = 120.0  # on a machine that has much else to do
 SECONDS_OF_GRACE = 1.0  # it ends itself, and is ended here where it does not
 

@@ -149,3 +149,17 @@ def test_scores_of_other_graders_are_another_protocol(
         assert "had another protocol" in capsys.readouterr().out
     finally:
         file.write_text(before)
+
+
+def test_an_answer_that_cannot_be_worked_out_is_a_failed_sample(
+    tmp_path: Path, llama_dir: Path
+) -> None:
+    row = {"answer": "x^2+x", "grader": "numeric"}
+
+    def judged(said: str) -> SampleResult:
+        return sample_of(tmp_path, llama_dir, "llama3", f"{said}<|eot_id|>", row=row)
+
+    sample = judged(r"\boxed{9^{9^{9^{9}}}}")
+    assert sample.score == 0.0 and not sample.malformed
+    assert sample.error is not None and "could not compare expressions" in sample.error
+    assert (judged(r"\boxed{x(x+1)}").score, judged("x").score) == (1.0, 0.0)
