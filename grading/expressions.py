@@ -47,10 +47,10 @@ _JOINED_DIGITS = re.compile(r"(?<![_\d])\d+\s+\.?\d|\d[eE][-+]?\d|\d\s*[x×]\s*\
 _RANGE = re.compile(r"[-+]?[\d.,]+(?:\s*-\s*[\d.,]+|\s*/\s*[\d.,]+)+")
 # Without delimiters, letters and commands tell a formula from numbers with signs between them.
 _MAKES_FORMULA = re.compile(
-    r"\\[A-Za-z]|[a-z)]\s*[-+*/^]\s*\S|[-+*^(]\s*[a-z]"
+    r"\\[A-Za-z]|[a-z]\)*\s*[-+*/^]\s*\S|[-+*^(]\s*[a-z]"
     r"|[-+]\s*\d+[inxyz](?![A-Za-z])|[\^_]\{|^(?:[(\[]|\\\{).*,.*[)\]}]$"
 )
-_ONLY_SIGNS = re.compile(r"\\(?:times|cdot|div|left|right|pm|min|max|gcd)(?![A-Za-z])")
+_ONLY_SIGNS = re.compile(r"\\(?:times|cdot|div|left|right|min|max|gcd)(?![A-Za-z])")
 _UNFINISHED = re.compile(r"(?:[-+*/^_(\[{]|\\(?:times|cdot|div|left|pm))\s*$|^[*/^_)]")
 _MEASURE = re.compile(
     rf"[-+]?[\d.,]+{_SPACE}+(?:\\[dt]?frac\{{{_UNITS}\}}\{{{_UNITS}\}}|{_UNITS})"

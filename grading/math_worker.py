@@ -20,7 +20,7 @@ import sys
 from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Basic, Expr, Float, N, Rational, nan, oo, zoo
+from sympy import Basic, Expr, Float, I, N, Rational, nan, oo, zoo
 
 DIGITS = 40  # of what is no fraction
 MAX_EXPONENT = 12_000  # decimal places of the largest and smallest values
@@ -37,7 +37,9 @@ def read(latex: str) -> Any:
         extraction_mode="first_match",
         parsing_timeout=None,  # pyright: ignore[reportArgumentType] (None is what it documents)
     )
-    return found[0] if found else None
+    if not found or not isinstance(found[0], Basic):
+        return found[0] if found else None
+    return found[0].subs({one: I for one in found[0].free_symbols if str(one) == "i"})
 
 
 def constant(one: Any) -> Expr | None:
