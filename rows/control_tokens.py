@@ -7,6 +7,7 @@ token matches, and its tokenizer takes the mark out again and encodes the words 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 MARK = "\ue0f1"  # of the private use area: no text means anything by it
 ROLE_COLON_TURNS = ("\n\nUser:", "\n\nAssistant:", "\n\nSystem:")  # of a format without tokens
+SHORT = 32  # characters: what formats write between the texts of messages, the same each time
 NOT_STEERING = ("<think>", "</think>")  # parts of an answer, where a template writes them
 
 
@@ -30,6 +32,7 @@ class Guarded:
         self._numbers = frozenset(self._ids.values())
         self._pattern = re.compile("|".join(map(re.escape, self.controls)) or r"(?!)")
         self._starts = tuple({one[:2] for one in self.controls})
+        self._of_short = functools.lru_cache(maxsize=4096)(self._encode_short)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -55,6 +58,8 @@ class Guarded:
         return self._pattern.sub(lambda found: found[0][0] + MARK + found[0][1:], text)
 
     def encode(self, text: Any, **kwargs: Any) -> list[int]:
+        if isinstance(text, str) and len(text) <= SHORT and MARK not in text:
+            return list(self._of_short(text, tuple(sorted(kwargs.items()))))
         if not isinstance(text, str) or MARK not in text:
             return self._tokenizer.encode(text, **kwargs)
         if kwargs.get("split_special_tokens"):
@@ -65,6 +70,9 @@ class Guarded:
             ids += [*self._plain(text[position : found.start()]), self._ids[found[0]]]
             position = found.end()
         return ids + self._plain(text[position:])
+
+    def _encode_short(self, text: str, options: tuple[tuple[str, Any], ...]) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, **dict(options)))
 
     def _plain(self, marked: str) -> list[int]:
         """A text without a control token. Raises `ValueError` where the tokenizer makes one."""

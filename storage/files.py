@@ -66,9 +66,13 @@ def append_line(path: Path, line: str, *, is_synced: bool = True) -> None:
     Raises `StorageError`.
     """
     try:
-        _make_folder(path.parent)
-        is_new = not path.exists()
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        is_new = False
+        try:  # as for all lines but the first
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        except FileNotFoundError:
+            _make_folder(path.parent)
+            is_new = True
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             size_before = os.fstat(descriptor).st_size
             try:
