@@ -45,7 +45,7 @@ def refuse_other_grading(store: RunStore) -> None:
             f"{store.run_dir}: its answers were graded by version {began} of the graders, and this "
             f"program has version {GRADING}, which may grade the same answers otherwise, so the "
             "run cannot go on as the same run. Resume it with the version of this program that "
-            "began it, or start a new run."
+            f'began it, or start a new run from its weights ("start_from": "{store.run_dir}@best").'
         )
 
 
