@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SIMPLE_QA = Path(__file__).resolve().parent / "evals" / "simple_qa.jsonl"
 MAX_FAILED_SHARE = 0.1
+MAX_LINES_NAMED = 5  # of one problem of a question file
 DEFAULT_MAX_TOKENS = 64
 QUESTION_KEYS = (*("question", "answer", "system", "messages", "topic", "cluster", "grader", "id"),)
 OTHER_NAMES = {  # what other formats call it -> what it is called here
@@ -120,19 +121,20 @@ def load_questions(name: str, path: Path) -> QuestionTask:
     """
     source = Source(path.name, path)
     questions: list[Question] = []
-    problems: list[str] = []
+    wrong: dict[str, list[int]] = {}
     for row in read_rows(source):
         try:
             questions.append(parse_question(row))
         except ValueError as error:
-            problems.append(f"line {row.line_no}: {error}")
+            wrong.setdefault(str(error), []).append(row.line_no)
+    problems = [f"{_lines(lines)}: {problem}" for problem, lines in wrong.items()]
     first: dict[str, Question] = {}
     for question in questions:
         if (other := first.setdefault(question.id, question)) is not question:
             problems.append(_same_id(question, other))
     if problems:
         raise DataError(
-            f"{path}: {len(problems)} problems: {'; '.join(problems[:5])}. Expected one JSON "
+            f"{path}: {_counted(len(problems))}: {'; '.join(problems[:5])}. Expected one JSON "
             'object per line with "question" (or "messages") and "answer"; correct these rows.'
         )
     if not questions:
@@ -142,6 +144,17 @@ def load_questions(name: str, path: Path) -> QuestionTask:
     if code:
         sha256 = hashlib.sha256(json.dumps([sha256, *sorted(code.values())]).encode()).hexdigest()
     return QuestionTask(name, path, sha256, tuple(questions), graders, code)
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"line {numbers[0]}"
+    more = ", ..." if len(numbers) > MAX_LINES_NAMED else ""
+    return f"lines {', '.join(map(str, numbers[:MAX_LINES_NAMED]))}{more} ({len(numbers)} of them)"
+
+
+def _counted(number: int) -> str:
+    return "1 problem" if number == 1 else f"{number} problems"
 
 
 def grader_files_of(path: Path) -> list[Path]:
@@ -325,10 +338,14 @@ def refuse_failures(name: str, samples: Sequence[SampleResult]) -> None:
     """Raise `EvalError` when more than a tenth of the samples failed: then there is no score."""
     failed = [sample for sample in samples if sample.error is not None]
     if len(failed) > MAX_FAILED_SHARE * len(samples):
-        is_of_no_use = all(SENT_AGAIN in (sample.error or "") for sample in failed)
-        remedy = (
-            "" if is_of_no_use else " Resume the run to ask these of the same checkpoint again."
-        )
+        remedy = " Resume the run to ask these of the same checkpoint again."
+        if all(SENT_AGAIN in (sample.error or "") for sample in failed):
+            remedy = ""
+        elif all(sample.answer is not None for sample in failed):
+            remedy = (
+                " The answers are there, and what grades them is at fault: mend it, and start a "
+                "new run, or evaluate this run's checkpoints with --evaluate."
+            )
         error = EvalError(
             f"{name}: {len(failed)} of {len(samples)} samples failed, more than "
             f"{MAX_FAILED_SHARE:.0%}, so there is no score. The first: {failed[0].error}.{remedy}"

@@ -106,6 +106,8 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
         notes += moved
     where = str(run_dir) if args.config is None else str(given.file)
     model_dir = find_model_dir(given)
+    if model_dir is None and given.config.base_model == recorded["config"].get("base_model"):
+        model_dir = _recorded_model_dir(recorded)
     model = store.manifest().base_model if store.has_started else None
     if model_dir is not None and model is not None and model.files:
         # Its files tell which model it is, so that another place is no other setting.
@@ -149,6 +151,13 @@ def _recorded_config(
     return loaded, [
         f"{store.run_dir} has been moved or copied: its files are those of {file.parent}"
     ]
+
+
+def _recorded_model_dir(recorded: dict[str, Any]) -> Path | None:
+    """Where the base model lay, if it does so still: its name may be from another working folder.
+    The sha256 of its files tells whether it is the same."""
+    was = Path(recorded["files"]["base_model"])
+    return was if was.is_absolute() and (was / "config.json").is_file() else None
 
 
 def with_start(opened: OpenedSettings) -> OpenedSettings:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from commands.boundary import Session, alert
 from config_schema import TrainingConfig
-from loop.reports.console import resume_command, say, tell
+from loop.reports.console import say, tell
 from scores.decision import EXTENDABLE
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def report_finished(
             "nobody has looked at"
         )
     elif decision.action in EXTENDABLE:
-        command = f"{resume_command(store.run_dir)} --set max_rounds={config.max_rounds + 1}"
-        how = f"to train on, raise a bound: {command}"
+        how = "to train on, resume it with a higher bound (max_rounds or budget)"
     progress.line(f"{store.run_dir}: this run is finished, nothing is left to do; {how}")
     # The alert comes again: a kill at the very end may have kept it from being told.
     used_usd = cost_usd(config, store.usage())

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import difflib
 import inspect
+import json
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def load_inspect_task(name: str, spec: str, options: TaskOptions) -> InspectTask
         topics.add(None if topic is None else str(topic))
         clusters.add(f"sample {sample.id}" if cluster is None else f"cluster {cluster}")
     _refuse_samples(name, task, options.cluster_key)
+    _refuse_unnamed_value(name, task, options.score_key)
     said = {
         "args": dict(options.args),
         "score_key": options.score_key,
@@ -205,6 +207,26 @@ def _refuse_unusable(name: str, task: Task) -> None:
             f"{name}: the task names a model of its own, {task.model}, which would answer instead "
             "of the checkpoint. Take `model` out of its Task(...)."
         )
+
+
+def _refuse_unnamed_value(name: str, task: Task, score_key: str | None) -> None:
+    """Raise `ConfigError` where the scorer that counts says by its metrics that it gives several
+    values, and the settings name none of them. What it gives otherwise only its scores show."""
+    from inspect_ai._util.registry import registry_unqualified_name
+    from inspect_ai.scorer._scorer import scorer_metrics
+
+    scorers = task.scorer or []
+    if any(score_key == registry_unqualified_name(scorer) for scorer in scorers):
+        return
+    metrics = scorer_metrics(scorers[0])
+    keys = list(metrics) if isinstance(metrics, dict) else []
+    if not keys or any("*" in key for key in keys) or score_key in keys:
+        return
+    said = "several values and none is named" if score_key is None else f"no value {score_key!r}"
+    raise ConfigError(
+        f"{name}: its scorer gives {said}; it gives {', '.join(keys)}. Say which one counts: "
+        f"evaluation.score_key = {{{json.dumps(name)}: ...}}."
+    )
 
 
 def _refuse_samples(name: str, task: Task, cluster_key: str | None) -> None:

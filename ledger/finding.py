@@ -47,8 +47,8 @@ def newest_run(parent: Path, hashes: Collection[str]) -> FoundRun:
         by_run[one.run_id].append(one)
     if not by_run:
         raise RunStoreError(
-            f"{parent}: no run with these settings to resume. Start one without --resume, or name "
-            "the directory with --resume RUN_DIR."
+            f"{parent.resolve()}: no run with these settings to resume. Start one without "
+            "--resume, or name the directory with --resume RUN_DIR, which says what differs."
         )
     same_run = max(by_run.values(), key=max)
     in_place = [one for one in same_run if one.is_in_place]

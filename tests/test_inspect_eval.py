@@ -55,12 +55,25 @@ def crash(spared):
     return solve
 
 
-@scorer(metrics={"right": [mean()], "length": [mean()]})
+@scorer(metrics={"*": [mean()]})  # which values, only its scores show
 def two_values():
     async def score(state, target):
         return Score(value={"right": 1.0, "length": 0.25})
 
     return score
+
+
+@scorer(metrics={"right": [mean()], "length": [mean()]})
+def two_known_values():
+    async def score(state, target):
+        return Score(value={"right": 1.0, "length": 0.25})
+
+    return score
+
+
+@task
+def known():
+    return Task(dataset=samples(2, "river"), solver=generate(), scorer=two_known_values())
 
 
 @scorer(metrics=[mean()])
@@ -255,7 +268,11 @@ def test_a_model_graded_task_is_known_as_one(tasks_file: Path, tmp_path: Path) -
     ("spec", "args", "part"),
     [
         ("missing.py@things", {}, "missing.py"),
-        ("tasks.py@nothing", {}, "its tasks are things, crashing, several, outside, worded,"),
+        (
+            "tasks.py@nothing",
+            {},
+            "its tasks are known, things, crashing, several, outside, worded,",
+        ),
         ("no_such_package/nothing", {}, "no_such_package"),
         ("tasks.py@empty", {}, "no samples"),
         ("tasks.py@unscored", {}, "no scorer"),
@@ -428,6 +445,17 @@ def test_a_scorer_with_several_values_needs_a_score_key(
     assert [one.score for one in by_scorer.samples] == [
         one.score for one in sampled["things"].scores.samples
     ]
+
+
+def test_values_that_a_scorer_announces_are_asked_for_before_the_first_step(
+    tasks_file: Path,
+) -> None:
+    for key, said in ((None, "several values and none is named"), ("lenght", "no value 'lenght'")):
+        with pytest.raises(ConfigError, match=said) as caught:
+            load(tasks_file, "known", score_key=key)
+        assert "it gives right, length" in str(caught.value)
+    for key in ("right", "length", "two_known_values"):
+        assert load(tasks_file, "known", score_key=key).score_key == key
 
 
 @pytest.mark.parametrize(

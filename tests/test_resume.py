@@ -260,8 +260,7 @@ def test_a_finished_run_says_so_and_how_it_goes_on(
     capsys.readouterr()
     assert resume(workspace, "run", "--json") == 0
     output = capsys.readouterr()
-    assert "this run is finished, nothing is left to do; to train on, raise a bound" in output.err
-    assert "--set max_rounds=2" in output.err
+    assert "nothing is left to do; to train on, resume it with a higher bound" in output.err
     assert json.loads(output.out)["action"] == "stop_rounds"
     assert workspace.events("run") == before
     assert workspace.run("passed", eval_threshold=0.0) == 0

@@ -37,9 +37,12 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
     for task in inputs.tasks:
         yield f"evaluation: {_describe_task(task, repeats)}{_when(task)}"
     for task in inputs.test_tasks:
-        when = (
-            "" if config.evaluation.test_on == "end" else ", opened only when the gate has passed"
-        )
+        when = ", opened only when the gate has passed"
+        if config.evaluation.test_on == "end":
+            when = (
+                ", opened at the end whatever the score; after that the run is not trained further "
+                "(with evaluation.test_on pass it stays sealed until the gate has passed)"
+            )
         yield f"sealed test: {_describe_task(task, repeats)}{when}"
     yield from describe_gate(gate_of(config), inputs.scored_sizes)
 

@@ -29,11 +29,16 @@ def refuse_other_data(store: RunStore, manifest: Mapping[str, Any]) -> None:
     for group, files in known.items():
         for name, file in manifest[group].items():
             if name not in files or files[name].sha256 != file["sha256"]:
+                of_task = ""
+                if file["path"] == name:  # a task of Inspect's
+                    of_task = (
+                        " (samples have to be shuffled with a seed; a version of before may have "
+                        "recorded less of the task)"
+                    )
                 raise RunStoreError(
                     f"{file['path']}: the content of {name} has changed since the run began, "
-                    "so the run cannot go on as the same run. Restore the file (a task that "
-                    "shuffles its samples has to do so with a seed; one of Inspect's may have been "
-                    "begun by a version that recorded less of it), or start a new run."
+                    f"so the run cannot go on as the same run. Restore the file{of_task}, or start "
+                    "a new run."
                 )
 
 

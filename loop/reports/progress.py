@@ -159,8 +159,8 @@ class Progress:
         if selection.suspects:
             places = ", ".join(map(str, selection.suspect_rows[:NUM_SUSPECTS]))
             self.line(
-                f"  {len(selection.suspects)} rows look wrong: every checkpoint found them "
-                f"unlikely, as {places}; selections/round_{selection.round:02d}.json names them all"
+                f"  rows that may be wrong: {len(selection.suspects)}, unlikely to every "
+                f"checkpoint, as {places}; all are in selections/round_{selection.round:02d}.json"
             )
 
     def round_line(

@@ -151,7 +151,7 @@ def _side_by_side(
             why = STAYED_SEALED
         else:
             why = "There is no sealed test (`evaluation.test_tasks`)"
-        yield f"{why}: the scores above were chosen by."
+        yield f"{why}. The scores above are those that the checkpoint was chosen by."
     yield ""
 
 
@@ -287,7 +287,8 @@ def _description(
     yield f"- Dropped rows: {counts or 'none'} (`{DROPPED}`)."
     yield f"- Similar rows, trained on: {num_similar or 'none'} (`{SIMILAR}`)."
     yield (
-        f"- {checkpoint.step} steps of {config['batch_size']} examples; learning rate "
+        f"- {checkpoint.step} steps up to the recommended checkpoint, of "
+        f"{config['batch_size']} examples; learning rate "
         f"{config['learning_rate']:g}, times {config['lr_decay']:g} after each missed threshold."
     )
     yield (
