@@ -271,7 +271,7 @@ def test_a_model_graded_task_is_known_as_one(tasks_file: Path, tmp_path: Path) -
         (
             "tasks.py@nothing",
             {},
-            "its tasks are known, things, crashing, several, outside, worded,",
+            "its tasks are known, things, crashing, several, outside,",
         ),
         ("no_such_package/nothing", {}, "no_such_package"),
         ("tasks.py@empty", {}, "no samples"),
