@@ -38,7 +38,7 @@ from settings.groups import (
     check_columns,
     check_sources,
 )
-from settings.problems import MAX_PROBLEMS, Problem, place_of
+from settings.problems import MAX_PROBLEMS, Problem, Problems, place_of
 from settings.sameness import hash_of
 from settings.table import SettingRow, rows_of, table_of
 from settings.task_names import SPLIT_TASK, check_task_names, is_inspect_task, known_tasks
@@ -437,21 +437,23 @@ def validate(raw: dict[str, Any], where: str) -> TrainingConfig:
     checked = check(raw)
     if isinstance(checked, TrainingConfig):
         return checked
-    told = dict.fromkeys(problem.sentence for problem in checked[:MAX_PROBLEMS])
-    left = len(checked) - MAX_PROBLEMS
+    told = dict.fromkeys(problem.sentence for problem in checked.told)
+    left = checked.num - len(checked.told)
     more = f" And {left} more problems." if left > 0 else ""
     raise ConfigError(f"{where}: {' '.join(told)}{more}")
 
 
-def check(raw: dict[str, Any]) -> TrainingConfig | list[Problem]:
-    """The config that a dictionary is, or all that is wrong with it."""
+def check(raw: dict[str, Any]) -> TrainingConfig | Problems:
+    """The config that a dictionary is, or what is wrong with it; of much the first part."""
     try:
         return TrainingConfig.model_validate(raw)
     except ValidationError as error:
-        return [
+        found = error.errors(include_url=False)
+        told = [
             Problem(".".join(map(str, place_of(problem))), _explain(problem))
-            for problem in error.errors(include_url=False)
+            for problem in found[:MAX_PROBLEMS]
         ]
+        return Problems(told, len(found))
 
 
 def _explain(problem: Any) -> str:

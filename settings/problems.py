@@ -18,6 +18,13 @@ class Problem(NamedTuple):
     sentence: str
 
 
+class Problems(NamedTuple):
+    """The first problems of a config, and how many there are: to explain one takes a while."""
+
+    told: list[Problem]
+    num: int
+
+
 def place_of(problem: Any) -> list[str | int]:
     """The keys and numbers that one of pydantic's errors lies below."""
     return [part for part in problem["loc"] if not _KINDS.match(str(part))]

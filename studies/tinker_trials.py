@@ -85,7 +85,7 @@ class TinkerConfigs:
         self._add_tasks(raw)
         checked = check(raw)
         if not isinstance(checked, TrainingConfig):
-            raise self._refused(checked[0].key, checked[0].sentence, trial)
+            raise self._refused(checked.told[0].key, checked.told[0].sentence, trial)
         self._refuse_missing_files(checked)
         moved = moved_files(raw, self.study.folder, self.study.configs_dir, not self.tasks)
         return TrialText(json.dumps(moved, indent=2, ensure_ascii=False) + "\n")
