@@ -186,3 +186,21 @@ def test_a_grader_that_always_fails_is_no_score(
     begun.write_rows("questions.jsonl", rows)
     assert begun.run("r") == 1
     assert "4 of 4 samples failed" in capsys.readouterr().err
+
+
+def test_a_grader_that_changes_folder_leaves_the_run_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+    import os
+
+    (tmp_path / "other").mkdir()
+    text = "import os\n\ndef grade(answer, targets):\n    os.chdir('other')\n    return 1\n\n"
+    text += "async def later(answer, targets):\n    return grade(answer, targets)\n"
+    (tmp_path / "g.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    names = ("g.py@grade", "g.py@later")
+    graders, _ = load_own_graders(tmp_path / "q.jsonl", names)
+    for name in names:
+        assert asyncio.run(graders[name].verdict("a", ["a"])).score == 1
+        assert os.getcwd() == str(tmp_path)

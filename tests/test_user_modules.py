@@ -213,3 +213,28 @@ def test_the_code_is_known_without_running_any(tmp_path: Path) -> None:
     statement = "from helpers import WORD\nraise SystemExit('it was run')"
     file = folder_of(tmp_path, "ash", statement)
     assert set(code_of(file)) == {str(file), str(file.parent / "helpers.py")}
+
+
+IN_FOLDER = {  # how a file takes WORD from lib/rules.py, in a folder without __init__.py
+    "top": "from lib.rules import WORD\ndef later():\n    return WORD\n",
+    "later": "def later():\n    from lib.rules import WORD\n    return WORD\n",
+    "both": "import lib.rules\ndef later():\n    from lib.rules import WORD\n    return WORD\n",
+}
+
+
+@pytest.mark.parametrize("first", IN_FOLDER)
+@pytest.mark.parametrize("second", IN_FOLDER)
+def test_folders_without_an_init_are_each_files_own(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    for word, way in (("ash", first), ("birch", second)):
+        (tmp_path / word / "lib").mkdir(parents=True)
+        (tmp_path / word / "lib" / "rules.py").write_text(f"WORD = {word!r}\n")
+        (tmp_path / word / "task.py").write_text(IN_FOLDER[way])
+    modules = [UserModules(tmp_path / word / "task.py") for word in ("ash", "birch")]
+    loaded = [one.load() for one in modules]
+    for _ in range(2):
+        assert [module.later() for module in loaded] == ["ash", "birch"]
+    assert "lib" not in sys.modules and "lib.rules" not in sys.modules
+    for one in modules:
+        assert set(one.code) == {str(one.file), str(one.file.parent / "lib/rules.py")}

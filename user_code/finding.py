@@ -117,6 +117,11 @@ def is_users_file(path: str) -> bool:
     )
 
 
+def is_users_folder(path: str) -> bool:
+    """Whether a folder of code is the user's: neither installed nor the loop's."""
+    return not _is_installed_place(os.path.abspath(path)) and not _is_ours(Path(path))
+
+
 def is_installed(name: str) -> bool:
     """Whether a module belongs to an installed distribution, wherever its files lie."""
     return name.partition(".")[0] in _distributions()
@@ -177,10 +182,15 @@ def _is_ours(path: Path) -> bool:
 
 
 def _is_installed(name: str) -> bool:
+    """Whether a name means something apart from the user's folders, which may be on the path."""
     try:
-        return importlib.util.find_spec(name) is not None
+        spec = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
         return False
+    if spec is None or spec.origin is not None:
+        return spec is not None
+    places = map(os.path.abspath, spec.submodule_search_locations or ())
+    return any(map(_is_installed_place, places))
 
 
 def _is_installed_as(name: str, spec: ModuleSpec) -> bool:

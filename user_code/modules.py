@@ -29,6 +29,7 @@ from user_code.finding import (
     imports_relatively,
     is_installed,
     is_users_file,
+    is_users_folder,
     package_root,
     spec_of,
 )
@@ -209,10 +210,18 @@ def _leaving_no_modules() -> Iterator[None]:
         yield
     finally:
         for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            is_known = name.startswith(_PREFIX) or is_installed(name)
-            if not is_known and file is not None and is_users_file(file):
+            if not (name.startswith(_PREFIX) or is_installed(name)) and _is_users(
+                sys.modules[name]
+            ):
                 del sys.modules[name]
+
+
+def _is_users(module: types.ModuleType) -> bool:
+    """Whether a module is a file of the user's, or a folder of such without `__init__.py`."""
+    file = getattr(module, "__file__", None)
+    if file is not None:
+        return is_users_file(file)
+    return any(is_users_folder(place) for place in getattr(module, "__path__", ()))
 
 
 _noted: list[dict[str, str]] = []
