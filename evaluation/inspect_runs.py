@@ -122,7 +122,7 @@ async def _eval(tasks: list[Any], options: Mapping[str, Any]) -> list[EvalLog]:
 
     if not tasks:
         return []
-    with economy():
+    with economy(), coming_back():
         try:
             logs = await eval_async(tasks, **options)
         except PrerequisiteError as error:

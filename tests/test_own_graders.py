@@ -12,7 +12,7 @@ from errors import ConfigError
 from simple_eval import QuestionTask, load_questions
 from test_loop import Workspace
 from trainer_with_eval import main
-from user_code.own_graders import Verdict
+from user_code.own_graders import Verdict, load_own_graders
 
 GRADERS = """
 import asyncio

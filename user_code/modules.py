@@ -189,6 +189,17 @@ def _renamed(spec: ModuleSpec, name: str) -> ModuleSpec:
 
 
 @contextmanager
+def coming_back() -> Iterator[None]:
+    """Be in the same folder afterwards: graders of code change it, and a run's own paths may start
+    at it."""
+    before = os.getcwd()
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
 def in_folder(folder: Path) -> Iterator[None]:
     """Work in a folder, with it on the path, as Inspect loads a task's file."""
     before, path = os.getcwd(), list(sys.path)
@@ -210,9 +221,8 @@ def _leaving_no_modules() -> Iterator[None]:
         yield
     finally:
         for name in set(sys.modules) - before:
-            if not (name.startswith(_PREFIX) or is_installed(name)) and _is_users(
-                sys.modules[name]
-            ):
+            is_known = name.startswith(_PREFIX) or is_installed(name)
+            if not is_known and _is_users(sys.modules[name]):
                 del sys.modules[name]
 
 

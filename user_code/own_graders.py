@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import ConfigError, one_line
-from user_code.modules import UserModules
+from user_code.modules import UserModules, coming_back
 
 ROUNDING = 1e-6  # how far outside 0 to 1 a score may lie that was computed in float32
 _NAME = re.compile(r"(?P<file>[^@]+\.py)@(?P<function>[^\W\d]\w*)")
@@ -40,10 +40,11 @@ class OwnGrader(NamedTuple):
     async def verdict(self, answer: str, accepted: Sequence[str]) -> Verdict:
         """What the function says of an answer; it may be a coroutine function."""
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            with coming_back(), contextlib.redirect_stdout(sys.stderr):  # stdout is for results
                 given = self.function(answer, list(accepted))
             if inspect.isawaitable(given):
-                given = await given
+                with coming_back():
+                    given = await given
             score = float(given) if isinstance(given, numbers.Real) else math.nan
         except SystemExit as error:
             return self._no_score(f"ended with SystemExit: {error}")
