@@ -26,6 +26,7 @@ from evaluation.inspect_scores import InspectScores, file_of, scores_of
 from evaluation.inspect_tasks import GRADER_ROLE, InspectTask, first_line_of
 from simple_eval import SamplingSettings
 from storage.files import REFUSALS
+from user_code.modules import coming_back
 
 if TYPE_CHECKING:
     from inspect_ai import Task
