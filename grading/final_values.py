@@ -16,6 +16,7 @@ from grading.answers import (
     own_turn,
     thinks_again,
 )
+from grading.beside_values import with_what_belongs
 from grading.expressions import (
     LONGEST,
     exact_and_rounded,
@@ -86,6 +87,7 @@ def final_values(answer: str, *, is_formula: bool = False) -> list[Value]:
     `is_formula` says that letters and signs are expected, so that an answer without any delimiters
     may be one.
     """
+    answer = with_what_belongs(answer)
     marked = own_turn(marked_form(answer))
     text = answering_part(marked)
     source = own_turn(without_html(written_form(answer)))

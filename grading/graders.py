@@ -25,8 +25,13 @@ MAX_TOLERANCE = Fraction(1, 200)  # half a hundredth, which is how precisely mon
 # A number in a text of words, which nothing that stands beside it becomes a part of.
 _OPEN, _CLOSE = "\ue010", "\ue011"
 _YES = frozenset(("yes", "ja", "oui", "sí", "sì", "да", "はい", "是"))
-_NO = frozenset(("no", "nein", "non", "нет", "いいえ", "否"))
-_POLAR = re.compile(r"\b(?:yes|ja|oui|sí|sì|да|no|nein|non|нет)\b(?!-)|はい|いいえ|是|否")
+_NO = frozenset(("no", "nein", "non", "нет", "いいえ", "否", "不是"))
+# 是 is "is" in 答案是否 ("the answer is no"), and "yes" where it stands alone.
+_POLAR = re.compile(
+    r"\b(?:yes|ja|oui|sí|sì|да|no|nein|non|нет)\b(?!-)|いいえ|はい(?!い)|(?<!是)不是"
+    r"|(?:(?<!\w)|(?<=案是)|(?<=答是))是(?=的|[^\w\s]|$)"
+    r"|(?<!是)否|(?<=是)否(?=定|的|\W|$)(?!\s?\?)"
+)
 _BOTH_POLES = re.compile(r"\byes ?(?:or|/) ?no\b")
 _ELISION = re.compile(r"(?:^|\W)(?:[cdjlmnst]|qu|un|dell|all|nell|dall|sull)'$")
 # Signs that make another word of the one that they stand beside.
