@@ -26,7 +26,8 @@ _ONE = rf"(?:[{CURRENCIES}] ?)?{_PLAIN}(?:[eE][-+]?\d+(?!\w))?"
 # What joins numbers to one: a sign of arithmetic, a colon, a bracket, or nothing but a space.
 _JOIN = (
     r"(?:(?: ?%)?(?: ?(?:\*\*|\.{2,3}|[-+*/×·÷^±~]|[xX](?= ?\d)) ?[-+]?|:)"
-    rf"| and (?=\d+ ?/ ?\d)| (?:plus|minus|times|moins|menos|meno|минус) | ?(?:分[の之]|분의) ?| (?=[{CURRENCIES}\d.])|\.?\((?=\d))"
+    rf"| and (?=\d+ ?/ ?\d)| (?:plus|minus|times|moins|menos|meno|минус) "
+    rf"| ?(?:分[の之]|분의) ?| (?=[{CURRENCIES}\d.])|\.?\((?=\d))"
 )
 _CLUSTER = re.compile(rf"{_ONE}(?:{_JOIN}{_ONE})*")
 _PIECE = re.compile(rf"(?P<join>{_JOIN})?(?P<number>{_ONE})")
@@ -37,7 +38,8 @@ _REST_OF_WORD = re.compile(r"(?:[A-Za-z0-9_]|[-.:/](?=[A-Za-z0-9]))*")
 _CODE = re.compile(r"(?:(?<![A-Za-z])[A-Z]{1,3} ?|Rs\.? ?)$")
 _SIGN = re.compile(r"([-+]+)( ?)$")
 _NEGATIVE = re.compile(
-    r"(?:\b(?:minus|negative|минус|(?<!au )(?<!ou )(?<!le )(?<!du )moins|(?<!al )(?<!lo )(?<! o )menos"
+    r"(?:\b(?:minus|negative|минус|(?<!au )(?<!ou )(?<!le )(?<!du )moins"
+    r"|(?<!al )(?<!lo )(?<! o )menos"
     r"|(?<! o )meno)\s+|(?:(?<!正)[负負]|マイナス|零下|영하|마이너스|ลบ)\s?)$",
     re.IGNORECASE,
 )
@@ -78,30 +80,24 @@ _BELOW_ZERO = re.compile(
 _UNFINISHED = re.compile(
     r"\s?(?:\^|\*\*)|\s?[√π∞]|\s?pi\b|\s?sqrt\b|\s?[+*×·]\s?[A-Za-z]\b|\s?-\s?[b-hj-z]\b"
     r"|\s(?:halves|thirds|quarters|fourths|fifths|sixths|eighths|tenths|(?:hundred|thousand)ths)\b"
-    r"|\s?[/*×·÷]\s?\(|\.?\(\d|i\b| (?:squared|cubed)\b| (?:divided by|multiplied by|over|choose|to the power of) \d|\.?\\|_\d| ?[年月时時点點分년월시분] ?\d"
+    r"|\s?[/*×·÷]\s?\(|\.?\(\d|i\b"
+    r"| (?:squared|cubed)\b| (?:divided by|multiplied by|over|choose|to the power of) \d"
+    r"|\.?\\|_\d| ?[年月时時点點分년월시분] ?\d"
 )
 _PERCENT = re.compile(r"\s?(?:%|(?:percent|per cent|pct|prozent)\b)", re.IGNORECASE)
 _GLUED = re.compile(r"[^\W\d_]+")
 _UNIT_POWER = re.compile(r"(?:[cdkmnµμ]?m|in|ft|yd)[23](?!\w)")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
+_MILLION = "millions?|millionen|millones|millón|milioni|milhões|mio|mn|миллион(?:ов|а)?|млн"
+_BILLION = "billions?|bn|mrd|milliard(?:en?|s)?|miliardi|миллиард(?:ов|а)?|млрд"
 _SCALES = (
     (re.compile(r" ?mil(?= millones\b)", re.IGNORECASE), 1000),
     (re.compile(r" ?hundred\b", re.IGNORECASE), 100),
     (re.compile(r"[kK](?!\w)| ?(?i:thousand)\b"), 1000),
     (re.compile(r" ?lakhs?\b", re.IGNORECASE), 10**5),
-    (
-        re.compile(
-            r"M(?!\w)| ?(?i:millions?|millionen|millones|millón|milioni|milhões|mio|mn|миллион(?:ов|а)?|млн)\b"
-        ),
-        10**6,
-    ),
+    (re.compile(rf"M(?!\w)| ?(?i:{_MILLION})\b"), 10**6),
     (re.compile(r" ?crores?\b", re.IGNORECASE), 10**7),
-    (
-        re.compile(
-            r"B(?!\w)| ?(?i:billions?|bn|mrd|milliard(?:en?|s)?|miliardi|миллиард(?:ов|а)?|млрд)\b"
-        ),
-        10**9,
-    ),
+    (re.compile(rf"B(?!\w)| ?(?i:{_BILLION})\b"), 10**9),
     (re.compile(r" ?(?:trillions?|tn|billionen|billones)\b", re.IGNORECASE), 10**12),
     (re.compile(r" ?dozens?\b", re.IGNORECASE), 12),
     (re.compile(r" ?百(?=[万萬億亿])"), 100),
