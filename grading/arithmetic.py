@@ -51,6 +51,8 @@ def value_of(pieces: Sequence[tuple[str | None, str]]) -> Fraction | None:
             return values[0]
         case "/":
             return values[0] / last if last else None
+        case "|":  # 3分の1 is a third
+            return last / values[0] if values[0] else None
         case " /":
             is_proper = values[0].denominator == 1 and 0 < values[1] < last
             return values[0] + values[1] / last if is_proper else None
@@ -68,6 +70,7 @@ def _sign(join: str | None) -> tuple[str, bool]:
     is_negative = len(sign) > 1 and sign[-1] == "-"
     sign = sign.rstrip("+-").strip() or sign
     names = {"": " ", "and": " ", "**": "^", "x": "*", "X": "*", "×": "*", "·": "*"}
+    names |= dict.fromkeys(("分の", "分之", "분의"), "|")
     return names.get(sign, sign[:1] if len(sign) == 1 else "?"), is_negative
 
 

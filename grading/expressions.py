@@ -90,6 +90,21 @@ _ROOT_OF = re.compile(r"\\sqrt\s*\(([^()]*)\)")
 _RAISED = re.compile(r"\^\s*(?:\(([^()]*)\)|(-\d+|\d{2,}))")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|boldsymbol|displaystyle)\{([^{}\\]*)\}")
 
+_NEXT_EQUATION = re.compile(r"[,;\n]|\\(?:implies|Rightarrow|iff|to|quad|qquad)(?![A-Za-z])|[⇒→]")
+_UNNUMBERED = re.compile(r"\\(?:left|right|displaystyle|[,!;:])(?![A-Za-z])")
+_BOUND = re.compile(r"\\(?:sum|prod|i*int|lim|max|min|binom|det)(?![A-Za-z])|[∑∫∏|]")
+_WORDS_OF_LATEX = re.compile(rf"\\(?:{_FUNCTIONS}|[dtc]?frac|cdot|times|div|sqrt)(?![A-Za-z])")
+_ARGUMENTS = re.compile(
+    r"(?<![A-Za-z0-9])[A-Za-z]'{0,2}(?:_\{?\w+\}?)?\s*[(\[][^()\[\]]{0,40}[)\]]"
+)
+_CONSTANTS = re.compile(  # i^2 = -1, R^2 = 0.9; what stands in a subscript is part of its name
+    r"(?<![A-Za-z\\])(?:[ie](?![A-Za-z])|R\s*\^\s*\{?2\}?)|_\{[^{}]*\}"
+)
+_TERM = re.compile(
+    r"\d\s*[A-FNP-RT-Za-fi-kn-rt-z](?![A-Za-z0-9])|[A-Za-z]\s*\^\s*\{?\w|[A-Za-z]\s*[-+*/]\s*[\w(\\]"
+    r"|[-+*/]\s*[A-Za-z](?![A-Za-z])|\{\s*[a-z]\s*\}\s*\{|\{\w+\}\s*\{\s*[a-z]\s*\}"
+)
+
 
 def formula_alone(text: str) -> str | None:
     """What stands in a text that is one formula in its delimiters; None for any other."""
@@ -149,6 +164,23 @@ def expression(text: str, *, is_formula: bool) -> str | None:
             return None
         position = match.end()
     return text or None
+
+
+def is_unsolved(text: str) -> bool:
+    r"""Whether a text is an equation that no name is alone in: `2x = 5`, `x^2 = 25`.
+
+    A name, a function of one and plain arithmetic have the value of the right side; so have sums
+    and integrals, whose letters are their own.
+    """
+    if len(text) > LONGEST:
+        return False
+    last = _NEXT_EQUATION.split(_UNNUMBERED.sub(" ", text))[-1]
+    left, *others = _EQUALS.split(last)
+    if not others or _BOUND.search(left) is not None:
+        return False
+    left = _CONSTANTS.sub("1", left)
+    left = _ARGUMENTS.sub("f", _WORDS_OF_LATEX.sub(" ", _WRAPPED.sub(r" \1 ", left))).strip(" $(")
+    return re.search(r"[A-Za-z]{2}", left) is None and _TERM.search(left) is not None
 
 
 def _is_deep(text: str) -> bool:

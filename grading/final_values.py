@@ -16,12 +16,14 @@ from grading.answers import (
     own_turn,
     thinks_again,
 )
+from grading.beside_values import with_what_belongs
 from grading.expressions import (
     LONGEST,
     exact_and_rounded,
     expression,
     first_formula,
     formula_alone,
+    is_unsolved,
     last_formula,
 )
 from grading.latex import BOX, END_OF_BOX
@@ -86,6 +88,7 @@ def final_values(answer: str, *, is_formula: bool = False) -> list[Value]:
     `is_formula` says that letters and signs are expected, so that an answer without any delimiters
     may be one.
     """
+    answer = with_what_belongs(answer)
     marked = own_turn(marked_form(answer))
     text = answering_part(marked)
     source = own_turn(without_html(written_form(answer)))
@@ -107,6 +110,8 @@ def final_values(answer: str, *, is_formula: bool = False) -> list[Value]:
                 for one in ([value] if value is not None else [Value(n) for n in numbers])
             ]
     part = _final_part(source, is_formula)
+    if is_unsolved(source.strip()) or (part is not None and is_unsolved(part[0])):
+        return []
     value = None if part is None else _as_expression(part[0], numbers, is_formula=part[1])
     if value is not None:
         return [value]
@@ -135,6 +140,8 @@ def _in_boxes(texts: list[str], sources: list[str]) -> list[Value]:
         formula = formula_alone(source)
         if formula is None and (ending := last_formula(source)) is not None:
             formula = ending[1]
+        if is_unsolved(formula or source):
+            return []
         value = _as_expression(formula or source, numbers, is_formula=True)
         values = [Value(number) for number in numbers] if value is None else [value]
         if not values and (index == len(texts) - 1 or re.search(r"\d", text)):

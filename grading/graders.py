@@ -25,10 +25,22 @@ MAX_TOLERANCE = Fraction(1, 200)  # half a hundredth, which is how precisely mon
 # A number in a text of words, which nothing that stands beside it becomes a part of.
 _OPEN, _CLOSE = "\ue010", "\ue011"
 _YES = frozenset(("yes", "ja", "oui", "sí", "sì", "да", "はい", "是"))
-_NO = frozenset(("no", "nein", "non", "нет", "いいえ", "否"))
-_POLAR = re.compile(r"\b(?:yes|ja|oui|sí|sì|да|no|nein|non|нет)\b(?!-)|はい|いいえ|是|否")
+_NO = frozenset(("no", "nein", "non", "нет", "いいえ", "否", "不是"))
+# 是 is "is" in 答案是否 ("the answer is no"), and "yes" where it stands alone.
+_POLAR = re.compile(
+    r"\b(?:yes|ja|oui|sí|sì|да|no|nein|non|нет)\b(?!-)|いいえ|はい(?!い)|(?<!是)不是"
+    r"|(?:(?<!\w)|(?<=案是)|(?<=答是))是(?=的|[^\w\s]|$)"
+    r"|(?<!是)否|(?<=是)否(?=定|的|\W|$)(?!\s?\?)"
+)
 _BOTH_POLES = re.compile(r"\byes ?(?:or|/) ?no\b")
 _ELISION = re.compile(r"(?:^|\W)(?:[cdjlmnst]|qu|un|dell|all|nell|dall|sull)'$")
+# The last zero of "Python 3.10" tells it from 3.1.
+_LAST_ZERO = re.compile(r"\d+(?:\.\d+)*\.\d*0")
+_VERSION_OF = re.compile(
+    r"(?<![^\W\d_])(?:python|version|ver\.?|v\.?|release|java|node(?:\.js)?|ubuntu|django|section"
+    r"|chapter|figure|article|table) ?$",
+    re.IGNORECASE,
+)
 # Signs that make another word of the one that they stand beside.
 _JOINING_BEFORE, _JOINING_AFTER = "-'.@&+#", "-'.@&"
 _KEPT_AROUND = "#%&@/+"
@@ -188,8 +200,11 @@ def _words(text: str) -> str:
 
 def _written(text: str, number: Number) -> str:
     """One name for each value; what has none is named by its signs."""
-    if number.value is None or number.is_ordinal:
-        raw = "".join(text[number.start : number.end].split())
+    before = text[max(0, number.start - 16) : number.start]
+    digits = text[number.start : number.end]
+    is_version = _LAST_ZERO.fullmatch(digits) is not None and _VERSION_OF.search(before) is not None
+    if number.value is None or number.is_ordinal or is_version:
+        raw = "".join(digits.split())
         return f"{_OPEN}?{raw}{_CLOSE}"
     above, below = number.value.numerator, number.value.denominator
     mark = {1: "", 100: "%", 1000: "‰"}[number.parts]
@@ -235,6 +250,8 @@ def _is_cut_behind(text: str, end: int) -> bool:
         return False
     if is_of_word(following):
         return True
+    if following == "*" and _is_grade(text, end):
+        return True
     if following in ("+", "#") and text[end : end + 2] != "+ ":
         return True
     if text.startswith("'s", end) and not is_of_word(text[end + 2 : end + 3]):
@@ -244,13 +261,23 @@ def _is_cut_behind(text: str, end: int) -> bool:
     return is_joined and not is_unspaced(beyond)
 
 
+def _is_grade(text: str, place: int) -> bool:
+    """Whether a "-" or "*" here belongs to the letter before it, as in "B-", and ends the text."""
+    sign, letter, before = (text[at : at + 1] for at in (place, place - 1, max(0, place - 2)))
+    if place < 1 or sign not in ("-", "*") or not letter.isalpha() or is_unspaced(letter):
+        return False
+    before = before if place > 1 else ""
+    is_end = text[place + 1 : place + 2] in ("", *".,;!?)]\"'")
+    return is_end and before != sign and not is_of_word(before)
+
+
 def _bare(text: str) -> str:
     """The words without brackets, quotation marks and punctuation of any script around them."""
     words = _words(text)
     start, end = 0, len(words)
     while start < end and _is_around(words[start]):
         start += 1
-    while end > start and _is_around(words[end - 1]):
+    while end > start and _is_around(words[end - 1]) and not _is_grade(words, end - 1):
         end -= 1
     return words[start:end] or words
 

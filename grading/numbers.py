@@ -26,7 +26,8 @@ _ONE = rf"(?:[{CURRENCIES}] ?)?{_PLAIN}(?:[eE][-+]?\d+(?!\w))?"
 # What joins numbers to one: a sign of arithmetic, a colon, a bracket, or nothing but a space.
 _JOIN = (
     r"(?:(?: ?%)?(?: ?(?:\*\*|\.{2,3}|[-+*/×·÷^±~]|[xX](?= ?\d)) ?[-+]?|:)"
-    rf"| and (?=\d+ ?/ ?\d)| (?:plus|minus|times) | (?=[{CURRENCIES}\d.])|\.?\((?=\d))"
+    rf"| and (?=\d+ ?/ ?\d)| (?:plus|minus|times|moins|menos|meno|минус) "
+    rf"| ?(?:分[の之]|분의) ?| (?=[{CURRENCIES}\d.])|\.?\((?=\d))"
 )
 _CLUSTER = re.compile(rf"{_ONE}(?:{_JOIN}{_ONE})*")
 _PIECE = re.compile(rf"(?P<join>{_JOIN})?(?P<number>{_ONE})")
@@ -36,7 +37,12 @@ _REST_OF_WORD = re.compile(r"(?:[A-Za-z0-9_]|[-.:/](?=[A-Za-z0-9]))*")
 # --- what stands before ---
 _CODE = re.compile(r"(?:(?<![A-Za-z])[A-Z]{1,3} ?|Rs\.? ?)$")
 _SIGN = re.compile(r"([-+]+)( ?)$")
-_NEGATIVE = re.compile(r"\b(?:minus|negative)\s+$", re.IGNORECASE)
+_NEGATIVE = re.compile(
+    r"(?:\b(?:minus|negative|минус|(?<!au )(?<!ou )(?<!le )(?<!du )moins"
+    r"|(?<!al )(?<!lo )(?<! o )menos"
+    r"|(?<! o )meno)\s+|(?:(?<!正)[负負]|マイナス|零下|영하|마이너스|ลบ)\s?)$",
+    re.IGNORECASE,
+)
 _EITHER_SIGN = re.compile(r"(?:\bplus\s*(?:or|/|-)\s*minus|\+\s?(?:/|or)\s?-)\s*$", re.IGNORECASE)
 # After these a dash with a space behind it is a sign; after another word it is a pause.
 _VALUE_FOLLOWS = re.compile(
@@ -48,6 +54,11 @@ _AFTER_MEASURE = re.compile(r"\d ?(?:[^\W\d_]{1,4}|[°%])\s?$")
 _IN_WORK = re.compile(
     r"(?:[/^*×·÷√±]\s?\(?|\\\w+\(|\b(?:sqrt|log|ln|sin|cos|tan|exp)\s?\()\s?[-+]?$"
 )
+_WORK_IN_WORDS = re.compile(
+    r"(?:\b(?:half|third|quarter|fourth|fifth|tenth|root|log|logarithm|base \d+|power) of(?: the)?"
+    r"|\b(?:divided|multiplied) by|\d (?:over|choose|mod|modulo|to the)|\b(?:twice|thrice))\s$",
+    re.IGNORECASE,
+)
 _EXPONENT = re.compile(r"[^\W\d_](?:\^|\*\*)[-+]?$")
 _VARIABLE = re.compile(r"(?<![^\W_])[a-z]$")
 _HEBREW = re.compile(r"[\u0590-\u05ff]$")
@@ -55,24 +66,39 @@ _LARGER_UNIT = re.compile(
     r"\d ?(?:h|hrs?|hours?|min|mins|minutes?|ft|feet|foot|lbs?|pounds?|°|years?|yrs?|days?|weeks?)"
     r"[, ]*(?:and )?$|\d ?[年月时時点點分년월시분] ?$"
 )
+_LARGER_MEASURE = re.compile(r"\d ?([a-z]+)(?:,? and |,? ?)$", re.IGNORECASE)
 # --- what stands behind ---
+_SMALLER_MEASURE = re.compile(r" ?([a-z]+)\b", re.IGNORECASE)
+_SMALLER = re.compile(
+    r"(?:kg|kilo(?:gram)?s?) (?:g|grams?)|km (?:m|met(?:er|re)s?)|l ml|cm mm"
+    r"|(?:m|met(?:er|re)s?) (?:[cm]m|(?:centi|milli)met(?:er|re)s?)"
+    r"|(?:dollars?|euros?) cents?|pounds? (?:pence|p)"
+)
+_BELOW_ZERO = re.compile(
+    r"\s?(?:°\s?[CF]?|degrees?(?: celsius| fahrenheit)?)?\s?\bbelow zero\b", re.IGNORECASE
+)
 _UNFINISHED = re.compile(
     r"\s?(?:\^|\*\*)|\s?[√π∞]|\s?pi\b|\s?sqrt\b|\s?[+*×·]\s?[A-Za-z]\b|\s?-\s?[b-hj-z]\b"
     r"|\s(?:halves|thirds|quarters|fourths|fifths|sixths|eighths|tenths|(?:hundred|thousand)ths)\b"
-    r"|\s?[/*×·÷]\s?\(|\.?\(\d|i\b|\.?\\|_\d| ?[年月时時点點分년월시분] ?\d"
+    r"|\s?[/*×·÷]\s?\(|\.?\(\d|i\b"
+    r"| (?:squared|cubed)\b| (?:divided by|multiplied by|over|choose|to the power of) \d"
+    r"|\.?\\|_\d| ?[年月时時点點分년월시분] ?\d"
 )
 _PERCENT = re.compile(r"\s?(?:%|(?:percent|per cent|pct|prozent)\b)", re.IGNORECASE)
 _GLUED = re.compile(r"[^\W\d_]+")
 _UNIT_POWER = re.compile(r"(?:[cdkmnµμ]?m|in|ft|yd)[23](?!\w)")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
+_MILLION = "millions?|millionen|millones|millón|milioni|milhões|mio|mn|миллион(?:ов|а)?|млн"
+_BILLION = "billions?|bn|mrd|milliard(?:en?|s)?|miliardi|миллиард(?:ов|а)?|млрд"
 _SCALES = (
+    (re.compile(r" ?mil(?= millones\b)", re.IGNORECASE), 1000),
     (re.compile(r" ?hundred\b", re.IGNORECASE), 100),
     (re.compile(r"[kK](?!\w)| ?(?i:thousand)\b"), 1000),
     (re.compile(r" ?lakhs?\b", re.IGNORECASE), 10**5),
-    (re.compile(r"M(?!\w)| ?(?i:millions?|mio|mn)\b"), 10**6),
+    (re.compile(rf"M(?!\w)| ?(?i:{_MILLION})\b"), 10**6),
     (re.compile(r" ?crores?\b", re.IGNORECASE), 10**7),
-    (re.compile(r"B(?!\w)| ?(?i:billions?|bn|mrd)\b"), 10**9),
-    (re.compile(r" ?(?:trillions?|tn)\b", re.IGNORECASE), 10**12),
+    (re.compile(rf"B(?!\w)| ?(?i:{_BILLION})\b"), 10**9),
+    (re.compile(r" ?(?:trillions?|tn|billionen|billones)\b", re.IGNORECASE), 10**12),
     (re.compile(r" ?dozens?\b", re.IGNORECASE), 12),
     (re.compile(r" ?百(?=[万萬億亿])"), 100),
     (re.compile(r" ?千(?![克米瓦卡字伏赫帕焦吨噸])| ?천(?![가-힣])"), 1000),
@@ -139,7 +165,7 @@ def read(text: str, span: Span) -> Number:
         and value.denominator > 1
     ):
         value = None  # two numbers, or one with a decimal comma
-    if _UNFINISHED.match(behind):
+    if _UNFINISHED.match(behind) or _is_smaller_part(before, behind):
         value = None
     parts, width = _parts(behind)
     end += width
@@ -155,7 +181,7 @@ def read(text: str, span: Span) -> Number:
         if is_joined and not is_unspaced(glued[0][-1]) and _UNIT_POWER.match(behind) is None:
             value = None
     if value is not None and sign is not None:
-        value *= sign
+        value *= -1 if sign == 1 and _BELOW_ZERO.match(behind) else sign
     return Number(start, end, value, parts, currency, is_ordinal)
 
 
@@ -198,11 +224,19 @@ def _sign(before: str) -> tuple[int | None, int]:
             return 1, 0
         is_joined = last.isalnum() and not is_unspaced(last)
         return (None if is_joined or last in tuple(_CLOSED) else sign), length
-    if _IN_WORK.search(before):
+    if _IN_WORK.search(before) or _WORK_IN_WORDS.search(before):
         return None, 0
     if (match := _NEGATIVE.search(before)) is not None:
         return -1, len(before) - match.start()
     return 1, 0
+
+
+def _is_smaller_part(before: str, behind: str) -> bool:
+    """Whether a measure goes on with a number: the 200 of "3 kg 200 g"."""
+    larger, smaller = _LARGER_MEASURE.search(before), _SMALLER_MEASURE.match(behind)
+    if larger is None or smaller is None:
+        return False
+    return _SMALLER.fullmatch(f"{larger[1]} {smaller[1]}".lower()) is not None
 
 
 def _parts(behind: str) -> tuple[int, int]:

@@ -47,7 +47,7 @@ RANKS: dict[str, float] = {
 NUM_FILES = {
     "commands": 9,
     "evaluation": 12,
-    "grading": 14,
+    "grading": 15,
     "ledger": 8,
     "loop.planning": 17,
     "loop.reports": 8,
