@@ -82,11 +82,13 @@ def gold_value(text: str) -> Number | str | None:
     return expression(formula or written, is_formula=is_formula) or number
 
 
-def final_values(answer: str, *, is_formula: bool = False) -> list[Value]:
+def final_values(
+    answer: str, *, is_formula: bool = False, is_equation: bool = False
+) -> list[Value]:
     """What an answer comes to; several values where it leaves open which, none where it gives none.
 
     `is_formula` says that letters and signs are expected, so that an answer without any delimiters
-    may be one.
+    may be one; `is_equation` that an equation is, which else has no value unless it is solved.
     """
     answer = with_what_belongs(answer)
     marked = own_turn(marked_form(answer))
@@ -97,7 +99,10 @@ def final_values(answer: str, *, is_formula: bool = False) -> list[Value]:
     if boxes := final_boxes(text):
         sources = _boxes_in_source(source)
         if len(sources) == len(boxes_in(text)):
-            return _in_boxes([box[1] for box in boxes], sources[-len(boxes) :])
+            sources = sources[-len(boxes) :]
+            if not is_equation and any(is_unsolved(_formula_of(box)) for box in sources):
+                return []
+            return _in_boxes([box[1] for box in boxes], sources)
         return [Value(number) for number in final_numbers(text)]
     numbers = final_numbers(text)
     if len(parts := _open_formulas(source)) > 1:
@@ -110,7 +115,8 @@ def final_values(answer: str, *, is_formula: bool = False) -> list[Value]:
                 for one in ([value] if value is not None else [Value(n) for n in numbers])
             ]
     part = _final_part(source, is_formula)
-    if is_unsolved(source.strip()) or (part is not None and is_unsolved(part[0])):
+    ends = (source.strip(), part[0] if part is not None else "")
+    if not is_equation and any(map(is_unsolved, ends)):
         return []
     value = None if part is None else _as_expression(part[0], numbers, is_formula=part[1])
     if value is not None:
@@ -132,17 +138,20 @@ def _as_expression(part: str, numbers: list[Number], *, is_formula: bool) -> Val
     return Value(numbers[-1] if is_rounded else None, latex)
 
 
+def _formula_of(source: str) -> str:
+    """The formula that a box is, or ends with; what stands in it where it has none."""
+    if (formula := formula_alone(source)) is not None:
+        return formula
+    ending = last_formula(source)
+    return source if ending is None else ending[1]
+
+
 def _in_boxes(texts: list[str], sources: list[str]) -> list[Value]:
     """Those of all boxes; an earlier one that holds but words says nothing about a number."""
     found: list[Value] = []
     for index, (text, source) in enumerate(zip(texts, sources, strict=True)):
         numbers = last_numbers(without_marks(text), is_box=True)
-        formula = formula_alone(source)
-        if formula is None and (ending := last_formula(source)) is not None:
-            formula = ending[1]
-        if is_unsolved(formula or source):
-            return []
-        value = _as_expression(formula or source, numbers, is_formula=True)
+        value = _as_expression(_formula_of(source), numbers, is_formula=True)
         values = [Value(number) for number in numbers] if value is None else [value]
         if not values and (index == len(texts) - 1 or re.search(r"\d", text)):
             return []

@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import partial
 
 from grading.answers import own_turn
+from grading.expressions import is_unsolved
 from grading.final_values import Value, final_values, gold_value, number_alone
 from grading.math_process import NotJudged, is_expression, is_same_expression, value_of
 from grading.normal_form import folded, marked_form, readable_form, without_marks
@@ -117,7 +118,11 @@ def _numeric_verdict(answer: str, accepted: Sequence[str]) -> bool | Callable[[]
     Where an answer gives several values, an accepted one has to equal them all.
     """
     golds = [gold for one in accepted if (gold := gold_value(one)) is not None]
-    values = final_values(answer, is_formula=any(isinstance(gold, str) for gold in golds))
+    values = final_values(
+        answer,
+        is_formula=any(isinstance(gold, str) for gold in golds),
+        is_equation=any(map(is_unsolved, accepted)),
+    )
     open_golds: list[Number | str] = []
     for gold in golds if values else ():
         verdicts = [_plain_verdict(value, gold) for value in values]
