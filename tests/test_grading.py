@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import pytest
 
-from conftest import REPO
+from conftest import IS_THOROUGH, REPO
 from grading.graders import GRADERS, number_alone, parse_number, problem_with
 from grading.numbers import read, spans_in
 from grading.reasoning import without_reasoning
@@ -190,7 +190,7 @@ def test_long_answers_take_no_longer_than_their_length_says() -> None:
     """All of them in the time that a single one would go far beyond by its square."""
     done = subprocess.run(
         [sys.executable, "-c", HOSTILE],
-        input=json.dumps(REPEATED),
+        input=json.dumps(REPEATED if IS_THOROUGH else REPEATED[::3]),
         cwd=REPO,
         timeout=280,
         capture_output=True,

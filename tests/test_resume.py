@@ -106,7 +106,7 @@ def test_samples_that_an_inspect_log_has_flushed_are_kept(workspace: Workspace) 
     (workspace.folder / "letters.py").write_text(TASK)
     changes: dict[str, Any] = {"eval_tasks": ["letters.py@letters"], "max_rounds": 1}
     sampled = {"temperature": 1.0, "num_repeats": 3, "max_tokens": 40}
-    changes["evaluation"] = {**sampled, "concurrency": 2}  # so few at once that it can be caught
+    changes["evaluation"] = {**sampled, "concurrency": 8}  # so few at once that it can be caught
     assert workspace.run("whole", **changes) == 0
     process = start(workspace, "killed", **changes)
     deadline = time.monotonic() + 120
