@@ -17,12 +17,12 @@ from evaluation.inspect_model import CUT_TURNS
 from evaluation.inspect_tasks import InspectTask, first_line_of, last_user_text
 from scores.results import SampleResult
 from simple_eval import refuse_failures
+from user_code.own_graders import settled_score
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalSample
     from inspect_ai.scorer import Score
 
-ROUNDING = 1e-6  # how far outside 0 to 1 a score may lie that was computed in float32
 BY_OPERATOR = ("operator", "custom")  # limits that cut no answer short
 _BOOLEANS = ("yes", "true", "no", "false")
 
@@ -147,12 +147,12 @@ def _read(value: Any, found: Score) -> Grade:
             problem=f"the scorer gave no score: {first_line_of(repr(value))}",
             remedy="Use a scorer that gives numbers, or Inspect's own letters",
         )
-    if not -ROUNDING <= number <= 1 + ROUNDING:
+    if (score := settled_score(number)) is None:
         return Grade(
             problem=f"it has the score {number!r}, and a score is between 0 and 1",
             remedy="Use a scorer that rates answers on that range",
         )
-    return Grade(min(max(0.0, number), 1.0))
+    return Grade(score)
 
 
 def number_of(value: Any) -> float | None:

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,31 +23,24 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 def write_whole(target: Path, parts: Iterable[str]) -> None:
     """Write a text file durably, all of it or nothing. Raises `StorageError`."""
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        _make_folder(target.parent)
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-            sync_folder(target.parent)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        raise storage_error(target, error) from error
+    with _replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(parts)
 
 
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file durably, all of it or nothing. Raises `StorageError`."""
+    with _replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A file to be written, which takes the place of another once it is on disk."""
     temporary = target.with_name(target.name + ".tmp")
     try:
         _make_folder(target.parent)
         try:
-            shutil.copyfile(source, temporary)
+            yield temporary
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(target)

@@ -81,10 +81,6 @@ class UserModules:
         loader.exec_module(module)
         return module
 
-    def is_own(self, made: object) -> bool:
-        """Whether something was defined in one of these modules."""
-        return str(getattr(made, "__module__", "")).startswith(f"{self._package}.")
-
     def in_users_words(self, text: str) -> str:
         """A message without the name of the package, which the user does not know."""
         return text.replace(f"{self._package}.", "")

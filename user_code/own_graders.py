@@ -56,12 +56,17 @@ class OwnGrader(NamedTuple):
             return self._no_score(
                 f"gave {what} of type {type(given).__name__}, and a score is a number from 0 to 1"
             )
-        if math.isnan(score) or not -ROUNDING <= score <= 1 + ROUNDING:
+        if (settled := settled_score(score)) is None:
             return self._no_score(f"gave {score!r}, and a score is from 0 to 1")
-        return Verdict(min(1.0, max(0.0, score)))
+        return Verdict(settled)
 
     def _no_score(self, what: str) -> Verdict:
         return Verdict(0.0, f"the grader {self.name} {what}")
+
+
+def settled_score(number: float) -> float | None:
+    """A number from 0 to 1, off by rounding at most, as a score; None for any other."""
+    return min(max(0.0, number), 1.0) if -ROUNDING <= number <= 1 + ROUNDING else None
 
 
 def is_own_grader(name: str) -> bool:
