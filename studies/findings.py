@@ -1,0 +1,93 @@
+"""What a study shows: its arms with intervals, who differs from whom, and the hypothesis answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from scores.intervals import Interval
+from scores.results import TaskResult
+
+Verdict = Literal["supported", "not supported", "undecided"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`one` minus `other`, paired on question ids; `p_holm` is adjusted for all pairs."""
+
+    one: str
+    other: str
+    mean: float
+    interval: Interval | None  # None: unknown
+    p_value: float | None
+    p_holm: float | None
+    method: str
+    n: int  # questions in both
+    num_seeds: int
+    is_told_apart: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class ArmFinding:
+    """One arm of the table. `interval` is of the setting where it has three seeds or more, and of
+    its one checkpoint otherwise (`is_of_setting`)."""
+
+    name: str
+    run_ids: Sequence[str]
+    num_seeds: int
+    score: float
+    interval: Interval | None
+    is_of_setting: bool
+    seed_deviation: float | None  # standard deviation of the seeds' scores
+    groups: str  # letters; arms that share one cannot be told apart
+    tasks: Sequence[TaskResult]  # of its first seed
+    task_scores: Sequence[float]  # means over seeds, in the order of `tasks`
+    num_lora_params: int | None
+    learning_rate: float | None
+    num_tokens: int  # trained, read and sampled, of all its seeds
+    cost_usd: float | None
+    tokens_per_point: float | None  # for one hundredth of score gained on the control; None: no gain
+    usd_per_point: float | None
+
+
+@dataclass(frozen=True)
+class ClaimFinding:
+    """One thing that the hypothesis says, tested. `needed` says what would decide it."""
+
+    claim: str  # rises, falls, diminishing, differs, same
+    variable: str
+    verdict: Verdict
+    effect: float | None
+    interval: Interval | None
+    sentence: str
+    needed: str | None
+
+
+class NotRun(NamedTuple):
+    """A trial without a result, and why."""
+
+    run_id: str
+    name: str
+    status: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is told of a study, in the order in which it is told."""
+
+    headline: str  # one sentence: what the study found
+    control: str  # what arms are compared with first
+    best: str | None
+    arms: Sequence[ArmFinding]  # the control among them, best first
+    against_control: Sequence[Difference]
+    against_best: Sequence[Difference]
+    pairs: Sequence[Difference]  # all of them
+    groups: Sequence[str]  # a sentence on each group that cannot be told apart
+    claims: Sequence[ClaimFinding]
+    verdict: Verdict | None  # on the hypothesis; None where none is stated or read
+    verdict_sentence: str
+    not_run: Sequence[NotRun]
+    remarks: Sequence[str]  # what a reader must know: one seed, alpha and rank together, ...
