@@ -1,4 +1,4 @@
-"""What a study shows: its arms with intervals, who differs from whom, and the hypothesis answered."""
+"""What a study shows: arms with intervals, who differs from whom, the hypothesis answered."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ArmFinding:
     learning_rate: float | None
     num_tokens: int  # trained, read and sampled, of all its seeds
     cost_usd: float | None
-    tokens_per_point: float | None  # for one hundredth of score gained on the control; None: no gain
+    tokens_per_point: float | None  # per hundredth of score gained on the control; None: no gain
     usd_per_point: float | None
 
 
