@@ -81,6 +81,8 @@ async def run_rounds(run: Run) -> Decision:
         if decision.stops:
             await complete_evidence(run, decision)
             return decision
+        if round_no == run.leave_after:
+            return decision
         # --- select --------------------------------------------------------------------------
         round_no += 1
 
@@ -219,57 +221,23 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
 
 def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session: Session) -> int:
     """Settle everything, open the service, and run the rounds; returns the exit code."""
-    from commands.opening import begin_progress, begin_run, choose_place
+    from commands.opening import begin_progress
 
     loaded, store = settings.loaded, settings.store
     progress = begin_progress(args, settings, session)
     from commands.outcome import Ending, report_end_and_alert, report_finished
-    from loop.planning.inputs import read_inputs
-    from loop.planning.limits_file import load_limits
-    from loop.planning.origin import checked_origin, refuse_other_files, weights_to_start_from
-    from loop.planning.page import describe_inputs, describe_plan
-    from loop.planning.plan import make_plan
-    from loop.planning.resumption import continue_run, with_known_model
-    from loop.reports.taking_up import describe_taking_up
-    from loop.rounds.run import Beside
-    from loop.rounds.sending import open_evalops
+    from commands.starting import settle, take_up
     from loop.rounds.session import open_service, refuse_unfit_path
-    from services.place import Place
 
     progress.lines(settings.notes)
     as_recorded = loaded.config.model_dump(mode="json")
     if store is not None and settings.back_to is None and store.is_finished_with(as_recorded):
         return report_finished(args, session, store, loaded.config, progress)
-    choice = choose_place(args, settings, session, settings.kept.get("service"))
-    evalops, limits = open_evalops(loaded.config, session.keys), load_limits(loaded)
-    progress.line(f"service: {choice.kind} ({choice.reason})")
-    if limits is not None and (untouched := limits.not_acted_on) is not None:
-        progress.line(f"{loaded.config.evalops_budget_file}: {untouched}")
-    inputs = read_inputs(loaded, settings.model_dir, settings.kept)
-    progress.lines(describe_inputs(inputs))
-    plan = make_plan(inputs, settings.kept, checked_origin(settings.start, store, inputs, choice))
-    progress.lines(describe_plan(plan))
-    plan = with_known_model(plan, store, progress.line)
-    progress.lines(refuse_other_files(settings.start, plan))
+    choice, plan, beside = settle(args, settings, session, progress)
     with open_service(choice, plan, progress) as service:
         in_loop(refuse_unfit_path(settings.start, plan, choice.base_url, session.keys))
-        if store is None:
-            store = begin_run(settings, plan, choice, session)
-        else:
-            if store.num_torn_bytes:
-                progress.line(
-                    f"ledger: dropped a last line of {store.num_torn_bytes} bytes that was not "
-                    "written whole"
-                )
-            had_started, num_steps = store.has_started, sum(1 for _ in store.events("step"))
-            continue_run(store, plan, settings.back_to)
-            if had_started:
-                progress.lines(describe_taking_up(store, num_steps, plan.tasks))
-        session.store, session.is_running = store, True
-        progress.line(f"run directory: {store.run_dir}")
-        start_dir = weights_to_start_from(store, choice)
-        place = Place(choice, service, store.run_dir / "checkpoints", session.keys, start_dir)
-        beside = Beside(evalops, limits, functools.partial(alert, session))
+        store, place = take_up(settings, plan, choice, service, session)
+        beside = beside._replace(alert=functools.partial(alert, session))
         decision = in_loop(train_on_service(plan, store, progress, place, beside))
         session.is_running = False
     ending = Ending(loaded.config, plan.cost_usd(store.usage()))
@@ -279,18 +247,20 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
 async def train_on_service(
     plan: Plan, store: RunStore, progress: Progress, place: Place, beside: Beside | None = None
 ) -> Decision:
-    """Run the rounds, from wherever the ledger stands."""
+    """Run the rounds, from wherever the ledger stands, to their end or where they are left."""
     from loop.rounds.run import Beside
     from loop.rounds.sending import sending
     from loop.rounds.session import connected
 
     beside = beside or Beside()
     async with connected(plan, store, progress, place) as run:
-        run.limits, run.alert = beside.limits, beside.alert
+        run.limits, run.alert, run.leave_after = beside.limits, beside.alert, beside.leave_after
+        run.sharing = beside.sharing or run.sharing
         with sending(run, beside.evalops):
             decision = await run_rounds(run)
             run.is_closing = True
-            store.append("run_finished", round=decision.round, action=decision.action)
+            if decision.stops:
+                store.append("run_finished", round=decision.round, action=decision.action)
             if run.evalops is not None:
                 await run.evalops.finish()
         return decision

@@ -5,7 +5,9 @@ What is done is given out as it is done, so that none of it is lost to what fail
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +34,7 @@ class Measuring:
     tags: Sequence[str]
     metadata: Mapping[str, Any]
     say: Callable[[str], None] = lambda text: None  # what a person is to know
+    turn: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext  # in Inspect
 
     def in_inspect(self) -> InspectSetting:
         """The same, for Inspect."""
@@ -70,7 +73,8 @@ async def rehearse_tasks(
         return RehearsalUsage(0, 0)
     setting = measuring.in_inspect()
     once = setting._replace(settings=replace(setting.settings, num_repeats=1))
-    done = await run_inspect(works, once, limit=1)
+    async with measuring.turn():
+        done = await run_inspect(works, once, limit=1)
     num_prompt_tokens = num_sampled_tokens = 0
     for position, scores in enumerate(done):
         if isinstance(scores, InspectScores):
@@ -106,7 +110,8 @@ async def measure(
     if not of_inspect:
         return
     works = [task.work for task in of_inspect if isinstance(task.work, InspectTask)]
-    done = await run_inspect(works, measuring.in_inspect())
+    async with measuring.turn():
+        done = await run_inspect(works, measuring.in_inspect())
     errors = [scores for scores in done if not isinstance(scores, InspectScores)]
     results = tuple(
         task_result(

@@ -164,6 +164,7 @@ class _Values:
     # Older runs have not recorded the following.
     train_on: _TrainOn | None = None
     grader_renderer_name: str | None = None
+    base_url: str | None = None
     steps_per_round: Annotated[int, Field(ge=1)] | None = None  # it is in their config
 
 

@@ -46,6 +46,7 @@ from rows.places import DROPPED, SIMILAR, row_lines
 from scores.decision import Decision
 from scores.diagnosis import HeldOutPoint, TopicReport
 from scores.results import EvalResult, HeldOutLoss, Measured
+from storage.files import copy_whole
 from storage.journal import Journal
 from storage.stored_json import record_of
 
@@ -169,12 +170,33 @@ class RunStore(SavedWeightsRecords):
         `latency_ms` is the mean over the requests of this process, None where it made none. A
         result that is there already stays one: its score is of tasks measured before.
         """
+        name = self._add_measured(round_no, new)
+        self._append_measured("measured", round_no, step, name, new, latency_ms)
+
+    def record_taken(self, round_no: int, taken: Measured, step: int, source: RunStore) -> None:
+        """Add what another run has measured of the same weights, with its logs; it costs nothing
+        here."""
+        for task in taken.tasks:
+            if task.log is not None:
+                copy_whole(source.run_dir / task.log, self.run_dir / task.log)
+        name = self._add_measured(round_no, taken)
+        self.append(
+            "measured",
+            round=round_no,
+            step=step,
+            tasks=sorted(taken.names),
+            file=name,
+            taken_from=str(source.run_dir),
+        )
+
+    def _add_measured(self, round_no: int, new: Measured) -> str:
+        """Write what was measured of a round with what is new; returns the file."""
         name, is_result = self._eval_file(round_no), self._last("evaluated", round_no) is not None
         result = self._read_json(name) if is_result else {}
         measured = self.measured(round_no) + new
         self.write_json(name, {**result, **measured.to_json()})
         self._hold(name, Measured.from_json, measured)
-        self._append_measured("measured", round_no, step, name, new, latency_ms)
+        return name
 
     def record_result(self, result: EvalResult, step: int) -> None:
         name = self._eval_file(result.round)

@@ -13,7 +13,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -91,6 +91,14 @@ class TaskResult:
     @cached_property
     def clusters(self) -> dict[str, str] | None:
         return _clusters(self.samples)
+
+    def called(self, name: str, layer: int, role: Role) -> TaskResult:
+        """The same under the name, the layer and the role that another run knows the task by."""
+        samples = (
+            replace(one, id=f"{name}/{one.id.removeprefix(f'{self.name}/')}")
+            for one in self.samples
+        )
+        return replace(self, name=name, layer=layer, role=role, samples=tuple(samples))
 
     @property
     def num_flawed(self) -> int:

@@ -41,6 +41,7 @@ def resolved_config(
             "warmup_steps": plan.schedule.warmup_steps,
             "steps_per_round": plan.steps.per_round or None,  # None: nothing is trained
             "service": choice.kind,
+            "base_url": choice.base_url,
         },
         "files": {
             "base_model": plan.inputs.model_path,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from typing import Any
+
 from evaluation.measuring import Measuring, measure, rehearse_tasks
 from evaluation.tasks import EvalTask, protocol_of
 from ledger.records import Checkpoint
 from ledger.store import RunStore
 from loop.rounds.run import Run
 from loop.rounds.session import sampling_client
-from scores.results import EvalResult, eval_result
+from scores.results import EvalResult, Measured, eval_result
 from simple_eval import Sampler
 
 
@@ -48,21 +54,45 @@ async def measure_and_record(
     `number` is the round, or the place among checkpoints that are evaluated outside a run.
     """
     plan, store = run.plan, run.store
-    result = store.result(number)
+    settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
+    protocol = protocol_of(plan.tasks, *settings)
     missing = [task for task in tasks if task.name not in store.measured(number).names]
     journal = store.eval_journal(number, path)
-    if missing:
-        total = sum(task.num_requests(plan.sampling.num_repeats) for task in missing)
-        place = await measuring(run, number, label, path, total - len(journal))
-        async for new in measure(missing, place, journal):
-            store.record_measured(number, new, step, run.stopwatch.take_mean_ms())
+    recorded = store.result(number)
+    if recorded is not None and not missing and _is_of_all_measured(store, number):
+        journal.discard()
+        return recorded
+    if run.sharing.is_busy_with(store, number):
+        run.progress.live(f"waiting for another run, which measures the same ({label})")
+    async with run.sharing.turn_on(store, number):
+        if left := take_paid(run, number, step, missing, protocol):
+            total = sum(task.num_requests(plan.sampling.num_repeats) for task in left)
+            place = await measuring(run, number, label, path, total - len(journal))
+            async for new in measure(left, place, journal):
+                store.record_measured(number, new, step, run.stopwatch.take_mean_ms())
+        result = eval_result(number, path, store.measured(number), protocol)
+        store.record_result(result, step)
+        run.sharing.offer(store, result)
     journal.discard()
-    if result is not None and not missing and _is_of_all_measured(store, number):
-        return result
-    settings = plan.sampling, plan.renderer_name, plan.config.evaluation.grader_model
-    result = eval_result(number, path, store.measured(number), protocol_of(plan.tasks, *settings))
-    store.record_result(result, step)
     return result
+
+
+def take_paid(
+    run: Run, number: int, step: int, tasks: list[EvalTask], protocol: Mapping[str, Any]
+) -> list[EvalTask]:
+    """Take what other runs have measured of the same weights; the tasks that are left."""
+    store, left = run.store, list(tasks)
+    for task, paid in run.sharing.paid_for(store, number, tasks, protocol):
+        source = RunStore.open(paid.run_dir)
+        found = source.measured(paid.number).only({paid.task})
+        taken = Measured(
+            tuple(one.called(task.name, task.layer, task.role) for one in found.tasks),
+            tuple(replace(one, name=task.name) for one in found.held_out),
+        )
+        store.record_taken(number, taken, step, source)
+        run.progress.line(f"{task.name}: taken from {source.run_dir}, which measured the same")
+        left.remove(task)
+    return left
 
 
 def _is_of_all_measured(store: RunStore, number: int) -> bool:
@@ -101,4 +131,14 @@ async def measuring(run: Run, number: int, label: str, path: str | None, total: 
             "evaluation": label,
         },
         say=run.say_once,
+        turn=functools.partial(inspect_turn, run),
     )
+
+
+@contextlib.asynccontextmanager
+async def inspect_turn(run: Run) -> AsyncIterator[None]:
+    """Inspect, for as long as one evaluation of it takes."""
+    if run.sharing.inspect_turn.locked():
+        run.progress.live("waiting for its turn in Inspect")
+    async with run.sharing.inspect_turn:
+        yield

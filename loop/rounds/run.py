@@ -12,6 +12,7 @@ from ledger.store import RunStore
 from loop.planning.plan import Plan
 from loop.reports.progress import Progress
 from loop.rounds.deliverer import Deliverer
+from loop.rounds.sharing import Sharing
 from loop.rounds.signals import Suspicions, Topics, topics_of
 from scores.decision import Champion
 from scores.limits import Budget
@@ -36,6 +37,8 @@ class Beside(NamedTuple):
     evalops: EvalOpsClient | None = None
     limits: Budget | None = None
     alert: Alert = ignore_alert
+    sharing: Sharing | None = None  # None: with no other run
+    leave_after: int | None = None  # the round after which the run is left, to be gone on with
 
 
 @dataclass
@@ -51,6 +54,8 @@ class Run:
     evalops: Deliverer | None = None
     limits: Budget | None = None
     alert: Alert = ignore_alert
+    sharing: Sharing = field(default_factory=Sharing)
+    leave_after: int | None = None
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     training_client: tinker.TrainingClient | None = None
     parent: str | None = None  # the state that the training client's weights come from

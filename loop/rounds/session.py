@@ -42,6 +42,15 @@ LOUD_LOGGERS = ("tinker", "asyncio")
 @contextlib.contextmanager
 def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Iterator[Service | None]:
     """Start the embedded service and load the base model, where that is where the run happens."""
+    with hosting(choice, progress) as service:
+        if service is not None:
+            serve(service, plan)
+        yield service
+
+
+@contextlib.contextmanager
+def hosting(choice: ServiceChoice, progress: Progress) -> Iterator[Service | None]:
+    """The embedded service, without a model yet; None where the run happens elsewhere."""
     with _log_levels_kept():
         if choice.kind != "embedded":
             if choice.base_url is not None:
@@ -51,19 +60,23 @@ def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Itera
         os.environ.setdefault("TINKER_TELEMETRY", "0")
         progress.live("loading the base model")
         import local_tinker
-        from local_tinker.wire import UserError
 
         with local_tinker.start() as service:
-            try:
-                service.serve_model(plan.config.base_model, plan.inputs.model_path)
-                if plan.origin is not None:
-                    name = plan.config.base_model
-                    service.also_serve_as(name, plan.origin.parent.base_model)
-                if (grader := plan.config.evaluation.grader_model) is not None:
-                    service.serve_model(grader, plan.inputs.grader_path)
-            except UserError as error:
-                raise ConfigError(str(error)) from None
             yield service
+
+
+def serve(service: Service, plan: Plan) -> None:
+    """Load what a run needs, as far as another has not. Raises `ConfigError`."""
+    from local_tinker.wire import UserError
+
+    try:
+        service.serve_model(plan.config.base_model, plan.inputs.model_path)
+        if plan.origin is not None:
+            service.also_serve_as(plan.config.base_model, plan.origin.parent.base_model)
+        if (grader := plan.config.evaluation.grader_model) is not None:
+            service.serve_model(grader, plan.inputs.grader_path)
+    except UserError as error:
+        raise ConfigError(str(error)) from None
 
 
 async def refuse_unfit_path(

@@ -1,0 +1,80 @@
+"""What comes between the settings of a run and its first step: all is settled, and written down."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, NamedTuple
+
+from commands.boundary import Session
+from commands.opening import OpenedSettings, begin_run, choose_place
+from loop.planning.inputs import read_inputs
+from loop.planning.limits_file import load_limits
+from loop.planning.origin import checked_origin, refuse_other_files, weights_to_start_from
+from loop.planning.page import describe_inputs, describe_plan
+from loop.planning.plan import Plan, make_plan
+from loop.planning.resumption import continue_run, with_known_model
+from loop.reports.progress import Progress
+from loop.reports.taking_up import describe_taking_up
+from loop.rounds.run import Beside
+from loop.rounds.sending import open_evalops
+from services.place import Place, ServiceChoice
+
+if TYPE_CHECKING:
+    from ledger.store import RunStore
+    from local_tinker import Service
+
+
+class Settled(NamedTuple):
+    """Where a run happens, its plan, and what goes on beside its rounds."""
+
+    choice: ServiceChoice
+    plan: Plan
+    beside: Beside
+
+
+def settle(
+    args: argparse.Namespace, settings: OpenedSettings, session: Session, progress: Progress
+) -> Settled:
+    """Settle everything before the first paid step, and say it."""
+    loaded, store = settings.loaded, settings.store
+    choice = choose_place(args, settings, session, settings.kept.get("service"))
+    evalops, limits = open_evalops(loaded.config, session.keys), load_limits(loaded)
+    progress.line(f"service: {choice.kind} ({choice.reason})")
+    if limits is not None and (untouched := limits.not_acted_on) is not None:
+        progress.line(f"{loaded.config.evalops_budget_file}: {untouched}")
+    inputs = read_inputs(loaded, settings.model_dir, settings.kept)
+    progress.lines(describe_inputs(inputs))
+    plan = make_plan(inputs, settings.kept, checked_origin(settings.start, store, inputs, choice))
+    progress.lines(describe_plan(plan))
+    plan = with_known_model(plan, store, progress.line)
+    progress.lines(refuse_other_files(settings.start, plan))
+    return Settled(choice, plan, Beside(evalops, limits))
+
+
+def take_up(
+    settings: OpenedSettings,
+    plan: Plan,
+    choice: ServiceChoice,
+    service: Service | None,
+    session: Session,
+) -> tuple[RunStore, Place]:
+    """Make the run directory, or go on with the one there is; and where its session is opened."""
+    progress, store = session.progress, settings.store
+    assert progress is not None, "a command that runs shows how it goes on"
+    if store is None:
+        store = begin_run(settings, plan, choice, session)
+    else:
+        if store.num_torn_bytes:
+            progress.line(
+                f"ledger: dropped a last line of {store.num_torn_bytes} bytes that was not "
+                "written whole"
+            )
+        had_started, num_steps = store.has_started, sum(1 for _ in store.events("step"))
+        continue_run(store, plan, settings.back_to)
+        if had_started:
+            progress.lines(describe_taking_up(store, num_steps, plan.tasks))
+    session.store, session.is_running = store, True
+    progress.line(f"run directory: {store.run_dir}")
+    start_dir = weights_to_start_from(store, choice)
+    checkpoint_dir = store.run_dir / "checkpoints"
+    return store, Place(choice, service, checkpoint_dir, session.keys, start_dir)
