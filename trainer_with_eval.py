@@ -81,7 +81,7 @@ async def run_rounds(run: Run) -> Decision:
         if decision.stops:
             await complete_evidence(run, decision)
             return decision
-        if round_no == run.leave_after:
+        if run.leaves_after(round_no):
             return decision
         # --- select --------------------------------------------------------------------------
         round_no += 1
@@ -254,7 +254,7 @@ async def train_on_service(
 
     beside = beside or Beside()
     async with connected(plan, store, progress, place) as run:
-        run.limits, run.alert, run.leave_after = beside.limits, beside.alert, beside.leave_after
+        run.limits, run.alert, run.leaves_after = beside.limits, beside.alert, beside.leaves_after
         run.sharing = beside.sharing or run.sharing
         with sending(run, beside.evalops):
             decision = await run_rounds(run)

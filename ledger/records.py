@@ -165,6 +165,7 @@ class _Values:
     train_on: _TrainOn | None = None
     grader_renderer_name: str | None = None
     base_url: str | None = None
+    num_lora_params: Count | None = None
     steps_per_round: Annotated[int, Field(ge=1)] | None = None  # it is in their config
 
 

@@ -13,7 +13,7 @@ from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
 from grading.graders import GRADING
 from loop.planning.inputs import Inputs, num_dropped
-from loop.planning.models import model_digests, model_files
+from loop.planning.models import lora_param_count, model_digests, model_files
 from loop.planning.plan import Plan
 from loop.planning.tasks import relative_code
 from rows.examples import DropLog, DroppedRow
@@ -42,6 +42,7 @@ def resolved_config(
             "steps_per_round": plan.steps.per_round or None,  # None: nothing is trained
             "service": choice.kind,
             "base_url": choice.base_url,
+            "num_lora_params": _num_lora_params(plan),
         },
         "files": {
             "base_model": plan.inputs.model_path,
@@ -54,6 +55,11 @@ def resolved_config(
         },
         "versions": dict(versions),
     }
+
+
+def _num_lora_params(plan: Plan) -> int | None:
+    is_trained = plan.steps.per_round > 0
+    return lora_param_count(plan.config, plan.inputs.model_dir) if is_trained else None
 
 
 def _named_files(inputs: Inputs) -> dict[str, LoadedFile]:

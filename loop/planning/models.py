@@ -14,13 +14,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from config_schema import LoadedConfig
+import hyperparam_utils
+from config_schema import LoadedConfig, TrainingConfig
 from errors import ConfigError
 
 
 def find_model_dir(loaded: LoadedConfig) -> Path | None:
     """The directory that `base_model` names, beside the config file or in the working directory."""
     return _model_dir(loaded, "base_model", loaded.config.base_model)
+
+
+def lora_param_count(config: TrainingConfig, model_dir: Path | None) -> int | None:
+    """Parameters of the adapter that is trained; None where the base model's sizes are not known.
+
+    Raises `ConfigError` for a directory whose sizes are none.
+    """
+    flags = {
+        "train_attn": config.train_attn,
+        "train_mlp": config.train_mlp,
+        "train_unembed": config.train_unembed,
+    }
+    if model_dir is None:
+        return hyperparam_utils.known_lora_param_count(config.base_model, config.lora_rank, **flags)
+    sizes = model_config(model_dir, "base_model")
+    try:
+        return hyperparam_utils.lora_param_count(sizes, config.lora_rank, **flags)
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise ConfigError(
+            f"{model_dir / 'config.json'}: its sizes are not all positive numbers. Give "
+            "base_model a complete model directory."
+        ) from None
 
 
 def find_grader_path(loaded: LoadedConfig) -> str | None:

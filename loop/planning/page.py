@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import hyperparam_utils
-from errors import ConfigError
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted
 from loop.planning.left_out import LARGE_SHARE, describe_large_losses, describe_left_out
-from loop.planning.models import model_config
+from loop.planning.models import lora_param_count
 from loop.planning.origin import describe_origin
 from loop.planning.plan import Plan, gate_of
 from loop.planning.row_notes import describe_rendering, describe_unused
@@ -135,7 +134,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     yield f"tokens at most: about {num_trained:,} trained, {describe_eval_tokens(plan)}"
     num_loss_tokens = sum(sum(table.num_loss_tokens) for table in tables)
     yield hyperparam_utils.capacity_sentence(
-        _lora_param_count(plan.inputs), num_loss_tokens, config.lora_rank
+        lora_param_count(config, plan.inputs.model_dir), num_loss_tokens, config.lora_rank
     )
 
 
@@ -152,25 +151,6 @@ def _describe_train_on(plan: Plan) -> str:
     if given is None and value != "all_assistant_messages":
         source += ", since the chat format writes earlier answers otherwise than they are sampled"
     return f"trained on: {value} ({source})"
-
-
-def _lora_param_count(inputs: Inputs) -> int | None:
-    config = inputs.config
-    flags = {
-        "train_attn": config.train_attn,
-        "train_mlp": config.train_mlp,
-        "train_unembed": config.train_unembed,
-    }
-    if inputs.model_dir is None:
-        return hyperparam_utils.known_lora_param_count(config.base_model, config.lora_rank, **flags)
-    sizes = model_config(inputs.model_dir, "base_model")
-    try:
-        return hyperparam_utils.lora_param_count(sizes, config.lora_rank, **flags)
-    except (TypeError, ValueError, ZeroDivisionError):
-        raise ConfigError(
-            f"{inputs.model_dir / 'config.json'}: its sizes are not all positive numbers. Give "
-            "base_model a complete model directory."
-        ) from None
 
 
 def schedule_table(inputs: Inputs) -> Iterator[str]:

@@ -11,12 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_selector import Selection
 from errors import one_line
 from ledger.records import Batch
-from loop.reports.console import USUAL_WIDTH, drop, printable, say, shown_python, width_of
+from loop.reports.console import (
+    USUAL_WIDTH,
+    drop,
+    how_to_continue,
+    printable,
+    say,
+    shown_python,
+    width_of,
+)
 from loop.reports.lines import seconds_text, time_left, wrapped
 from rows.places import place_text
 from scores.decision import Decision, flaw_warning
@@ -78,6 +87,10 @@ class Progress:
         width = width_of(sys.stderr) or USUAL_WIDTH
         shown = wrapped(printable(text), width, f"{shown_python()} ")
         self._console.print(shown)
+
+    def how_to_continue(self, run_dir: Path) -> str:
+        """What somebody is told who leaves at once."""
+        return how_to_continue(run_dir)
 
     def lines(self, texts: Iterable[str]) -> None:
         for text in texts:

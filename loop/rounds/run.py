@@ -25,10 +25,16 @@ if TYPE_CHECKING:
     import tinker
 
 Alert = Callable[[str, dict[str, Any]], None]  # given what happened, and its figures
+LeavesAfter = Callable[[int], bool]  # given a round that is done
 
 
 def ignore_alert(what: str, figures: dict[str, Any]) -> None:
     """Where no alert command is given."""
+
+
+def never(round_no: int) -> bool:
+    """Where a run goes on to its end."""
+    return False
 
 
 class Beside(NamedTuple):
@@ -38,7 +44,7 @@ class Beside(NamedTuple):
     limits: Budget | None = None
     alert: Alert = ignore_alert
     sharing: Sharing | None = None  # None: with no other run
-    leave_after: int | None = None  # the round after which the run is left, to be gone on with
+    leaves_after: LeavesAfter = never  # rounds after which the run is left, to be gone on with
 
 
 @dataclass
@@ -55,7 +61,7 @@ class Run:
     limits: Budget | None = None
     alert: Alert = ignore_alert
     sharing: Sharing = field(default_factory=Sharing)
-    leave_after: int | None = None
+    leaves_after: LeavesAfter = never
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     training_client: tinker.TrainingClient | None = None
     parent: str | None = None  # the state that the training client's weights come from

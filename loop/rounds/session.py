@@ -24,7 +24,7 @@ from errors import ConfigError, Interrupted, OutputGone, ServiceError
 from ledger.store import RunStore
 from loop.planning.origin import Start, refuse_other_adapter
 from loop.planning.plan import Plan
-from loop.reports.console import how_to_continue, say
+from loop.reports.console import say
 from loop.reports.progress import Progress
 from loop.rounds.run import Run
 from services.faults import SDK_ERRORS, explain, is_gone
@@ -191,9 +191,9 @@ def stop_on_signals(run: Run) -> None:
 
 def _on_signal(hearing: list[_AtWork]) -> None:
     if all(run.was_signalled for run, _ in hearing):
-        for run, _ in hearing:
+        for said in {run.progress.how_to_continue(run.store.run_dir) for run, _ in hearing}:
             with contextlib.suppress(OSError):  # nobody may read it
-                say(f"Left at once. {how_to_continue(run.store.run_dir)}", file=sys.stderr)
+                say(f"Left at once. {said}", file=sys.stderr)
         os._exit(130)
     for one in hearing:
         what = "stopping after the steps in flight"
@@ -207,7 +207,7 @@ def _on_signal(hearing: list[_AtWork]) -> None:
 def _stop(one: _AtWork) -> None:
     """Ask a run to save what is in flight, or break off what it asks; its end is still written."""
     run, task = one
-    run.stop_requested = True
+    run.stop_requested = run.sharing.is_stopping = True
     if not run.is_closing and not run.is_training:
         task.cancel()
 

@@ -1,4 +1,4 @@
-"""What several runs share: measurements that one of them has paid for, and turns in Inspect.
+"""What several runs share: measurements that one of them has paid for, turns in Inspect, signals.
 
 The same questions, asked of the same weights in the same way, have the same answers; so what a run
 directory holds of weights that another run is to measure is taken from there. Inspect evaluates for
@@ -37,6 +37,7 @@ class Sharing:
 
     def __init__(self) -> None:
         self.inspect_turn = asyncio.Lock()
+        self.is_stopping = False  # one of them was asked to stop, and so all of them are
         self._paid: dict[str, Paid] = {}
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
