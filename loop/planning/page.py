@@ -9,7 +9,7 @@ from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted
 from loop.planning.left_out import LARGE_SHARE, describe_large_losses, describe_left_out
-from loop.planning.models import lora_param_count
+from loop.planning.models import lora_param_count, model_config
 from loop.planning.origin import describe_origin
 from loop.planning.plan import Plan, gate_of
 from loop.planning.row_notes import describe_rendering, describe_unused
