@@ -13,7 +13,7 @@ import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from errors import (
     ConfigError,
@@ -123,6 +123,29 @@ def report_unread(args: argparse.Namespace, session: Session) -> int:
     if session.is_running or (session.store is None and session.alert_command is not None):
         return report_failure(args, session, OutputGone("Nobody read the output any more."))
     return 1  # the run has ended, or none was begun: only its result was not read
+
+
+class Failure(NamedTuple):
+    """Why one of several runs failed, as its user is told."""
+
+    message: str
+
+
+async def one_of_several(work: Coroutine[Any, Any, T], session: Session) -> T | Failure:
+    """Do the work of one run beside others: its failure is recorded in it, and stops none of them.
+
+    Raises what all of them are to stop for: that they were asked to, and a disk that refuses.
+    """
+    try:
+        return await work
+    except Exception as error:  # the boundary of a run
+        message = session.keys.redacted(describe_failure(error))
+        if session.store is not None and session.is_running:
+            with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong
+                record_failure(session.store, error, message)
+        if isinstance(error, Interrupted | StorageError):
+            raise
+        return Failure(message)
 
 
 def describe_failure(error: BaseException) -> str:

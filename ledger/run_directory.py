@@ -361,7 +361,7 @@ def refuse_links(run_dir: Path) -> None:
                     )
 
 
-def lock(run_dir: Path) -> IO[str]:
+def lock(run_dir: Path, what: str = "this run") -> IO[str]:
     """Keep every other process off a run for as long as the returned file stays open."""
     try:
         file = open(run_dir / LOCK, "w")  # noqa: SIM115 (held open on purpose)
@@ -372,7 +372,7 @@ def lock(run_dir: Path) -> IO[str]:
     except BlockingIOError:
         file.close()
         raise RunStoreError(
-            f"{run_dir}: another process is at work on this run. Wait for it, or stop it."
+            f"{run_dir}: another process is at work on {what}. Wait for it, or stop it."
         ) from None
     return file
 
