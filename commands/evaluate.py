@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from commands.boundary import Session, alert, in_loop
 from commands.opening import OpenedSettings, begin_progress, begin_run, choose_place
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from loop.planning.plan import Plan
     from loop.reports.comparison import Comparison
     from loop.reports.progress import Progress
+    from loop.rounds.sharing import Sharing
+    from scores.decision import Gate
     from scores.results import EvalResult
     from services.place import ServiceChoice
 
@@ -67,25 +68,65 @@ def evaluate_checkpoints(
     """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
     progress = begin_progress(args, settings, session)
     from ledger.references import find_subjects, recorded_subjects
-    from loop.planning.inputs import read_eval_inputs
-    from loop.planning.page import describe_formats, describe_tasks
-    from loop.planning.plan import make_plan
-    from loop.reports.comparison import compare, gate_for, write_comparison
-    from scores.resolution import describe_resolution
+    from loop.reports.comparison import compare
 
     assert settings.evaluated is not None, "the caller has looked"
-    loaded, store = settings.loaded, settings.store
+    store = settings.store
     progress.lines(settings.notes)
     named = settings.evaluated
     subjects = recorded_subjects(named, store) if store else find_subjects(named, Path("runs"))
-    if loaded.config.gate.rule == "paired" and len(subjects) == 1:
+    settled = settle_evaluation(args, settings, session, subjects)
+    if args.dry_run:
+        session.end_live_line()
+        return show_plan(args, settled.lines)
+    if store is not None and len(results := store.comparable_results()) == len(subjects):
+        progress.line(f"{store.run_dir}: this evaluation is finished, nothing is left to measure")
+        comparisons = compare(subjects, results, settled.gate)
+        return report_and_alert(args, session, store, comparisons)
+    progress.lines(settled.lines)
+    plan = with_known_weights(settled.plan, store, subjects, progress)
+    with open_service(settled.choice, plan, progress) as service:
+        serve_as_named(service, plan, subjects)
+        in_loop(refuse_unknown_paths(subjects, settled.choice, plan.config, session.keys))
+        store, place = take_up_evaluation(
+            settings, settled._replace(plan=plan), service, session, subjects
+        )
+        results = in_loop(evaluate_on_service(plan, store, progress, place, subjects))
+        comparisons = conclude(store, subjects, results, settled)
+        session.is_running = False
+    return report_and_alert(args, session, store, comparisons)
+
+
+class SettledEvaluation(NamedTuple):
+    """Where checkpoints are evaluated, how, by which gate, and what is said of it first."""
+
+    choice: ServiceChoice
+    plan: Plan
+    gate: Gate
+    lines: list[str]
+
+
+def settle_evaluation(
+    args: argparse.Namespace,
+    settings: OpenedSettings,
+    session: Session,
+    subjects: Sequence[Subject],
+) -> SettledEvaluation:
+    """Settle everything before the first sample. Raises `ConfigError`."""
+    from loop.planning.inputs import read_eval_inputs
+    from loop.planning.page import describe_formats, describe_tasks
+    from loop.planning.plan import make_plan
+    from loop.reports.comparison import gate_for
+    from scores.resolution import describe_resolution
+
+    if settings.loaded.config.gate.rule == "paired" and len(subjects) == 1:
         raise ConfigError(
             "--evaluate: gate.rule is paired, and there is one checkpoint only. Name the one that "
             "it is compared with first, for example RUN_DIR@round_00 for the untouched model."
         )
     begun_on = "embedded" if any(s.service == "embedded" for s in subjects) else None
     choice = choose_place(args, settings, session, begun_on)
-    inputs = read_eval_inputs(loaded, settings.model_dir)
+    inputs = read_eval_inputs(settings.loaded, settings.model_dir)
     name = common_renderer(subjects, inputs)
     recorded = {"renderer_name": name} if any(s.renderer for s in subjects) else {}
     plan = make_plan(inputs, {**settings.kept, **recorded})
@@ -93,33 +134,55 @@ def evaluate_checkpoints(
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
     lines += [describe_resolution(gate, inputs.scored_sizes), *describe_formats(plan)]
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
-    if args.dry_run:
-        session.end_live_line()
-        return show_plan(args, lines)
-    if store is not None and len(results := store.comparable_results()) == len(subjects):
-        progress.line(f"{store.run_dir}: this evaluation is finished, nothing is left to measure")
-        return report_and_alert(args, session, store, compare(subjects, results, gate))
-    progress.lines(lines)
+    return SettledEvaluation(choice, plan, gate, lines)
+
+
+def with_known_weights(
+    plan: Plan, store: RunStore | None, subjects: Sequence[Subject], progress: Progress
+) -> Plan:
+    """The plan with its base model's digests. Raises `RunStoreError` where the checkpoints are of
+    another one."""
     plan = with_known_model(plan, store, progress.line)
     progress.lines(refuse_other_models(subjects, plan))
-    with serving(choice, plan, progress, subjects) as service:
-        in_loop(refuse_unknown_paths(subjects, choice, loaded.config, session.keys))
-        if store is None:
-            records = [one.to_record() for one in subjects]
-            store = begin_run(settings, plan, choice, session, records)
-        else:
-            continue_run(store, plan)
-        session.store, session.is_running = store, True
-        progress.line(f"evaluation directory: {store.run_dir}")
-        place = Place(choice, service, store.run_dir / "checkpoints", session.keys)
-        results = in_loop(evaluate_on_service(plan, store, progress, place, subjects))
-        comparisons = compare(subjects, results, gate)
-        write_comparison(store, comparisons, loaded.config)
-        for number, one in enumerate(comparisons):
-            store.record_comparison(number, one.passed, one.sentence)
-        store.append("run_finished")
-        session.is_running = False
-    return report_and_alert(args, session, store, comparisons)
+    return plan
+
+
+def take_up_evaluation(
+    settings: OpenedSettings,
+    settled: SettledEvaluation,
+    service: Service | None,
+    session: Session,
+    subjects: Sequence[Subject],
+) -> tuple[RunStore, Place]:
+    """Make the evaluation's directory, or go on with the one there is."""
+    store, plan, progress = settings.store, settled.plan, session.progress
+    assert progress is not None, "a command that runs shows how it goes on"
+    if store is None:
+        records = [one.to_record() for one in subjects]
+        store = begin_run(settings, plan, settled.choice, session, records)
+    else:
+        continue_run(store, plan)
+    session.store, session.is_running = store, True
+    progress.line(f"evaluation directory: {store.run_dir}")
+    place = Place(settled.choice, service, store.run_dir / "checkpoints", session.keys)
+    return store, place
+
+
+def conclude(
+    store: RunStore,
+    subjects: Sequence[Subject],
+    results: Sequence[EvalResult],
+    settled: SettledEvaluation,
+) -> list[Comparison]:
+    """Compare what was measured, and write it down."""
+    from loop.reports.comparison import compare, write_comparison
+
+    comparisons = compare(subjects, results, settled.gate)
+    write_comparison(store, comparisons, settled.plan.config)
+    for number, one in enumerate(comparisons):
+        store.record_comparison(number, one.passed, one.sentence)
+    store.append("run_finished")
+    return comparisons
 
 
 def show_plan(args: argparse.Namespace, lines: Sequence[str]) -> int:
@@ -140,16 +203,11 @@ def is_moved(
     return subject.model_files.files == digests_of(model_dir)
 
 
-@contextlib.contextmanager
-def serving(
-    choice: ServiceChoice, plan: Plan, progress: Progress, subjects: Sequence[Subject]
-) -> Iterator[Service | None]:
-    """The service, with the base model under each name that a run of the checkpoints called it."""
-    with open_service(choice, plan, progress) as service:
-        if service is not None:
-            for subject in subjects:
-                service.also_serve_as(plan.config.base_model, subject.model_name)
-        yield service
+def serve_as_named(service: Service | None, plan: Plan, subjects: Sequence[Subject]) -> None:
+    """Serve the base model under each name that a run of the checkpoints called it, too."""
+    if service is not None:
+        for subject in subjects:
+            service.also_serve_as(plan.config.base_model, subject.model_name)
 
 
 def refuse_other_models(subjects: Sequence[Subject], plan: Plan) -> list[str]:
@@ -176,7 +234,12 @@ def report_and_alert(
 
 
 async def evaluate_on_service(
-    plan: Plan, store: RunStore, progress: Progress, place: Place, subjects: list[Subject]
+    plan: Plan,
+    store: RunStore,
+    progress: Progress,
+    place: Place,
+    subjects: Sequence[Subject],
+    sharing: Sharing | None = None,
 ) -> list[EvalResult]:
     """Measure each checkpoint on every task; what is measured already is not measured again."""
     results = []
@@ -184,6 +247,7 @@ async def evaluate_on_service(
         folder = subject.checkpoint_dir or place.checkpoint_dir
         of_subject = place._replace(checkpoint_dir=folder)
         async with connected(plan, store, progress, of_subject) as run:
+            run.sharing = sharing or run.sharing
             label, path, tasks = subject.label, subject.path, list(plan.tasks)
             result = await measure_and_record(run, number, label, path, subject.step, tasks)
         progress.line(f"{label}: measured, {number + 1} of {len(subjects)} checkpoints")
@@ -197,7 +261,7 @@ async def evaluate_on_service(
 
 
 async def refuse_unknown_paths(
-    subjects: list[Subject], choice: ServiceChoice, config: TrainingConfig, keys: Keys
+    subjects: Sequence[Subject], choice: ServiceChoice, config: TrainingConfig, keys: Keys
 ) -> None:
     """Raise `ConfigError` for a bare path whose weights are not there, or of another model."""
     import tinker

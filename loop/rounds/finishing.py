@@ -33,6 +33,20 @@ async def complete_evidence(run: Run, decision: Decision) -> None:
         write_report(store, plan.gate, config, decision, cost_usd)
 
 
+async def ask_test_of_winner(run: Run, round_no: int) -> None:
+    """Open the sealed test of a finished run on one of its rounds, which a study has chosen among
+    its runs, and write the report with it."""
+    plan, store = run.plan, run.store
+    checkpoint, decision = store.checkpoint(round_no), store.last_decision()
+    assert checkpoint is not None and decision is not None, "a finished run has both"
+    if store.test_result() is None:
+        await ask_sealed_test(run, checkpoint)
+    config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.usage())
+    write_report(store, plan.gate, config, decision, cost_usd)
+    run.is_closing = True
+    store.append("run_finished", round=decision.round, action=decision.action)
+
+
 def opens_test(test_on: str, decision: Decision) -> bool:
     """Whether a run that stops so opens its sealed test."""
     return test_on == "end" or decision.action == "stop_passed"

@@ -1,0 +1,213 @@
+"""What a person sees while a study runs: a live table of its trials, plain lines in a pipe.
+
+What a trial says in full goes to its log below results/logs/; the screen has its rounds, warnings,
+and what became of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from errors import one_line
+from loop.reports.console import USUAL_WIDTH, drop, printable, say, shown_python, width_of
+from loop.reports.lines import seconds_text, wrapped
+from loop.reports.progress import UNREAD, Now, Progress
+from scores.decision import Decision
+from scores.diagnosis import TopicReport
+from scores.results import EvalResult
+from scores.wording import score_and_n
+from storage.files import append_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+MAX_ROWS = 20  # of the table; the others are counted
+WORKING, WAITING, ENDED = "working", "waiting", "ended"
+
+
+@dataclass
+class Row:
+    """A trial in the table: what it is, and what it does right now."""
+
+    label: str
+    phase: str = WAITING
+    now: Now = field(default_factory=lambda: Now("waiting"))
+    score: str = ""
+
+
+class Screen:
+    """The table of a study, and the lines above it.
+
+    Once nobody reads it any more it is silent, and every trial at work is stopped as by Ctrl-C.
+    """
+
+    def __init__(
+        self,
+        rows: Mapping[str, str],
+        *,
+        redacted: Callable[[str], str],
+        logs_dir: Path,
+        how_to_continue: str,
+        verbose: bool,
+    ) -> None:
+        """`rows` are the trials by their ids, as they are shown."""
+        self.rows = {run_id: Row(label) for run_id, label in rows.items()}
+        self.is_gone = False
+        self.redacted, self.logs_dir, self.verbose = redacted, logs_dir, verbose
+        self.how_to_continue = how_to_continue
+        self._at_work: list[TrialProgress] = []
+        self._said: set[str] = set()
+        self._started = time.monotonic()
+        self._console: Console | None = None
+        self._live: Live | None = None
+        if width_of(sys.stderr) is not None:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+            self._live = Live(
+                console=self._console, get_renderable=self.table, refresh_per_second=2,
+                redirect_stdout=False, redirect_stderr=False, transient=True,
+            )  # fmt: skip
+            self._live.start()
+
+    def progress_of(self, run_id: str) -> TrialProgress:
+        progress = TrialProgress(self, run_id)
+        self._at_work.append(progress)
+        return progress
+
+    def forget(self, progress: TrialProgress) -> None:
+        """A trial is no longer at work."""
+        self._at_work.remove(progress)
+
+    def set(self, run_id: str, phase: str, what: str, score: str | None = None) -> None:
+        """What a trial does from now on, without a line of its own."""
+        row = self.rows[run_id]
+        row.phase, row.now = phase, Now(printable(self.redacted(what)))
+        row.score = row.score if score is None else score
+
+    def end(self, run_id: str, what: str) -> None:
+        """What became of a trial, in a line."""
+        self.set(run_id, ENDED, what)
+        self.line(f"{run_id}: {what}")
+
+    def line(self, text: str) -> None:
+        if self.is_gone:
+            return
+        try:
+            self._write(printable(self.redacted(text)))
+        except OSError as error:
+            if error.errno not in UNREAD:
+                raise
+            self.is_gone = True
+            drop(sys.stderr)
+            for progress in self._at_work:
+                progress.leave_unread()
+            if not self._at_work:
+                raise BrokenPipeError(errno.EPIPE, "nobody reads the progress") from error
+
+    def line_once(self, run_id: str, text: str) -> None:
+        """A warning of a trial, which others may have as well."""
+        if text not in self._said:
+            self._said.add(text)
+            self.line(f"{run_id}: {text}")
+
+    def _write(self, text: str) -> None:
+        if self._console is None:
+            say(text, file=sys.stderr)
+        else:
+            width = width_of(sys.stderr) or USUAL_WIDTH
+            self._console.print(wrapped(text, width, f"{shown_python()} "))
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    # --- the table ------------------------------------------------------------------------------
+
+    def table(self) -> Table:
+        """The trials at work, then those that ended last, as many as there is room for."""
+        from rich.table import Table
+        from rich.text import Text
+
+        counts = Counter(row.phase for row in self.rows.values())
+        seconds = seconds_text(time.monotonic() - self._started)
+        shown = Table(
+            title=f"{counts[ENDED]} of {len(self.rows)} done, {counts[WORKING]} at work, {seconds}",
+            title_justify="left", box=None, pad_edge=False, expand=True,
+        )  # fmt: skip
+        for name, ratio in (("trial", 3), ("what it is", 6), ("score", 3), ("now", 8)):
+            shown.add_column(name, ratio=ratio, no_wrap=True, overflow="ellipsis", justify="left")
+        at = time.monotonic()
+        for run_id, row in self._rows_shown():
+            cells = (run_id, row.label, row.score, row.now.shown(at))
+            shown.add_row(*(Text(printable(cell)) for cell in cells))
+        return shown
+
+    def _rows_shown(self) -> Sequence[tuple[str, Row]]:
+        room = MAX_ROWS
+        if self._console is not None:
+            room = max(1, min(room, self._console.size.height - 4))
+        order = {WORKING: 0, WAITING: 1, ENDED: 2}
+        ranked = sorted(self.rows.items(), key=lambda item: order[item[1].phase])
+        return ranked[:room] if len(ranked) > room else list(self.rows.items())
+
+
+class TrialProgress(Progress):
+    """How one trial of several goes on: to its log, and what matters to the screen."""
+
+    def __init__(self, screen: Screen, run_id: str) -> None:
+        self._screen, self._run_id = screen, run_id
+        self._log = screen.logs_dir / f"{run_id}.log"
+        super().__init__(verbose=screen.verbose, redacted=screen.redacted)
+        self._console = None  # the screen has one
+
+    def line(self, text: str) -> None:
+        shown = self._redacted(text)
+        append_line(self._log, one_line(shown), is_synced=False)
+        if self._verbose:
+            self._screen.line(f"{self._run_id}: {shown}")
+        elif shown.startswith("warning"):
+            self._screen.line_once(self._run_id, shown)
+
+    def how_to_continue(self, run_dir: Path) -> str:
+        return self._screen.how_to_continue
+
+    def round_line(
+        self,
+        result: EvalResult,
+        decision: Decision,
+        diagnosis: str | None,
+        topics: Sequence[TopicReport],
+    ) -> None:
+        super().round_line(result, decision, diagnosis, topics)
+        self._screen.rows[self._run_id].score = f"{result.score:.4f}"
+        if not self._verbose:
+            self._screen.line(f"{self._run_id}: round {result.round}: score {score_and_n(result)}")
+
+    def recorded_line(self, result: EvalResult, decision: Decision) -> None:
+        super().recorded_line(result, decision)
+        self._screen.rows[self._run_id].score = f"{result.score:.4f}"
+
+    def leave_unread(self) -> None:
+        """Nobody reads the screen any more."""
+        self.is_gone = True
+        if self.on_gone is not None:
+            self.on_gone()
+
+    def _show(self, now: Now) -> None:
+        row = self._screen.rows[self._run_id]
+        row.phase, row.now = WORKING, now
+
+    def close(self) -> None:
+        """The screen stays."""
