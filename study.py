@@ -2,6 +2,9 @@
 
     python study.py generate DIR      # the config and the evaluation script of each trial
     python study.py check DIR         # what of it is done, missing or stale
+    python study.py run DIR           # train and evaluate what is left, in one process
+    python study.py status DIR        # how far it is, also while it runs
+    python study.py report DIR        # the answer, as report.html, report.md and results.csv
 
 docs/studies.md has the format of experiment.yaml. This file parses arguments and prints.
 """
@@ -9,20 +12,24 @@ docs/studies.md has the format of experiment.yaml. This file parses arguments an
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.boundary import describe_failure
-from errors import ConfigError, InputError, LoopError
+from errors import ConfigError, InputError, Interrupted, LoopError
 from loop.reports.console import command_for, drop, open_missing_streams, say, tell, write_out
 
 if TYPE_CHECKING:
     from studies.checking import TrialState
     from studies.generating import Generation, OnDisk
+    from studies.outcome import StudyOutcome, TrialOutcome
 
 MAX_LISTED = 20
 
@@ -30,7 +37,7 @@ MAX_LISTED = 20
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="study.py",
-        description="Make the trials of a study from its experiment.yaml, and see how they stand.",
+        description="Make the trials of a study from its experiment.yaml, run them, and report.",
         epilog="Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -45,7 +52,40 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     checked = commands.add_parser("check", help="say of each trial what is done, missing or stale")
     checked.add_argument("dir", type=Path, metavar="DIR", help="the folder of experiment.yaml")
     checked.add_argument("--json", action="store_true", help="print it as one JSON object")
+    _add_run(commands)
+    told = commands.add_parser("status", help="say how far each trial is, also while it runs")
+    told.add_argument("dir", type=Path, metavar="DIR", help="the folder of experiment.yaml")
+    told.add_argument("--json", action="store_true", help="print it as one JSON object")
+    reported = commands.add_parser("report", help="write report.html, report.md and results.csv")
+    reported.add_argument("dir", type=Path, metavar="DIR", help="the folder of experiment.yaml")
     return parser.parse_args(argv)
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = commands.add_parser("run", help="train and evaluate all that is left, and report")
+    run.add_argument("dir", type=Path, metavar="DIR", help="the folder of experiment.yaml")
+    run.add_argument(
+        "--parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="so many trials at once on a remote service; the embedded one takes them in turn",
+    )
+    run.add_argument(
+        "--local",
+        action="store_true",
+        help="train on this machine, whatever keys or addresses are set",
+    )
+    run.add_argument(
+        "--reuse",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a study or a run whose evaluations are used again where weights and questions are "
+        "the same; studies in the folders beside DIR are looked at anyway",
+    )
+    run.add_argument("-v", "--verbose", action="store_true", help="show all that trials say")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_missing_streams()
     args = parse_arguments(argv)
     try:
-        exit_code = generate(args) if args.command == "generate" else check(args)
+        exit_code = COMMANDS[args.command](args)
         write_out()
         return exit_code
     except BrokenPipeError:  # whoever read the output has gone
@@ -62,9 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (LoopError, OSError) as error:
         tell(f"error: {describe_failure(error)}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return 2 if isinstance(error, InputError) else 130 if isinstance(error, Interrupted) else 1
     except KeyboardInterrupt:
-        tell("Interrupted. Files that were written are whole; generate again.", file=sys.stderr)
+        tell(f"Interrupted. Give the same command again: study.py {args.command}", file=sys.stderr)
         return 130
 
 
@@ -187,6 +227,128 @@ def _line_of(one: TrialState) -> str:
     told = {"config": one.config, "training": one.training, **one.tasks}
     states = "; ".join(f"{name} {finding.shown}" for name, finding in told.items())
     return f"{one.run_id} ({one.params}): {states}"
+
+
+# --- run, status, report --------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do all that is left of a study, and report on it; the exit code."""
+    from commands.boundary import in_loop, sigterm_as_interrupt
+    from services.keys import taken
+    from studies.generating import bring_up_to_date, generation_of
+    from studies.known import known_run_dirs
+    from studies.record import StudyRecord
+    from studies.running import Work, run_study
+    from studies.screen import Screen
+    from studies.spending import Spending
+    from studies.trial_runs import Floor
+
+    if args.parallel < 1:
+        raise ConfigError(f"--parallel is {args.parallel}; give a number of trials, 1 or more.")
+    generation = generation_of(args.dir)
+    study = generation.study
+    if study.experiment.experiment.framework != "tinker":
+        raise ConfigError(
+            f"{_shown(study.file.path)}: framework is torchtune, whose trials are not run here. "
+            "generate prints the command of each."
+        )
+    if not generation.tasks and not _names_tasks(generation):
+        raise ConfigError(f"{_shown(study.file.path)}: no tasks are named. Add evaluation.tasks.")
+    bring_up_to_date(generation)
+    for warning in generation.warnings:
+        tell(f"warning: {warning}", file=sys.stderr)
+    known = known_run_dirs(study, args.reuse)
+    rows = {arm.run_id: arm.name for arm in generation.arms}
+    rows |= {one.trial.run_id: one.trial.shown for one in generation.trials}
+    command = f"{command_for(Path(__file__).resolve())} run {_quoted(args.dir)}"
+    record = StudyRecord.open(study.results_dir)
+    with contextlib.ExitStack() as opened:
+        opened.callback(record.close)
+        keys = opened.enter_context(taken())
+        opened.enter_context(sigterm_as_interrupt())
+        screen = Screen(
+            rows,
+            redacted=keys.redacted,
+            logs_dir=study.results_dir / "logs",
+            how_to_continue=f"Continue with: {command}",
+            verbose=args.verbose,
+        )
+        opened.callback(screen.close)
+        floor = Floor(keys, screen, args.local)
+        opened.callback(floor.close)
+        spending = Spending(study.experiment.study.budget)
+        work = Work(generation, record, floor, args.parallel, spending)
+        try:
+            outcome = in_loop(run_study(work, known))
+        except Interrupted as error:
+            screen.close()
+            raise Interrupted(f"{error} Continue with: {command}") from None
+    return _tell_outcome(outcome, command)
+
+
+def _names_tasks(generation: Generation) -> bool:
+    return bool(json.loads(generation.trials[0].train_text).get("eval_tasks"))
+
+
+def _tell_outcome(outcome: StudyOutcome, command: str) -> int:
+    """Print how the trials of a study came out; the exit code."""
+    failed = _tell_trials(outcome)
+    for one in failed:
+        tell(f"error: {one.run_id} failed: {one.why} Try it again with: {command}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _tell_trials(outcome: StudyOutcome) -> list[TrialOutcome]:
+    """Print how each trial stands; those that failed."""
+    from scores.wording import score_and_n
+
+    trials = [(arm, one) for arm in outcome.arms for one in arm.trials]
+    for arm, one in trials:
+        seed = "" if one.seed is None or outcome.seeds == 1 else f", seed={one.seed}"
+        score = "" if one.result is None else f", score {score_and_n(one.result)}"
+        at = f" after round {one.round_no}" if one.round_no and one.status != "done" else ""
+        used = f", {one.usage.tokens:,} tokens" if one.usage.tokens else ""
+        why = f": {one.why}" if one.why else ""
+        tell(f"{one.run_id} ({arm.name}{seed}): {one.status}{at}{score}{used}{why}")
+    counts = Counter(one.status for _, one in trials)
+    total = sum(one.usage.tokens for _, one in trials)
+    minutes = sum(one.usage.minutes for _, one in trials)
+    states = ", ".join(f"{number} {state}" for state, number in counts.items())
+    costs = [one.cost_usd for _, one in trials if one.cost_usd is not None]
+    cost = f", {sum(costs):.2f} US dollars" if costs else ""
+    tell(f"{len(trials)} trials: {states}; {total:,} tokens, {minutes:.1f} min of work{cost}")
+    if outcome.budget_sentence is not None:
+        tell(outcome.budget_sentence)
+    if outcome.winner is not None:
+        sealed = "" if outcome.sealed is None else f"; sealed test {score_and_n(outcome.sealed)}"
+        tell(f"Best by its score: {outcome.winner}{sealed}")
+    return [one for _, one in trials if one.status == "failed"]
+
+
+def status(args: argparse.Namespace) -> int:
+    """Say how far each trial of a study is; the exit code."""
+    from ledger.run_directory import is_locked
+    from studies.collecting import as_json, outcome_of
+    from studies.generating import generation_of
+    from studies.record import StudyRecord
+
+    generation = generation_of(args.dir)
+    outcome = outcome_of(generation, StudyRecord.read(generation.study.results_dir))
+    is_at_work = is_locked(generation.study.results_dir)
+    if args.json:
+        say(as_json(outcome, is_at_work=is_at_work))
+        return 0
+    _tell_trials(outcome)
+    tell("study.py run is at work on it." if is_at_work else "No process is at work on it.")
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    return 0
+
+
+COMMANDS = {"generate": generate, "check": check, "run": run, "status": status, "report": report}
 
 
 def _quoted(path: Path) -> str:

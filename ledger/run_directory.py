@@ -377,6 +377,18 @@ def lock(run_dir: Path, what: str = "this run") -> IO[str]:
     return file
 
 
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process is at work on a directory; one that is not there has none."""
+    try:
+        with open(run_dir / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
 def now() -> str:
     return stamp_in(0)
 

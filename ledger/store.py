@@ -21,6 +21,7 @@ This file stores and finds; it does not interpret scores.
 from __future__ import annotations
 
 import itertools
+import os
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -186,7 +187,8 @@ class RunStore(SavedWeightsRecords):
             step=step,
             tasks=sorted(taken.names),
             file=name,
-            taken_from=str(source.run_dir),
+            taken_from=os.path.relpath(source.run_dir, self.run_dir),
+            taken_from_run=source.run_id,
         )
 
     def _add_measured(self, round_no: int, new: Measured) -> str:

@@ -21,6 +21,7 @@ from loop.reports.console import say, tell
 from scores.results import EvalResult, TaskResult
 from storage.files import copy_whole, write_whole
 from storage.stored_json import parse_object
+from studies.generating import Generation, TrialFiles, told_of
 from studies.paths import is_file, is_there
 
 RESULTS = "results.json"
@@ -77,6 +78,21 @@ def _evaluate(configs_dir: Path, trial: Mapping[str, Any], *, is_again: bool) ->
         _lay_out(folder, measured_in, of_task, _record(trial, task, of_task, path, round_no))
         say(f"{task['task']}: {of_task.score:.4f}, n={of_task.n}: {_relative(folder / RESULTS)}")
     return 0
+
+
+def lay_out_trial(generation: Generation, files: TrialFiles, store: RunStore) -> EvalResult:
+    """Lay out what a finished trial has measured of the weights that the study evaluates, which is
+    not measured again; returns it."""
+    trial = told_of(generation.study, files, generation.tasks)
+    round_no = _round_of(store, trial["checkpoint"])
+    checkpoint, result = store.checkpoint(round_no), store.result(round_no)
+    assert checkpoint is not None and result is not None, "the last round was measured"
+    configs_dir, path = generation.study.configs_dir, checkpoint.sampler_path
+    for task, of_task in _results(configs_dir, trial, result):
+        folder = configs_dir / trial["eval_results"] / task["task"]
+        record = _record(trial, task, of_task, path, round_no)
+        _lay_out(folder, store.run_dir, of_task, record)
+    return result
 
 
 def _round_of(store: RunStore, which: str) -> int:

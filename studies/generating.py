@@ -53,6 +53,22 @@ class TrialFiles:
 
 
 @dataclass(frozen=True)
+class ArmFiles:
+    """STUB"""
+
+    name: str
+    prompt: str | None
+    checkpoint: str | None
+    config_file: Path
+    config_text: str
+    run_dir: Path
+
+    @property
+    def run_id(self) -> str:
+        return f"arm_{self.name}"
+
+
+@dataclass(frozen=True)
 class Generation:
     """All that a study comes to. `inputs` are the files it depends on, with their sha256."""
 
@@ -61,6 +77,10 @@ class Generation:
     trials: Sequence[TrialFiles]
     inputs: dict[str, str]
     warnings: Sequence[str]
+
+    @property
+    def arms(self) -> Sequence[ArmFiles]:
+        return ()
 
     @property
     def mapping_file(self) -> Path:
@@ -157,6 +177,18 @@ def _files_of(
 def _script_of(
     study: Study, files: TrialFiles, tasks: Sequence[StudyTask], *, is_ours: bool
 ) -> str:
+    told = told_of(study, files, tasks)
+    if is_ours:
+        return tinker_script(study.configs_dir, told)
+    config: dict[str, Any] = yaml.safe_load(files.train_text)
+    checkpointer = config.get("checkpointer") or {}
+    weights = referred(config, checkpointer.get("output_dir", "${output_dir}"))
+    told["weights"] = str((study.folder / str(weights)).resolve())
+    return torchtune_script(told)
+
+
+def told_of(study: Study, files: TrialFiles, tasks: Sequence[StudyTask]) -> dict[str, Any]:
+    """What an evaluation of a trial is told of it."""
     configs_dir = study.configs_dir
     told: dict[str, Any] = {
         "study": study.name,
@@ -169,11 +201,6 @@ def _script_of(
         "results": os.path.relpath(files.run_dir, configs_dir),
         "eval_results": os.path.relpath(files.eval_dir, configs_dir),
     }
-    if not is_ours:
-        config: dict[str, Any] = yaml.safe_load(files.train_text)
-        checkpointer = config.get("checkpointer") or {}
-        weights = referred(config, checkpointer.get("output_dir", "${output_dir}"))
-        told["weights"] = str((study.folder / str(weights)).resolve())
     told["tasks"] = [
         {
             "task": task.entry.name,
@@ -185,7 +212,7 @@ def _script_of(
         }
         for task in tasks
     ]
-    return tinker_script(configs_dir, told) if is_ours else torchtune_script(told)
+    return told
 
 
 def sha256_of(path: Path) -> str:
@@ -264,3 +291,9 @@ def write_generation(generation: Generation, found: OnDisk) -> None:
     if to_write:
         stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_whole(generation.mapping_file, [dump_yaml({STAMP: stamp, **generation.mapping})])
+
+
+def bring_up_to_date(generation: Generation) -> None:
+    """STUB"""
+    found = compare_with_disk(generation)
+    write_generation(generation, found)

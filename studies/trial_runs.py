@@ -112,9 +112,9 @@ async def train_trial(
 ) -> None:
     """Begin a trial or go on with it, to its end or to where it is left. Raises `LoopError`."""
     args = _arguments(trial, floor)
-    settings = open_settings(args, session)
     with at_work(floor, session, trial.run_id) as progress:
         progress.live("reading settings and data")
+        settings = open_settings(args, session)
         progress.lines(settings.notes)
         as_recorded = settings.loaded.config.model_dump(mode="json")
         if settings.store is not None and settings.store.is_finished_with(as_recorded):
@@ -133,8 +133,8 @@ async def train_trial(
 async def ask_sealed_test(trial: TrialPlace, floor: Floor, session: Session, round_no: int) -> None:
     """Open the sealed test on a round of a finished trial, or finish one that was opened on it."""
     args = _arguments(trial, floor)
-    settings = open_settings(args, session)
     with at_work(floor, session, trial.run_id) as progress:
+        settings = open_settings(args, session)
         choice, plan, _ = settle(args, settings, session, progress)
         async with floor.service_for(choice, plan, progress) as service:
             store, place = take_up(settings, plan, choice, service, session)
@@ -149,21 +149,19 @@ async def measure_arm(
 ) -> None:
     """Measure an arm that is not trained: a checkpoint, or the untouched base model (None)."""
     args = _arguments(arm, floor)
-    if is_absent_or_empty(arm.run_dir):
-        loaded = load_and_validate_config(arm.config_file, [])
-        settings = OpenedSettings(loaded, find_model_dir(loaded), None, arm.run_dir, {}, [])
-        subjects = [Subject(arm.run_id, None)]
-        if checkpoint is not None:
-            subjects = find_subjects([checkpoint], Path("runs"))
-    else:
-        settings = open_settings(args, session)
-        assert settings.store is not None, "there is something in its directory"
-        subjects = recorded_subjects(settings.evaluated or [], settings.store)
-        if settings.store.comparable_results():
-            settings.store.close()
-            return
     with at_work(floor, session, arm.run_id) as progress:
         progress.live("reading settings and tasks")
+        if is_absent_or_empty(arm.run_dir):
+            loaded = load_and_validate_config(arm.config_file, [])
+            settings = OpenedSettings(loaded, find_model_dir(loaded), None, arm.run_dir, {}, [])
+            named = [] if checkpoint is None else [checkpoint]
+            subjects = find_subjects(named, Path("runs")) or [Subject(arm.run_id, None)]
+        else:
+            settings = open_settings(args, session)
+            assert settings.store is not None, "there is something in its directory"
+            subjects = recorded_subjects(settings.evaluated or [], settings.store)
+            if settings.store.comparable_results():
+                return
         settled = settle_evaluation(args, settings, session, subjects)
         progress.lines(settled.lines)
         plan = with_known_weights(settled.plan, settings.store, subjects, progress)
