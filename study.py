@@ -101,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             drop(stream)
         return 1
     except (LoopError, OSError) as error:
-        tell(f"error: {describe_failure(error)}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 130 if isinstance(error, Interrupted) else 1
+        is_asked = isinstance(error, Interrupted)
+        tell(f"{'' if is_asked else 'error: '}{describe_failure(error)}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 130 if is_asked else 1
     except KeyboardInterrupt:
         tell(f"Interrupted. Give the same command again: study.py {args.command}", file=sys.stderr)
         return 130
