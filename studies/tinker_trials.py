@@ -73,6 +73,11 @@ class TinkerConfigs:
     fixed: dict[str, Any]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def first_seed(self) -> Any:
+        """The seed that a trial has which is no replicate."""
+        return self.fixed.get("seed", TrainingConfig.model_fields["seed"].default)
+
     def text_of(self, trial: Trial) -> TrialText:
         """The config of a trial as its file has it. Raises `ConfigError` for one that the loop
         would refuse."""
@@ -80,7 +85,7 @@ class TinkerConfigs:
         params = {key: value for key, value in trial.params.items() if key != "lora_alpha"}
         raw = merged(raw, nested(params, named))
         raw["run_name"] = f"{self.study.name[:48]}-{trial.run_id}"
-        if trial.seed is not None:
+        if trial.is_replicate:
             raw["seed"] = trial.seed
         self._add_tasks(raw)
         checked = check(raw)
