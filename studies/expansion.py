@@ -158,6 +158,12 @@ def given_in(study: Study, named: Callable[[str], str]) -> list[Given]:
     return found
 
 
+def leaves_of(one: Given) -> list[tuple[str, Any]]:
+    """The settings that a parameter sets, by dotted name, also inside of its values."""
+    values = one.value if one.place[0] == "variables" else [one.value]
+    return [pair for value in values for pair in flat({one.name: value}).items()]
+
+
 def _given_below(
     values: Mapping[str, Any], place: Place, named: Callable[[str], str]
 ) -> list[Given]:

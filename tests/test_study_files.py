@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from config_schema import load_and_validate_config
 from test_studies import BASE, TINKER, TORCHTUNE, change, command, folder, numbers_of, states
 
 __all__ = ["folder"]  # the fixture
@@ -165,3 +167,41 @@ def test_a_map_of_an_earlier_version_is_understood(folder: Path) -> None:
     mapping_of(folder).write_text("runs:\n- id: run_003\n  params: {lora_rank: 16}\n  seed: null\n")
     generated(folder, "--force")
     assert numbers_of(folder) == {0: (8, 7), 3: (16, 7)}
+
+
+# --- the sealed test ------------------------------------------------------------------------------
+
+
+def test_every_trial_carries_the_sealed_test_for_the_winner(folder: Path) -> None:
+    (folder / "data" / "test.jsonl").write_text('{"question": "Say 70", "answer": "70"}\n')
+    (folder / "sealed.py").write_text((folder / "evals" / "domain_qa.py").read_text())
+    names = "[qa:data/test.jsonl, sealed.py@domain_qa]"
+    settings = f"{{test_tasks: {names}, limit: {{sealed.py@domain_qa: 3, domain: 2}}}}"
+    change(folder, "epochs: 3", f"epochs: 3\n  evaluation: {settings}")
+    generated(folder)
+    for number in (0, 1):
+        loaded = load_and_validate_config(folder / "configs" / f"train_{number:03d}.json")
+        evaluation = loaded.config.evaluation
+        assert evaluation.test_on == "winner"
+        assert evaluation.test_tasks == ["qa:../data/test.jsonl", "../sealed.py@domain_qa"]
+        assert evaluation.limit == {"../sealed.py@domain_qa": 3, loaded.config.eval_tasks[0]: 2}
+        loaded.find("evaluation.test_tasks", "../data/test.jsonl")
+    recorded = yaml.safe_load(mapping_of(folder).read_text())
+    assert {"data/test.jsonl", "sealed.py"} <= set(recorded["inputs"])
+
+
+def test_the_sealed_test_may_stand_in_the_base_config(folder: Path) -> None:
+    (folder / "shared").mkdir()
+    (folder / "shared" / "test.jsonl").write_text('{"question": "Say 70", "answer": "70"}\n')
+    section = "framework_config:\n  base_config_file: shared/own.json\nvariables:"
+    change(folder, "variables:", section)
+    for given, expected in (({}, "winner"), ({"test_on": "end"}, None)):
+        own = {"evaluation": {"test_tasks": ["qa:test.jsonl"], **given}}
+        (folder / "shared" / "own.json").write_text(json.dumps(own))
+        if expected is None:
+            assert "own.json: evaluation.test_on is" in refusal(folder)
+            continue
+        generated(folder)
+        config = load_and_validate_config(folder / "configs" / "train_000.json").config
+        assert config.evaluation.test_on == expected
+        assert config.evaluation.test_tasks == ["qa:../shared/test.jsonl"]
