@@ -268,10 +268,10 @@ class TrainingConfig(Settings):
                     f"evaluation.test_tasks names {name!r}, which {why}. A sealed test holds "
                     "questions that no round is decided by."
                 )
-        if self.evaluation.test_on == "pass" and not self.evaluation.test_tasks:
+        if self.evaluation.test_on != "end" and not self.evaluation.test_tasks:
             raise ValueError(
-                "evaluation.test_on is pass, and there is no sealed test to open. Name one in "
-                "evaluation.test_tasks, or leave evaluation.test_on out."
+                f"evaluation.test_on is {self.evaluation.test_on}, and there is no sealed test to "
+                "open. Name one in evaluation.test_tasks, or leave evaluation.test_on out."
             )
         if SPLIT_TASK in self.eval_tasks and not self.data.val_share:
             raise ValueError(

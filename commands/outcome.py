@@ -72,7 +72,7 @@ def report_end(
 ) -> int:
     """Print the outcome to stdout; returns the exit code."""
     from loop.planning.plan import gate_of
-    from loop.reports.run_report import STAYED_SEALED
+    from loop.reports.run_report import stayed_sealed
     from loop.reports.what_next import what_next
     from scores.wording import score_and_n
 
@@ -111,7 +111,7 @@ def report_end(
         if test is not None:
             tell(f"Sealed test: score {score_and_n(test)}")
         elif is_sealed:
-            tell(f"{STAYED_SEALED}.")
+            tell(f"{stayed_sealed(config.evaluation.test_on)}.")
         say(f"  {checkpoint.sampler_path}")
         say(f"Report: {store.run_dir / 'eval_report.md'}")
         say(f"Run directory: {store.run_dir}")

@@ -248,11 +248,12 @@ class EvaluationSettings(Settings):
         default=[],
         description="sealed test: asked once, at the end, of the chosen checkpoint only",
     )
-    test_on: Literal["end", "pass"] = Field(
+    test_on: Literal["end", "pass", "winner"] = Field(
         default="end",
         description=(
-            "when the sealed test is opened: at the `end` of the run however that is, or only when "
-            "the gate has passed (`pass`); a run whose test is sealed can be extended"
+            "when the sealed test is opened: at the `end` of the run however that is, only when "
+            "the gate has passed (`pass`), or only when a study names the run its winner "
+            "(`winner`); a run whose test is sealed can be extended"
         ),
     )
 

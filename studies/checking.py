@@ -25,7 +25,6 @@ from studies.generating import (
     OnDisk,
     TrialFiles,
     compare_with_disk,
-    recorded_inputs,
     sha256_of,
 )
 from studies.paths import is_file, is_folder
@@ -85,7 +84,7 @@ class StudyState:
 def state_of(generation: Generation) -> StudyState:
     """Look at everything that a study has on disk."""
     disk = compare_with_disk(generation)
-    recorded = recorded_inputs(generation.study) or {}
+    recorded = {} if generation.recorded is None else dict(generation.recorded.inputs or {})
     named = {**recorded, **generation.inputs}
     changed = [n for n in named if recorded and recorded.get(n) != generation.inputs.get(n)]
     left_over = [str(path) for path in disk.left_over]

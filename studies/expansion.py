@@ -1,6 +1,5 @@
 """From variables to trials: the full product of their values, once for each seed.
 
-The first seed's trials come first, so that a larger `study.seeds` adds trials and renumbers none.
 Pure but for the lines that its errors name.
 """
 
@@ -22,14 +21,24 @@ MAX_PARAMETERS = 500
 OVERRIDE = "_override"
 
 
+class Combination(NamedTuple):
+    """Values of the variables, and the seed that applies to them: also where the controls say it or
+    nobody does. It is a replicate where `study.seeds` adds it to what the controls say."""
+
+    params: Mapping[str, Any]
+    seed: int | None  # None: by chance, which torchtune can
+    is_replicate: bool
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One combination of the variables, with one seed. `seed` is None where the study has one seed
-    alone, and then the controls' or the framework's own applies."""
+    """One combination of the variables, with one seed, and its number. Only the seed of a replicate
+    is written into its config, so that more seeds leave what there is as it was."""
 
     number: int
     params: Mapping[str, Any]
     seed: int | None
+    is_replicate: bool = False
 
     @property
     def run_id(self) -> str:
@@ -39,7 +48,7 @@ class Trial:
     def shown(self) -> str:
         """Its values in one line."""
         told = [f"{key}={json.dumps(value)}" for key, value in self.params.items()]
-        told += [] if self.seed is None else [f"seed={self.seed}"]
+        told += [f"seed={self.seed}"] if self.is_replicate else []
         return ", ".join(told)
 
 
@@ -66,9 +75,10 @@ def check_parameters(study: Study, named: Callable[[str], str]) -> None:
     _refuse_collisions(study, named)
 
 
-def trials_of(study: Study, first_seed: Any) -> list[Trial]:
-    """Every trial of a study, in order; its seeds count up from the first, which is what all trials
-    share without. Raises `ConfigError` for more trials than anybody means."""
+def combinations_of(study: Study, first_seed: Any) -> list[Combination]:
+    """Every combination of a study, once for each seed; these count up from the first, which is
+    what the controls or the framework say. Raises `ConfigError` for more trials than anybody
+    means."""
     variables, seeds = study.experiment.variables, study.experiment.study.seeds
     num_trials = math.prod(len(values) for values in variables.values()) * seeds
     if num_trials > MAX_TRIALS:
@@ -78,17 +88,15 @@ def trials_of(study: Study, first_seed: Any) -> list[Trial]:
             f"{sizes} with {seeds} seed{'s' * (seeds > 1)} come to {num_trials:,} trials, more "
             f"than {MAX_TRIALS:,}. Leave values out.",
         )
+    counted_from = 0 if first_seed is None else first_seed
     if seeds > 1:
-        _check_seed(study, first_seed)
-    products = itertools.product(range(seeds), *variables.values())
-    return [
-        Trial(
-            number,
-            params=dict(zip(variables, values, strict=True)),
-            seed=None if seeds == 1 else first_seed + replicate,
-        )
-        for number, (replicate, *values) in enumerate(products)
-    ]
+        _check_seed(study, counted_from)
+    made = []
+    for replicate, *values in itertools.product(range(seeds), *variables.values()):
+        params = dict(zip(variables, values, strict=True))
+        seed = counted_from + replicate if replicate else params.get("seed", first_seed)
+        made.append(Combination(params, seed, is_replicate=replicate > 0))
+    return made
 
 
 def _check_seed(study: Study, first_seed: Any) -> None:
@@ -148,6 +156,12 @@ def given_in(study: Study, named: Callable[[str], str]) -> list[Given]:
     found += _given_below(controls, ("controls",), named)
     found += _given_below(override, ("controls", OVERRIDE), str)  # which has the framework's names
     return found
+
+
+def leaves_of(one: Given) -> list[tuple[str, Any]]:
+    """The settings that a parameter sets, by dotted name, also inside of its values."""
+    values = one.value if one.place[0] == "variables" else [one.value]
+    return [pair for value in values for pair in flat({one.name: value}).items()]
 
 
 def _given_below(

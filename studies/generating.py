@@ -1,7 +1,8 @@
 """What a study comes to on disk: the config and the evaluation script of each trial, and the map.
 
 A generation is made whole before anything is written; making it again and comparing is how `check`
-knows what is stale. `run_mapping.yaml` is written last, and names every input with its sha256.
+knows what is stale. `run_mapping.yaml` is written last; it has the number of every trial, those
+that were dropped among them, and every input with its sha256.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import yaml
 from storage.files import write_whole
 from studies import tinker_trials, torchtune_trials
 from studies.eval_scripts import tinker_script, torchtune_script
-from studies.expansion import Trial, check_parameters, trials_of
+from studies.expansion import Trial, check_parameters, combinations_of
 from studies.experiment import FILE_NAME, Study, load_study
+from studies.numbering import MAPPING, KnownTrial, StudyMap, number_trials, read_map
 from studies.task_files import StudyTask, find_tasks
 from studies.torchtune_base import referred
 from studies.yaml_file import dump_yaml
 
-MAPPING = "run_mapping.yaml"
 ASKED_FROM = 100  # trials, before so many are written a person is asked
 STAMP = "generated_at"
 _GENERATED = re.compile(r"(train_\d{3,}\.(json|yaml)|eval_\d{3,}\.py)")
@@ -70,13 +71,17 @@ class ArmFiles:
 
 @dataclass(frozen=True)
 class Generation:
-    """All that a study comes to. `inputs` are the files it depends on, with their sha256."""
+    """All that a study comes to. `inputs` are the files it depends on, with their sha256;
+    `retired` are trials that it had and has dropped, `recorded` is the map of the last generation.
+    """
 
     study: Study
     tasks: Sequence[StudyTask]
     trials: Sequence[TrialFiles]
     inputs: dict[str, str]
     warnings: Sequence[str]
+    retired: Sequence[KnownTrial] = ()
+    recorded: StudyMap | None = None
 
     @property
     def arms(self) -> Sequence[ArmFiles]:
@@ -116,6 +121,10 @@ class Generation:
             "total_runs": len(runs),
             "inputs": self.inputs,
             "runs": runs,
+            "retired": [
+                {"id": f"run_{one.number:03d}", "params": dict(one.params), "seed": one.seed}
+                for one in self.retired
+            ],
         }
 
 
@@ -127,15 +136,17 @@ def generation_of(folder: Path) -> Generation:
     kind = tinker_trials if is_ours else torchtune_trials
     check_parameters(study, kind.named)
     configs: Configs = kind.open_configs(study, tasks)
-    first_seed = configs.fixed.get("seed")
-    trials = trials_of(study, 0 if first_seed is None else first_seed)
+    wanted = combinations_of(study, configs.first_seed)
+    recorded = read_map(study, configs.first_seed)
+    numbering = number_trials(study, wanted, configs.first_seed, recorded)
     files = [study.folder / FILE_NAME, *configs.data_files()]
     code = {path: sha for task in tasks for path, sha in task.code.items()}
     inputs = {_named(study, path): sha256_of(path) for path in files}
     inputs |= {_named(study, Path(path)): sha for path, sha in code.items()}
-    made = [_files_of(study, trial, configs, tasks) for trial in trials]
+    made = [_files_of(study, trial, configs, tasks) for trial in numbering.trials]
     remarks = dict.fromkeys(one.remark for one in made if one.remark is not None)
-    return Generation(study, tasks, made, inputs, [*_warnings(study, configs), *remarks])
+    warnings = [*numbering.warnings, *_warnings(study, configs), *remarks]
+    return Generation(study, tasks, made, inputs, warnings, numbering.retired, recorded)
 
 
 def _warnings(study: Study, configs: Configs) -> list[str]:
@@ -254,18 +265,6 @@ def compare_with_disk(generation: Generation) -> OnDisk:
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     found.left_over.extend(p for p in there if _GENERATED.fullmatch(p.name) and p not in kept)
     return found
-
-
-def recorded_inputs(study: Study) -> dict[str, str] | None:
-    """The inputs of the generation that was last written, with their sha256; None where there is
-    no map that tells."""
-    text = _text_in(study.configs_dir / MAPPING)
-    head = "" if text is None else text.partition("\nruns:")[0]  # of thousands of runs
-    try:
-        inputs = yaml.safe_load(head)["inputs"]
-        return {str(name): str(sha) for name, sha in inputs.items()}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError):
-        return None
 
 
 def _without_time(text: str) -> str:

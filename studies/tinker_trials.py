@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +17,21 @@ from typing import Any
 from config_schema import TrainingConfig, check, describe_settings
 from errors import ConfigError
 from settings.config_file import read_object
-from studies.expansion import OVERRIDE, Given, Trial, TrialText, given_in, overlap
+from studies.expansion import OVERRIDE, Given, Trial, TrialText, given_in, leaves_of, overlap
 from studies.experiment import Study, nearest
+from studies.moved_files import (
+    FILE_KEYS,
+    moved_files,
+    named_from,
+    names_in,
+    rename_tasks,
+    task_file,
+)
 from studies.nesting import flat, merged, nested, put
 from studies.paths import is_file, is_there
 from studies.task_files import StudyTask
 from studies.yaml_file import as_value, shown
+from user_code.finding import code_of
 
 LORA_ALPHA = 32
 NAMES = {"dataset": "train_file", "epochs": "num_epochs"}
@@ -47,13 +55,13 @@ OF_TORCHTUNE = {
 }
 OF_THE_STUDY = {
     "run_name": "the study names its trials. Take it out.",
-    "evaluation.task_args": "arguments stand with their task in evaluation.tasks. Move them there.",
-    "evaluation.test_tasks": (
-        "a sealed test is opened once, and every trial would open it. Take it out."
+    "evaluation.task_args": (
+        "arguments stand with their task in evaluation.tasks. Move them there; of a sealed test, "
+        "write a second function under @task that calls the first with them."
     ),
 }
-NAMED_BY_TASK = ("every", "layers", "limit", "score_key", "cluster_key")
-FILE_KEYS = ("train_file", "val_file", "mining.pool_file", "evalops_budget_file")
+TEST_TASKS, TEST_ON = "evaluation.test_tasks", "evaluation.test_on"
+OF_THE_WINNER = "the sealed test of a study is opened once, by the study, for its winner alone."
 
 
 def named(key: str) -> str:
@@ -73,6 +81,11 @@ class TinkerConfigs:
     fixed: dict[str, Any]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def first_seed(self) -> Any:
+        """The seed that a trial has which is no replicate."""
+        return self.fixed.get("seed", TrainingConfig.model_fields["seed"].default)
+
     def text_of(self, trial: Trial) -> TrialText:
         """The config of a trial as its file has it. Raises `ConfigError` for one that the loop
         would refuse."""
@@ -80,7 +93,7 @@ class TinkerConfigs:
         params = {key: value for key, value in trial.params.items() if key != "lora_alpha"}
         raw = merged(raw, nested(params, named))
         raw["run_name"] = f"{self.study.name[:48]}-{trial.run_id}"
-        if trial.seed is not None:
+        if trial.is_replicate:
             raw["seed"] = trial.seed
         self._add_tasks(raw)
         checked = check(raw)
@@ -91,14 +104,19 @@ class TinkerConfigs:
         return TrialText(json.dumps(moved, indent=2, ensure_ascii=False) + "\n")
 
     def data_files(self) -> list[Path]:
-        """The files of rows that trials train on, as far as they lie here, and the base config."""
+        """The files that trials train on and are asked from, as far as they lie here, and the base
+        config."""
         found = [] if self.base_file is None else [self.base_file]
         values = [(key, value) for key, value in flat(self.fixed).items()]
         for key, varied in self.study.experiment.variables.items():
             values += [(named(key), value) for value in varied]
         for key, value in values:
             names = names_in(value) if key in FILE_KEYS else []
-            found += [path for name in names if (path := self._find(name)) is not None]
+            if key == TEST_TASKS or (key == "eval_tasks" and not self.tasks):
+                names = [file for name in names_in(value) if (file := task_file(name)) is not None]
+            paths = [path for name in names if (path := self._find(name)) is not None]
+            code = [Path(one) for path in paths if path.suffix == ".py" for one in code_of(path)]
+            found += [*paths, *code]
         return [path for path in dict.fromkeys(found) if is_file(path)]
 
     def _add_tasks(self, raw: dict[str, Any]) -> None:
@@ -107,18 +125,15 @@ class TinkerConfigs:
         names = {task.entry.name: self._task_name(task) for task in self.tasks}
         raw["eval_tasks"] = list(names.values())
         evaluation = raw.setdefault("evaluation", {})
-        gate = raw.setdefault("gate", {})
         args = {names[task.entry.name]: dict(task.args) for task in self.tasks if task.args}
-        if not isinstance(evaluation, dict) or not isinstance(gate, dict):
-            return  # the schema says what they are
+        if not isinstance(evaluation, dict):
+            return  # the schema says what it is
         if args:
             evaluation["task_args"] = args
-        for group, key in [*((evaluation, key) for key in NAMED_BY_TASK), (gate, "guards")]:
-            if isinstance(group.get(key), dict):
-                group[key] = {names.get(name, name): value for name, value in group[key].items()}
+        rename_tasks(raw, names)
 
     def _task_name(self, task: StudyTask) -> str:
-        return f"{_from(self.study.configs_dir, task.file)}@{task.function.function}"
+        return f"{named_from(self.study.configs_dir, task.file)}@{task.function.function}"
 
     # --- files --------------------------------------------------------------------------------
 
@@ -148,13 +163,13 @@ class TinkerConfigs:
                 "the study's folder.",
                 None,
             )
-        for name in config.eval_tasks if not self.tasks else []:
-            file = name.partition(":")[2] if name.startswith(("qa:", "nll:")) else None
-            file = name.rpartition("@")[0] if ".py@" in name else file
-            if file and name != "nll:split" and self._find(file) is None:
+        own = [("eval_tasks", name) for name in config.eval_tasks if not self.tasks]
+        for key, name in [*own, *((TEST_TASKS, name) for name in config.evaluation.test_tasks)]:
+            file = task_file(name)
+            if file and self._find(file) is None:
                 raise self._refused(
-                    "eval_tasks",
-                    f"eval_tasks names {shown(name)}, but there is no {self.study.folder / file}. "
+                    key,
+                    f"{key} names {shown(name)}, but there is no {self.study.folder / file}. "
                     "Put the file there; a path starts at the study's folder.",
                     None,
                 )
@@ -216,14 +231,16 @@ def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TinkerConfigs:
     fixed = merged(DEFAULTS, base)
     fixed = merged(fixed, nested(controls, named))
     fixed = merged(fixed, nested(override, str))
+    if flat(fixed).get(TEST_TASKS):
+        put(fixed, TEST_ON, "winner")
+        _refuse_open_test(study, tasks, flat(fixed)[TEST_TASKS])
     return TinkerConfigs(study, tasks, base, base_file, fixed)
 
 
 def _without_tasks(base: dict[str, Any], base_file: Path, has_tasks: bool) -> dict[str, Any]:
     """A base config without what is the study's to say."""
-    if flat(base).get("evaluation.test_tasks"):
-        why = OF_THE_STUDY["evaluation.test_tasks"]
-        raise ConfigError(f"{base_file}: evaluation.test_tasks: {why}")
+    if (test_on := flat(base).get(TEST_ON, "winner")) != "winner":
+        raise ConfigError(f"{base_file}: {_test_on(test_on)}")
     made = copy.deepcopy(base)
     if has_tasks:
         made.pop("eval_tasks", None)
@@ -242,7 +259,7 @@ def _check_names(study: Study, has_tasks: bool) -> None:
             _check_alpha(study, one)
         elif (why := OF_TORCHTUNE.get(top)) is not None:
             raise error(one.place, f"{shown(one.name)} is torchtune's: {why}")
-        elif (why := _said_of(one.name, has_tasks)) is not None:
+        elif (why := _said_of(one, has_tasks)) is not None:
             raise error(one.place, f"{shown(one.name)}: {why}")
         elif not any(overlap(one.name, key) for key in known):
             given = ".".join(map(str, one.place[1:])).removeprefix("_override.")
@@ -257,11 +274,45 @@ def _check_names(study: Study, has_tasks: bool) -> None:
             )
 
 
-def _said_of(name: str, has_tasks: bool) -> str | None:
-    if name == "eval_tasks" and has_tasks:
+def _said_of(one: Given, has_tasks: bool) -> str | None:
+    """Why a parameter is not the study's to set, or not in this way."""
+    if one.name == "eval_tasks" and has_tasks:
         return "the tasks are those of evaluation.tasks. Take one of the two out."
-    found = (why for key, why in OF_THE_STUDY.items() if f"{name}.".startswith(f"{key}."))
-    return next(found, None)
+    is_varied = one.place[0] == "variables"
+    for name, value in leaves_of(one):
+        for key, why in OF_THE_STUDY.items():
+            if f"{name}.".startswith(f"{key}."):
+                return why
+        if name == TEST_TASKS and is_varied:
+            return f"{OF_THE_WINNER} Name one test for all trials, in controls."
+        if name == TEST_ON and (is_varied or value != "winner"):
+            return _test_on(value)
+    return None
+
+
+def _test_on(value: Any) -> str:
+    return f"evaluation.test_on is {as_value(value)}, but {OF_THE_WINNER} Take it out."
+
+
+def _refuse_open_test(study: Study, tasks: Sequence[StudyTask], sealed: Any) -> None:
+    """A task that trials are chosen by is no sealed test."""
+    seen = {
+        f"{task.file}@{name}": task.entry.name
+        for task in tasks
+        for name in (task.function.function, task.function.registered)
+    }
+    for name in names_in(sealed):
+        file, _, function = name.rpartition("@")
+        if is_file(study.folder / file) and (
+            task := seen.get(f"{(study.folder / file).resolve()}@{function}")
+        ):
+            given = [one for one in given_in(study, named) if one.name == TEST_TASKS]
+            raise study.file.error(
+                given[0].place if given else ("framework_config", "base_config_file"),
+                f"evaluation.test_tasks names {shown(name)}, which is {task} of evaluation.tasks "
+                "as well. A sealed test holds questions that no trial is chosen by: take it out "
+                "of one of the two.",
+            )
 
 
 def _check_alpha(study: Study, one: Given) -> None:
@@ -312,45 +363,6 @@ def _refuse_one_task_twice(study: Study, tasks: Sequence[StudyTask]) -> None:
         seen[key] = task.entry.name
 
 
-def moved_files(
-    config: dict[str, Any], start: Path, to: Path, has_own_tasks: bool
-) -> dict[str, Any]:
-    """The same config with the files that lie below `start` named from the folder `to`."""
-    made = copy.deepcopy(config)
-    for key in (*FILE_KEYS, "base_model"):
-        value = flat(made).get(key)
-        if value is not None:
-            put(made, key, _moved(value, start, to))
-    if isinstance(made.get("start_from"), str):
-        run_dir, at, which = made["start_from"].partition("@")
-        made["start_from"] = f"{_moved(run_dir, start, to)}{at}{which}"
-    tasks = made.get("eval_tasks")
-    if has_own_tasks and isinstance(tasks, list):
-        made["eval_tasks"] = [_moved_task(name, start, to) for name in tasks]
-    return made
-
-
-def _moved(value: Any, start: Path, to: Path) -> Any:
-    if isinstance(value, list):
-        return [_moved(one, start, to) for one in value]
-    if isinstance(value, dict):
-        return {**value, "file": _moved(value["file"], start, to)} if "file" in value else value
-    if not isinstance(value, str) or os.path.isabs(value) or "\0" in value:
-        return value
-    path = start / value
-    return _from(to, path) if is_there(path) else value
-
-
-def _moved_task(name: Any, start: Path, to: Path) -> Any:
-    if not isinstance(name, str):
-        return name
-    for prefix in ("qa:", "nll:"):
-        if name.startswith(prefix):
-            return prefix + _moved(name.removeprefix(prefix), start, to)
-    file, at, function = name.rpartition("@")
-    return f"{_moved(file, start, to)}@{function}" if at else name
-
-
 def _named_in(sentence: str, dotted: str) -> int:
     """How much of a dotted name a sentence has: characters of its longest part from the left."""
     parts = dotted.split(".")
@@ -358,17 +370,3 @@ def _named_in(sentence: str, dotted: str) -> int:
     return max(
         (len(one) for one in beginnings if re.search(rf"\b{re.escape(one)}\b", sentence)), default=0
     )
-
-
-def names_in(value: Any) -> list[str]:
-    """The files that a setting of rows names."""
-    if isinstance(value, list):
-        return [name for one in value for name in names_in(one)]
-    if isinstance(value, dict):
-        return names_in(value.get("file"))
-    return [value] if isinstance(value, str) else []
-
-
-def _from(folder: Path, path: Path) -> str:
-    """A path as it is named from a folder."""
-    return Path(os.path.relpath(path, folder.resolve())).as_posix()

@@ -88,6 +88,11 @@ class TorchtuneConfigs:
     fixed: dict[str, Any]
     warnings: tuple[str, ...]
 
+    @property
+    def first_seed(self) -> Any:
+        """The seed that a trial has which is no replicate; None is torchtune's "by chance"."""
+        return self.fixed.get("seed")
+
     def text_of(self, trial: Trial) -> TrialText:
         """The config of a trial as its file has it. Raises `ConfigError` for one that would train
         nothing, or refers to what is not there."""
@@ -97,7 +102,7 @@ class TorchtuneConfigs:
                 _put_source(self.study, config, value, ("variables", key))
             else:
                 config = _merged_components(config, nested({key: value}, named))
-        if trial.seed is not None:
+        if trial.is_replicate:
             config["seed"] = trial.seed
         config["output_dir"] = str(self.study.results_dir / trial.run_id)
         check_references(config, self.study.file)

@@ -45,9 +45,29 @@ def test_a_missed_target_leaves_the_test_sealed(
     assert "stayed sealed" not in capsys.readouterr().out
 
 
-def test_there_must_be_a_test_to_open(workspace: Workspace, capsys: pytest.CaptureFixture) -> None:
-    assert workspace.run("run", evaluation={"test_on": "pass"}) == 2
-    assert "evaluation.test_on is pass, and there is no sealed test" in errors(capsys)
+def test_a_test_for_the_winner_is_never_opened_by_the_run(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    """However it ends, and the rows are held against it all the same."""
+    workspace.write_rows("sealed.jsonl", [{"question": row(3)["instruction"], "answer": "x"}])
+    evaluation = {"max_tokens": 4, "test_tasks": ["qa:sealed.jsonl"], "test_on": "winner"}
+    passing = {"evaluation": evaluation, "max_rounds": 1, "eval_threshold": 0.0}
+    assert workspace.run("run", **passing) == 0
+    printed = capsys.readouterr()
+    assert "1 question, opened only when a study names this run its winner" in printed.err
+    for said in (printed.out, printed.err, (workspace.folder / "run/eval_report.md").read_text()):
+        assert "Sealed test: it stayed sealed, since evaluation.test_on is winner" in said
+    assert workspace.store("run").test_opened() is None
+    dropped = (workspace.folder / "run/data_dropped.jsonl").read_text()
+    assert "qa:sealed.jsonl" in dropped
+
+
+@pytest.mark.parametrize("test_on", ["pass", "winner"])
+def test_there_must_be_a_test_to_open(
+    workspace: Workspace, capsys: pytest.CaptureFixture, test_on: str
+) -> None:
+    assert workspace.run("run", evaluation={"test_on": test_on}) == 2
+    assert f"evaluation.test_on is {test_on}, and there is no sealed test" in errors(capsys)
 
 
 # --- weights of another run -----------------------------------------------------------------------

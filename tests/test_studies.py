@@ -197,15 +197,21 @@ def test_a_study_becomes_configs_scripts_and_a_map(folder: Path) -> None:
     assert set(recorded["inputs"]) == {"experiment.yaml", "data/train.jsonl", "evals/domain_qa.py"}
 
 
+def numbers_of(folder: Path) -> dict[int, tuple[Any, ...]]:
+    """The parameters and the seed that each number of the map stands for."""
+    recorded = yaml.safe_load((folder / "configs" / "run_mapping.yaml").read_text())
+    return {int(run["id"][4:]): (*run["params"].values(), run["seed"]) for run in recorded["runs"]}
+
+
 def test_all_products_in_order_with_more_seeds_behind(folder: Path) -> None:
     more = "lora_rank: [8, 16]\n  batch_size: [2, 4]"
-    change(folder, "lora_rank: [8, 16]", more)
+    text = TINKER.replace("epochs: 3", "epochs: 3\n  seed: 5")
+    change(folder, "lora_rank: [8, 16]", more, text)
     command("generate", str(folder))
     first = yaml.safe_load((folder / "configs" / "run_mapping.yaml").read_text())["runs"]
     assert [tuple(run["params"].values()) for run in first] == [(8, 2), (8, 4), (16, 2), (16, 4)]
     text = (folder / "experiment.yaml").read_text()
-    text = text.replace("epochs: 3", "epochs: 3\n  seed: 5") + "study:\n  seeds: 3\n"
-    (folder / "experiment.yaml").write_text(text)
+    (folder / "experiment.yaml").write_text(text + "study:\n  seeds: 3\n")
     assert command("generate", str(folder), "--force").code == 0
     runs = yaml.safe_load((folder / "configs" / "run_mapping.yaml").read_text())["runs"]
     assert [run["params"] for run in runs] == [run["params"] for run in first] * 3
@@ -341,7 +347,16 @@ def test_names_of_tasks_stand_for_them_in_settings(folder: Path) -> None:
         ("epochs: 3", 'data: {columns: {a: ["${x}"]}}', 12, ["${x}", "Write the value"]),
         ("epochs: 3", "start_from: runs/none@best", 12, ["start_from", "study's folder"]),
         ("epochs: 3", "evaluation: {limit: {domian: 3}}", 12, ["evaluation.limit", "domian"]),
-        ("epochs: 3", "evaluation: {test_tasks: [simple_qa]}", 12, ["sealed test"]),
+        ("epochs: 3", "evaluation: {test_tasks: [qa:no.jsonl]}", 12, ["test_tasks", "no.jsonl"]),
+        ("epochs: 3", "evaluation: {test_on: pass}", 12, ['test_on is "pass"', "winner alone"]),
+        ("epochs: 3", "_override: {evaluation: {test_on: end}}", 12, ["winner alone", "Take it"]),
+        ("[8, 16]", "[8]\n  evaluation: [{test_on: end}]", 7, ["for its winner alone"]),
+        ("[8, 16]", "[8]\n  evaluation.test_tasks: [[simple_qa]]", 7, ["in controls"]),
+        ("epochs: 3", "evaluation: {test_on: winner}", 12, ["no sealed test to open"]),
+        (
+            *("epochs: 3", "evaluation: {test_tasks: [evals/domain_qa.py@domain_qa]}", 12),
+            ["is domain of evaluation.tasks", "take it out"],
+        ),
         ("evaluation:", "output:\n  results_dir: Configs\nevaluation:", 14, ["one folder"]),
         ("epochs: 3", "val_file: none.jsonl", 12, ["val_file", "none.jsonl", "study's folder"]),
         ("lora_alpha: 32", "lora_alpha: 16", 11, ["32 / lora_rank", "changes the scale"]),
@@ -637,9 +652,14 @@ def test_check_says_what_is_missing_and_stale(folder: Path) -> None:
     assert {one["config"]["state"] for one in states(folder)} == {"done"}
     assert {one["training"]["state"] for one in states(folder)} == {"missing"}
     change(folder, "[8, 16]", "[8, 32]")
-    assert [one["config"]["state"] for one in states(folder)] == ["done", "stale"]
+    assert [(one["run"], one["config"]["state"]) for one in states(folder)] == [
+        ("run_000", "done"),
+        ("run_002", "missing"),
+    ]
     told = command("check", str(folder)).out
     assert "changed since the study was generated: experiment.yaml" in told
+    change(folder, "epochs: 3", "epochs: 2")
+    assert [one["config"]["state"] for one in states(folder)] == ["stale", "stale"]
     write_rows(folder, 65)
     assert "data/train.jsonl" in command("check", str(folder)).out
 
@@ -691,8 +711,8 @@ def test_a_trial_is_trained_evaluated_and_checked(folder: Path, llama_dir: Path)
     assert main["main"](main["HERE"], main["TRIAL"], []) == 0
     assert not (folder / "results" / "run_000-evaluation-2").exists()
     text = (folder / "experiment.yaml").read_text()
-    (folder / "experiment.yaml").write_text(text.replace("[8, 16]", "[4, 16]"))
-    assert states(folder)[0]["training"]["why"] == "trained with another lora_rank"
+    (folder / "experiment.yaml").write_text(text.replace("epochs: 3", "epochs: 2"))
+    assert states(folder)[0]["training"]["why"] == "trained with another num_epochs"
     (folder / "experiment.yaml").write_text(text)
     (folder / "evals" / "domain_qa.py").write_text(source + "\n# changed\n")
     assert states(folder)[0]["tasks"]["domain"]["state"] == "stale"

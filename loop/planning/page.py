@@ -37,7 +37,9 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
         yield f"evaluation: {_describe_task(task, repeats)}{_when(task)}"
     for task in inputs.test_tasks:
         when = ", opened only when the gate has passed"
-        if config.evaluation.test_on == "end":
+        if config.evaluation.test_on == "winner":
+            when = ", opened only when a study names this run its winner"
+        elif config.evaluation.test_on == "end":
             when = (
                 ", opened at the end whatever the score; after that the run is not trained further "
                 "(with evaluation.test_on pass it stays sealed until the gate has passed)"

@@ -23,12 +23,18 @@ NUM_FAILURES_SHOWN = 10
 NUM_ROWS_SHOWN = 5
 NUM_PICKS_SHOWN = 2  # of each round
 ROW_CHARS = 240
-STAYED_SEALED = (
-    "Sealed test: it stayed sealed, since the gate has not passed and evaluation.test_on is pass; "
-    "the run can be extended"
-)
 NEXT_STEP_CHARS = 600
 GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
+
+
+def stayed_sealed(test_on: str) -> str:
+    """Why a run that has stopped did not open its sealed test."""
+    why = "the gate has not passed and evaluation.test_on is pass"
+    if test_on == "winner":
+        why = (
+            "evaluation.test_on is winner, and only a study opens it, for the run that it names so"
+        )
+    return f"Sealed test: it stayed sealed, since {why}; the run can be extended"
 
 
 def write_report(
@@ -148,7 +154,7 @@ def _side_by_side(
         if store.test_opened() is not None:
             why = "The sealed test was opened and not completed"
         elif config["evaluation"]["test_tasks"]:
-            why = STAYED_SEALED
+            why = stayed_sealed(config["evaluation"]["test_on"])
         else:
             why = "There is no sealed test (`evaluation.test_tasks`)"
         yield f"{why}. The scores above are those that the checkpoint was chosen by."

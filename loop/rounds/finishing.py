@@ -6,7 +6,7 @@ from errors import RunStoreError
 from evaluation.measuring import measure
 from evaluation.tasks import protocol_of
 from ledger.records import Checkpoint
-from loop.reports.run_report import STAYED_SEALED, write_report
+from loop.reports.run_report import stayed_sealed, write_report
 from loop.rounds.evaluating import evaluate, measuring
 from loop.rounds.run import Run
 from scores.decision import Decision
@@ -23,10 +23,11 @@ async def complete_evidence(run: Run, decision: Decision) -> None:
         result = await evaluate(run, decision.best_round, checkpoint, list(plan.tasks))
         run.progress.task_lines(result, result.names - before)
         if plan.test_tasks and store.test_result() is None:
-            if opens_test(plan.config.evaluation.test_on, decision):
+            test_on = plan.config.evaluation.test_on
+            if opens_test(test_on, decision):
                 await ask_sealed_test(run, checkpoint)
             else:
-                run.progress.line(STAYED_SEALED)
+                run.progress.line(stayed_sealed(test_on))
         run.progress.live("writing the report")
     finally:  # there is a report, also where an evaluation failed
         config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.usage())
@@ -48,8 +49,8 @@ async def ask_test_of_winner(run: Run, round_no: int) -> None:
 
 
 def opens_test(test_on: str, decision: Decision) -> bool:
-    """Whether a run that stops so opens its sealed test."""
-    return test_on == "end" or decision.action == "stop_passed"
+    """Whether a run that stops so opens its sealed test; for a study's winner the study does."""
+    return test_on == "end" or (test_on == "pass" and decision.action == "stop_passed")
 
 
 async def ask_sealed_test(run: Run, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,207 @@
+"""The files of a study when it changes: whose number is whose, and what is written over what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from config_schema import load_and_validate_config
+from test_studies import BASE, TINKER, TORCHTUNE, change, command, folder, numbers_of, states
+
+__all__ = ["folder"]  # the fixture
+
+MORE_SEEDS = "study:\n  seeds: 3\n"
+
+
+def generated(folder: Path, *flags: str) -> str:
+    outcome = command("generate", str(folder), *flags)
+    assert outcome.code == 0, outcome.err
+    return outcome.err
+
+
+def refusal(folder: Path, *flags: str) -> str:
+    outcome = command("generate", str(folder), *flags)
+    assert (outcome.code, outcome.out) == (2, ""), outcome
+    return outcome.err.splitlines()[-1]
+
+
+def mapping_of(folder: Path) -> Path:
+    return folder / "configs" / "run_mapping.yaml"
+
+
+def begin(folder: Path, run: str, params: dict[str, Any], seed: int | None) -> None:
+    """A line of the record that a trial was begun."""
+    (folder / "results").mkdir(exist_ok=True)
+    event = {"type": "trial_begun", "run": run, "params": params, "seed": seed}
+    with open(folder / "results" / "study.jsonl", "a") as file:
+        file.write(json.dumps({"type": "study_begun"}) + "\n" + json.dumps(event) + "\n")
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def test_a_trial_keeps_its_number_whatever_is_added_dropped_or_moved(folder: Path) -> None:
+    generated(folder)
+    assert numbers_of(folder) == {0: (8, 0), 1: (16, 0)}
+    for values, numbers in (
+        ("[4, 8, 16]", {0: (8, 0), 1: (16, 0), 2: (4, 0)}),
+        ("[16, 32]", {1: (16, 0), 3: (32, 0)}),
+        ("[32]", {3: (32, 0)}),
+        ("[64, 32, 8, 4]", {0: (8, 0), 2: (4, 0), 3: (32, 0), 4: (64, 0)}),
+    ):
+        change(folder, "[8, 16]", values)
+        generated(folder, "--force")
+        assert numbers_of(folder) == numbers
+        assert [int(one["run"][4:]) for one in states(folder)] == list(numbers)
+
+
+def test_more_seeds_leave_the_first_ones_as_they_were(folder: Path) -> None:
+    generated(folder)
+    names = ("train_000.json", "train_001.json", "eval_000.py", "eval_001.py")
+    before = [(folder / "configs" / name).read_text() for name in names]
+    (folder / "experiment.yaml").write_text(TINKER + MORE_SEEDS)
+    generated(folder, "--force")
+    assert [(folder / "configs" / name).read_text() for name in names] == before
+    assert numbers_of(folder) == {
+        **{0: (8, 0), 1: (16, 0), 2: (8, 1), 3: (16, 1), 4: (8, 2), 5: (16, 2)}
+    }
+    # A first seed that was a replicate keeps that one's number; what counts beyond is new.
+    text = (TINKER + MORE_SEEDS).replace("epochs: 3", "epochs: 3\n  seed: 2")
+    (folder / "experiment.yaml").write_text(text)
+    generated(folder, "--force")
+    assert numbers_of(folder) == {
+        **{4: (8, 2), 5: (16, 2), 6: (8, 3), 7: (16, 3), 8: (8, 4), 9: (16, 4)}
+    }
+    (folder / "experiment.yaml").write_text(TINKER + MORE_SEEDS)
+    generated(folder, "--force")
+    assert list(numbers_of(folder)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_seeds_among_the_variables_are_seeds(folder: Path) -> None:
+    change(folder, "[8, 16]", "[8]\n  seed: [3, 1]")
+    generated(folder)
+    change(folder, "[8, 16]", "[8]\n  seed: [1, 2, 3]")
+    generated(folder, "--force")
+    assert numbers_of(folder) == {0: (8, 3, 3), 1: (8, 1, 1), 2: (8, 2, 2)}
+
+
+def test_torchtunes_seed_by_chance_stays_one(folder: Path) -> None:
+    assert "seed: null" in BASE
+    (folder / "experiment.yaml").write_text(TORCHTUNE)
+    generated(folder)
+    before = (folder / "configs" / "train_000.yaml").read_text()
+    (folder / "experiment.yaml").write_text(TORCHTUNE + MORE_SEEDS)
+    generated(folder, "--force")
+    assert (folder / "configs" / "train_000.yaml").read_text() == before
+    assert [seed for _, seed in numbers_of(folder).values()] == [None, None, 1, 1, 2, 2]
+    (folder / "base.yaml").write_text(BASE.replace("seed: null", "seed: 0"))
+    (folder / "experiment.yaml").write_text(TORCHTUNE)
+    generated(folder, "--force")
+    assert numbers_of(folder) == {6: (8, 0), 7: (16, 0)}
+
+
+def test_the_record_says_what_was_paid_for(folder: Path) -> None:
+    """Also without the map, and before it where they differ; what a kill tore is no line."""
+    begin(folder, "run_004", {"lora_rank": 16}, None)
+    begin(folder, "arm_base", {}, None)
+    with open(folder / "results" / "study.jsonl", "a") as file:
+        file.write('{"type": "trial_beg')
+    generated(folder)
+    assert numbers_of(folder) == {0: (8, 0), 4: (16, 0)}
+    (folder / "results" / "study.jsonl").unlink()
+    begin(folder, "run_000", {"lora_rank": 99}, 0)
+    generated(folder, "--force")
+    assert numbers_of(folder) == {1: (8, 0), 4: (16, 0)}
+    with open(folder / "results" / "study.jsonl", "a") as file:
+        file.write("null\n")
+    assert "study.jsonl line 3: it is no line of a study's record" in refusal(folder)
+
+
+@pytest.mark.parametrize("where", ["results/run_000-evaluation", "eval_results/run_000"])
+def test_a_number_with_results_is_given_to_nobody_else(folder: Path, where: str) -> None:
+    (folder / where).mkdir(parents=True)
+    told = generated(folder)
+    assert "nothing says which trial the results of run_000 are of" in told
+    assert numbers_of(folder) == {1: (8, 0), 2: (16, 0)}
+    assert "nothing says" not in generated(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"\xff",
+        b"runs: [",
+        b"runs: {}\n",
+        b"experiment_name: x\n",
+        b"runs:\n- {id: run_0, params: {}}\n",
+        b"runs:\n- {id: run_000, params: 3}\n",
+        b"runs:\n- {id: run_000, params: {a: 1}}\n- {id: run_000, params: {a: 2}}\n",
+        b"runs:\n- {id: run_000, params: {a: 1}}\n- {id: run_001, params: {a: 1.0}}\n",
+        b"runs: " + b"[" * 5000,
+    ],
+)
+def test_a_damaged_map_is_not_replaced_where_there_are_results(folder: Path, damage: bytes) -> None:
+    generated(folder)
+    mapping_of(folder).write_bytes(damage)
+    assert "run_mapping.yaml" in refusal(folder)
+    (folder / "results" / "run_001").mkdir(parents=True)
+    for flags in ([], ["--force"]):
+        message = refusal(folder, *flags)
+        assert "run_mapping.yaml: it cannot be read" in message and "Put back" in message
+    assert command("check", str(folder)).code == 2
+    assert mapping_of(folder).read_bytes() == damage
+    (folder / "results" / "run_001").rmdir()
+    generated(folder, "--force")
+    assert list(numbers_of(folder)) == [0, 1]
+
+
+def test_a_map_of_an_earlier_version_is_understood(folder: Path) -> None:
+    """It has no trials that were dropped, and no seed where the study has one alone."""
+    change(folder, "epochs: 3", "epochs: 3\n  seed: 7")
+    mapping_of(folder).parent.mkdir()
+    mapping_of(folder).write_text("runs:\n- id: run_003\n  params: {lora_rank: 16}\n  seed: null\n")
+    generated(folder, "--force")
+    assert numbers_of(folder) == {0: (8, 7), 3: (16, 7)}
+
+
+# --- the sealed test ------------------------------------------------------------------------------
+
+
+def test_every_trial_carries_the_sealed_test_for_the_winner(folder: Path) -> None:
+    (folder / "data" / "test.jsonl").write_text('{"question": "Say 70", "answer": "70"}\n')
+    (folder / "sealed.py").write_text((folder / "evals" / "domain_qa.py").read_text())
+    names = "[qa:data/test.jsonl, sealed.py@domain_qa]"
+    settings = f"{{test_tasks: {names}, limit: {{sealed.py@domain_qa: 3, domain: 2}}}}"
+    change(folder, "epochs: 3", f"epochs: 3\n  evaluation: {settings}")
+    generated(folder)
+    for number in (0, 1):
+        loaded = load_and_validate_config(folder / "configs" / f"train_{number:03d}.json")
+        evaluation = loaded.config.evaluation
+        assert evaluation.test_on == "winner"
+        assert evaluation.test_tasks == ["qa:../data/test.jsonl", "../sealed.py@domain_qa"]
+        assert evaluation.limit == {"../sealed.py@domain_qa": 3, loaded.config.eval_tasks[0]: 2}
+        loaded.find("evaluation.test_tasks", "../data/test.jsonl")
+    recorded = yaml.safe_load(mapping_of(folder).read_text())
+    assert {"data/test.jsonl", "sealed.py"} <= set(recorded["inputs"])
+
+
+def test_the_sealed_test_may_stand_in_the_base_config(folder: Path) -> None:
+    (folder / "shared").mkdir()
+    (folder / "shared" / "test.jsonl").write_text('{"question": "Say 70", "answer": "70"}\n')
+    section = "framework_config:\n  base_config_file: shared/own.json\nvariables:"
+    change(folder, "variables:", section)
+    for given, expected in (({}, "winner"), ({"test_on": "end"}, None)):
+        own = {"evaluation": {"test_tasks": ["qa:test.jsonl"], **given}}
+        (folder / "shared" / "own.json").write_text(json.dumps(own))
+        if expected is None:
+            assert "own.json: evaluation.test_on is" in refusal(folder)
+            continue
+        generated(folder)
+        config = load_and_validate_config(folder / "configs" / "train_000.json").config
+        assert config.evaluation.test_on == expected
+        assert config.evaluation.test_tasks == ["qa:../shared/test.jsonl"]
