@@ -12,9 +12,9 @@ from the pool by chance, and hard ones by the strategy:
 
 Rows that were drawn least often go first: in the pool, and by topics within each one, whose share
 falls the more often its rows were drawn, and further where that was to no avail. Without a pool all
-slots come from the training file. Everything follows from the seed, the cursor, the earlier picks
-and what was measured, so a resumed run selects what an uninterrupted one would have. Reads no file;
-never sees held-out ids.
+slots come from the training file; a replay share of 1 leaves them in the order of its shuffle. All
+follows from the seed, the cursor, the earlier picks and what was measured, so a resumed run selects
+what an uninterrupted one would have. Reads no file; never sees held-out ids.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Mining:
 
     def slots(self, num_slots: int, has_pool: bool) -> Slots:
         """Divide the slots of a round."""
-        num_replay = round(self.replay_share * num_slots) if has_pool else 0
+        num_replay = round(self.replay_share * num_slots)
+        num_replay = num_replay if has_pool or self.replay_share == 1 else 0
         num_new = min(round(self.new_share * num_slots), num_slots - num_replay)
         if self.new_share and self.replay_share + self.new_share > 1 - 1e-9:
             num_new = num_slots - num_replay  # and no hard ones, however the shares round
@@ -228,6 +229,7 @@ def select_next(
     picks += draw.take(slots.num_hard, draw.hard)
     picks += draw.take(slots.num_new, draw.new)
     order = shuffled(range(len(picks)), seed, "slots", round_no)
+    order = range(num_slots) if slots.num_replay == num_slots else order
     return Selection(
         round=round_no,
         seed=seed,

@@ -343,7 +343,11 @@ class MiningSettings(Settings):
         ),
     )
     replay_share: Share = Field(
-        default=0.2, description="share of a later round that goes on through `train_file`"
+        default=0.2,
+        description=(
+            "share of a later round that goes on through `train_file`; 1: in its order, so that "
+            "several rounds train on what one of as many steps does"
+        ),
     )
     new_share: Share = Field(
         default=0.0, description="share of a later round that is drawn from the pool by chance"

@@ -29,6 +29,7 @@ from studies.moved_files import (
 )
 from studies.nesting import flat, merged, nested, put
 from studies.paths import is_file, is_there
+from studies.study_section import check_halving
 from studies.task_files import StudyTask
 from studies.yaml_file import as_value, shown
 from user_code.finding import code_of
@@ -92,6 +93,7 @@ class TinkerConfigs:
         raw = self.fixed
         params = {key: value for key, value in trial.params.items() if key != "lora_alpha"}
         raw = merged(raw, nested(params, named))
+        _walk_on(raw)
         raw["run_name"] = f"{self.study.name[:48]}-{trial.run_id}"
         if trial.is_replicate:
             raw["seed"] = trial.seed
@@ -202,6 +204,14 @@ class TinkerConfigs:
         return self.study.file.error(place, sentence)
 
 
+def _walk_on(raw: dict[str, Any]) -> None:
+    """Have later rounds go on through the shuffle of the first, where the study says nothing of
+    what they train on: by the scores, trials of several rounds would differ in their data."""
+    rounds = raw.get("max_rounds")
+    if isinstance(rounds, int) and rounds > 1 and raw.get("mining", {}) == {}:
+        raw["mining"] = {"replay_share": 1.0}
+
+
 def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TinkerConfigs:
     """Check all that holds for every trial. Raises `ConfigError`."""
     framework = study.experiment.framework_config
@@ -234,6 +244,7 @@ def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TinkerConfigs:
     if flat(fixed).get(TEST_TASKS):
         put(fixed, TEST_ON, "winner")
         _refuse_open_test(study, tasks, flat(fixed)[TEST_TASKS])
+    check_halving(study, named, fixed["max_rounds"])
     return TinkerConfigs(study, tasks, base, base_file, fixed)
 
 

@@ -19,6 +19,7 @@ from studies.expansion import OVERRIDE, Given, Trial, TrialText, given_in
 from studies.experiment import Study, nearest
 from studies.nesting import flat, merged, nested
 from studies.paths import is_file, is_folder
+from studies.study_section import refuse_for_torchtune
 from studies.task_files import StudyTask
 from studies.torchtune_base import base_of, check_references, referred
 from studies.torchtune_rows import is_of_hub, num_rows_in, source_of
@@ -122,6 +123,7 @@ class TorchtuneConfigs:
 
 def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TorchtuneConfigs:
     """Merge what trials share, and check all that holds for every trial. Raises `ConfigError`."""
+    refuse_for_torchtune(study)
     base = base_of(study)
     given = given_in(study, named)
     _check_pair(study, given)

@@ -69,6 +69,27 @@ def test_the_walk_goes_on_where_the_cursor_stands() -> None:
     assert parts == whole
 
 
+@pytest.mark.parametrize("has_pool", [False, True])
+@pytest.mark.parametrize("weights", [None, {"a": 1.0, "b": 2.5}])
+def test_rounds_that_only_replay_are_one_round_in_parts(
+    has_pool: bool, weights: dict[str, float] | None
+) -> None:
+    """The same rows in the same order, whatever was failed and measured in between."""
+    train = ExampleTable([*examples("a", 7), *examples("b", 4)])
+    rows = Rows(train, POOL if has_pool else ExampleTable(()), weights)
+    whole = select_first(train, num_slots=52, seed=3, weights=weights)
+    selection = select_first(train, num_slots=13, seed=3, weights=weights)
+    picks = [pick.example_id for pick in selection.picks]
+    for _ in range(3):
+        losses = {"a1": CandidateLoss(5.0, 6.0), "p3": CandidateLoss(1.0, 6.0)}
+        signals = Signals(TOPICS, losses, suspects=frozenset(["a2"]))
+        selection = select_next(selection, rows, signals, Mining(replay_share=1), num_slots=13)
+        assert selection.shares == {"replay": 13}
+        picks += [pick.example_id for pick in selection.picks]
+    assert picks == [pick.example_id for pick in whole.picks]
+    assert selection.train_cursor == whole.train_cursor
+
+
 def test_weighted_sources_take_turns_and_each_is_walked_whole() -> None:
     both = ExampleTable([*examples("a", 30), *examples("b", 5)])
     weights = {"a": 1.0, "b": 3.0, "gone": 2.0}

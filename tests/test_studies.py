@@ -141,6 +141,7 @@ def folder(tmp_path: Path) -> Path:
     (made / "evals" / "domain_qa.py").write_text(TASK)
     write_rows(made, 64)
     (made / "base.yaml").write_text(BASE)
+    (made / "r.json").write_text('{"max_rounds": 2}')
     (made / "experiment.yaml").write_text(TINKER)
     return made
 
@@ -378,6 +379,25 @@ def test_names_of_tasks_stand_for_them_in_settings(folder: Path) -> None:
         ("evaluation:", "study:\n  sed: 3\nevaluation:", 14, ["sed", "did you mean seeds?"]),
         ("evaluation:", "study:\n  seeds: 0\nevaluation:", 14, ["study.seeds"]),
         ("evaluation:", "study:\n  stop: early\nevaluation:", 14, ["study.stop", "halving"]),
+        (
+            "evaluation:",
+            "study: {stop: halving}\nevaluation:",
+            13,
+            ["max_rounds is 1", "2 or more"],
+        ),
+        ("epochs: 3", "max_rounds: 1\nstudy: {stop: halving}", 12, ["max_rounds is 1"]),
+        (
+            *("[8, 16]", "[8]\n  max_rounds: [2, 3]\nstudy: {stop: halving}", 7),
+            ["max_rounds cannot vary", "in controls"],
+        ),
+        (
+            *(
+                "[8, 16]",
+                "[8]\nstudy: {stop: halving}\nframework_config: {base_config_file: r.json}",
+                5,
+            ),
+            ["one combination", "more values"],
+        ),
         ("evaluation:", "study:\n  arms: [{nam: a}]\nevaluation:", 14, ["did you mean name?"]),
         ("evaluation:", "study:\n  budget: {token: 5}\nevaluation:", 14, ["did you mean tokens?"]),
         ("evaluation:", "study:\n  arms: [{name: a, checkpoint: x}]\nevaluation:", 14, ["folder"]),
@@ -532,6 +552,7 @@ def test_torchtune_configs_are_merged_onto_a_base(folder: Path) -> None:
     [
         ("  batch_size: 2\n", "", 4, ["20 rows", "5 batches", "batch_size 4", "no step"]),
         ("epochs: 3", "epochz: 3", 11, ["epochz", "did you mean epochs?"]),
+        ("evaluation:", "study: {stop: halving}\nevaluation:", 17, ["not run here", "Take it out"]),
         ("output_dir: ${", "outputdir: ${", 16, ["checkpointer.outputdir", "mean output_dir?"]),
         ("${output_dir}", "${outputdir}", 16, ["has no outputdir", "did you mean output_dir?"]),
         ("${output_dir}/", "${output_dir/", 16, ["not closed"]),

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from config_schema import load_and_validate_config
+from ledger.store import RunStore
 from test_studies import BASE, TINKER, TORCHTUNE, change, command, folder, numbers_of, states
+from trainer_with_eval import main as train
 
 __all__ = ["folder"]  # the fixture
 
@@ -205,3 +207,50 @@ def test_the_sealed_test_may_stand_in_the_base_config(folder: Path) -> None:
         config = load_and_validate_config(folder / "configs" / "train_000.json").config
         assert config.evaluation.test_on == expected
         assert config.evaluation.test_tasks == ["qa:../shared/test.jsonl"]
+
+
+# --- trials of several rounds ---------------------------------------------------------------------
+
+
+def test_rounds_of_a_trial_are_one_round_in_parts(folder: Path, llama_dir: Path) -> None:
+    """Trained: the examples of four rounds are those of one with as many steps, in order."""
+    (folder / "questions.jsonl").write_text(
+        '{"question": "Say 70", "answer": "70", "topic": "x"}\n'
+    )
+    text = TINKER.partition("evaluation:")[0].replace("somebody/model", str(llama_dir))
+    text = text.replace("[8, 16]", "[8]\n  max_rounds: [1, 4]").replace("epochs: 3", "epochs: 2")
+    text += "  eval_tasks: [qa:questions.jsonl]\n  evaluation: {max_tokens: 2}\n"
+    (folder / "experiment.yaml").write_text(text)
+    generated(folder)
+    picks = []
+    for number, num_rounds in enumerate((1, 4)):
+        config = folder / "configs" / f"train_{number:03d}.json"
+        assert ("mining" in json.loads(config.read_text())) == (num_rounds > 1)
+        run_dir = folder / "results" / f"run_{number:03d}"
+        assert train(["--config", str(config), "--run-dir", str(run_dir)]) == 0
+        store = RunStore.open(run_dir)
+        assert store.num_rounds == num_rounds
+        selections = [store.selection(round_no) for round_no in range(1, num_rounds + 1)]
+        assert all(selection is not None for selection in selections)
+        picks.append([pick.example_id for one in selections if one for pick in one.picks])
+    assert picks[0] == picks[1]
+    assert len(picks[0]) == 128
+
+
+def test_what_a_study_says_of_mining_is_kept(folder: Path) -> None:
+    for given, replay_share in (
+        ("max_rounds: 2", 1.0),
+        ("max_rounds: 2\n  mining: {new_share: 0.5}", 0.2),
+        ("max_rounds: 2\n  _override: {mining: {strategy: topics}}", 0.2),
+        ("max_rounds: 1", 0.2),
+    ):
+        change(folder, "epochs: 3", f"epochs: 3\n  {given}")
+        generated(folder, "--force")
+        config = load_and_validate_config(folder / "configs" / "train_000.json").config
+        assert config.mining.replay_share == replay_share
+
+
+def test_halving_has_rounds_to_drop_trials_between(folder: Path) -> None:
+    change(folder, "epochs: 3", "epochs: 3\n  max_rounds: 4\nstudy: {stop: halving, seeds: 2}")
+    generated(folder)
+    assert len(numbers_of(folder)) == 4
