@@ -34,7 +34,7 @@ from studies.halving import judge_rung, rungs
 from studies.hindsight import gate_in_hindsight
 from studies.outcome import StudyOutcome, TrialOutcome
 from studies.record import StudyRecord
-from studies.screen import WAITING, Screen
+from studies.screen import ENDED, WAITING, Screen
 from studies.spending import Spending
 from studies.trial_runs import Floor, TrialPlace, ask_sealed_test, measure_arm, train_trial
 
@@ -80,6 +80,7 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
     refuse_stale(generation)
     _note_opened(work)
     _offer_known(work, known)
+    _finish_found(work)
     await _each(work, generation.arms, lambda arm: _measure(work, arm))
     arms = trials_by_arm(generation)
     for rung in [*_rungs(generation), None]:
@@ -176,40 +177,60 @@ async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
         return not work.may_begin
 
     training = train_trial(place_of(files), work.floor, session, leaves_after)
-    await _recorded(work, run_id, training, session)
+    is_done = await _recorded(work, run_id, training, session)
     if is_absent_or_empty(files.run_dir):
         return
     store = RunStore.open(files.run_dir)
     _note_usage(work, files, store)
-    if run_id in record.failures:
+    if not is_done:
+        return
+    if any(store.events("run_finished")):
+        _finish(work, files, store)
         return
     decision = store.last_decision()
-    if decision is None or not any(store.events("run_finished")):
-        record.append("trial_left", run=run_id, round=decision.round if decision else 0)
-        work.screen.set(run_id, WAITING, f"left after round {decision.round if decision else 0}")
-        return
+    round_no = 0 if decision is None else decision.round
+    record.append("trial_left", run=run_id, round=round_no)
+    work.screen.set(run_id, WAITING, f"left after round {round_no}")
+
+
+def _finish(work: Work, files: TrialFiles, store: RunStore) -> None:
+    """Lay out what a finished trial has measured, and record that it is done."""
+    run_id = files.trial.run_id
     result = lay_out_trial(work.generation, files, store)
-    record.append(
-        "trial_done", run=run_id, round=result.round, score=result.score,
-        gate=gate_in_hindsight(work.generation.study, files, store),
-    )  # fmt: skip
+    gate = gate_in_hindsight(work.generation.study, files, store)
+    work.record.append("trial_done", run=run_id, round=result.round, score=result.score, gate=gate)
     work.screen.end(run_id, f"done, score {result.score:.4f} ({files.trial.shown})")
+
+
+def _finish_found(work: Work) -> None:
+    """The same for trials that have finished since, be it by hand or before a kill, and a word on
+    those that were done before."""
+    done = {event["run"]: event for event in work.record.events("trial_done")}
+    for one in work.generation.trials:
+        run_id = one.trial.run_id
+        if _has_reached(one, None) and run_id not in done:
+            _finish(work, one, RunStore.open(one.run_dir))
+        elif run_id in done:
+            score = f"{done[run_id]['score']:.4f}"
+            work.screen.set(run_id, ENDED, "done before", score)
 
 
 async def _recorded(
     work: Work, run_id: str, job: Coroutine[Any, Any, None], session: Session
-) -> None:
-    """Do one trial's work; its failure is recorded, and what stops the study is kept for its
-    end."""
+) -> bool:
+    """Do one trial's work; whether it is done. Its failure is recorded, and what stops the study is
+    kept for its end."""
     try:
         failure = await one_of_several(job, session)
     except Interrupted as stopped:
         work.stopped = stopped
         work.screen.set(run_id, WAITING, "interrupted")
-        return
+        return False
     if isinstance(failure, Failure):
         work.record.append("trial_failed", run=run_id, error=failure.message)
         work.screen.end(run_id, f"failed: {failure.message}")
+        return False
+    return True
 
 
 def _note_usage(work: Work, files: TrialFiles, store: RunStore) -> None:
@@ -228,8 +249,7 @@ async def _measure(work: Work, arm: ArmFiles) -> None:
     session = Session(work.floor.keys)
     place = TrialPlace(arm.run_id, arm.config_file, arm.run_dir)
     job = measure_arm(place, arm.checkpoint, work.floor, session)
-    await _recorded(work, arm.run_id, job, session)
-    if arm.run_id not in work.record.failures and not is_absent_or_empty(arm.run_dir):
+    if await _recorded(work, arm.run_id, job, session):
         store = RunStore.open(arm.run_dir)
         if results := store.comparable_results():
             work.spending.note(arm.run_id, store.usage(), None)
@@ -310,9 +330,10 @@ async def _open_test(
         work.record.append("test_opened", run=winner.run_id, round=winner.round_no)
     session = Session(work.floor.keys)
     job = ask_sealed_test(place_of(files), work.floor, session, winner.round_no)
-    await _recorded(work, winner.run_id, job, session)
-    if work.stopped is not None:
-        raise work.stopped
+    if not await _recorded(work, winner.run_id, job, session):
+        if work.stopped is not None:
+            raise work.stopped
+        return
     test = RunStore.open(files.run_dir).test_result()
     if test is not None:
         work.screen.line(f"{winner.run_id}: the sealed test scores {test.score:.4f}, n={test.n}")

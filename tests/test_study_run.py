@@ -1,0 +1,417 @@
+"""Studies at work: real trials on the embedded service, side by side, killed, changed, halved."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import forked
+import local_tinker
+import study
+from conftest import REPO
+from errors import RunStoreError
+from ledger.store import RunStore
+from scores.results import EvalResult
+from sdk_client import KEY
+from studies.halving import judge_rung, rungs
+from studies.record import StudyRecord
+from trainer_with_eval import main as train
+
+TASK = """\
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate
+
+
+@task
+def words(first=0):
+    asked = [Sample(input=f"Which word stands at place {i}?", target="x") for i in range(6)]
+    return Task(dataset=MemoryDataset(asked[first:]), solver=[generate()], scorer=includes())
+
+
+@task
+def letters():
+    asked = [Sample(input=f"Which letter is number {i}?", target="e") for i in range(4)]
+    return Task(dataset=MemoryDataset(asked), solver=[generate()], scorer=includes())
+"""
+
+
+class StudyFolder:
+    """A folder with experiment.yaml, rows and tasks for a tiny model."""
+
+    def __init__(self, folder: Path, model_dir: Path) -> None:
+        self.folder = folder
+        (folder / "evals").mkdir(parents=True)
+        (folder / "evals" / "tasks.py").write_text(TASK)
+        rows = [{"instruction": f"Say {i}", "output": str(i)} for i in range(12)]
+        (folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+        tasks = [{"name": n, "file": "tasks.py", "function": n} for n in ("words", "letters")]
+        self.experiment: dict[str, Any] = {
+            "experiment": {"name": "ranks", "framework": "tinker", "question": "How?"},
+            "variables": {"lora_rank": [2, 4, 8]},
+            "controls": {
+                "base_model": str(model_dir),
+                "renderer_name": "llama3",
+                "dataset": "train.jsonl",
+                "learning_rate": 0.003,
+                "steps_per_round": 4,
+                "batch_size": 2,
+                "evaluation.max_tokens": 3,
+            },
+            "evaluation": {"tasks": tasks},
+        }
+        self.write()
+
+    def write(self, **changes: Any) -> None:
+        """Write experiment.yaml, with sections replaced or added to."""
+        for section, values in changes.items():
+            self.experiment[section] = {**self.experiment.get(section, {}), **values}
+        (self.folder / "experiment.yaml").write_text(yaml.safe_dump(self.experiment))
+
+    def run(self, *flags: str) -> int:
+        return study.main(["run", str(self.folder), *flags])
+
+    def store(self, run_id: str) -> RunStore:
+        return RunStore.open(self.folder / "results" / run_id)
+
+    def record(self, *types: str) -> list[dict[str, Any]]:
+        return list(StudyRecord.read(self.folder / "results").events(*types))
+
+    def result(self, run_id: str, round_no: int) -> EvalResult:
+        found = self.store(run_id).result(round_no)
+        assert found is not None
+        return found
+
+    def answers(self) -> dict[str, list[tuple[str, str | None]]]:
+        """By trial, every answer of every round."""
+        found = {}
+        for path in sorted((self.folder / "results").glob("run_*")):
+            results = RunStore.open(path).results()
+            found[path.name] = [(s.id, s.answer) for one in results for s in one.samples]
+        return found
+
+    def program(self, *flags: str) -> forked.Process:
+        return forked.Process(
+            REPO / "study.py", "run", str(self.folder), *flags,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, llama_dir: Path) -> StudyFolder:
+    return StudyFolder(tmp_path / "study", llama_dir)
+
+
+def measured(store: RunStore, round_no: int) -> Iterator[dict[str, Any]]:
+    return store.events("measured", round_no)
+
+
+# --- the whole way --------------------------------------------------------------------------------
+
+
+@pytest.mark.trains
+def test_trials_are_the_runs_that_they_would_be_alone(
+    folder: StudyFolder, capsys: pytest.CaptureFixture
+) -> None:
+    assert folder.run() == 0
+    # One baseline is paid for; the others take it, log and all.
+    stores = [folder.store(f"run_{number:03d}") for number in range(3)]
+    paid = [[e for e in measured(store, 0) if e.get("num_prompt_tokens")] for store in stores]
+    assert [len(events) for events in paid] == [1, 0, 0]
+    for store in stores[1:]:
+        taken = list(measured(store, 0))
+        assert [e["taken_from"] for e in taken] == ["../run_000", "../run_000"]
+        assert store.usage(0).tokens == 0
+        baseline = store.result(0)
+        assert baseline is not None and baseline.samples == folder.result("run_000", 0).samples
+        assert all((store.run_dir / str(task.log)).is_file() for task in baseline.tasks)
+    # A run by hand of the same config gives the same answers.
+    config = folder.folder / "configs" / "train_001.json"
+    assert train(["--config", str(config), "--run-dir", str(folder.folder / "alone")]) == 0
+    alone = RunStore.open(folder.folder / "alone").results()
+    assert [one.samples for one in alone] == [one.samples for one in stores[1].results()]
+    # What was measured is laid out, and Inspect opens it.
+    from inspect_ai.log import list_eval_logs
+
+    logs = list_eval_logs(str(folder.folder / "eval_results"), recursive=True)
+    assert len(logs) == 6
+    of_task = json.loads((folder.folder / "eval_results/run_002/words/results.json").read_text())
+    assert of_task["score"] == folder.result("run_002", 1).tasks[0].score and of_task["n"] == 6
+    # Once more has nothing left to do.
+    before = [(store.run_dir / "ledger.jsonl").read_bytes() for store in stores]
+    assert folder.run() == 0
+    assert [(store.run_dir / "ledger.jsonl").read_bytes() for store in stores] == before
+    capsys.readouterr()
+    assert study.main(["check", str(folder.folder)]) == 0
+    assert "missing" not in (checked := capsys.readouterr().out) and "stale" not in checked
+    assert study.main(["status", str(folder.folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["status"] for one in told["trials"]] == ["done"] * 3
+    assert told["is_at_work"] is False
+
+
+@pytest.mark.trains
+def test_another_study_takes_what_this_one_measured(
+    tmp_path: Path, llama_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    one, other = StudyFolder(tmp_path / "one", llama_dir), StudyFolder(tmp_path / "two", llama_dir)
+    far = StudyFolder(tmp_path / "elsewhere" / "three", llama_dir)
+    one.write(variables={"lora_rank": [2]})
+    assert one.run() == 0
+    other.write(variables={"lora_rank": [4]})
+    assert other.run() == 0
+    assert other.store("run_000").usage(0).tokens == 0
+    # What lies elsewhere is named; another protocol is measured for itself.
+    far.write(variables={"lora_rank": [4]}, controls={"evaluation.max_tokens": 2})
+    assert far.run("--reuse", str(one.folder)) == 0
+    assert far.store("run_000").usage(0).tokens > 0
+    far.write(controls={"evaluation.max_tokens": 3}, output={"results_dir": "again"})
+    assert far.run("--reuse", str(one.folder)) == 0
+    again = RunStore.open(far.folder / "again" / "run_000")
+    assert again.usage(0).tokens == 0
+    capsys.readouterr()
+    assert far.run("--reuse", str(tmp_path)) == 2
+    assert "neither a study" in capsys.readouterr().err
+
+
+@pytest.mark.trains
+def test_a_study_killed_twice_gives_the_same_table(tmp_path: Path, llama_dir: Path) -> None:
+    whole, killed = (StudyFolder(tmp_path / n / "study", llama_dir) for n in ("whole", "killed"))
+    assert whole.run() == 0
+    for run_id, wanted in (("run_000", '"type": "step"'), ("run_001", '"type": "checkpoint"')):
+        with killed.program() as process:
+            ledger = killed.folder / "results" / run_id / "ledger.jsonl"
+            wait_for(process, ledger, wanted)
+            process.kill()
+            process.wait(60)
+    assert killed.run() == 0
+    assert killed.answers() == whole.answers()
+    for run_id in whole.answers():
+        assert killed.store(run_id).losses(1) == whole.store(run_id).losses(1)
+    # Nothing of the baseline was paid for again.
+    stores = [killed.store(run_id) for run_id in whole.answers()]
+    assert sum(store.usage(0).tokens for store in stores) == whole.store("run_000").usage(0).tokens
+
+
+def wait_for(process: forked.Process, file: Path, wanted: str) -> None:
+    """Wait until a file holds a text."""
+    deadline = time.monotonic() + 120
+    while not file.exists() or wanted not in file.read_text():
+        assert process.poll() is None, process.text_of("stderr")
+        assert time.monotonic() < deadline, process.said_so_far("stderr")
+        time.sleep(0.02)
+
+
+@pytest.mark.trains
+def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(folder: StudyFolder) -> None:
+    folder.write(controls={"steps_per_round": 200})
+    with folder.program() as process:
+        wait_for(process, folder.folder / "results/run_000/ledger.jsonl", '"type": "step"')
+        assert study.main(["status", str(folder.folder)]) == 0
+        assert folder.run() == 2  # another process is at work on it
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(120)
+    assert process.returncode == 130
+    assert "Interrupted before step" in said and "study.py run" in said
+    assert "error:" not in said and "Traceback" not in said
+    store = folder.store("run_000")
+    saved = store.last_checkpoint()
+    assert saved is not None and saved.step == len(list(store.events("step")))
+    assert not (folder.folder / "results" / "run_001").exists()
+
+
+# --- several at once ------------------------------------------------------------------------------
+
+
+@pytest.mark.trains
+def test_trials_side_by_side_on_a_remote_service(
+    folder: StudyFolder,
+    tmp_path: Path,
+    llama_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    in_turn = StudyFolder(tmp_path / "other" / "study", llama_dir)
+    assert in_turn.run() == 0
+    with local_tinker.start([(str(llama_dir), str(llama_dir))]) as service:
+        monkeypatch.setenv("TINKER_API_KEY", service.open_folder(tmp_path / "kept", KEY))
+        folder.write(controls={"base_url": service.base_url})
+        capsys.readouterr()
+        assert folder.run("--parallel", "3") == 0, capsys.readouterr().err
+        assert folder.answers() == in_turn.answers()
+        paths = [folder.result(run_id, 1).checkpoint or "" for run_id in folder.answers()]
+        sessions = {path.removeprefix("tinker://").split(":")[0] for path in paths}
+        assert len(sessions) == 3
+    paid = [folder.store(run_id).usage(0).tokens > 0 for run_id in folder.answers()]
+    assert sum(paid) == 1
+
+
+# --- what goes wrong, and what changes ------------------------------------------------------------
+
+
+@pytest.mark.trains
+def test_a_trial_that_fails_stops_no_other_and_is_tried_again(
+    folder: StudyFolder, capsys: pytest.CaptureFixture
+) -> None:
+    broken = TASK.replace(
+        "scorer=includes())\n\n\n@task\ndef letters",
+        "scorer=flawed())\n\n\n@task\ndef letters",
+    ).replace("\n\n@task\ndef words", FLAWED + "\n\n@task\ndef words")
+    (folder.folder / "evals" / "tasks.py").write_text(broken)
+    flag = folder.folder / "flag"
+    flag.write_text("run_001")
+    assert folder.run() == 1
+    said = capsys.readouterr()
+    assert "run_001: failed" in said.err and "Try it again with" in said.err
+    assert [e["run"] for e in folder.record("trial_failed")] == ["run_001"]
+    states = [folder.store(f"run_{n:03d}").last_decision() for n in range(3)]
+    assert [d is not None and d.stops for d in states] == [True, False, True]
+    flag.unlink()
+    assert folder.run() == 0
+    decision = folder.store("run_001").last_decision()
+    assert decision is not None and decision.stops
+    assert StudyRecord.read(folder.folder / "results").failures == {}
+
+
+FLAWED = """
+
+from pathlib import Path
+
+from inspect_ai.log._samples import sample_active
+from inspect_ai.scorer import accuracy, scorer
+
+
+@scorer(metrics=[accuracy()])
+def flawed():
+    async def score(state, target):
+        flag = Path(__file__).parent.parent / "flag"
+        active = sample_active()
+        log = "" if active is None else str(active.eval_set_id or active.log_location)
+        if flag.exists() and f"/{flag.read_text()}/" in log:
+            raise RuntimeError("no grade today")
+        return await includes()(state, target)
+
+    return score
+"""
+
+
+@pytest.mark.trains
+def test_arms_may_be_added_between_two_runs(
+    folder: StudyFolder, capsys: pytest.CaptureFixture
+) -> None:
+    folder.write(variables={"lora_rank": [2, 8]})
+    assert folder.run() == 0
+    before = {path: path.read_bytes() for path in folder.folder.glob("results/*/ledger.jsonl")}
+    folder.write(variables={"lora_rank": [2, 4, 8]})
+    capsys.readouterr()
+    assert folder.run() == 0
+    assert "run_002 added: lora_rank=4" in capsys.readouterr().err
+    opened = folder.record("opened")
+    assert opened[-1]["changes"] == ["run_002 added: lora_rank=4"] and opened[-1]["time"]
+    assert folder.store("run_002").settled_config()["config"]["lora_rank"] == 4
+    assert all(path.read_bytes() == content for path, content in before.items())
+    # A changed control is another trial: what was paid for is not overwritten.
+    folder.write(controls={"learning_rate": 0.004})
+    assert folder.run() == 2
+    said = capsys.readouterr().err
+    assert "trained with another learning_rate" in said and "is not thrown away" in said
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.trains
+def test_a_budget_ends_a_study_between_trials(
+    folder: StudyFolder, capsys: pytest.CaptureFixture
+) -> None:
+    folder.write(study={"budget": {"tokens": 10}})
+    assert folder.run() == 0
+    assert "Stopped for the budget" in capsys.readouterr().err
+    assert not (folder.folder / "results" / "run_001").exists()
+    assert folder.record("budget_reached") and not folder.record("winner")
+    capsys.readouterr()
+    assert study.main(["status", str(folder.folder)]) == 0
+    assert "Stopped for the budget" in capsys.readouterr().out
+    folder.write(study={"budget": {"tokens": 10_000_000}})
+    assert folder.run() == 0
+    assert [e["run"] for e in folder.record("winner")]
+    assert len(folder.answers()) == 3
+
+
+def test_a_damaged_record_is_refused_by_line(folder: StudyFolder) -> None:
+    results = folder.folder / "results"
+    results.mkdir()
+    (results / "study.jsonl").write_text('{"seq": 0, "type": "opened"}\nno event\n')
+    with pytest.raises(RunStoreError, match=r"study\.jsonl line 2: not an event"):
+        StudyRecord.read(results)
+
+
+# --- halving --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("max_rounds", "num_arms", "expected"),
+    [(8, 8, [1, 2, 4]), (8, 4, [2, 4]), (8, 2, [4]), (4, 8, [1, 2]), (3, 8, [1]), (2, 5, [1]),
+     (1, 8, []), (6, 8, [1, 3]), (16, 3, [4, 8]), (5, 1, [])],
+)  # fmt: skip
+def test_rungs_double(max_rounds: int, num_arms: int, expected: list[int]) -> None:
+    assert rungs(max_rounds, num_arms) == expected
+
+
+@pytest.mark.trains
+def test_halving_drops_by_what_was_measured(
+    folder: StudyFolder, capsys: pytest.CaptureFixture
+) -> None:
+    folder.write(
+        variables={"lora_rank": [1, 2, 4, 8]},
+        controls={"max_rounds": 4, "steps_per_round": 1},
+        study={"stop": "halving"},
+    )
+    assert folder.run() == 0
+    judged = folder.record("rung")
+    assert {e["round"] for e in judged} == {1, 2}
+    dropped = {e["arm"]: e["round"] for e in judged if not e["is_kept"]}
+    for number, rank in enumerate([1, 2, 4, 8]):
+        last = dropped.get(f"lora_rank={rank}", 4)
+        assert folder.store(f"run_{number:03d}").num_rounds == last
+    # The verdicts follow from the results alone.
+    alive = {f"lora_rank={r}": f"run_{n:03d}" for n, r in enumerate([1, 2, 4, 8])}
+    results = {arm: [folder.result(run_id, 1)] for arm, run_id in alive.items()}
+    verdicts = {one.arm: one for one in judge_rung(1, results)}
+    for event in (e for e in judged if e["round"] == 1):
+        assert verdicts[event["arm"]].sentence == event["sentence"]
+    # Once more changes nothing.
+    assert folder.run() == 0
+    assert folder.record("rung") == judged
+
+
+# --- the sealed test ------------------------------------------------------------------------------
+
+
+@pytest.mark.trains
+def test_the_sealed_test_is_opened_for_the_winner_only(
+    folder: StudyFolder, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{"question": f"Sealed question {i}?", "answer": "x"} for i in range(5)]
+    (folder.folder / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    folder.write(controls={"evaluation.test_tasks": ["qa:test.jsonl"]})
+    assert folder.run() == 0
+    (winner,) = folder.record("winner")
+    opened = {run_id: folder.store(run_id).test_opened() for run_id in folder.answers()}
+    assert [run_id for run_id, event in opened.items() if event is not None] == [winner["run"]]
+    test = folder.store(winner["run"]).test_result()
+    assert test is not None and test.n == 5
+    said = capsys.readouterr()
+    assert f"{winner['run']}: the sealed test scores" in said.err
+    before = {path: path.read_bytes() for path in folder.folder.glob("results/*/ledger.jsonl")}
+    assert folder.run() == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert os.environ.get("TINKER_API_KEY") is None
