@@ -16,8 +16,10 @@ Half of the interval is sqrt(t_seeds^2 V_seeds + t_questions^2 V_questions), eac
 quantile of its own degrees of freedom (Graybill and Wang 1980, JASA 75:869), and p is the level at
 which it reaches 0. One t with Satterthwaite's degrees is too sure with three seeds: where their
 scores deviated by 0.07 on 300 questions, a null study of four arms told two apart in 14 % of cases
-instead of 5 % (2 % this way). `benchmarks/study_statistics.py` measures it. Below three seeds
-V_seeds is left out, and the mean is one of these checkpoints and of no setting.
+instead of 5 % (2 % this way). Three seeds alone have 2 degrees, so between arms V_seeds is the
+larger of the contrast's own and that of the analysis of variance of all arms by seeds, which has
+more (`pooled_seeds`). `benchmarks/study_statistics.py` measures it. Below three seeds V_seeds is
+left out, and the mean is one of these checkpoints and of no setting.
 Pure. Suffixes: _S one per seed, _A one per arm.
 """
 
@@ -59,10 +61,19 @@ class Parts(NamedTuple):
     questions: float
     residual: float
     questions_df: float
+    seeds_df: float = 0.0
 
     @property
     def total(self) -> float:
         return self.seeds + self.questions
+
+
+class Pool(NamedTuple):
+    """How seeds vary over all arms: the variance of one seed's mean, and its degrees of freedom."""
+
+    between: float  # of what arms differ by: of a contrast, times the sum of its squared weights
+    own: float  # of one arm by itself
+    df: float
 
 
 class Crossed(NamedTuple):
@@ -106,10 +117,12 @@ def crossed(
     answers_S: Sequence[Answers],
     clusters: Clusters,
     bounds: Interval = DIFFERENCE,
+    known: tuple[float, float] | None = None,
     level: float = LEVEL,
 ) -> Crossed:
     """The mean of a table of seeds by questions, as the module says; at least one seed, and one
-    question that all seeds have. The interval is cut to the bounds."""
+    question that all seeds have. The interval is cut to the bounds. `known` is the variance of a
+    seed's mean as all arms have it, with its degrees of freedom."""
     ids = shared(answers_S)
     if not ids:
         raise ValueError("no question was asked of every seed")
@@ -124,36 +137,38 @@ def crossed(
     tasks = [one for one in found if one is not None]
     if len(tasks) < num_tasks:
         return Crossed(centre, None, None, "unknown", n, k, None)
-    seeds = _variance(means_S) / k if k >= MIN_SEEDS else 0.0
+    seeds, seeds_df = (_variance(means_S), k - 1.0) if k >= MIN_SEEDS else (0.0, 0.0)
+    if known is not None and k >= MIN_SEEDS:
+        seeds, seeds_df = max(seeds, known[0]), max(seeds_df, known[1])
     questions = math.fsum(one.questions for one in tasks) / num_tasks**2
     squares = math.fsum((one.questions / num_tasks**2) ** 2 / one.questions_df for one in tasks)
     residual = math.fsum(one.residual for one in tasks) / num_tasks**2
-    parts = Parts(seeds, questions, residual, questions**2 / squares)
-    half = half_width(parts, k, 1 - level)
+    parts = Parts(seeds / k, questions, residual, questions**2 / squares, seeds_df)
+    half = half_width(parts, 1 - level)
     interval = Interval(max(bounds.low, centre - half), min(bounds.high, centre + half))
-    return Crossed(centre, interval, _p_value(centre, parts, k), method, n, k, parts)
+    return Crossed(centre, interval, _p_value(centre, parts), method, n, k, parts)
 
 
-def half_width(parts: Parts, num_seeds: int, alpha: float) -> float:
+def half_width(parts: Parts, alpha: float) -> float:
     """Half of the two-sided interval at level 1 - alpha."""
     p = 1 - alpha / 2
     questions = student_t_quantile(p, parts.questions_df) * math.sqrt(parts.questions)
     if parts.seeds == 0:
         return questions
-    return math.hypot(questions, student_t_quantile(p, num_seeds - 1) * math.sqrt(parts.seeds))
+    return math.hypot(questions, student_t_quantile(p, parts.seeds_df) * math.sqrt(parts.seeds))
 
 
-def _p_value(centre: float, parts: Parts, num_seeds: int) -> float:
+def _p_value(centre: float, parts: Parts) -> float:
     """The level at which the interval ends at 0: between those of either t alone."""
     t = -abs(centre) / math.sqrt(parts.total)
     found = 2 * student_t_cdf(t, parts.questions_df)
     if parts.seeds == 0 or t == 0:
         return min(1.0, found)
-    other = 2 * student_t_cdf(t, num_seeds - 1)
+    other = 2 * student_t_cdf(t, parts.seeds_df)
     low, high = max(1e-12, min(found, other)), min(1.0, max(found, other))
     while high > low * (1 + 1e-6):
         middle = math.sqrt(low * high)
-        if half_width(parts, num_seeds, middle) > abs(centre):
+        if half_width(parts, middle) > abs(centre):
             low = middle
         else:
             high = middle
@@ -205,6 +220,27 @@ def _effective_number(clusters: Sequence[Hashable]) -> float:
     return len(clusters) ** 2 / sum(size * size for size in sizes)
 
 
+def pooled_seeds(scores_A_S: Sequence[Sequence[float]]) -> Pool | None:
+    """How the scores of arms vary with seeds that all of them have: the analysis of variance of
+    arms by seeds. None for fewer than three arms or seeds.
+
+    It takes arms to vary alike. Where one varies more, its differences have their own, larger
+    variance, if with too many degrees. Seeds may shift all arms alike, so what one arm varies by
+    has no more degrees than what they differ by.
+    """
+    num_arms, k = len(scores_A_S), min(map(len, scores_A_S), default=0)
+    if num_arms < 3 or k < MIN_SEEDS:
+        return None
+    of_seeds = [mean([scores[i] for scores in scores_A_S]) for i in range(k)]
+    df = (num_arms - 1) * (k - 1)
+    squares = math.fsum(
+        (scores[i] - mean(scores) - of_seeds[i] + mean(of_seeds)) ** 2
+        for scores in scores_A_S
+        for i in range(k)
+    )
+    return Pool(squares / df, mean([_variance(scores) for scores in scores_A_S]), df)
+
+
 def seed_deviation(scores_S: Sequence[float]) -> float | None:
     """The standard deviation of the seeds' scores; None for one."""
     return math.sqrt(_variance(scores_S)) if len(scores_S) > 1 else None
@@ -219,6 +255,7 @@ def difference(
     clusters: Clusters,
     *,
     is_repeated: bool = False,
+    known: tuple[float, float] | None = None,
 ) -> Crossed:
     """By how much two arms differ, seed by seed and question by question.
 
@@ -230,7 +267,7 @@ def difference(
         weighted([(1.0, after), (-1.0, before)])
         for after, before in zip(after_S, before_S, strict=True)
     ]
-    table = crossed(changes_S, clusters)
+    table = crossed(changes_S, clusters, known=known)
     if table.is_of_setting:
         return table
     ids = shared(changes_S)

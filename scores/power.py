@@ -126,8 +126,9 @@ def needed_to_show(
         of_seeds = max(0.0, parts.seeds - parts.residual) / again + residual if seeds else 0.0
         own = parts.questions - (parts.residual if seeds else 0.0)
         of_questions = max(0.0, own) / more + residual
-        scaled = Parts(of_seeds, of_questions, residual, parts.questions_df * more)
-        width = half_width(scaled, k, 0.05) + half_width(scaled, k, 2 * (1 - power))
+        seeds_df = parts.seeds_df * (k - 1) / max(1, num_seeds - 1)
+        scaled = Parts(of_seeds, of_questions, residual, parts.questions_df * more, seeds_df)
+        width = half_width(scaled, 0.05) + half_width(scaled, 2 * (1 - power))
         return width <= distance
 
     sizes = [n * 1.05**i for i in range(1, 600) if n * 1.05**i <= MAX_QUESTIONS]

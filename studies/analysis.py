@@ -12,7 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ledger.records import Usage
-from scores.comparisons import difference, groups_of, holm, letter, seed_deviation, shared
+from scores.comparisons import (
+    MIN_SEEDS,
+    Pool,
+    difference,
+    groups_of,
+    holm,
+    letter,
+    seed_deviation,
+    shared,
+)
 from scores.intervals import Interval, mean
 from scores.results import TaskResult
 from scores.wording import interval_text
@@ -26,10 +35,12 @@ from studies.measured import (
     clusters_of,
     control_of,
     is_repeated,
+    known_variance,
     listed,
     listed_few,
     measured_arms,
     paired,
+    pool_of,
 )
 from studies.outcome import StudyOutcome
 from studies.remarks import remarks_of
@@ -71,7 +82,8 @@ def analyse(outcome: StudyOutcome) -> Findings:
 
 def _pairs(arms: Sequence[MeasuredArm]) -> list[Difference]:
     """Every pair of arms that has a seed and a question in common, the better one first."""
-    found = [_difference(*pair) for pair in itertools.combinations(arms, 2)]
+    pool = pool_of(arms)
+    found = [_difference(*pair, pool) for pair in itertools.combinations(arms, 2)]
     pairs = [one for one in found if one is not None]
     adjusted = holm([one.p_value for one in pairs])
     return [_told(one, p) for one, p in zip(pairs, adjusted, strict=True)]
@@ -91,7 +103,7 @@ class _Compared(NamedTuple):
     num_left_out: int
 
 
-def _difference(one: MeasuredArm, other: MeasuredArm) -> _Compared | None:
+def _difference(one: MeasuredArm, other: MeasuredArm, pool: Pool | None) -> _Compared | None:
     sides = paired([one, other])
     if not sides or not shared([answers for both in sides for answers in both]):
         return None
@@ -101,6 +113,7 @@ def _difference(one: MeasuredArm, other: MeasuredArm) -> _Compared | None:
         [both[1] for both in sides],
         clusters_of(arms),
         is_repeated=is_repeated(arms),
+        known=known_variance([(1.0, one), (-1.0, other)], pool),
     )
     asked = {
         (task, question)
@@ -126,7 +139,7 @@ def _told(found: _Compared, p_holm: float | None) -> Difference:
     is_apart = p_holm is not None and p_holm < ALPHA
     is_trained = found.one.is_trained or found.other.is_trained
     # What is not trained has no seeds to vary with.
-    is_of_setting = found.num_seeds >= 3 or not is_trained
+    is_of_setting = found.num_seeds >= MIN_SEEDS or not is_trained
     return Difference(
         one=found.one.name,
         other=found.other.name,
@@ -246,7 +259,7 @@ def _arm_finding(arm: MeasuredArm, groups: str, gains: Mapping[str, float]) -> A
         num_seeds=arm.num_seeds,
         score=arm.score,
         interval=interval,
-        is_of_setting=arm.num_seeds >= 3,
+        is_of_setting=arm.is_trained and arm.num_seeds >= MIN_SEEDS,
         seed_deviation=seed_deviation([result.score for result in arm.results.values()]),
         groups=groups,
         tasks=tasks,

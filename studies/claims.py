@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from scores.comparisons import (
     MIN_SEEDS,
     Crossed,
+    Pool,
     bounds_of,
     crossed,
     half_weights,
@@ -38,7 +39,7 @@ from scores.intervals import Interval, mean
 from scores.power import MAX_SEEDS, needed_to_show
 from scores.wording import interval_text
 from studies.findings import ClaimFinding, Verdict
-from studies.measured import MeasuredArm, clusters_of, paired
+from studies.measured import MeasuredArm, clusters_of, known_variance, paired, pool_of
 
 SMALLEST = 0.02  # of score: the smallest effect that a claim is about
 ALPHA = 0.05
@@ -63,6 +64,7 @@ class Ladder:
     counted_in: str
     blocks: Sequence[Sequence[MeasuredArm]]  # each in the order of the values
     missing: Sequence[Any]  # values that no arm was measured with
+    pool: Pool | None = None  # how all arms vary with their seeds
 
     def contrast(self, weights: Sequence[float]) -> Crossed | None:
         """The weighted sum over values, averaged over blocks; None where no question or seed is in
@@ -78,7 +80,8 @@ class Ladder:
         tables = [weighted(list(zip(shares, one, strict=True))) for one in paired(arms)]
         if not tables or not shared(tables):
             return None
-        return crossed(tables, clusters_of(arms), bounds_of(weights))
+        known = known_variance(used, self.pool)
+        return crossed(tables, clusters_of(arms), bounds_of(weights), known)
 
 
 def ladder_of(
@@ -103,7 +106,8 @@ def ladder_of(
     ]
     x, counted_in = _positions(variable, had, whole)
     missing = [value for value in values if value not in had]
-    return Ladder(variable, had, x, counted_in, whole, missing)
+    compared = [arm for arm in arms if not arm.is_dropped]
+    return Ladder(variable, had, x, counted_in, whole, missing, pool_of(compared))
 
 
 def _positions(
@@ -234,15 +238,16 @@ def _judge_trend(ladder: Ladder, sign: float) -> _Judged | None:
     is_log = min(x) > 0
     weights = trend_weights([math.log2(one) for one in x] if is_log else x)
     table = ladder.contrast([sign * weight for weight in weights])
-    if table is None:
+    change = ladder.contrast(weights)
+    if table is None or change is None:
         return None
     verdict, end = _verdict(table.interval), ""
     if verdict == "not supported" and table.interval is not None and table.interval.high >= 0:
-        end = f", which excludes a change of {SMALLEST:g}"
+        end = f", which excludes {SMALLEST:g} in that direction"
     scale = f" (its line over log2 of {ladder.counted_in})" if len(x) > 2 and is_log else ""
     told = (
-        f"from {ladder.values[0]} to {ladder.values[-1]} the score "
-        f"{'falls' if sign < 0 else 'rises'} by {_signed(table)}{scale}{end}"
+        f"from {ladder.values[0]} to {ladder.values[-1]} the score changes by "
+        f"{_signed(change)}{scale}{end}"
     )
     return _Judged(verdict, table, told)
 
@@ -294,7 +299,7 @@ def _judge_pairs(ladder: Ladder, *, is_same: bool) -> _Judged | None:
         verdict = "supported" if is_apart else "not supported" if is_within else "undecided"
     one, other = (ladder.values[i] for i in pairs[at])
     p_value = adjusted[at]
-    p_text = "p unknown" if p_value is None else f"p = {p_value:.2g} of {len(pairs)} by Holm"
+    p_text = "p unknown" if p_value is None else f"p = {p_value:.2g} by Holm"
     told = f"{other} against {one} gives {_signed(tables[at])}, {p_text}"
     if is_within:
         told += f", and every pair is within {SMALLEST:g}"

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from errors import one_line
-from scores.comparisons import Answers, Crossed, crossed, shared
+from scores.comparisons import Answers, Crossed, Pool, crossed, pooled_seeds, shared
 from scores.intervals import UNIT, mean
 from scores.results import EvalResult
 from studies.outcome import ArmOutcome, StudyOutcome, TrialOutcome
@@ -135,6 +135,25 @@ def paired(arms: Sequence[MeasuredArm]) -> list[list[Answers]]:
     ]
 
 
+def pool_of(arms: Sequence[MeasuredArm]) -> Pool | None:
+    """How the trained arms vary with the seeds that all of them have."""
+    trained = [arm for arm in arms if arm.is_trained]
+    keys = sorted(set.intersection(*(set(arm.results) for arm in trained))) if trained else []
+    return pooled_seeds([[arm.results[key].score for key in keys] for arm in trained])
+
+
+def known_variance(
+    terms: Sequence[tuple[float, MeasuredArm]], pool: Pool | None
+) -> tuple[float, float] | None:
+    """What the pool says of a contrast of arms: of trained ones alone, or of those beside what does
+    not vary with seeds."""
+    if pool is None:
+        return None
+    squares = sum(weight**2 for weight, arm in terms if arm.is_trained)
+    is_balanced = abs(sum(weight for weight, arm in terms if arm.is_trained)) < ROUNDING
+    return squares * (pool.between if is_balanced else pool.own), pool.df
+
+
 # --- the control ----------------------------------------------------------------------------------
 
 
@@ -217,11 +236,12 @@ def protocol_remarks(arms: Sequence[MeasuredArm], task_names: Mapping[str, str])
         if told is not None:
             remarks.append(f"Arms were evaluated with different {key}: {told}")
     for task in sorted({task.name for _, result in results for task in result.scored_tasks}):
+        shown = task_names.get(task, task)
         having = {name for name, result in results if task in answers_of(result)}
         lacking = sorted({name for name, _ in results} - having)
         if lacking:
             remarks.append(
-                f"{task_names.get(task, task)} was not asked of {listed_few(lacking)}, whose scores "
+                f"{shown} was not asked of {listed_few(lacking)}, whose scores "
                 "are of other tasks: differences are over the tasks that both have."
             )
         hashes = [
@@ -232,8 +252,7 @@ def protocol_remarks(arms: Sequence[MeasuredArm], task_names: Mapping[str, str])
         told = _values_of(hashes)
         if told is not None:
             remarks.append(
-                f"{task_names.get(task, task)} was not the same for all arms: {told} Questions "
-                "with one id may differ."
+                f"{shown} was not the same for all arms: {told} Questions with one id may differ."
             )
     return remarks
 

@@ -124,9 +124,10 @@ def _about_answers(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> Iterat
     worst = max(shares, key=lambda one: one[0], default=None)
     if worst is not None and worst[0] > WARN_FLAWED_SHARE:
         _, name, task = worst
+        shown = outcome.task_names.get(task.name, task.name)
         yield (
             f"Answers were truncated or malformed, most of {name}: {task.num_flawed} of "
-            f"{len(task.samples)} of {outcome.task_names.get(task.name, task.name)}. Such scores are of the format as well."
+            f"{len(task.samples)} of {shown}. Such scores are of the format as well."
         )
     if failed:
         yield f"Questions that failed count as 0 ({', '.join(dict.fromkeys(failed))})."
