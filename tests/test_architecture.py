@@ -53,11 +53,11 @@ NUM_FILES = {
     "loop.reports": 8,
     "loop.rounds": 15,
     "rows": 20,
-    "scores": 11,
+    "scores": 12,
     "services": 7,
     "settings": 7,
     "storage": 4,
-    "studies": 20,
+    "studies": 34,
     "user_code": 4,
 }
 # Of these, no room is made.
