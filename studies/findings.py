@@ -27,6 +27,8 @@ class Difference:
     num_seeds: int
     is_told_apart: bool
     sentence: str
+    is_of_setting: bool = False  # three seeds or more in both, so it says more than of checkpoints
+    num_left_out: int = 0  # questions that one of the two alone was asked
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class ArmFinding:
     cost_usd: float | None
     tokens_per_point: float | None  # per hundredth of score gained on the control; None: no gain
     usd_per_point: float | None
+    note: str = ""  # what the row is to be read with: dropped early, trials missing, ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Findings:
     """All that is told of a study, in the order in which it is told."""
 
     headline: str  # one sentence: what the study found
-    control: str  # what arms are compared with first
+    control: str | None  # what arms are compared with first; None: nothing was measured
     best: str | None
     arms: Sequence[ArmFinding]  # the control among them, best first
     against_control: Sequence[Difference]

@@ -53,7 +53,11 @@ class TrialOutcome:
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """One combination of the variables with all its seeds, or an arm that is not trained."""
+    """One combination of the variables with all its seeds, or an arm that is not trained.
+
+    `params` are the variables' values; of an arm that is not trained, the `prompt` and `checkpoint`
+    that it has, so one without either is the base model itself.
+    """
 
     name: str
     params: Mapping[str, Any]
