@@ -1,0 +1,94 @@
+"""How the report writes numbers: one format for each kind, and a word for what is not known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from scores.intervals import Interval
+from scores.results import LEVEL, EvalResult, TaskResult
+from scores.wording import ROLE_NAMES, interval_text, p_value_text
+from studies.findings import ArmFinding, Difference
+from studies.outcome import StudyOutcome
+
+UNKNOWN = "unknown"
+NOT_RUN = "not run"
+INTERVAL = f"{LEVEL:.0%} interval"
+
+
+def score_words(score: float | None) -> str:
+    return UNKNOWN if score is None else f"{score:.4f}"
+
+
+def ends_words(interval: Interval | None, *, signed: bool = False) -> str:
+    return UNKNOWN if interval is None else interval_text(interval, signed=signed)
+
+
+def p_words(p_value: float | None) -> str:
+    return p_value_text(p_value).removeprefix(", ") or UNKNOWN
+
+
+def count_words(number: float | None) -> str:
+    return UNKNOWN if number is None else f"{number:,.0f}"
+
+
+def usd_words(usd: float | None) -> str:
+    """Cents, and finer below a cent, so that little is not shown as nothing."""
+    if usd is None:
+        return UNKNOWN
+    return f"${usd:,.2f}" if usd == 0 or usd >= 0.01 else f"${usd:.2g}"
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def value_words(value: Any) -> str:
+    """A variable's value as in experiment.yaml; numbers without needless digits."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def params_words(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value_words(value)}" for name, value in params.items())
+
+
+def measured_words(result: EvalResult | None) -> str:
+    if result is None:
+        return NOT_RUN
+    return f"{score_words(result.score)} {interval_text(result.interval)}, n={result.n}"
+
+
+def task_title(outcome: StudyOutcome, task: TaskResult) -> str:
+    """A task by the study's name, with its role where it does not enter the score."""
+    return outcome.task_names.get(task.name, task.name) + ROLE_NAMES[task.role]
+
+
+def num_questions(arm: ArmFinding) -> int:
+    """The questions that an arm's score rests on."""
+    return sum(task.n for task in arm.tasks if task.role == "score")
+
+
+def of_what(arm: ArmFinding, outcome: StudyOutcome) -> str:
+    """What an arm's interval speaks of: with few seeds it is of the weights alone."""
+    if arm.is_of_setting:
+        return "the setting"
+    if not any(one.name == arm.name and one.is_trained for one in outcome.arms):
+        return "these weights"
+    return "this checkpoint" if arm.num_seeds == 1 else f"these {arm.num_seeds} checkpoints"
+
+
+def difference_words(one: Difference) -> str:
+    """A difference as it stands beside its interval in a chart."""
+    said = f"{one.mean:+.4f} {interval_text(one.interval, signed=True)}"
+    return f"{said}, {p_words(one.p_holm)} (Holm)"
+
+
+def seen_from(one: Difference, name: str) -> tuple[float, Interval | None]:
+    """A difference's mean and interval as `name` minus the other."""
+    if one.one == name:
+        return one.mean, one.interval
+    ends = one.interval
+    return -one.mean, None if ends is None else Interval(-ends.high, -ends.low)
