@@ -7,7 +7,7 @@ Numbers are shown as the caller writes them; nothing is computed here but where 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pages.drawing import (
@@ -68,6 +68,7 @@ class LineChart:
     y: Axis
     series: Sequence[Series]
     level: Level | None = None
+    is_spread: bool = True  # series stand side by side where they have a point at one place
 
 
 class _Frame(NamedTuple):
@@ -90,12 +91,14 @@ class _Frame(NamedTuple):
 def line_chart(chart: LineChart, chart_id: str, words: tuple[str, str]) -> Markup:
     """Draw a chart. `words` are its title and description, its text alternative.
 
-    The x axis is linear where a value is not above 0, which no logarithm has.
+    The x axis is linear where a value is not above 0, of which there is no logarithm.
     """
     points = [point for series in chart.series for point in series.points]
     x_axis = chart.x
-    if any(point.x <= 0 for point in points):
-        x_axis = Axis(chart.x.title, "linear", chart.x.ticks, chart.x.limits)
+    if x_axis.scale != "linear":
+        is_above = all(point.x > 0 for point in points)
+        shown = {"title": f"{x_axis.title} (log axis)"} if is_above else {"scale": "linear"}
+        x_axis = replace(x_axis, **shown)
     heights = [y for p in points for y in (p.low, p.y, p.high) if y is not None]
     heights += [] if chart.level is None else [chart.level.y]
     y_span = span_of(chart.y, heights)
@@ -114,7 +117,7 @@ def line_chart(chart: LineChart, chart_id: str, words: tuple[str, str]) -> Marku
     if chart.level is not None:
         y = frame.down(chart.level.y)
         drawn.append(line(frame.left, y, WIDTH - RIGHT, y, "level"))
-    drawn += [*_series(frame, chart.series), *legend]
+    drawn += [*_series(frame, chart), *legend]
     return picture(legend_end, chart_id, words, drawn)
 
 
@@ -159,11 +162,11 @@ def _numbers(series: Sequence[Series]) -> dict[str, int]:
     return {name: number for number, name in enumerate(dict.fromkeys(s.name for s in series))}
 
 
-def _series(frame: _Frame, all_series: Sequence[Series]) -> Iterator[Markup]:
-    """Lines below, then intervals, then markers; series stand side by side at one place."""
-    numbers = _numbers(all_series)
-    step = min(DODGE, MAX_DODGE / max(1, len(numbers) - 1))
-    for series in all_series:
+def _series(frame: _Frame, chart: LineChart) -> Iterator[Markup]:
+    """Of each series its line, then intervals and markers."""
+    numbers = _numbers(chart.series)
+    step = min(DODGE, MAX_DODGE / max(1, len(numbers) - 1)) if chart.is_spread else 0.0
+    for series in chart.series:
         number = numbers[series.name]
         shift = (number - (len(numbers) - 1) / 2) * step
         points = sorted(series.points, key=lambda point: point.x)

@@ -32,9 +32,14 @@ SHAPES = (
 
 
 def text_width(text: str, size: float = TEXT_SIZE) -> float:
-    """About how wide a line of text is; wide letters of East Asia count double."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return size * 0.57 * (len(text) + 0.8 * wide)
+    """About how wide a line of text is, on the wide side for usual fonts."""
+    return size * sum(_letter_width(letter) for letter in text)
+
+
+def _letter_width(letter: str) -> float:
+    if unicodedata.east_asian_width(letter) in "WF" or letter in "mwMW@%":
+        return 1.0
+    return 0.74 if letter.isupper() else 0.6
 
 
 def fitting(text: str, width: float, size: float = TEXT_SIZE) -> str:
@@ -42,8 +47,9 @@ def fitting(text: str, width: float, size: float = TEXT_SIZE) -> str:
     line = " ".join(printable(text).split())
     if text_width(line, size) <= width:
         return line
+    line = line[: int(2 * width / size)]  # more letters than can fit, so that few are tried
     while line and text_width(line + "...", size) > width:
-        line = line[: min(len(line) - 1, int(2 * width / size) + 1)]
+        line = line[:-1]
     return line.rstrip() + "..."
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, groupby
 
 from pages.charts import LineChart, line_chart
 from pages.document import (
@@ -85,7 +85,15 @@ class _Writer:
         rest = list(blocks)
         while level == 2 and rest and isinstance(rest[0], Paragraph):
             del rest[0]
-        return [self._block(block, level) for block in rest]
+        return self._inside(rest, level)
+
+    def _inside(self, blocks: Sequence[Block], level: int) -> list[Markup]:
+        """Charts that follow each other stand side by side where the page is wide."""
+        made = []
+        for is_figure, group in groupby(blocks, lambda block: isinstance(block, Figure)):
+            written = [self._block(block, level) for block in group]
+            made += [element("div", {"class": "figures"}, *written)] if is_figure else written
+        return made
 
     def _block(self, block: Block, level: int) -> Markup:
         match block:
@@ -109,7 +117,7 @@ class _Writer:
         if level == 2:
             self.contents.append((name, section.title))
         heading = element(f"h{min(level, 6)}", {"id": name}, section.title)
-        inside = [self._block(block, level + 1) for block in section.blocks]
+        inside = self._inside(section.blocks, level + 1)
         return element("section", {"aria-labelledby": name}, joined(heading, *inside, by="\n"))
 
     def _table(self, table: Table) -> Markup:
@@ -131,7 +139,7 @@ class _Writer:
         whole = element(
             "table",
             {},
-            element("caption", {"id": name}, table.caption),
+            element("caption", {"id": name}, element("span", {}, table.caption)),
             element("thead", {}, element("tr", {}, *titles)),
             element("tbody", {}, joined(*rows, by="\n")),
         )

@@ -11,12 +11,20 @@ from collections.abc import Iterator, Sequence
 from errors import one_line
 from pages.document import Block, Bullets, Code, Document, Figure, Paragraph, Section, Table
 
-# Anywhere in a line; `_` inside a word is none, so that lora_rank stays readable.
+# Anywhere in a line. `_` inside of a word, a bracket without a target and `&` without a name are
+# plain text, so that lora_rank, [0.25, 0.75] and R&D stay readable. `$` begins GitHub's formulas.
 _ACTING = re.compile(
-    r"[\\`*\[\]<>|~&$#@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE
+    r"""[\\`*<|~$@]              # escapes, code, emphasis, HTML, cells, deleted text, addresses
+    | (?<![^\W_])_ | _(?![^\W_])  # emphasis at the edge of a word
+    | \](?=[(\[:]) | \[(?=\^)     # links and what they point to, footnotes
+    | &(?=\#?\w+;)                # character references
+    | (?<!\S)\#                   # the end of a heading
+    | :(?=//) | (?<=www)\.        # addresses that become links by themselves
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-# At the start of a line: headings, lists, quotes, lines below headings, numbered lists.
-_ACTING_FIRST = re.compile(r"^([-+=]|\d{1,9}(?=[.)]))")
+# At the start of a line: headings, lists, quotes, lines below headings, boxes to tick.
+_ACTING_FIRST = re.compile(r"^([-+=>]|\[(?=[ xX]\])|\d{1,9}(?=[.)]))")
 
 
 def markdown(document: Document) -> str:

@@ -36,15 +36,21 @@ nav li { padding: 0.15rem 0; }
 table { border-collapse: collapse; font-size: 0.875rem; }
 caption { text-align: left; color: var(--quiet); padding: 0.25rem 0; caption-side: top; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.35rem 0.6rem; text-align: left;
-  vertical-align: top; min-width: 4.5rem; max-width: 22rem; overflow-wrap: anywhere;
-  unicode-bidi: isolate; }
+  vertical-align: top; max-width: 22rem; overflow-wrap: break-word; unicode-bidi: isolate; }
+caption span { display: inline-block; position: sticky; left: 0;
+  max-width: min(46rem, calc(100vw - 2rem)); }
 thead th { background: var(--soft); vertical-align: bottom; }
-tbody th { font-weight: 600; min-width: 8rem; }
+tbody th { font-weight: 600; min-width: 7rem; }
+td:not(.number) { min-width: 6rem; }
+thead th.number { min-width: 5rem; }
+tbody .number { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: var(--soft); padding: 0.75rem; overflow-x: auto; font-size: 0.875rem;
   font-family: ui-monospace, Consolas, "DejaVu Sans Mono", monospace; }
 code { font-family: inherit; }
-figure { margin: 1rem 0 2rem; }
+.figures { display: grid; gap: 0 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }
+figure { margin: 1rem 0 2rem; min-width: 0; }
 figcaption { max-width: 46rem; margin-bottom: 0.5rem; }
 details { margin: 0.5rem 0; }
 summary { cursor: pointer; color: var(--link); }
@@ -52,11 +58,10 @@ summary { cursor: pointer; color: var(--link); }
 .chart text { font: 12px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
   fill: var(--ink); }
 .chart .small { font-size: 11px; fill: var(--quiet); }
-.chart .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .grid { stroke: var(--line); stroke-width: 0.6; }
 .axis { stroke: var(--quiet); stroke-width: 1; }
 .level { stroke: var(--ink); stroke-width: 1.2; stroke-dasharray: 4 3; }
-.bar { stroke-width: 1.5; }
+.bar { stroke-width: 1.5; opacity: 0.8; }
 .way { fill: none; stroke-width: 1.5; opacity: 0.75; }
 .marker { stroke-width: 1.5; vector-effect: non-scaling-stroke; }
 .c0 { stroke: var(--c0); fill: var(--c0); } .c1 { stroke: var(--c1); fill: var(--c1); }

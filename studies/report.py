@@ -27,7 +27,7 @@ from studies.report_trials import (
     reproduce_section,
     sealed_section,
 )
-from studies.report_words import INTERVAL, UNKNOWN, ends_words
+from studies.report_words import INTERVAL, UNKNOWN, change_words, ends_words
 from studies.results_csv import results_csv
 
 
@@ -113,7 +113,7 @@ def _claims_section(findings: Findings) -> Section:
         [
             _claim_name(one),
             one.verdict,
-            UNKNOWN if one.effect is None else f"{one.effect:+.4f}",
+            change_words(one.effect),
             ends_words(one.interval, signed=True),
             one.sentence,
             one.needed or (UNKNOWN if one.verdict == "undecided" else "it is decided"),

@@ -13,15 +13,17 @@ from studies.report_words import (
     INTERVAL,
     NOT_RUN,
     UNKNOWN,
+    change_words,
     count_words,
     counted,
     difference_words,
     ends_words,
+    minus,
     num_questions,
     of_what,
     p_words,
     score_words,
-    seen_from,
+    short,
     task_title,
     usd_words,
 )
@@ -47,14 +49,15 @@ def _arms_table(outcome: StudyOutcome, findings: Findings) -> Table:
     tasks = list(
         dict.fromkeys(task_title(outcome, task) for arm in findings.arms for task in arm.tasks)
     )
-    control = findings.control or "the control"
+    control = short(findings.control or "the control")
     columns = [
         Column("arm"),
         Column("score (0 to 1)", True),
         Column(INTERVAL, True),
         Column("the interval is of"),
         Column("n (questions)", True),
-        Column("seeds"),
+        Column("seeds", True),
+        Column("standard deviation of the seeds' scores", True),
         Column("groups"),
         Column(f"difference to {control}", True),
         Column(f"{INTERVAL} of the difference", True),
@@ -84,7 +87,8 @@ def _arm_row(
         ends_words(arm.interval),
         of_what(arm, outcome),
         count_words(num_questions(arm)),
-        _seeds(arm),
+        str(arm.num_seeds),
+        _deviation(arm),
         arm.groups or UNKNOWN,
         *_against_control(arm, findings),
         count_words(arm.num_tokens),
@@ -95,10 +99,8 @@ def _arm_row(
     ]
 
 
-def _seeds(arm: ArmFinding) -> str:
-    if arm.seed_deviation is None:
-        return str(arm.num_seeds)
-    return f"{arm.num_seeds} (standard deviation of their scores {arm.seed_deviation:.4f})"
+def _deviation(arm: ArmFinding) -> str:
+    return UNKNOWN if arm.seed_deviation is None else f"{arm.seed_deviation:.4f}"
 
 
 def _against_control(arm: ArmFinding, findings: Findings) -> list[str]:
@@ -106,10 +108,10 @@ def _against_control(arm: ArmFinding, findings: Findings) -> list[str]:
         return ["is the control"] * 3
     both = {arm.name, findings.control}
     found = next((d for d in findings.against_control if {d.one, d.other} == both), None)
-    if found is None:
+    if found is None or findings.control is None:
         return ["not compared"] * 3
-    mean, interval = seen_from(found, arm.name)
-    return [f"{mean:+.4f}", ends_words(interval, signed=True), p_words(found.p_holm)]
+    gain = minus(found, findings.control)
+    return [change_words(gain.mean), ends_words(gain.interval, signed=True), p_words(gain.p_holm)]
 
 
 def _per_point(arm: ArmFinding, findings: Findings) -> list[str]:
@@ -138,15 +140,17 @@ def _differences(findings: Findings) -> Iterator[Block]:
         "the two has fewer than three seeds, the difference is of these checkpoints and not of the "
         "settings."
     )
-    if findings.against_control:
-        title = f"Against the control, {findings.control}"
-        yield Section("Against the control", [_forest(title, findings.against_control)])
+    if findings.control is not None and findings.against_control:
+        turned = [minus(one, findings.control) for one in findings.against_control]
+        title = f"Every arm minus the control, {short(findings.control)}"
+        yield Section("Against the control", [_forest(title, turned)])
     if findings.best is not None and findings.best == findings.control:
         same = "The control has the highest score, so this is the chart above."
         yield Section("Against the best", [Paragraph(same)])
-    elif findings.against_best:
-        title = f"Against the best, {findings.best}"
-        yield Section("Against the best", [_forest(title, findings.against_best)])
+    elif findings.best is not None and findings.against_best:
+        turned = [minus(one, findings.best) for one in findings.against_best]
+        title = f"Every arm minus the best, {short(findings.best)}"
+        yield Section("Against the best", [_forest(title, turned)])
     every = differences_table("All pairs of arms", findings.pairs, is_folded=True)
     yield Section("All pairs", [every])
 
@@ -154,7 +158,7 @@ def _differences(findings: Findings) -> Iterator[Block]:
 def _forest(title: str, differences: Sequence[Difference]) -> Figure:
     rows = [
         ForestRow(
-            name=f"{one.one} - {one.other}",
+            name=one.one,
             difference=one.mean,
             low=None if one.interval is None else one.interval.low,
             high=None if one.interval is None else one.interval.high,
@@ -165,13 +169,13 @@ def _forest(title: str, differences: Sequence[Difference]) -> Figure:
     ]
     num_apart = sum(one.is_told_apart for one in differences)
     chart = ForestChart(
-        x=Axis(f"difference of scores, {INTERVAL}", limits=Span(-1.0, 1.0)),
+        x=Axis(f"difference of scores ({INTERVAL})", limits=Span(-1.0, 1.0)),
         rows=rows,
-        marked_means="filled: told apart (Holm's p < 0.05)",
+        marked_means="filled: told apart, Holm's p < 0.05",
         unmarked_means="hollow: not told apart",
     )
     description = (
-        f"{counted(len(rows), 'difference')} of scores with their intervals; "
+        f"{counted(len(rows), 'difference')} of scores with their intervals and Holm's p; "
         f"{num_apart} told apart from zero."
     )
     return Figure(title, description, chart, differences_table(f"{title}: numbers", differences))
@@ -198,7 +202,7 @@ def differences_table(
         [
             one.one,
             one.other,
-            f"{one.mean:+.4f}",
+            change_words(one.mean),
             ends_words(one.interval, signed=True),
             p_words(one.p_value),
             p_words(one.p_holm),

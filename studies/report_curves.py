@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pages.charts import Level, LineChart, Point, Series
@@ -58,13 +59,13 @@ def _over_settings(arms: Sequence[_Arm], level: Level | None) -> Iterator[Figure
             for arm in arms
             if (size := sizes[arm.found.name]) is not None
         ]
-        axis = Axis("LoRA parameters, trained (log axis)", "log2", tuple(dict.fromkeys(ticks)))
+        axis = Axis("LoRA parameters, trained", "log2", tuple(dict.fromkeys(ticks)))
         yield from _over(axis, arms, lambda arm: sizes[arm.found.name], "lora_rank", level)
     else:
-        axis = _plain_axis("LoRA rank (log axis)", "log2", [rank(arm) for arm in arms])
+        axis = _plain_axis("LoRA rank", "log2", [rank(arm) for arm in arms])
         yield from _over(axis, arms, rank, "lora_rank", level)
     rates = [arm.found.learning_rate for arm in arms]
-    axis = _plain_axis("learning rate (log axis)", "log10", rates)
+    axis = _plain_axis("learning rate", "log10", rates)
     yield from _over(axis, arms, lambda arm: arm.found.learning_rate, "learning_rate", level)
     names = dict.fromkeys(name for arm in arms for name in arm.params)
     for name in names:
@@ -77,8 +78,7 @@ def _over_variable(name: str, arms: Sequence[_Arm], level: Level | None) -> Iter
     known = [value for value in values if value is not None]
     if known:
         is_wide = min(known) > 0 and max(known) / min(known) >= LOG_RATIO
-        title, scale = (f"{name} (log axis)", "log2") if is_wide else (name, "linear")
-        axis = _plain_axis(title, scale, values)
+        axis = _plain_axis(name, "log2" if is_wide else "linear", values)
         yield from _over(axis, arms, lambda arm: _number(arm.params.get(name)), name, level)
 
 
@@ -116,15 +116,16 @@ def _over(
         points.append(_arm_point(arm.found, x))
     title = f"Score over {axis.title}"
     named = [Series(name, points) for name, points in series.items()]
-    scores = [arm.found.score for arm, _ in placed]
-    words = f"{counted(len(placed), 'arm')}, scores {min(scores):.4f} to {max(scores):.4f}."
+    low, *_, high = sorted(score_words(arm.found.score) for arm, _ in placed)
+    scores = f"all with score {low}" if low == high else f"scores {low} to {high}"
+    words = f"{counted(len(placed), 'arm')}, {scores}."
     yield _figure(title, words, LineChart(axis, SCORE_AXIS, named, level), _numbers(axis, placed))
 
 
 def _numbers(axis: Axis, placed: Sequence[tuple[_Arm, float]]) -> Table:
     columns = [
         Column("arm"),
-        Column(axis.title.removesuffix(" (log axis)"), True),
+        Column(axis.title, True),
         Column("score (0 to 1)", True),
         Column(INTERVAL, True),
         Column("n (questions)", True),
@@ -159,7 +160,7 @@ def _figure(title: str, words: str, chart: LineChart, numbers: Table) -> Figure:
     if len(names) > MOST_SERIES:
         shown = set(names[:MOST_SERIES])
         kept = [one for one in chart.series if one.name in shown]
-        chart = LineChart(chart.x, chart.y, kept, chart.level)
+        chart = replace(chart, series=kept)
         words += f" The first {MOST_SERIES} of {len(names)} series are drawn; the table has all."
     return Figure(title, words, chart, numbers)
 
@@ -194,7 +195,7 @@ def _over_tokens(outcome: StudyOutcome, level: Level | None) -> Iterator[Figure]
     rows = [row for arm, trial in drawn for row in _curve_rows(arm, trial)]
     title = "Score over tokens trained on"
     words = f"{counted(len(drawn), 'trial')}, a line each, after every round that was evaluated."
-    chart = LineChart(Axis("tokens trained on"), SCORE_AXIS, series, level)
+    chart = LineChart(Axis("tokens trained on"), SCORE_AXIS, series, level, is_spread=False)
     yield _figure(title, words, chart, Table(f"{title}: numbers", columns, rows))
 
 

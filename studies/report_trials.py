@@ -54,12 +54,13 @@ def not_run_section(outcome: StudyOutcome, findings: Findings) -> Section:
     reasons = {one.run_id: one.why for one in findings.not_run}
     for row in rows:
         row[4] = row[4] or reasons.get(row[0]) or "no reason is recorded"
+    title = "Trials not run, dropped or failed"
     if not rows:
-        return Section("Trials without a result", [Paragraph("Every trial is done.")])
+        return Section(title, [Paragraph("Every trial is done.")])
     columns = ["run", "arm", "seed", "status", "why", f"measured (score, {INTERVAL}, n)"]
     caption = "Trials not run, dropped, begun or failed"
     table = Table(caption, [Column(one) for one in columns], rows, len(rows) > FOLDED_FROM)
-    return Section("Trials without a result", [table])
+    return Section(title, [table])
 
 
 def _seed(trial: TrialOutcome) -> str:

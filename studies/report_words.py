@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from errors import one_line
 from scores.intervals import Interval
 from scores.results import LEVEL, EvalResult, TaskResult
 from scores.wording import ROLE_NAMES, interval_text, p_value_text
@@ -19,6 +21,11 @@ INTERVAL = f"{LEVEL:.0%} interval"
 
 def score_words(score: float | None) -> str:
     return UNKNOWN if score is None else f"{score:.4f}"
+
+
+def change_words(change: float | None) -> str:
+    """A change of score with its sign; what is rounded to nothing has no minus."""
+    return UNKNOWN if change is None else f"{change:+z.4f}"
 
 
 def ends_words(interval: Interval | None, *, signed: bool = False) -> str:
@@ -82,13 +89,19 @@ def of_what(arm: ArmFinding, outcome: StudyOutcome) -> str:
 
 def difference_words(one: Difference) -> str:
     """A difference as it stands beside its interval in a chart."""
-    said = f"{one.mean:+.4f} {interval_text(one.interval, signed=True)}"
-    return f"{said}, {p_words(one.p_holm)} (Holm)"
+    said = f"{change_words(one.mean)} {interval_text(one.interval, signed=True)}"
+    return f"{said}, {'p unknown' if one.p_holm is None else p_words(one.p_holm)}"
 
 
-def seen_from(one: Difference, name: str) -> tuple[float, Interval | None]:
-    """A difference's mean and interval as `name` minus the other."""
-    if one.one == name:
-        return one.mean, one.interval
+def short(name: str) -> str:
+    """A name inside of a title; it stands whole in the tables."""
+    return one_line(name, 60)
+
+
+def minus(one: Difference, reference: str) -> Difference:
+    """A difference as the other arm minus `reference`, which is one of the two."""
+    if one.other == reference:
+        return one
     ends = one.interval
-    return -one.mean, None if ends is None else Interval(-ends.high, -ends.low)
+    turned = None if ends is None else Interval(0.0 - ends.high, 0.0 - ends.low)
+    return replace(one, one=one.other, other=one.one, mean=0.0 - one.mean, interval=turned)

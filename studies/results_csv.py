@@ -19,33 +19,30 @@ from studies.outcome import StudyOutcome, TrialOutcome
 Cell = str | int | float | None
 ALL_TASKS = "(all)"  # no task can have this name
 
-# In this order; the variables stand behind `arm`.
-BEFORE_VARIABLES = {
-    "run_id": "the trial, as in `configs/run_mapping.yaml`",
-    "arm": "its combination of values, or the arm that is not trained",
-}
-AFTER_VARIABLES = {
-    "seed": "the trial's seed",
-    "status": "`done`, `dropped`, `begun`, `failed` or `missing`",
-    "round": "whose weights were evaluated",
-    "task": f"the study's name of the task; `{ALL_TASKS}`: the score over all scored tasks",
-    "score": "mean over the questions, from 0 to 1",
-    "low": "lower end of its 95 % interval, of these weights alone",
-    "high": "upper end",
-    "n": "questions",
-    "num_truncated": "answers that were cut off",
-    "num_malformed": "answers that could not be read",
-    "num_failed": "questions without an answer, for an error",
-    "num_lora_params": "trained parameters of the adapter",
-    "learning_rate": "the trial's learning rate",
-    "num_steps": "optimizer steps up to these weights",
-    "train_tokens": "tokens trained on, of the whole trial, as all columns from here on",
-    "prompt_tokens": "tokens read",
-    "sampled_tokens": "tokens sampled",
-    "minutes": "minutes of training and evaluation",
-    "cost_usd": "US dollars by the prices in the settings",
-    "checkpoint": "the weights (sampler path)",
-}
+# In this order, as docs/studies.md lists and explains them; the variables stand behind `arm`.
+BEFORE_VARIABLES = ("run_id", "arm")
+AFTER_VARIABLES = (
+    "seed",
+    "status",
+    "round",
+    "task",
+    "score",
+    "low",
+    "high",
+    "n",
+    "num_truncated",
+    "num_malformed",
+    "num_failed",
+    "num_lora_params",
+    "learning_rate",
+    "num_steps",
+    "train_tokens",
+    "prompt_tokens",
+    "sampled_tokens",
+    "minutes",
+    "cost_usd",
+    "checkpoint",
+)
 FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
@@ -132,5 +129,5 @@ def _cells(
         "cost_usd": trial.cost_usd,
         "checkpoint": None if trial.checkpoint is None else guarded(trial.checkpoint),
     }
-    assert list(cells) == list(AFTER_VARIABLES), "the columns are in one order"
+    assert tuple(cells) == AFTER_VARIABLES, "the columns are in one order"
     return cells

@@ -186,7 +186,7 @@ def _arm(name: str, result: EvalResult, outcome: StudyOutcome, shape: Shape) -> 
         num_lora_params=trials[0].num_lora_params if trials else None,
         learning_rate=trials[0].learning_rate if trials else None,
         num_tokens=sum(trial.usage.tokens for trial in trials),
-        cost_usd=0.0369 if trials else None,
+        cost_usd=0.0369 if len(trials) == shape.seeds else None,
         tokens_per_point=1200.4 if score > 0.25 else None,
         usd_per_point=0.00134 if score > 0.25 and trials else None,
     )
