@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from scores.comparisons import MIN_SEEDS, Parts, half_width
 from scores.distributions import binomial_tail, two_sided_z
 from scores.intervals import wilson_interval
 
 StopRule = Literal["mean", "lower_bound"]
+MAX_QUESTIONS = 1_000_000
+MAX_SEEDS = 100
 
 
 def questions_needed(low: float, high: float, alpha: float = 0.05, power: float = 0.8) -> int:
@@ -95,3 +98,54 @@ def _look_level(alpha: float, num_looks: int) -> float:
 
 def _any_of(chance: float, num_looks: int) -> float:
     return 1.0 if chance >= 1 else -math.expm1(num_looks * math.log1p(-chance))
+
+
+class Needed(NamedTuple):
+    """What would show an effect: so many questions with the seeds that there are, or so many seeds
+    with the questions that there are, or both more. None: not with any number up to the limits."""
+
+    questions: int | None
+    seeds: int | None
+    both: tuple[int, int] | None  # questions and seeds
+
+
+def needed_to_show(
+    effect: float, parts: Parts, n: int, num_seeds: int, power: float = 0.8
+) -> Needed:
+    """How much has to be asked for a two-sided 5 % test of 0 to find `effect` with `power`.
+
+    The parts of the variance are those observed with `n` questions and `num_seeds` seeds; what
+    neither explains shrinks with both. Rounded up to two digits.
+    """
+    distance = abs(effect)
+    seeds = num_seeds if parts.seeds or num_seeds >= MIN_SEEDS else 0
+
+    def shows(num_questions: float, k: int) -> bool:
+        more, again = num_questions / n, k / num_seeds if seeds else 1.0
+        residual = parts.residual / more / again if seeds else 0.0
+        of_seeds = max(0.0, parts.seeds - parts.residual) / again + residual if seeds else 0.0
+        own = parts.questions - (parts.residual if seeds else 0.0)
+        of_questions = max(0.0, own) / more + residual
+        scaled = Parts(of_seeds, of_questions, residual, parts.questions_df * more)
+        width = half_width(scaled, k, 0.05) + half_width(scaled, k, 2 * (1 - power))
+        return width <= distance
+
+    sizes = [n * 1.05**i for i in range(1, 600) if n * 1.05**i <= MAX_QUESTIONS]
+    found = next((size for size in sizes if shows(size, num_seeds)), None)
+    questions = None if found is None else _two_digits(found)
+    if not seeds:
+        return Needed(questions, None, None)
+    counts = range(num_seeds + 1, MAX_SEEDS + 1)
+    more_seeds = next((k for k in counts if shows(n, k)), None)
+    both = None
+    if questions is None and more_seeds is None:
+        pairs = ((size, k) for k in (5, 10, 20, 50, MAX_SEEDS) for size in sizes if k > num_seeds)
+        first = next((pair for pair in pairs if shows(*pair)), None)
+        both = None if first is None else (_two_digits(first[0]), first[1])
+    return Needed(questions, more_seeds, both)
+
+
+def _two_digits(value: float) -> int:
+    """Rounded up to two digits."""
+    unit = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit - 1e-9) * unit

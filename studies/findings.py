@@ -57,7 +57,11 @@ class ArmFinding:
 
 @dataclass(frozen=True)
 class ClaimFinding:
-    """One thing that the hypothesis says, tested. `needed` says what would decide it."""
+    """One thing that the hypothesis says, tested. `needed` says what would decide it.
+
+    `effect` is what the claim is judged by, above 0 where it holds; of differs and same, the larger
+    value's score less the smaller's, of the two that are least alike.
+    """
 
     claim: str  # rises, falls, diminishing, differs, same
     variable: str

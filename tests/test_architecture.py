@@ -55,11 +55,11 @@ NUM_FILES = {
     "loop.rounds": 14,
     "pages": 10,
     "rows": 20,
-    "scores": 11,
+    "scores": 12,
     "services": 7,
     "settings": 7,
     "storage": 4,
-    "studies": 23,
+    "studies": 28,
     "user_code": 4,
 }
 # Of these, no room is made.
