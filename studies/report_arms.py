@@ -28,6 +28,8 @@ from studies.report_words import (
     usd_words,
 )
 
+NOT_COMPARED = "not compared"
+
 
 def arms_section(outcome: StudyOutcome, findings: Findings) -> Section:
     """The one table of arms, and how to read it."""
@@ -89,10 +91,9 @@ def _arm_row(
         count_words(num_questions(arm)),
         str(arm.num_seeds),
         _deviation(arm),
-        arm.groups or UNKNOWN,
+        arm.groups or NOT_COMPARED,
         *_against_control(arm, findings),
-        count_words(arm.num_tokens),
-        usd_words(arm.cost_usd),
+        *_cost(arm),
         *_per_point(arm, findings),
         *(scores.get(task, NOT_RUN) for task in tasks),
         arm.note or "none",
@@ -103,21 +104,38 @@ def _deviation(arm: ArmFinding) -> str:
     return UNKNOWN if arm.seed_deviation is None else f"{arm.seed_deviation:.4f}"
 
 
+def _cost(arm: ArmFinding) -> list[str]:
+    """Tokens and cost; what the trials began with was evaluated by them, and is counted there."""
+    if not arm.run_ids:
+        return ["counted with the trials"] * 2
+    return [count_words(arm.num_tokens), usd_words(arm.cost_usd)]
+
+
+def _gain(arm: ArmFinding, findings: Findings) -> Difference | None:
+    """An arm minus the control; None where they were not compared."""
+    if findings.control is None:
+        return None
+    both = {arm.name, findings.control}
+    found = next((d for d in findings.against_control if {d.one, d.other} == both), None)
+    return None if found is None else minus(found, findings.control)
+
+
 def _against_control(arm: ArmFinding, findings: Findings) -> list[str]:
     if arm.name == findings.control:
         return ["is the control"] * 3
-    both = {arm.name, findings.control}
-    found = next((d for d in findings.against_control if {d.one, d.other} == both), None)
-    if found is None or findings.control is None:
-        return ["not compared"] * 3
-    gain = minus(found, findings.control)
+    gain = _gain(arm, findings)
+    if gain is None:
+        return [NOT_COMPARED] * 3
     return [change_words(gain.mean), ends_words(gain.interval, signed=True), p_words(gain.p_holm)]
 
 
 def _per_point(arm: ArmFinding, findings: Findings) -> list[str]:
     if arm.name == findings.control:
         return ["is the control"] * 2
-    if arm.tokens_per_point is None:
+    gain = _gain(arm, findings)
+    if gain is None:
+        return [NOT_COMPARED] * 2
+    if gain.mean <= 0:
         return ["no gain"] * 2
     return [count_words(arm.tokens_per_point), usd_words(arm.usd_per_point)]
 

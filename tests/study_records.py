@@ -28,7 +28,7 @@ from studies.outcome import ArmOutcome, Change, CurvePoint, StudyOutcome, TrialO
 
 LEVEL = 0.95
 TASKS = {"evals/domain_qa.py@domain_qa": "domain", "evals/facts.py@facts": "facts"}
-CHECKPOINT = "tinker://run_000/sampler_weights/round_01"
+CHECKPOINT = "tinker://run_000/sampler_weights/round_02"
 HOSTILE = (
     "</script></style></svg><script>alert(1)</script>",
     '"><img src=x onerror=alert(1)> | `code` | **bold**',
@@ -52,8 +52,9 @@ class Shape:
 
 
 def measured_result(
-    share: float, chance: random.Random, shape: Shape, number: int = 1
+    share: float, chance: random.Random, shape: Shape, number: int = 2
 ) -> EvalResult:
+    """A result of the weights of a round; round 0 is the base model's."""
     tasks = []
     for name in list(TASKS)[: shape.num_tasks]:
         samples = [
@@ -71,13 +72,14 @@ def measured_result(
             for question in range(shape.num_questions)
         ]
         tasks.append(task_result(name, samples))
-    result = eval_result(number, CHECKPOINT, Measured(tuple(tasks)), {"temperature": 0})
-    return result
+    checkpoint = CHECKPOINT if number else None
+    return eval_result(number, checkpoint, Measured(tuple(tasks)), {"temperature": 0})
 
 
 def _trial(run: int, seed: int, rank: int, share: float, shape: Shape) -> TrialOutcome:
     chance = random.Random(run)
-    result, baseline = (measured_result(s, chance, shape) for s in (share, 0.2))
+    result = measured_result(share, chance, shape)
+    baseline = measured_result(0.2, random.Random(0), shape, 0)
     curve = [
         CurvePoint(number, number * 10, number * 4200, score, score - 0.1, score + 0.1)
         for number, score in enumerate((0.2, share * 0.8, share))

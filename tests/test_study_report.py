@@ -135,8 +135,8 @@ def test_the_table_of_arms_has_every_number(tmp_path: Path) -> None:
     assert best["score (0 to 1)"] == "0.7361" and best["95% interval"] == "[0.64, 0.84]"
     assert best["the interval is of"] == "the setting"
     assert (best["n (questions)"], best["seeds"], best["groups"]) == ("120", "3", "ab")
-    assert best["difference to base model"] == "+0.5167"
-    assert best["95% interval of the difference"] == "[+0.40, +0.61]"
+    assert best["difference to base model"] == "+0.6083"
+    assert best["95% interval of the difference"] == "[+0.49, +0.70]"
     assert best["p (Holm)"] == "p = 0.06"
     assert best["tokens, all seeds"] == "43,680"
     assert best["cost (USD), all seeds"] == r"\$0.04"
@@ -195,9 +195,7 @@ def test_trials_without_a_result_are_listed_with_the_reason(tmp_path: Path) -> N
 def test_the_sealed_test_is_told_of_the_winner_alone(tmp_path: Path) -> None:
     sealed = measured_result(0.6, random.Random(5), Shape(), 2)
     report = written(tmp_path, winner="run_009", sealed=sealed)
-    told = (
-        "The winner is run_009 (lora_rank=64). Its score on the sealed test, asked of it alone, is"
-    )
+    told = "The winner is run_009 (lora_rank=64). Its score on the sealed test, asked of it alone,"
     assert f"{told} is {sealed.score:.4f} [" in report.markdown
     assert "The sealed test was not run." in written(tmp_path, winner="run_009").markdown
     assert "No winner is named" in written(tmp_path).markdown
