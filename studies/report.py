@@ -80,11 +80,11 @@ def _hypothesis_section(outcome: StudyOutcome, findings: Findings) -> Section:
     stated = (
         f"Hypothesis: {outcome.hypothesis}" if outcome.hypothesis else "No hypothesis is stated."
     )
-    verdict = findings.verdict or "none"
+    verdict = "No verdict" if findings.verdict is None else f"Verdict: {findings.verdict}"
     blocks: list[Block] = [
         Paragraph(question),
         Paragraph(stated),
-        Paragraph(f"Verdict: {verdict}. {findings.verdict_sentence}".rstrip()),
+        Paragraph(f"{verdict}. {findings.verdict_sentence}".rstrip()),
     ]
     needed = [f"{_claim_name(one)}: {one.needed}" for one in findings.claims if one.needed]
     if needed:

@@ -29,15 +29,23 @@ MOST_SERIES = 12  # in one chart; more cannot be told apart by eye
 LOG_RATIO = 8  # from which another variable is drawn on a logarithmic axis
 
 
+DROPPED = "dropped early"
+
+
 class _Arm(NamedTuple):
     found: ArmFinding
     params: Mapping[str, Any]
+    is_dropped: bool  # its score is of less training than the others', so no line joins it
 
 
 def curves_section(outcome: StudyOutcome, findings: Findings) -> Section:
     """A chart of everything that varies in numbers; nothing of what does not."""
-    params = {arm.name: arm.params for arm in outcome.arms if arm.is_trained}
-    arms = [_Arm(one, params[one.name]) for one in findings.arms if one.name in params]
+    trained = {arm.name: arm for arm in outcome.arms if arm.is_trained}
+    arms = [
+        _Arm(one, trained[one.name].params, not trained[one.name].measured)
+        for one in findings.arms
+        if one.name in trained
+    ]
     level = next(
         (Level(f"control: {a.name}", a.score) for a in findings.arms if a.name == findings.control),
         None,
@@ -112,10 +120,14 @@ def _over(
     series: dict[str, list[Point]] = {}
     for arm, x in placed:
         others = {name: arm.params[name] for name in varying if name in arm.params}
-        points = series.setdefault(params_words(others) or "trained arms", [])
-        points.append(_arm_point(arm.found, x))
+        parts = [params_words(others), DROPPED if arm.is_dropped else ""]
+        name = ", ".join(part for part in parts if part) or "trained arms"
+        series.setdefault(name, []).append(_arm_point(arm.found, x))
     title = f"Score over {axis.title}"
-    named = [Series(name, points) for name, points in series.items()]
+    named = [
+        Series(name, points, is_joined=not name.endswith(DROPPED))
+        for name, points in series.items()
+    ]
     low, *_, high = sorted(score_words(arm.found.score) for arm, _ in placed)
     scores = f"all with score {low}" if low == high else f"scores {low} to {high}"
     words = f"{counted(len(placed), 'arm')}, {scores}."

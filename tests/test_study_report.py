@@ -14,6 +14,7 @@ import pytest
 from conftest import REPO
 from page_reading import Page, assert_inert, outside_of_code, tables_in
 from scores.intervals import Interval
+from studies.analysis import analyse
 from studies.findings import Findings
 from studies.outcome import StudyOutcome
 from studies.report import write_report
@@ -85,9 +86,12 @@ def written(folder: Path, shape: Shape = USUAL, **changes: object) -> Written:
     return Written(folder, outcome, findings_of(outcome, shape))
 
 
+@pytest.mark.parametrize("is_analysed", [False, True])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_every_kind_of_study_has_a_report(kind: str, tmp_path: Path) -> None:
-    report = written(tmp_path, SHAPES[kind])
+def test_every_kind_of_study_has_a_report(kind: str, is_analysed: bool, tmp_path: Path) -> None:
+    outcome = study_outcome(SHAPES[kind])
+    findings = analyse(outcome) if is_analysed else findings_of(outcome, SHAPES[kind])
+    report = Written(tmp_path, outcome, findings)
     assert report.page.text_of("h2") == HEADINGS
     assert re.findall(r"^## (.*)$", report.markdown, re.MULTILINE) == HEADINGS
     assert len(report.tables) == len(report.page.named("table"))
@@ -271,6 +275,22 @@ def test_learning_rates_and_other_numbers_have_curves_of_their_own(tmp_path: Pat
     drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[2]
     assert ">learning rate (log axis)</text>" in drawn
     assert ">batch_size=4</text>" in drawn and ">batch_size=8</text>" in drawn
+
+
+def test_no_line_joins_an_arm_that_was_dropped_early(tmp_path: Path) -> None:
+    outcome = study_outcome()
+    trials = [replace(trial, status="dropped", why="Behind.") for trial in outcome.arms[0].trials]
+    arms = [replace(outcome.arms[0], trials=trials), *outcome.arms[1:]]
+    outcome = replace(outcome, arms=arms)
+    report = Written(tmp_path, outcome, analyse(outcome))
+    drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[2]
+    assert ">dropped early</text>" in drawn and ">trained arms</text>" in drawn
+    (way,) = re.findall(r'<path d="([^"]*)" class="way', drawn)
+    assert way.count("L") == 2
+    titles, _, *rows = report.tables[0]
+    dropped = next(row for row in rows if row[0] == "lora_rank=8")
+    of_it = dict(zip(titles, dropped, strict=True))
+    assert of_it["groups"] == of_it["p (Holm)"] == of_it["tokens per point"] == "not compared"
 
 
 def test_more_series_than_can_be_told_apart_are_not_drawn(tmp_path: Path) -> None:
