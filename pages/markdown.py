@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from errors import one_line
 from pages.document import Block, Bullets, Code, Document, Figure, Paragraph, Section, Table
+from pages.markup import isolated
 
 # Anywhere in a line. `_` inside of a word, a bracket without a target and `&` without a name are
 # plain text, so that lora_rank, [0.25, 0.75] and R&D stay readable. `$` begins GitHub's formulas.
@@ -37,7 +38,7 @@ def markdown(document: Document) -> str:
 
 def inline(text: str) -> str:
     """A text inside a line or a cell of a table."""
-    return _ACTING.sub(r"\\\g<0>", one_line(text))
+    return isolated(_ACTING.sub(r"\\\g<0>", one_line(text)))
 
 
 def at_start(text: str) -> str:

@@ -7,9 +7,15 @@ characters, marks that turn the direction of writing, halves of a character) bec
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping
 
 VOID = frozenset(("meta", "br"))  # HTML's elements without an end
+
+
+# Hebrew, Arabic and their kind: words that are written from right to left.
+_LEFTWARDS = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\U00010800-\U00010fff\U0001e800-\U0001efff"
+_LEFTWARD_WORDS = re.compile(f"[{_LEFTWARDS}]+(?: +[{_LEFTWARDS}]+)*")
 
 
 class Markup(str):
@@ -21,9 +27,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
+def isolated(text: str) -> str:
+    """A text in which words from right to left leave the order of what stands around them alone.
+
+    Without the two marks numbers that follow a Hebrew name are shown in the opposite order.
+    """
+    return _LEFTWARD_WORDS.sub("\u2068\\g<0>\u2069", text)
+
+
 def escaped(text: str) -> Markup:
     """Text as it stands in an element or between the quotes of an attribute."""
-    return text if isinstance(text, Markup) else Markup(html.escape(printable(text), quote=True))
+    if isinstance(text, Markup):
+        return text
+    return Markup(html.escape(isolated(printable(text)), quote=True))
 
 
 def element(name: str, attributes: Mapping[str, str | float], *children: str) -> Markup:

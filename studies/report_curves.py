@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -97,8 +99,12 @@ def _plain_axis(title: str, scale: Scale, values: Sequence[float | None]) -> Axi
 
 
 def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else None
+    """A value as a number that can be drawn."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    with contextlib.suppress(OverflowError):  # whole numbers have no end, axes do
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def _over(

@@ -9,7 +9,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from page_reading import SVG, Page, assert_has_alternative, assert_inert, outside_of_code, tables_in
+from page_reading import (
+    SVG,
+    Page,
+    assert_has_alternative,
+    assert_inert,
+    is_shown,
+    outside_of_code,
+    tables_in,
+)
 from pages.charts import Level, LineChart, Point, Series, line_chart
 from pages.document import (
     Block,
@@ -26,7 +34,7 @@ from pages.drawing import SHAPES, WIDTH, fitting, text_width
 from pages.forest import ForestChart, ForestRow, forest_chart
 from pages.html import html_page
 from pages.markdown import inline, markdown
-from pages.markup import element, escaped
+from pages.markup import element, escaped, isolated
 from pages.style import STYLE
 from pages.ticks import MOST_TICKS, Axis, Span, Tick, number_text, share, span_of, ticks_of
 from study_records import HOSTILE
@@ -94,7 +102,12 @@ def test_a_page_is_inert_whatever_a_text_holds(text: str) -> None:
 
 def escaped_away(text: str) -> str:
     """What a reader sees of a text: all of it but what cannot be shown."""
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    return isolated("".join(c if c.isprintable() or c == "\n" else " " for c in text))
+
+
+def test_words_from_right_to_left_are_kept_to_themselves() -> None:
+    name = "\u05e9\u05dc \u05d5\u05dd"
+    assert inline(f"a {name}: 0.5") == escaped(f"a {name}: 0.5") == f"a \u2068{name}\u2069: 0.5"
 
 
 def test_the_policy_lets_nothing_in_but_the_pages_own_style() -> None:
@@ -112,7 +125,7 @@ def test_markdown_keeps_its_shape_whatever_a_text_holds(text: str) -> None:
     assert [len(rows) for rows in tables_in(written)] == [len(rows) for rows in tables_in(plain)]
     headings = [line for line in written.split("\n") if re.match("#+ ", line)]
     assert len(headings) == len([line for line in plain.split("\n") if re.match("#+ ", line)])
-    assert all(c.isprintable() or c == "\n" for c in written)
+    assert is_shown(written)
     assert not re.search(r"(?<!\\)<", outside_of_code(written))
 
 

@@ -277,6 +277,21 @@ def test_learning_rates_and_other_numbers_have_curves_of_their_own(tmp_path: Pat
     assert ">batch_size=4</text>" in drawn and ">batch_size=8</text>" in drawn
 
 
+@pytest.mark.parametrize("odd", [10**400, float("nan"), float("inf"), True, "8", [8], None])
+def test_a_value_that_is_no_number_of_an_axis_is_not_drawn(odd: object, tmp_path: Path) -> None:
+    outcome = study_outcome()
+    values = [1, 2, 4, odd]
+    arms = [
+        replace(arm, params={"batch_size": value})
+        for arm, value in zip(outcome.arms, values, strict=False)
+    ]
+    outcome = replace(outcome, arms=arms)
+    report = Written(tmp_path, outcome, findings_of(outcome))
+    drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[3]
+    assert ">batch_size</text>" in drawn
+    assert len(re.findall('class="marker', drawn)) == 3 + 1  # and one in the legend
+
+
 def test_no_line_joins_an_arm_that_was_dropped_early(tmp_path: Path) -> None:
     outcome = study_outcome()
     trials = [replace(trial, status="dropped", why="Behind.") for trial in outcome.arms[0].trials]
