@@ -80,11 +80,11 @@ def _hypothesis_section(outcome: StudyOutcome, findings: Findings) -> Section:
     stated = (
         f"Hypothesis: {outcome.hypothesis}" if outcome.hypothesis else "No hypothesis is stated."
     )
-    verdict = "No verdict" if findings.verdict is None else f"Verdict: {findings.verdict}"
+    verdict = f"Verdict: {findings.verdict_sentence or findings.verdict or 'none'}"
     blocks: list[Block] = [
         Paragraph(question),
         Paragraph(stated),
-        Paragraph(f"{verdict}. {findings.verdict_sentence}".rstrip()),
+        Paragraph(verdict),
     ]
     needed = [f"{_claim_name(one)}: {one.needed}" for one in findings.claims if one.needed]
     if needed:

@@ -42,11 +42,11 @@ class _Arm(NamedTuple):
 
 def curves_section(outcome: StudyOutcome, findings: Findings) -> Section:
     """A chart of everything that varies in numbers; nothing of what does not."""
-    trained = {arm.name: arm for arm in outcome.arms if arm.is_trained}
-    arms = [
-        _Arm(one, trained[one.name].params, not trained[one.name].measured)
-        for one in findings.arms
-        if one.name in trained
+    found = {one.name: one for one in findings.arms}
+    arms = [  # as the study lists them, so that a legend has its values in order
+        _Arm(found[arm.name], arm.params, not arm.measured)
+        for arm in outcome.arms
+        if arm.is_trained and arm.name in found
     ]
     level = next(
         (Level(f"control: {a.name}", a.score) for a in findings.arms if a.name == findings.control),

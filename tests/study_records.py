@@ -161,7 +161,7 @@ def findings_of(outcome: StudyOutcome, shape: Shape = Shape(), **changes: Any) -
         "groups": [f"{', '.join(names[:2])} cannot be told apart."] if len(names) > 1 else [],
         "claims": _claims() if len(names) > 2 else [],
         "verdict": "undecided" if len(names) > 2 else None,
-        "verdict_sentence": "Read as: the score rises with lora_rank, and by less and less.",
+        "verdict_sentence": "The hypothesis is undecided. Read as: the score rises with lora_rank.",
         "not_run": [],
         "remarks": ["The winner was chosen by the same questions, so its score is optimistic."],
     }

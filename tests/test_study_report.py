@@ -209,7 +209,7 @@ def test_the_rest_is_told(tmp_path: Path) -> None:
     report = written(tmp_path, budget_sentence="The study stopped at its budget.")
     for words in (
         "**Of 6 arms lora_rank=64 has the highest score.**",
-        "Verdict: undecided. Read as: the score rises with lora_rank, and by less and less.",
+        "Verdict: The hypothesis is undecided. Read as: the score rises with lora_rank.",
         "- diminishing with lora_rank: 9 seeds",
         "- 2026-01-02T03:04:05Z: The arm prompt was added.",
         "- The study stopped at its budget.",
