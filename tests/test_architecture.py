@@ -25,6 +25,7 @@ RANKS: dict[str, float] = {
     "user_code": 1,
     "settings": 2,
     "rows": 2,
+    "pages": 2,
     "hyperparam_utils": 2,
     "services": 3,
     "scores": 3,
@@ -52,12 +53,13 @@ NUM_FILES = {
     "loop.planning": 17,
     "loop.reports": 8,
     "loop.rounds": 15,
+    "pages": 10,
     "rows": 20,
     "scores": 12,
     "services": 7,
     "settings": 7,
     "storage": 4,
-    "studies": 34,
+    "studies": 40,
     "user_code": 4,
 }
 # Of these, no room is made.

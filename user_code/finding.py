@@ -37,6 +37,7 @@ OURS = frozenset(
         "ledger",
         "local_tinker",
         "loop",
+        "pages",
         "rows",
         "scores",
         "services",

@@ -1,0 +1,79 @@
+"""What a report says, without how it is shown: sections, paragraphs, tables, charts.
+
+One structure, rendered by `pages.html` and `pages.markdown`. All texts are plain: no markup, one
+line each, from anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pages.charts import LineChart
+from pages.forest import ForestChart
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A sentence or several. `is_lead` is what a reader in a hurry reads."""
+
+    text: str
+    is_lead: bool = False
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to be typed or copied."""
+
+    lines: Sequence[str]
+
+
+class Column(NamedTuple):
+    title: str
+    is_number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under titles; the first cell of a row names it. `is_folded`: opened by who wants it."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    is_folded: bool = False
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) for row in self.rows), self.caption
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart, what it shows in a sentence, and its numbers, which take its place in Markdown."""
+
+    title: str
+    description: str
+    chart: LineChart | ForestChart
+    numbers: Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it; sections in it have the next smaller heading."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+Block = Paragraph | Bullets | Code | Table | Figure | Section
+
+
+@dataclass(frozen=True)
+class Document:
+    title: str
+    blocks: Sequence[Block]

@@ -1,0 +1,98 @@
+"""A document as Markdown (GitHub's), saying what the HTML page says; charts become their tables.
+
+Nothing in a text acts as markup: what would is written with a backslash before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from errors import one_line
+from pages.document import Block, Bullets, Code, Document, Figure, Paragraph, Section, Table
+from pages.markup import isolated
+
+# Anywhere in a line. `_` inside of a word, a bracket without a target and `&` without a name are
+# plain text, so that lora_rank, [0.25, 0.75] and R&D stay readable. `$` begins GitHub's formulas.
+_ACTING = re.compile(
+    r"""[\\`*<|~$@]              # escapes, code, emphasis, HTML, cells, deleted text, addresses
+    | (?<![^\W_])_ | _(?![^\W_])  # emphasis at the edge of a word
+    | \](?=[(\[:]) | \[(?=\^)     # links and what they point to, footnotes
+    | &(?=\#?\w+;)                # character references
+    | (?<!\S)\#                   # the end of a heading
+    | :(?=//) | (?<=www)\.        # addresses that become links by themselves
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# At the start of a line: headings, lists, quotes, lines below headings, boxes to tick.
+_ACTING_FIRST = re.compile(r"^([-+=>]|\[(?=[ xX]\])|\d{1,9}(?=[.)]))")
+
+
+def markdown(document: Document) -> str:
+    """The whole text, to be written to a file as it is."""
+    lines = [f"# {inline(document.title)}", ""]
+    for block in document.blocks:
+        lines += _block(block, 2)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def inline(text: str) -> str:
+    """A text inside a line or a cell of a table."""
+    return isolated(_ACTING.sub(r"\\\g<0>", one_line(text)))
+
+
+def at_start(text: str) -> str:
+    """A text that begins a line."""
+    written = inline(text)
+    return _ACTING_FIRST.sub(_shielded, written)
+
+
+def _shielded(found: re.Match[str]) -> str:
+    """`-` becomes `\\-`; of `1.` the point is shielded, as a digit cannot be."""
+    mark = found.group()
+    return f"{mark}\\" if mark.isdigit() else f"\\{mark}"
+
+
+def _block(block: Block, level: int) -> Iterator[str]:
+    match block:
+        case Paragraph():
+            text = at_start(block.text)
+            yield from (f"**{text}**" if block.is_lead and text else text, "")
+        case Bullets():
+            yield from (f"- {at_start(item)}" for item in block.items)
+            yield ""
+        case Code():
+            yield from _code(block)
+        case Table():
+            yield from _table(block)
+        case Figure():
+            yield from (f"**{inline(block.title)}** {inline(block.description)}", "")
+            yield from _table(block.numbers)
+        case Section():
+            yield from (f"{'#' * min(level, 6)} {inline(block.title)}", "")
+            for inside in block.blocks:
+                yield from _block(inside, level + 1)
+
+
+def _code(code: Code) -> Iterator[str]:
+    """Between fences that are longer than any in it."""
+    lines = [one_line(line) for line in code.lines]
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    yield from (fence, *lines, fence, "")
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield from (at_start(table.caption), "")
+    yield _row([column.title for column in table.columns])
+    yield _row_of(["---:" if column.is_number else "---" for column in table.columns])
+    yield from (_row(row) for row in table.rows)
+    yield ""
+
+
+def _row(cells: Sequence[str]) -> str:
+    return _row_of([inline(cell) for cell in cells])
+
+
+def _row_of(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
