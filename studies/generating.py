@@ -25,6 +25,7 @@ from studies.eval_scripts import tinker_script, torchtune_script
 from studies.expansion import Trial, check_parameters, combinations_of
 from studies.experiment import FILE_NAME, Study, load_study
 from studies.numbering import MAPPING, KnownTrial, StudyMap, number_trials, read_map
+from studies.study_section import check_expectations
 from studies.task_files import StudyTask, find_tasks
 from studies.torchtune_base import referred
 from studies.yaml_file import dump_yaml
@@ -126,6 +127,7 @@ def generation_of(folder: Path) -> Generation:
     is_ours = study.experiment.experiment.framework == "tinker"
     kind = tinker_trials if is_ours else torchtune_trials
     check_parameters(study, kind.named)
+    check_expectations(study)
     configs: Configs = kind.open_configs(study, tasks)
     wanted = combinations_of(study, configs.first_seed)
     recorded = read_map(study, configs.first_seed)

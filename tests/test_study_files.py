@@ -12,7 +12,9 @@ import yaml
 from config_schema import load_and_validate_config
 from errors import ConfigError
 from ledger.store import RunStore
+from studies.experiment import load_study
 from studies.generating import bring_up_to_date, generation_of
+from studies.study_section import check_expectations
 from test_studies import BASE, TINKER, TORCHTUNE, change, command, folder, numbers_of, states
 from trainer_with_eval import main as train
 
@@ -172,6 +174,18 @@ def test_a_map_of_an_earlier_version_is_understood(folder: Path) -> None:
     mapping_of(folder).write_text("runs:\n- id: run_003\n  params: {lora_rank: 16}\n  seed: null\n")
     generated(folder)
     assert numbers_of(folder) == {0: (8, 7), 3: (16, 7)}
+
+
+# --- the hypothesis -------------------------------------------------------------------------------
+
+
+def test_a_hypothesis_may_be_said_so_that_it_can_be_tested(folder: Path) -> None:
+    varied = "[8, 16, 32.5]\n  train_mlp: [true, false]\n  renderer_name: [a]"
+    said = "{lora_rank: [rises, diminishing, differs], train_mlp: [same]}"
+    change(folder, "[8, 16]", f"{varied}\nstudy: {{expects: {said}}}")
+    expects = load_study(folder).experiment.study.expects
+    assert expects == {"lora_rank": ["rises", "diminishing", "differs"], "train_mlp": ["same"]}
+    check_expectations(load_study(folder))
 
 
 # --- what is written over what --------------------------------------------------------------------
