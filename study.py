@@ -47,7 +47,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument(
         "--force",
         action="store_true",
-        help="overwrite what an earlier generate wrote, and ask nothing",
+        help="overwrite also what was edited by hand, and ask nothing",
     )
     checked = commands.add_parser("check", help="say of each trial what is done, missing or stale")
     checked.add_argument("dir", type=Path, metavar="DIR", help="the folder of experiment.yaml")
@@ -114,7 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     """Make the files of a study, and write them unless they are only to be shown."""
-    from studies.generating import ASKED_FROM, compare_with_disk, generation_of, write_generation
+    from studies.generating import (
+        ASKED_FROM,
+        compare_with_disk,
+        generation_of,
+        refuse_edited,
+        write_generation,
+    )
 
     generation = generation_of(args.dir)
     found = compare_with_disk(generation)
@@ -124,12 +130,8 @@ def generate(args: argparse.Namespace) -> int:
     if args.dry_run:
         _show(generation, found)
         return 0
-    if found.other and not args.force:
-        raise ConfigError(
-            f"{_shown(found.other[0])}: it is there, and not what the study says now"
-            + (f", nor are {len(found.other) - 1} more" if len(found.other) > 1 else "")
-            + ". Look at what would be written with --dry-run, and overwrite it with --force."
-        )
+    if not args.force:
+        refuse_edited(found)
     if num_trials >= ASKED_FROM and not args.force and found.new:
         _ask(num_trials)
     write_generation(generation, found)
@@ -156,7 +158,12 @@ def _show(generation: Generation, found: OnDisk) -> None:
         say(f"  {one.trial.run_id}  {one.trial.shown}")
     if len(generation.trials) > MAX_LISTED:
         say(f"  and {len(generation.trials) - MAX_LISTED:,} more")
-    for what, files in (("new", found.new), ("overwritten", found.other), ("same", found.same)):
+    for what, files in (
+        ("new", found.new),
+        ("overwritten", found.other),
+        ("edited by hand, overwritten by --force alone", found.edited),
+        ("same", found.same),
+    ):
         if files:
             names = ", ".join(_shown(file) for file in files[:MAX_LISTED])
             more = f" and {len(files) - MAX_LISTED:,} more" if len(files) > MAX_LISTED else ""
@@ -168,7 +175,7 @@ def _show(generation: Generation, found: OnDisk) -> None:
 
 
 def _tell_written(generation: Generation, found: OnDisk) -> None:
-    num_written = len(found.new) + len(found.other)
+    num_written = len(found.new) + len(found.other) + len(found.edited)
     folder = _shown(generation.study.configs_dir)
     if not num_written:
         tell(f"{folder}: all {len(found.same):,} files are as the study says; nothing is written")
@@ -218,7 +225,7 @@ def check(args: argparse.Namespace) -> int:
     for one in state.trials:
         tell(_line_of(one))
     for name in state.changed_inputs:
-        tell(f"changed since the study was generated: {name}. Generate again with --force.")
+        tell(f"changed since the study was generated: {name}. Generate again.")
     for name in state.left_over:
         tell(f"no part of the study now: {_shown(Path(name))}")
     return 0

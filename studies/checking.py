@@ -117,8 +117,12 @@ def _config_state(files: TrialFiles, disk: OnDisk) -> Finding:
     own = [file for file in (files.train_file, files.eval_file) if file is not None]
     missing = [file.name for file in own if file in disk.new]
     other = [file.name for file in own if file in disk.other]
+    edited = [file.name for file in own if file in disk.edited]
     if missing:
         return Finding("missing", "generate it")
+    if edited:
+        told = f"{', '.join(edited)} is neither as it was generated nor what the study says"
+        return Finding("stale", told)
     if other:
         return Finding("stale", f"{', '.join(other)} is not what the study says; generate again")
     return Finding("done")

@@ -32,6 +32,7 @@ MEANT = {
     "string_type": "a text goes here, a number in quotes",
     "bool_type": "true or false goes here",
     "too_long": "longer than it may be",
+    "too_short": "at least one goes here",
 }
 PATTERNS = {
     "name": "files and folders are named by it, so letters, digits, '.', '_' and '-' alone, at "
@@ -104,13 +105,18 @@ class ArmEntry(Settings):
     checkpoint: Name | None = None
 
 
+Claim = Literal["rises", "falls", "diminishing", "differs", "same"]
+
+
 class StudySection(Settings):
-    """What the first documents do not have: replicates, early stopping, a bound, further arms."""
+    """What the first documents do not have: replicates, early stopping, a bound, further arms, and
+    the hypothesis in a form that can be tested."""
 
     seeds: int = Field(default=1, ge=1, le=MAX_SEEDS)
     stop: Literal["halving"] | None = None
     budget: BudgetSettings = BudgetSettings()
     arms: list[ArmEntry] = Field(default=[])
+    expects: dict[str, Annotated[list[Claim], Field(min_length=1)]] = Field(default={})
 
 
 class Experiment(Settings):

@@ -18,12 +18,14 @@ from typing import Any
 
 import yaml
 
+from errors import ConfigError
 from storage.files import write_whole
 from studies import tinker_trials, torchtune_trials
 from studies.eval_scripts import tinker_script, torchtune_script
 from studies.expansion import Trial, check_parameters, combinations_of
 from studies.experiment import FILE_NAME, Study, load_study
 from studies.numbering import MAPPING, KnownTrial, StudyMap, number_trials, read_map
+from studies.study_section import check_expectations
 from studies.task_files import StudyTask, find_tasks
 from studies.torchtune_base import referred
 from studies.yaml_file import dump_yaml
@@ -50,7 +52,11 @@ class TrialFiles:
 
     @property
     def train_sha256(self) -> str:
-        return hashlib.sha256(self.train_text.encode()).hexdigest()
+        return sha256_of_text(self.train_text)
+
+    @property
+    def eval_sha256(self) -> str | None:
+        return None if self.eval_file is None else sha256_of_text(self.eval_text)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class Generation:
                 "results": os.path.relpath(one.run_dir, configs_dir),
                 "eval_results": os.path.relpath(one.eval_dir, configs_dir),
                 "train_sha256": one.train_sha256,
+                "eval_sha256": one.eval_sha256,
             }
             for one in self.trials
         ]
@@ -122,7 +129,12 @@ class Generation:
             "inputs": self.inputs,
             "runs": runs,
             "retired": [
-                {"id": f"run_{one.number:03d}", "params": dict(one.params), "seed": one.seed}
+                {
+                    "id": f"run_{one.number:03d}",
+                    "params": dict(one.params),
+                    "seed": one.seed,
+                    "files": dict(one.written),
+                }
                 for one in self.retired
             ],
         }
@@ -135,6 +147,7 @@ def generation_of(folder: Path) -> Generation:
     is_ours = study.experiment.experiment.framework == "tinker"
     kind = tinker_trials if is_ours else torchtune_trials
     check_parameters(study, kind.named)
+    check_expectations(study)
     configs: Configs = kind.open_configs(study, tasks)
     wanted = combinations_of(study, configs.first_seed)
     recorded = read_map(study, configs.first_seed)
@@ -231,6 +244,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def sha256_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _named(study: Study, path: Path) -> str:
     return Path(os.path.relpath(path, study.folder)).as_posix()
 
@@ -240,26 +257,31 @@ def _named(study: Study, path: Path) -> str:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """How a generation stands to what is in its folder: file names by what is to be done."""
+    """How a generation stands to what is in its folder: file names by what is to be done. `other`
+    ones are as an earlier generate wrote them, `edited` ones are somebody's."""
 
     new: list[Path]
     same: list[Path]
     other: list[Path]
+    edited: list[Path]
     left_over: list[Path]  # of an earlier generation, which this one does not have
 
 
 def compare_with_disk(generation: Generation) -> OnDisk:
     """Look at what is there. The map counts as the same where only its time is another."""
-    found = OnDisk([], [], [], [])
+    found = OnDisk([], [], [], [], [])
+    recorded = generation.recorded
+    written = {} if recorded is None else recorded.written
     for file, text in generation.texts.items():
-        found_text = _text_in(file)
-        is_same = found_text == text
-        where = found.new if found_text is None else found.same if is_same else found.other
-        where.append(file)
-    recorded = _text_in(generation.mapping_file)
-    is_same = recorded is not None and _without_time(recorded) == dump_yaml(generation.mapping)
-    where = found.new if recorded is None else found.same if is_same else found.other
-    where.append(generation.mapping_file)
+        content = _content_of(file)
+        if content is None:
+            found.new.append(file)
+        elif content == text.encode():
+            found.same.append(file)
+        else:
+            is_ours = hashlib.sha256(content).hexdigest() == written.get(file.name)
+            (found.other if is_ours else found.edited).append(file)
+    _compare_map(generation, found)
     folder = generation.study.configs_dir
     kept = set(generation.texts)
     there = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -267,23 +289,60 @@ def compare_with_disk(generation: Generation) -> OnDisk:
     return found
 
 
-def _without_time(text: str) -> str:
-    first, _, rest = text.partition("\n")
-    return rest if first.startswith(STAMP) else text
+def _compare_map(generation: Generation, found: OnDisk) -> None:
+    content, recorded = _content_of(generation.mapping_file), generation.recorded
+    if content is None or recorded is None:
+        where = found.new
+    elif recorded.is_damaged:
+        where = found.edited
+    else:
+        is_same = _without_time(content) == dump_yaml(generation.mapping).encode()
+        where = found.same if is_same else found.other
+    where.append(generation.mapping_file)
 
 
-def _text_in(file: Path) -> str | None:
+def _without_time(content: bytes) -> bytes:
+    first, _, rest = content.partition(b"\n")
+    return rest if first.startswith(STAMP.encode()) else content
+
+
+def _content_of(file: Path) -> bytes | None:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
-        return ""  # there, and nothing of ours
+    except OSError:
+        return b""  # there, and nothing of ours
+
+
+def bring_up_to_date(generation: Generation, *, is_forced: bool = False) -> OnDisk:
+    """Write what is not as the study says; returns what was found.
+
+    Raises `ConfigError` naming a file that somebody edited by hand, before anything is written,
+    unless it `is_forced` to overwrite these as well, and `StorageError`.
+    """
+    found = compare_with_disk(generation)
+    if not is_forced:
+        refuse_edited(found)
+    write_generation(generation, found)
+    return found
+
+
+def refuse_edited(found: OnDisk) -> None:
+    """Raise `ConfigError` for files that would be overwritten and are somebody's."""
+    if found.edited:
+        num_more = len(found.edited) - 1
+        raise ConfigError(
+            f"{found.edited[0]}: it is there, neither as generate wrote it nor what the study says "
+            "now" + (f", and so are {num_more} more" if num_more else "") + ". Take what was "
+            "changed by hand over into experiment.yaml, and overwrite the file with generate "
+            "--force; --dry-run shows what would be written."
+        )
 
 
 def write_generation(generation: Generation, found: OnDisk) -> None:
-    """Write what is new or other, each file whole, the map last. Raises `StorageError`."""
-    to_write = {*found.new, *found.other}
+    """Write what is not the same, each file whole, the map last. Raises `StorageError`."""
+    to_write = {*found.new, *found.other, *found.edited}
     for file, text in generation.texts.items():
         if file in to_write:
             write_whole(file, [text])

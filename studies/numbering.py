@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
 import yaml
@@ -145,10 +145,12 @@ class _Entry:
     train_sha256: str | None = None
     eval: str | None = None
     eval_sha256: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     def known(self) -> KnownTrial:
         files = ((self.train, self.train_sha256), (self.eval, self.eval_sha256))
         written = {name: sha for name, sha in files if name is not None and sha is not None}
+        written |= self.files
         return KnownTrial(int(self.id.removeprefix("run_")), self.params, self.seed, written)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from studies.expansion import Given, given_in, leaves_of
-from studies.experiment import Study
-from studies.yaml_file import Place
+from studies.experiment import Study, nearest
+from studies.yaml_file import Place, as_value, shown
 
 
 def check_halving(study: Study, named: Callable[[str], str], max_rounds: Any) -> None:
@@ -44,6 +44,53 @@ def check_halving(study: Study, named: Callable[[str], str], max_rounds: Any) ->
 
 def _sets(one: Given, name: str) -> bool:
     return any(leaf == name for leaf, _ in leaves_of(one))
+
+
+# Claims that cannot both hold.
+CONTRADICTIONS = (
+    *(("rises", "falls"), ("same", "rises"), ("same", "falls"), ("same", "differs")),
+    *(("same", "diminishing"), ("falls", "diminishing")),
+)
+# How many values a claim needs, and whether they have to be numbers, which have an order.
+NEEDS = {
+    **{"rises": (2, True), "falls": (2, True), "diminishing": (3, True)},
+    **{"differs": (2, False), "same": (2, False)},
+}
+
+
+def check_expectations(study: Study) -> None:
+    """Raise `ConfigError` for what the hypothesis says of a variable and no values can show."""
+    variables = study.experiment.variables
+    for name, claims in study.experiment.study.expects.items():
+        place, key = ("study", "expects", name), f"study.expects.{shown(name)}"
+        if name not in variables:
+            raise study.file.error(
+                place, f"{key} is of no variable of the study; {nearest(name, list(variables))}"
+            )
+        for one, other in CONTRADICTIONS:
+            if one in claims and other in claims:
+                raise study.file.error(
+                    place, f"{key} is both {one} and {other}, which exclude each other. Keep one."
+                )
+        if len(set(claims)) < len(claims):
+            raise study.file.error(place, f"{key} names a claim twice. Take one out.")
+        values = variables[name]
+        for claim in claims:
+            number, is_ordered = NEEDS[claim]
+            if len(values) < number:
+                raise study.file.error(
+                    place,
+                    f"{key} is {claim}, which only {number} values or more can show, and "
+                    f"variables.{shown(name)} has {len(values)}. Give it more, or take {claim} "
+                    "out.",
+                )
+            wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int | float)]
+            if is_ordered and wrong:
+                raise study.file.error(
+                    place,
+                    f"{key} is {claim}, which is of numbers, and variables.{shown(name)} has the "
+                    f"value {as_value(wrong[0])}. Write differs or same, which need no order.",
+                )
 
 
 def refuse_for_torchtune(study: Study) -> None:

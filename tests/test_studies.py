@@ -398,6 +398,26 @@ def test_names_of_tasks_stand_for_them_in_settings(folder: Path) -> None:
             ),
             ["one combination", "more values"],
         ),
+        *(
+            ("[8, 16]", f"{values}\nstudy:\n  expects:\n    {said}", 9, parts)
+            for values, said, parts in (
+                ("[8, 16]", "lora_rnk: [rises]", ["no variable", "did you mean lora_rank?"]),
+                ("[8, 16]", "base_model: [differs]", ["no variable", "known are lora_rank"]),
+                ("[8, 16]", "lora_rank: [rises, falls]", ["both rises and falls", "Keep one"]),
+                ("[8, 16]", "lora_rank: [differs, same]", ["both same and differs"]),
+                ("[8, 9, 10]", "lora_rank: [diminishing, falls]", ["both falls and diminishing"]),
+                ("[8, 16]", "lora_rank: [rises, rises]", ["a claim twice"]),
+                ("[8, 16]", "lora_rank: [diminishing]", ["only 3 values or more", "has 2"]),
+                ("[8]", "lora_rank: [same]", ["only 2 values or more", "has 1"]),
+                ("[8, 16]", "x: []", ["expects.x", "at least one"]),
+                ("[8, 16]", "lora_rank: rises", ["a list goes here"]),
+                ("[8, 16]", "lora_rank: [grows]", ["'rises', 'falls'"]),
+            )
+        ),
+        (
+            *("[8, 16]", "[8]\n  train_mlp: [true, false]\nstudy: {expects: {train_mlp: [rises]}}"),
+            *(8, ["is of numbers", "has the value true", "differs or same"]),
+        ),
         ("evaluation:", "study:\n  arms: [{nam: a}]\nevaluation:", 14, ["did you mean name?"]),
         ("evaluation:", "study:\n  budget: {token: 5}\nevaluation:", 14, ["did you mean tokens?"]),
         ("evaluation:", "study:\n  arms: [{name: a, checkpoint: x}]\nevaluation:", 14, ["folder"]),

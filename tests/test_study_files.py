@@ -10,7 +10,11 @@ import pytest
 import yaml
 
 from config_schema import load_and_validate_config
+from errors import ConfigError
 from ledger.store import RunStore
+from studies.experiment import load_study
+from studies.generating import bring_up_to_date, generation_of
+from studies.study_section import check_expectations
 from test_studies import BASE, TINKER, TORCHTUNE, change, command, folder, numbers_of, states
 from trainer_with_eval import main as train
 
@@ -56,7 +60,7 @@ def test_a_trial_keeps_its_number_whatever_is_added_dropped_or_moved(folder: Pat
         ("[64, 32, 8, 4]", {0: (8, 0), 2: (4, 0), 3: (32, 0), 4: (64, 0)}),
     ):
         change(folder, "[8, 16]", values)
-        generated(folder, "--force")
+        generated(folder)
         assert numbers_of(folder) == numbers
         assert [int(one["run"][4:]) for one in states(folder)] == list(numbers)
 
@@ -66,7 +70,7 @@ def test_more_seeds_leave_the_first_ones_as_they_were(folder: Path) -> None:
     names = ("train_000.json", "train_001.json", "eval_000.py", "eval_001.py")
     before = [(folder / "configs" / name).read_text() for name in names]
     (folder / "experiment.yaml").write_text(TINKER + MORE_SEEDS)
-    generated(folder, "--force")
+    generated(folder)
     assert [(folder / "configs" / name).read_text() for name in names] == before
     assert numbers_of(folder) == {
         **{0: (8, 0), 1: (16, 0), 2: (8, 1), 3: (16, 1), 4: (8, 2), 5: (16, 2)}
@@ -74,12 +78,12 @@ def test_more_seeds_leave_the_first_ones_as_they_were(folder: Path) -> None:
     # A first seed that was a replicate keeps that one's number; what counts beyond is new.
     text = (TINKER + MORE_SEEDS).replace("epochs: 3", "epochs: 3\n  seed: 2")
     (folder / "experiment.yaml").write_text(text)
-    generated(folder, "--force")
+    generated(folder)
     assert numbers_of(folder) == {
         **{4: (8, 2), 5: (16, 2), 6: (8, 3), 7: (16, 3), 8: (8, 4), 9: (16, 4)}
     }
     (folder / "experiment.yaml").write_text(TINKER + MORE_SEEDS)
-    generated(folder, "--force")
+    generated(folder)
     assert list(numbers_of(folder)) == [0, 1, 2, 3, 4, 5]
 
 
@@ -87,7 +91,7 @@ def test_seeds_among_the_variables_are_seeds(folder: Path) -> None:
     change(folder, "[8, 16]", "[8]\n  seed: [3, 1]")
     generated(folder)
     change(folder, "[8, 16]", "[8]\n  seed: [1, 2, 3]")
-    generated(folder, "--force")
+    generated(folder)
     assert numbers_of(folder) == {0: (8, 3, 3), 1: (8, 1, 1), 2: (8, 2, 2)}
 
 
@@ -97,12 +101,12 @@ def test_torchtunes_seed_by_chance_stays_one(folder: Path) -> None:
     generated(folder)
     before = (folder / "configs" / "train_000.yaml").read_text()
     (folder / "experiment.yaml").write_text(TORCHTUNE + MORE_SEEDS)
-    generated(folder, "--force")
+    generated(folder)
     assert (folder / "configs" / "train_000.yaml").read_text() == before
     assert [seed for _, seed in numbers_of(folder).values()] == [None, None, 1, 1, 2, 2]
     (folder / "base.yaml").write_text(BASE.replace("seed: null", "seed: 0"))
     (folder / "experiment.yaml").write_text(TORCHTUNE)
-    generated(folder, "--force")
+    generated(folder)
     assert numbers_of(folder) == {6: (8, 0), 7: (16, 0)}
 
 
@@ -116,7 +120,7 @@ def test_the_record_says_what_was_paid_for(folder: Path) -> None:
     assert numbers_of(folder) == {0: (8, 0), 4: (16, 0)}
     (folder / "results" / "study.jsonl").unlink()
     begin(folder, "run_000", {"lora_rank": 99}, 0)
-    generated(folder, "--force")
+    generated(folder)
     assert numbers_of(folder) == {1: (8, 0), 4: (16, 0)}
     with open(folder / "results" / "study.jsonl", "a") as file:
         file.write("null\n")
@@ -158,6 +162,7 @@ def test_a_damaged_map_is_not_replaced_where_there_are_results(folder: Path, dam
     assert command("check", str(folder)).code == 2
     assert mapping_of(folder).read_bytes() == damage
     (folder / "results" / "run_001").rmdir()
+    assert "--force" in refusal(folder)
     generated(folder, "--force")
     assert list(numbers_of(folder)) == [0, 1]
 
@@ -167,8 +172,81 @@ def test_a_map_of_an_earlier_version_is_understood(folder: Path) -> None:
     change(folder, "epochs: 3", "epochs: 3\n  seed: 7")
     mapping_of(folder).parent.mkdir()
     mapping_of(folder).write_text("runs:\n- id: run_003\n  params: {lora_rank: 16}\n  seed: null\n")
-    generated(folder, "--force")
+    generated(folder)
     assert numbers_of(folder) == {0: (8, 7), 3: (16, 7)}
+
+
+# --- the hypothesis -------------------------------------------------------------------------------
+
+
+def test_a_hypothesis_may_be_said_so_that_it_can_be_tested(folder: Path) -> None:
+    varied = "[8, 16, 32.5]\n  train_mlp: [true, false]\n  renderer_name: [a]"
+    said = "{lora_rank: [rises, diminishing, differs], train_mlp: [same]}"
+    change(folder, "[8, 16]", f"{varied}\nstudy: {{expects: {said}}}")
+    expects = load_study(folder).experiment.study.expects
+    assert expects == {"lora_rank": ["rises", "diminishing", "differs"], "train_mlp": ["same"]}
+    check_expectations(load_study(folder))
+
+
+# --- what is written over what --------------------------------------------------------------------
+
+
+def test_only_what_was_edited_by_hand_is_refused(folder: Path) -> None:
+    generated(folder)
+    change(folder, "epochs: 3", "epochs: 2")
+    generated(folder)
+    config = folder / "configs" / "train_001.json"
+    assert json.loads(config.read_text())["num_epochs"] == 2
+    change(folder, "epochs: 3", "epochs: 4")
+    for name in ("train_001.json", "eval_001.py", "train_000.json"):
+        file = folder / "configs" / name
+        before = file.read_bytes()
+        # Other ends of lines are an edit as well.
+        edited = before.replace(b"\n", b"\r\n") if name == "train_000.json" else b"by hand"
+        file.write_bytes(edited)
+        assert f"{name}: it is there, neither as generate wrote it" in refusal(folder)
+        found = next(one for one in states(folder) if one["run"][4:] in name)
+        assert found["config"]["state"] == "stale" and name in found["config"]["why"]
+        shown = command("generate", str(folder), "--dry-run").out.splitlines()
+        assert any(line.startswith("edited by hand") and name in line for line in shown)
+        assert file.read_bytes() == edited
+        file.write_bytes(before)
+    config.write_text("by hand")
+    generated(folder, "--force")
+    assert json.loads(config.read_text())["num_epochs"] == 4
+
+
+def test_an_edit_that_is_what_the_study_says_by_now_is_no_edit(folder: Path) -> None:
+    generated(folder)
+    config = folder / "configs" / "train_000.json"
+    config.write_text(config.read_text().replace('"num_epochs": 3', '"num_epochs": 2'))
+    assert "train_000.json" in refusal(folder)
+    change(folder, "epochs: 3", "epochs: 2")
+    generated(folder)
+
+
+def test_a_trial_that_comes_back_finds_its_files_as_its_own(folder: Path) -> None:
+    generated(folder)
+    change(folder, "[8, 16]", "[8]")
+    generated(folder)
+    change(folder, "epochs: 3", "epochs: 2")
+    generated(folder)
+    assert json.loads((folder / "configs" / "train_001.json").read_text())["num_epochs"] == 2
+    change(folder, "[8, 16]", "[8]")
+    generated(folder)
+    (folder / "configs" / "train_001.json").write_text("by hand")
+    change(folder, "epochs: 3", "epochs: 4")
+    assert "train_001.json" in refusal(folder)
+
+
+def test_files_of_nobody_known_are_kept(folder: Path) -> None:
+    (folder / "configs").mkdir()
+    (folder / "configs" / "train_001.json").write_text("mine")
+    with pytest.raises(ConfigError, match=r"train_001\.json"):
+        bring_up_to_date(generation_of(folder))
+    assert [path.name for path in (folder / "configs").iterdir()] == ["train_001.json"]
+    assert len(bring_up_to_date(generation_of(folder), is_forced=True).edited) == 1
+    assert not bring_up_to_date(generation_of(folder)).new
 
 
 # --- the sealed test ------------------------------------------------------------------------------
@@ -245,7 +323,7 @@ def test_what_a_study_says_of_mining_is_kept(folder: Path) -> None:
         ("max_rounds: 1", 0.2),
     ):
         change(folder, "epochs: 3", f"epochs: 3\n  {given}")
-        generated(folder, "--force")
+        generated(folder)
         config = load_and_validate_config(folder / "configs" / "train_000.json").config
         assert config.mining.replay_share == replay_share
 
