@@ -11,7 +11,14 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from scores.decision import EXTENDABLE, MAX_FLAWED_SHARE, Decision, Gate, broken_guard
+from scores.decision import (
+    EXTENDABLE,
+    MAX_FLAWED_SHARE,
+    Decision,
+    Gate,
+    broken_guard,
+    is_below_baseline,
+)
 from scores.diagnosis import Kind, TopicReport
 from scores.resolution import TaskSize, out_of_reach
 from scores.results import EvalResult
@@ -43,14 +50,21 @@ class WaysOn(NamedTuple):
 
 
 def next_steps(missed: Missed, ways: WaysOn) -> list[str]:
-    """The first few things to try, each a sentence; empty for a run that met its target."""
+    """The first few things to try, each a sentence.
+
+    None for a run that met its target, unless what it began with scored higher.
+    """
     if missed.decision.action == "stop_passed":
-        return []
+        return list(_after_lower_score(missed, _best_of(missed)))
     return list(islice(_steps(missed, ways), NUM_STEPS))
 
 
+def _best_of(missed: Missed) -> EvalResult:
+    return next(one for one in missed.results if one.round == missed.decision.best_round)
+
+
 def _steps(missed: Missed, ways: WaysOn) -> Iterator[str]:
-    best = next(one for one in missed.results if one.round == missed.decision.best_round)
+    best = _best_of(missed)
     sizes = [TaskSize(one.n, one.num_clusters or one.n) for one in best.scored_tasks]
     if (why := out_of_reach(missed.gate, sizes)) is not None:
         yield f"The gate is out of reach: {why}"
@@ -61,6 +75,7 @@ def _steps(missed: Missed, ways: WaysOn) -> Iterator[str]:
             f"Keep the guard: {guard}. Lower learning_rate or steps_per_round in a new run, or mix "
             "rows of what it asks into train_file."
         )
+    yield from _after_lower_score(missed, best)
     yield from _after_curves(missed)
     if "too_high" not in missed.kinds:
         yield from _more_rounds(missed, ways)
@@ -73,12 +88,27 @@ def _steps(missed: Missed, ways: WaysOn) -> Iterator[str]:
         )
     if best.score <= missed.results[0].score:
         yield (
-            "Compare the form of the answers: no round beat the untouched model. Rows should ask "
-            "and answer as the questions do (--preview shows rows, evals/ the answers)."
+            f"Compare the form of the answers: round {best.round} did not beat "
+            f"{missed.gate.baseline}. Rows should ask and answer as the questions do (--preview "
+            "shows rows, evals/ the answers)."
         )
     yield (
         f"Read the wrong answers in evals/round_{best.round:02d}.json, and add rows to train_file "
         "that answer such questions."
+    )
+
+
+def _after_lower_score(missed: Missed, best: EvalResult) -> Iterator[str]:
+    """What the run began with, where it scored higher than what is recommended."""
+    start, baseline = missed.results[0], missed.gate.baseline
+    if not is_below_baseline(best, start):
+        return
+    remedy = ""
+    if missed.gate.threshold <= start.score < 1:
+        remedy = " Set eval_threshold above its score in a new run, so that no round passes below."
+    yield (
+        f"Keep {baseline} until a run beats it: it scored {start.score:.4f}, and round "
+        f"{best.round} {best.score:.4f}.{remedy}"
     )
 
 

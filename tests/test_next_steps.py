@@ -47,6 +47,20 @@ def test_a_run_that_met_its_target_is_advised_nothing() -> None:
     assert next_steps(missed(decision=passed), WAYS) == []
 
 
+def test_what_the_run_began_with_is_kept_where_it_scored_higher() -> None:
+    gate = replace(GATE, threshold=0.5, baseline="runs/p@best")
+    passed = Decision(1, "stop_passed", "Target met.", 1.0, 1, 0)
+    (step,) = next_steps(missed(result(0, 18), result(1, 12), decision=passed, gate=gate), WAYS)
+    assert step.startswith("Keep runs/p@best until a run beats it: it scored 0.9000, and round 1 ")
+    assert "eval_threshold above its score" in step
+    plateau = Decision(1, "stop_plateau", "Target not met.", 1.0, 1, 1)
+    steps = next_steps(missed(result(0, 9), result(1, 8), decision=plateau, gate=gate), WAYS)
+    assert steps[0] == (
+        "Keep runs/p@best until a run beats it: it scored 0.4500, and round 1 0.4000."
+    )
+    assert any("round 1 did not beat runs/p@best" in step for step in steps)
+
+
 @pytest.mark.parametrize(
     ("changes", "ways", "first"),
     [

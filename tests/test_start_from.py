@@ -126,6 +126,39 @@ def test_a_run_starts_from_the_weights_of_another(
     assert (parent.folder / "runs/p/ledger.jsonl").read_bytes() == before
 
 
+def test_a_round_that_passes_below_its_start_is_said_to_be(
+    parent: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    """The grader finds all of round 0 right, and half of what comes later."""
+    (parent.folder / "fading.py").write_text(
+        "calls = []\n"
+        "def grade(answer, targets):\n"
+        "    calls.append(answer)\n"
+        "    return 1.0 if len(calls) <= 10 else 0.5\n"
+    )
+    questions = [
+        {"question": f"Which one fades at {i}?", "answer": "x", "grader": "fading.py@grade"}
+        for i in range(10)
+    ]
+    parent.write_rows("fading.jsonl", questions)
+    changes = {"eval_tasks": ["qa:fading.jsonl"], "eval_threshold": 0.5}
+    assert child(parent, "runs/c", **changes) == 0
+    said = capsys.readouterr().out
+    below = "round 1 is below runs/p@round_01 (0.5000 < 1)"
+    assert f"Target met: 0.5000 >= 0.5; {below}. Stopping." in said
+    assert (
+        "Keep runs/p@round_01 until a run beats it: it scored 1.0000, and round 1 0.5000." in said
+    )
+    own = parent.store("runs/c").checkpoint(0)
+    report = (parent.folder / "runs/c/eval_report.md").read_text()
+    assert own is not None
+    assert (
+        f"By its score runs/p@round_01 is the better one, kept as round 0: `{own.sampler_path}"
+        in (report)
+    )
+    assert "## What to try next" in report
+
+
 @pytest.mark.trains
 def test_the_optimizer_is_taken_over_where_that_is_asked_for(
     parent: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
