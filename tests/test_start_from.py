@@ -322,7 +322,7 @@ def test_a_question_that_an_ancestor_knows_is_not_sealed(
     for question, known in (
         ("Say 3!", "runs/p was trained on train.jsonl line 4 ('Say 3'), which asks the question"),
         ("Say 203", "runs/c was trained on more.jsonl line 4 ('Say 203')"),
-        (f"  {opened.upper()}", "runs/c has opened in its sealed test (qa:opened.jsonl)"),
+        (f"  {opened.upper()}", "which it has opened in its sealed test (qa:opened.jsonl)"),
     ):
         parent.write_rows("sealed.jsonl", sealed(FRESH, question))
         parent.write_rows("questions.jsonl", sealed("Another dev question?"))
@@ -332,6 +332,17 @@ def test_a_question_that_an_ancestor_knows_is_not_sealed(
     parent.write_rows("sealed.jsonl", sealed(FRESH, "Which word stands at place 3?"))
     code, said = dry(parent, capsys, **of_child)
     assert code == 2 and "was evaluated on (qa:questions.jsonl)" in said
+    # of several all are counted, and the first ones named
+    places = [f"Which word stands at place {i}?" for i in range(7)]
+    parent.write_rows("sealed.jsonl", sealed(FRESH, *places))
+    code, said = dry(parent, capsys, **of_child)
+    assert code == 2 and "runs/c knows 7 questions of it, so the test is not sealed" in said
+    assert all(f"sealed.jsonl line {i} ('Which word stands at" in said for i in range(2, 7))
+    assert "sealed.jsonl line 7" not in said and "; and 2 more. Take them out" in said
+    parent.write_rows("sealed.jsonl", sealed(FRESH, "Say 3", "Say 201", "Say 203", "Say 205"))
+    code, said = dry(parent, capsys, **of_child)
+    assert code == 2 and all(f"more.jsonl line {i} ('Say 20" in said for i in (2, 4, 6))
+    assert "not sealed for these weights (3 rows of what it was trained on)" in said
     parent.write_rows("sealed.jsonl", sealed(FRESH))
     code, said = dry(parent, capsys, **of_child)
     assert code == 0 and "cannot be told" not in said and "warning: runs/" not in said
