@@ -210,7 +210,9 @@ def _topics(store: RunStore, best: EvalResult) -> Iterator[str]:
         return
     yield f"## Topics of round {best.round}, the weakest first"
     yield ""
-    yield f"| topic | score, {LEVEL:.0%} interval | questions | change | examples added |"
+    before = store.lineage(best.round)[-1]
+    change_on = f"change on {'the baseline' if before == 0 else f'round {before}'}"
+    yield f"| topic | score, {LEVEL:.0%} interval | questions | {change_on} | examples added |"
     yield "|---|---|---|---|---|"
     for one in reports:
         change = "" if one.change is None else f"{one.change:+.2f}"
