@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from errors import ConfigError
 from ledger.records import SavedWeights
 from ledger.store import RunStore
-from loop.reports.console import say
+from loop.reports.console import say, tell, width_of
+from loop.reports.lines import columns_of, wrapped
 
 
 def missing_from(folder: Path, saved: Sequence[SavedWeights]) -> set[str]:
@@ -31,16 +34,18 @@ def listing(
     scores: Mapping[int, float],
     best_round: int | None,
     missing: Collection[str],
+    width: int | None = None,
 ) -> str:
     """The table that `--list` prints; `missing` are paths that should be on this disk and are not.
 
-    Times are UTC.
+    Times are UTC. Where a row would be wider than `width`, each path has a line of its own.
     """
-    lines = [
+    head = (
         f"Saved weights, {where}. They expire at the time shown, the best round's do not as long "
-        "as it is the best.",
-        f"{'round':>5} {'step':>6} {'kind':<8} {'score':>6}  {'saved':<16}  {'until':<16}  path",
-    ]
+        "as it is the best."
+    )
+    names = f"{'round':>5} {'step':>6} {'kind':<8} {'score':>6}  {'saved':<16}  {'until':<16}"
+    rows = []
     for one in saved:
         is_scored = one.kind == "sampler" and one.round in scores and not one.is_superseded
         score = f"{scores[one.round]:.4f}" if is_scored else ""
@@ -50,12 +55,26 @@ def listing(
             "superseded": one.is_superseded,
             "NOT THERE": one.path in missing,
         }
-        shown = ", ".join(mark for mark, is_so in marks.items() if is_so)
-        lines.append(
-            f"{one.round:>5} {one.step:>6} {one.kind:<8} {score:>6}  {_minute(one.saved_at):<16}  "
-            f"{until:<16}  {one.path}" + (f"  ({shown})" if shown else "")
+        cells = (
+            f"{one.round:>5} {one.step:>6} {one.kind:<8} {score:>6}  {_minute(one.saved_at):<16}"
         )
+        shown = ", ".join(mark for mark, is_so in marks.items() if is_so)
+        rows.append(_Row(f"{cells}  {until:<16}", one.path, f"  ({shown})" if shown else ""))
+    whole = [f"{names}  path", *(f"{row.cells}  {row.path}{row.marks}" for row in rows)]
+    if width is None or all(columns_of(line) <= width for line in whole):
+        return "\n".join([head if width is None else wrapped(head, width), *whole])
+    lines = [wrapped(head, width), names, "  path"]
+    for row in rows:
+        fits = columns_of(row.cells + row.marks) <= width
+        lines.append(row.cells.rstrip() + row.marks if fits else row.cells.rstrip())
+        lines += [f"  {row.path}"] if fits else [f"  {row.path}", row.marks]
     return "\n".join(lines)
+
+
+class _Row(NamedTuple):
+    cells: str
+    path: str
+    marks: str  # in brackets, or nothing
 
 
 def _minute(stamp: str) -> str:
@@ -87,6 +106,7 @@ def list_checkpoints(args: argparse.Namespace) -> int:
         say(json.dumps({**listed, "started_from": started_from}))
     else:
         if store.origin is not None:
-            say(f"Started from {store.origin.chain}: {store.origin.parent.state_path}.")
-        say(listing(saved, where, store.scores(), best_round, missing))
+            tell(f"Started from {store.origin.chain}: {store.origin.parent.state_path}.")
+        width = width_of(sys.stdout)
+        say(listing(saved, where, store.scores(), best_round, missing, width))
     return 0

@@ -106,7 +106,7 @@ def report_end(
             f"Best checkpoint: round {decision.best_round}, score {score_and_n(best)}, "
             f"baseline {baseline.score:.4f}"
         )
-        if best.score <= baseline.score:
+        if max(score for number, score in store.scores().items() if number > 0) <= baseline.score:
             tell(f"No round scored above {store.baseline_name}.")
         if test is not None:
             tell(f"Sealed test: score {score_and_n(test)}")

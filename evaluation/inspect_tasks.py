@@ -11,6 +11,7 @@ import copy
 import difflib
 import inspect
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,7 @@ class InspectTask:
     uses_grader: bool
     code: Mapping[str, str]  # the Python files that made it, with their sha256
     scorers: tuple[str, ...] = ()  # their names, in their order
+    varies: bool = False  # whether loading it again gave other content
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -71,6 +73,28 @@ class TaskOptions:
     limit: int | None = None
     score_key: str | None = None
     cluster_key: str | None = None
+
+
+def load_and_compare(name: str, spec: str, options: TaskOptions) -> InspectTask:
+    """Load a task, and once more where that may show that its content is another each time, as of
+    samples that are shuffled without a seed. Raises `ConfigError`.
+
+    Loading an installed task may take long; it is loaded again only where it drew from the random
+    numbers that all code shares. The second one is returned: what its code registered came last.
+    """
+    before = _random_states()
+    first = load_inspect_task(name, spec, options)
+    if not first.code and _random_states() == before:
+        return first
+    again = load_inspect_task(name, spec, options)
+    return replace(again, varies=again.sha256 != first.sha256)
+
+
+def _random_states() -> list[str]:
+    """Where the generators are that `random` and numpy share between all code."""
+    import numpy
+
+    return [str(random.getstate()), str(numpy.random.get_state())]
 
 
 def load_inspect_task(name: str, spec: str, options: TaskOptions) -> InspectTask:

@@ -101,7 +101,8 @@ async def measure(
     for task in tasks:
         if isinstance(task.work, QuestionTask):
             samples = await ask_questions(task.work, sampler, journal)
-            yield Measured((task_result(task.name, samples, layer=task.layer, role=task.role),))
+            result = task_result(task.name, samples, layer=task.layer, role=task.role)
+            yield Measured((replace(result, max_tokens=_max_tokens(task, sampler)),))
     for task in tasks:
         if isinstance(task.work, HeldOutFile):
             loss = await measure_losses(task.work.name, task.work.examples, sampler, journal)
@@ -114,13 +115,16 @@ async def measure(
         done = await run_inspect(works, measuring.in_inspect())
     errors = [scores for scores in done if not isinstance(scores, InspectScores)]
     results = tuple(
-        task_result(
-            task.name,
-            scores.samples,
-            layer=task.layer,
-            role=task.role,
-            metrics=scores.metrics,
-            log=str(scores.log.relative_to(measuring.run_dir.resolve())),
+        replace(
+            task_result(
+                task.name,
+                scores.samples,
+                layer=task.layer,
+                role=task.role,
+                metrics=scores.metrics,
+                log=str(scores.log.relative_to(measuring.run_dir.resolve())),
+            ),
+            max_tokens=_max_tokens(task, sampler),
         )
         for task, scores in zip(of_inspect, done, strict=True)
         if isinstance(scores, InspectScores)
@@ -132,3 +136,7 @@ async def measure(
         first.num_prompt_tokens = sum(error.num_prompt_tokens for error in errors)
         first.num_sampled_tokens = sum(error.num_sampled_tokens for error in errors)
         raise first
+
+
+def _max_tokens(task: EvalTask, sampler: Sampler) -> int | None:
+    return task.max_tokens(sampler.settings.max_tokens)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from evaluation.held_out import HeldOutFile
+from evaluation.inspect_model import INSPECT_MAX_TOKENS
 from evaluation.inspect_tasks import InspectTask, last_user_text
 from grading.graders import GRADING
 from rows.contamination import EvalText
 from scores.results import Role
-from simple_eval import ROLES, QuestionTask, SamplingSettings, Turn
+from simple_eval import DEFAULT_MAX_TOKENS, ROLES, QuestionTask, SamplingSettings, Turn
 
 
 class Asked(NamedTuple):
@@ -102,6 +103,15 @@ class EvalTask:
     def num_requests(self, num_repeats: int) -> int:
         """Requests that an evaluation makes, where each question takes one turn."""
         return self.n * (1 if isinstance(self.work, HeldOutFile) else num_repeats)
+
+    def max_tokens(self, of_settings: int | None) -> int | None:
+        """The longest answer of one turn that is asked for: what the settings say, else an Inspect
+        task's own, else the default; None of a held-out loss. A solver may ask for another."""
+        if isinstance(self.work, HeldOutFile):
+            return None
+        if isinstance(self.work, QuestionTask):
+            return of_settings or DEFAULT_MAX_TOKENS
+        return of_settings or self.work.task.config.max_tokens or INSPECT_MAX_TOKENS
 
     @property
     def topics(self) -> frozenset[str]:

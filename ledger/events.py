@@ -69,6 +69,7 @@ class _Step(_OfRound):
     step: Count
     example_ids: list[str] = []
     num_tokens: Count
+    num_loss_tokens: Count = 0
     lr: Measure
     nll: Measure
 

@@ -8,7 +8,8 @@ task's answers truncated or malformed, keeps a round from passing.
 
 A round that does not pass multiplies the learning rate by `lr_decay`. The best round is the one
 that passed, or else the one with the highest score among those whose guards hold, the earlier one
-of equals; it is what the run recommends, not the last.
+of equals; it is what the run recommends, not the last. Where it scores lower than what the run
+began with, the sentence says so.
 """
 
 from __future__ import annotations
@@ -117,12 +118,15 @@ def decide(
         return Decision(0, "continue", sentence, 1.0, best, 0)
     missed = result.round  # every trained round before this one missed, or the run had stopped
     if verdict.passed:
-        sentence = f"Target met: {verdict.numbers}. Stopping."
+        below = _if_below_baseline(result, history[0], gate)
+        sentence = f"Target met: {verdict.numbers}{below}. Stopping."
         return Decision(result.round, "stop_passed", sentence, 1.0, result.round, missed - 1)
     why_not = verdict.numbers if verdict.objection is None else verdict.objection
     end = _end(history, spent, gate, champion)
     if end is not None:
-        sentence = f"Target not met: {why_not} {end.reason}. Stopping."
+        recommended = next(one for one in history if one.round == best)
+        below = _if_below_baseline(recommended, history[0], gate)
+        sentence = f"Target not met: {why_not} {end.reason}{below}. Stopping."
         return Decision(result.round, end.action, sentence, 1.0, best, missed)
     fallen = _fall(history, best, gate)
     head = "Not passed" if _is_reached(result, gate) else "Score below threshold"
@@ -328,6 +332,21 @@ def _plateau(history: Sequence[EvalResult], gate: Gate, champion: Champion) -> s
         f"and no round since round {best.round} ({best.score:.4f}) was better beyond noise "
         f"(round {last.round}: {_signed(gain.mean, gain.interval)}, patience {gate.patience})"
     )
+
+
+def is_below_baseline(result: EvalResult, baseline: EvalResult) -> bool:
+    return result.score < baseline.score - ROUNDING
+
+
+def _if_below_baseline(recommended: EvalResult, baseline: EvalResult, gate: Gate) -> str:
+    """A clause where what is recommended scores lower than what the run began with; else nothing.
+
+    The gate asks for the threshold alone, and what is recommended is a trained round.
+    """
+    if not is_below_baseline(recommended, baseline):
+        return ""
+    numbers = _compared(recommended.score, baseline.score, False)
+    return f"; round {recommended.round} is below {gate.baseline} ({numbers})"
 
 
 def _fall(history: Sequence[EvalResult], best: int, gate: Gate) -> str | None:

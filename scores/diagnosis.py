@@ -116,6 +116,11 @@ def divergence(losses: Sequence[float], vocab_size: int) -> str | None:
     )
 
 
+def first_quarter(losses: Sequence[float]) -> float:
+    """Mean loss over the first quarter of a round's steps, at least one."""
+    return mean(losses[: max(1, len(losses) // 4)])
+
+
 def last_quarter(losses: Sequence[float]) -> float:
     """Mean loss over the last quarter of a round's steps, at least one."""
     return mean(losses[-max(1, len(losses) // 4) :])
@@ -126,7 +131,7 @@ def _too_high(curves: Curves) -> str | None:
     or a sure rise."""
     losses, n, blind_guess = curves.losses, len(curves.losses), math.log(curves.vocab_size)
     start, end = _start(losses), _end(losses)
-    first, last = mean(losses[: max(1, n // 4)]), last_quarter(losses)
+    first, last = first_quarter(losses), last_quarter(losses)
     is_far = _is_far_above(start, end, blind_guess) and (n >= MIN_STEPS or end > blind_guess)
     if n >= MIN_STEPS_STUCK:  # no batch after the first came near it
         is_far = is_far or min(losses[1:]) > max(FAR_FACTOR * start, LOW_NATS)

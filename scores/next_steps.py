@@ -6,12 +6,20 @@ can have passed comes first, then what the curves show, then what the scores do.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from scores.decision import EXTENDABLE, MAX_FLAWED_SHARE, Decision, Gate, broken_guard
+from scores.decision import (
+    EXTENDABLE,
+    MAX_FLAWED_SHARE,
+    Decision,
+    Gate,
+    broken_guard,
+    is_below_baseline,
+)
 from scores.diagnosis import Kind, TopicReport
 from scores.resolution import TaskSize, out_of_reach
 from scores.results import EvalResult
@@ -20,6 +28,17 @@ NUM_STEPS = 3
 NUM_TOPICS = 3
 LOWER, RAISE = 3.0, 10.0  # from a rate that was too high or too low to the next one to try
 MAX_TOPIC_CHARS = 40
+KNOWN_NATS = 0.05  # a token of loss that leaves nothing to learn: the right one has 0.95
+STOPS_EARLY = 2.0  # times as long as the rows' answers is longer than one that ends as they do
+
+
+class Trained(NamedTuple):
+    """What training came to by the end of the last round."""
+
+    learning_rate: float
+    num_steps: int = 0
+    last_loss: float | None = None  # in nats a token, of rows like those that would come next
+    answer_tokens: float | None = None  # with loss, of a row, on average
 
 
 class Missed(NamedTuple):
@@ -30,8 +49,8 @@ class Missed(NamedTuple):
     results: Sequence[EvalResult]  # the baseline first
     kinds: Collection[Kind]  # problems that the last round's curves show
     topics: Sequence[TopicReport]  # of the best round
-    learning_rate: float
-    max_tokens: int | None  # of an answer
+    trained: Trained
+    max_tokens: int | None  # of an answer, as the settings have it
 
 
 class WaysOn(NamedTuple):
@@ -43,14 +62,21 @@ class WaysOn(NamedTuple):
 
 
 def next_steps(missed: Missed, ways: WaysOn) -> list[str]:
-    """The first few things to try, each a sentence; empty for a run that met its target."""
+    """The first few things to try, each a sentence.
+
+    None for a run that met its target, unless what it began with scored higher.
+    """
     if missed.decision.action == "stop_passed":
-        return []
+        return list(_after_lower_score(missed, _best_of(missed)))
     return list(islice(_steps(missed, ways), NUM_STEPS))
 
 
+def _best_of(missed: Missed) -> EvalResult:
+    return next(one for one in missed.results if one.round == missed.decision.best_round)
+
+
 def _steps(missed: Missed, ways: WaysOn) -> Iterator[str]:
-    best = next(one for one in missed.results if one.round == missed.decision.best_round)
+    best = _best_of(missed)
     sizes = [TaskSize(one.n, one.num_clusters or one.n) for one in best.scored_tasks]
     if (why := out_of_reach(missed.gate, sizes)) is not None:
         yield f"The gate is out of reach: {why}"
@@ -61,6 +87,7 @@ def _steps(missed: Missed, ways: WaysOn) -> Iterator[str]:
             f"Keep the guard: {guard}. Lower learning_rate or steps_per_round in a new run, or mix "
             "rows of what it asks into train_file."
         )
+    yield from _after_lower_score(missed, best)
     yield from _after_curves(missed)
     if "too_high" not in missed.kinds:
         yield from _more_rounds(missed, ways)
@@ -73,8 +100,9 @@ def _steps(missed: Missed, ways: WaysOn) -> Iterator[str]:
         )
     if best.score <= missed.results[0].score:
         yield (
-            "Compare the form of the answers: no round beat the untouched model. Rows should ask "
-            "and answer as the questions do (--preview shows rows, evals/ the answers)."
+            f"Compare the form of the answers: round {best.round} did not beat "
+            f"{missed.gate.baseline}. Rows should ask and answer as the questions do (--preview "
+            "shows rows, evals/ the answers)."
         )
     yield (
         f"Read the wrong answers in evals/round_{best.round:02d}.json, and add rows to train_file "
@@ -82,26 +110,48 @@ def _steps(missed: Missed, ways: WaysOn) -> Iterator[str]:
     )
 
 
+def _after_lower_score(missed: Missed, best: EvalResult) -> Iterator[str]:
+    """What the run began with, where it scored higher than what is recommended."""
+    start, baseline = missed.results[0], missed.gate.baseline
+    if not is_below_baseline(best, start):
+        return
+    remedy = ""
+    if missed.gate.threshold <= start.score < 1:
+        remedy = " Set eval_threshold above its score in a new run, so that no round passes below."
+    yield (
+        f"Keep {baseline} until a run beats it: it scored {start.score:.4f}, and round "
+        f"{best.round} {best.score:.4f}.{remedy}"
+    )
+
+
 def _after_flaws(missed: Missed, best: EvalResult) -> Iterator[str]:
-    """Answers that were cut off, where training does not end them anyway."""
+    """Answers that were cut off, where training is not about to end them anyway."""
     num_samples = len(best.samples)
     before, cut = missed.results[0].num_truncated, best.num_truncated
     if cut <= MAX_FLAWED_SHARE * num_samples or cut <= before / 2:
         return
-    limit = "evaluation.max_tokens" + ("" if missed.max_tokens is None else f" {missed.max_tokens}")
-    higher = (
-        ""
-        if missed.max_tokens is None
-        else f" (--set evaluation.max_tokens={2 * missed.max_tokens})"
-    )
+    asked = (task.max_tokens for task in best.scored_tasks if task.num_truncated)
+    longest = max((one for one in asked if one is not None), default=missed.max_tokens)
+    limit = "evaluation.max_tokens" + ("" if longest is None else f" {longest}")
+    were_cut = f"{cut} of {num_samples} were cut off at {limit}"
+    of_rows = missed.trained.answer_tokens
+    if longest is not None and of_rows is not None and STOPS_EARLY * of_rows <= longest:
+        yield (
+            f"Teach answers to end: {were_cut}, and those that were trained on have about "
+            f"{of_rows:.0f} tokens, so the model has not learned to stop. Give it more steps or a "
+            "higher learning_rate; longer answers would only ramble on "
+            f"(evals/round_{best.round:02d}.json)."
+        )
+        return
+    higher = "" if longest is None else f" (--set evaluation.max_tokens={2 * longest})"
     yield (
-        f"Let answers be longer: {cut} of {num_samples} were cut off at {limit}. Start a new run "
-        f"with more{higher}, unless evals/round_{best.round:02d}.json shows that they ramble."
+        f"Let answers be longer: {were_cut}. Start a new run with more{higher}, unless "
+        f"evals/round_{best.round:02d}.json shows that they ramble."
     )
 
 
 def _after_curves(missed: Missed) -> Iterator[str]:
-    rate = missed.learning_rate
+    rate = missed.trained.learning_rate
     if "too_high" in missed.kinds:
         yield (
             f"Lower the learning rate: the training loss rose at {rate:g}. Start a new run with "
@@ -121,7 +171,7 @@ def _after_curves(missed: Missed) -> Iterator[str]:
 
 def _more_rounds(missed: Missed, ways: WaysOn) -> Iterator[str]:
     """Going on, where the last round still gained or learned and only a bound ended the run."""
-    decision, gate = missed.decision, missed.gate
+    decision, gate, trained = missed.decision, missed.gate, missed.trained
     *_, before, last = missed.results
     moved = f"the last round raised the score from {before.score:.4f} to {last.score:.4f}"
     if last.score <= before.score:
@@ -131,6 +181,13 @@ def _more_rounds(missed: Missed, ways: WaysOn) -> Iterator[str]:
         moved += f" after {before.score:.4f}"
     if decision.action not in EXTENDABLE or decision.action == "stop_plateau":
         return
+    if trained.last_loss is not None and trained.last_loss < KNOWN_NATS:
+        yield (
+            f"Train on other rows: the training loss is down to {trained.last_loss:.2g} a token, "
+            "so these are known by heart and more rounds of them teach next to nothing. Add some "
+            "that answer what was answered wrong to train_file or mining.pool_file, in a new run."
+        )
+        return
     if ways.command is None:
         if ways.start_from is not None:
             yield (
@@ -139,14 +196,14 @@ def _more_rounds(missed: Missed, ways: WaysOn) -> Iterator[str]:
                 "give it a new one."
             )
         return
-    if decision.action == "stop_rounds":
+    if decision.action == "stop_rounds" and trained.num_steps < gate.max_steps:
         change = f"max_rounds={gate.max_rounds + 2}"
         yield f"Train more rounds: {moved}. Go on with: {ways.command} --set {change}"
         return
     bound = re.search(r"of budget\.(\w+) ", decision.sentence)
     limits = {"tokens": gate.max_tokens, "minutes": gate.max_minutes, "usd": gate.max_usd}
     if bound is not None and (limit := limits.get(bound[1])) is not None:
-        change = f"budget.{bound[1]}={2 * limit:g}"
+        change = f"budget.{bound[1]}={json.dumps(2 * limit)}"
         yield f"Raise the budget: {moved}. Go on with: {ways.command} --set {change}"
     else:
         yield f"Take more steps: {moved}. Start a new run with max_steps over {gate.max_steps}."

@@ -82,6 +82,7 @@ class TaskResult:
     metrics: dict[str, float]  # the task's own, as its evaluator reports them
     log: str | None  # the Inspect log, relative to the run directory
     samples: tuple[SampleResult, ...]
+    max_tokens: int | None = None  # of an answer, as asked for; None where it was not recorded
 
     @cached_property
     def scores(self) -> dict[str, float]:

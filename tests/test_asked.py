@@ -113,6 +113,18 @@ def test_another_system_prompt_is_another_evaluation_and_no_sealed_question(
     workspace.write_rows("sealed.jsonl", [{"question": "Where is the key?", "answer": "x"}])
     assert workspace.run("run", "--dry-run", **sealed) == 2
     assert "so the test is not sealed" in capsys.readouterr().err
+    # of several all are counted, and the first ones are named by where they stand
+    rows = [{"question": f"Which is {i}?", "answer": "x"} for i in range(8)]
+    workspace.write_rows("questions.jsonl", rows[1:])
+    workspace.write_rows("sealed.jsonl", rows)
+    assert workspace.run("run", "--dry-run", **sealed) == 2
+    told = capsys.readouterr().err
+    assert "7 questions of the sealed test are asked every round as well" in told
+    for i in range(1, 6):
+        assert f"sealed.jsonl line {i + 1} ('Which is {i}?') stands in " in told
+        assert f"questions.jsonl line {i}" in told
+    assert "; and 2 more. Take them out of one of the two." in told
+    workspace.write_rows("questions.jsonl", ROWS)
     # the same last words after another conversation are another question
     chat = [{"role": "user", "content": "Is it a?"}, *CHAT[1:]]
     workspace.write_rows("sealed.jsonl", [{"messages": chat, "answer": "x"}])

@@ -89,6 +89,22 @@ def test_sentences_carry_the_numbers() -> None:
     )
 
 
+def test_what_is_recommended_below_the_start_of_the_run_is_said_to_be() -> None:
+    """The gate asks for the threshold alone, and a run recommends a round that it trained."""
+    passed = verdict(90, 80)
+    assert (passed.action, passed.best_round) == ("stop_passed", 1)
+    assert passed.sentence == (
+        "Target met: 0.8000 >= 0.75; round 1 is below the untouched model (0.8000 < 0.9). Stopping."
+    )
+    started = replace(GATE, baseline="runs/p@best")
+    assert verdict(70, 60, 50, 40, gate=started).sentence == (
+        "Target not met: 0.4000 < 0.75 after 3 of 3 rounds; round 1 is below runs/p@best "
+        "(0.6000 < 0.7). Stopping."
+    )
+    for kept in (verdict(80, 80), verdict(70, 70, 70, 70), verdict(70, 60)):
+        assert "below the untouched model" not in kept.sentence
+
+
 @pytest.mark.parametrize("n", [20, 100])
 def test_lower_bound_passes_exactly_from_where_wilsons_bound_reaches_the_threshold(n: int) -> None:
     gate = replace(GATE, rule="lower_bound", threshold=0.85)

@@ -16,9 +16,12 @@ import pytest
 from inspect_ai.log import read_eval_log
 
 from evaluation.held_out import load_held_out
+from evaluation.inspect_tasks import TaskOptions, load_inspect_task
+from evaluation.tasks import EvalTask
 from ledger.records import Checkpoint
 from ledger.store import RunStore
 from model_dirs import make_model_dir
+from scores.results import protocol_hash
 from test_loop import SMOOTH_RATE, Workspace, row, start, wait_for
 from trainer_with_eval import main
 
@@ -359,6 +362,47 @@ def test_truncated_answers_never_pass(workspace: Workspace, capsys: pytest.Captu
     assert workspace.run("run", "--gate", **changes) == 3
     printed = capsys.readouterr()
     assert printed.out.startswith("Target not met: 0.5000 >= 0, but 6 of 6 answers were truncated")
+
+
+def test_the_longest_answer_that_was_asked_for_is_on_record(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    """Of each task, where the settings leave it open; the protocol and its hash stay as before."""
+    text = TASKS + (
+        "\n\nfrom inspect_ai.model import GenerateConfig\n\n\n@task\ndef short():\n"
+        "    made = things(2)\n    made.config = GenerateConfig(max_tokens=5)\n    return made\n"
+    )
+    (workspace.folder / "tasks.py").write_text(text)
+    names = ["qa:questions.jsonl", "tasks.py@short"]
+    once = {"steps_per_round": 1, "max_rounds": 1}
+    assert workspace.run("run", eval_tasks=names, evaluation={}, **once) == 0
+    file = workspace.folder / "run/evals/round_01.json"
+    recorded = json.loads(file.read_text())
+    assert [task["max_tokens"] for task in recorded["tasks"]] == [64, 5]
+    assert max(one["num_sampled_tokens"] for one in recorded["tasks"][1]["samples"]) <= 5
+    assert recorded["protocol"]["max_tokens"] is None
+    result = workspace.store("run").result(1)
+    assert result is not None and result.protocol_hash == protocol_hash(result.protocol)
+    assert set(result.protocol) == {
+        *("renderer", "temperature", "max_tokens", "num_repeats", "seed", "grader_model"),
+        *("grading", "tasks"),
+    }
+    # a record of before is compared, and gone on from
+    for task in recorded["tasks"]:
+        del task["max_tokens"]
+    file.write_text(json.dumps(recorded))
+    run_dir = str(workspace.folder / "run")
+    config = ["--config", str(workspace.folder / "config.json")]
+    assert main([*config, "--evaluate", f"{run_dir}@round_01"]) == 0
+    assert "against its evaluation in the run" in capsys.readouterr().out
+    assert main(["--resume", run_dir, "--set", "max_rounds=2"]) == 0
+    # what the settings say goes before what the task says
+    assert workspace.run("set", eval_tasks=names, evaluation={"max_tokens": 3}, **once) == 0
+    set_to = workspace.store("set").result(1)
+    assert set_to is not None and [task.max_tokens for task in set_to.tasks] == [3, 3]
+    spec = f"{workspace.folder / 'tasks.py'}@things"
+    things = load_inspect_task("tasks.py@things", spec, TaskOptions())
+    assert EvalTask("tasks.py@things", 3, "score", 1, things).max_tokens(None) == 1024
 
 
 @pytest.mark.parametrize(

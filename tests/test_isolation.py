@@ -473,3 +473,52 @@ def test_two_runs_of_one_config_each_get_their_own_score(
         assert cached == [plain] * len(CACHING)
         found[run_dir] = [plain]
     assert found["learns"] != found["does_not"]
+
+
+VARYING = """
+import random, uuid
+import numpy
+
+def some(shuffle):
+    samples = asked() + [Sample(id=f"m{i}", input=f"More {i}.", target="e") for i in range(40)]
+    shuffle(samples)
+    return Task(dataset=samples, solver=generate(), scorer=includes())
+
+@task
+def seeded():
+    return some(random.Random(1).shuffle)
+
+@task
+def shuffled():
+    return some(random.shuffle)
+
+@task
+def shuffled_by_numpy():
+    return some(numpy.random.shuffle)
+
+@task
+def shuffled_by_inspect():
+    made = plain()
+    made.dataset = __import__("inspect_ai.dataset").dataset.MemoryDataset(asked() * 1)
+    for i in range(4, 40):
+        made.dataset.samples.append(Sample(id=i, input=f"More {i}.", target="e"))
+    made.dataset.shuffle()
+    return made
+
+@task
+def named_anew():
+    return some(lambda samples: [setattr(s, "id", uuid.uuid4().hex) for s in samples])
+"""
+ANEW = ("shuffled", "shuffled_by_numpy", "shuffled_by_inspect", "named_anew")
+
+
+def test_a_task_that_is_another_each_time_is_told_of_before_the_first_step(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    """A run of it could not be resumed, and would say so only then."""
+    (workspace.folder / "tasks.py").write_text(TASKS + VARYING)
+    names = [f"tasks.py@{name}" for name in ("plain", "seeded", *ANEW)]
+    assert workspace.run("run", "--dry-run", eval_tasks=names) == 0
+    warned = [line for line in capsys.readouterr().out.splitlines() if "loaded twice" in line]
+    assert [line.split(": ")[1] for line in warned] == [f"tasks.py@{name}" for name in ANEW]
+    assert all("Give each shuffle in the task a seed" in line for line in warned)

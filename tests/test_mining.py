@@ -12,7 +12,7 @@ from loop.rounds.signals import Suspicions, likeness_of, stalled_topics, topics_
 from rows.examples import Example, ExampleTable, Message
 from scores.diagnosis import TopicReport
 from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
-from test_loop import Workspace, row
+from test_loop import TOPICS, Workspace, row
 from trainer_with_eval import main
 
 
@@ -228,3 +228,26 @@ def test_each_round_says_how_its_topics_stand(
     assert len(lines) == 2
     report = (workspace.folder / "run/eval_report.md").read_text()
     assert "## Topics of round 1, the weakest first" in report
+    assert "| questions | change on the baseline | examples added |" in report
+
+
+def test_the_report_says_which_round_a_change_of_topics_is_on(workspace: Workspace) -> None:
+    """The one that the weights came from, which is the baseline of the first round alone."""
+    (workspace.folder / "rising.py").write_text(
+        "calls = []\n"
+        "def grade(answer, targets):\n"
+        "    calls.append(answer)\n"
+        "    return (len(calls) - 1) // 10 / 4\n"
+    )
+    questions = [
+        {"question": f"Which one rises at {i}?", "answer": "x", "topic": topic,
+         "grader": "rising.py@grade"}
+        for i in range(10)
+        for topic in [TOPICS[i % 2]]
+    ]  # fmt: skip
+    workspace.write_rows("rising.jsonl", questions)
+    assert workspace.run("run", eval_tasks=["qa:rising.jsonl"]) == 0
+    report = (workspace.folder / "run/eval_report.md").read_text()
+    assert "## Topics of round 2, the weakest first" in report
+    assert "| questions | change on round 1 | examples added |" in report
+    assert report.count("| +0.25 |") == len(TOPICS)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from loop.reports.console import resume_command
+from loop.reports.what_next import trained_in
 from scores.decision import Decision, Gate
 from scores.diagnosis import TopicReport
 from scores.intervals import Interval
-from scores.next_steps import NUM_STEPS, Missed, WaysOn, next_steps
+from scores.next_steps import NUM_STEPS, Missed, Trained, WaysOn, next_steps
 from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
 from test_loop import Workspace
 from trainer_with_eval import main
@@ -34,7 +35,7 @@ def missed(*results: EvalResult, **changes: Any) -> Missed:
     trained = results or (result(0, 2), result(1, 6), result(2, 10))
     best = max(trained[1:], key=lambda one: one.score).round
     decision = Decision(trained[-1].round, "stop_rounds", "Target not met.", 1.0, best, 2)
-    made = Missed(decision, GATE, trained, (), (), 0.001, 64)
+    made = Missed(decision, GATE, trained, (), (), Trained(0.001), 64)
     return made._replace(**changes)
 
 
@@ -45,6 +46,20 @@ def topic(name: str, score: float, n: int = 4, added: int = 0) -> TopicReport:
 def test_a_run_that_met_its_target_is_advised_nothing() -> None:
     passed = Decision(2, "stop_passed", "Target met.", 1.0, 2, 1)
     assert next_steps(missed(decision=passed), WAYS) == []
+
+
+def test_what_the_run_began_with_is_kept_where_it_scored_higher() -> None:
+    gate = replace(GATE, threshold=0.5, baseline="runs/p@best")
+    passed = Decision(1, "stop_passed", "Target met.", 1.0, 1, 0)
+    (step,) = next_steps(missed(result(0, 18), result(1, 12), decision=passed, gate=gate), WAYS)
+    assert step.startswith("Keep runs/p@best until a run beats it: it scored 0.9000, and round 1 ")
+    assert "eval_threshold above its score" in step
+    plateau = Decision(1, "stop_plateau", "Target not met.", 1.0, 1, 1)
+    steps = next_steps(missed(result(0, 9), result(1, 8), decision=plateau, gate=gate), WAYS)
+    assert steps[0] == (
+        "Keep runs/p@best until a run beats it: it scored 0.4500, and round 1 0.4000."
+    )
+    assert any("round 1 did not beat runs/p@best" in step for step in steps)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +105,64 @@ def test_answers_that_are_cut_off_ask_for_more_tokens_unless_training_ends_them(
     assert "--set evaluation.max_tokens=128" in step
 
 
+def test_a_model_that_has_not_learned_to_stop_is_not_given_more_room() -> None:
+    results = result(0, 2, num_truncated=8), result(1, 4, num_truncated=8)
+    short = missed(*results, trained=Trained(0.001, answer_tokens=5.2))
+    steps = next_steps(short, WAYS)
+    assert steps[0].startswith(
+        "Teach answers to end: 8 of 20 were cut off at evaluation.max_tokens 64, and those that "
+        "were trained on have about 5 tokens"
+    )
+    assert not any("--set evaluation.max_tokens" in step for step in steps)
+    as_long = missed(*results, trained=Trained(0.001, answer_tokens=50.0))
+    assert "--set evaluation.max_tokens=128" in next_steps(as_long, WAYS)[0]
+
+
+def test_the_limit_is_the_one_that_answers_were_cut_at() -> None:
+    """Where the settings leave it to the task, the result has it."""
+    last = result(1, 4, num_truncated=8)
+    (task,) = last.tasks
+    cut = replace(last, tasks=(replace(task, max_tokens=40),))
+    steps = next_steps(missed(result(0, 2, num_truncated=8), cut, max_tokens=None), WAYS)
+    assert "cut off at evaluation.max_tokens 40." in steps[0]
+    assert "--set evaluation.max_tokens=80" in steps[0]
+    unknown = missed(result(0, 2, num_truncated=8), last, max_tokens=None)
+    assert (
+        "cut off at evaluation.max_tokens. Start a new run with more, "
+        in (next_steps(unknown, WAYS)[0])
+    )
+
+
+def test_rows_that_are_known_by_heart_are_not_trained_on_for_more_rounds() -> None:
+    known = missed(trained=Trained(0.001, last_loss=0.012))
+    steps = next_steps(known, WAYS)
+    assert steps[0].startswith("Train on other rows: the training loss is down to 0.012 a token")
+    assert not any("--resume" in step for step in steps)
+    learning = missed(trained=Trained(0.001, last_loss=0.2))
+    assert next_steps(learning, WAYS)[0].startswith("Train more rounds")
+
+
+def test_no_round_is_advised_that_max_steps_would_not_let_begin() -> None:
+    at_the_end = missed(trained=Trained(0.001, num_steps=1000))
+    assert next_steps(at_the_end, WAYS)[0].startswith("Take more steps: the last round raised")
+    assert "--resume" not in next_steps(at_the_end, WAYS)[0]
+
+
+def test_what_was_trained_is_read_from_the_ledger(workspace: Workspace) -> None:
+    """With a pool the start of a round tells what its next rows are like, without one the end."""
+    for pool in ({"mining": {"strategy": "topics"}}, {}):
+        name = "with" if not pool else "without"
+        assert workspace.run(name, max_rounds=1, steps_per_round=4, **pool) == 0
+        store = workspace.store(name)
+        config = store.settled_config()["config"]
+        trained = trained_in(store, 1, config)
+        assert trained.num_steps == 4
+        steps = list(store.events("step", 1))
+        assert trained.last_loss == steps[-1 if pool else 0]["nll"]
+        rows = [one for step in steps for one in step["example_ids"]]
+        assert trained.answer_tokens == sum(s["num_loss_tokens"] for s in steps) / len(rows)
+
+
 def test_more_rounds_are_not_advised_on_a_plateau_or_against_the_curves() -> None:
     plateau = Decision(2, "stop_plateau", "Target not met.", 1.0, 1, 2)
     assert not any("rounds:" in step for step in next_steps(missed(decision=plateau), WAYS))
@@ -102,6 +175,8 @@ def test_the_bound_that_ended_the_run_is_the_one_to_raise() -> None:
     ended = Decision(2, "stop_budget", spent, 1.0, 2, 2)
     gate = replace(GATE, max_tokens=100)
     assert next_steps(missed(decision=ended, gate=gate), WAYS)[0].endswith("budget.tokens=200")
+    large = replace(GATE, max_tokens=1_234_567)
+    assert next_steps(missed(decision=ended, gate=large), WAYS)[0].endswith("tokens=2469134")
     of_steps = Decision(2, "stop_budget", "after 1000 of max_steps 1000.", 1.0, 2, 2)
     assert "max_steps over 1000" in next_steps(missed(decision=of_steps), WAYS)[0]
 

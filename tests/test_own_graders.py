@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from errors import ConfigError
 from simple_eval import QuestionTask, load_questions
-from test_loop import Workspace
+from test_loop import Workspace, start
 from trainer_with_eval import main
 from user_code.own_graders import Verdict, load_own_graders
 
@@ -38,6 +40,26 @@ def raises(answer, targets):
 
 def stops(answer, targets):
     raise SystemExit("enough")
+
+def interrupts(answer, targets):
+    raise KeyboardInterrupt("not by a person")
+
+class Odd(BaseException):
+    pass
+
+def odd(answer, targets):
+    raise Odd("of its own kind")
+
+def cancels(answer, targets):
+    raise asyncio.CancelledError("by itself")
+
+async def cancels_later(answer, targets):
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    task.cancel()
+    await task
+
+async def waits(answer, targets):
+    await asyncio.sleep(60)
 
 def word(answer, targets):
     return "correct"
@@ -93,6 +115,9 @@ def test_a_function_beside_the_questions_grades(
     [
         ("raises", "raised KeyError: 'no such answer'"),
         ("stops", "ended with SystemExit: enough"),
+        ("odd", "raised Odd: of its own kind"),
+        ("cancels", "raised CancelledError: by itself"),
+        ("cancels_later", "raised CancelledError: "),
         ("word", "gave 'correct' of type str, and a score is a number"),
         ("nothing", "gave something of type NoneType"),
         ("beyond", "gave 85.0, and a score is from 0 to 1"),
@@ -105,6 +130,22 @@ def test_what_goes_wrong_is_the_reason_of_a_failed_sample(
     score, said = verdict(tmp_path, name)
     assert score == 0.0
     assert said is not None and said.startswith(f"the grader mine/graders.py@{name} {problem}")
+
+
+def test_a_real_ctrl_c_and_a_real_cancelling_are_no_failed_samples(tmp_path: Path) -> None:
+    """Where no event loop hears the signals, a KeyboardInterrupt may be a real one."""
+    with pytest.raises(KeyboardInterrupt):
+        verdict(tmp_path, "interrupts")
+    task = task_of(tmp_path, "waits")
+
+    async def cancelled() -> None:
+        asked = asyncio.ensure_future(task.graders["mine/graders.py@waits"].verdict("x", ("x",)))
+        await asyncio.sleep(0)
+        asked.cancel()
+        await asked
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
 
 
 @pytest.mark.parametrize(
@@ -177,6 +218,41 @@ def test_a_run_counts_what_failed_and_refuses_other_code(
         assert "it was run" not in said
         (begun.folder / file).write_text(content)
     assert main(resume) == 0
+
+
+def test_a_grader_that_interrupts_itself_does_not_end_the_run(begun: Workspace) -> None:
+    names = [*["half"] * 30, "interrupts", "cancels", "odd"]
+    rows = [
+        {"question": f"{i}?", "answer": "x", "grader": f"graders.py@{name}"}
+        for i, name in enumerate(names)
+    ]
+    begun.write_rows("questions.jsonl", rows)
+    assert begun.run("r") == 0
+    result = begun.store("r").result(1)
+    assert result is not None and (result.n, result.num_failed) == (33, 3)
+    said = [sample.error or "" for sample in result.samples if sample.error is not None]
+    kinds = ("KeyboardInterrupt: not by a person", "CancelledError: by itself", "Odd: of its own")
+    assert all(f"raised {kind}" in one for kind, one in zip(kinds, said, strict=True))
+
+
+def test_ctrl_c_while_a_grader_works_stops_the_run(begun: Workspace) -> None:
+    rows = [{"question": f"{i}?", "answer": "x", "grader": "slow.py@grade"} for i in range(400)]
+    begun.write_rows("questions.jsonl", rows)
+    (begun.folder / "slow.py").write_text(
+        "import pathlib, time\n"
+        "def grade(answer, targets):\n"
+        "    pathlib.Path('at_work').touch()\n"
+        "    time.sleep(0.05)\n"
+        "    return 1\n"
+    )
+    process = start(begun, "r")
+    while not (begun.folder / "at_work").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in told
+    assert begun.events("r")[-1]["type"] == "interrupted"
 
 
 def test_a_grader_that_always_fails_is_no_score(

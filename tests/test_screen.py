@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,26 @@ def test_on_a_terminal_a_run_says_what_it_is_doing_and_breaks_no_word(workspace:
     # paths, and commands that are to be copied, stay whole
     assert all("/" in line for line in too_long), too_long
     assert "What to try next:" in plain
+
+
+def test_the_saved_weights_can_be_read_at_80_columns(workspace: Workspace) -> None:
+    """Each path on a line of its own; in a pipe a row stays a line."""
+    workspace.folder.joinpath("runs").mkdir()
+    assert workspace.run("runs/run", max_rounds=2) == 0
+    shutil.rmtree(workspace.folder / "runs/run/checkpoints")  # so that rows have two marks
+    words = [sys.executable, str(REPO / "trainer_with_eval.py"), "--list", "runs/run"]
+    saved = [one.path for one in workspace.store("runs/run").saved_weights()]
+    for columns in (60, 80):
+        lines = on_terminal(words, columns, workspace.folder).splitlines()
+        assert {line.strip() for line in lines} >= set(saved)
+        table = [line for line in lines if not line.strip().startswith("tinker://")]
+        assert any("NOT THERE)" in line for line in table)
+        assert all(columns_of(line) <= max(columns, 66) for line in table)
+    wide = on_terminal(words, 200, workspace.folder)
+    done = subprocess.run(words, cwd=workspace.folder, capture_output=True, text=True, check=True)
+    for text in (wide, done.stdout):
+        rows = [line for line in text.splitlines() if "tinker://" in line]
+        assert len(rows) == len(saved) and all("NOT THERE" in row for row in rows)
 
 
 # --- resuming -------------------------------------------------------------------------------------

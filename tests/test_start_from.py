@@ -146,6 +146,39 @@ def test_a_run_starts_from_the_weights_of_another(
     assert (parent.folder / "runs/p/ledger.jsonl").read_bytes() == before
 
 
+def test_a_round_that_passes_below_its_start_is_said_to_be(
+    parent: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    """The grader finds all of round 0 right, and half of what comes later."""
+    (parent.folder / "fading.py").write_text(
+        "calls = []\n"
+        "def grade(answer, targets):\n"
+        "    calls.append(answer)\n"
+        "    return 1.0 if len(calls) <= 10 else 0.5\n"
+    )
+    questions = [
+        {"question": f"Which one fades at {i}?", "answer": "x", "grader": "fading.py@grade"}
+        for i in range(10)
+    ]
+    parent.write_rows("fading.jsonl", questions)
+    changes = {"eval_tasks": ["qa:fading.jsonl"], "eval_threshold": 0.5}
+    assert child(parent, "runs/c", **changes) == 0
+    said = capsys.readouterr().out
+    below = "round 1 is below runs/p@round_01 (0.5000 < 1)"
+    assert f"Target met: 0.5000 >= 0.5; {below}. Stopping." in said
+    assert (
+        "Keep runs/p@round_01 until a run beats it: it scored 1.0000, and round 1 0.5000." in said
+    )
+    own = parent.store("runs/c").checkpoint(0)
+    report = (parent.folder / "runs/c/eval_report.md").read_text()
+    assert own is not None
+    assert (
+        f"By its score runs/p@round_01 is the better one, kept as round 0: `{own.sampler_path}"
+        in (report)
+    )
+    assert "## What to try next" in report
+
+
 @pytest.mark.trains
 def test_the_optimizer_is_taken_over_where_that_is_asked_for(
     parent: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
@@ -309,7 +342,7 @@ def test_a_question_that_an_ancestor_knows_is_not_sealed(
     for question, known in (
         ("Say 3!", "runs/p was trained on train.jsonl line 4 ('Say 3'), which asks the question"),
         ("Say 203", "runs/c was trained on more.jsonl line 4 ('Say 203')"),
-        (f"  {opened.upper()}", "runs/c has opened in its sealed test (qa:opened.jsonl)"),
+        (f"  {opened.upper()}", "which it has opened in its sealed test (qa:opened.jsonl)"),
     ):
         parent.write_rows("sealed.jsonl", sealed(FRESH, question))
         parent.write_rows("questions.jsonl", sealed("Another dev question?"))
@@ -319,6 +352,17 @@ def test_a_question_that_an_ancestor_knows_is_not_sealed(
     parent.write_rows("sealed.jsonl", sealed(FRESH, "Which word stands at place 3?"))
     code, said = dry(parent, capsys, **of_child)
     assert code == 2 and "was evaluated on (qa:questions.jsonl)" in said
+    # of several all are counted, and the first ones named
+    places = [f"Which word stands at place {i}?" for i in range(7)]
+    parent.write_rows("sealed.jsonl", sealed(FRESH, *places))
+    code, said = dry(parent, capsys, **of_child)
+    assert code == 2 and "runs/c knows 7 questions of it, so the test is not sealed" in said
+    assert all(f"sealed.jsonl line {i} ('Which word stands at" in said for i in range(2, 7))
+    assert "sealed.jsonl line 7" not in said and "; and 2 more. Take them out" in said
+    parent.write_rows("sealed.jsonl", sealed(FRESH, "Say 3", "Say 201", "Say 203", "Say 205"))
+    code, said = dry(parent, capsys, **of_child)
+    assert code == 2 and all(f"more.jsonl line {i} ('Say 20" in said for i in (2, 4, 6))
+    assert "not sealed for these weights (3 rows of what it was trained on)" in said
     parent.write_rows("sealed.jsonl", sealed(FRESH))
     code, said = dry(parent, capsys, **of_child)
     assert code == 0 and "cannot be told" not in said and "warning: runs/" not in said

@@ -6,12 +6,15 @@ failed one, with the reason, and never ends the run.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import math
 import numbers
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +51,9 @@ class OwnGrader(NamedTuple):
             score = float(given) if isinstance(given, numbers.Real) else math.nan
         except SystemExit as error:
             return self._no_score(f"ended with SystemExit: {error}")
-        except Exception as error:  # it is anybody's code, and may raise anything
+        except BaseException as error:  # it is anybody's code, and may raise anything
+            if _may_be_of_the_run(error):
+                raise
             said = self.modules.in_users_words(one_line(str(error)))
             return self._no_score(f"raised {type(error).__name__}: {said}")
         if not isinstance(given, numbers.Real):
@@ -62,6 +67,24 @@ class OwnGrader(NamedTuple):
 
     def _no_score(self, what: str) -> Verdict:
         return Verdict(0.0, f"the grader {self.name} {what}")
+
+
+def _may_be_of_the_run(error: BaseException) -> bool:
+    """Whether what was raised in a grader may be meant for all of the run: a real Ctrl-C, or the
+    cancelling of what is being asked.
+
+    While a run is at work its event loop hears the signals, and calls back: nothing is raised where
+    the code happens to be. Elsewhere a KeyboardInterrupt cannot be told from a real one.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    if isinstance(error, KeyboardInterrupt):
+        return threading.current_thread() is threading.main_thread() and not all(
+            getattr(signal.getsignal(number), "__module__", None) == asyncio.unix_events.__name__
+            for number in (signal.SIGINT, signal.SIGTERM)
+        )
+    return isinstance(error, GeneratorExit)
 
 
 def settled_score(number: float) -> float | None:

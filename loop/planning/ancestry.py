@@ -22,7 +22,7 @@ from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import Asked, EvalTask
 from ledger.finding import config_file_of
 from ledger.store import TEST_FILE, RunStore
-from loop.planning.inputs import counted
+from loop.planning.inputs import counted, first_of, shown
 from loop.planning.row_files import sources_of
 from rows.contamination import EvalTexts, Hit
 from rows.words import normalise
@@ -100,12 +100,19 @@ def refuse_known_questions(
 
 
 def _refuse_opened(key: str, run: RunStore, test_tasks: Sequence[EvalTask]) -> None:
-    known = _Opened(run)
+    known, found = _Opened(run), []
     for test in test_tasks:
         for question, one in zip(_questions_of(test), test.asked, strict=True):
             how = known.by_file.get(test.work.sha256) or known.of(question, one)
             if how is not None:
-                raise _not_sealed(key, test.name, one.turns[-1].content, f"{run.run_dir} {how}")
+                found.append(f"{one.where} ({shown(one.turns[-1].content)}), which it {how}")
+    if found:
+        raise ConfigError(
+            f"{key}: evaluation.test_tasks: {run.run_dir} knows "
+            f"{counted(len(found), 'question')} of it, so the test is not sealed for these "
+            f"weights: {first_of(found)}. Take {'it' if len(found) == 1 else 'them'} out of the "
+            "test, or name another test."
+        )
 
 
 class _Opened:
@@ -150,13 +157,6 @@ def _questions_of(test: EvalTask) -> Iterator[str]:
         yield from (str(sample.id) for sample in test.work.task.dataset)
 
 
-def _not_sealed(key: str, task: str, question: str, known: str) -> ConfigError:
-    return ConfigError(
-        f"{key}: evaluation.test_tasks: {task} holds the question {question!r}, which {known}, so "
-        "the test is not sealed for these weights. Take it out of the test, or name another test."
-    )
-
-
 # --- what was trained on --------------------------------------------------------------------------
 
 
@@ -170,21 +170,23 @@ def _refuse_trained(key: str, run: RunStore, sealed: EvalTexts, dev: EvalTexts) 
     """Look at each row that the run's steps were made of. Of those that are not in its files any
     more there are only the first words."""
     trained = run.trained_ids()
-    missing, asked_in_dev = set(trained), {}
+    missing, asked_in_dev, found = set(trained), {}, {}
     for rows in (_rows_in_files, _rows_in_selections):
         for row in rows(run) if missing else ():
             if row.example_id not in missing:
                 continue
             if (hit := _asked(sealed, row)) is not None:
-                raise ConfigError(
-                    f"{key}: {run.run_dir} was trained on {row.place} ({hit.text!r}), which "
-                    f"{hit.reason}, so the test is not sealed for these weights. Take the question "
-                    "out of evaluation.test_tasks, or name another test."
-                )
+                found[row.example_id] = f"{row.place} ({hit.text!r}), which {hit.reason}"
             if (hit := _asked(dev, row)) is not None:
                 asked_in_dev[row.example_id] = f"{row.place} {hit.reason}"
             if rows is _rows_in_files:
                 missing.discard(row.example_id)
+    if found:
+        raise ConfigError(
+            f"{key}: {run.run_dir} was trained on {first_of(list(found.values()))}, so the test is "
+            f"not sealed for these weights ({counted(len(found), 'row')} of what it was trained "
+            "on). Take what they ask out of evaluation.test_tasks, or name another test."
+        )
     unknown, warnings = [], []
     if missing:
         unknown.append(

@@ -14,7 +14,7 @@ from typing import Any
 import hyperparam_utils
 from config_schema import LoadedConfig, TrainingConfig
 from data_loader import CleanSplit, LoadedData, clean_split, split_validation
-from errors import ConfigError, DataError
+from errors import ConfigError, DataError, one_line
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
 from evaluation.surroundings import set_aside
@@ -30,6 +30,9 @@ from rows.places import place_text
 from rows.words import normalise
 from scores.resolution import TaskSize
 from settings.task_names import SPLIT_TASK, is_inspect_task
+
+NUM_SHOWN = 5  # of what is refused
+QUESTION_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -177,12 +180,10 @@ def eval_texts_of(
 def _refuse_contaminated(split: CleanSplit) -> None:
     hits = [row for row in split.dropped if row.kind == "contaminated"]
     if hits:
-        shown = "; ".join(
-            f"{place_text(row.file, row.line_no, row.text)} {row.reason}" for row in hits[:5]
-        )
+        found = [f"{place_text(row.file, row.line_no, row.text)} {row.reason}" for row in hits]
         raise DataError(
-            f"{len(hits)} of the rows hold what an evaluation asks: {shown}. Take them out, or set "
-            "data.contamination to drop."
+            f"{len(hits)} of the rows hold what an evaluation asks: {first_of(found)}. Take them "
+            "out, or set data.contamination to drop."
         )
 
 
@@ -197,16 +198,21 @@ def _refuse_missing_grader(config: TrainingConfig, tasks: tuple[EvalTask, ...]) 
 
 def _refuse_opened_test(tasks: tuple[EvalTask, ...], test_tasks: tuple[EvalTask, ...]) -> None:
     """A sealed test may not hold questions that rounds are decided by."""
-    asked = {normalise(one.of_user): task.name for task in tasks for one in task.asked}
+    asked = {normalise(one.of_user): one.where for task in tasks for one in task.asked}
     asked.pop("", None)  # a sample without text
-    for test in test_tasks:
-        for one in test.asked:
-            if (name := asked.get(normalise(one.of_user))) is not None:
-                raise ConfigError(
-                    f"evaluation.test_tasks: {test.name} holds the question {one.of_user!r}, which "
-                    f"{name} asks every round, so the test is not sealed. Take it out of one of "
-                    "them."
-                )
+    found = [
+        f"{one.where} ({shown(one.of_user)}) stands in {where}"
+        for test in test_tasks
+        for one in test.asked
+        if (where := asked.get(normalise(one.of_user))) is not None
+    ]
+    if found:
+        raise ConfigError(
+            f"evaluation.test_tasks: {counted(len(found), 'question')} of the sealed test "
+            f"{'is' if len(found) == 1 else 'are'} asked every round as well, so the test is not "
+            f"sealed: {first_of(found)}. Take {'it' if len(found) == 1 else 'them'} out of one of "
+            "the two."
+        )
 
 
 def _resolve_learning_rate(
@@ -232,3 +238,13 @@ def num_dropped(logs: list[DropLog]) -> Counter[str]:
 
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def first_of(found: Sequence[str]) -> str:
+    """The first few of what was found, and how many more there are."""
+    more = len(found) - NUM_SHOWN
+    return "; ".join([*found[:NUM_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+
+
+def shown(question: str) -> str:
+    return repr(one_line(question, QUESTION_CHARS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import hyperparam_utils
 from evaluation.inspect_tasks import InspectTask
@@ -45,6 +45,7 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
                 "(with evaluation.test_on pass it stays sealed until the gate has passed)"
             )
         yield f"sealed test: {_describe_task(task, repeats)}{when}"
+    yield from _describe_varying((*inputs.tasks, *inputs.test_tasks))
     yield from describe_gate(gate_of(config), inputs.scored_sizes)
 
 
@@ -74,6 +75,18 @@ def describe_tasks(inputs: Inputs) -> Iterator[str]:
     repeats = inputs.config.evaluation.num_repeats
     yield from inputs.set_aside
     yield from (f"evaluation: {_describe_task(task, repeats)}" for task in inputs.tasks)
+    yield from _describe_varying(inputs.tasks)
+
+
+def _describe_varying(tasks: Sequence[EvalTask]) -> Iterator[str]:
+    for task in tasks:
+        if isinstance(task.work, InspectTask) and task.work.varies:
+            yield (
+                f"warning: {task.name}: loaded twice, it had other content the second time "
+                "(samples shuffled without a seed, ids or times drawn anew), so what is ended "
+                "early cannot be resumed, nor scores be compared with those of other runs. Give "
+                "each shuffle in the task a seed."
+            )
 
 
 def _describe_task(task: EvalTask, num_repeats: int) -> str:

@@ -10,7 +10,7 @@ import simple_eval
 from config_schema import LoadedConfig
 from errors import ConfigError
 from evaluation.held_out import HeldOutFile, load_held_out
-from evaluation.inspect_tasks import InspectTask, TaskOptions, load_inspect_task
+from evaluation.inspect_tasks import InspectTask, TaskOptions, load_and_compare
 from evaluation.tasks import EvalTask
 from scores.results import Role
 from settings.task_names import SPLIT_TASK, is_inspect_task
@@ -65,7 +65,7 @@ def _load(loaded: LoadedConfig, key: str, name: str) -> QuestionTask | InspectTa
         score_key=settings.score_key.get(name),
         cluster_key=settings.cluster_key.get(name),
     )
-    return load_inspect_task(name, spec, options)
+    return load_and_compare(name, spec, options)
 
 
 def task_code(loaded: LoadedConfig) -> dict[str, str]:

@@ -6,11 +6,9 @@ import math
 from typing import NamedTuple
 
 from evaluation.held_out import HeldOutFile
-from evaluation.inspect_model import INSPECT_MAX_TOKENS
-from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import Asked, EvalTask
 from loop.planning.plan import Plan
-from simple_eval import DEFAULT_MAX_TOKENS, Turn, build_prompt
+from simple_eval import Turn, build_prompt
 
 
 def describe_eval_tokens(plan: Plan) -> str:
@@ -84,9 +82,4 @@ def _num_prompt_tokens(plan: Plan, asked: Asked) -> int:
 
 
 def _max_tokens(plan: Plan, task: EvalTask) -> int:
-    """The longest answer of one turn."""
-    if plan.sampling.max_tokens is not None:
-        return plan.sampling.max_tokens
-    if not isinstance(task.work, InspectTask):
-        return DEFAULT_MAX_TOKENS
-    return task.work.task.config.max_tokens or INSPECT_MAX_TOKENS
+    return task.max_tokens(plan.sampling.max_tokens) or 0

@@ -14,7 +14,7 @@ from ledger.records import Checkpoint
 from ledger.store import RunStore
 from loop.reports.what_next import what_next
 from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
-from scores.decision import Decision, Gate, broken_guard, flaw_warning
+from scores.decision import Decision, Gate, broken_guard, flaw_warning, is_below_baseline
 from scores.diagnosis import last_quarter
 from scores.results import LEVEL, EvalResult, score_difference, task_difference
 from scores.wording import bits_text, interval_text, p_value_text, score_text
@@ -100,6 +100,13 @@ def _recommendation(
         f"{interval_text(gain.interval, signed=True)} on the baseline "
         f"({gain.method}{p_value_text(gain.p_value)})."
     )
+    if is_below_baseline(best, baseline):
+        own = store.checkpoint(0)
+        where = "" if own is None else f", kept as round 0: `{own.sampler_path}`"
+        yield (
+            f"- Warning: what the run began with scored higher ({baseline.score:.4f}). By its "
+            f"score {store.baseline_name} is the better one{where}."
+        )
     if store.num_rounds > 1:
         yield (
             "- The highest of several noisy scores is too high on average; the sealed test had no "
@@ -209,7 +216,9 @@ def _topics(store: RunStore, best: EvalResult) -> Iterator[str]:
         return
     yield f"## Topics of round {best.round}, the weakest first"
     yield ""
-    yield f"| topic | score, {LEVEL:.0%} interval | questions | change | examples added |"
+    before = store.lineage(best.round)[-1]
+    change_on = f"change on {'the baseline' if before == 0 else f'round {before}'}"
+    yield f"| topic | score, {LEVEL:.0%} interval | questions | {change_on} | examples added |"
     yield "|---|---|---|---|---|"
     for one in reports:
         change = "" if one.change is None else f"{one.change:+.2f}"

@@ -9,8 +9,8 @@ from typing import Any
 from ledger.store import RunStore
 from loop.reports.console import resume_command
 from scores.decision import Decision, Gate
-from scores.diagnosis import KINDS
-from scores.next_steps import Missed, WaysOn, next_steps
+from scores.diagnosis import KINDS, first_quarter, last_quarter
+from scores.next_steps import Missed, Trained, WaysOn, next_steps
 
 
 def what_next(
@@ -25,7 +25,7 @@ def what_next(
         results=[one for one in store.results() if one.round <= decision.round],
         kinds=[kind for kind in KINDS if isinstance(known, list) and kind in known],
         topics=store.topics(decision.best_round) or [],
-        learning_rate=store.last_lr(decision.round) or config["learning_rate"],
+        trained=trained_in(store, decision.round, config),
         max_tokens=config["evaluation"]["max_tokens"],
     )
     ways = WaysOn(
@@ -34,3 +34,19 @@ def what_next(
         start_from=json.dumps(f"{store.run_dir}@best") if "start_from" in config else None,
     )
     return next_steps(missed, ways)
+
+
+def trained_in(store: RunStore, round_no: int, config: Mapping[str, Any]) -> Trained:
+    """What training came to. With a pool a round begins with rows that are new to the model, and
+    without one all of them may come again, so that the one's start tells of the next, or its end.
+    """
+    steps, losses = list(store.events("step", round_no)), store.losses(round_no)
+    num_rows = sum(len(step.get("example_ids", ())) for step in steps)  # older runs name none
+    num_tokens = sum(step.get("num_loss_tokens", 0) for step in steps)
+    has_pool = config["mining"]["pool_file"] is not None
+    return Trained(
+        learning_rate=store.last_lr(round_no) or config["learning_rate"],
+        num_steps=steps[-1]["step"] + 1 if steps else 0,
+        last_loss=(first_quarter if has_pool else last_quarter)(losses) if losses else None,
+        answer_tokens=num_tokens / num_rows if num_tokens and num_rows else None,
+    )
