@@ -256,11 +256,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--parallel is {args.parallel}; give a number of trials, 1 or more.")
     generation = generation_of(args.dir)
     study = generation.study
-    if study.experiment.experiment.framework != "tinker":
-        raise ConfigError(
-            f"{_shown(study.file.path)}: framework is torchtune, whose trials are not run here. "
-            "generate prints the command of each."
-        )
+    _refuse_torchtune(generation)
     if not generation.tasks and not _names_tasks(generation):
         raise ConfigError(f"{_shown(study.file.path)}: no tasks are named. Add evaluation.tasks.")
     bring_up_to_date(generation)
@@ -292,7 +288,18 @@ def run(args: argparse.Namespace) -> int:
         except Interrupted as error:
             screen.close()
             raise Interrupted(f"{error} Continue with: {command}") from None
-    return _tell_outcome(outcome, command)
+    exit_code = _tell_outcome(outcome, command)
+    _write_report(generation, outcome)
+    return exit_code
+
+
+def _refuse_torchtune(generation: Generation) -> None:
+    study = generation.study
+    if study.experiment.experiment.framework != "tinker":
+        raise ConfigError(
+            f"{_shown(study.file.path)}: framework is torchtune, whose trials are not run here. "
+            "generate prints the command of each."
+        )
 
 
 def _names_tasks(generation: Generation) -> bool:
@@ -353,7 +360,30 @@ def status(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
+    """Write what a study shows, and print its answer; the exit code."""
+    from studies.collecting import outcome_of
+    from studies.generating import generation_of
+    from studies.record import StudyRecord
+
+    generation = generation_of(args.dir)
+    _refuse_torchtune(generation)
+    record = StudyRecord.read(generation.study.results_dir)
+    _write_report(generation, outcome_of(generation, record))
     return 0
+
+
+def _write_report(generation: Generation, outcome: StudyOutcome) -> None:
+    from studies.analysis import analyse
+    from studies.report import write_report
+
+    findings = analyse(outcome)
+    command, folder = command_for(Path(__file__).resolve()), _quoted(generation.study.folder)
+    commands = [f"{command} {name} {folder}" for name in ("run", "report")]
+    files = write_report(generation.study.folder, outcome, findings, commands)
+    tell(findings.headline)
+    if outcome.hypothesis is not None:
+        tell(findings.verdict_sentence)
+    say(f"Report: {_shown(files.html)}, {files.markdown.name}, {files.csv.name}")
 
 
 COMMANDS = {"generate": generate, "check": check, "run": run, "status": status, "report": report}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from config_schema import TrainingConfig, validate
@@ -34,7 +35,7 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
         name=study.name,
         question=study.experiment.experiment.question,
         hypothesis=study.experiment.experiment.hypothesis,
-        expects=getattr(study.experiment.study, "expects", {}),
+        expects=study.experiment.study.expects,
         variables=study.experiment.variables,
         seeds=study.experiment.study.seeds,
         arms=arms,
@@ -95,6 +96,7 @@ def _trained_arms(
     generation: Generation, record: StudyRecord, stale: Mapping[str, str]
 ) -> list[ArmOutcome]:
     failures, dropped = record.failures, record.dropped
+    gates = {event["run"]: event.get("gate", ()) for event in record.events("trial_done")}
     arms = []
     for name, of_arm in trials_by_arm(generation).items():
         trials = []
@@ -105,7 +107,8 @@ def _trained_arms(
                 trials.append(TrialOutcome(run_id, seed, "missing", f"what lies there is {why}"))
                 continue
             of_drop = dropped[name]["sentence"] if name in dropped else None
-            trials.append(_trial_outcome(generation, one, of_drop, failures.get(run_id)))
+            found = _trial_outcome(generation, one, of_drop, failures.get(run_id))
+            trials.append(replace(found, gate_sentences=gates.get(run_id, ())))
         arms.append(ArmOutcome(name, of_arm[0].trial.params, True, trials))
     return arms
 
@@ -149,7 +152,6 @@ def _trial_outcome(
         usage=usage,
         cost_usd=study_cost_usd(generation.study, config, usage),
         checkpoint=None if checkpoint is None else checkpoint.sampler_path,
-        gate_sentences=[],
     )
 
 

@@ -349,9 +349,3 @@ def write_generation(generation: Generation, found: OnDisk) -> None:
     if to_write:
         stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_whole(generation.mapping_file, [dump_yaml({STAMP: stamp, **generation.mapping})])
-
-
-def bring_up_to_date(generation: Generation) -> None:
-    """STUB"""
-    found = compare_with_disk(generation)
-    write_generation(generation, found)
