@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,17 +52,19 @@ class Work:
     spending: Spending
     stopped: Interrupted | None = None  # nothing more is begun
     budget_sentence: str | None = None
+    failed: set[str] = field(default_factory=set)  # now, and to be tried again by the next run
+    num_at_work: int = 0
 
     @property
     def screen(self) -> Screen:
         return self.floor.screen
 
-    @property
-    def may_begin(self) -> bool:
-        """Whether another piece of work may be begun; says once where the budget ends."""
+    def may_do(self, num_pieces: int) -> bool:
+        """Whether so many pieces of work fit, those that are being done among them; says once where
+        the budget ends."""
         if self.stopped is not None or self.floor.sharing.is_stopping:
             return False
-        if self.budget_sentence is None and (why := self.spending.out_of()) is not None:
+        if self.budget_sentence is None and (why := self.spending.out_of(num_pieces)) is not None:
             self.budget_sentence = f"Stopped for the budget: {why}."
             self.record.append("budget_reached", sentence=self.budget_sentence)
             self.screen.line(self.budget_sentence)
@@ -83,14 +85,16 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
     _finish_found(work)
     await _each(work, generation.arms, lambda arm: _measure(work, arm))
     arms = trials_by_arm(generation)
+    alive = list(arms)
     for rung in [*_rungs(generation), None]:
-        alive = [name for name in arms if name not in record.dropped]
         trials = [one for name in alive for one in arms[name] if not _has_reached(one, rung)]
+        trials = [one for one in trials if one.trial.run_id not in work.failed]
         await _each(work, trials, lambda one, rung=rung: _train(work, one, rung))
         if work.stopped is not None or work.floor.sharing.is_stopping:
             raise work.stopped or Interrupted("Interrupted between two trials.")
         if rung is not None and work.budget_sentence is None:
-            _judge(work, rung)
+            kept = _judge(work, rung)
+            alive = [name for name in alive if name in kept]
     outcome = outcome_of(generation, record)
     await _name_winner(work, outcome)
     return outcome_of(generation, record)
@@ -139,8 +143,12 @@ async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[Non
 
     async def one(thing: T) -> None:
         async with slots:
-            if work.may_begin:
-                await do(thing)
+            if work.may_do(work.num_at_work + 1):
+                work.num_at_work += 1
+                try:
+                    await do(thing)
+                finally:
+                    work.num_at_work -= 1
 
     await asyncio.gather(*(asyncio.create_task(one(thing)) for thing in things))
 
@@ -174,7 +182,7 @@ async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
             return True
         if session.store is not None:
             _note_usage(work, files, session.store)
-        return not work.may_begin
+        return not work.may_do(work.num_at_work)
 
     training = train_trial(place_of(files), work.floor, session, leaves_after)
     is_done = await _recorded(work, run_id, training, session)
@@ -227,6 +235,7 @@ async def _recorded(
         work.screen.set(run_id, WAITING, "interrupted")
         return False
     if isinstance(failure, Failure):
+        work.failed.add(run_id)
         work.record.append("trial_failed", run=run_id, error=failure.message)
         work.screen.end(run_id, f"failed: {failure.message}")
         return False
@@ -269,28 +278,36 @@ def _rungs(generation: Generation) -> list[int]:
     return rungs(config.max_rounds, len(trials_by_arm(generation)))
 
 
-def _judge(work: Work, rung: int) -> None:
-    """Judge the arms that have reached a rung and were not judged there before."""
+def _judge(work: Work, rung: int) -> set[str]:
+    """Judge the arms that have reached a rung and were not judged there before; those that go on.
+    An arm of which a seed has not come so far waits for it."""
+    record = work.record
     results: dict[str, list[EvalResult]] = {}
     for name, of_arm in trials_by_arm(work.generation).items():
-        found = [_result_at(one, rung) for one in of_arm]
-        if all(found):
-            results[name] = [one for one in found if one is not None]
-    judged = {e["arm"] for e in work.record.events("rung") if e["round"] == rung}
-    if not results or results.keys() <= judged:
-        return
-    for verdict in judge_rung(rung, results):
-        if verdict.arm in judged or verdict.arm in work.record.dropped:
+        found = [one for files in of_arm if (one := _result_at(files, rung)) is not None]
+        if len(found) == len(of_arm):
+            results[name] = found
+    judged = {e["arm"]: e["is_kept"] for e in record.events("rung") if e["round"] == rung}
+    before = set(record.dropped)
+    for verdict in judge_rung(rung, results) if results.keys() - judged.keys() - before else []:
+        if verdict.arm in judged or verdict.arm in before:
             continue
-        work.record.append("rung", round=rung, **verdict._asdict())
+        record.append("rung", round=rung, **verdict._asdict())
+        judged[verdict.arm] = verdict.is_kept
         work.screen.line(f"{verdict.arm}: {verdict.sentence}")
         if not verdict.is_kept:
             for one in trials_by_arm(work.generation)[verdict.arm]:
-                work.screen.end(one.trial.run_id, f"dropped {verdict.sentence}")
+                work.screen.set(one.trial.run_id, ENDED, f"dropped {verdict.sentence}")
+    return {arm for arm, is_kept in judged.items() if is_kept}
 
 
 def _result_at(files: TrialFiles, rung: int) -> EvalResult | None:
-    return None if is_absent_or_empty(files.run_dir) else RunStore.open(files.run_dir).result(rung)
+    """What a trial scored at a rung, or at its end where that came before."""
+    if is_absent_or_empty(files.run_dir):
+        return None
+    store = RunStore.open(files.run_dir)
+    is_done = any(store.events("run_finished"))
+    return store.result(min(rung, store.num_rounds) if is_done else rung)
 
 
 # --- the winner -----------------------------------------------------------------------------------
@@ -323,7 +340,7 @@ async def _open_test(
     work: Work, files: TrialFiles, winner: TrialOutcome, *, is_opened: bool
 ) -> None:
     store = RunStore.open(files.run_dir)
-    if store.test_result() is not None or not work.may_begin:
+    if store.test_result() is not None or not work.may_do(1):
         return
     assert winner.round_no is not None, "a winner is trained"
     if not is_opened:

@@ -17,10 +17,10 @@ class Spending:
     budget: BudgetSettings
     used: dict[str, Usage] = field(default_factory=dict)
     usd: dict[str, float] = field(default_factory=dict)
-    dearest: dict[str, float] = field(default_factory=dict)  # by unit, of one piece of work
+    dearest: dict[str, float] = field(default_factory=dict)  # by unit, of one round
 
     def note(self, run_id: str, usage: Usage, usd: float | None) -> None:
-        """What a trial has used in all by now; what is new of it was one piece of work."""
+        """What a trial has used in all by now; what is new of it was one round."""
         before, before_usd = self.used.get(run_id, NOTHING), self.usd.get(run_id, 0.0)
         self.used[run_id], self.usd[run_id] = usage, usd or 0.0
         piece = {
@@ -38,18 +38,20 @@ class Spending:
             total = total.plus(usage)
         return total
 
-    def out_of(self) -> str | None:
-        """Why no further piece of work may be begun; None as long as one may."""
+    def out_of(self, num_pieces: int) -> str | None:
+        """Why so many rounds do not fit any more, those that are being done among them; None as long
+        as they do."""
         total = self.total
         for unit, used, limit in (
             ("tokens", total.tokens, self.budget.tokens),
             ("minutes", total.minutes, self.budget.minutes),
             ("usd", sum(self.usd.values()), self.budget.usd),
         ):
-            needed = self.dearest.get(unit, 0.0)
+            needed = self.dearest.get(unit, 0.0) * num_pieces
             if limit is not None and used + needed > limit:
+                what = "another round" if num_pieces == 1 else f"{num_pieces} rounds"
                 return (
                     f"{used:,.4g} of study.budget.{unit} {limit:,.6g} are used, and {needed:,.4g} "
-                    "would be needed for another piece of work like the dearest so far"
+                    f"would be needed for {what} like the dearest so far"
                 )
         return None
