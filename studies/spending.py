@@ -39,8 +39,8 @@ class Spending:
         return total
 
     def out_of(self, num_pieces: int) -> str | None:
-        """Why so many rounds do not fit any more, those that are being done among them; None as long
-        as they do."""
+        """Why so many rounds do not fit any more, those that are being done among them; None while
+        they do."""
         total = self.total
         for unit, used, limit in (
             ("tokens", total.tokens, self.budget.tokens),
