@@ -87,8 +87,9 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
     arms = trials_by_arm(generation)
     alive = list(arms)
     for rung in [*_rungs(generation), None]:
-        trials = [one for name in alive for one in arms[name] if not _has_reached(one, rung)]
-        trials = [one for one in trials if one.trial.run_id not in work.failed]
+        of_alive = {one.trial.run_id for name in alive for one in arms[name]} - work.failed
+        trials = [one for one in generation.trials if one.trial.run_id in of_alive]
+        trials = [one for one in trials if not _has_reached(one, rung)]
         await _each(work, trials, lambda one, rung=rung: _train(work, one, rung))
         if work.stopped is not None or work.floor.sharing.is_stopping:
             raise work.stopped or Interrupted("Interrupted between two trials.")
@@ -207,7 +208,7 @@ def _finish(work: Work, files: TrialFiles, store: RunStore) -> None:
     result = lay_out_trial(work.generation, files, store)
     gate = gate_in_hindsight(work.generation.study, files, store)
     work.record.append("trial_done", run=run_id, round=result.round, score=result.score, gate=gate)
-    work.screen.end(run_id, f"done, score {result.score:.4f} ({files.trial.shown})")
+    work.screen.end(run_id, "done", f"done, score {result.score:.4f} ({files.trial.shown})")
 
 
 def _finish_found(work: Work) -> None:
@@ -237,7 +238,7 @@ async def _recorded(
     if isinstance(failure, Failure):
         work.failed.add(run_id)
         work.record.append("trial_failed", run=run_id, error=failure.message)
-        work.screen.end(run_id, f"failed: {failure.message}")
+        work.screen.end(run_id, "failed", f"failed: {failure.message}")
         return False
     return True
 
@@ -263,7 +264,7 @@ async def _measure(work: Work, arm: ArmFiles) -> None:
         if results := store.comparable_results():
             work.spending.note(arm.run_id, store.usage(), None)
             work.record.append("trial_done", run=arm.run_id, round=0, score=results[0].score)
-            work.screen.end(arm.run_id, f"measured, score {results[0].score:.4f}")
+            work.screen.end(arm.run_id, "done", f"measured, score {results[0].score:.4f}")
 
 
 # --- halving --------------------------------------------------------------------------------------

@@ -95,10 +95,10 @@ class Screen:
         row.phase, row.now = phase, Now(printable(self.redacted(what)))
         row.score = row.score if score is None else score
 
-    def end(self, run_id: str, what: str) -> None:
-        """What became of a trial, in a line."""
+    def end(self, run_id: str, what: str, told: str) -> None:
+        """What became of a trial, in a word and in a line."""
         self.set(run_id, ENDED, what)
-        self.line(f"{run_id}: {what}")
+        self.line(f"{run_id}: {told}")
 
     def line(self, text: str) -> None:
         if self.is_gone:
@@ -150,7 +150,8 @@ class Screen:
             shown.add_column(name, ratio=ratio, no_wrap=True, overflow="ellipsis", justify="left")
         at = time.monotonic()
         for run_id, row in self._rows_shown():
-            cells = (run_id, row.label, row.score, row.now.shown(at))
+            now = row.now.shown(at) if row.phase == WORKING else row.now.text
+            cells = (run_id, row.label, row.score, now)
             shown.add_row(*(Text(printable(cell)) for cell in cells))
         return shown
 
