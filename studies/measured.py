@@ -260,7 +260,7 @@ def protocol_remarks(arms: Sequence[MeasuredArm], task_names: Mapping[str, str])
 def _values_of(values: Sequence[tuple[str, str]]) -> str | None:
     """Which arms have which value; None where all have one."""
     names: dict[str, dict[str, None]] = {}
-    for name, value in sorted(values):
+    for name, value in sorted(values, key=lambda one: (_natural(one[0]), one[1])):
         names.setdefault(value, {})[name] = None
     if len(names) < 2:
         return None
