@@ -45,6 +45,7 @@ from scores.intervals import (
 
 MIN_SEEDS = 3  # below, the variation between seeds is not known well enough to speak of a setting
 LEVEL = 0.95
+MAX_GROUPS = 300
 MIN_P = 1e-12  # smaller ones are not told from it
 
 Answers = Mapping[str, Mapping[str, float]]  # task -> question id -> score
@@ -320,12 +321,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def groups_of(num_arms: int, apart: Collection[tuple[int, int]]) -> list[list[int]]:
+def groups_of(num_arms: int, apart: Collection[tuple[int, int]]) -> list[list[int]] | None:
     """The largest sets of arms of which no two are told apart, for a compact letter display.
 
     Insert and absorb (Piepho 2004, J. Comput. Graph. Stat. 13:456): a set that holds a pair told
     apart becomes two, without the one and without the other; sets within others are absorbed. Arms
-    are numbered from the best, and the groups are in the order of their members.
+    are numbered from the best, and the groups are in the order of their members. None for more
+    than `MAX_GROUPS`, of which pairs here and there among many arms make millions.
     """
     sets = [(1 << num_arms) - 1] if num_arms else []
     for one, other in sorted(tuple(sorted(pair)) for pair in apart):
@@ -337,6 +339,8 @@ def groups_of(num_arms: int, apart: Collection[tuple[int, int]]) -> list[list[in
         for group in split:
             if not any(group & larger == group for larger in [*kept, *split] if larger != group):
                 kept.append(group)
+        if len(kept) > MAX_GROUPS:
+            return None
         sets = kept
     members = [[arm for arm in range(num_arms) if group >> arm & 1] for group in sets]
     return sorted(members)

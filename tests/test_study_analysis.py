@@ -96,6 +96,10 @@ def test_groups_are_the_largest_sets_without_a_pair_apart() -> None:
         assert groups_of(n, apart) == largest
 
 
+def test_groups_are_not_counted_without_end() -> None:
+    assert groups_of(60, [(2 * i, 2 * i + 1) for i in range(30)]) is None  # 2^30 of them
+
+
 def test_letters() -> None:
     assert [letter(i) for i in (0, 25, 26, 51, 52)] == ["a", "z", "A", "Z", "[53]"]
 
@@ -624,6 +628,49 @@ def test_levels_of_difference_are_inside_its_bounds() -> None:
     found = difference([{"t": by_question([1.0] * 5)}] * 3, [{"t": by_question([0.0] * 5)}] * 3, {})
     assert found.interval is not None and found.interval.high == 1.0
     assert isinstance(found.interval, Interval)
+
+
+def mixed(chance: random.Random) -> StudyOutcome:
+    """A study with whatever may be odd: few questions, other questions for each, trials of any
+    status, values of any kind."""
+    ids = [f"q{i}" for i in range(chance.choice([2, 3, 4, 30]))]
+    num_clusters = chance.choice([0, 1, 3])
+    clusters = {q: f"c{i % num_clusters}" for i, q in enumerate(ids)} if num_clusters else None
+    values = chance.choice([[8], [8, 16], [8, 16, 32], [0, 1, 2], [-1, 0.5, 3], ["a", "b"], [True]])
+    name = chance.choice(["lora_rank", "dropout"])
+
+    def evaluation() -> EvalResult:
+        asked = [chance.sample(ids, len(ids) - chance.choice([0, 0, 1])) for _ in range(2)]
+        share = chance.random()
+        tasks = [{q: float(chance.random() < share) for q in questions} for questions in asked]
+        return result(*tasks[: chance.choice([1, 2])], clusters=clusters)
+
+    arms = []
+    for value in values:
+        results = [evaluation() for _ in range(chance.choice([1, 2, 3, 4]))]
+        made = arm({name: value}, results, baseline=evaluation() if values[0] == 8 else None)
+        statuses = chance.choices(["done", "dropped", "failed", "begun"], [6, 1, 1, 1], k=4)
+        trials = [
+            dataclasses.replace(trial, status=status)
+            for trial, status in zip(made.trials, statuses, strict=False)
+        ]
+        arms.append(dataclasses.replace(made, trials=trials))
+    return study(arms, expects={name: ["rises", "falls", "diminishing", "differs", "same"]})
+
+
+def test_every_mixture_gives_numbers_that_fit_together() -> None:
+    for seed in range(300):
+        found = analyse(mixed(random.Random(seed)))
+        for one in found.arms:
+            assert one.interval is None or one.interval.low <= one.score + 1e-9, seed
+            assert one.interval is None or one.score - 1e-9 <= one.interval.high, seed
+        for pair in found.pairs:
+            assert pair.p_holm is None or (pair.p_value or 0) <= pair.p_holm <= 1, seed
+            assert pair.is_told_apart == (pair.p_holm is not None and pair.p_holm < 0.05), seed
+        for claim in found.claims:
+            if claim.verdict == "undecided" and claim.effect is not None:
+                assert claim.needed, seed
+            assert all(one.num_seeds == len(one.run_ids) for one in found.arms if one.run_ids)
 
 
 # --- the hypothesis -------------------------------------------------------------------------------
