@@ -45,6 +45,8 @@ from scores.intervals import (
 
 MIN_SEEDS = 3  # below, the variation between seeds is not known well enough to speak of a setting
 LEVEL = 0.95
+MAX_GROUPS = 300
+MIN_P = 1e-12  # smaller ones are not told from it
 
 Answers = Mapping[str, Mapping[str, float]]  # task -> question id -> score
 Clusters = Mapping[str, Mapping[str, str] | None]  # task -> question id -> cluster
@@ -159,20 +161,34 @@ def half_width(parts: Parts, alpha: float) -> float:
 
 
 def _p_value(centre: float, parts: Parts) -> float:
-    """The level at which the interval ends at 0: between those of either t alone."""
-    t = -abs(centre) / math.sqrt(parts.total)
-    found = 2 * student_t_cdf(t, parts.questions_df)
-    if parts.seeds == 0 or t == 0:
-        return min(1.0, found)
-    other = 2 * student_t_cdf(t, parts.seeds_df)
-    low, high = max(1e-12, min(found, other)), min(1.0, max(found, other))
-    while high > low * (1 + 1e-6):
-        middle = math.sqrt(low * high)
-        if half_width(parts, middle) > abs(centre):
-            low = middle
+    """The level at which the interval ends at 0, by false position on the seeds' t (Illinois)."""
+    distance = abs(centre)
+    if distance == 0:
+        return 1.0
+    if parts.seeds == 0:
+        t = distance / math.sqrt(parts.questions)
+        return min(1.0, 2 * student_t_cdf(-t, parts.questions_df))
+
+    def level(t: float) -> float:
+        return min(1.0, max(MIN_P, 2 * student_t_cdf(-t, parts.seeds_df)))
+
+    def beyond(t: float) -> float:
+        questions = student_t_quantile(1 - level(t) / 2, parts.questions_df)
+        return math.hypot(t * math.sqrt(parts.seeds), questions * math.sqrt(parts.questions))
+
+    low, high = 0.0, distance / math.sqrt(parts.seeds)
+    below, above = -distance, beyond(high) - distance
+    t = high
+    for _ in range(100):
+        t = high - above * (high - low) / (above - below) if above > 0 else high
+        off = beyond(t) - distance
+        if abs(off) <= 1e-9 * distance:
+            break
+        if off < 0:
+            low, below, above = t, off, above / 2
         else:
-            high = middle
-    return high
+            high, above, below = t, off, below / 2
+    return level(t)
 
 
 def _task_parts(
@@ -305,12 +321,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def groups_of(num_arms: int, apart: Collection[tuple[int, int]]) -> list[list[int]]:
+def groups_of(num_arms: int, apart: Collection[tuple[int, int]]) -> list[list[int]] | None:
     """The largest sets of arms of which no two are told apart, for a compact letter display.
 
     Insert and absorb (Piepho 2004, J. Comput. Graph. Stat. 13:456): a set that holds a pair told
     apart becomes two, without the one and without the other; sets within others are absorbed. Arms
-    are numbered from the best, and the groups are in the order of their members.
+    are numbered from the best, and the groups are in the order of their members. None for more
+    than `MAX_GROUPS`, of which pairs here and there among many arms make millions.
     """
     sets = [(1 << num_arms) - 1] if num_arms else []
     for one, other in sorted(tuple(sorted(pair)) for pair in apart):
@@ -322,6 +339,8 @@ def groups_of(num_arms: int, apart: Collection[tuple[int, int]]) -> list[list[in
         for group in split:
             if not any(group & larger == group for larger in [*kept, *split] if larger != group):
                 kept.append(group)
+        if len(kept) > MAX_GROUPS:
+            return None
         sets = kept
     members = [[arm for arm in range(num_arms) if group >> arm & 1] for group in sets]
     return sorted(members)

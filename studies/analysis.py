@@ -224,14 +224,21 @@ def _groups(arms: Sequence[MeasuredArm], pairs: Sequence[Difference]) -> _Groups
     names = [arm.name for arm in arms]
     at = {name: number for number, name in enumerate(names)}
     apart = {(at[one.one], at[one.other]) for one in pairs if one.is_told_apart}
+    compared = {frozenset((at[one.one], at[one.other])) for one in pairs}
     letters = dict.fromkeys(names, "")
     sentences = []
-    for number, members in enumerate(groups_of(len(names), apart)):
+    groups = groups_of(len(names), apart)
+    if groups is None:
+        told = "There are too many groups to name; the pairs say who can be told apart."
+        return _Groups(letters, [told])
+    for number, members in enumerate(groups):
         for member in members:
             letters[names[member]] += letter(number)
         if len(members) > 1:
             told = listed([names[member] for member in members])
-            sentences.append(f"{told} cannot be told apart (group {letter(number)}).")
+            all_of_them = map(frozenset, itertools.combinations(members, 2))
+            limit = "" if compared.issuperset(all_of_them) else ", and not all were compared"
+            sentences.append(f"{told} cannot be told apart (group {letter(number)}){limit}.")
     return _Groups(letters, sentences)
 
 
@@ -255,7 +262,12 @@ def _arm_finding(arm: MeasuredArm, groups: str, gains: Mapping[str, float]) -> A
     has_gain = points > ROUNDING
     return ArmFinding(
         name=arm.name,
-        run_ids=sorted(trial.run_id for trial in trials if trial.result is not None),
+        run_ids=sorted(
+            trial.run_id
+            for trial in trials
+            if trial.result is not None
+            and trial.status == ("dropped" if arm.is_dropped else "done")
+        ),
         num_seeds=arm.num_seeds,
         score=arm.score,
         interval=interval,

@@ -63,7 +63,7 @@ class Ladder:
     x: Sequence[float] | None  # rising; None where the values are no numbers
     counted_in: str
     blocks: Sequence[Sequence[MeasuredArm]]  # each in the order of the values
-    missing: Sequence[Any]  # values that no arm was measured with
+    missing: Sequence[Any]  # values that no finished trial has
     pool: Pool | None = None  # how all arms vary with their seeds
 
     def contrast(self, weights: Sequence[float]) -> Crossed | None:
@@ -192,7 +192,9 @@ def _finding(
 ) -> ClaimFinding:
     left_out = [str(value) for value in ladder.missing]
     if left_out:
-        sentence += f" Without {ladder.variable} {', '.join(left_out)}, which was not measured."
+        sentence += (
+            f" Without {ladder.variable} {', '.join(left_out)}, which has no finished trial."
+        )
     return ClaimFinding(
         claim=claim,
         variable=ladder.variable,

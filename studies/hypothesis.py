@@ -142,7 +142,6 @@ _FORMS = (
     # higher V improves M; higher V gives higher M; the higher V, the better; higher is better
     (r"(?P<v>[+-])V?,?(?P<s>[gbud])M?(?:T(?P<t>[+-])V?)?", "trend"),
     (r"(?P<v>[+-])V?,?(?P<s>[+-])M", "trend"),
-    (r"(?P<v>[+-])V?,?(?P<s>[gb])M", "trend"),
     # M improves with V; M falls as V grows; as V grows, M falls
     (r"M(?P<s>[gbud])W(?P<v>[+-]?)V", "trend"),
     (r"M(?P<s>[gbud])AV(?P<v>[ud])", "trend"),

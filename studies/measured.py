@@ -66,15 +66,22 @@ def answers_of(result: EvalResult) -> Answers:
 
 
 def clusters_of(arms: Sequence[MeasuredArm]) -> dict[str, Mapping[str, str] | None]:
-    """The clusters of each task's questions, of the first that has any; a question has the same
-    cluster wherever it is asked."""
-    found: dict[str, Mapping[str, str] | None] = {}
+    """The cluster of each question that any of the arms was asked, by task; None where no two share
+    one."""
+    found: dict[str, dict[str, str]] = {}
+    asked: dict[str, set[str]] = {}
     for arm in arms:
         for result in arm.results.values():
             for task in result.scored_tasks:
-                if found.get(task.name) is None:
-                    found[task.name] = task.clusters
-    return found
+                asked.setdefault(task.name, set()).update(task.scores)
+                found.setdefault(task.name, {}).update(task.clusters or {})
+    # A question that shares its cluster with none is one by itself.
+    return {
+        name: {question: found[name].get(question, question) for question in questions}
+        if found[name]
+        else None
+        for name, questions in asked.items()
+    }
 
 
 def is_repeated(arms: Sequence[MeasuredArm]) -> bool:
@@ -260,7 +267,7 @@ def protocol_remarks(arms: Sequence[MeasuredArm], task_names: Mapping[str, str])
 def _values_of(values: Sequence[tuple[str, str]]) -> str | None:
     """Which arms have which value; None where all have one."""
     names: dict[str, dict[str, None]] = {}
-    for name, value in sorted(values):
+    for name, value in sorted(values, key=lambda one: (_natural(one[0]), one[1])):
         names.setdefault(value, {})[name] = None
     if len(names) < 2:
         return None

@@ -18,6 +18,7 @@ def remarks_of(
     return [
         *_about_seeds(compared),
         *protocol_remarks(arms, outcome.task_names),
+        *_about_questions(compared),
         *_about_pairs(compared, pairs),
         *_about_variables(outcome),
         *_about_trials(outcome, arms),
@@ -45,6 +46,19 @@ def _about_seeds(arms: Sequence[MeasuredArm]) -> Iterator[str]:
             f"Arms have different numbers of seeds ({told}{more}). Means are over all of an arm's "
             "seeds, differences over the seeds that both have, and tokens and costs of all seeds."
         )
+
+
+def _about_questions(arms: Sequence[MeasuredArm]) -> Iterator[str]:
+    """Seeds of one arm are averaged over the questions that all of them were asked."""
+    for arm in arms:
+        asked = max(result.n for result in arm.results.values())
+        if arm.table is None:
+            yield f"The seeds of {arm.name} share no question, so its interval is unknown."
+        elif arm.num_seeds > 1 and arm.table.n < asked:
+            yield (
+                f"The seeds of {arm.name} were not asked the same questions: its score is over the "
+                f"{arm.table.n} that all of them were asked."
+            )
 
 
 def _about_pairs(arms: Sequence[MeasuredArm], pairs: Sequence[Difference]) -> Iterator[str]:
