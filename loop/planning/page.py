@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import hyperparam_utils
-from errors import ConfigError
+from errors import ConfigError, one_line
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted
@@ -21,6 +21,8 @@ from rows.places import dropped_text
 from scores.resolution import describe_gate
 from services.place import ServiceChoice
 
+MAX_PROMPT_SHOWN = 80
+
 
 def describe_inputs(inputs: Inputs) -> Iterator[str]:
     """Yield the lines about files, evaluation and gate."""
@@ -34,6 +36,7 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
     yield from describe_left_out(inputs)
     yield from inputs.set_aside
     repeats = config.evaluation.num_repeats
+    yield from _describe_prompt(inputs)
     for task in inputs.tasks:
         yield f"evaluation: {_describe_task(task, repeats)}{_when(task)}"
     for task in inputs.test_tasks:
@@ -74,7 +77,13 @@ def describe_tasks(inputs: Inputs) -> Iterator[str]:
     """Yield a line for each task of an evaluation outside a run."""
     repeats = inputs.config.evaluation.num_repeats
     yield from inputs.set_aside
+    yield from _describe_prompt(inputs)
     yield from (f"evaluation: {_describe_task(task, repeats)}" for task in inputs.tasks)
+
+
+def _describe_prompt(inputs: Inputs) -> Iterator[str]:
+    if (prompt := inputs.config.evaluation.system_prompt) is not None:
+        yield f"before every question: the system prompt {one_line(prompt, MAX_PROMPT_SHOWN)!r}"
 
 
 def _describe_task(task: EvalTask, num_repeats: int) -> str:
