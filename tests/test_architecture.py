@@ -57,7 +57,7 @@ NUM_FILES = {
     "services": 7,
     "settings": 7,
     "storage": 4,
-    "studies": 20,
+    "studies": 21,
     "user_code": 4,
 }
 # Of these, no room is made.
