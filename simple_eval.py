@@ -97,6 +97,7 @@ class SamplingSettings:
     seed: int
     num_repeats: int = 1
     concurrency: int = 128
+    system_prompt: str | None = None  # before every question
 
 
 @dataclass(frozen=True)
@@ -275,11 +276,24 @@ def _name(fields: Mapping[str, Any], key: str) -> str | None:
 # --- asking ---------------------------------------------------------------------------------------
 
 
-def build_prompt(renderer: Renderer, turns: Sequence[Turn]) -> tinker.ModelInput:
-    """The tokens that ask, in a chat format. Raises `ValueError` for what the format cannot say."""
+def build_prompt(
+    renderer: Renderer, turns: Sequence[Turn], system_prompt: str | None = None
+) -> tinker.ModelInput:
+    """The tokens that ask, in a chat format, with a system prompt put before the turns. Raises
+    `ValueError` for what the format cannot say."""
+    rest = turns
+    if system_prompt is not None:
+        has_own = bool(turns) and turns[0].role == "system"
+        said = joined_prompt(system_prompt, turns[0].content) if has_own else system_prompt
+        rest = [Turn("system", said), *turns[has_own:]]
     return renderer.build_generation_prompt(
-        [{"role": turn.role, "content": turn.content} for turn in turns]
+        [{"role": turn.role, "content": turn.content} for turn in rest]
     )
+
+
+def joined_prompt(system_prompt: str, of_question: str) -> str:
+    """One system message of the prompt for all questions and a question's own."""
+    return f"{system_prompt}\n\n{of_question}"
 
 
 async def ask_questions(
@@ -299,7 +313,7 @@ async def ask_questions(
         key = f"{task.name}/{question.id} {repeat}"
         if (kept := journal.get(key, SampleResult)) is not None:
             return kept
-        prompt = build_prompt(renderer, question.turns)
+        prompt = build_prompt(renderer, question.turns, settings.system_prompt)
         params = tinker.SamplingParams(
             max_tokens=settings.max_tokens or DEFAULT_MAX_TOKENS,
             temperature=settings.temperature,

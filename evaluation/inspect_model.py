@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from simple_eval import said_by
+from simple_eval import joined_prompt, said_by
 
 if TYPE_CHECKING:
     import tinker
@@ -52,12 +52,14 @@ def inspect_model(
     seed: int,
     name: str,
     say: Callable[[str], None] = lambda text: None,
+    system_prompt: str | None = None,
 ) -> Model:
     """An Inspect model that samples `client`, with truncated and malformed answers marked.
 
-    `name` is what its logs call it. What a model thought aloud is no part of its answers. Inspect's
-    cache of answers is keyed by the name, which says nothing of the weights: where a task asks for
-    it, `say` is told that it is off.
+    `name` is what its logs call it. A `system_prompt` is put before all that it is asked, a system
+    message of the task's own in one message with it. What a model thought aloud is no part of its
+    answers. Inspect's cache of answers is keyed by the name, which says nothing of the weights:
+    where a task asks for it, `say` is told that it is off.
     """
     from inspect_ai.model import GenerateConfig, Model
 
@@ -79,11 +81,18 @@ def inspect_model(
             return await super().generate(input, tools, tool_choice, config, False, on_stream)
 
     return Uncached(
-        _bridge(client, renderer, seed, name), GenerateConfig(max_tokens=INSPECT_MAX_TOKENS)
+        _bridge(client, renderer, seed, name, system_prompt),
+        GenerateConfig(max_tokens=INSPECT_MAX_TOKENS),
     )
 
 
-def _bridge(client: tinker.SamplingClient, renderer: Renderer, seed: int, name: str) -> Any:
+def _bridge(
+    client: tinker.SamplingClient,
+    renderer: Renderer,
+    seed: int,
+    name: str,
+    system_prompt: str | None,
+) -> Any:
     from inspect_ai.model import ModelAPI, modelapi
     from inspect_ai.solver._task_state import sample_state
     from tinker_cookbook.eval.inspect_utils import InspectAPIFromTinkerSampling
@@ -107,6 +116,7 @@ def _bridge(client: tinker.SamplingClient, renderer: Renderer, seed: int, name: 
             # in one that goes on where another was cut short.
             sample = sample_state()
             assert sample is not None, "Inspect asks on behalf of a sample"
+            input = _with_prompt(input, system_prompt)
             asked = "\n".join(f"{message.role}: {message.text}" for message in input)
             place = (str(sample.sample_id), sample.epoch, asked)
             digest = hashlib.sha256(f"{seed}:{self._num_asked[place]}:{place}".encode()).digest()
@@ -121,6 +131,18 @@ def _bridge(client: tinker.SamplingClient, renderer: Renderer, seed: int, name: 
             return output
 
     return Bridge()  # pyright: ignore[reportCallIssue] (the decorator hides our __init__)
+
+
+def _with_prompt(messages: list[Any], system_prompt: str | None) -> list[Any]:
+    """Messages with a system prompt before them, in one with a system message that they have."""
+    from inspect_ai.model import ChatMessageSystem
+
+    if system_prompt is None:
+        return messages
+    if not messages or messages[0].role != "system":
+        return [ChatMessageSystem(content=system_prompt), *messages]
+    said = joined_prompt(system_prompt, messages[0].text)
+    return [messages[0].model_copy(update={"content": said}), *messages[1:]]
 
 
 def _mark(output: Any, asked: Asked, renderer: Renderer) -> None:

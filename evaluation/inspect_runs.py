@@ -64,6 +64,8 @@ async def run_inspect(
     settings, log_dir = setting.settings, setting.log_dir
     sampling = asdict(settings)
     del sampling["concurrency"]  # answers do not depend on it
+    if settings.system_prompt is None:  # as in logs of earlier versions
+        del sampling["system_prompt"]
     metadata = {**setting.metadata, "sampling": sampling}
     options: dict[str, Any] = {"temperature": settings.temperature}
     if settings.max_tokens is not None:

@@ -38,15 +38,15 @@ class Measuring:
 
     def in_inspect(self) -> InspectSetting:
         """The same, for Inspect."""
-        seed = self.sampler.settings.seed
+        settings, log_dir = self.sampler.settings, self.run_dir / "inspect_logs"
+        # The system prompt is for the questions, and no grader's.
         model, grader = (
             None
             if one is None
-            else inspect_model(one.client, one.renderer, seed, one.name, self.say)
-            for one in (self.sampler, self.grader)
+            else inspect_model(one.client, one.renderer, settings.seed, one.name, self.say, prompt)
+            for one, prompt in ((self.sampler, settings.system_prompt), (self.grader, None))
         )
         assert model is not None
-        settings, log_dir = self.sampler.settings, self.run_dir / "inspect_logs"
         return InspectSetting(model, grader, settings, log_dir, self.tags, self.metadata)
 
 

@@ -143,8 +143,11 @@ def protocol_of(
     renderer_name: str,
     grader_model: str | None,
 ) -> dict[str, Any]:
-    """Everything that changes a score; results with one protocol can be compared."""
+    """Everything that changes a score; results with one protocol can be compared. What runs of
+    earlier versions could not have is named only where it is used."""
+    prompt = settings.system_prompt
     return {
+        **({} if prompt is None else {"system_prompt": prompt}),
         "renderer": renderer_name,
         "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,

@@ -31,6 +31,19 @@ def _one_line(text: str) -> str:
 
 Name = Annotated[str, AfterValidator(_one_line)]
 
+NO_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # of a text of any lines
+
+
+def _said(text: str) -> str:
+    """What a model is to read."""
+    if not text.strip() or NO_CHARACTER.search(text):
+        what = "input should hold more than blanks, and no control character or lone surrogate"
+        raise PydanticCustomError("no_prompt", what)
+    return text
+
+
+Prompt = Annotated[str, AfterValidator(_said)]
+
 
 class Settings(BaseModel):
     model_config = ConfigDict(
@@ -199,6 +212,13 @@ class EvaluationSettings(Settings):
         description=(
             "longest answer in tokens; null: 64 for question files, an Inspect task's own or "
             "else 1024"
+        ),
+    )
+    system_prompt: Prompt | None = Field(
+        default=None,
+        description=(
+            "put before every question as a system message, before a system message of its own in "
+            "one with it; not before held-out rows; null: none"
         ),
     )
     num_repeats: Positive = Field(

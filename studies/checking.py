@@ -84,7 +84,7 @@ class StudyState:
 def state_of(generation: Generation) -> StudyState:
     """Look at everything that a study has on disk."""
     disk = compare_with_disk(generation)
-    recorded = {} if generation.recorded is None else dict(generation.recorded.inputs or {})
+    recorded = {} if generation.recorded is None else generation.recorded.inputs
     named = {**recorded, **generation.inputs}
     changed = [n for n in named if recorded and recorded.get(n) != generation.inputs.get(n)]
     left_over = [str(path) for path in disk.left_over]
@@ -100,6 +100,11 @@ def _other_results(generation: Generation) -> Iterator[Path]:
         for path in sorted(folder.glob("run_*")) if is_folder(folder) else ():
             if path.name.partition("-")[0] not in kept:
                 yield path
+    arms = {one.run_dir.name for one in generation.arms}
+    results = generation.study.results_dir
+    for path in sorted(results.glob("arm_*")) if is_folder(results) else ():
+        if not any(path.name == name or path.name.startswith(f"{name}-") for name in arms):
+            yield path
 
 
 def _state_of_trial(generation: Generation, files: TrialFiles, disk: OnDisk) -> TrialState:

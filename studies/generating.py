@@ -21,6 +21,7 @@ import yaml
 from errors import ConfigError
 from storage.files import write_whole
 from studies import tinker_trials, torchtune_trials
+from studies.arms import ArmFiles, arms_of
 from studies.eval_scripts import tinker_script, torchtune_script
 from studies.expansion import Trial, check_parameters, combinations_of
 from studies.experiment import FILE_NAME, Study, load_study
@@ -32,7 +33,7 @@ from studies.yaml_file import dump_yaml
 
 ASKED_FROM = 100  # trials, before so many are written a person is asked
 STAMP = "generated_at"
-_GENERATED = re.compile(r"(train_\d{3,}\.(json|yaml)|eval_\d{3,}\.py)")
+_GENERATED = re.compile(r"train_\d{3,}\.(json|yaml)|eval_\d{3,}\.py|arm_[\w.-]{1,64}\.json")
 
 Configs = tinker_trials.TinkerConfigs | torchtune_trials.TorchtuneConfigs
 
@@ -86,6 +87,7 @@ class Generation:
     trials: Sequence[TrialFiles]
     inputs: dict[str, str]
     warnings: Sequence[str]
+    arms: Sequence[ArmFiles] = ()
     retired: Sequence[KnownTrial] = ()
     recorded: StudyMap | None = None
 
@@ -102,7 +104,8 @@ class Generation:
         """Every file but the map, in the order in which they are written."""
         found = {one.train_file: one.train_text for one in self.trials}
         scripts = {one.eval_file: one.eval_text for one in self.trials}
-        return found | {file: text for file, text in scripts.items() if file is not None}
+        found |= {file: text for file, text in scripts.items() if file is not None}
+        return found | {one.config_file: one.config_text for one in self.arms}
 
     @property
     def mapping(self) -> dict[str, Any]:
@@ -133,11 +136,33 @@ class Generation:
                     "id": f"run_{one.number:03d}",
                     "params": dict(one.params),
                     "seed": one.seed,
-                    "files": dict(one.written),
                 }
                 for one in self.retired
             ],
+            "arms": self._arms,
+            "left_over": self._left_over,
         }
+
+    @property
+    def _arms(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": one.name,
+                "prompt": one.prompt,
+                "checkpoint": entry.checkpoint,
+                "file": one.config_file.name,
+                "results": os.path.relpath(one.run_dir, self.study.configs_dir),
+                "sha256": sha256_of_text(one.config_text),
+            }
+            for one, entry in zip(self.arms, self.study.experiment.study.arms, strict=True)
+        ]
+
+    @property
+    def _left_over(self) -> dict[str, str]:
+        """What was written of trials and arms that the study has no more."""
+        written = {} if self.recorded is None else self.recorded.written
+        names = {file.name for file in self.texts}
+        return {name: sha for name, sha in written.items() if name not in names}
 
 
 def generation_of(folder: Path) -> Generation:
@@ -158,8 +183,10 @@ def generation_of(folder: Path) -> Generation:
     inputs |= {_named(study, Path(path)): sha for path, sha in code.items()}
     made = [_files_of(study, trial, configs, tasks) for trial in numbering.trials]
     remarks = dict.fromkeys(one.remark for one in made if one.remark is not None)
+    is_asked = isinstance(configs, tinker_trials.TinkerConfigs)
+    arms = arms_of(configs, numbering.trials[0]) if is_asked else []
     warnings = [*numbering.warnings, *_warnings(study, configs), *remarks]
-    return Generation(study, tasks, made, inputs, warnings, numbering.retired, recorded)
+    return Generation(study, tasks, made, inputs, warnings, arms, numbering.retired, recorded)
 
 
 def _warnings(study: Study, configs: Configs) -> list[str]:

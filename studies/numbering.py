@@ -32,13 +32,11 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a map may be of thous
 
 
 class KnownTrial(NamedTuple):
-    """A trial that has a number already; `written` are its files with the sha256 of each as it was
-    generated last."""
+    """A trial that has a number already."""
 
     number: int
     params: Mapping[str, Any]
     seed: Any
-    written: Mapping[str, str]
 
     @property
     def identity(self) -> str:
@@ -47,18 +45,14 @@ class KnownTrial(NamedTuple):
 
 @dataclass(frozen=True)
 class StudyMap:
-    """What `run_mapping.yaml` holds. `is_damaged`: it cannot be read, and nothing depends on it."""
+    """What `run_mapping.yaml` holds; `written` are the files that it names with the sha256 of what
+    was written, also those that the study has no more. `is_damaged`: it cannot be read, and nothing
+    depends on it."""
 
     trials: Sequence[KnownTrial] = ()
-    inputs: Mapping[str, str] | None = None  # None: it does not tell
-    arms: Mapping[str, str] | None = None  # files of arms with their sha256
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict)
     is_damaged: bool = False
-
-    @property
-    def written(self) -> dict[str, str]:
-        """Every file that it names, with the sha256 of what was written."""
-        found = {name: sha for one in self.trials for name, sha in one.written.items()}
-        return found | dict(self.arms or {})
 
 
 @dataclass(frozen=True)
@@ -93,13 +87,9 @@ def number_trials(
     # What was run counts before what was only generated.
     mapped = () if recorded is None else recorded.trials
     for one in (*_recorded_trials(study, first_seed), *mapped):
-        if one.number in taken or one.identity in known:
-            same = known.get(one.identity)
-            if same is not None and same.number == one.number:
-                known[one.identity] = same._replace(written={**same.written, **one.written})
-            continue
-        known[one.identity] = one
-        taken.add(one.number)
+        if one.number not in taken and one.identity not in known:
+            known[one.identity] = one
+            taken.add(one.number)
     with_results = set(_numbers_with_results(study))
     free = (n for n in range(len(wanted) + len(taken) + len(with_results)))
     free = (n for n in free if n not in taken and n not in with_results)
@@ -145,18 +135,18 @@ class _Entry:
     train_sha256: str | None = None
     eval: str | None = None
     eval_sha256: str | None = None
-    files: dict[str, str] = field(default_factory=dict)
 
     def known(self) -> KnownTrial:
+        return KnownTrial(int(self.id.removeprefix("run_")), self.params, self.seed)
+
+    @property
+    def written(self) -> dict[str, str]:
         files = ((self.train, self.train_sha256), (self.eval, self.eval_sha256))
-        written = {name: sha for name, sha in files if name is not None and sha is not None}
-        written |= self.files
-        return KnownTrial(int(self.id.removeprefix("run_")), self.params, self.seed, written)
+        return {name: sha for name, sha in files if name is not None and sha is not None}
 
 
 @dataclass(frozen=True)
 class _Arm:
-    name: str
     file: str
     sha256: str
 
@@ -165,8 +155,14 @@ class _Arm:
 class _Map:
     runs: list[_Entry]
     retired: list[_Entry] | None = None  # None: of an earlier version
-    inputs: dict[str, str] | None = None
-    arms: list[_Arm] | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
+    arms: list[_Arm] = field(default_factory=list)
+    left_over: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def written(self) -> dict[str, str]:
+        of_runs = {name: sha for one in self.runs for name, sha in one.written.items()}
+        return self.left_over | of_runs | {one.file: one.sha256 for one in self.arms}
 
 
 def read_map(study: Study, first_seed: Any) -> StudyMap | None:
@@ -195,8 +191,7 @@ def read_map(study: Study, first_seed: Any) -> StudyMap | None:
             "the results is of, so nothing is written over it. Put back the file as generate wrote "
             "it; without it, remove it, and all trials are numbered anew."
         ) from None
-    arms = {one.file: one.sha256 for one in held.arms or ()}
-    return StudyMap(trials, held.inputs, arms)
+    return StudyMap(trials, held.inputs, held.written)
 
 
 @dataclass(frozen=True)
@@ -227,4 +222,4 @@ def _recorded_trials(study: Study, first_seed: Any) -> Iterator[KnownTrial]:
             ) from None
         if (found := re.fullmatch(_RUN_ID, begun.run)) is not None:  # an arm has a name
             seed = first_seed if begun.seed is None else begun.seed
-            yield KnownTrial(int(found[1]), begun.params, seed, {})
+            yield KnownTrial(int(found[1]), begun.params, seed)

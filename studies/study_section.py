@@ -101,3 +101,9 @@ def refuse_for_torchtune(study: Study) -> None:
             "study.stop is halving, but configs of torchtune are generated and not run here. Take "
             "it out.",
         )
+    if study.experiment.study.arms:
+        raise study.file.error(
+            ("study", "arms"),
+            "study.arms are asked here, but configs of torchtune are generated and not run here, "
+            "so there is nothing to compare them with. Take them out.",
+        )

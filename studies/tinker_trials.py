@@ -90,6 +90,21 @@ class TinkerConfigs:
     def text_of(self, trial: Trial) -> TrialText:
         """The config of a trial as its file has it. Raises `ConfigError` for one that the loop
         would refuse."""
+        raw = self._settings_of(trial)
+        self._refuse_missing_files(self._checked(raw, trial))
+        return TrialText(self._text_of_settings(raw))
+
+    def text_of_arm(self, run_name: str, prompt: str | None, first: Trial) -> str:
+        """The config of an arm that is asked what the first trial is asked, with a prompt of its
+        own instead of the trials' where it has one. Raises `ConfigError`."""
+        raw = self._settings_of(first)
+        raw["run_name"] = run_name
+        if prompt is not None:
+            put(raw, "evaluation.system_prompt", prompt)
+        self._checked(raw, first)
+        return self._text_of_settings(raw)
+
+    def _settings_of(self, trial: Trial) -> dict[str, Any]:
         raw = self.fixed
         params = {key: value for key, value in trial.params.items() if key != "lora_alpha"}
         raw = merged(raw, nested(params, named))
@@ -98,12 +113,17 @@ class TinkerConfigs:
         if trial.is_replicate:
             raw["seed"] = trial.seed
         self._add_tasks(raw)
+        return raw
+
+    def _checked(self, raw: dict[str, Any], trial: Trial) -> TrainingConfig:
         checked = check(raw)
         if not isinstance(checked, TrainingConfig):
             raise self._refused(checked.told[0].key, checked.told[0].sentence, trial)
-        self._refuse_missing_files(checked)
+        return checked
+
+    def _text_of_settings(self, raw: dict[str, Any]) -> str:
         moved = moved_files(raw, self.study.folder, self.study.configs_dir, not self.tasks)
-        return TrialText(json.dumps(moved, indent=2, ensure_ascii=False) + "\n")
+        return json.dumps(moved, indent=2, ensure_ascii=False) + "\n"
 
     def data_files(self) -> list[Path]:
         """The files that trials train on and are asked from, as far as they lie here, and the base

@@ -59,7 +59,7 @@ NUM_FILES = {
     "services": 7,
     "settings": 7,
     "storage": 4,
-    "studies": 40,
+    "studies": 41,
     "user_code": 4,
 }
 # Of these, no room is made.

@@ -332,3 +332,116 @@ def test_halving_has_rounds_to_drop_trials_between(folder: Path) -> None:
     change(folder, "epochs: 3", "epochs: 3\n  max_rounds: 4\nstudy: {stop: halving, seeds: 2}")
     generated(folder)
     assert len(numbers_of(folder)) == 4
+
+
+# --- arms that are not trained --------------------------------------------------------------------
+
+ARMS = """\
+study:
+  arms:
+    - name: base
+    - {name: short, prompt: "Answer with\\none word."}
+    - {name: old, checkpoint: old/run@round_02}
+    - {name: both, checkpoint: old/run, prompt: Be kind.}
+    - {name: far, checkpoint: "tinker://run/sampler_weights/x"}
+"""
+
+
+def test_arms_are_asked_as_the_first_trial_is(folder: Path) -> None:
+    (folder / "old" / "run").mkdir(parents=True)
+    text = TINKER.replace(
+        "epochs: 3", "epochs: 3\n  evaluation: {max_tokens: 7, system_prompt: Go}"
+    )
+    (folder / "experiment.yaml").write_text(text + ARMS)
+    arms = generation_of(folder).arms
+    generated(folder)
+    old = str(folder / "old" / "run")
+    assert [(one.name, one.prompt, one.checkpoint) for one in arms] == [
+        ("base", None, None),
+        ("short", "Answer with\none word.", None),
+        ("old", None, f"{old}@round_02"),
+        ("both", "Be kind.", f"{old}@best"),
+        ("far", None, "tinker://run/sampler_weights/x"),
+    ]
+    first = json.loads((folder / "configs" / "train_000.json").read_text())
+    for arm, prompt in zip(arms, ("Go", arms[1].prompt, "Go", "Be kind.", "Go"), strict=True):
+        assert arm.config_file == folder / "configs" / f"arm_{arm.name}.json"
+        assert arm.config_file.read_text() == arm.config_text
+        assert arm.run_dir == folder / "results" / f"arm_{arm.name}"
+        found = json.loads(arm.config_text)
+        assert found.pop("run_name") == f"ranks-arm_{arm.name}"
+        assert found["evaluation"].pop("system_prompt") == prompt
+        evaluation = {**first["evaluation"]}
+        del evaluation["system_prompt"]
+        assert found == {k: v for k, v in first.items() if k != "run_name"} | {
+            "evaluation": evaluation
+        }
+        assert load_and_validate_config(arm.config_file).config.evaluation.max_tokens == 7
+    recorded = yaml.safe_load(mapping_of(folder).read_text())["arms"]
+    assert [(one["name"], one["file"], one["results"]) for one in recorded] == [
+        (arm.name, f"arm_{arm.name}.json", f"../results/arm_{arm.name}") for arm in arms
+    ]
+    assert [one["checkpoint"] for one in recorded][2:4] == ["old/run@round_02", "old/run"]
+    assert str(folder) not in mapping_of(folder).read_text()
+
+
+def test_an_arm_may_be_added_taken_out_and_brought_back(folder: Path) -> None:
+    (folder / "experiment.yaml").write_text(TINKER)
+    generated(folder)
+    before = (folder / "configs" / "train_000.json").read_text()
+    arm = folder / "configs" / "arm_base.json"
+    (folder / "experiment.yaml").write_text(TINKER + "study: {arms: [{name: base}]}\n")
+    generated(folder)
+    assert (folder / "configs" / "train_000.json").read_text() == before
+    (folder / "results" / "arm_base").mkdir(parents=True)
+    (folder / "experiment.yaml").write_text(TINKER)
+    assert "arm_base.json: left over" in generated(folder)
+    assert "results/arm_base" in command("check", str(folder)).out
+    text = (TINKER + "study: {arms: [{name: base}]}\n").replace("epochs: 3", "epochs: 2")
+    (folder / "experiment.yaml").write_text(text)
+    generated(folder)
+    assert json.loads(arm.read_text())["num_epochs"] == 2
+    assert "results/arm_base" not in command("check", str(folder)).out
+    arm.write_text("by hand")
+    assert "arm_base.json: it is there" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("arms", "varied", "parts"),
+    [
+        ("[{name: a}, {name: b}]", "", ["b and a are the same", "Take one out"]),
+        ("[{name: a, prompt: Go}, {name: b}]", "", ["b and a are the same"]),
+        (
+            "[{name: a, checkpoint: old/run}, {name: b, checkpoint: ./old/../old/run@best}]",
+            *("", ["b and a are the same"]),
+        ),
+        ("[{name: a}, {name: A, prompt: x}]", "", ["the name A twice"]),
+        ('[{name: a, prompt: " "}]', "", ["arms.0.prompt is empty"]),
+        ('[{name: a, prompt: "a\\tb\\x85"}]', "", ["control character"]),
+        ("[{name: a, checkpoint: old/run@last}]", "", ["arms.0.checkpoint", "RUN_DIR@best"]),
+        ("[{name: a, checkpoint: old/none@best}]", "", ["no folder"]),
+        ("[{name: a}]", "base_model: [a/b, c/d]", ["base_model varies", "controls"]),
+        ("[{name: a}]", "renderer_name: [llama3, qwen3]", ["renderer_name varies"]),
+        ("[{name: a}]", "evaluation.temperature: [0.5, 1.0]", ["evaluation.temperature varies"]),
+        ("[{name: a}]", "evaluation: [{max_tokens: 1}, {max_tokens: 2}]", ["evaluation varies"]),
+    ],
+)
+def test_arms_that_cannot_be_asked_are_refused(
+    folder: Path, arms: str, varied: str, parts: list[str]
+) -> None:
+    (folder / "old" / "run").mkdir(parents=True)
+    text = TINKER.replace("[8, 16]", f"[8, 16]\n  {varied}")
+    if "base_model" in varied:
+        text = text.replace("  base_model: somebody/model\n", "")
+    if not varied:
+        text = text.replace("epochs: 3", "epochs: 3\n  evaluation: {system_prompt: Go}")
+    (folder / "experiment.yaml").write_text(f"{text}study: {{arms: {arms}}}\n")
+    message = refusal(folder)
+    assert "experiment.yaml line " in message
+    assert all(part in message for part in parts), message
+    assert not (folder / "configs").exists()
+
+
+def test_arms_are_none_of_torchtunes(folder: Path) -> None:
+    (folder / "experiment.yaml").write_text(TORCHTUNE + "study: {arms: [{name: base}]}\n")
+    assert "Take them out" in refusal(folder)

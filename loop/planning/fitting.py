@@ -14,18 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import DataError
+from errors import ConfigError, DataError
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.models import model_config
+from rows.chat_formats import ChatFormat
 from rows.examples import Example, ExampleTable
 from rows.rendering import Rendering
-from simple_eval import DEFAULT_MAX_TOKENS, QuestionTask, build_prompt
+from simple_eval import DEFAULT_MAX_TOKENS, QuestionTask, Turn, build_prompt
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
 
+WITH_PROMPT = ", with evaluation.system_prompt before it"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
 
@@ -158,8 +160,31 @@ def _refuse_id(limits: ModelLimits, tokenizer: Any, where: str, tokens: Sequence
 # --- questions ------------------------------------------------------------------------------------
 
 
+def refuse_unheard_prompt(chat_format: ChatFormat, system_prompt: str | None) -> None:
+    """Raise `ConfigError` for a chat format that has no system message, or says nothing of it."""
+    if system_prompt is None:
+        return
+    renderer = chat_format.renderer
+    question = [Turn("user", "?")]
+    why = "leaves system messages out"
+    try:
+        told = build_prompt(renderer, question, system_prompt).to_ints()
+        if told != build_prompt(renderer, question).to_ints():
+            return
+    except (ValueError, AssertionError) as error:
+        why = f"cannot take it: {error}"
+    raise ConfigError(
+        f"evaluation.system_prompt is put before every question as a system message, and the chat "
+        f"format {chat_format.name} {why}. Choose another renderer_name, or leave the prompt out."
+    )
+
+
 def refuse_long_questions(
-    limits: ModelLimits, tasks: Sequence[EvalTask], renderer: Renderer, max_tokens: int | None
+    limits: ModelLimits,
+    tasks: Sequence[EvalTask],
+    renderer: Renderer,
+    max_tokens: int | None,
+    system_prompt: str | None = None,
 ) -> None:
     """Raise `DataError`, with file and line or sample, for a question that the chat format cannot
     ask or the model cannot take: of a question file with its answer's `max_tokens` (None: the
@@ -169,7 +194,7 @@ def refuse_long_questions(
         room = (max_tokens or DEFAULT_MAX_TOKENS) if isinstance(task.work, QuestionTask) else 1
         for one in task.asked:
             try:
-                tokens = build_prompt(renderer, one.turns).to_ints()
+                tokens = build_prompt(renderer, one.turns, system_prompt).to_ints()
             except (ValueError, AssertionError) as error:
                 if isinstance(task.work, InspectTask):
                     continue  # a solver may make of it what can be asked
@@ -178,7 +203,8 @@ def refuse_long_questions(
                     "that it does not have, or choose another renderer_name."
                 ) from None
             if limits.context is not None and len(tokens) + room > limits.context:
-                raise DataError(_too_long(limits, one.where, len(tokens), room))
+                where = one.where if system_prompt is None else f"{one.where}{WITH_PROMPT}"
+                raise DataError(_too_long(limits, where, len(tokens), room))
             if has_unknown:
                 _refuse_id(limits, renderer.tokenizer, f"{one.where}: the question", tokens)
 

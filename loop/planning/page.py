@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import hyperparam_utils
+from errors import one_line
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted
@@ -20,6 +21,8 @@ from rows.places import dropped_text
 from scores.resolution import describe_gate
 from services.place import ServiceChoice
 
+MAX_PROMPT_SHOWN = 80
+
 
 def describe_inputs(inputs: Inputs) -> Iterator[str]:
     """Yield the lines about files, evaluation and gate."""
@@ -33,6 +36,7 @@ def describe_inputs(inputs: Inputs) -> Iterator[str]:
     yield from describe_left_out(inputs)
     yield from inputs.set_aside
     repeats = config.evaluation.num_repeats
+    yield from _describe_prompt(inputs)
     for task in inputs.tasks:
         yield f"evaluation: {_describe_task(task, repeats)}{_when(task)}"
     for task in inputs.test_tasks:
@@ -74,6 +78,7 @@ def describe_tasks(inputs: Inputs) -> Iterator[str]:
     """Yield a line for each task of an evaluation outside a run."""
     repeats = inputs.config.evaluation.num_repeats
     yield from inputs.set_aside
+    yield from _describe_prompt(inputs)
     yield from (f"evaluation: {_describe_task(task, repeats)}" for task in inputs.tasks)
     yield from _describe_varying(inputs.tasks)
 
@@ -87,6 +92,11 @@ def _describe_varying(tasks: Sequence[EvalTask]) -> Iterator[str]:
                 "early cannot be resumed, nor scores be compared with those of other runs. Give "
                 "each shuffle in the task a seed."
             )
+
+
+def _describe_prompt(inputs: Inputs) -> Iterator[str]:
+    if (prompt := inputs.config.evaluation.system_prompt) is not None:
+        yield f"before every question: the system prompt {one_line(prompt, MAX_PROMPT_SHOWN)!r}"
 
 
 def _describe_task(task: EvalTask, num_repeats: int) -> str:

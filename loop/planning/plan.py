@@ -25,6 +25,7 @@ from loop.planning.fitting import (
     limits_of,
     refuse_long_questions,
     refuse_long_rows,
+    refuse_unheard_prompt,
     refuse_unknown_ids,
 )
 from loop.planning.inputs import Inputs, counted
@@ -167,6 +168,7 @@ def make_plan(
         _refuse_dropped([train.dropped, pool.dropped, dropped_of_split])
     _refuse_empty_sources(inputs, train)
     if is_new:
+        refuse_unheard_prompt(chat_format, config.evaluation.system_prompt)
         tables = {"train_file": train, "mining.pool_file": pool}
         renderer = chat_format.renderer
         _refuse_what_cannot_fit(limits, replace(inputs, tasks=tasks), rendering, renderer, tables)
@@ -186,6 +188,7 @@ def make_plan(
             seed=config.seed,
             num_repeats=config.evaluation.num_repeats,
             concurrency=config.evaluation.concurrency,
+            system_prompt=config.evaluation.system_prompt,
         ),
         max_seq_length=max_seq_length,
         chat_format=chat_format,
@@ -276,7 +279,8 @@ def _refuse_what_cannot_fit(
         refuse_long_rows(limits, setting, key, rows, counts, is_measured=True)
     of_files = {key: table.examples for key, table in tables.items()}
     refuse_unknown_ids(limits, rendering, renderer.tokenizer, of_files | held_out)
-    refuse_long_questions(limits, all_tasks, renderer, config.evaluation.max_tokens)
+    asked = config.evaluation.max_tokens, config.evaluation.system_prompt
+    refuse_long_questions(limits, all_tasks, renderer, *asked)
 
 
 def _refuse_dropped(logs: list[DropLog]) -> None:

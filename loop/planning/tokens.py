@@ -75,10 +75,11 @@ def _eval_tokens(plan: Plan, task: EvalTask) -> _EvalTokens:
 
 
 def _num_prompt_tokens(plan: Plan, asked: Asked) -> int:
+    prompt = plan.sampling.system_prompt
     try:
-        return build_prompt(plan.renderer, asked.turns).length
+        return build_prompt(plan.renderer, asked.turns, prompt).length
     except (ValueError, AssertionError):  # turns of an Inspect sample that its solver changes
-        return build_prompt(plan.renderer, [Turn("user", asked.of_user)]).length
+        return build_prompt(plan.renderer, [Turn("user", asked.of_user)], prompt).length
 
 
 def _max_tokens(plan: Plan, task: EvalTask) -> int:
