@@ -25,6 +25,7 @@ from errors import (
     ServiceError,
     StorageError,
     TrainingError,
+    one_line,
 )
 from loop.reports.console import drop, how_to_continue, say, tell, write_out
 from services.keys import Keys
@@ -76,6 +77,11 @@ def in_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` in an event loop, which leaves SIGTERM at its default when it closes."""
     try:
         return asyncio.run(work)
+    except SystemExit as error:  # it passes by all that awaits what raised it
+        raise ConfigError(
+            f"The code of a task ended the program (SystemExit: {one_line(str(error))}). Let it "
+            "raise another error, which makes one sample a failed one, and start a new run."
+        ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, interrupt)

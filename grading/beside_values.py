@@ -1,7 +1,8 @@
 r"""What stands beside a value and belongs to it: "not 5" is no value, `-\boxed{5}` is -5.
 
-A text is rewritten before it is read: what it denies is taken out, and a sign, a percent sign or a
-"million" beside a box is put into it. A box that is but a part of a term is emptied.
+A text is rewritten before it is read: what it denies is taken out, and so is the modulus of a
+congruence, "(mod 7)"; a sign, a percent sign or a "million" beside a box is put into it. A box that
+is but a part of a term is emptied.
 """
 
 # ruff: noqa: RUF001 - signs that look alike are what is told apart here
@@ -36,11 +37,23 @@ _PART_BEFORE = re.compile(
 _PART_BEHIND = re.compile(r"[ \t]*(?:\^(?![ \t{]*(?:\\circ|°))|\\pi(?![A-Za-z])|π|\\sqrt|√)")
 _BLANK = re.compile(r"[ \t]*=")  # 3 \times \boxed{4} = 12 fills in what is asked for
 _PLAIN = re.compile(r"[-+]?(?:\\?[$€£])?[\d.,{}\\! ]*\d[}]?")
+_MOD = r"(?:\\(?:text|mathrm|operatorname|textrm) ?\{ ?|\{?\\rm ?|\\[bp]?)?mod(?:ulo)?(?![A-Za-z])"
+_MODULUS = re.compile(
+    rf"(?:\\(?:left|[bB]igg?l?) ?)?[(\[](?:\\[ ,;:!]|[ ~]){{0,3}}{_MOD}[^()\[\]\n]{{1,40}}[)\]]"
+    r"|\\p?mod(?![A-Za-z]) ?(?:\{[^{}\n]{1,40}\}|[A-Za-z]|\d{1,20})",
+    re.IGNORECASE,
+)
+_OF_CONGRUENCE = re.compile(
+    r"((?:≡|\\equiv(?![A-Za-z])|\bcongruent to)[^\n≡=]{1,40}?),? (?:mod|modulo) \w{1,20}",
+    re.IGNORECASE,
+)
 _WINDOW = 80  # characters before a box that are looked at
 
 
 def with_what_belongs(text: str) -> str:
-    """The text without the numbers that it denies, and with its boxes whole."""
+    """The text without the numbers that it denies and without moduli, and with its boxes whole."""
+    if "mod" in text.lower():
+        text = _OF_CONGRUENCE.sub(r"\1", _MODULUS.sub("", text))
     if "{" in text:
         text = _BOX.sub(_whole_box, text)
     return _DENIED.sub(r"\1 ", text)

@@ -48,7 +48,7 @@ _RANGE = re.compile(r"[-+]?[\d.,]+(?:\s*-\s*[\d.,]+|\s*/\s*[\d.,]+)+")
 # Without delimiters, letters and commands tell a formula from numbers with signs between them.
 _MAKES_FORMULA = re.compile(
     r"\\[A-Za-z]|[a-z]\)*\s*[-+*/^]\s*\S|[-+*^(]\s*[a-z]"
-    r"|[-+]\s*\d+[inxyz](?![A-Za-z])|[\^_]\{|^(?:[(\[]|\\\{).*,.*[)\]}]$"
+    r"|[-+]\s*\d+[inxyz](?![A-Za-z])|[\^_]\{|^(?:[(\[]|\\?\{).*,.*[)\]}]$"
 )
 _ONLY_SIGNS = re.compile(r"\\(?:times|cdot|div|left|right|min|max|gcd)(?![A-Za-z])")
 _UNFINISHED = re.compile(r"(?:[-+*/^_(\[{]|\\(?:times|cdot|div|left|pm))\s*$|^[*/^_)]")
@@ -83,12 +83,29 @@ _ABOUT = re.compile(
 )
 _SIGNS = {
     **{"π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "÷": r"/", "∞": r"\infty ", "±": r"\pm "},
+    **{r"\lbrace": r"\{", r"\rbrace": r"\}"},
     **{"−": "-", "–": "-", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∪": r"\cup "},
 }
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[A-Za-z]))")
 _ROOT_OF = re.compile(r"\\sqrt\s*\(([^()]*)\)")
 _RAISED = re.compile(r"\^\s*(?:\(([^()]*)\)|(-\d+|\d{2,}))")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|boldsymbol|displaystyle)\{([^{}\\]*)\}")
+
+# A number with its base, as LaTeX and programs write it.
+_BASES = [
+    *("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"),
+    *("twelve", "thirteen", "fourteen", "fifteen", "sixteen"),
+]
+_BASED = re.compile(
+    r"\{?(-?[0-9A-Za-z]{1,200}(?:\.[0-9A-Za-z]{1,200})?)\}?"
+    rf"_[({{]{{0,2}}(\d{{1,2}}|{'|'.join(_BASES[2:])})[)}}]{{0,2}}",
+    re.IGNORECASE,
+)
+_PREFIXED = re.compile(r"(-?)0([bBoOxX])([0-9A-Fa-f]{1,200})")
+_AROUND_BASE = re.compile(
+    r"\\(?:text|mathrm|mathbf|textbf|texttt|mathtt|tt)(?![A-Za-z])|\\[,!;: ]|[\s$~]"
+)
+_BRACED = re.compile(r"\{((?:[^{}]|\{[^{}]*\})*,(?:[^{}]|\{[^{}]*\})*)\}")
 
 _NEXT_EQUATION = re.compile(r"[,;\n]|\\(?:implies|Rightarrow|iff|to|quad|qquad)(?![A-Za-z])|[⇒→]")
 _UNNUMBERED = re.compile(r"\\(?:left|right|displaystyle|[,!;:])(?![A-Za-z])")
@@ -104,6 +121,37 @@ _TERM = re.compile(
     r"\d\s*[A-FNP-RT-Za-fi-kn-rt-z](?![A-Za-z0-9])|[A-Za-z]\s*\^\s*\{?\w|[A-Za-z]\s*[-+*/]\s*[\w(\\]"
     r"|[-+*/]\s*[A-Za-z](?![A-Za-z])|\{\s*[a-z]\s*\}\s*\{|\{\w+\}\s*\{\s*[a-z]\s*\}"
 )
+
+
+def in_other_base(text: str) -> str | None:
+    """The digits and the base of a number in another base than ten: `101_2`, `ff_{16}`, `0xff`.
+
+    It is no plain number, and the same as itself alone. None for any other text.
+    """
+    bare = _AROUND_BASE.sub("", text)
+    if (prefixed := _PREFIXED.fullmatch(bare)) is not None:
+        base, digits = {"b": 2, "o": 8, "x": 16}[prefixed[2].lower()], prefixed[1] + prefixed[3]
+    elif (based := _BASED.fullmatch(bare)) is not None:
+        digits = based[1]
+        base = int(based[2]) if based[2].isdigit() else _BASES.index(based[2].lower())
+    else:
+        return None
+    is_variable = len(digits) == 1 and digits.isalpha()
+    values = [int(digit, 36) for digit in digits.lstrip("-").replace(".", "")]
+    if is_variable or not 2 <= base <= 36 or base == 10 or max(values) >= base:
+        return None
+    sign = "-" if digits[0] == "-" else ""
+    return f"{sign}{digits.lstrip('-').lstrip('0').upper() or '0'}_{base}"
+
+
+def are_set_and_point(one: str, other: str) -> bool:
+    r"""Whether of two expressions one is a set, `\{1, 2\}`, and one a point or an interval."""
+    kinds = set()
+    for latex in (one, other):
+        bare = latex.removeprefix(r"\left").lstrip()
+        is_joined = "," not in bare or r"\cup" in bare or r"\cap" in bare
+        kinds.add(None if is_joined else bare[0] if bare[0] in "([" else bare[:2])
+    return r"\{" in kinds and not kinds.isdisjoint(("(", "["))
 
 
 def formula_alone(text: str) -> str | None:
@@ -145,7 +193,10 @@ def expression(text: str, *, is_formula: bool) -> str | None:
     if len(text) > LONGEST:
         return None
     value = _value_side(text.strip(_AROUND_VALUE))
-    text = _in_latex(value)
+    if in_other_base(value) is not None:
+        return value
+    braced = _BRACED.fullmatch(value)  # a set, also without LaTeX's backslashes
+    text = _in_latex(value if braced is None else rf"\{{{braced[1]}\}}")
     if _RANGE.fullmatch(text) or _JOINED_DIGITS.search(text):
         return None
     if not (_HAS_VALUE.search(text) or (is_formula and "/" in text)):

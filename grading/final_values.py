@@ -23,6 +23,7 @@ from grading.expressions import (
     expression,
     first_formula,
     formula_alone,
+    in_other_base,
     is_unsolved,
     last_formula,
 )
@@ -72,8 +73,10 @@ def number_alone(text: str) -> Number | None:
 
 def gold_value(text: str) -> Number | str | None:
     """An accepted answer: a number, or the LaTeX of an expression; None for what is neither."""
-    number = number_alone(text)
     written = written_form(text)
+    if in_other_base(formula_alone(written) or written) is not None:
+        return formula_alone(written) or written
+    number = number_alone(text)
     formula = formula_alone(written)
     is_variable = _VARIABLE.search(written) and (formula or _SURELY_VARIABLE.search(written))
     if number is not None and not is_variable and not _PAIR.search(written):
@@ -130,6 +133,8 @@ def _as_expression(part: str, numbers: list[Number], *, is_formula: bool) -> Val
     latex = expression(exact, is_formula=is_formula)
     if latex is None:
         return None
+    if in_other_base(latex) is not None:
+        return Value(None, latex)
     ways = (exact, f"${exact}$", latex) if is_formula else (exact, latex)
     is_number = any(number_alone(one) is not None and not _PAIR.search(one) for one in ways)
     if is_number and not (is_formula and _FACTORIAL.search(exact)):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 
 from grading.answers import own_turn
-from grading.expressions import is_unsolved
-from grading.final_values import Value, final_values, gold_value, number_alone
+from grading.expressions import are_set_and_point, in_other_base, is_unsolved
+from grading.final_values import Value, final_values, gold_value
 from grading.math_process import NotJudged, is_expression, is_same_expression, value_of
 from grading.normal_form import folded, marked_form, readable_form, without_marks
 from grading.numbers import CURRENCIES, Number, read, spans_in
 from grading.scripts import is_mark, is_of_word, is_unspaced
 
-GRADING = 2
+GRADING = 3
 """What changes a grade has a number: scores of another one are another protocol."""
 
 RELATIVE_TOLERANCE = Fraction(1, 10**6)
@@ -37,6 +37,7 @@ _BOTH_POLES = re.compile(r"\byes ?(?:or|/) ?no\b")
 _ELISION = re.compile(r"(?:^|\W)(?:[cdjlmnst]|qu|un|dell|all|nell|dall|sull)'$")
 # The last zero of "Python 3.10" tells it from 3.1.
 _LAST_ZERO = re.compile(r"\d+(?:\.\d+)*\.\d*0")
+_LEADING_ZERO = re.compile(r"(?<![\w.,:/'])0\d")
 _VERSION_OF = re.compile(
     r"(?<![^\W\d_])(?:python|version|ver\.?|v\.?|release|java|node(?:\.js)?|ubuntu|django|section"
     r"|chapter|figure|article|table) ?$",
@@ -52,14 +53,14 @@ def grade_includes(answer: str, accepted: Sequence[str]) -> bool:
 
     "4" is not in "14", "-4", "4.5" or "4:30".
     """
-    text = _words(without_marks(own_turn(marked_form(answer))))
-    return any(_stands_in(text, _words(readable_form(one))) for one in accepted)
+    text = without_marks(own_turn(marked_form(answer)))
+    return any(_stands_in(*pair) for pair in _alike(_words, text, accepted))
 
 
 def grade_exact(answer: str, accepted: Sequence[str]) -> bool:
     """The whole answer is an accepted one, apart from case, spaces and the marks around it."""
-    bare = _bare(without_marks(own_turn(marked_form(answer))))
-    return any(bare == _bare(readable_form(one)) for one in accepted)
+    text = without_marks(own_turn(marked_form(answer)))
+    return any(given == gold for given, gold in _alike(_bare, text, accepted))
 
 
 def grade_numeric(answer: str, accepted: Sequence[str]) -> bool:
@@ -101,7 +102,9 @@ def problem_with(grader: str, answer: str) -> str | None:
 def _not_numeric(answer: str) -> str | None:
     gold = gold_value(answer)
     try:
-        can_be_read = gold is not None and (isinstance(gold, Number) or is_expression(gold))
+        can_be_read = isinstance(gold, Number) or (
+            gold is not None and (in_other_base(gold) is not None or is_expression(gold))
+        )
     except NotJudged as error:
         return f"{answer!r} cannot be read. {error}"
     return (
@@ -150,19 +153,20 @@ def _is_value(value: Value, gold: Number | str) -> bool:
     if not isinstance(gold, str):
         if _plain_verdict(value, gold) or value.expression is None:
             return bool(_plain_verdict(value, gold))
+        if in_other_base(value.expression) is not None:
+            return False
         worked_out = value_of(value.expression)
         return worked_out is not None and _is_same(Number(0, 0, worked_out), gold)
+    in_base = in_other_base(gold)
+    if in_base is not None or (value.expression is not None and in_other_base(value.expression)):
+        return value.expression is not None and in_base == in_other_base(value.expression)
     if value.expression is not None:
+        if are_set_and_point(gold, value.expression):
+            return False
         return is_same_expression(gold, value.expression)
     assert value.number is not None
     worked_out = value_of(gold)
     return worked_out is not None and _is_same(value.number, Number(0, 0, worked_out))
-
-
-def parse_number(text: str) -> Fraction | None:
-    """The exact value of a text that is one number: "1,234.5", "-3", "1/2"."""
-    number = number_alone(text)
-    return None if number is None else number.value
 
 
 def _is_same(given: Number, expected: Number) -> bool:
@@ -188,27 +192,45 @@ def _is_close(one: Fraction, other: Fraction) -> bool:
 # --- words ----------------------------------------------------------------------------------------
 
 
-def _words(text: str) -> str:
-    """A text in one case, in which equal numbers are written alike and apart from all words."""
+def _alike(
+    form: Callable[[str, bool], str], text: str, accepted: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield a text beside each accepted answer, in a form that both have.
+
+    Where that answer has a number that begins with a zero, as 007 does, such numbers are told apart
+    by their digits, as names are.
+    """
+    read_ones: dict[bool, str] = {}
+    for gold in map(readable_form, accepted):
+        are_names = _LEADING_ZERO.search(gold) is not None
+        if are_names not in read_ones:
+            read_ones[are_names] = form(text, are_names)
+        yield read_ones[are_names], form(gold, are_names)
+
+
+def _words(text: str, are_names: bool) -> str:
+    """A text in one case, in which equal numbers are written alike and apart from all words;
+    `are_names` of those that begin with a zero."""
     parts: list[str] = []
     position = 0
     for span in spans_in(text):
         number = read(text, span)
         if number.start < position:
             continue
-        parts += [text[position : number.start], _written(text, number)]
+        parts += [text[position : number.start], _written(text, number, are_names)]
         position = number.end
     parts.append(text[position:])
     words = folded("".join(parts))
     return re.sub(rf"{_CLOSE} (?=[^\W\d_]|[{CURRENCIES}°])", _CLOSE, words)
 
 
-def _written(text: str, number: Number) -> str:
+def _written(text: str, number: Number, are_names: bool) -> str:
     """One name for each value; what has none is named by its signs."""
     before = text[max(0, number.start - 16) : number.start]
     digits = text[number.start : number.end]
     is_version = _LAST_ZERO.fullmatch(digits) is not None and _VERSION_OF.search(before) is not None
-    if number.value is None or number.is_ordinal or is_version:
+    is_name = is_version or (are_names and _LEADING_ZERO.search(digits) is not None)
+    if number.value is None or number.is_ordinal or is_name:
         raw = "".join(digits.split())
         return f"{_OPEN}?{raw}{_CLOSE}"
     above, below = number.value.numerator, number.value.denominator
@@ -255,7 +277,7 @@ def _is_cut_behind(text: str, end: int) -> bool:
         return False
     if is_of_word(following):
         return True
-    if following == "*" and _is_grade(text, end):
+    if following in ("*", "-") and _is_grade(text, end):
         return True
     if following in ("+", "#") and text[end : end + 2] != "+ ":
         return True
@@ -276,9 +298,9 @@ def _is_grade(text: str, place: int) -> bool:
     return is_end and before != sign and not is_of_word(before)
 
 
-def _bare(text: str) -> str:
+def _bare(text: str, are_names: bool) -> str:
     """The words without brackets, quotation marks and punctuation of any script around them."""
-    words = _words(text)
+    words = _words(text, are_names)
     start, end = 0, len(words)
     while start < end and _is_around(words[start]):
         start += 1

@@ -56,7 +56,8 @@ _IN_WORK = re.compile(
 )
 _WORK_IN_WORDS = re.compile(
     r"(?:\b(?:half|third|quarter|fourth|fifth|tenth|root|log|logarithm|base \d+|power) of(?: the)?"
-    r"|\b(?:divided|multiplied) by|\d (?:over|choose|mod|modulo|to the)|\b(?:twice|thrice))\s$",
+    r"|\b(?:divided|multiplied) by|\d (?:over|choose|mod|modulo|to the)|\b(?:twice|thrice)"
+    r"|(?:\b(?:in|to|into) |\()base)\s$",
     re.IGNORECASE,
 )
 _EXPONENT = re.compile(r"[^\W\d_](?:\^|\*\*)[-+]?$")
@@ -84,6 +85,8 @@ _UNFINISHED = re.compile(
     r"| (?:squared|cubed)\b| (?:divided by|multiplied by|over|choose|to the power of) \d"
     r"|\.?\\|_\d| ?[年月时時点點分년월시분] ?\d"
 )
+# What the 0 of 0b101, 0o17 and 0xff begins.
+_OTHER_BASE = re.compile(r"(?:[bB][01]|[oO][0-7]|[xX][0-9A-Fa-f])[0-9A-Fa-f]*(?!\w)")
 _PERCENT = re.compile(r"\s?(?:%|(?:percent|per cent|pct|prozent)\b)", re.IGNORECASE)
 _GLUED = re.compile(r"[^\W\d_]+")
 _UNIT_POWER = re.compile(r"(?:[cdkmnµμ]?m|in|ft|yd)[23](?!\w)")
@@ -165,7 +168,8 @@ def read(text: str, span: Span) -> Number:
         and value.denominator > 1
     ):
         value = None  # two numbers, or one with a decimal comma
-    if _UNFINISHED.match(behind) or _is_smaller_part(before, behind):
+    is_prefix = cluster == "0" and _OTHER_BASE.match(behind) is not None
+    if is_prefix or _UNFINISHED.match(behind) or _is_smaller_part(before, behind):
         value = None
     parts, width = _parts(behind)
     end += width

@@ -12,7 +12,8 @@ from fractions import Fraction
 import pytest
 
 from conftest import IS_THOROUGH, REPO
-from grading.graders import GRADERS, number_alone, parse_number, problem_with
+from grading.final_values import number_alone
+from grading.graders import GRADERS, problem_with
 from grading.numbers import read, spans_in
 from grading.reasoning import without_reasoning
 from grading_table import Case, cases, table
@@ -45,18 +46,27 @@ def test_any_accepted_answer_counts() -> None:
     assert GRADERS["numeric"]("It is 3", ["2", "3"])
 
 
+def value_alone(text: str) -> Fraction | None:
+    number = number_alone(text)
+    return None if number is None else number.value
+
+
 def test_numbers_are_exact() -> None:
-    assert parse_number("0.1") == Fraction(1, 10)
-    assert [parse_number(text) for text in (".5", "-.5", "$.5", "5.")] == [
+    assert [value_alone(text) for text in ("0.1", "-1.5", "1,000")] == [
+        Fraction(1, 10),
+        Fraction(-3, 2),
+        1000,
+    ]
+    assert [value_alone(text) for text in (".5", "-.5", "$.5", "5.")] == [
         Fraction(1, 2),
         Fraction(-1, 2),
         Fraction(1, 2),
         5,
     ]
-    assert parse_number("1" * 5000) == (10**5000 - 1) // 9
-    assert parse_number("1e400") == 10**400
-    assert parse_number("1e-400") == Fraction(1, 10**400)
-    assert [parse_number(text) for text in ("x", "1 2", "10^10^10", "1/0", "3 of 4")] == [None] * 5
+    assert value_alone("1" * 5000) == (10**5000 - 1) // 9
+    assert value_alone("1e400") == 10**400
+    assert value_alone("1e-400") == Fraction(1, 10**400)
+    assert [value_alone(text) for text in ("x", "1 2", "10^10^10", "1/0", "3 of 4")] == [None] * 5
 
 
 def test_where_a_number_stands() -> None:
@@ -87,6 +97,7 @@ PIECES = [
     *"0123456789 .,-+/^*_%$()[]{}\\'\"\n:xeEkM#|<>&;~=",
     *("−", "–", "—", "½", "²", "₂", "٤", "巴", "한", "ก", "\u0301", "\u200b", "\ufdfa", "，"),  # noqa: RUF001
     *("\\frac{", "\\boxed{", "}", "\\text{", "**", "#### ", "answer is ", " million", "User:"),
+    *("(mod 7)", "≡", "0x", "ff_{16}", "_2", "\\{"),
     *("<think>", "</think>", "&minus;", "€", "USD ", "&#1114112;", "&#55296;", "10^", "\\sqrt"),
     *("\ue000", "\ue001", "\ue002", "\ue010", "\ud800"),
 ]
@@ -142,6 +153,19 @@ REPEATED = [
     ),
     *("\\boxed{1}", "$x$ or ", "\\(", "\\[", "$$x", "\\text{,}", "√(", "x^{", "2\\pi+", "°"),
     *("\\frac{", "\\boxed{", "{", "}", "\\", "\\a", "$", "$1", "x_{", "10{,}", "(1)/"),
+    *(
+        "(mod ",
+        "[\\text{ mod",
+        "\\pmod{",
+        "≡ 1, ",
+        "0x",
+        "0xf ",
+        "ff_{",
+        "f.f_(",
+        "{1,",
+        "{{},",
+        "B-",
+    ),
     *(
         "*",
         "*a",

@@ -475,6 +475,33 @@ def test_two_runs_of_one_config_each_get_their_own_score(
     assert found["learns"] != found["does_not"]
 
 
+LEAVING = """
+
+@scorer(metrics=[mean()])
+def leaving():
+    async def score(state, target):
+        raise SystemExit("I have had enough.")
+
+    return score
+
+
+@task
+def left():
+    return Task(dataset=asked(), solver=nothing(), scorer=leaving())
+"""
+
+
+def test_a_scorer_that_ends_the_program_is_told_of(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    """Python lets a SystemExit pass by all that awaits the code that raised it."""
+    (workspace.folder / "tasks.py").write_text(TASKS + LEAVING)
+    assert workspace.run("run", eval_tasks=["tasks.py@left"], max_rounds=1) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "error: The code of a task ended the program (SystemExit: I have had enough.)" in said
+    assert workspace.events("run")[-1]["type"] == "failed"
+
+
 VARYING = """
 import random, uuid
 import numpy

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from errors import DataError
-from grading.graders import GRADERS, parse_number
+from grading.graders import GRADERS
 from simple_eval import SIMPLE_QA, load_questions
 
 
@@ -72,16 +72,6 @@ def test_numeric_takes_the_last_number(answer: str, accepted: str, is_right: boo
 
 def test_any_accepted_answer_counts() -> None:
     assert GRADERS["includes"]("It is grey.", ["gray", "grey"])
-
-
-def test_numbers() -> None:
-    assert [parse_number(t) for t in ("12", "-1.5", "1,000", "x", "1 2")] == [
-        12,
-        -1.5,
-        1000,
-        None,
-        None,
-    ]
 
 
 def write(tmp_path: Path, *rows: object) -> Path:
