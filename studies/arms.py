@@ -37,6 +37,10 @@ class ArmFiles:
     config_text: str
     run_dir: Path
 
+    @property
+    def run_id(self) -> str:
+        return self.run_dir.name
+
 
 def arms_of(configs: TinkerConfigs, first: Trial) -> list[ArmFiles]:
     """The arms of a study, asked as its first trial is. Raises `ConfigError`."""

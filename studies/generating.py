@@ -61,22 +61,6 @@ class TrialFiles:
 
 
 @dataclass(frozen=True)
-class ArmFiles:
-    """STUB"""
-
-    name: str
-    prompt: str | None
-    checkpoint: str | None
-    config_file: Path
-    config_text: str
-    run_dir: Path
-
-    @property
-    def run_id(self) -> str:
-        return f"arm_{self.name}"
-
-
-@dataclass(frozen=True)
 class Generation:
     """All that a study comes to. `inputs` are the files it depends on, with their sha256;
     `retired` are trials that it had and has dropped, `recorded` is the map of the last generation.
@@ -90,10 +74,6 @@ class Generation:
     arms: Sequence[ArmFiles] = ()
     retired: Sequence[KnownTrial] = ()
     recorded: StudyMap | None = None
-
-    @property
-    def arms(self) -> Sequence[ArmFiles]:
-        return ()
 
     @property
     def mapping_file(self) -> Path:

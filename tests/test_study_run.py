@@ -354,6 +354,40 @@ def test_a_damaged_record_is_refused_by_line(folder: StudyFolder) -> None:
         StudyRecord.read(results)
 
 
+@pytest.mark.trains
+def test_arms_are_measured_without_training(
+    folder: StudyFolder, tmp_path: Path, llama_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    old = StudyFolder(tmp_path / "elsewhere" / "old", llama_dir)
+    old.write(variables={"lora_rank": [4]})
+    assert old.run() == 0
+    arms = [
+        {"name": "untouched"},
+        {"name": "prompted", "prompt": "Answer with the letter x."},
+        {"name": "earlier", "checkpoint": str(old.folder / "results" / "run_000")},
+    ]
+    folder.write(variables={"lora_rank": [2]}, study={"arms": arms})
+    assert folder.run() == 0, capsys.readouterr().err
+    names = [f"arm_{arm['name']}" for arm in arms]
+    results = [folder.store(name).comparable_results()[0] for name in names]
+    assert [one.checkpoint for one in results[:2]] == [None, None]
+    assert results[2].checkpoint == old.result("run_000", 1).checkpoint
+    # The arm that is the base model is the trials' baseline, and paid for once.
+    assert folder.store("run_000").usage(0).tokens == 0
+    assert folder.result("run_000", 0).samples == results[0].samples
+    assert results[1].protocol["system_prompt"] == "Answer with the letter x."
+    assert results[1].protocol_hash != results[0].protocol_hash
+    before = [(folder.folder / "results" / n / "ledger.jsonl").read_bytes() for n in names]
+    assert folder.run() == 0
+    after = [(folder.folder / "results" / n / "ledger.jsonl").read_bytes() for n in names]
+    assert after == before
+    capsys.readouterr()
+    assert study.main(["status", str(folder.folder)]) == 0
+    assert "arm_prompted (prompted): done" in capsys.readouterr().out
+    report = (folder.folder / "report.md").read_text()
+    assert "prompted" in report and "untouched" in report
+
+
 # --- halving --------------------------------------------------------------------------------------
 
 
