@@ -335,9 +335,9 @@ def _tell_trials(outcome: StudyOutcome) -> list[TrialOutcome]:
     tell(f"{len(trials)} trials: {states}; {total:,} tokens, {minutes:.1f} min of work{cost}")
     if outcome.budget_sentence is not None:
         tell(outcome.budget_sentence)
-    if outcome.winner is not None:
-        sealed = "" if outcome.sealed is None else f"; sealed test {score_and_n(outcome.sealed)}"
-        tell(f"Best by its score: {outcome.winner}{sealed}")
+    tell(outcome.winner_sentence)
+    if outcome.sealed is not None:
+        tell(f"Sealed test, opened on {outcome.sealed_of}: {score_and_n(outcome.sealed)}")
     return [one for _, one in trials if one.status == "failed"]
 
 

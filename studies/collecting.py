@@ -6,13 +6,15 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from config_schema import TrainingConfig, validate
 from ledger.records import Usage
 from ledger.run_directory import is_absent_or_empty
 from ledger.store import RunStore
 from loop.planning.plan import cost_usd
+from scores.decision import ROUNDING
+from scores.intervals import mean
 from scores.results import EvalResult
 from settings.groups import PriceTable
 from studies.checking import state_of
@@ -20,6 +22,8 @@ from studies.experiment import FILE_NAME, Study
 from studies.generating import ArmFiles, Generation, TrialFiles
 from studies.outcome import ArmOutcome, Change, CurvePoint, StudyOutcome, TrialOutcome, TrialStatus
 from studies.record import StudyRecord
+
+NOT_DONE = "No winner is named before every trial is done."
 
 
 def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
@@ -30,7 +34,7 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
              if one.training.state == "stale"}  # fmt: skip
     trained = _trained_arms(generation, record, stale)
     arms = [*(_arm_outcome(study, arm) for arm in generation.arms), *trained]
-    winner = record.last("winner")
+    winner, sealed = record.last("winner"), _sealed(generation)
     return StudyOutcome(
         name=study.name,
         question=study.experiment.experiment.question,
@@ -48,7 +52,10 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
             for sentence in event["changes"]
         ],
         winner=None if winner is None else winner["run"],
-        sealed=_sealed(generation),
+        winner_sentence=NOT_DONE if winner is None else winner["sentence"],
+        has_sealed_test=has_sealed_test(generation),
+        sealed=None if sealed is None else sealed[1],
+        sealed_of=None if sealed is None else sealed[0],
         budget_sentence=_budget_sentence(record),
         experiment_sha256=generation.inputs[FILE_NAME],
         logs_dir=study.experiment.output.eval_results_dir.rstrip("/"),
@@ -72,21 +79,41 @@ def trials_by_arm(generation: Generation) -> dict[str, list[TrialFiles]]:
     return dict(arms)
 
 
-def choose_winner(arms: Sequence[ArmOutcome]) -> TrialOutcome | None:
-    """The trial whose weights a study recommends: the best seed of the arm with the highest mean
-    score, of equals the first; None as long as one that was not dropped is not done."""
+class Winner(NamedTuple):
+    """The trial whose weights a study recommends, None for none, and why."""
+
+    trial: TrialOutcome | None
+    sentence: str
+
+
+def choose_winner(arms: Sequence[ArmOutcome]) -> Winner | None:
+    """The best seed of the trained arm with the highest mean score, of equals the first, if that is
+    above what is not trained; None as long as a trial that was not dropped is not done."""
     candidates = [arm for arm in arms if arm.is_trained]
     done = [arm for arm in candidates if len(arm.measured) == len(arm.trials)]
     is_over = all(arm in done or arm.trials[0].status == "dropped" for arm in candidates)
     if not is_over or not done:
         return None
     best = max(done, key=_mean_score)
-    return max(best.measured, key=lambda one: one.result.score if one.result else 0.0)
+    untrained = {arm.name: _mean_score(arm) for arm in arms if not arm.is_trained and arm.measured}
+    baselines = [one.baseline.score for one in best.trials if one.baseline is not None]
+    untrained |= {"what the trials began with": mean(baselines)} if baselines else {}
+    other = max(untrained, key=lambda name: untrained[name], default=None)
+    score, seeds = _mean_score(best), len(best.trials)
+    if other is not None and score <= untrained[other] + ROUNDING:
+        return Winner(
+            None,
+            f"No trained arm scored above {other} ({untrained[other]:.4f}): the best of them, "
+            f"{best.name}, has {score:.4f}, so no weights are recommended.",
+        )
+    trial = max(best.measured, key=lambda one: one.result.score if one.result else 0.0)
+    of_seeds = f", the mean of {seeds} seeds, of which {trial.run_id} is the best" * (seeds > 1)
+    sentence = f"The winner is {trial.run_id} ({best.name}), with {score:.4f}{of_seeds}."
+    return Winner(trial, sentence)
 
 
 def _mean_score(arm: ArmOutcome) -> float:
-    scores = [one.result.score for one in arm.measured if one.result is not None]
-    return sum(scores) / len(scores)
+    return mean([one.result.score for one in arm.measured if one.result is not None])
 
 
 # --- trials ---------------------------------------------------------------------------------------
@@ -178,9 +205,12 @@ def study_cost_usd(study: Study, config: TrainingConfig, usage: Usage) -> float 
 
 
 def _arm_outcome(study: Study, arm: ArmFiles) -> ArmOutcome:
+    # With neither it is the base model, which the others are compared with.
+    params = {"prompt": arm.prompt, "checkpoint": arm.checkpoint}
+    params = {key: value for key, value in params.items() if value is not None}
     if is_absent_or_empty(arm.run_dir):
         trial = TrialOutcome(arm.run_id, None, "missing", "")
-        return ArmOutcome(arm.name, {}, False, [trial])
+        return ArmOutcome(arm.name, params, False, [trial])
     store = RunStore.open(arm.run_dir)
     results = store.comparable_results()
     config = validate(json.loads(arm.config_text), str(arm.config_file))
@@ -195,7 +225,7 @@ def _arm_outcome(study: Study, arm: ArmFiles) -> ArmOutcome:
         cost_usd=study_cost_usd(study, config, usage),
         checkpoint=results[0].checkpoint if results else None,
     )
-    return ArmOutcome(arm.name, {}, False, [trial])
+    return ArmOutcome(arm.name, params, False, [trial])
 
 
 def _task_names(generation: Generation) -> dict[str, str]:
@@ -206,12 +236,18 @@ def _task_names(generation: Generation) -> dict[str, str]:
     return dict(zip(named, (task.entry.name for task in generation.tasks), strict=True))
 
 
-def _sealed(generation: Generation) -> EvalResult | None:
+def has_sealed_test(generation: Generation) -> bool:
+    first = json.loads(generation.trials[0].train_text) if generation.trials else {}
+    return bool(first.get("evaluation", {}).get("test_tasks"))
+
+
+def _sealed(generation: Generation) -> tuple[str, EvalResult] | None:
+    """The trial that the sealed test was opened on, and what it scored."""
     for one in generation.trials:
         if not is_absent_or_empty(one.run_dir):
             found = RunStore.open(one.run_dir).test_result()
             if found is not None:
-                return found
+                return one.trial.run_id, found
     return None
 
 

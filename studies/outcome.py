@@ -93,7 +93,10 @@ class StudyOutcome:
     warnings: Sequence[str] = ()
     history: Sequence[Change] = ()
     winner: str | None = None  # the trial whose weights are recommended
-    sealed: EvalResult | None = None  # the sealed test, asked of the winner alone
+    winner_sentence: str = "No winner is named before every trial is done."
+    has_sealed_test: bool = False
+    sealed: EvalResult | None = None  # what it was asked of once, of `sealed_of` alone
+    sealed_of: str | None = None
     budget_sentence: str | None = None  # where the study stopped for its budget
     experiment_sha256: str = ""
     logs_dir: str = "eval_results"  # relative to the study's folder: what `inspect view` opens

@@ -82,17 +82,21 @@ def gate_section(outcome: StudyOutcome) -> Section:
     return Section(title, [Table(caption, columns, rows, len(rows) > FOLDED_FROM)])
 
 
+NO_TEST = "The study has no sealed test (evaluation.test_tasks in controls)."
+
+
 def sealed_section(outcome: StudyOutcome) -> Section:
-    title = "The sealed test of the winner"
-    if outcome.winner is None:
-        return Section(title, [Paragraph("No winner is named, so the sealed test was not run.")])
-    names = [arm.name for arm, trial in _trials(outcome) if trial.run_id == outcome.winner]
-    who = f"The winner is {outcome.winner}" + "".join(f" ({name})" for name in names[:1])
+    title = "The winner and the sealed test"
+    who = Paragraph(outcome.winner_sentence)
     if outcome.sealed is None:
-        return Section(title, [Paragraph(f"{who}. The sealed test was not run.")])
+        sealed = "The sealed test was not opened." if outcome.has_sealed_test else NO_TEST
+        return Section(title, [who, Paragraph(sealed)])
+    later = ""
+    if outcome.sealed_of != outcome.winner:
+        later = f" It was opened when {outcome.sealed_of} was ahead, and a test is opened once."
     said = Paragraph(
-        f"{who}. Its score on the sealed test, asked of it alone, is "
-        f"{measured_words(outcome.sealed)} questions; no choice was made by it."
+        f"The score of {outcome.sealed_of} on the sealed test, asked of it alone, is "
+        f"{measured_words(outcome.sealed)} questions; no choice was made by it.{later}"
     )
     columns = [Column("task"), Column(f"score, {INTERVAL}, n"), Column("answers with flaws")]
     rows = [
@@ -104,7 +108,7 @@ def sealed_section(outcome: StudyOutcome) -> Section:
         ]
         for task in outcome.sealed.tasks
     ]
-    return Section(title, [said, Table("The sealed test by task", columns, rows)])
+    return Section(title, [who, said, Table("The sealed test by task", columns, rows)])
 
 
 def history_section(outcome: StudyOutcome) -> Section:

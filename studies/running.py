@@ -23,6 +23,7 @@ from scores.results import EvalResult
 from studies.checking import state_of
 from studies.collecting import (
     choose_winner,
+    has_sealed_test,
     outcome_of,
     study_cost_usd,
     trials_by_arm,
@@ -316,17 +317,17 @@ def _result_at(files: TrialFiles, rung: int) -> EvalResult | None:
 
 async def _name_winner(work: Work, outcome: StudyOutcome) -> None:
     """Name the winner once all is done, and open the sealed test on it, on no other ever."""
-    winner, record = choose_winner(outcome.arms), work.record
-    if winner is None:
+    chosen, record = choose_winner(outcome.arms), work.record
+    if chosen is None:
         return
-    named = record.last("winner")
-    if named is None or named["run"] != winner.run_id:
-        arm = next(one.name for one in outcome.arms if winner in one.trials)
-        score = winner.result.score if winner.result is not None else None
-        record.append("winner", run=winner.run_id, arm=arm, round=winner.round_no, score=score)
+    winner, named = chosen.trial, record.last("winner")
+    if named is None or named["sentence"] != chosen.sentence:
+        run_id = None if winner is None else winner.run_id
+        record.append("winner", run=run_id, sentence=chosen.sentence)
+        work.screen.line(chosen.sentence)
+    if winner is None or not has_sealed_test(work.generation):
+        return
     files = next(one for one in work.generation.trials if one.trial.run_id == winner.run_id)
-    if not json.loads(files.train_text).get("evaluation", {}).get("test_tasks"):
-        return
     opened = next(record.events("test_opened"), None)
     if opened is not None and opened["run"] != winner.run_id:
         work.screen.line(

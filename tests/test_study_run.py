@@ -24,6 +24,7 @@ from scores.results import EvalResult
 from sdk_client import KEY
 from studies.halving import judge_rung, rungs
 from studies.record import StudyRecord
+from test_loop import SMOOTH_RATE
 from trainer_with_eval import main as train
 
 TASK = """\
@@ -77,6 +78,14 @@ class StudyFolder:
         for section, values in changes.items():
             self.experiment[section] = {**self.experiment.get(section, {}), **values}
         (self.folder / "experiment.yaml").write_text(yaml.safe_dump(self.experiment))
+
+    def teach_one_answer(self) -> None:
+        """Rows that are all answered alike, tasks that ask for this answer, and steps enough."""
+        rows = [{"instruction": f"Say {i}", "output": "yes"} for i in range(12)]
+        (self.folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+        asked = TASK.replace('target="x"', 'target="yes"').replace('target="e"', 'target="yes"')
+        (self.folder / "evals" / "tasks.py").write_text(asked)
+        self.write(controls={"learning_rate": SMOOTH_RATE, "steps_per_round": 60, "batch_size": 4})
 
     def run(self, *flags: str) -> int:
         return study.main(["run", str(self.folder), *flags])
@@ -342,7 +351,7 @@ def test_a_budget_ends_a_study_between_trials(
     assert "Stopped for the budget" in capsys.readouterr().out
     folder.write(study={"budget": {"tokens": 10_000_000}})
     assert folder.run() == 0
-    assert [e["run"] for e in folder.record("winner")]
+    assert [e["sentence"] for e in folder.record("winner")]
     assert len(folder.answers()) == 3
 
 
@@ -434,7 +443,8 @@ def test_halving_drops_by_what_was_measured(
 def test_the_sealed_test_is_opened_for_the_winner_only(
     folder: StudyFolder, capsys: pytest.CaptureFixture
 ) -> None:
-    rows = [{"question": f"Sealed question {i}?", "answer": "x"} for i in range(5)]
+    folder.teach_one_answer()
+    rows = [{"question": f"Sealed question {i}?", "answer": "yes"} for i in range(5)]
     (folder.folder / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     folder.write(controls={"evaluation.test_tasks": ["qa:test.jsonl"]})
     assert folder.run() == 0
