@@ -1,6 +1,6 @@
 """Measure what a study's report promises: coverage, false alarms and power, by simulation.
 
-    .venv/bin/python benchmarks/study_statistics.py [--runs 1000]
+    .venv/bin/python benchmarks/study_statistics.py [--runs 400]
 
 Answers are right or wrong: a question's difficulty, a seed's luck and what is left are normal on
 the probit scale. Prints Markdown tables; exits with 1 when a stated target is missed, and says
@@ -151,7 +151,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=1000, help="studies a cell (default: 1000)")
+    parser.add_argument("--runs", type=int, default=400, help="studies a cell (default: 400)")
     args = parser.parse_args()
     started = time.monotonic()
     missed = [*levels(args.runs), *one_seed(args.runs), *unlike_seeds(args.runs)]

@@ -131,18 +131,23 @@ def needed_to_show(
         width = half_width(scaled, 0.05) + half_width(scaled, 2 * (1 - power))
         return width <= distance
 
+    # Both parts shrink as either number grows, so what is enough is found by halving.
     sizes = [n * 1.05**i for i in range(1, 600) if n * 1.05**i <= MAX_QUESTIONS]
-    found = next((size for size in sizes if shows(size, num_seeds)), None)
-    questions = None if found is None else _two_digits(found)
+
+    def fewest(k: int) -> int | None:
+        at = bisect_left(sizes, True, key=lambda size: shows(size, k))
+        return _two_digits(sizes[at]) if at < len(sizes) else None
+
+    questions = fewest(num_seeds)
     if not seeds:
         return Needed(questions, None, None)
     counts = range(num_seeds + 1, MAX_SEEDS + 1)
-    more_seeds = next((k for k in counts if shows(n, k)), None)
+    at = bisect_left(counts, True, key=lambda k: shows(n, k))
+    more_seeds = counts[at] if at < len(counts) else None
     both = None
     if questions is None and more_seeds is None:
-        pairs = ((size, k) for k in (5, 10, 20, 50, MAX_SEEDS) for size in sizes if k > num_seeds)
-        first = next((pair for pair in pairs if shows(*pair)), None)
-        both = None if first is None else (_two_digits(first[0]), first[1])
+        tried = ((fewest(k), k) for k in (5, 10, 20, 50, MAX_SEEDS) if k > num_seeds)
+        both = next(((size, k) for size, k in tried if size is not None), None)
     return Needed(questions, more_seeds, both)
 
 

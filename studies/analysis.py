@@ -258,16 +258,12 @@ def _arm_finding(arm: MeasuredArm, groups: str, gains: Mapping[str, float]) -> A
         usage = usage.plus(trial.usage)
     costs = [trial.cost_usd for trial in trials if trial.cost_usd is not None]
     cost = sum(costs) if costs and len(costs) == len(trials) else None
+    counted = "dropped" if arm.is_dropped else "done"
     points = gains.get(arm.name, 0.0) * 100
     has_gain = points > ROUNDING
     return ArmFinding(
         name=arm.name,
-        run_ids=sorted(
-            trial.run_id
-            for trial in trials
-            if trial.result is not None
-            and trial.status == ("dropped" if arm.is_dropped else "done")
-        ),
+        run_ids=sorted(t.run_id for t in trials if t.result is not None and t.status == counted),
         num_seeds=arm.num_seeds,
         score=arm.score,
         interval=interval,

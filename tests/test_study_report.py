@@ -46,7 +46,7 @@ HEADINGS = [
     "Diminishing returns and other claims",
     "Trials not run, dropped or failed",
     "What the gate would have done",
-    "The sealed test of the winner",
+    "The winner and the sealed test",
     "History",
     "Remarks",
     "Tokens and cost",
@@ -196,13 +196,20 @@ def test_trials_without_a_result_are_listed_with_the_reason(tmp_path: Path) -> N
     assert third[0] == "run_099" and third[4] == "no reason is recorded"
 
 
-def test_the_sealed_test_is_told_of_the_winner_alone(tmp_path: Path) -> None:
+def test_the_sealed_test_is_told_of_whom_it_was_opened_on(tmp_path: Path) -> None:
     sealed = measured_result(0.6, random.Random(5), Shape(), 2)
-    report = written(tmp_path, winner="run_009", sealed=sealed)
-    told = "The winner is run_009 (lora_rank=64). Its score on the sealed test, asked of it alone,"
-    assert f"{told} is {sealed.score:.4f} [" in report.markdown
-    assert "The sealed test was not run." in written(tmp_path, winner="run_009").markdown
-    assert "No winner is named" in written(tmp_path).markdown
+    named = {"winner": "run_009", "winner_sentence": "The winner is run_009 (lora_rank=64)."}
+    report = written(tmp_path, **named, sealed=sealed, sealed_of="run_009")
+    told = "The score of run_009 on the sealed test, asked of it alone, is"
+    assert named["winner_sentence"] in report.markdown
+    assert f"{told} {sealed.score:.4f} [" in report.markdown
+    assert "a test is opened once" not in report.markdown
+    later = written(tmp_path, **named, sealed=sealed, sealed_of="run_002").markdown
+    assert "The score of run_002 on the sealed test" in later
+    assert "It was opened when run_002 was ahead, and a test is opened once." in later
+    assert "has no sealed test" in written(tmp_path, **named).markdown
+    unopened = written(tmp_path, has_sealed_test=True).markdown
+    assert "The sealed test was not opened." in unopened and "No winner is named" in unopened
 
 
 def test_the_rest_is_told(tmp_path: Path) -> None:
