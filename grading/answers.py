@@ -37,9 +37,11 @@ _AND = re.compile(
     rf"\s*(?:[,;]\s*(?:(?:and|und|et|y|и)\b|&)?|\b(?:and|und|et|y|и)\b|&|和)\s*{_NAME}"
 )
 _NOTHING_BEFORE = re.compile(
-    r"[\s(\[{:]*(?:(?:the )?(?:answers?|roots|solutions)\b[^\n\d]{0,24}|[a-z]\s*[=∈]\s*[({\[]?\s*)?"
+    r"[\s(\[{:]*(?:(?:the )?(?:answers?|roots|solutions)\b[^\n\d]{0,24}"
+    r"|[a-z]\s*[=∈≡]\s*[({\[]?\s*)?"
 )
 _NOTHING_BEHIND = re.compile(r"\s*[)\]}]?\s*(?:[^\W\d_]{1,15}\s?){0,2}[.!)\s]*$")
+_BRACE_BEFORE, _BRACE_BEHIND = re.compile(r"\{[ ]?$"), re.compile(r"[ ]?\}")
 _END_OF_SENTENCE = re.compile(r"[^\S\n]*(?:[^\W\d_]{1,15}[^\S\n]?){0,2}[)\]}]?(?:[.!;](?!\d)|\n|$)")
 _BOX = re.compile(f"{BOX}([^{BOX}{END_OF_BOX}]*){END_OF_BOX}")
 LONGEST_JOIN = 60  # characters between two numbers
@@ -168,6 +170,8 @@ def _with_those_before(text: str, spans: list[Span], last: Number, is_box: bool)
         listed.insert(0, before)
         has_word = has_word or between.strip() not in (",", ";")
     lead = text[: listed[0].start]
+    if len(listed) > 1 and _BRACE_BEFORE.search(lead) and _BRACE_BEHIND.match(text, last.end):
+        return listed  # a set gives all of its members
     # "1, 2, 3" alone counts up to its last number; "x = 1, 2", "1 and 2" and a box give them all.
     is_list = has_word or lead.strip() != ""
     if is_list and _NOTHING_BEFORE.fullmatch(lead) and _NOTHING_BEHIND.match(text, last.end):

@@ -73,7 +73,9 @@ _UNIT_BEHIND = re.compile(
     r"|(?:centi|milli|kilo)?met(?:er|re)s?|degrees?|radians?|seconds?|minutes?|hours?|dollars?)"
     r"(?:\^?[23²³])?$"
 )
-_NAME = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?'?|[A-Za-z]\([a-z]\))\s*=")
+_NAME = re.compile(
+    r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?'?|[A-Za-z]\([a-z]\))\s*(?:=|∈|\\in(?![A-Za-z]))"
+)
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\}|°)|°|\\degree)")
 _ANGLE = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _EQUALS = re.compile(r"(?<![<>!:\\=])=(?!=)|\\equiv(?![A-Za-z])")
@@ -102,6 +104,8 @@ _BASED = re.compile(
     re.IGNORECASE,
 )
 _PREFIXED = re.compile(r"(-?)0([bBoOxX])([0-9A-Fa-f]{1,200})")
+_BASE_TEN = re.compile(r"(?<=\d)_(?:\{ ?10 ?\}|10(?!\d))")
+_SUBSCRIPT = re.compile(r"\d\}?_")
 _AROUND_BASE = re.compile(
     r"\\(?:text|mathrm|mathbf|textbf|texttt|mathtt|tt)(?![A-Za-z])|\\[,!;: ]|[\s$~]"
 )
@@ -195,6 +199,8 @@ def expression(text: str, *, is_formula: bool) -> str | None:
     value = _value_side(text.strip(_AROUND_VALUE))
     if in_other_base(value) is not None:
         return value
+    if _SUBSCRIPT.search(_BASE_TEN.sub(" ", value)) is not None:
+        return None  # 121_b, 19_8, 101_2 + 1_2
     braced = _BRACED.fullmatch(value)  # a set, also without LaTeX's backslashes
     text = _in_latex(value if braced is None else rf"\{{{braced[1]}\}}")
     if _RANGE.fullmatch(text) or _JOINED_DIGITS.search(text):

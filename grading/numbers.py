@@ -56,7 +56,7 @@ _IN_WORK = re.compile(
 )
 _WORK_IN_WORDS = re.compile(
     r"(?:\b(?:half|third|quarter|fourth|fifth|tenth|root|log|logarithm|base \d+|power) of(?: the)?"
-    r"|\b(?:divided|multiplied) by|\d (?:over|choose|mod|modulo|to the)|\b(?:twice|thrice)"
+    r"|\b(?:divided|multiplied) by|\d (?:over|choose|to the)|\bmod(?:ulo)?|\b(?:twice|thrice)"
     r"|(?:\b(?:in|to|into) |\()base)\s$",
     re.IGNORECASE,
 )
@@ -83,7 +83,7 @@ _UNFINISHED = re.compile(
     r"|\s(?:halves|thirds|quarters|fourths|fifths|sixths|eighths|tenths|(?:hundred|thousand)ths)\b"
     r"|\s?[/*×·÷]\s?\(|\.?\(\d|i\b"
     r"| (?:squared|cubed)\b| (?:divided by|multiplied by|over|choose|to the power of) \d"
-    r"|\.?\\|_\d| ?[年月时時点點分년월시분] ?\d"
+    r"|\.?\\|_\(?\w| ?[年月时時点點分년월시분] ?\d"
 )
 # What the 0 of 0b101, 0o17 and 0xff begins.
 _OTHER_BASE = re.compile(r"(?:[bB][01]|[oO][0-7]|[xX][0-9A-Fa-f])[0-9A-Fa-f]*(?!\w)")
