@@ -445,3 +445,31 @@ def test_arms_that_cannot_be_asked_are_refused(
 def test_arms_are_none_of_torchtunes(folder: Path) -> None:
     (folder / "experiment.yaml").write_text(TORCHTUNE + "study: {arms: [{name: base}]}\n")
     assert "Take them out" in refusal(folder)
+
+
+# --- what a study may cost ------------------------------------------------------------------------
+
+
+def test_prices_are_of_every_model_under_the_name_that_the_configs_have(folder: Path) -> None:
+    prices = "{train: 1, prefill: 0.5, sample: 2}"
+    table = f'{{as_of: "2026-01-01", usd_per_million_tokens: {{model: {prices}}}}}'
+    (folder / "model").mkdir()
+    text = TINKER.replace("somebody/model", "model")
+    text = text.replace("epochs: 3", f"epochs: 3\n  budget: {{usd: 1.0, prices: {table}}}")
+    (folder / "experiment.yaml").write_text(
+        f"{text}study: {{budget: {{usd: 5.0, minutes: 3.0, prices: {table}}}}}\n"
+    )
+    generated(folder)
+    config = load_and_validate_config(folder / "configs" / "train_000.json").config
+    assert config.base_model == "../model"
+    assert config.budget.prices is not None
+    assert list(config.budget.prices.usd_per_million_tokens) == ["../model"]
+    (folder / "experiment.yaml").write_text(
+        (folder / "experiment.yaml")
+        .read_text()
+        .replace("  base_model: model\n", "")
+        .replace("[8, 16]", "[8, 16]\n  base_model: [model, a/b]")
+    )
+    assert "study.budget.prices.usd_per_million_tokens has no entry for 'a/b'" in refusal(folder)
+    (folder / "experiment.yaml").write_text(TORCHTUNE + "study: {budget: {tokens: 5}}\n")
+    assert "study.budget bounds what is run" in refusal(folder)
