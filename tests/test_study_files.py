@@ -249,6 +249,24 @@ def test_files_of_nobody_known_are_kept(folder: Path) -> None:
     assert not bring_up_to_date(generation_of(folder)).new
 
 
+def test_a_generate_that_was_cut_short_left_no_edits(folder: Path) -> None:
+    """Nor one that was interrupted because the study had to be changed."""
+    for begins in (True, False):
+        (folder / "configs" / "train_001.json.tmp").mkdir(parents=True)  # so it cannot be written
+        assert command("generate", str(folder)).code == 1
+        assert (folder / "configs" / "train_000.json").exists()
+        assert mapping_of(folder).exists() != begins
+        change(folder, "epochs: 3", "epochs: 4")
+        assert command("generate", str(folder)).code == 1
+        (folder / "configs" / "train_001.json.tmp").rmdir()
+        change(folder, "epochs: 3", "epochs: 2")
+        assert "left over" not in generated(folder)
+        assert sorted(path.suffix for path in (folder / "configs").iterdir()) == [
+            *(".json", ".json", ".py", ".py", ".yaml")
+        ]
+        change(folder, "epochs: 3", "epochs: 5")
+
+
 # --- the sealed test ------------------------------------------------------------------------------
 
 
