@@ -15,7 +15,17 @@ from ledger.store import RunStore
 from studies.experiment import load_study
 from studies.generating import bring_up_to_date, generation_of
 from studies.study_section import check_expectations
-from test_studies import BASE, TINKER, TORCHTUNE, change, command, folder, numbers_of, states
+from test_studies import (
+    BASE,
+    TINKER,
+    TORCHTUNE,
+    change,
+    command,
+    folder,
+    numbers_of,
+    states,
+    write_rows,
+)
 from trainer_with_eval import main as train
 
 __all__ = ["folder"]  # the fixture
@@ -401,6 +411,34 @@ def test_arms_are_asked_as_the_first_trial_is(folder: Path) -> None:
     ]
     assert [one["checkpoint"] for one in recorded][2:4] == ["old/run@round_02", "old/run"]
     assert str(folder) not in mapping_of(folder).read_text()
+
+
+def test_arms_are_evaluated_by_their_configs(
+    folder: Path, llama_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Weights of a trial as an arm, with a prompt of its own before what the trial was asked."""
+    write_rows(folder, 8)
+    (folder / "questions.jsonl").write_text(json.dumps({"question": "Say 70", "answer": "70"}))
+    text = TINKER.partition("evaluation:")[0].replace("somebody/model", str(llama_dir))
+    text += "  eval_tasks: [qa:questions.jsonl]\n  evaluation: {max_tokens: 2}\n"
+    (folder / "experiment.yaml").write_text(text)
+    generated(folder)
+    run_dir, configs = folder / "results" / "run_000", folder / "configs"
+    assert train(["--config", str(configs / "train_000.json"), "--run-dir", str(run_dir)]) == 0
+    arms = "{name: old, checkpoint: results/run_000, prompt: Be kind.}, {name: same, prompt: Say.}"
+    (folder / "experiment.yaml").write_text(f"{text}study: {{arms: [{arms}]}}\n")
+    generated(folder)
+    num_tokens = {}
+    for arm in generation_of(folder).arms:
+        checkpoint = arm.checkpoint or f"{run_dir}@round_00"
+        arguments = ["--config", str(arm.config_file), "--run-dir", str(arm.run_dir)]
+        assert train([*arguments, "--evaluate", checkpoint]) == 0
+        assert repr(arm.prompt) in capsys.readouterr().err
+        (result,) = RunStore.open(arm.run_dir).comparable_results()
+        num_tokens[arm.name] = result.tasks[0].samples[0].num_prompt_tokens
+    before = RunStore.open(run_dir).result(0)
+    assert before is not None
+    assert num_tokens["old"] > num_tokens["same"] > before.tasks[0].samples[0].num_prompt_tokens
 
 
 def test_an_arm_may_be_added_taken_out_and_brought_back(folder: Path) -> None:
