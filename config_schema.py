@@ -36,6 +36,7 @@ from settings.groups import (
     Sources,
     SourceSettings,
     check_columns,
+    check_prices,
     check_sources,
 )
 from settings.problems import MAX_PROBLEMS, Problem, Problems, place_of
@@ -355,21 +356,8 @@ class TrainingConfig(Settings):
                 )
 
     def _check_budget(self) -> None:
-        budget = self.budget
-        if budget.usd is None:
-            return
-        if budget.prices is None:
-            raise ValueError(
-                "budget.usd is set but budget.prices is not, and no prices are built in, because "
-                "they change. Give the dated table of your service's prices."
-            )
         models = [self.base_model, *filter(None, [self.evaluation.grader_model])]
-        for model in models:
-            if model not in budget.prices.usd_per_million_tokens:
-                raise ValueError(
-                    f"budget.prices.usd_per_million_tokens has no entry for {model!r}. Add its "
-                    "train, prefill and sample prices."
-                )
+        check_prices("budget", self.budget, models)
 
     @property
     def held_out_tasks(self) -> tuple[str, ...]:

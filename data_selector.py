@@ -49,7 +49,7 @@ class Mining:
 
     @property
     def needs_losses(self) -> bool:
-        return self.strategy in ("loss", "hybrid")
+        return self.strategy in ("loss", "hybrid") and self.replay_share < 1
 
     @property
     def needs_losses_before(self) -> bool:

@@ -348,6 +348,23 @@ class BudgetSettings(Settings):
     )
 
 
+def check_prices(key: str, budget: BudgetSettings, models: Sequence[str]) -> None:
+    """Raise `ValueError` for a bound in dollars without the prices of all models that are used."""
+    if budget.usd is None:
+        return
+    if budget.prices is None:
+        raise ValueError(
+            f"{key}.usd is set but {key}.prices is not, and no prices are built in, because "
+            "they change. Give the dated table of your service's prices."
+        )
+    for model in models:
+        if model not in budget.prices.usd_per_million_tokens:
+            raise ValueError(
+                f"{key}.prices.usd_per_million_tokens has no entry for {model!r}. Add its "
+                "train, prefill and sample prices."
+            )
+
+
 class MiningSettings(Settings):
     """What later rounds train on."""
 

@@ -45,7 +45,8 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
         arms=arms,
         task_names=_task_names(generation),
         checkpoint=study.experiment.evaluation.checkpoint,
-        warnings=list(generation.warnings),
+        # That of alpha is told of every study of ranks, whether or not it is written down.
+        warnings=[one for one in generation.warnings if not one.startswith("lora_alpha is")],
         history=[
             Change(event["time"], sentence)
             for event in record.events("opened")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import yaml
 
 from errors import ConfigError
 from storage.files import write_whole
+from storage.stored_json import parse_object
 from studies import tinker_trials, torchtune_trials
 from studies.arms import ArmFiles, arms_of
 from studies.eval_scripts import tinker_script, torchtune_script
@@ -33,6 +35,7 @@ from studies.yaml_file import dump_yaml
 
 ASKED_FROM = 100  # trials, before so many are written a person is asked
 STAMP = "generated_at"
+BEGUN = "being_generated.json"  # only while files are written
 _GENERATED = re.compile(r"train_\d{3,}\.(json|yaml)|eval_\d{3,}\.py|arm_[\w.-]{1,64}\.json")
 
 Configs = tinker_trials.TinkerConfigs | torchtune_trials.TorchtuneConfigs
@@ -279,6 +282,7 @@ def compare_with_disk(generation: Generation) -> OnDisk:
     found = OnDisk([], [], [], [], [])
     recorded = generation.recorded
     written = {} if recorded is None else recorded.written
+    begun = _begun(generation.study.configs_dir)
     for file, text in generation.texts.items():
         content = _content_of(file)
         if content is None:
@@ -286,7 +290,8 @@ def compare_with_disk(generation: Generation) -> OnDisk:
         elif content == text.encode():
             found.same.append(file)
         else:
-            is_ours = hashlib.sha256(content).hexdigest() == written.get(file.name)
+            sha256 = hashlib.sha256(content).hexdigest()
+            is_ours = sha256 == written.get(file.name) or begun.get(sha256) == file.name
             (found.other if is_ours else found.edited).append(file)
     _compare_map(generation, found)
     folder = generation.study.configs_dir
@@ -350,9 +355,23 @@ def refuse_edited(found: OnDisk) -> None:
 def write_generation(generation: Generation, found: OnDisk) -> None:
     """Write what is not the same, each file whole, the map last. Raises `StorageError`."""
     to_write = {*found.new, *found.other, *found.edited}
-    for file, text in generation.texts.items():
-        if file in to_write:
-            write_whole(file, [text])
-    if to_write:
-        stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        write_whole(generation.mapping_file, [dump_yaml({STAMP: stamp, **generation.mapping})])
+    if not to_write:
+        return
+    texts = {file: text for file, text in generation.texts.items() if file in to_write}
+    begun = generation.study.configs_dir / BEGUN
+    names = {sha256_of_text(text): file.name for file, text in texts.items()}
+    write_whole(begun, [json.dumps(_begun(begun.parent) | names)])
+    for file, text in texts.items():
+        write_whole(file, [text])
+    stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_whole(generation.mapping_file, [dump_yaml({STAMP: stamp, **generation.mapping})])
+    begun.unlink()
+
+
+def _begun(folder: Path) -> dict[str, Any]:
+    """What a generate that was cut short was writing, which the map does not have: names by the
+    sha256 of the content."""
+    try:
+        return parse_object((folder / BEGUN).read_bytes())
+    except (OSError, ValueError):
+        return {}

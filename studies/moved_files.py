@@ -12,6 +12,7 @@ from studies.nesting import flat, put
 from studies.paths import is_there
 
 FILE_KEYS = ("train_file", "val_file", "mining.pool_file", "evalops_budget_file")
+MODEL_KEYS = ("base_model", "evaluation.grader_model")
 NAMED_BY_TASK = ("every", "layers", "limit", "score_key", "cluster_key")
 
 
@@ -21,10 +22,11 @@ def moved_files(
     """The same config with the files that lie below `start` named from the folder `to`; those of
     `eval_tasks` only where they are its own."""
     made = copy.deepcopy(config)
-    for key in (*FILE_KEYS, "base_model"):
-        value = flat(made).get(key)
-        if value is not None:
-            put(made, key, _moved(value, start, to))
+    held = flat(made)
+    for key in (*FILE_KEYS, *MODEL_KEYS):
+        if held.get(key) is not None:
+            put(made, key, _moved(held[key], start, to))
+    _rename_prices(made, {held[key]: flat(made)[key] for key in MODEL_KEYS if _is_named(held, key)})
     if isinstance(made.get("start_from"), str):
         run_dir, at, which = made["start_from"].partition("@")
         made["start_from"] = f"{_moved(run_dir, start, to)}{at}{which}"
@@ -37,6 +39,22 @@ def moved_files(
         names[f"nll:{config['val_file']}"] = f"nll:{made['val_file']}"
     rename_tasks(made, names)
     return made
+
+
+def _is_named(held: Mapping[str, Any], key: str) -> bool:
+    return isinstance(held.get(key), str)
+
+
+def _rename_prices(config: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Have the prices of a budget name the models anew."""
+    found: Any = config
+    for key in ("budget", "prices"):
+        found = found.get(key) if isinstance(found, dict) else None
+    table = found.get("usd_per_million_tokens") if isinstance(found, dict) else None
+    if isinstance(table, dict):
+        found["usd_per_million_tokens"] = {
+            names.get(name, name): row for name, row in table.items()
+        }
 
 
 def _lists_of_tasks(

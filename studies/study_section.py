@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from settings.groups import BudgetSettings, check_prices
 from studies.expansion import Given, given_in, leaves_of
 from studies.experiment import Study, nearest
 from studies.yaml_file import Place, as_value, shown
@@ -44,6 +45,16 @@ def check_halving(study: Study, named: Callable[[str], str], max_rounds: Any) ->
 
 def _sets(one: Given, name: str) -> bool:
     return any(leaf == name for leaf, _ in leaves_of(one))
+
+
+def check_budget(study: Study, models: Sequence[str]) -> None:
+    """Raise `ConfigError` for a bound in dollars that nothing can be held against."""
+    budget = study.experiment.study.budget
+    try:
+        check_prices("study.budget", budget, models)
+    except ValueError as error:
+        key = "usd" if budget.prices is None else "prices"
+        raise study.file.error(("study", "budget", key), str(error)) from None
 
 
 # Claims that cannot both hold.
@@ -100,6 +111,12 @@ def refuse_for_torchtune(study: Study) -> None:
             ("study", "stop"),
             "study.stop is halving, but configs of torchtune are generated and not run here. Take "
             "it out.",
+        )
+    if study.experiment.study.budget != BudgetSettings():
+        raise study.file.error(
+            ("study", "budget"),
+            "study.budget bounds what is run, but configs of torchtune are generated and not run "
+            "here. Take it out.",
         )
     if study.experiment.study.arms:
         raise study.file.error(

@@ -21,6 +21,7 @@ from studies.expansion import OVERRIDE, Given, Trial, TrialText, given_in, leave
 from studies.experiment import Study, nearest
 from studies.moved_files import (
     FILE_KEYS,
+    MODEL_KEYS,
     moved_files,
     named_from,
     names_in,
@@ -29,7 +30,7 @@ from studies.moved_files import (
 )
 from studies.nesting import flat, merged, nested, put
 from studies.paths import is_file, is_there
-from studies.study_section import check_halving
+from studies.study_section import check_budget, check_halving
 from studies.task_files import StudyTask
 from studies.yaml_file import as_value, shown
 from user_code.finding import code_of
@@ -265,7 +266,16 @@ def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TinkerConfigs:
         put(fixed, TEST_ON, "winner")
         _refuse_open_test(study, tasks, flat(fixed)[TEST_TASKS])
     check_halving(study, named, fixed["max_rounds"])
+    check_budget(study, _models_of(study, fixed))
     return TinkerConfigs(study, tasks, base, base_file, fixed)
+
+
+def _models_of(study: Study, fixed: dict[str, Any]) -> list[str]:
+    """The models that trials use, each with a price of its own."""
+    found = list(flat(fixed).items())
+    found += [pair for one in given_in(study, named) for pair in leaves_of(one)]
+    models = [v for k, v in found if k in MODEL_KEYS and isinstance(v, str)]
+    return list(dict.fromkeys(models))
 
 
 def _without_tasks(base: dict[str, Any], base_file: Path, has_tasks: bool) -> dict[str, Any]:

@@ -418,6 +418,18 @@ def test_names_of_tasks_stand_for_them_in_settings(folder: Path) -> None:
             *("[8, 16]", "[8]\n  train_mlp: [true, false]\nstudy: {expects: {train_mlp: [rises]}}"),
             *(8, ["is of numbers", "has the value true", "differs or same"]),
         ),
+        *(
+            ("evaluation:", f"study:\n  budget: {given}\nevaluation:", 14, parts)
+            for given, parts in (
+                ("{usd: 5}", ["study.budget.usd is set but study.budget.prices is not"]),
+                (
+                    '{usd: 5, prices: {as_of: "2026-01-01", usd_per_million_tokens: {}}}',
+                    ["study.budget.prices", "no entry for 'somebody/model'"],
+                ),
+                ("{usd: 0}", ["study.budget.usd", "greater than 0"]),
+            )
+        ),
+        ("epochs: 3", "budget: {usd: 5}", 12, ["budget.usd is set but budget.prices is not"]),
         ("evaluation:", "study:\n  arms: [{nam: a}]\nevaluation:", 14, ["did you mean name?"]),
         ("evaluation:", "study:\n  budget: {token: 5}\nevaluation:", 14, ["did you mean tokens?"]),
         ("evaluation:", "study:\n  arms: [{name: a, checkpoint: x}]\nevaluation:", 14, ["folder"]),

@@ -15,7 +15,17 @@ from ledger.store import RunStore
 from studies.experiment import load_study
 from studies.generating import bring_up_to_date, generation_of
 from studies.study_section import check_expectations
-from test_studies import BASE, TINKER, TORCHTUNE, change, command, folder, numbers_of, states
+from test_studies import (
+    BASE,
+    TINKER,
+    TORCHTUNE,
+    change,
+    command,
+    folder,
+    numbers_of,
+    states,
+    write_rows,
+)
 from trainer_with_eval import main as train
 
 __all__ = ["folder"]  # the fixture
@@ -249,6 +259,24 @@ def test_files_of_nobody_known_are_kept(folder: Path) -> None:
     assert not bring_up_to_date(generation_of(folder)).new
 
 
+def test_a_generate_that_was_cut_short_left_no_edits(folder: Path) -> None:
+    """Nor one that was interrupted because the study had to be changed."""
+    for begins in (True, False):
+        (folder / "configs" / "train_001.json.tmp").mkdir(parents=True)  # so it cannot be written
+        assert command("generate", str(folder)).code == 1
+        assert (folder / "configs" / "train_000.json").exists()
+        assert mapping_of(folder).exists() != begins
+        change(folder, "epochs: 3", "epochs: 4")
+        assert command("generate", str(folder)).code == 1
+        (folder / "configs" / "train_001.json.tmp").rmdir()
+        change(folder, "epochs: 3", "epochs: 2")
+        assert "left over" not in generated(folder)
+        assert sorted(path.suffix for path in (folder / "configs").iterdir()) == [
+            *(".json", ".json", ".py", ".py", ".yaml")
+        ]
+        change(folder, "epochs: 3", "epochs: 5")
+
+
 # --- the sealed test ------------------------------------------------------------------------------
 
 
@@ -385,6 +413,34 @@ def test_arms_are_asked_as_the_first_trial_is(folder: Path) -> None:
     assert str(folder) not in mapping_of(folder).read_text()
 
 
+def test_arms_are_evaluated_by_their_configs(
+    folder: Path, llama_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Weights of a trial as an arm, with a prompt of its own before what the trial was asked."""
+    write_rows(folder, 8)
+    (folder / "questions.jsonl").write_text(json.dumps({"question": "Say 70", "answer": "70"}))
+    text = TINKER.partition("evaluation:")[0].replace("somebody/model", str(llama_dir))
+    text += "  eval_tasks: [qa:questions.jsonl]\n  evaluation: {max_tokens: 2}\n"
+    (folder / "experiment.yaml").write_text(text)
+    generated(folder)
+    run_dir, configs = folder / "results" / "run_000", folder / "configs"
+    assert train(["--config", str(configs / "train_000.json"), "--run-dir", str(run_dir)]) == 0
+    arms = "{name: old, checkpoint: results/run_000, prompt: Be kind.}, {name: same, prompt: Say.}"
+    (folder / "experiment.yaml").write_text(f"{text}study: {{arms: [{arms}]}}\n")
+    generated(folder)
+    num_tokens = {}
+    for arm in generation_of(folder).arms:
+        checkpoint = arm.checkpoint or f"{run_dir}@round_00"
+        arguments = ["--config", str(arm.config_file), "--run-dir", str(arm.run_dir)]
+        assert train([*arguments, "--evaluate", checkpoint]) == 0
+        assert repr(arm.prompt) in capsys.readouterr().err
+        (result,) = RunStore.open(arm.run_dir).comparable_results()
+        num_tokens[arm.name] = result.tasks[0].samples[0].num_prompt_tokens
+    before = RunStore.open(run_dir).result(0)
+    assert before is not None
+    assert num_tokens["old"] > num_tokens["same"] > before.tasks[0].samples[0].num_prompt_tokens
+
+
 def test_an_arm_may_be_added_taken_out_and_brought_back(folder: Path) -> None:
     (folder / "experiment.yaml").write_text(TINKER)
     generated(folder)
@@ -445,3 +501,31 @@ def test_arms_that_cannot_be_asked_are_refused(
 def test_arms_are_none_of_torchtunes(folder: Path) -> None:
     (folder / "experiment.yaml").write_text(TORCHTUNE + "study: {arms: [{name: base}]}\n")
     assert "Take them out" in refusal(folder)
+
+
+# --- what a study may cost ------------------------------------------------------------------------
+
+
+def test_prices_are_of_every_model_under_the_name_that_the_configs_have(folder: Path) -> None:
+    prices = "{train: 1, prefill: 0.5, sample: 2}"
+    table = f'{{as_of: "2026-01-01", usd_per_million_tokens: {{model: {prices}}}}}'
+    (folder / "model").mkdir()
+    text = TINKER.replace("somebody/model", "model")
+    text = text.replace("epochs: 3", f"epochs: 3\n  budget: {{usd: 1.0, prices: {table}}}")
+    (folder / "experiment.yaml").write_text(
+        f"{text}study: {{budget: {{usd: 5.0, minutes: 3.0, prices: {table}}}}}\n"
+    )
+    generated(folder)
+    config = load_and_validate_config(folder / "configs" / "train_000.json").config
+    assert config.base_model == "../model"
+    assert config.budget.prices is not None
+    assert list(config.budget.prices.usd_per_million_tokens) == ["../model"]
+    (folder / "experiment.yaml").write_text(
+        (folder / "experiment.yaml")
+        .read_text()
+        .replace("  base_model: model\n", "")
+        .replace("[8, 16]", "[8, 16]\n  base_model: [model, a/b]")
+    )
+    assert "study.budget.prices.usd_per_million_tokens has no entry for 'a/b'" in refusal(folder)
+    (folder / "experiment.yaml").write_text(TORCHTUNE + "study: {budget: {tokens: 5}}\n")
+    assert "study.budget bounds what is run" in refusal(folder)

@@ -174,6 +174,9 @@ def test_a_run_asks_with_it_and_trains_and_measures_without(
         assert (f"the system prompt {SAY.replace(chr(10), ' ')!r}" in capsys.readouterr().err) == (
             name == "with"
         )
+        report = (workspace.folder / name / "eval_report.md").read_text()
+        told = "Every question was asked with a system prompt before it: Answer with one word."
+        assert (told in report) == (name == "with")
         result = workspace.store(name).result(0)
         assert result is not None
         (loss,) = result.held_out

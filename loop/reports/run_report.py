@@ -281,6 +281,8 @@ def _description(
     yield "## The run"
     yield ""
     yield f"- Base model {checkpoint.base_model}, renderer {checkpoint.renderer}."
+    if (prompt := config["evaluation"]["system_prompt"]) is not None:
+        yield f"- Every question was asked with a system prompt before it: {_flat(prompt)}"
     if (origin := store.origin) is not None:
         how = "with its optimizer" if origin.with_optimizer else "with a new optimizer"
         yield f"- Started from {origin.chain}: `{origin.parent.state_path}`, {how}."

@@ -68,6 +68,8 @@ async def signals_for(
     """The training rows and the pool, and what is known of those that the next round draws from;
     they have their topics."""
     plan, mining = run.plan, run.plan.mining
+    if mining.replay_share == 1:  # nothing is drawn by what is known
+        return Rows(plan.train.examples, plan.pool.examples, plan.train_weights), Signals()
     start = decision.best_round if decision.action == "rollback" else previous.round
     result = run.store.result(start)  # of the weights that the round goes on from
     assert result is not None, "a round is evaluated before the next one is selected"
