@@ -17,9 +17,11 @@ from scores.decision import ROUNDING
 from scores.intervals import mean
 from scores.results import EvalResult
 from settings.groups import PriceTable
+from studies.arms import ArmFiles
 from studies.checking import state_of
 from studies.experiment import FILE_NAME, Study
-from studies.generating import ArmFiles, Generation, TrialFiles
+from studies.generating import Generation, TrialFiles
+from studies.moved_files import moved_name
 from studies.outcome import ArmOutcome, Change, CurvePoint, StudyOutcome, TrialOutcome, TrialStatus
 from studies.record import StudyRecord
 
@@ -197,7 +199,13 @@ def _curve(store: RunStore) -> list[CurvePoint]:
 
 def study_cost_usd(study: Study, config: TrainingConfig, usage: Usage) -> float | None:
     """What tokens cost by the study's table, or else by the trial's own; None without one."""
-    prices: PriceTable | None = study.experiment.study.budget.prices or config.budget.prices
+    prices: PriceTable | None = study.experiment.study.budget.prices
+    if prices is None:
+        return cost_usd(config, usage)
+    # The study's names start at its folder, a trial's at that of its config.
+    named = prices.usd_per_million_tokens
+    renamed = {moved_name(name, study.folder, study.configs_dir): named[name] for name in named}
+    prices = prices.model_copy(update={"usd_per_million_tokens": renamed})
     budget = config.budget.model_copy(update={"prices": prices})
     return cost_usd(config.model_copy(update={"budget": budget}), usage)
 

@@ -25,11 +25,11 @@ def moved_files(
     held = flat(made)
     for key in (*FILE_KEYS, *MODEL_KEYS):
         if held.get(key) is not None:
-            put(made, key, _moved(held[key], start, to))
+            put(made, key, moved_name(held[key], start, to))
     _rename_prices(made, {held[key]: flat(made)[key] for key in MODEL_KEYS if _is_named(held, key)})
     if isinstance(made.get("start_from"), str):
         run_dir, at, which = made["start_from"].partition("@")
-        made["start_from"] = f"{_moved(run_dir, start, to)}{at}{which}"
+        made["start_from"] = f"{moved_name(run_dir, start, to)}{at}{which}"
     names: dict[str, Any] = {}
     for group, key in _lists_of_tasks(made, has_own_tasks):
         new = {one: _moved_task(one, start, to) for one in group[key] if isinstance(one, str)}
@@ -99,11 +99,12 @@ def named_from(folder: Path, path: Path) -> str:
     return Path(os.path.relpath(path, folder.resolve())).as_posix()
 
 
-def _moved(value: Any, start: Path, to: Path) -> Any:
+def moved_name(value: Any, start: Path, to: Path) -> Any:
+    """A name, or each of several, from another folder, where it is that of something there."""
     if isinstance(value, list):
-        return [_moved(one, start, to) for one in value]
+        return [moved_name(one, start, to) for one in value]
     if isinstance(value, dict):
-        return {**value, "file": _moved(value["file"], start, to)} if "file" in value else value
+        return {**value, "file": moved_name(value["file"], start, to)} if "file" in value else value
     if not isinstance(value, str) or os.path.isabs(value) or "\0" in value:
         return value
     path = start / value
@@ -113,6 +114,6 @@ def _moved(value: Any, start: Path, to: Path) -> Any:
 def _moved_task(name: str, start: Path, to: Path) -> str:
     for prefix in ("qa:", "nll:"):
         if name.startswith(prefix):
-            return prefix + _moved(name.removeprefix(prefix), start, to)
+            return prefix + moved_name(name.removeprefix(prefix), start, to)
     file, at, function = name.rpartition("@")
-    return f"{_moved(file, start, to)}@{function}" if at else name
+    return f"{moved_name(file, start, to)}@{function}" if at else name

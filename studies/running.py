@@ -263,7 +263,10 @@ async def _measure(work: Work, arm: ArmFiles) -> None:
     if await _recorded(work, arm.run_id, job, session):
         store = RunStore.open(arm.run_dir)
         if results := store.comparable_results():
-            work.spending.note(arm.run_id, store.usage(), None)
+            config = validate(json.loads(arm.config_text), str(arm.config_file))
+            usage = store.usage()
+            usd = study_cost_usd(work.generation.study, config, usage)
+            work.spending.note(arm.run_id, usage, usd)
             work.record.append("trial_done", run=arm.run_id, round=0, score=results[0].score)
             work.screen.end(arm.run_id, "done", f"measured, score {results[0].score:.4f}")
 

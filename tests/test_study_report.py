@@ -8,6 +8,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,10 +199,11 @@ def test_trials_without_a_result_are_listed_with_the_reason(tmp_path: Path) -> N
 
 def test_the_sealed_test_is_told_of_whom_it_was_opened_on(tmp_path: Path) -> None:
     sealed = measured_result(0.6, random.Random(5), Shape(), 2)
-    named = {"winner": "run_009", "winner_sentence": "The winner is run_009 (lora_rank=64)."}
+    sentence = "The winner is run_009 (lora_rank=64)."
+    named: dict[str, Any] = {"winner": "run_009", "winner_sentence": sentence}
     report = written(tmp_path, **named, sealed=sealed, sealed_of="run_009")
     told = "The score of run_009 on the sealed test, asked of it alone, is"
-    assert named["winner_sentence"] in report.markdown
+    assert sentence in report.markdown
     assert f"{told} {sealed.score:.4f} [" in report.markdown
     assert "a test is opened once" not in report.markdown
     later = written(tmp_path, **named, sealed=sealed, sealed_of="run_002").markdown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -353,6 +354,27 @@ def test_a_budget_ends_a_study_between_trials(
     assert folder.run() == 0
     assert [e["sentence"] for e in folder.record("winner")]
     assert len(folder.answers()) == 3
+
+
+@pytest.mark.trains
+def test_what_a_study_costs_is_told_by_its_prices(
+    folder: StudyFolder, llama_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(llama_dir, folder.folder / "model")
+    row = {"train": 1000, "prefill": 1000, "sample": 1000}
+    prices = {"as_of": "2026-11-29", "usd_per_million_tokens": {"model": row}}
+    folder.write(
+        controls={"base_model": "model"},
+        variables={"lora_rank": [2, 4]},
+        study={"budget": {"usd": 1000, "prices": prices}},
+    )
+    assert folder.run() == 0
+    capsys.readouterr()
+    assert study.main(["status", str(folder.folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    for one in told["trials"]:
+        num_tokens = sum(one["tokens"][k] for k in one["tokens"] if k.endswith("tokens"))
+        assert one["cost_usd"] == pytest.approx(num_tokens / 1000)
 
 
 def test_a_damaged_record_is_refused_by_line(folder: StudyFolder) -> None:
