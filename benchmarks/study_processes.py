@@ -1,0 +1,2 @@
+import argparse
+def overhead(args: argparse.Namespace) -> int: return 0

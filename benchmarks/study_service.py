@@ -1,0 +1,2 @@
+import argparse
+def hundred(args: argparse.Namespace) -> int: return 0
