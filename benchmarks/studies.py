@@ -13,7 +13,9 @@ temporary folders. Rows, questions, seeds and where the best arm stands are draw
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -30,11 +32,12 @@ NUM_ROWS = 320  # 40 steps of 8
 NUM_QUESTIONS = 60
 EFFECT = ("steps_per_round=1", "steps_per_round=40")
 NULL = ("dataset=a.jsonl", "dataset=b.jsonl")
+NULL_STEPS = 20  # half of the rows, another half in another order
 MIN_FOUND, MAX_FALSE = 0.8, 0.15  # of the repetitions
 
 NUM_ARMS = 8
 NUM_ROUNDS = 8
-HALVING_QUESTIONS = 70
+HALVING_QUESTIONS = 40
 WRONG_SHARES = (0.0, 0.6, 0.65, 0.7, 0.8, 0.85, 0.9, 1.0)
 MIN_RIGHT, MAX_TOKENS = 0.9, 0.45
 
@@ -114,7 +117,7 @@ def compared(rng: random.Random, folder: Path, arms: tuple[str, str]) -> Told:
         variables, controls = {"steps_per_round": [1, 40]}, {**controls, "dataset": "a.jsonl"}
     else:
         variables = {"dataset": ["a.jsonl", "b.jsonl"]}
-        controls = {**controls, "steps_per_round": 40}
+        controls = {**controls, "steps_per_round": NULL_STEPS}
     write_study(folder, variables, controls, {"seeds": NUM_SEEDS})
     return told(run_study(folder), arms)
 
@@ -147,7 +150,9 @@ class Halved(NamedTuple):
     scores: list[float]  # of each arm, after its last round
     num_rounds: list[int]
     tokens: int
-    tokens_to_the_end: float  # estimated from each arm's own rounds
+    whole: float  # tokens of all to the end: what a round took that an arm did not have is the mean
+    # of the arms that had it
+    whole_by_own: float  # the same, by the mean of the arm's own rounds
 
 
 def halving(args: argparse.Namespace) -> int:
@@ -163,20 +168,21 @@ def halving(args: argparse.Namespace) -> int:
     for one in halved:
         rounds = " ".join(str(number) for number in one.num_rounds)
         scores = " ".join(f"{score:.2f}" for score in one.scores)
-        share = one.tokens / one.tokens_to_the_end
+        share = one.tokens / one.whole
         names = f"{one.planted} | {one.named}"
         print(f"| {names} | {rounds} | {scores} | {one.tokens:,} | {share:.3f} |")
     first = halved[0]
     print(
         f"\nRepetition 0 to the end without stop: {measured:,} tokens; estimated from the halved "
-        f"study {first.tokens_to_the_end:,.0f} ({first.tokens_to_the_end / measured:.3f} of it)."
+        f"study {first.whole:,.0f} ({first.whole / measured:.3f} of it) by what each round took, "
+        f"{first.whole_by_own:,.0f} ({first.whole_by_own / measured:.3f}) by each arm's own mean."
     )
     num_right = sum(one.named == one.planted for one in halved)
     total = sum(one.tokens for one in halved)
-    share = total / sum(one.tokens_to_the_end for one in halved)
+    share = total / sum(one.whole for one in halved)
     print(
         f"Named right in {num_right} of {len(halved)} with {share:.3f} of the tokens "
-        f"({max(one.tokens / one.tokens_to_the_end for one in halved):.3f} at most in one study; "
+        f"({max(one.tokens / one.whole for one in halved):.3f} at most in one study; "
         f"{first.tokens / measured:.3f} of the measured ones in repetition 0). "
         f"{(time.monotonic() - began) / 60:.1f} min."
     )
@@ -200,6 +206,7 @@ def plant_arms(rng: random.Random, folder: Path) -> str:
 def write_halving(folder: Path, of_study: dict[str, str], seed: int) -> None:
     files = [f"arm_{number}.jsonl" for number in range(NUM_ARMS)]
     controls = {"max_rounds": NUM_ROUNDS, "steps_per_round": 5, "seed": seed}
+    controls |= {"evaluation.max_tokens": 8}
     write_study(folder, {"dataset": files}, controls, of_study)
 
 
@@ -222,23 +229,31 @@ def halve(folder: Path, planted: str) -> Halved:
     named = next(
         arm.name
         for arm in outcome.trials.arms
-        if outcome.trials.winner in [one.run_id for one in arm.trials]
+        if any(one.run_id == outcome.trials.winner for one in arm.trials)
     )
-    num_rounds, tokens_to_the_end = [], 0.0
+    # By trial, the tokens of each of its rounds; the baseline is nothing where another paid for it.
+    used = []
     for one in trials:
         store = outcome.store(one.run_id)
-        baseline = store.usage(0).tokens  # nothing, where another trial has paid for it
-        num_rounds.append(len(store.results()) - 1)
-        tokens_to_the_end += baseline + (one.usage.tokens - baseline) / num_rounds[-1] * NUM_ROUNDS
-    scores = [0.0 if one.result is None else one.result.score for one in trials]
-    return Halved(planted, named, scores, num_rounds, outcome.tokens, tokens_to_the_end)
+        used.append([store.usage(number).tokens for number in range(len(store.results()))])
+    assert sum(map(sum, used)) == outcome.tokens, "all is used in a round"
+    of_round = [
+        statistics.mean(rounds[number] for rounds in used if number < len(rounds))
+        for number in range(NUM_ROUNDS + 1)
+    ]
+    return Halved(
+        planted,
+        named,
+        [0.0 if one.result is None else one.result.score for one in trials],
+        [len(rounds) - 1 for rounds in used],
+        outcome.tokens,
+        sum(sum(rounds) + sum(of_round[len(rounds) :]) for rounds in used),
+        sum(rounds[0] + statistics.mean(rounds[1:]) * NUM_ROUNDS for rounds in used),
+    )
 
 
 def to_the_end(folder: Path) -> int:
     """The tokens of the same study without `stop`, beside nothing that was measured before."""
-    import json
-    import shutil
-
     told = json.loads((folder / "experiment.yaml").read_text())
     del told["study"]["stop"]
     with tempfile.TemporaryDirectory() as scratch:

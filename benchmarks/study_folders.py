@@ -117,7 +117,9 @@ def run_study(folder: Path) -> Outcome:
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         exit_code = study.main(["run", str(folder), "--local"])
     if exit_code != 0:
-        raise SystemExit(f"the study in {folder} ended with exit code {exit_code}:\n{said.getvalue()}")
+        raise SystemExit(
+            f"the study in {folder} ended with exit code {exit_code}:\n{said.getvalue()}"
+        )
     return read_study(folder)
 
 
