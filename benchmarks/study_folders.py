@@ -13,7 +13,6 @@ import os
 import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +21,13 @@ sys.path.insert(0, str(REPO))
 
 import study  # noqa: E402
 from ledger.store import RunStore  # noqa: E402
-from scores.intervals import Interval  # noqa: E402
 from studies.analysis import analyse  # noqa: E402
 from studies.collecting import outcome_of  # noqa: E402
 from studies.findings import Difference, Findings  # noqa: E402
 from studies.generating import generation_of  # noqa: E402
 from studies.outcome import StudyOutcome  # noqa: E402
 from studies.record import StudyRecord  # noqa: E402
+from studies.report_words import minus  # noqa: E402
 
 ROW_FILES = ("demo_pool.jsonl", "demo_data.jsonl")
 QUESTION_FILES = ("evals/simple_qa_test.jsonl", "evals/simple_qa.jsonl")
@@ -67,18 +66,18 @@ def write_study(
     of_study: Mapping[str, Any],
 ) -> None:
     """Write experiment.yaml (JSON is YAML) of a study whose questions lie in questions.jsonl."""
+    usual = {
+        "base_model": str(REPO / "demo_model"),
+        "renderer_name": "llama3",
+        "eval_tasks": ["qa:questions.jsonl"],
+        "learning_rate": 0.003,
+        "batch_size": 8,
+        "evaluation.max_tokens": 16,
+    }
     told = {
         "experiment": {"name": "benchmark", "framework": "tinker"},
         "variables": variables,
-        "controls": {
-            "base_model": str(REPO / "demo_model"),
-            "renderer_name": "llama3",
-            "eval_tasks": ["qa:questions.jsonl"],
-            "learning_rate": 0.003,
-            "batch_size": 8,
-            "evaluation.max_tokens": 16,
-            **controls,
-        },
+        "controls": {k: v for k, v in {**usual, **controls}.items() if k not in variables},
         "study": of_study,
     }
     (folder / "experiment.yaml").write_text(json.dumps(told, indent=1))
@@ -97,11 +96,8 @@ class Outcome(NamedTuple):
     def pair(self, one: str, other: str) -> Difference | None:
         """The first arm less the second, whichever way it is told; None where it is not."""
         for found in self.findings.pairs:
-            if (found.one, found.other) == (one, other):
-                return found
-            if (found.one, found.other) == (other, one):
-                turned = found.interval and Interval(-found.interval.high, -found.interval.low)
-                return replace(found, one=one, other=other, mean=-found.mean, interval=turned)
+            if {found.one, found.other} == {one, other}:
+                return minus(found, other)
         return None
 
     @property

@@ -174,7 +174,12 @@ def test_trials_may_name_question_files_themselves(
     # No task of the study has results of its own; the report has them all the same.
     assert not (folder.folder / "eval_results").exists()
     assert "../qa.jsonl" in (folder.folder / "results.csv").read_text()
-    assert (folder.folder / "report.html").is_file()
+    assert "inspect view" not in (folder.folder / "report.md").read_text()
+    # Of their own Inspect tasks the logs lie with the runs.
+    folder.write(controls={"eval_tasks": ["evals/tasks.py@words"]}, output={"results_dir": "own"})
+    assert folder.run() == 0, capsys.readouterr().err
+    assert "inspect view --log-dir own\n" in (folder.folder / "report.md").read_text()
+    assert list((folder.folder / "own" / "run_001").rglob("*.eval"))
 
 
 @pytest.mark.trains
