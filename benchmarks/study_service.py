@@ -33,7 +33,7 @@ SAMPLE_S = 1.0
 CHUNK_BYTES = 1 << 16
 OPEN_FILES = 1024  # of the study's process, as most systems begin with
 MAX_GROWTH = 0.1  # of memory and connections, by the second half of the trials
-# Requests that cost. Of samples those in flight are asked again after Ctrl-C, as docs/resume.md says.
+# Requests that cost. Samples in flight at Ctrl-C are asked again: docs/resume.md.
 PAID = ("forward_backward", "optim_step", "asample")
 COLUMNS = (
     *(
