@@ -61,7 +61,7 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
         sealed_of=None if sealed is None else sealed[0],
         budget_sentence=_budget_sentence(record),
         experiment_sha256=generation.inputs[FILE_NAME],
-        logs_dir=study.experiment.output.eval_results_dir.rstrip("/"),
+        logs_dir=_logs_dir(generation, arms),
     )
 
 
@@ -243,6 +243,17 @@ def _task_names(generation: Generation) -> dict[str, str]:
         return {}
     named = json.loads(generation.trials[0].train_text)["eval_tasks"]
     return dict(zip(named, (task.entry.name for task in generation.tasks), strict=True))
+
+
+def _logs_dir(generation: Generation, arms: Sequence[ArmOutcome]) -> str | None:
+    """The folder of all Inspect logs, relative to the study's: laid out, or of trials that name
+    their tasks themselves those in the run directories. None where no task has a log."""
+    output = generation.study.experiment.output
+    if generation.tasks:
+        return output.eval_results_dir.rstrip("/")
+    results = [one.result for arm in arms for one in arm.trials if one.result is not None]
+    has_logs = any(task.log for result in results for task in result.tasks)
+    return output.results_dir.rstrip("/") if has_logs else None
 
 
 def has_sealed_test(generation: Generation) -> bool:

@@ -126,7 +126,9 @@ def _directory_for(run_dir: Path, path: str | None, *, is_again: bool) -> tuple[
 def _results(
     configs_dir: Path, trial: Mapping[str, Any], result: EvalResult
 ) -> Iterator[tuple[Mapping[str, Any], TaskResult]]:
-    """Each task of the trial with what was measured of it."""
+    """Each task of the study with what was measured of it; none where trials name their own."""
+    if not trial["tasks"]:  # eval_tasks, whose results lie in the run directory
+        return
     config = parse_object((configs_dir / trial["train"]).read_bytes())
     for task, name in zip(trial["tasks"], config["eval_tasks"], strict=True):
         found = result.task(name)

@@ -99,4 +99,5 @@ class StudyOutcome:
     sealed_of: str | None = None
     budget_sentence: str | None = None  # where the study stopped for its budget
     experiment_sha256: str = ""
-    logs_dir: str = "eval_results"  # relative to the study's folder: what `inspect view` opens
+    # What `inspect view` opens, relative to the study's folder; None where there are no logs.
+    logs_dir: str | None = "eval_results"

@@ -209,6 +209,7 @@ def reproduce_section(outcome: StudyOutcome, commands: Sequence[str]) -> Section
         blocks += [Paragraph("The study is made and told again by:"), Code(commands)]
     else:
         blocks.append(Paragraph("The commands that made the study are unknown."))
-    view = f"inspect view --log-dir {shlex.quote(outcome.logs_dir)}"
-    blocks += [Paragraph("All logs, opened from the study's folder:"), Code([view])]
+    if outcome.logs_dir is not None:
+        view = f"inspect view --log-dir {shlex.quote(outcome.logs_dir)}"
+        blocks += [Paragraph("All logs, opened from the study's folder:"), Code([view])]
     return Section("How to reproduce", blocks)

@@ -235,6 +235,7 @@ def test_the_rest_is_told(tmp_path: Path) -> None:
 def test_a_folder_of_logs_is_quoted_for_the_shell(tmp_path: Path) -> None:
     report = written(tmp_path, logs_dir="my logs; rm x")
     assert "inspect view --log-dir 'my logs; rm x'" in report.markdown
+    assert "inspect view" not in written(tmp_path, logs_dir=None).markdown
 
 
 def test_a_difference_is_turned_whole() -> None:

@@ -171,6 +171,28 @@ def test_trials_are_the_runs_that_they_would_be_alone(
 
 
 @pytest.mark.trains
+def test_trials_may_name_question_files_themselves(
+    folder: StudyFolder, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{"question": f"What is thing {i}?", "answer": "x"} for i in range(5)]
+    (folder.folder / "qa.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    folder.experiment["evaluation"] = {}
+    folder.write(variables={"lora_rank": [2, 4]}, controls={"eval_tasks": ["qa:qa.jsonl"]})
+    assert folder.run() == 0, capsys.readouterr().err
+    assert [e["run"] for e in folder.record("trial_done")] == ["run_000", "run_001"]
+    assert folder.record("winner") and folder.result("run_001", 1).n == 5
+    # No task of the study has results of its own; the report has them all the same.
+    assert not (folder.folder / "eval_results").exists()
+    assert "../qa.jsonl" in (folder.folder / "results.csv").read_text()
+    assert "inspect view" not in (folder.folder / "report.md").read_text()
+    # Of their own Inspect tasks the logs lie with the runs.
+    folder.write(controls={"eval_tasks": ["evals/tasks.py@words"]}, output={"results_dir": "own"})
+    assert folder.run() == 0, capsys.readouterr().err
+    assert "inspect view --log-dir own\n" in (folder.folder / "report.md").read_text()
+    assert list((folder.folder / "own" / "run_001").rglob("*.eval"))
+
+
+@pytest.mark.trains
 def test_another_study_takes_what_this_one_measured(
     tmp_path: Path, llama_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:
