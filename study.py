@@ -27,9 +27,9 @@ from errors import ConfigError, InputError, Interrupted, LoopError
 from loop.reports.console import command_for, drop, open_missing_streams, say, tell, write_out
 
 if TYPE_CHECKING:
-    from studies.checking import TrialState
-    from studies.generating import Generation, OnDisk
-    from studies.outcome import StudyOutcome, TrialOutcome
+    from studies.design.checking import TrialState
+    from studies.design.generating import Generation, OnDisk
+    from studies.findings.outcome import StudyOutcome, TrialOutcome
 
 MAX_LISTED = 20
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     """Make the files of a study, and write them unless they are only to be shown."""
-    from studies.generating import (
+    from studies.design.generating import (
         ASKED_FROM,
         compare_with_disk,
         generation_of,
@@ -212,8 +212,8 @@ def _tell_left_over(found: OnDisk) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Say how each trial of a study stands."""
-    from studies.checking import as_json, state_of
-    from studies.generating import generation_of
+    from studies.design.checking import as_json, state_of
+    from studies.design.generating import generation_of
 
     generation = generation_of(args.dir)
     state = state_of(generation)
@@ -244,13 +244,13 @@ def run(args: argparse.Namespace) -> int:
     """Do all that is left of a study, and report on it; the exit code."""
     from commands.boundary import in_loop, sigterm_as_interrupt
     from services.keys import taken
-    from studies.generating import bring_up_to_date, generation_of
-    from studies.known import known_run_dirs
-    from studies.record import StudyRecord
-    from studies.running import Work, run_study
-    from studies.screen import Screen
-    from studies.spending import Spending
-    from studies.trial_runs import Floor
+    from studies.design.generating import bring_up_to_date, generation_of
+    from studies.work.known import known_run_dirs
+    from studies.work.record import StudyRecord
+    from studies.work.running import Work, run_study
+    from studies.work.screen import Screen
+    from studies.work.spending import Spending
+    from studies.work.trial_runs import Floor
 
     if args.parallel < 1:
         raise ConfigError(f"--parallel is {args.parallel}; give a number of trials, 1 or more.")
@@ -344,9 +344,9 @@ def _tell_trials(outcome: StudyOutcome) -> list[TrialOutcome]:
 def status(args: argparse.Namespace) -> int:
     """Say how far each trial of a study is; the exit code."""
     from ledger.run_directory import is_locked
-    from studies.collecting import as_json, outcome_of
-    from studies.generating import generation_of
-    from studies.record import StudyRecord
+    from studies.design.generating import generation_of
+    from studies.work.collecting import as_json, outcome_of
+    from studies.work.record import StudyRecord
 
     generation = generation_of(args.dir)
     outcome = outcome_of(generation, StudyRecord.read(generation.study.results_dir))
@@ -361,9 +361,9 @@ def status(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write what a study shows, and print its answer; the exit code."""
-    from studies.collecting import outcome_of
-    from studies.generating import generation_of
-    from studies.record import StudyRecord
+    from studies.design.generating import generation_of
+    from studies.work.collecting import outcome_of
+    from studies.work.record import StudyRecord
 
     generation = generation_of(args.dir)
     _refuse_torchtune(generation)
@@ -373,8 +373,8 @@ def report(args: argparse.Namespace) -> int:
 
 
 def _write_report(generation: Generation, outcome: StudyOutcome) -> None:
-    from studies.analysis import analyse
-    from studies.report import write_report
+    from studies.findings.analysis import analyse
+    from studies.reports.report import write_report
 
     findings = analyse(outcome)
     command, folder = command_for(Path(__file__).resolve()), _quoted(generation.study.folder)

@@ -21,13 +21,13 @@ sys.path.insert(0, str(REPO))
 
 import study  # noqa: E402
 from ledger.store import RunStore  # noqa: E402
-from studies.analysis import analyse  # noqa: E402
-from studies.collecting import outcome_of  # noqa: E402
-from studies.findings import Difference, Findings  # noqa: E402
-from studies.generating import generation_of  # noqa: E402
-from studies.outcome import StudyOutcome  # noqa: E402
-from studies.record import StudyRecord  # noqa: E402
-from studies.report_words import minus  # noqa: E402
+from studies.design.generating import generation_of  # noqa: E402
+from studies.findings.analysis import analyse  # noqa: E402
+from studies.findings.findings import Difference, Findings  # noqa: E402
+from studies.findings.outcome import StudyOutcome  # noqa: E402
+from studies.reports.report_words import minus  # noqa: E402
+from studies.work.collecting import outcome_of  # noqa: E402
+from studies.work.record import StudyRecord  # noqa: E402
 
 ROW_FILES = ("demo_pool.jsonl", "demo_data.jsonl")
 QUESTION_FILES = ("evals/simple_qa_test.jsonl", "evals/simple_qa.jsonl")

@@ -1,1 +1,1 @@
-"""Studies: one experiment.yaml, many trials, and what is generated and checked of them."""
+"""Studies: one experiment.yaml, many trials, an answer with error bars."""

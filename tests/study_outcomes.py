@@ -7,7 +7,7 @@ from typing import Any
 
 from ledger.records import Usage
 from scores.results import EvalResult, Measured, SampleResult, TaskResult, eval_result, task_result
-from studies.outcome import ArmOutcome, StudyOutcome, TrialOutcome
+from studies.findings.outcome import ArmOutcome, StudyOutcome, TrialOutcome
 
 PROTOCOL = {"renderer": "llama3", "temperature": 0.0, "tasks": {"t": {"sha256": "aa"}}}
 

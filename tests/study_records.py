@@ -23,8 +23,8 @@ from scores.results import (
     score_difference,
     task_result,
 )
-from studies.findings import ArmFinding, ClaimFinding, Difference, Findings, NotRun
-from studies.outcome import ArmOutcome, Change, CurvePoint, StudyOutcome, TrialOutcome
+from studies.findings.findings import ArmFinding, ClaimFinding, Difference, Findings, NotRun
+from studies.findings.outcome import ArmOutcome, Change, CurvePoint, StudyOutcome, TrialOutcome
 
 LEVEL = 0.95
 TASKS = {"evals/domain_qa.py@domain_qa": "domain", "evals/facts.py@facts": "facts"}

@@ -41,8 +41,11 @@ RANKS: dict[str, float] = {
     "loop.rounds": 8,
     "commands": 9,
     "trainer_with_eval": 10,
-    "studies": 11,
-    "study": 12,
+    "studies.design": 11,
+    "studies.findings": 11,
+    "studies.reports": 12,
+    "studies.work": 12,
+    "study": 13,
 }
 # How many files each room has, its docstring among them; a test that walks past one would say so.
 NUM_FILES = {
@@ -59,7 +62,10 @@ NUM_FILES = {
     "services": 7,
     "settings": 7,
     "storage": 4,
-    "studies": 41,
+    "studies.design": 18,
+    "studies.findings": 8,
+    "studies.reports": 7,
+    "studies.work": 11,
     "user_code": 4,
 }
 # Of these, no room is made.
@@ -106,7 +112,11 @@ def test_every_file_lies_in_a_room() -> None:
     present = {name for name in listed if (REPO / name).exists()}
     ours = {name for name in present if name.split("/")[0] not in GUESTS}
     assert {str(path.relative_to(REPO)) for path in FILES.values()} == ours
-    assert not [name for name in FILES if name != "loop.__init__" and room_of(name) is None]
+    assert not [
+        name
+        for name in FILES
+        if name not in ("loop.__init__", "studies.__init__") and room_of(name) is None
+    ]
 
 
 @pytest.mark.parametrize("name", FILES)

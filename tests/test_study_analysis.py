@@ -29,10 +29,10 @@ from scores.comparisons import (
 from scores.intervals import UNIT, Interval, paired_difference
 from scores.power import needed_to_show
 from scores.results import EvalResult
-from studies.analysis import analyse
-from studies.findings import Findings
-from studies.hypothesis import read_hypothesis
-from studies.outcome import ArmOutcome, StudyOutcome
+from studies.findings.analysis import analyse
+from studies.findings.findings import Findings
+from studies.findings.hypothesis import read_hypothesis
+from studies.findings.outcome import ArmOutcome, StudyOutcome
 from study_outcomes import PROTOCOL, arm, by_question, result, study
 
 N = 60

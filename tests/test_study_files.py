@@ -12,9 +12,9 @@ import yaml
 from config_schema import load_and_validate_config
 from errors import ConfigError
 from ledger.store import RunStore
-from studies.experiment import load_study
-from studies.generating import bring_up_to_date, generation_of
-from studies.study_section import check_expectations
+from studies.design.experiment import load_study
+from studies.design.generating import bring_up_to_date, generation_of
+from studies.design.study_section import check_expectations
 from test_studies import (
     BASE,
     TINKER,

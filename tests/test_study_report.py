@@ -15,12 +15,12 @@ import pytest
 from conftest import REPO
 from page_reading import Page, assert_inert, outside_of_code, tables_in
 from scores.intervals import Interval
-from studies.analysis import analyse
-from studies.findings import Findings
-from studies.outcome import StudyOutcome
-from studies.report import write_report
-from studies.report_words import minus
-from studies.results_csv import (
+from studies.findings.analysis import analyse
+from studies.findings.findings import Findings
+from studies.findings.outcome import StudyOutcome
+from studies.reports.report import write_report
+from studies.reports.report_words import minus
+from studies.reports.results_csv import (
     AFTER_VARIABLES,
     ALL_TASKS,
     BEFORE_VARIABLES,

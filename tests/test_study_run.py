@@ -23,8 +23,8 @@ from errors import RunStoreError
 from ledger.store import RunStore
 from scores.results import EvalResult
 from sdk_client import KEY
-from studies.halving import judge_rung, rungs
-from studies.record import StudyRecord
+from studies.work.halving import judge_rung, rungs
+from studies.work.record import StudyRecord
 from test_loop import SMOOTH_RATE
 from trainer_with_eval import main as train
 

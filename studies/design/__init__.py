@@ -1,0 +1,1 @@
+"""What a study comes to: experiment.yaml, its trials and arms, their configs and scripts."""

@@ -1,0 +1,213 @@
+"""What of a study is done, missing or stale, trial by trial.
+
+Everything is told from what lies on disk against what the study would generate now; nothing is
+recorded for it and nothing is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from config_schema import validate
+from errors import LoopError
+from ledger.run_directory import is_absent_or_empty
+from ledger.store import RunStore
+from settings.sameness import kept_settings
+from storage.stored_json import parse_object
+from studies.design.generating import (
+    Generation,
+    OnDisk,
+    TrialFiles,
+    compare_with_disk,
+    sha256_of,
+)
+from studies.design.paths import is_file, is_folder
+from studies.design.torchtune_base import referred
+
+RESULTS = "results.json"
+State = Literal["done", "missing", "stale", "begun"]
+
+
+class Finding(NamedTuple):
+    """How one thing of a trial stands, and why where that is not plain."""
+
+    state: State
+    why: str = ""
+
+    @property
+    def shown(self) -> str:
+        return f"{self.state} ({self.why})" if self.why else self.state
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """How a trial stands: its files, its training, and each task on its weights."""
+
+    run_id: str
+    params: str
+    config: Finding
+    training: Finding
+    tasks: dict[str, Finding]
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """How a study stands. `changed_inputs` have changed since it was generated."""
+
+    trials: list[TrialState]
+    changed_inputs: list[str]
+    left_over: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "trials": [
+                {
+                    "run": one.run_id,
+                    "params": one.params,
+                    "config": one.config._asdict(),
+                    "training": one.training._asdict(),
+                    "tasks": {name: finding._asdict() for name, finding in one.tasks.items()},
+                }
+                for one in self.trials
+            ],
+            "changed_inputs": self.changed_inputs,
+            "left_over": self.left_over,
+        }
+
+
+def state_of(generation: Generation) -> StudyState:
+    """Look at everything that a study has on disk."""
+    disk = compare_with_disk(generation)
+    recorded = {} if generation.recorded is None else generation.recorded.inputs
+    named = {**recorded, **generation.inputs}
+    changed = [n for n in named if recorded and recorded.get(n) != generation.inputs.get(n)]
+    left_over = [str(path) for path in disk.left_over]
+    left_over += [str(path) for path in _other_results(generation)]
+    trials = [_state_of_trial(generation, one, disk) for one in generation.trials]
+    return StudyState(trials, changed, left_over)
+
+
+def _other_results(generation: Generation) -> Iterator[Path]:
+    """Folders of trials that the study does not have any more."""
+    kept = {one.trial.run_id for one in generation.trials}
+    for folder in (generation.study.results_dir, generation.study.eval_results_dir):
+        for path in sorted(folder.glob("run_*")) if is_folder(folder) else ():
+            if path.name.partition("-")[0] not in kept:
+                yield path
+    arms = {one.run_dir.name for one in generation.arms}
+    results = generation.study.results_dir
+    for path in sorted(results.glob("arm_*")) if is_folder(results) else ():
+        if not any(path.name == name or path.name.startswith(f"{name}-") for name in arms):
+            yield path
+
+
+def _state_of_trial(generation: Generation, files: TrialFiles, disk: OnDisk) -> TrialState:
+    config = _config_state(files, disk)
+    is_ours = generation.study.experiment.experiment.framework == "tinker"
+    training = _training_state(files) if is_ours else _torchtune_state(files)
+    tasks = {
+        task.entry.name: _task_state(files, task.entry.name, task.code_sha256, training)
+        for task in generation.tasks
+    }
+    return TrialState(files.trial.run_id, files.trial.shown, config, training, tasks)
+
+
+def _config_state(files: TrialFiles, disk: OnDisk) -> Finding:
+    own = [file for file in (files.train_file, files.eval_file) if file is not None]
+    missing = [file.name for file in own if file in disk.new]
+    other = [file.name for file in own if file in disk.other]
+    edited = [file.name for file in own if file in disk.edited]
+    if missing:
+        return Finding("missing", "generate it")
+    if edited:
+        told = f"{', '.join(edited)} is neither as it was generated nor what the study says"
+        return Finding("stale", told)
+    if other:
+        return Finding("stale", f"{', '.join(other)} is not what the study says; generate again")
+    return Finding("done")
+
+
+def _training_state(files: TrialFiles) -> Finding:
+    """A run of the loop tells by its own ledger."""
+    if is_absent_or_empty(files.run_dir):
+        return Finding("missing")
+    try:
+        store = RunStore.open(files.run_dir)
+        recorded = kept_settings(store.settled_config()["config"])
+        config = validate(json.loads(files.train_text), str(files.train_file))
+        given = kept_settings(config.model_dump(mode="json"))
+        changed = [key for key in {**recorded, **given} if recorded.get(key) != given.get(key)]
+        if changed:
+            return Finding("stale", f"trained with another {', '.join(changed[:3])}")
+        if (name := _changed_data(store)) is not None:
+            return Finding("stale", f"{name} has changed since")
+        if any(store.events("run_finished")):
+            return Finding("done")
+        return Finding("begun", f"{store.num_rounds} rounds done; go on with --resume")
+    except LoopError as error:
+        return Finding("stale", str(error))
+
+
+def _changed_data(store: RunStore) -> str | None:
+    if not store.has_started:
+        return None
+    for file in store.manifest().files.values():
+        path = store.now_at(Path(file.path))
+        if is_file(path) and sha256_of(path) != file.sha256:
+            return path.name
+    return None
+
+
+def _torchtune_state(files: TrialFiles) -> Finding:
+    """torchtune keeps a copy of its config and a folder of weights for each epoch."""
+    if not is_folder(files.run_dir):
+        return Finding("missing")
+    config = yaml.safe_load(files.train_text)
+    kept = files.run_dir / "torchtune_config.yaml"
+    if is_file(kept) and _plain_yaml(kept) != _plain_text(files.train_text):
+        return Finding("stale", "trained with another config")
+    output = referred(config, (config.get("checkpointer") or {}).get("output_dir"))
+    epochs = referred(config, config.get("epochs", 1))
+    weights = Path(str(output or files.run_dir))
+    saved = [path.name for path in weights.glob("epoch_*")]
+    if f"epoch_{epochs - 1}" in saved:
+        return Finding("done")
+    return Finding("begun", f"{len(saved)} of {epochs} epochs saved")
+
+
+def _plain_yaml(file: Path) -> Any:
+    return _plain_text(file.read_text(encoding="utf-8", errors="replace"))
+
+
+def _plain_text(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return None
+
+
+def _task_state(files: TrialFiles, name: str, code: str, training: Finding) -> Finding:
+    file = files.eval_dir / name / RESULTS
+    if not is_file(file):
+        return Finding("missing")
+    try:
+        found = parse_object(file.read_bytes())
+    except (OSError, ValueError) as error:
+        return Finding("stale", f"{RESULTS} cannot be read: {error}")
+    if found.get("train_sha256") != files.train_sha256:
+        return Finding("stale", "of a trial with another config")
+    if found.get("code_sha256") != code:
+        return Finding("stale", "the task's code has changed since")
+    if training.state == "stale":
+        return Finding("stale", "the training is")
+    return Finding("done")
+
+
+def as_json(state: StudyState) -> str:
+    return json.dumps(state.to_json(), indent=1)

@@ -1,0 +1,1 @@
+"""What a study shows, from records to findings. Pure."""

@@ -1,0 +1,1 @@
+"""The report of a study, from findings to its files."""

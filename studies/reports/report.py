@@ -1,0 +1,123 @@
+"""The report of a study: `report.html`, `report.md` and `results.csv` in its folder.
+
+HTML and Markdown are two renderings of one document, so they say the same. Nothing is computed
+here: what is told stands in the findings, what was measured in the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pages.document import Block, Bullets, Column, Document, Paragraph, Section, Table
+from pages.html import html_page
+from pages.markdown import markdown
+from storage.files import write_whole
+from studies.findings.findings import ClaimFinding, Findings
+from studies.findings.outcome import StudyOutcome
+from studies.reports.report_arms import arms_section, differences_section, groups_section
+from studies.reports.report_curves import curves_section
+from studies.reports.report_trials import (
+    cost_section,
+    gate_section,
+    history_section,
+    not_run_section,
+    remarks_section,
+    reproduce_section,
+    sealed_section,
+)
+from studies.reports.report_words import INTERVAL, UNKNOWN, change_words, ends_words
+from studies.reports.results_csv import results_csv
+
+
+class Report(NamedTuple):
+    """The files of a report."""
+
+    html: Path
+    markdown: Path
+    csv: Path
+
+
+def write_report(
+    folder: Path, outcome: StudyOutcome, findings: Findings, commands: Sequence[str]
+) -> Report:
+    """Write the three files. `commands` are the lines that make the study and its report again.
+
+    Raises `StorageError`.
+    """
+    document = report_document(outcome, findings, commands)
+    files = Report(folder / "report.html", folder / "report.md", folder / "results.csv")
+    write_whole(files.html, [html_page(document)])
+    write_whole(files.markdown, [markdown(document)])
+    write_whole(files.csv, [results_csv(outcome)])
+    return files
+
+
+def report_document(outcome: StudyOutcome, findings: Findings, commands: Sequence[str]) -> Document:
+    """All that the report says, in its order."""
+    blocks: list[Block] = [
+        Paragraph(findings.headline, is_lead=True),
+        _hypothesis_section(outcome, findings),
+        arms_section(outcome, findings),
+        differences_section(findings),
+        curves_section(outcome, findings),
+        groups_section(findings),
+        _claims_section(findings),
+        not_run_section(outcome, findings),
+        gate_section(outcome),
+        sealed_section(outcome),
+        history_section(outcome),
+        remarks_section(outcome, findings),
+        cost_section(outcome),
+        reproduce_section(outcome, commands),
+    ]
+    return Document(f"Study: {outcome.name}", blocks)
+
+
+def _hypothesis_section(outcome: StudyOutcome, findings: Findings) -> Section:
+    question = f"Question: {outcome.question}" if outcome.question else "No question is stated."
+    stated = (
+        f"Hypothesis: {outcome.hypothesis}" if outcome.hypothesis else "No hypothesis is stated."
+    )
+    verdict = f"Verdict: {findings.verdict_sentence or findings.verdict or 'none'}"
+    blocks: list[Block] = [
+        Paragraph(question),
+        Paragraph(stated),
+        Paragraph(verdict),
+    ]
+    needed = [f"{_claim_name(one)}: {one.needed}" for one in findings.claims if one.needed]
+    if needed:
+        blocks += [Paragraph("What would decide it:"), Bullets(needed)]
+    return Section("Question and hypothesis", blocks)
+
+
+def _claim_name(one: ClaimFinding) -> str:
+    return f"{one.claim} with {one.variable}"
+
+
+def _claims_section(findings: Findings) -> Section:
+    """Diminishing returns, and whatever else was tested."""
+    title = "Diminishing returns and other claims"
+    if not findings.claims:
+        return Section(title, [Paragraph("No claim was tested.")])
+    columns = [
+        Column("claim"),
+        Column("verdict"),
+        Column("effect (of score)", True),
+        Column(INTERVAL, True),
+        Column("in words"),
+        Column("what would decide it"),
+    ]
+    rows = [
+        [
+            _claim_name(one),
+            one.verdict,
+            change_words(one.effect),
+            ends_words(one.interval, signed=True),
+            one.sentence,
+            one.needed or (UNKNOWN if one.verdict == "undecided" else "it is decided"),
+        ]
+        for one in findings.claims
+    ]
+    return Section(title, [Table("What was claimed, tested", columns, rows)])

@@ -1,0 +1,1 @@
+"""A study at work: its trials side by side, its record, its table, and what they came to."""

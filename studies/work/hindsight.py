@@ -1,0 +1,68 @@
+"""What the usual gate would have done with a trial, whose own gate does nothing.
+
+Trials that are compared train alike, so their gate neither stops them, lowers their rate nor goes
+back; what it would have decided is told all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from config_schema import TrainingConfig, validate
+from ledger.store import RunStore
+from loop.planning.plan import gate_of
+from scores.decision import Spent, decide
+from settings.config_file import read_object
+from studies.design.expansion import given_in, overlap
+from studies.design.experiment import Study
+from studies.design.generating import TrialFiles
+from studies.design.nesting import flat
+from studies.design.tinker_trials import DEFAULTS, named
+
+
+def gate_in_hindsight(study: Study, files: TrialFiles, store: RunStore) -> list[str]:
+    """What would have been decided round by round, up to where the run would have ended, with the
+    usual values in the place of those that the study takes itself."""
+    config = validate(json.loads(files.train_text), str(files.train_file))
+    usual = _usual_settings(study)
+    if not usual:  # the study says all of it, and the trial's own decisions are what there is
+        return []
+    gate = gate_of(config)
+    gate = replace(
+        gate,
+        threshold=usual.get("eval_threshold", gate.threshold),
+        lr_decay=usual.get("lr_decay", gate.lr_decay),
+        rollback=usual.get("gate.rollback", gate.rollback),
+    )
+    results, said = store.results(), []
+    for position, result in enumerate(results):
+        checkpoint = store.checkpoint(result.round)
+        steps = 0 if checkpoint is None else checkpoint.step
+        decision = decide(results[:position], result, Spent(steps), gate)
+        if result.round > 0:
+            said.append(f"round {result.round}: {decision.sentence}")
+        if decision.stops:
+            break
+    return said
+
+
+def _usual_settings(study: Study) -> dict[str, Any]:
+    """The settings that trials are given and the study does not set, with their usual values."""
+    given = [one.name for one in given_in(study, named)]
+    file = study.experiment.framework_config.base_config_file
+    if file is not None:
+        given += list(flat(read_object(study.folder / file)))
+    usual = flat(
+        {
+            "eval_threshold": TrainingConfig.model_fields["eval_threshold"].default,
+            "lr_decay": TrainingConfig.model_fields["lr_decay"].default,
+            "gate": {"rollback": True},
+        }
+    )
+    return {
+        key: value
+        for key, value in usual.items()
+        if key in flat(DEFAULTS) and not any(overlap(key, one) for one in given)
+    }

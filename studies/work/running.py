@@ -1,0 +1,361 @@
+"""A whole study: its arms and trials, in turn or several at once, rung by rung, to a winner.
+
+Trials are ordinary runs. What is done is found by their own ledgers, so that a study that was
+killed goes on where it was by running it again, and so does one that was changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from commands.boundary import Failure, Session, one_of_several
+from config_schema import validate
+from errors import ConfigError, Interrupted, LoopError
+from ledger.run_directory import CONFIG, is_absent_or_empty
+from ledger.store import RunStore
+from scores.results import EvalResult
+from studies.design.checking import state_of
+from studies.design.experiment import FILE_NAME
+from studies.design.generating import ArmFiles, Generation, TrialFiles
+from studies.findings.outcome import StudyOutcome, TrialOutcome
+from studies.work.collecting import (
+    choose_winner,
+    has_sealed_test,
+    outcome_of,
+    study_cost_usd,
+    trials_by_arm,
+)
+from studies.work.evaluating import lay_out_trial
+from studies.work.halving import judge_rung, rungs
+from studies.work.hindsight import gate_in_hindsight
+from studies.work.record import StudyRecord
+from studies.work.screen import ENDED, WAITING, Screen
+from studies.work.spending import Spending
+from studies.work.trial_runs import Floor, TrialPlace, ask_sealed_test, measure_arm, train_trial
+
+T = TypeVar("T")
+
+
+@dataclass
+class Work:
+    """A study at work."""
+
+    generation: Generation
+    record: StudyRecord
+    floor: Floor
+    num_parallel: int
+    spending: Spending
+    stopped: Interrupted | None = None  # nothing more is begun
+    budget_sentence: str | None = None
+    failed: set[str] = field(default_factory=set)  # now, and to be tried again by the next run
+    num_at_work: int = 0
+
+    @property
+    def screen(self) -> Screen:
+        return self.floor.screen
+
+    def may_do(self, num_pieces: int) -> bool:
+        """Whether so many pieces of work fit, those that are being done among them; says once where
+        the budget ends."""
+        if self.stopped is not None or self.floor.sharing.is_stopping:
+            return False
+        if self.budget_sentence is None and (why := self.spending.out_of(num_pieces)) is not None:
+            self.budget_sentence = f"Stopped for the budget: {why}."
+            self.record.append("budget_reached", sentence=self.budget_sentence)
+            self.screen.line(self.budget_sentence)
+        return self.budget_sentence is None
+
+
+async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
+    """Do all that is left of a study. `known` are run directories that may have been paid for
+    already, its own and others.
+
+    Raises `ConfigError` for a run directory that is of another trial, `Interrupted` once all that
+    was at work is saved.
+    """
+    generation, record = work.generation, work.record
+    refuse_stale(generation)
+    _note_opened(work)
+    _offer_known(work, known)
+    _finish_found(work)
+    await _each(work, generation.arms, lambda arm: _measure(work, arm))
+    arms = trials_by_arm(generation)
+    alive = list(arms)
+    for rung in [*_rungs(generation), None]:
+        of_alive = {one.trial.run_id for name in alive for one in arms[name]} - work.failed
+        trials = [one for one in generation.trials if one.trial.run_id in of_alive]
+        trials = [one for one in trials if not _has_reached(one, rung)]
+        await _each(work, trials, lambda one, rung=rung: _train(work, one, rung))
+        if work.stopped is not None or work.floor.sharing.is_stopping:
+            raise work.stopped or Interrupted("Interrupted between two trials.")
+        if rung is not None and work.budget_sentence is None:
+            kept = _judge(work, rung)
+            alive = [name for name in alive if name in kept]
+    outcome = outcome_of(generation, record)
+    await _name_winner(work, outcome)
+    return outcome_of(generation, record)
+
+
+def refuse_stale(generation: Generation) -> None:
+    """Raise `ConfigError` for trials whose directory holds a run of other settings or data."""
+    stale = [one for one in state_of(generation).trials if one.training.state == "stale"]
+    if stale:
+        first, more = stale[0], f", and so for {len(stale) - 1} more" if len(stale) > 1 else ""
+        raise ConfigError(
+            f"{generation.study.results_dir / first.run_id}: {first.training.why}, so it is not "
+            f"the trial that the study has now ({first.params}){more}. What it cost is not thrown "
+            "away: undo the change, or move the directory, or set another output.results_dir."
+        )
+
+
+def _note_opened(work: Work) -> None:
+    generation = work.generation
+    trials = {one.trial.run_id: one.trial.shown for one in generation.trials}
+    arms = [arm.name for arm in generation.arms]
+    for change in work.record.note_opened(generation.inputs[FILE_NAME], trials, arms):
+        work.screen.line(f"since the last run: {change}")
+    work.record.append("run_begun", parallel=work.num_parallel)
+
+
+def _offer_known(work: Work, known: Iterable[Path]) -> None:
+    """Let trials take what run directories have measured. One that is damaged is no source."""
+    own = {one.trial.run_id: one for one in work.generation.trials}
+    for run_dir in known:
+        if not (run_dir / CONFIG).is_file():
+            continue
+        with contextlib.suppress(LoopError, KeyError, TypeError):
+            store = RunStore.open(run_dir)
+            if not store.has_started:
+                continue
+            for result in store.results():
+                work.floor.sharing.offer(store, result)
+            if run_dir.name in own and run_dir.parent == work.generation.study.results_dir:
+                _note_usage(work, own[run_dir.name], store)
+
+
+async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
+    """Do something for each, so many at once, as long as more may be begun."""
+    slots = asyncio.Semaphore(work.num_parallel)
+
+    async def one(thing: T) -> None:
+        async with slots:
+            if work.may_do(work.num_at_work + 1):
+                work.num_at_work += 1
+                try:
+                    await do(thing)
+                finally:
+                    work.num_at_work -= 1
+
+    await asyncio.gather(*(asyncio.create_task(one(thing)) for thing in things))
+
+
+# --- a trial --------------------------------------------------------------------------------------
+
+
+def place_of(files: TrialFiles) -> TrialPlace:
+    return TrialPlace(files.trial.run_id, files.train_file, files.run_dir)
+
+
+def _has_reached(files: TrialFiles, rung: int | None) -> bool:
+    """Whether a trial has come as far as it is to come; its end where no rung is named."""
+    if is_absent_or_empty(files.run_dir):
+        return False
+    store = RunStore.open(files.run_dir)
+    is_done = any(store.events("run_finished"))
+    return is_done or (rung is not None and store.decision(rung) is not None)
+
+
+async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
+    """Train a trial to a rung or to its end, and record what became of it."""
+    run_id, record = files.trial.run_id, work.record
+    session = Session(work.floor.keys)
+    if not any(e["run"] == run_id for e in record.events("trial_begun")):
+        params = dict(files.trial.params)
+        record.append("trial_begun", run=run_id, params=params, seed=files.trial.seed)
+
+    def leaves_after(round_no: int) -> bool:
+        if rung is not None and round_no >= rung:
+            return True
+        if session.store is not None:
+            _note_usage(work, files, session.store)
+        return not work.may_do(work.num_at_work)
+
+    training = train_trial(place_of(files), work.floor, session, leaves_after)
+    is_done = await _recorded(work, run_id, training, session)
+    if is_absent_or_empty(files.run_dir):
+        return
+    store = RunStore.open(files.run_dir)
+    _note_usage(work, files, store)
+    if not is_done:
+        return
+    if any(store.events("run_finished")):
+        _finish(work, files, store)
+        return
+    decision = store.last_decision()
+    round_no = 0 if decision is None else decision.round
+    record.append("trial_left", run=run_id, round=round_no)
+    work.screen.set(run_id, WAITING, f"left after round {round_no}")
+
+
+def _finish(work: Work, files: TrialFiles, store: RunStore) -> None:
+    """Lay out what a finished trial has measured, and record that it is done."""
+    run_id = files.trial.run_id
+    result = lay_out_trial(work.generation, files, store)
+    gate = gate_in_hindsight(work.generation.study, files, store)
+    work.record.append("trial_done", run=run_id, round=result.round, score=result.score, gate=gate)
+    work.screen.end(run_id, "done", f"done, score {result.score:.4f} ({files.trial.shown})")
+
+
+def _finish_found(work: Work) -> None:
+    """The same for trials that have finished since, be it by hand or before a kill, and a word on
+    those that were done before."""
+    done = {event["run"]: event for event in work.record.events("trial_done")}
+    for one in work.generation.trials:
+        run_id = one.trial.run_id
+        if _has_reached(one, None) and run_id not in done:
+            _finish(work, one, RunStore.open(one.run_dir))
+        elif run_id in done:
+            score = f"{done[run_id]['score']:.4f}"
+            work.screen.set(run_id, ENDED, "done before", score)
+
+
+async def _recorded(
+    work: Work, run_id: str, job: Coroutine[Any, Any, None], session: Session
+) -> bool:
+    """Do one trial's work; whether it is done. Its failure is recorded, and what stops the study is
+    kept for its end."""
+    try:
+        failure = await one_of_several(job, session)
+    except Interrupted as stopped:
+        work.stopped = stopped
+        work.screen.set(run_id, WAITING, "interrupted")
+        return False
+    if isinstance(failure, Failure):
+        work.failed.add(run_id)
+        work.record.append("trial_failed", run=run_id, error=failure.message)
+        work.screen.end(run_id, "failed", f"failed: {failure.message}")
+        return False
+    return True
+
+
+def _note_usage(work: Work, files: TrialFiles, store: RunStore) -> None:
+    usage = store.usage()
+    config = validate(json.loads(files.train_text), str(files.train_file))
+    usd = study_cost_usd(work.generation.study, config, usage)
+    work.spending.note(files.trial.run_id, usage, usd)
+
+
+# --- an arm that is not trained -------------------------------------------------------------------
+
+
+async def _measure(work: Work, arm: ArmFiles) -> None:
+    if not is_absent_or_empty(arm.run_dir) and RunStore.open(arm.run_dir).comparable_results():
+        return
+    session = Session(work.floor.keys)
+    place = TrialPlace(arm.run_id, arm.config_file, arm.run_dir)
+    job = measure_arm(place, arm.checkpoint, work.floor, session)
+    if await _recorded(work, arm.run_id, job, session):
+        store = RunStore.open(arm.run_dir)
+        if results := store.comparable_results():
+            config = validate(json.loads(arm.config_text), str(arm.config_file))
+            usage = store.usage()
+            usd = study_cost_usd(work.generation.study, config, usage)
+            work.spending.note(arm.run_id, usage, usd)
+            work.record.append("trial_done", run=arm.run_id, round=0, score=results[0].score)
+            work.screen.end(arm.run_id, "done", f"measured, score {results[0].score:.4f}")
+
+
+# --- halving --------------------------------------------------------------------------------------
+
+
+def _rungs(generation: Generation) -> list[int]:
+    """The rounds after which arms are dropped; none where the study does not halve."""
+    if generation.study.experiment.study.stop != "halving" or not generation.trials:
+        return []
+    first = generation.trials[0]
+    config = validate(json.loads(first.train_text), str(first.train_file))
+    return rungs(config.max_rounds, len(trials_by_arm(generation)))
+
+
+def _judge(work: Work, rung: int) -> set[str]:
+    """Judge the arms that have reached a rung and were not judged there before; those that go on.
+    An arm of which a seed has not come so far waits for it."""
+    record = work.record
+    results: dict[str, list[EvalResult]] = {}
+    for name, of_arm in trials_by_arm(work.generation).items():
+        found = [one for files in of_arm if (one := _result_at(files, rung)) is not None]
+        if len(found) == len(of_arm):
+            results[name] = found
+    judged = {e["arm"]: e["is_kept"] for e in record.events("rung") if e["round"] == rung}
+    before = set(record.dropped)
+    for verdict in judge_rung(rung, results) if results.keys() - judged.keys() - before else []:
+        if verdict.arm in judged or verdict.arm in before:
+            continue
+        record.append("rung", round=rung, **verdict._asdict())
+        judged[verdict.arm] = verdict.is_kept
+        work.screen.line(f"{verdict.arm}: {verdict.sentence}")
+        if not verdict.is_kept:
+            for one in trials_by_arm(work.generation)[verdict.arm]:
+                work.screen.set(one.trial.run_id, ENDED, f"dropped {verdict.sentence}")
+    return {arm for arm, is_kept in judged.items() if is_kept}
+
+
+def _result_at(files: TrialFiles, rung: int) -> EvalResult | None:
+    """What a trial scored at a rung, or at its end where that came before."""
+    if is_absent_or_empty(files.run_dir):
+        return None
+    store = RunStore.open(files.run_dir)
+    is_done = any(store.events("run_finished"))
+    return store.result(min(rung, store.num_rounds) if is_done else rung)
+
+
+# --- the winner -----------------------------------------------------------------------------------
+
+
+async def _name_winner(work: Work, outcome: StudyOutcome) -> None:
+    """Name the winner once all is done, and open the sealed test on it, on no other ever."""
+    chosen, record = choose_winner(outcome.arms), work.record
+    if chosen is None:
+        return
+    winner, named = chosen.trial, record.last("winner")
+    if named is None or named["sentence"] != chosen.sentence:
+        run_id = None if winner is None else winner.run_id
+        record.append("winner", run=run_id, sentence=chosen.sentence)
+        work.screen.line(chosen.sentence)
+    if winner is None or not has_sealed_test(work.generation):
+        return
+    files = next(one for one in work.generation.trials if one.trial.run_id == winner.run_id)
+    opened = next(record.events("test_opened"), None)
+    if opened is not None and opened["run"] != winner.run_id:
+        work.screen.line(
+            f"The sealed test was opened on {opened['run']} at {opened['time']} and is not asked "
+            f"of {winner.run_id}, which is ahead by now: a test is opened once."
+        )
+        return
+    await _open_test(work, files, winner, is_opened=opened is not None)
+
+
+async def _open_test(
+    work: Work, files: TrialFiles, winner: TrialOutcome, *, is_opened: bool
+) -> None:
+    store = RunStore.open(files.run_dir)
+    if store.test_result() is not None or not work.may_do(1):
+        return
+    assert winner.round_no is not None, "a winner is trained"
+    if not is_opened:
+        work.record.append("test_opened", run=winner.run_id, round=winner.round_no)
+    session = Session(work.floor.keys)
+    job = ask_sealed_test(place_of(files), work.floor, session, winner.round_no)
+    if not await _recorded(work, winner.run_id, job, session):
+        if work.stopped is not None:
+            raise work.stopped
+        return
+    test = RunStore.open(files.run_dir).test_result()
+    if test is not None:
+        work.screen.line(f"{winner.run_id}: the sealed test scores {test.score:.4f}, n={test.n}")
