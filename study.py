@@ -224,6 +224,8 @@ def check(args: argparse.Namespace) -> int:
         tell(f"warning: {warning}", file=sys.stderr)
     for one in state.trials:
         tell(_line_of(one))
+    for arm in state.arms:
+        tell(f"{arm.run_id}: config {arm.config.shown}; measured {arm.measured.shown}")
     for name in state.changed_inputs:
         tell(f"changed since the study was generated: {name}. Generate again.")
     for name in state.left_over:

@@ -349,6 +349,14 @@ def test_arms_may_be_added_between_two_runs(
     assert folder.run() == 2
     said = capsys.readouterr().err
     assert "trained with another learning_rate" in said and "is not thrown away" in said
+    folder.write(controls={"learning_rate": 0.003, "max_rounds": 2})
+    assert folder.run() == 2
+    assert "trained with another max_rounds" in capsys.readouterr().err
+    # Neither are results of one grader shown beside those of another.
+    folder.write(controls={"max_rounds": 1})
+    (folder.folder / "evals" / "tasks.py").write_text(TASK.replace("includes()", "includes(False)"))
+    assert folder.run() == 2
+    assert "measured with other code of words (tasks.py)" in capsys.readouterr().err
     assert all(path.read_bytes() == content for path, content in before.items())
 
 

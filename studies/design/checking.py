@@ -7,19 +7,21 @@ recorded for it and nothing is changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from config_schema import validate
+from config_schema import TrainingConfig, validate
 from errors import LoopError
-from ledger.run_directory import is_absent_or_empty
+from ledger.run_directory import EVALUATED, is_absent_or_empty
 from ledger.store import RunStore
 from settings.sameness import kept_settings
 from storage.stored_json import parse_object
+from studies.design.arms import ArmFiles
 from studies.design.generating import (
     Generation,
     OnDisk,
@@ -56,6 +58,14 @@ class TrialState:
     tasks: dict[str, Finding]
 
 
+class ArmState(NamedTuple):
+    """How an arm stands that is not trained."""
+
+    run_id: str
+    config: Finding
+    measured: Finding
+
+
 @dataclass(frozen=True)
 class StudyState:
     """How a study stands. `changed_inputs` have changed since it was generated."""
@@ -63,6 +73,7 @@ class StudyState:
     trials: list[TrialState]
     changed_inputs: list[str]
     left_over: list[str]
+    arms: list[ArmState] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -75,6 +86,14 @@ class StudyState:
                     "tasks": {name: finding._asdict() for name, finding in one.tasks.items()},
                 }
                 for one in self.trials
+            ],
+            "arms": [
+                {
+                    "run": one.run_id,
+                    "config": one.config._asdict(),
+                    "measured": one.measured._asdict(),
+                }
+                for one in self.arms
             ],
             "changed_inputs": self.changed_inputs,
             "left_over": self.left_over,
@@ -90,7 +109,8 @@ def state_of(generation: Generation) -> StudyState:
     left_over = [str(path) for path in disk.left_over]
     left_over += [str(path) for path in _other_results(generation)]
     trials = [_state_of_trial(generation, one, disk) for one in generation.trials]
-    return StudyState(trials, changed, left_over)
+    arms = [_state_of_arm(generation, one, disk) for one in generation.arms]
+    return StudyState(trials, changed, left_over, arms)
 
 
 def _other_results(generation: Generation) -> Iterator[Path]:
@@ -110,7 +130,7 @@ def _other_results(generation: Generation) -> Iterator[Path]:
 def _state_of_trial(generation: Generation, files: TrialFiles, disk: OnDisk) -> TrialState:
     config = _config_state(files, disk)
     is_ours = generation.study.experiment.experiment.framework == "tinker"
-    training = _training_state(files) if is_ours else _torchtune_state(files)
+    training = _training_state(files, generation) if is_ours else _torchtune_state(files)
     tasks = {
         task.entry.name: _task_state(files, task.entry.name, task.code_sha256, training)
         for task in generation.tasks
@@ -118,8 +138,40 @@ def _state_of_trial(generation: Generation, files: TrialFiles, disk: OnDisk) -> 
     return TrialState(files.trial.run_id, files.trial.shown, config, training, tasks)
 
 
+def _state_of_arm(generation: Generation, arm: ArmFiles, disk: OnDisk) -> ArmState:
+    config = _files_state([arm.config_file], disk)
+    if is_absent_or_empty(arm.run_dir):
+        return ArmState(arm.run_id, config, Finding("missing"))
+    try:
+        store = RunStore.open(arm.run_dir)
+        given = validate(json.loads(arm.config_text), str(arm.config_file))
+        why = _difference(store, given, generation) or _other_weights(store, arm)
+        if why is not None:
+            return ArmState(arm.run_id, config, Finding("stale", why))
+        is_done = bool(store.comparable_results())
+        return ArmState(arm.run_id, config, Finding("done" if is_done else "begun"))
+    except LoopError as error:
+        return ArmState(arm.run_id, config, Finding("stale", str(error)))
+
+
+def _other_weights(store: RunStore, arm: ArmFiles) -> str | None:
+    """Whether what was measured is another checkpoint than the arm's."""
+    (measured,) = store.settled_config()[EVALUATED]
+    if (measured["path"] is None) != (arm.checkpoint is None):
+        return "measured on other weights"
+    run_dir = measured["run_dir"]
+    if arm.checkpoint is None or run_dir is None:
+        return None if arm.checkpoint in (None, measured["path"]) else "measured on other weights"
+    is_same = Path(run_dir).resolve() == Path(arm.checkpoint.rpartition("@")[0]).resolve()
+    return None if is_same else f"measured on weights of {run_dir}"
+
+
 def _config_state(files: TrialFiles, disk: OnDisk) -> Finding:
     own = [file for file in (files.train_file, files.eval_file) if file is not None]
+    return _files_state(own, disk)
+
+
+def _files_state(own: Sequence[Path], disk: OnDisk) -> Finding:
     missing = [file.name for file in own if file in disk.new]
     other = [file.name for file in own if file in disk.other]
     edited = [file.name for file in own if file in disk.edited]
@@ -133,20 +185,16 @@ def _config_state(files: TrialFiles, disk: OnDisk) -> Finding:
     return Finding("done")
 
 
-def _training_state(files: TrialFiles) -> Finding:
+def _training_state(files: TrialFiles, generation: Generation) -> Finding:
     """A run of the loop tells by its own ledger."""
     if is_absent_or_empty(files.run_dir):
         return Finding("missing")
     try:
         store = RunStore.open(files.run_dir)
-        recorded = kept_settings(store.settled_config()["config"])
-        config = validate(json.loads(files.train_text), str(files.train_file))
-        given = kept_settings(config.model_dump(mode="json"))
-        changed = [key for key in {**recorded, **given} if recorded.get(key) != given.get(key)]
-        if changed:
-            return Finding("stale", f"trained with another {', '.join(changed[:3])}")
-        if (name := _changed_data(store)) is not None:
-            return Finding("stale", f"{name} has changed since")
+        given = validate(json.loads(files.train_text), str(files.train_file))
+        why = _difference(store, given, generation)
+        if why is not None:
+            return Finding("stale", why)
         if any(store.events("run_finished")):
             return Finding("done")
         return Finding("begun", f"{store.num_rounds} rounds done; go on with --resume")
@@ -154,13 +202,26 @@ def _training_state(files: TrialFiles) -> Finding:
         return Finding("stale", str(error))
 
 
-def _changed_data(store: RunStore) -> str | None:
+def _difference(store: RunStore, given: TrainingConfig, generation: Generation) -> str | None:
+    """In what a run directory is not what the study has now; None where it is."""
+    was, now = store.settled_config()["config"], given.model_dump(mode="json")
+    recorded, kept = kept_settings(was), kept_settings(now)
+    changed = [key for key in {**recorded, **kept} if recorded.get(key) != kept.get(key)]
+    # A run may go on to more rounds; trials that are compared have as many.
+    changed += [key for key in ("max_rounds",) if was.get(key) != now[key]]
+    if changed:
+        return f"trained with another {', '.join(changed[:3])}"
     if not store.has_started:
         return None
     for file in store.manifest().files.values():
         path = store.now_at(Path(file.path))
         if is_file(path) and sha256_of(path) != file.sha256:
-            return path.name
+            return f"{path.name} has changed since"
+    configs_dir, code = generation.study.configs_dir, store.manifest().code
+    for task in generation.tasks:
+        for path, sha256 in task.code.items():
+            if code.get(os.path.relpath(path, configs_dir), sha256) != sha256:
+                return f"measured with other code of {task.entry.name} ({Path(path).name})"
     return None
 
 

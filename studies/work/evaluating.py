@@ -95,6 +95,11 @@ def lay_out_trial(generation: Generation, files: TrialFiles, store: RunStore) ->
     return result
 
 
+def is_laid_out(generation: Generation, files: TrialFiles) -> bool:
+    """Whether every task of a trial has its results in their place."""
+    return all(is_file(files.eval_dir / one.entry.name / RESULTS) for one in generation.tasks)
+
+
 def _round_of(store: RunStore, which: str) -> int:
     """The round whose weights are meant. Raises `RunStoreError` where the run has none yet."""
     decision = store.last_decision()

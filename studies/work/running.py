@@ -31,7 +31,7 @@ from studies.work.collecting import (
     study_cost_usd,
     trials_by_arm,
 )
-from studies.work.evaluating import lay_out_trial
+from studies.work.evaluating import is_laid_out, lay_out_trial
 from studies.work.halving import judge_rung, rungs
 from studies.work.hindsight import gate_in_hindsight
 from studies.work.record import StudyRecord
@@ -103,14 +103,17 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
 
 
 def refuse_stale(generation: Generation) -> None:
-    """Raise `ConfigError` for trials whose directory holds a run of other settings or data."""
-    stale = [one for one in state_of(generation).trials if one.training.state == "stale"]
+    """Raise `ConfigError` for directories that hold a run of other settings, data or code."""
+    state = state_of(generation)
+    stale = {one.run_id: one.training.why for one in state.trials if one.training.state == "stale"}
+    stale |= {one.run_id: one.measured.why for one in state.arms if one.measured.state == "stale"}
     if stale:
-        first, more = stale[0], f", and so for {len(stale) - 1} more" if len(stale) > 1 else ""
+        run_id, why = next(iter(stale.items()))
+        more = f", and so are {len(stale) - 1} more" if len(stale) > 1 else ""
         raise ConfigError(
-            f"{generation.study.results_dir / first.run_id}: {first.training.why}, so it is not "
-            f"the trial that the study has now ({first.params}){more}. What it cost is not thrown "
-            "away: undo the change, or move the directory, or set another output.results_dir."
+            f"{generation.study.results_dir / run_id}: it is not what the study has now: {why}"
+            f"{more}. What it cost is not thrown away: undo the change, or move the directory, or "
+            "set another output.results_dir."
         )
 
 
@@ -125,7 +128,9 @@ def _note_opened(work: Work) -> None:
 
 def _offer_known(work: Work, known: Iterable[Path]) -> None:
     """Let trials take what run directories have measured. One that is damaged is no source."""
-    own = {one.trial.run_id: one for one in work.generation.trials}
+    of_study = work.generation.study
+    configs = {one.run_dir: (one.train_text, one.train_file) for one in work.generation.trials}
+    configs |= {one.run_dir: (one.config_text, one.config_file) for one in work.generation.arms}
     for run_dir in known:
         if not (run_dir / CONFIG).is_file():
             continue
@@ -135,8 +140,13 @@ def _offer_known(work: Work, known: Iterable[Path]) -> None:
                 continue
             for result in store.results():
                 work.floor.sharing.offer(store, result)
-            if run_dir.name in own and run_dir.parent == work.generation.study.results_dir:
-                _note_usage(work, own[run_dir.name], store)
+            if run_dir in configs:
+                config = validate(json.loads(configs[run_dir][0]), str(configs[run_dir][1]))
+                rounds = [store.usage(number) for number in range(store.num_rounds + 1)]
+                costs = [(used, study_cost_usd(of_study, config, used)) for used in rounds]
+                work.spending.found(run_dir.name, costs)
+                whole = store.usage()  # with what no round has
+                work.spending.note(run_dir.name, whole, study_cost_usd(of_study, config, whole))
 
 
 async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
@@ -167,7 +177,8 @@ def _has_reached(files: TrialFiles, rung: int | None) -> bool:
     if is_absent_or_empty(files.run_dir):
         return False
     store = RunStore.open(files.run_dir)
-    is_done = any(store.events("run_finished"))
+    config = validate(json.loads(files.train_text), str(files.train_file))
+    is_done = store.is_finished_with(config.model_dump(mode="json"))
     return is_done or (rung is not None and store.decision(rung) is not None)
 
 
@@ -218,9 +229,11 @@ def _finish_found(work: Work) -> None:
     done = {event["run"]: event for event in work.record.events("trial_done")}
     for one in work.generation.trials:
         run_id = one.trial.run_id
-        if _has_reached(one, None) and run_id not in done:
+        if not _has_reached(one, None):
+            continue
+        if run_id not in done or not is_laid_out(work.generation, one):
             _finish(work, one, RunStore.open(one.run_dir))
-        elif run_id in done:
+        else:
             score = f"{done[run_id]['score']:.4f}"
             work.screen.set(run_id, ENDED, "done before", score)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ledger.records import Usage
@@ -18,6 +19,13 @@ class Spending:
     used: dict[str, Usage] = field(default_factory=dict)
     usd: dict[str, float] = field(default_factory=dict)
     dearest: dict[str, float] = field(default_factory=dict)  # by unit, of one round
+
+    def found(self, run_id: str, rounds: Sequence[tuple[Usage, float | None]]) -> None:
+        """What each round of a trial had used before, with what it cost."""
+        self.used[run_id], self.usd[run_id] = NOTHING, 0.0
+        for usage, usd in rounds:
+            total = self.used[run_id].plus(usage)
+            self.note(run_id, total, self.usd[run_id] + (usd or 0.0))
 
     def note(self, run_id: str, usage: Usage, usd: float | None) -> None:
         """What a trial has used in all by now; what is new of it was one round."""
