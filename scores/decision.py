@@ -46,6 +46,7 @@ class Gate:
     margin: float = 0.0
     patience: int | None = None
     rollback: bool = True
+    stops: bool = True  # at a round that passes; else all rounds are trained
     guards: Mapping[str, float] = field(default_factory=dict)  # task -> largest allowed drop
     max_tokens: int | None = None
     max_minutes: float | None = None
@@ -116,26 +117,59 @@ def decide(
             else f", threshold {gate.threshold:g}."
         )
         return Decision(0, "continue", sentence, 1.0, best, 0)
-    missed = result.round  # every trained round before this one missed, or the run had stopped
-    if verdict.passed:
+    missed = _num_missed(history, gate)
+    if verdict.passed and gate.stops:
         below = _if_below_baseline(result, history[0], gate)
         sentence = f"Target met: {verdict.numbers}{below}. Stopping."
-        return Decision(result.round, "stop_passed", sentence, 1.0, result.round, missed - 1)
+        return Decision(result.round, "stop_passed", sentence, 1.0, result.round, missed)
     why_not = verdict.numbers if verdict.objection is None else verdict.objection
     end = _end(history, spent, gate, champion)
     if end is not None:
-        recommended = next(one for one in history if one.round == best)
-        below = _if_below_baseline(recommended, history[0], gate)
-        sentence = f"Target not met: {why_not} {end.reason}{below}. Stopping."
-        return Decision(result.round, end.action, sentence, 1.0, best, missed)
+        return _ended(history, end, gate, best, missed)
     fallen = _fall(history, best, gate)
     head = "Not passed" if _is_reached(result, gate) else "Score below threshold"
     going_on = f"Learning rate times {gate.lr_decay:g}, preparing round {result.round + 1}."
+    multiplier = gate.lr_decay
+    if verdict.passed:
+        head, multiplier = "Target met", 1.0
+        going_on = (
+            f"All rounds are trained (gate.stop is false), preparing round {result.round + 1}."
+        )
     if fallen is not None:
         sentence = f"{head}: {why_not}. {fallen} {going_on}"
-        return Decision(result.round, "rollback", sentence, gate.lr_decay, best, missed)
+        return Decision(result.round, "rollback", sentence, multiplier, best, missed)
     sentence = f"{head}: {why_not}. {going_on}"
-    return Decision(result.round, "continue", sentence, gate.lr_decay, best, missed)
+    return Decision(result.round, "continue", sentence, multiplier, best, missed)
+
+
+def _num_missed(history: Sequence[EvalResult], gate: Gate) -> int:
+    """The trained rounds that did not pass. Where a pass ends the run, only the last one can."""
+    *earlier, last = history[1:]
+    num_earlier = len(earlier)
+    if not gate.stops:
+        num_earlier = sum(not judge(one, history[0], gate).passed for one in earlier)
+    return num_earlier + (not judge(last, history[0], gate).passed)
+
+
+def _ended(
+    history: Sequence[EvalResult], end: _End, gate: Gate, best: int, missed: int
+) -> Decision:
+    """The decision of a run that no pass has stopped. Where a pass does not stop it, a round that
+    passed is recommended all the same, the best of them."""
+    last, first = history[-1], history[0]
+    passed = [] if gate.stops else [one for one in history[1:] if judge(one, first, gate).passed]
+    best = best_round([first, *passed], gate) if passed else best
+    recommended = next(one for one in history if one.round == best)
+    below = _if_below_baseline(recommended, first, gate)
+    if passed:
+        by = "" if best == last.round else f" by round {best}"
+        numbers = judge(recommended, first, gate).numbers
+        sentence = f"Target met{by}: {numbers}, {end.reason}{below}. Stopping."
+        return Decision(last.round, "stop_passed", sentence, 1.0, best, missed)
+    verdict = judge(last, first, gate)
+    why_not = verdict.numbers if verdict.objection is None else verdict.objection
+    sentence = f"Target not met: {why_not} {end.reason}{below}. Stopping."
+    return Decision(last.round, end.action, sentence, 1.0, best, missed)
 
 
 # --- does a round pass? ---------------------------------------------------------------------------

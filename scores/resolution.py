@@ -57,7 +57,7 @@ def _effective_n(sizes: Sequence[TaskSize]) -> int:
 
 def _false_stops(gate: Gate, sizes: Sequence[TaskSize]) -> str:
     truth = gate.threshold - FALSE_STOP_GAP
-    if not 0 < truth < 1:
+    if not 0 < truth < 1 or not gate.stops:
         return ""
     rule = "lower_bound" if gate.rule == "lower_bound" else "mean"
     n_eff, looks = _effective_n(sizes), gate.max_rounds

@@ -310,6 +310,10 @@ class GateSettings(Settings):
         default=True,
         description="go on from the best round when one is worse beyond noise or breaks a guard",
     )
+    stop: bool = Field(
+        default=True,
+        description="stop at a round that passes; false: train all rounds whatever they score",
+    )
 
 
 class ModelPrices(Settings):

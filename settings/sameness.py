@@ -25,6 +25,7 @@ ADDED_SINCE = {
     "start_from": None,
     "start_from_optimizer": False,
     "evaluation.test_on": "end",
+    "gate.stop": True,
     "evaluation.system_prompt": None,
 }
 # Of a setting that younger versions let change, what the hash of every run is made with.

@@ -435,6 +435,7 @@ def odd_rest(rng: random.Random, config: dict[str, Any]) -> None:
             ("train_unembed", (False,)),
             ("gate.rule", ("mean", "lower_bound", "paired", "Mean", "")),
             ("gate.rollback", (True, False, None)),
+            ("gate.stop", (True, False, "no")),
             ("data.on_bad_row", ("stop", "skip", "STOP")),
             ("data.contamination", ("drop", "list", "stop", "")),
             ("data.train_on", ("all_tokens", "all_user_and_system_messages", "x")),

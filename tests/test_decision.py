@@ -238,6 +238,24 @@ def test_what_passed_is_recommended_although_a_refused_round_scored_higher() -> 
     assert (decision.action, decision.best_round) == ("stop_passed", 2)
 
 
+def test_a_gate_that_does_not_stop_trains_all_rounds_and_recommends_what_passed() -> None:
+    gate = replace(GATE, stops=False, max_rounds=3, lr_decay=0.5, rollback=False)
+    threshold = round(gate.threshold * 100)
+    first = verdict(10, threshold + 5, gate=gate)
+    assert (first.action, first.lr_multiplier, first.num_missed_gates) == ("continue", 1.0, 0)
+    assert "Target met" in first.sentence and "gate.stop is false" in first.sentence
+    perfect = verdict(10, 100, gate=gate)
+    assert perfect.action == "continue"
+    second = verdict(10, threshold + 5, threshold - 5, gate=gate)
+    assert (second.action, second.lr_multiplier, second.num_missed_gates) == ("continue", 0.5, 1)
+    last = verdict(10, threshold + 5, threshold - 5, threshold + 1, gate=gate)
+    assert (last.action, last.best_round, last.num_missed_gates) == ("stop_passed", 1, 1)
+    assert "Target met by round 1" in last.sentence and "after 3 of 3 rounds" in last.sentence
+    missed = verdict(10, threshold - 5, threshold - 9, threshold - 7, gate=gate)
+    assert (missed.action, missed.best_round, missed.num_missed_gates) == ("stop_rounds", 1, 3)
+    assert "would stop falsely" not in " ".join(describe_gate(gate, [TaskSize(100, 100)]))
+
+
 def of_tasks(round_no: int, *rights: int, truncated: int = 0) -> EvalResult:
     """One task of 100 questions for each number of right answers; the last one's truncated."""
     last = len(rights) - 1

@@ -486,8 +486,20 @@ def test_the_sealed_test_is_opened_for_the_winner_only(
     folder.teach_one_answer()
     rows = [{"question": f"Sealed question {i}?", "answer": "yes"} for i in range(5)]
     (folder.folder / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    folder.write(controls={"evaluation.test_tasks": ["qa:test.jsonl"]})
+    folder.write(
+        variables={"lora_rank": [4, 8]},
+        controls={
+            "evaluation.test_tasks": ["qa:test.jsonl"],
+            "evaluation.max_tokens": 8,
+            "max_rounds": 2,
+        },
+    )
     assert folder.run() == 0
+    # No score has stopped a trial, a perfect one neither; what the usual gate would do is told.
+    assert [folder.store(run_id).num_rounds for run_id in folder.answers()] == [2, 2]
+    assert all(folder.result(run_id, 1).score == 1 for run_id in folder.answers())
+    told = [event["gate"] for event in folder.record("trial_done")]
+    assert told == [["round 1: Target met: 1.0000 >= 0.85. Stopping."]] * 2
     (winner,) = folder.record("winner")
     opened = {run_id: folder.store(run_id).test_opened() for run_id in folder.answers()}
     assert [run_id for run_id, event in opened.items() if event is not None] == [winner["run"]]

@@ -143,6 +143,7 @@ def gate_of(config: TrainingConfig) -> Gate:
         margin=config.gate.margin,
         patience=config.gate.patience,
         rollback=config.gate.rollback,
+        stops=config.gate.stop,
         guards=config.gate.guards,
         max_tokens=config.budget.tokens,
         max_minutes=config.budget.minutes,

@@ -206,9 +206,9 @@ def _difference(store: RunStore, given: TrainingConfig, generation: Generation) 
     """In what a run directory is not what the study has now; None where it is."""
     was, now = store.settled_config()["config"], given.model_dump(mode="json")
     recorded, kept = kept_settings(was), kept_settings(now)
-    changed = [key for key in {**recorded, **kept} if recorded.get(key) != kept.get(key)]
     # A run may go on to more rounds; trials that are compared have as many.
-    changed += [key for key in ("max_rounds",) if was.get(key) != now[key]]
+    changed = [key for key in ("max_rounds",) if was.get(key) != now[key]]
+    changed += [key for key in {**recorded, **kept} if recorded.get(key) != kept.get(key)]
     if changed:
         return f"trained with another {', '.join(changed[:3])}"
     if not store.has_started:

@@ -39,9 +39,8 @@ LORA_ALPHA = 32
 NAMES = {"dataset": "train_file", "epochs": "num_epochs"}
 DEFAULTS: dict[str, Any] = {
     "max_rounds": 1,
-    "eval_threshold": 1.0,
     "lr_decay": 1.0,
-    "gate": {"rollback": False},
+    "gate": {"rollback": False, "stop": False},
 }
 # What the format knows and this framework does not, and what to do about it.
 OF_TORCHTUNE = {
@@ -262,12 +261,20 @@ def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TinkerConfigs:
     fixed = merged(DEFAULTS, base)
     fixed = merged(fixed, nested(controls, named))
     fixed = merged(fixed, nested(override, str))
+    if not _sets(study, base, "gate.stop") and _sets(study, base, "eval_threshold"):
+        put(fixed, "gate.stop", True)  # a study that names a threshold wants to stop there
     if flat(fixed).get(TEST_TASKS):
         put(fixed, TEST_ON, "winner")
         _refuse_open_test(study, tasks, flat(fixed)[TEST_TASKS])
     check_halving(study, named, fixed["max_rounds"])
     check_budget(study, _models_of(study, fixed))
     return TinkerConfigs(study, tasks, base, base_file, fixed)
+
+
+def _sets(study: Study, base: dict[str, Any], key: str) -> bool:
+    """Whether a study says something of a setting."""
+    names = [*(one.name for one in given_in(study, named)), *flat(base)]
+    return any(overlap(name, key) for name in names)
 
 
 def _models_of(study: Study, fixed: dict[str, Any]) -> list[str]:

@@ -32,9 +32,9 @@ def gate_in_hindsight(study: Study, files: TrialFiles, store: RunStore) -> list[
     gate = gate_of(config)
     gate = replace(
         gate,
-        threshold=usual.get("eval_threshold", gate.threshold),
         lr_decay=usual.get("lr_decay", gate.lr_decay),
         rollback=usual.get("gate.rollback", gate.rollback),
+        stops=usual.get("gate.stop", gate.stops),
     )
     results, said = store.results(), []
     for position, result in enumerate(results):
@@ -56,9 +56,8 @@ def _usual_settings(study: Study) -> dict[str, Any]:
         given += list(flat(read_object(study.folder / file)))
     usual = flat(
         {
-            "eval_threshold": TrainingConfig.model_fields["eval_threshold"].default,
             "lr_decay": TrainingConfig.model_fields["lr_decay"].default,
-            "gate": {"rollback": True},
+            "gate": {"rollback": True, "stop": True},
         }
     )
     return {
