@@ -29,9 +29,11 @@ from loop.reports.console import command_for, drop, open_missing_streams, say, t
 if TYPE_CHECKING:
     from studies.design.checking import TrialState
     from studies.design.generating import Generation, OnDisk
-    from studies.findings.outcome import StudyOutcome, TrialOutcome
+    from studies.findings.outcome import StudyOutcome
 
 MAX_LISTED = 20
+MAX_NAMED = 3
+STATES = {"missing": "not begun", "begun": "begun, and not at its end"}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -105,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(f"{'' if is_asked else 'error: '}{describe_failure(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 130 if is_asked else 1
     except KeyboardInterrupt:
-        tell(f"Interrupted. Give the same command again: study.py {args.command}", file=sys.stderr)
+        program = command_for(Path(__file__).resolve())
+        again = f"{program} {args.command} {_quoted(args.dir)}"
+        tell(f"Interrupted. Continue with: {again}", file=sys.stderr)
         return 130
 
 
@@ -281,7 +285,7 @@ def run(args: argparse.Namespace) -> int:
             verbose=args.verbose,
         )
         opened.callback(screen.close)
-        floor = Floor(keys, screen, args.local)
+        floor = Floor(keys, screen, args.local, args.parallel)
         opened.callback(floor.close)
         spending = Spending(study.experiment.study.budget)
         work = Work(generation, record, floor, args.parallel, spending)
@@ -309,30 +313,45 @@ def _names_tasks(generation: Generation) -> bool:
 
 
 def _tell_outcome(outcome: StudyOutcome, command: str) -> int:
-    """Print how the trials of a study came out; the exit code."""
-    failed = _tell_trials(outcome)
-    for one in failed:
-        tell(f"error: {one.run_id} failed: {one.why} Try it again with: {command}", file=sys.stderr)
+    """Print what is not done of a study, and what it used; the exit code."""
+    _tell_totals(outcome)
+    failed: dict[str, list[str]] = {}
+    for arm in outcome.arms:
+        for one in arm.trials:
+            if one.status == "failed":
+                failed.setdefault(one.why, []).append(one.run_id)
+    for why, run_ids in failed.items():
+        more = f" and {len(run_ids) - MAX_NAMED} more" if len(run_ids) > MAX_NAMED else ""
+        names = ", ".join(run_ids[:MAX_NAMED])
+        tell(f"error: {names}{more} failed: {why} Try again with: {command}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _tell_trials(outcome: StudyOutcome) -> list[TrialOutcome]:
-    """Print how each trial stands; those that failed."""
+def _tell_trials(outcome: StudyOutcome) -> None:
+    """Print how each trial stands."""
     from scores.wording import score_and_n
 
-    trials = [(arm, one) for arm in outcome.arms for one in arm.trials]
-    for arm, one in trials:
-        seed = "" if one.seed is None or outcome.seeds == 1 else f", seed={one.seed}"
-        score = "" if one.result is None else f", score {score_and_n(one.result)}"
-        at = f" after round {one.round_no}" if one.round_no and one.status != "done" else ""
-        used = f", {one.usage.tokens:,} tokens" if one.usage.tokens else ""
-        why = f": {one.why}" if one.why else ""
-        tell(f"{one.run_id} ({arm.name}{seed}): {one.status}{at}{score}{used}{why}")
-    counts = Counter(one.status for _, one in trials)
-    total = sum(one.usage.tokens for _, one in trials)
-    minutes = sum(one.usage.minutes for _, one in trials)
+    for arm in outcome.arms:
+        for one in arm.trials:
+            seed = "" if one.seed is None or outcome.seeds == 1 else f", seed={one.seed}"
+            score = "" if one.result is None else f", score {score_and_n(one.result)}"
+            at = f" after round {one.round_no}" if one.round_no and one.status != "done" else ""
+            used = f", {one.usage.tokens:,} tokens" if one.usage.tokens else ""
+            why = f": {one.why}" if one.why else ""
+            state = STATES.get(one.status, one.status)
+            tell(f"{one.run_id} ({arm.name}{seed}): {state}{at}{score}{used}{why}")
+
+
+def _tell_totals(outcome: StudyOutcome) -> None:
+    """Print how many trials stand how, what they used, and what was chosen by them."""
+    from scores.wording import score_and_n
+
+    trials = [one for arm in outcome.arms for one in arm.trials]
+    counts = Counter(STATES.get(one.status, one.status) for one in trials)
+    total = sum(one.usage.tokens for one in trials)
+    minutes = sum(one.usage.minutes for one in trials)
     states = ", ".join(f"{number} {state}" for state, number in counts.items())
-    costs = [one.cost_usd for _, one in trials if one.cost_usd is not None]
+    costs = [one.cost_usd for one in trials if one.cost_usd is not None]
     cost = f", {sum(costs):.2f} US dollars" if costs else ""
     tell(f"{len(trials)} trials: {states}; {total:,} tokens, {minutes:.1f} min of work{cost}")
     if outcome.budget_sentence is not None:
@@ -340,7 +359,6 @@ def _tell_trials(outcome: StudyOutcome) -> list[TrialOutcome]:
     tell(outcome.winner_sentence)
     if outcome.sealed is not None:
         tell(f"Sealed test, opened on {outcome.sealed_of}: {score_and_n(outcome.sealed)}")
-    return [one for _, one in trials if one.status == "failed"]
 
 
 def status(args: argparse.Namespace) -> int:
@@ -357,6 +375,7 @@ def status(args: argparse.Namespace) -> int:
         say(as_json(outcome, is_at_work=is_at_work))
         return 0
     _tell_trials(outcome)
+    _tell_totals(outcome)
     tell("study.py run is at work on it." if is_at_work else "No process is at work on it.")
     return 0
 

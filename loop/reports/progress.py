@@ -88,6 +88,10 @@ class Progress:
         shown = wrapped(printable(text), width, f"{shown_python()} ")
         self._console.print(shown)
 
+    def stopping(self, what: str) -> None:
+        """What is still done before a run that was asked to stop has stopped."""
+        self.line(what)
+
     def how_to_continue(self, run_dir: Path) -> str:
         """What somebody is told who leaves at once."""
         return how_to_continue(run_dir)

@@ -200,7 +200,7 @@ def _on_signal(hearing: list[_AtWork]) -> None:
         if one.run.is_closing:
             what = "the end is being written"
         one.run.was_signalled = True
-        one.run.progress.line(f"{what}; once more to leave at once")
+        one.run.progress.stopping(f"{what}; once more to leave at once")
         _stop(one)
 
 

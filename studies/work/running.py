@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from commands.boundary import Failure, Session, one_of_several
 from config_schema import validate
-from errors import ConfigError, Interrupted, LoopError
+from errors import ConfigError, Interrupted, LoopError, OutputGone
 from ledger.run_directory import CONFIG, is_absent_or_empty
 from ledger.store import RunStore
 from scores.results import EvalResult
@@ -85,6 +85,7 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
     _offer_known(work, known)
     _finish_found(work)
     await _each(work, generation.arms, lambda arm: _measure(work, arm))
+    refuse_stopped(work)
     arms = trials_by_arm(generation)
     alive = list(arms)
     for rung in [*_rungs(generation), None]:
@@ -92,14 +93,20 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
         trials = [one for one in generation.trials if one.trial.run_id in of_alive]
         trials = [one for one in trials if not _has_reached(one, rung)]
         await _each(work, trials, lambda one, rung=rung: _train(work, one, rung))
-        if work.stopped is not None or work.floor.sharing.is_stopping:
-            raise work.stopped or Interrupted("Interrupted between two trials.")
+        refuse_stopped(work)
         if rung is not None and work.budget_sentence is None:
             kept = _judge(work, rung)
             alive = [name for name in alive if name in kept]
     outcome = outcome_of(generation, record)
     await _name_winner(work, outcome)
     return outcome_of(generation, record)
+
+
+def refuse_stopped(work: Work) -> None:
+    """Raise `Interrupted` where somebody asked to stop, once all that was at work has stopped."""
+    if work.stopped is not None or work.floor.sharing.is_stopping:
+        kind = OutputGone if isinstance(work.stopped, OutputGone) else Interrupted
+        raise kind("Interrupted, with all that was at work saved.")
 
 
 def refuse_stale(generation: Generation) -> None:
@@ -227,6 +234,9 @@ def _finish_found(work: Work) -> None:
     """The same for trials that have finished since, be it by hand or before a kill, and a word on
     those that were done before."""
     done = {event["run"]: event for event in work.record.events("trial_done")}
+    for arm in work.generation.arms:
+        if _measured_arm(arm) is not None and arm.run_id in done:
+            work.screen.set(arm.run_id, ENDED, "done before", f"{done[arm.run_id]['score']:.4f}")
     for one in work.generation.trials:
         run_id = one.trial.run_id
         if not _has_reached(one, None):
@@ -246,8 +256,9 @@ async def _recorded(
     try:
         failure = await one_of_several(job, session)
     except Interrupted as stopped:
-        work.stopped = stopped
+        work.stopped = work.stopped or stopped
         work.screen.set(run_id, WAITING, "interrupted")
+        work.screen.line(f"{run_id}: {stopped}")
         return False
     if isinstance(failure, Failure):
         work.failed.add(run_id)
@@ -268,7 +279,9 @@ def _note_usage(work: Work, files: TrialFiles, store: RunStore) -> None:
 
 
 async def _measure(work: Work, arm: ArmFiles) -> None:
-    if not is_absent_or_empty(arm.run_dir) and RunStore.open(arm.run_dir).comparable_results():
+    if _measured_arm(arm) is not None and arm.run_id in {
+        event["run"] for event in work.record.events("trial_done")
+    }:
         return
     session = Session(work.floor.keys)
     place = TrialPlace(arm.run_id, arm.config_file, arm.run_dir)
@@ -282,6 +295,13 @@ async def _measure(work: Work, arm: ArmFiles) -> None:
             work.spending.note(arm.run_id, usage, usd)
             work.record.append("trial_done", run=arm.run_id, round=0, score=results[0].score)
             work.screen.end(arm.run_id, "done", f"measured, score {results[0].score:.4f}")
+
+
+def _measured_arm(arm: ArmFiles) -> EvalResult | None:
+    """What an arm scored, once all of it is measured."""
+    if is_absent_or_empty(arm.run_dir):
+        return None
+    return next(iter(RunStore.open(arm.run_dir).comparable_results()), None)
 
 
 # --- halving --------------------------------------------------------------------------------------
@@ -315,7 +335,7 @@ def _judge(work: Work, rung: int) -> set[str]:
         work.screen.line(f"{verdict.arm}: {verdict.sentence}")
         if not verdict.is_kept:
             for one in trials_by_arm(work.generation)[verdict.arm]:
-                work.screen.set(one.trial.run_id, ENDED, f"dropped {verdict.sentence}")
+                work.screen.set(one.trial.run_id, ENDED, f"dropped after round {rung}")
     return {arm for arm, is_kept in judged.items() if is_kept}
 
 
@@ -340,7 +360,6 @@ async def _name_winner(work: Work, outcome: StudyOutcome) -> None:
     if named is None or named["sentence"] != chosen.sentence:
         run_id = None if winner is None else winner.run_id
         record.append("winner", run=run_id, sentence=chosen.sentence)
-        work.screen.line(chosen.sentence)
     if winner is None or not has_sealed_test(work.generation):
         return
     files = next(one for one in work.generation.trials if one.trial.run_id == winner.run_id)
@@ -366,8 +385,7 @@ async def _open_test(
     session = Session(work.floor.keys)
     job = ask_sealed_test(place_of(files), work.floor, session, winner.round_no)
     if not await _recorded(work, winner.run_id, job, session):
-        if work.stopped is not None:
-            raise work.stopped
+        refuse_stopped(work)
         return
     test = RunStore.open(files.run_dir).test_result()
     if test is not None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MAX_ROWS = 20  # of the table; the others are counted
-WORKING, WAITING, ENDED = "working", "waiting", "ended"
+PHASES = WORKING, WAITING, ENDED = "at work", "waiting", "ended"
 
 
 @dataclass
@@ -136,32 +136,50 @@ class Screen:
     # --- the table ------------------------------------------------------------------------------
 
     def table(self) -> Table:
-        """The trials at work, then those that ended last, as many as there is room for."""
+        """The trials, those at work first where there is no room for all."""
         from rich.table import Table
         from rich.text import Text
 
         counts = Counter(row.phase for row in self.rows.values())
         seconds = seconds_text(time.monotonic() - self._started)
         shown = Table(
-            title=f"{counts[ENDED]} of {len(self.rows)} done, {counts[WORKING]} at work, {seconds}",
-            title_justify="left", box=None, pad_edge=False, expand=True,
+            title=f"{counts[ENDED]} of {len(self.rows)} ended, {counts[WORKING]} at work, {seconds}",
+            title_justify="left", box=None, pad_edge=False,
         )  # fmt: skip
-        for name, ratio in (("trial", 3), ("what it is", 6), ("score", 3), ("now", 8)):
-            shown.add_column(name, ratio=ratio, no_wrap=True, overflow="ellipsis", justify="left")
-        at = time.monotonic()
-        for run_id, row in self._rows_shown():
+        for name, columns in zip(
+            ("trial", "what it is", "score", "now"), self._widths(), strict=True
+        ):
+            shown.add_column(name, width=columns, no_wrap=True, overflow="ellipsis")
+        at, rows = time.monotonic(), self._rows_shown()
+        for run_id, row in rows:
             now = row.now.shown(at) if row.phase == WORKING else row.now.text
-            cells = (run_id, row.label, row.score, now)
-            shown.add_row(*(Text(printable(cell)) for cell in cells))
+            shown.add_row(*(Text(printable(cell)) for cell in (run_id, row.label, row.score, now)))
+        left_out = Counter(row.phase for row in self.rows.values())
+        left_out.subtract(row.phase for _, row in rows)
+        if more := [f"{number} {phase}" for phase, number in left_out.items() if number]:
+            shown.add_row("", f"and {', '.join(more)}", "", "")
         return shown
 
+    def _widths(self) -> tuple[int, int, int, int]:
+        """Columns for ids and scores as they need them; the rest is for what it is, and for now."""
+        width = USUAL_WIDTH if self._console is None else self._console.size.width
+        ids = min(20, max((len(run_id) for run_id in self.rows), default=5))
+        labels = max((len(row.label) for row in self.rows.values()), default=10)
+        left = max(20, width - ids - 6 - 3)
+        of_label = max(10, min(labels, left // 2))
+        return ids, of_label, 6, left - of_label
+
     def _rows_shown(self) -> Sequence[tuple[str, Row]]:
+        """All rows in their order, or as many as there is room for: those at work, those that are
+        next, those that ended last."""
         room = MAX_ROWS
         if self._console is not None:
-            room = max(1, min(room, self._console.size.height - 4))
-        order = {WORKING: 0, WAITING: 1, ENDED: 2}
-        ranked = sorted(self.rows.items(), key=lambda item: order[item[1].phase])
-        return ranked[:room] if len(ranked) > room else list(self.rows.items())
+            room = max(1, min(room, self._console.size.height - 5))
+        rows = list(self.rows.items())
+        if len(rows) <= room:
+            return rows
+        by_phase = {phase: [one for one in rows if one[1].phase == phase] for phase in PHASES}
+        return [*by_phase[WORKING], *by_phase[WAITING], *by_phase[ENDED][::-1]][:room]
 
 
 class TrialProgress(Progress):
@@ -180,6 +198,10 @@ class TrialProgress(Progress):
             self._screen.line(f"{self._run_id}: {shown}")
         elif shown.startswith("warning"):
             self._screen.line_once(self._run_id, shown)
+
+    def stopping(self, what: str) -> None:
+        self._screen.rows[self._run_id].now = Now(what)
+        self._screen.line(f"{self._run_id}: {what}")
 
     def how_to_continue(self, run_dir: Path) -> str:
         return self._screen.how_to_continue

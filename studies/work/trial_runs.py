@@ -53,6 +53,7 @@ class Floor:
     keys: Keys
     screen: Screen
     is_local: bool  # whatever keys or addresses are set
+    num_parallel: int = 1
     sharing: Sharing = field(default_factory=Sharing)
     embedded_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -68,6 +69,10 @@ class Floor:
             with hosting(choice, progress):
                 yield None
             return
+        if self.num_parallel > 1:
+            self.screen.line_once(
+                "note", f"--parallel {self.num_parallel}: the embedded service takes trials in turn"
+            )
         if self.embedded_turn.locked():
             progress.live("waiting for the embedded service, which takes trials in turn")
         async with self.embedded_turn:
