@@ -402,7 +402,7 @@ def test_what_a_study_costs_is_told_by_its_prices(
 def test_a_damaged_record_is_refused_by_line(folder: StudyFolder) -> None:
     results = folder.folder / "results"
     results.mkdir()
-    (results / "study.jsonl").write_text('{"seq": 0, "type": "opened"}\nno event\n')
+    (results / "study.jsonl").write_text('{"seq": 0, "type": "run_begun"}\nno event\n')
     with pytest.raises(RunStoreError, match=r"study\.jsonl line 2: not an event"):
         StudyRecord.read(results)
 

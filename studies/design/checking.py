@@ -7,6 +7,7 @@ recorded for it and nothing is changed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +48,24 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class TrialState:
-    """How a trial stands: its files, its training, and each task on its weights."""
+    """How a trial stands: its files, its training, and each task on its weights. `other_code` is
+    what of the tasks' code its run did not have, where it was trained and asked by other code."""
 
     run_id: str
     params: str
     config: Finding
     training: Finding
     tasks: dict[str, Finding]
+    other_code: str | None = None
+
+    @property
+    def why_not_used(self) -> str | None:
+        """Why what its run has measured is not of the study as it is now; None where it is."""
+        if self.training.state == "stale":
+            return self.training.why
+        if self.other_code is not None:
+            return f"measured before {self.other_code} was changed, which its tasks run"
+        return None
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,8 @@ def _state_of_trial(generation: Generation, files: TrialFiles, disk: OnDisk) -> 
         task.entry.name: _task_state(files, task.entry.name, task.code_sha256, training)
         for task in generation.tasks
     }
-    return TrialState(files.trial.run_id, files.trial.shown, config, training, tasks)
+    code = _other_code(files) if is_ours and training.state in ("done", "begun") else None
+    return TrialState(files.trial.run_id, files.trial.shown, config, training, tasks, code)
 
 
 def _config_state(files: TrialFiles, disk: OnDisk) -> Finding:
@@ -157,10 +170,27 @@ def _training_state(files: TrialFiles) -> Finding:
 def _changed_data(store: RunStore) -> str | None:
     if not store.has_started:
         return None
-    for file in store.manifest().files.values():
+    manifest = store.manifest()
+    # A task of Inspect is no file, and of a question file with code of its own both are hashed.
+    asked = {} if manifest.code else manifest.eval_tasks
+    for file in (*manifest.files.values(), *asked.values()):
         path = store.now_at(Path(file.path))
-        if is_file(path) and sha256_of(path) != file.sha256:
+        if is_file(path) and "@" not in path.name and sha256_of(path) != file.sha256:
             return path.name
+    return None
+
+
+def _other_code(files: TrialFiles) -> str | None:
+    """A file of the tasks' code that is not the one that the run in a trial's place has run."""
+    store = RunStore.open(files.run_dir)
+    if not store.has_started:
+        return None
+    began_in = Path(store.settled_config()["config_file"]).parent
+    for name, sha256 in store.manifest().code.items():
+        path = os.path.relpath(name, began_in) if Path(name).is_absolute() else name
+        file = files.train_file.parent / path
+        if is_file(file) and sha256_of(file) != sha256:
+            return file.name
     return None
 
 

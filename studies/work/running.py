@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from commands.boundary import Failure, Session, one_of_several
 from config_schema import validate
 from errors import ConfigError, Interrupted, LoopError
+from ledger.records import Usage
 from ledger.run_directory import CONFIG, is_absent_or_empty
 from ledger.store import RunStore
 from scores.results import EvalResult
@@ -36,7 +37,7 @@ from studies.work.halving import judge_rung, rungs
 from studies.work.hindsight import gate_in_hindsight
 from studies.work.record import StudyRecord
 from studies.work.screen import ENDED, WAITING, Screen
-from studies.work.spending import Spending
+from studies.work.spending import Spending, Spent
 from studies.work.trial_runs import Floor, TrialPlace, ask_sealed_test, measure_arm, train_trial
 
 T = TypeVar("T")
@@ -98,17 +99,21 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
             kept = _judge(work, rung)
             alive = [name for name in alive if name in kept]
     outcome = outcome_of(generation, record)
+    for warning in outcome.warnings:
+        if warning not in generation.warnings:  # those were said at the beginning
+            work.screen.line(f"warning: {warning}")
     await _name_winner(work, outcome)
     return outcome_of(generation, record)
 
 
 def refuse_stale(generation: Generation) -> None:
-    """Raise `ConfigError` for trials whose directory holds a run of other settings or data."""
-    stale = [one for one in state_of(generation).trials if one.training.state == "stale"]
+    """Raise `ConfigError` for trials whose directory holds a run of other settings, data or code of
+    tasks, which cannot be compared with what is measured now."""
+    stale = [one for one in state_of(generation).trials if one.why_not_used is not None]
     if stale:
         first, more = stale[0], f", and so for {len(stale) - 1} more" if len(stale) > 1 else ""
         raise ConfigError(
-            f"{generation.study.results_dir / first.run_id}: {first.training.why}, so it is not "
+            f"{generation.study.results_dir / first.run_id}: {first.why_not_used}, so it is not "
             f"the trial that the study has now ({first.params}){more}. What it cost is not thrown "
             "away: undo the change, or move the directory, or set another output.results_dir."
         )
@@ -125,7 +130,7 @@ def _note_opened(work: Work) -> None:
 
 def _offer_known(work: Work, known: Iterable[Path]) -> None:
     """Let trials take what run directories have measured. One that is damaged is no source."""
-    own = {one.trial.run_id: one for one in work.generation.trials}
+    own = {place.run_dir: place for place in _own_places(work.generation)}
     for run_dir in known:
         if not (run_dir / CONFIG).is_file():
             continue
@@ -135,8 +140,8 @@ def _offer_known(work: Work, known: Iterable[Path]) -> None:
                 continue
             for result in store.results():
                 work.floor.sharing.offer(store, result)
-            if run_dir.name in own and run_dir.parent == work.generation.study.results_dir:
-                _note_usage(work, own[run_dir.name], store)
+            if run_dir in own:
+                _note_usage(work, own[run_dir], store)
 
 
 async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
@@ -162,6 +167,10 @@ def place_of(files: TrialFiles) -> TrialPlace:
     return TrialPlace(files.trial.run_id, files.train_file, files.run_dir)
 
 
+def place_of_arm(arm: ArmFiles) -> TrialPlace:
+    return TrialPlace(arm.run_id, arm.config_file, arm.run_dir)
+
+
 def _has_reached(files: TrialFiles, rung: int | None) -> bool:
     """Whether a trial has come as far as it is to come; its end where no rung is named."""
     if is_absent_or_empty(files.run_dir):
@@ -173,7 +182,7 @@ def _has_reached(files: TrialFiles, rung: int | None) -> bool:
 
 async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
     """Train a trial to a rung or to its end, and record what became of it."""
-    run_id, record = files.trial.run_id, work.record
+    run_id, record, place = files.trial.run_id, work.record, place_of(files)
     session = Session(work.floor.keys)
     if not any(e["run"] == run_id for e in record.events("trial_begun")):
         params = dict(files.trial.params)
@@ -183,15 +192,15 @@ async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
         if rung is not None and round_no >= rung:
             return True
         if session.store is not None:
-            _note_usage(work, files, session.store)
+            _note_usage(work, place, session.store)
         return not work.may_do(work.num_at_work)
 
-    training = train_trial(place_of(files), work.floor, session, leaves_after)
+    training = train_trial(place, work.floor, session, leaves_after)
     is_done = await _recorded(work, run_id, training, session)
     if is_absent_or_empty(files.run_dir):
         return
     store = RunStore.open(files.run_dir)
-    _note_usage(work, files, store)
+    _note_usage(work, place, store)
     if not is_done:
         return
     if any(store.events("run_finished")):
@@ -220,9 +229,9 @@ def _finish_found(work: Work) -> None:
         run_id = one.trial.run_id
         if _has_reached(one, None) and run_id not in done:
             _finish(work, one, RunStore.open(one.run_dir))
-        elif run_id in done:
-            score = f"{done[run_id]['score']:.4f}"
-            work.screen.set(run_id, ENDED, "done before", score)
+        elif run_id in done and _has_reached(one, None):
+            result = lay_out_trial(work.generation, one, RunStore.open(one.run_dir))
+            work.screen.set(run_id, ENDED, "done before", f"{result.score:.4f}")
 
 
 async def _recorded(
@@ -244,11 +253,20 @@ async def _recorded(
     return True
 
 
-def _note_usage(work: Work, files: TrialFiles, store: RunStore) -> None:
-    usage = store.usage()
-    config = validate(json.loads(files.train_text), str(files.train_file))
-    usd = study_cost_usd(work.generation.study, config, usage)
-    work.spending.note(files.trial.run_id, usage, usd)
+def _own_places(generation: Generation) -> list[TrialPlace]:
+    return [*map(place_of, generation.trials), *map(place_of_arm, generation.arms)]
+
+
+def _note_usage(work: Work, place: TrialPlace, store: RunStore) -> None:
+    """What a trial, or an arm that is not trained, has used of the study's budget."""
+    config = validate(json.loads(place.config_file.read_text()), str(place.config_file))
+
+    def spent(usage: Usage) -> Spent:
+        return Spent(usage, study_cost_usd(work.generation.study, config, usage))
+
+    rounds = [] if store.is_evaluation else range(store.num_rounds + 1)
+    of_rounds = [spent(store.usage(number)) for number in rounds]
+    work.spending.note(place.run_id, spent(store.usage()), of_rounds)
 
 
 # --- an arm that is not trained -------------------------------------------------------------------
@@ -258,17 +276,15 @@ async def _measure(work: Work, arm: ArmFiles) -> None:
     if not is_absent_or_empty(arm.run_dir) and RunStore.open(arm.run_dir).comparable_results():
         return
     session = Session(work.floor.keys)
-    place = TrialPlace(arm.run_id, arm.config_file, arm.run_dir)
-    job = measure_arm(place, arm.checkpoint, work.floor, session)
-    if await _recorded(work, arm.run_id, job, session):
-        store = RunStore.open(arm.run_dir)
-        if results := store.comparable_results():
-            config = validate(json.loads(arm.config_text), str(arm.config_file))
-            usage = store.usage()
-            usd = study_cost_usd(work.generation.study, config, usage)
-            work.spending.note(arm.run_id, usage, usd)
-            work.record.append("trial_done", run=arm.run_id, round=0, score=results[0].score)
-            work.screen.end(arm.run_id, "done", f"measured, score {results[0].score:.4f}")
+    job = measure_arm(place_of_arm(arm), arm.checkpoint, work.floor, session)
+    is_done = await _recorded(work, arm.run_id, job, session)
+    if is_absent_or_empty(arm.run_dir):
+        return
+    store = RunStore.open(arm.run_dir)
+    _note_usage(work, place_of_arm(arm), store)
+    if is_done and (results := store.comparable_results()):
+        work.record.append("trial_done", run=arm.run_id, round=0, score=results[0].score)
+        work.screen.end(arm.run_id, "done", f"measured, score {results[0].score:.4f}")
 
 
 # --- halving --------------------------------------------------------------------------------------
