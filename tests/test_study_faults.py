@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import study
 from errors import RunStoreError
 from studies.work.record import StudyRecord
+from test_loop import SMOOTH_RATE
 from test_study_run import TASK, StudyFolder
 
 
@@ -147,3 +149,52 @@ def test_an_event_without_what_it_is_read_for_is_refused(folder: StudyFolder) ->
     (results / "study.jsonl").write_text('{"seq": 0, "type": "trial_done", "ran": "run_000"}\n')
     with pytest.raises(RunStoreError, match=r"line 1: .* it has no run"):
         StudyRecord.read(results)
+
+
+@pytest.mark.trains
+def test_a_dropped_arm_stays_dropped_whatever_it_is_called(folder: StudyFolder) -> None:
+    folder.teach_one_answer()
+    del folder.experiment["controls"]["learning_rate"]
+    folder.experiment["variables"] = {"learning_rate": [SMOOTH_RATE, 1e-5], "lora_rank": [8]}
+    folder.write(controls={"max_rounds": 2}, study={"stop": "halving"})
+    assert folder.run() == 0
+    judged = folder.record("rung")
+    dropped = [run for e in judged if not e["is_kept"] for run in e["runs"]]
+    assert dropped == ["run_001"] and folder.store("run_001").num_rounds == 1
+    # In another order the arms have other names, and another seed of a dropped one is not paid for.
+    folder.experiment["variables"] = {"lora_rank": [8], "learning_rate": [1e-5, SMOOTH_RATE]}
+    text = yaml.safe_dump({**folder.experiment, "study": {"stop": "halving", "seeds": 2}},
+                          sort_keys=False)  # fmt: skip
+    (folder.folder / "experiment.yaml").write_text(text)
+    assert folder.run() == 0
+    assert folder.record("rung") == judged and folder.store("run_001").num_rounds == 1
+    begun = {e["run"] for e in folder.record("trial_begun")}
+    (added,) = begun - {"run_000", "run_001"}
+    assert folder.store(added).settled_config()["config"]["learning_rate"] == SMOOTH_RATE
+    assert folder.record("winner")[-1]["run"] is not None
+    # Without halving all are trained to their end.
+    folder.experiment["study"] = {}
+    folder.write()
+    assert folder.run() == 0
+    assert folder.store("run_001").num_rounds == 2
+
+
+@pytest.mark.trains
+def test_a_sealed_test_that_was_opened_stays_so_without_the_record(
+    folder: StudyFolder, capsys: pytest.CaptureFixture
+) -> None:
+    folder.teach_one_answer()
+    rows = [{"question": f"Sealed question {i}?", "answer": "yes"} for i in range(5)]
+    (folder.folder / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    folder.write(
+        variables={"lora_rank": [4, 8]}, controls={"evaluation.test_tasks": ["qa:test.jsonl"]}
+    )
+    assert folder.run() == 0
+    (winner,) = folder.record("winner")
+    other = {"run_000": "run_001", "run_001": "run_000"}[winner["run"]]
+    (folder.folder / "results" / "study.jsonl").unlink()
+    folder.write(variables={"lora_rank": [{"run_000": 4, "run_001": 8}[other]]})
+    capsys.readouterr()
+    assert folder.run() == 0
+    assert f"opened on {winner['run']}" in capsys.readouterr().err
+    assert folder.store(other).test_opened() is None

@@ -93,6 +93,13 @@ def trials_by_arm(generation: Generation) -> dict[str, list[TrialFiles]]:
     return dict(arms)
 
 
+def dropped_runs(generation: Generation, record: StudyRecord) -> dict[str, str]:
+    """By trial, why its arm was dropped; none where the study does not halve any more."""
+    if generation.study.experiment.study.stop != "halving":
+        return {}
+    return {run_id: event["sentence"] for run_id, event in record.dropped.items()}
+
+
 class Winner(NamedTuple):
     """The trial whose weights a study recommends, None for none, and why."""
 
@@ -136,18 +143,18 @@ def _mean_score(arm: ArmOutcome) -> float:
 def _trained_arms(
     generation: Generation, record: StudyRecord, stale: Mapping[str, str]
 ) -> list[ArmOutcome]:
-    failures, dropped = record.failures, record.dropped
+    failures, dropped = record.failures, dropped_runs(generation, record)
     gates = {event["run"]: event.get("gate", ()) for event in record.events("trial_done")}
     arms = []
     for name, of_arm in trials_by_arm(generation).items():
         trials = []
+        of_drop = next((dropped[r] for one in of_arm if (r := one.trial.run_id) in dropped), None)
         for one in of_arm:
             run_id = one.trial.run_id
             if (why := stale.get(run_id)) is not None:
                 seed = one.trial.seed
                 trials.append(TrialOutcome(run_id, seed, "missing", f"what lies there is {why}"))
                 continue
-            of_drop = dropped[name]["sentence"] if name in dropped else None
             found = _trial_outcome(generation, one, of_drop, failures.get(run_id))
             trials.append(replace(found, gate_sentences=gates.get(run_id, ())))
         arms.append(ArmOutcome(name, of_arm[0].trial.params, True, trials))
@@ -160,6 +167,8 @@ def _trial_outcome(
     run_id, seed = files.trial.run_id, files.trial.seed
     status: TrialStatus = "missing" if failure is None else "failed"
     if is_absent_or_empty(files.run_dir):
+        if of_drop is not None:  # a seed that was added afterwards
+            return TrialOutcome(run_id, seed, "dropped", of_drop)
         return TrialOutcome(run_id, seed, status, failure or "")
     store = RunStore.open(files.run_dir)
     decision = store.last_decision()

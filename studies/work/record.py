@@ -27,7 +27,7 @@ NEEDED = {
     "trial_done": ("run",),
     "trial_failed": ("run", "error"),
     "trial_left": ("run",),
-    "rung": ("round", "arm", "is_kept", "sentence"),
+    "rung": ("round", "runs", "is_kept", "sentence"),
     "budget_reached": ("sentence",),
     "winner": ("sentence",),
     "test_opened": ("run", "time"),
@@ -91,8 +91,9 @@ class StudyRecord:
 
     @property
     def dropped(self) -> dict[str, Event]:
-        """By arm, the event of the rung that dropped it."""
-        return {e["arm"]: e for e in self.events("rung") if not e["is_kept"]}
+        """By trial, the event of the rung that dropped its arm. An arm is known by its trials,
+        since it is called otherwise where variables stand in another order."""
+        return {run: e for e in self.events("rung") if not e["is_kept"] for run in e["runs"]}
 
     @property
     def failures(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from commands.boundary import Failure, Session, one_of_several
 from config_schema import validate
@@ -27,6 +27,7 @@ from studies.design.generating import ArmFiles, Generation, TrialFiles
 from studies.findings.outcome import StudyOutcome, TrialOutcome
 from studies.work.collecting import (
     choose_winner,
+    dropped_runs,
     has_sealed_test,
     outcome_of,
     study_cost_usd,
@@ -87,7 +88,8 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
     _finish_found(work)
     await _each(work, generation.arms, lambda arm: _measure(work, arm))
     arms = trials_by_arm(generation)
-    alive = list(arms)
+    dropped = dropped_runs(generation, record)
+    alive = [n for n in arms if not any(one.trial.run_id in dropped for one in arms[n])]
     for rung in [*_rungs(generation), None]:
         of_alive = {one.trial.run_id for name in alive for one in arms[name]} - work.failed
         trials = [one for one in generation.trials if one.trial.run_id in of_alive]
@@ -304,16 +306,22 @@ def _judge(work: Work, rung: int) -> set[str]:
     An arm of which a seed has not come so far waits for it."""
     record = work.record
     results: dict[str, list[EvalResult]] = {}
+    runs = {
+        name: [one.trial.run_id for one in of_arm]
+        for name, of_arm in trials_by_arm(work.generation).items()
+    }
     for name, of_arm in trials_by_arm(work.generation).items():
         found = [one for files in of_arm if (one := _result_at(files, rung)) is not None]
         if len(found) == len(of_arm):
             results[name] = found
-    judged = {e["arm"]: e["is_kept"] for e in record.events("rung") if e["round"] == rung}
-    before = set(record.dropped)
+    said = {run: e["is_kept"] for e in record.events("rung") if e["round"] == rung
+            for run in e["runs"]}  # fmt: skip
+    judged = {name: said[run] for name in runs for run in runs[name] if run in said}
+    before = {name for name in runs if any(run in record.dropped for run in runs[name])}
     for verdict in judge_rung(rung, results) if results.keys() - judged.keys() - before else []:
         if verdict.arm in judged or verdict.arm in before:
             continue
-        record.append("rung", round=rung, **verdict._asdict())
+        record.append("rung", round=rung, runs=runs[verdict.arm], **verdict._asdict())
         judged[verdict.arm] = verdict.is_kept
         work.screen.line(f"{verdict.arm}: {verdict.sentence}")
         if not verdict.is_kept:
@@ -347,14 +355,35 @@ async def _name_winner(work: Work, outcome: StudyOutcome) -> None:
     if winner is None or not has_sealed_test(work.generation):
         return
     files = next(one for one in work.generation.trials if one.trial.run_id == winner.run_id)
-    opened = next(record.events("test_opened"), None)
-    if opened is not None and opened["run"] != winner.run_id:
+    opened = _opened_test(work)
+    if opened is not None and opened.run_id != winner.run_id:
         work.screen.line(
-            f"The sealed test was opened on {opened['run']} at {opened['time']} and is not asked "
+            f"The sealed test was opened on {opened.run_id} at {opened.time} and is not asked "
             f"of {winner.run_id}, which is ahead by now: a test is opened once."
         )
         return
     await _open_test(work, files, winner, is_opened=opened is not None)
+
+
+class OpenedTest(NamedTuple):
+    """On which trial a sealed test was opened, and when."""
+
+    run_id: str
+    time: str
+
+
+def _opened_test(work: Work) -> OpenedTest | None:
+    """What the record says, or the ledger of any run: a record may be lost, and a trial may be no
+    part of the study any more."""
+    event = next(work.record.events("test_opened"), None)
+    if event is not None:
+        return OpenedTest(event["run"], event["time"])
+    for run_dir in sorted(work.generation.study.results_dir.glob("run_*")):
+        if (run_dir / CONFIG).is_file():
+            found = RunStore.open(run_dir).test_opened()
+            if found is not None:
+                return OpenedTest(run_dir.name, found["time"])
+    return None
 
 
 async def _open_test(
