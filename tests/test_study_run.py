@@ -356,7 +356,7 @@ def test_arms_may_be_added_between_two_runs(
     folder.write(controls={"max_rounds": 1})
     (folder.folder / "evals" / "tasks.py").write_text(TASK.replace("includes()", "includes(False)"))
     assert folder.run() == 2
-    assert "measured with other code of words (tasks.py)" in capsys.readouterr().err
+    assert "measured before tasks.py was changed" in capsys.readouterr().err
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -400,7 +400,7 @@ def test_what_a_study_costs_is_told_by_its_prices(
 def test_a_damaged_record_is_refused_by_line(folder: StudyFolder) -> None:
     results = folder.folder / "results"
     results.mkdir()
-    (results / "study.jsonl").write_text('{"seq": 0, "type": "opened"}\nno event\n')
+    (results / "study.jsonl").write_text('{"seq": 0, "type": "run_begun"}\nno event\n')
     with pytest.raises(RunStoreError, match=r"study\.jsonl line 2: not an event"):
         StudyRecord.read(results)
 

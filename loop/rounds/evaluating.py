@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from errors import LoopError
 from evaluation.measuring import Measuring, measure, rehearse_tasks
 from evaluation.tasks import EvalTask, protocol_of
 from ledger.records import Checkpoint
@@ -83,8 +84,18 @@ def take_paid(
     """Take what other runs have measured of the same weights; the tasks that are left."""
     store, left = run.store, list(tasks)
     for task, paid in run.sharing.paid_for(store, number, tasks, protocol):
-        source = RunStore.open(paid.run_dir)
-        found = source.measured(paid.number).only({paid.task})
+        try:
+            source = RunStore.open(paid.run_dir)
+            found = source.measured(paid.number).only({paid.task})
+        except LoopError as error:  # it is another run's, and may be moved or removed at any time
+            run.progress.line(f"{task.name}: not taken from {paid.run_dir}: {error}")
+            continue
+        logs = [source.run_dir / one.log for one in found.tasks if one.log is not None]
+        if not found.names or not all(log.is_file() for log in logs):
+            run.progress.line(
+                f"{task.name}: measured here, since what {paid.run_dir} had of it is gone"
+            )
+            continue
         taken = Measured(
             tuple(one.called(task.name, task.layer, task.role) for one in found.tasks),
             tuple(replace(one, name=task.name) for one in found.held_out),

@@ -49,13 +49,24 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class TrialState:
-    """How a trial stands: its files, its training, and each task on its weights."""
+    """How a trial stands: its files, its training, and each task on its weights. `other_code` is
+    what of the tasks' code its run did not have, where it was trained and asked by other code."""
 
     run_id: str
     params: str
     config: Finding
     training: Finding
     tasks: dict[str, Finding]
+    other_code: str | None = None
+
+    @property
+    def why_not_used(self) -> str | None:
+        """Why what its run has measured is not of the study as it is now; None where it is."""
+        if self.training.state == "stale":
+            return self.training.why
+        if self.other_code is not None:
+            return f"measured before {self.other_code} was changed, which its tasks run"
+        return None
 
 
 class ArmState(NamedTuple):
@@ -130,12 +141,17 @@ def _other_results(generation: Generation) -> Iterator[Path]:
 def _state_of_trial(generation: Generation, files: TrialFiles, disk: OnDisk) -> TrialState:
     config = _config_state(files, disk)
     is_ours = generation.study.experiment.experiment.framework == "tinker"
-    training = _training_state(files, generation) if is_ours else _torchtune_state(files)
+    training = _training_state(files) if is_ours else _torchtune_state(files)
     tasks = {
         task.entry.name: _task_state(files, task.entry.name, task.code_sha256, training)
         for task in generation.tasks
     }
-    return TrialState(files.trial.run_id, files.trial.shown, config, training, tasks)
+    code = (
+        _other_code(files.run_dir, files.train_file.parent)
+        if is_ours and training.state in ("done", "begun")
+        else None
+    )
+    return TrialState(files.trial.run_id, files.trial.shown, config, training, tasks, code)
 
 
 def _state_of_arm(generation: Generation, arm: ArmFiles, disk: OnDisk) -> ArmState:
@@ -145,7 +161,10 @@ def _state_of_arm(generation: Generation, arm: ArmFiles, disk: OnDisk) -> ArmSta
     try:
         store = RunStore.open(arm.run_dir)
         given = validate(json.loads(arm.config_text), str(arm.config_file))
-        why = _difference(store, given, generation) or _other_weights(store, arm)
+        why = _difference(store, given) or _other_weights(store, arm)
+        code = _other_code(arm.run_dir, arm.config_file.parent)
+        if why is None and code is not None:
+            why = f"measured before {code} was changed, which its tasks run"
         if why is not None:
             return ArmState(arm.run_id, config, Finding("stale", why))
         is_done = bool(store.comparable_results())
@@ -185,14 +204,14 @@ def _files_state(own: Sequence[Path], disk: OnDisk) -> Finding:
     return Finding("done")
 
 
-def _training_state(files: TrialFiles, generation: Generation) -> Finding:
+def _training_state(files: TrialFiles) -> Finding:
     """A run of the loop tells by its own ledger."""
     if is_absent_or_empty(files.run_dir):
         return Finding("missing")
     try:
         store = RunStore.open(files.run_dir)
         given = validate(json.loads(files.train_text), str(files.train_file))
-        why = _difference(store, given, generation)
+        why = _difference(store, given)
         if why is not None:
             return Finding("stale", why)
         if any(store.events("run_finished")):
@@ -202,7 +221,7 @@ def _training_state(files: TrialFiles, generation: Generation) -> Finding:
         return Finding("stale", str(error))
 
 
-def _difference(store: RunStore, given: TrainingConfig, generation: Generation) -> str | None:
+def _difference(store: RunStore, given: TrainingConfig) -> str | None:
     """In what a run directory is not what the study has now; None where it is."""
     was, now = store.settled_config()["config"], given.model_dump(mode="json")
     recorded, kept = kept_settings(was), kept_settings(now)
@@ -213,15 +232,27 @@ def _difference(store: RunStore, given: TrainingConfig, generation: Generation) 
         return f"trained with another {', '.join(changed[:3])}"
     if not store.has_started:
         return None
-    for file in store.manifest().files.values():
+    manifest = store.manifest()
+    # A task of Inspect is no file, and of a question file with code of its own both are hashed.
+    asked = {} if manifest.code else manifest.eval_tasks
+    for file in (*manifest.files.values(), *asked.values()):
         path = store.now_at(Path(file.path))
-        if is_file(path) and sha256_of(path) != file.sha256:
+        if is_file(path) and "@" not in path.name and sha256_of(path) != file.sha256:
             return f"{path.name} has changed since"
-    configs_dir, code = generation.study.configs_dir, store.manifest().code
-    for task in generation.tasks:
-        for path, sha256 in task.code.items():
-            if code.get(os.path.relpath(path, configs_dir), sha256) != sha256:
-                return f"measured with other code of {task.entry.name} ({Path(path).name})"
+    return None
+
+
+def _other_code(run_dir: Path, configs_dir: Path) -> str | None:
+    """A file of the tasks' code that is not the one that the run in a directory has run."""
+    store = RunStore.open(run_dir)
+    if not store.has_started:
+        return None
+    began_in = Path(store.settled_config()["config_file"]).parent
+    for name, sha256 in store.manifest().code.items():
+        path = os.path.relpath(name, began_in) if Path(name).is_absolute() else name
+        file = configs_dir / path
+        if is_file(file) and sha256_of(file) != sha256:
+            return file.name
     return None
 
 

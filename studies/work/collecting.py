@@ -39,11 +39,12 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
     """Everything that the report of a study is made from. Raises `LoopError` for a run directory
     that cannot be read."""
     study = generation.study
-    stale = {one.run_id: one.training.why for one in state_of(generation).trials
-             if one.training.state == "stale"}  # fmt: skip
+    states = {one.run_id: one.why_not_used for one in state_of(generation).trials}
+    stale = {run_id: why for run_id, why in states.items() if why is not None}
     trained = _trained_arms(generation, record, stale)
     arms = [*(_arm_outcome(study, arm) for arm in generation.arms), *trained]
-    winner, sealed = record.last("winner"), _sealed(generation)
+    # By the trials that there are now: those of the last run may have been others.
+    winner, sealed = choose_winner(arms), _sealed(generation)
     return StudyOutcome(
         name=study.name,
         question=study.experiment.experiment.question,
@@ -55,14 +56,17 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
         task_names=_task_names(generation),
         checkpoint=study.experiment.evaluation.checkpoint,
         # That of alpha is told of every study of ranks, whether or not it is written down.
-        warnings=[one for one in generation.warnings if not one.startswith("lora_alpha is")],
+        warnings=[
+            *(one for one in generation.warnings if not one.startswith("lora_alpha is")),
+            *_other_models(generation, stale),
+        ],
         history=[
             Change(event["time"], sentence)
             for event in record.events("opened")
             for sentence in event["changes"]
         ],
-        winner=None if winner is None else winner["run"],
-        winner_sentence=NOT_DONE if winner is None else winner["sentence"],
+        winner=None if winner is None or winner.trial is None else winner.trial.run_id,
+        winner_sentence=NOT_DONE if winner is None else winner.sentence,
         has_sealed_test=has_sealed_test(generation),
         sealed=None if sealed is None else sealed[1],
         sealed_of=None if sealed is None else sealed[0],
@@ -87,6 +91,13 @@ def trials_by_arm(generation: Generation) -> dict[str, list[TrialFiles]]:
     for one in generation.trials:
         arms[arm_name(one.trial.params)].append(one)
     return dict(arms)
+
+
+def dropped_runs(generation: Generation, record: StudyRecord) -> dict[str, str]:
+    """By trial, why its arm was dropped; none where the study does not halve any more."""
+    if generation.study.experiment.study.stop != "halving":
+        return {}
+    return {run_id: event["sentence"] for run_id, event in record.dropped.items()}
 
 
 class Winner(NamedTuple):
@@ -132,18 +143,18 @@ def _mean_score(arm: ArmOutcome) -> float:
 def _trained_arms(
     generation: Generation, record: StudyRecord, stale: Mapping[str, str]
 ) -> list[ArmOutcome]:
-    failures, dropped = record.failures, record.dropped
+    failures, dropped = record.failures, dropped_runs(generation, record)
     gates = {event["run"]: event.get("gate", ()) for event in record.events("trial_done")}
     arms = []
     for name, of_arm in trials_by_arm(generation).items():
         trials = []
+        of_drop = next((dropped[r] for one in of_arm if (r := one.trial.run_id) in dropped), None)
         for one in of_arm:
             run_id = one.trial.run_id
             if (why := stale.get(run_id)) is not None:
                 seed = one.trial.seed
                 trials.append(TrialOutcome(run_id, seed, "missing", f"what lies there is {why}"))
                 continue
-            of_drop = dropped[name]["sentence"] if name in dropped else None
             found = _trial_outcome(generation, one, of_drop, failures.get(run_id))
             trials.append(replace(found, gate_sentences=gates.get(run_id, ())))
         arms.append(ArmOutcome(name, of_arm[0].trial.params, True, trials))
@@ -156,6 +167,8 @@ def _trial_outcome(
     run_id, seed = files.trial.run_id, files.trial.seed
     status: TrialStatus = "missing" if failure is None else "failed"
     if is_absent_or_empty(files.run_dir):
+        if of_drop is not None:  # a seed that was added afterwards
+            return TrialOutcome(run_id, seed, "dropped", of_drop)
         return TrialOutcome(run_id, seed, status, failure or "")
     store = RunStore.open(files.run_dir)
     decision = store.last_decision()
@@ -190,6 +203,25 @@ def _trial_outcome(
         cost_usd=study_cost_usd(generation.study, config, usage),
         checkpoint=None if checkpoint is None else checkpoint.sampler_path,
     )
+
+
+def _other_models(generation: Generation, stale: Mapping[str, str]) -> list[str]:
+    """A sentence on trials that one name of a base model gave different files."""
+    seen: dict[str, dict[str, str]] = defaultdict(dict)
+    for one in generation.trials:
+        if one.trial.run_id in stale or is_absent_or_empty(one.run_dir):
+            continue
+        store = RunStore.open(one.run_dir)
+        model = store.manifest().base_model if store.has_started else None
+        if model is not None and model.files:
+            name = json.loads(one.train_text)["base_model"]
+            seen[name].setdefault(json.dumps(model.files, sort_keys=True), one.trial.run_id)
+    return [
+        f"base_model {name} had other files when {', '.join(others)} began than when {first} did, "
+        "so their scores are of different models: train them in another output.results_dir"
+        for name, (first, *others) in ((name, tuple(of.values())) for name, of in seen.items())
+        if others
+    ]
 
 
 def _curve(store: RunStore) -> list[CurvePoint]:

@@ -82,22 +82,20 @@ def _evaluate(configs_dir: Path, trial: Mapping[str, Any], *, is_again: bool) ->
 
 def lay_out_trial(generation: Generation, files: TrialFiles, store: RunStore) -> EvalResult:
     """Lay out what a finished trial has measured of the weights that the study evaluates, which is
-    not measured again; returns it."""
+    not measured again, as far as it does not lie there; returns it."""
     trial = told_of(generation.study, files, generation.tasks)
     round_no = _round_of(store, trial["checkpoint"])
     checkpoint, result = store.checkpoint(round_no), store.result(round_no)
     assert checkpoint is not None and result is not None, "the last round was measured"
     configs_dir, path = generation.study.configs_dir, checkpoint.sampler_path
+    eval_dir = configs_dir / trial["eval_results"]
     for task, of_task in _results(configs_dir, trial, result):
-        folder = configs_dir / trial["eval_results"] / task["task"]
+        if _is_current(eval_dir, trial, task, path):
+            continue
+        folder = eval_dir / task["task"]
         record = _record(trial, task, of_task, path, round_no)
         _lay_out(folder, store.run_dir, of_task, record)
     return result
-
-
-def is_laid_out(generation: Generation, files: TrialFiles) -> bool:
-    """Whether every task of a trial has its results in their place."""
-    return all(is_file(files.eval_dir / one.entry.name / RESULTS) for one in generation.tasks)
 
 
 def _round_of(store: RunStore, which: str) -> int:
@@ -170,8 +168,8 @@ def _record(
 
 
 def _lay_out(folder: Path, measured_in: Path, result: TaskResult, record: dict[str, Any]) -> None:
-    """The Inspect log, then the results that name it."""
-    if result.log is not None:
+    """The Inspect log, where nobody has removed it, then the results that name it."""
+    if result.log is not None and is_file(measured_in / result.log):
         copy_whole(measured_in / result.log, folder / Path(result.log).name)
     write_whole(folder / RESULTS, [json.dumps(record, indent=1, ensure_ascii=False) + "\n"])
 

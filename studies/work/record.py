@@ -20,6 +20,19 @@ FILE = "study.jsonl"
 
 Event = dict[str, Any]
 
+# What is looked up in events, by their type.
+NEEDED = {
+    "opened": ("time", "trials", "changes"),
+    "trial_begun": ("run",),
+    "trial_done": ("run",),
+    "trial_failed": ("run", "error"),
+    "trial_left": ("run",),
+    "rung": ("round", "runs", "is_kept", "sentence"),
+    "budget_reached": ("sentence",),
+    "winner": ("sentence",),
+    "test_opened": ("run", "time"),
+}
+
 
 class StudyRecord:
     """The events of a study, oldest first."""
@@ -78,8 +91,9 @@ class StudyRecord:
 
     @property
     def dropped(self) -> dict[str, Event]:
-        """By arm, the event of the rung that dropped it."""
-        return {e["arm"]: e for e in self.events("rung") if not e["is_kept"]}
+        """By trial, the event of the rung that dropped its arm. An arm is known by its trials,
+        since it is called otherwise where variables stand in another order."""
+        return {run: e for e in self.events("rung") if not e["is_kept"] for run in e["runs"]}
 
     @property
     def failures(self) -> dict[str, str]:
@@ -99,6 +113,8 @@ def _events_in(path: Path, *, repair: bool) -> list[Event]:
             event = parse_object(line)
             if event.get("seq") != number or not isinstance(event.get("type"), str):
                 raise ValueError("its number is out of order")
+            if lacking := [key for key in NEEDED.get(event["type"], ()) if key not in event]:
+                raise ValueError(f"it has no {lacking[0]}")
         except ValueError as error:
             raise RunStoreError(
                 f"{path} line {number + 1}: not an event of a study: {error}. The file was changed "

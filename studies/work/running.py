@@ -12,11 +12,12 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from commands.boundary import Failure, Session, one_of_several
 from config_schema import validate
 from errors import ConfigError, Interrupted, LoopError, OutputGone
+from ledger.records import Usage
 from ledger.run_directory import CONFIG, is_absent_or_empty
 from ledger.store import RunStore
 from scores.results import EvalResult
@@ -26,17 +27,18 @@ from studies.design.generating import ArmFiles, Generation, TrialFiles
 from studies.findings.outcome import StudyOutcome, TrialOutcome
 from studies.work.collecting import (
     choose_winner,
+    dropped_runs,
     has_sealed_test,
     outcome_of,
     study_cost_usd,
     trials_by_arm,
 )
-from studies.work.evaluating import is_laid_out, lay_out_trial
+from studies.work.evaluating import lay_out_trial
 from studies.work.halving import judge_rung, rungs
 from studies.work.hindsight import gate_in_hindsight
 from studies.work.record import StudyRecord
 from studies.work.screen import ENDED, WAITING, Screen
-from studies.work.spending import Spending
+from studies.work.spending import Spending, Spent
 from studies.work.trial_runs import Floor, TrialPlace, ask_sealed_test, measure_arm, train_trial
 
 T = TypeVar("T")
@@ -87,7 +89,8 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
     await _each(work, generation.arms, lambda arm: _measure(work, arm))
     refuse_stopped(work)
     arms = trials_by_arm(generation)
-    alive = list(arms)
+    dropped = dropped_runs(generation, record)
+    alive = [n for n in arms if not any(one.trial.run_id in dropped for one in arms[n])]
     for rung in [*_rungs(generation), None]:
         of_alive = {one.trial.run_id for name in alive for one in arms[name]} - work.failed
         trials = [one for one in generation.trials if one.trial.run_id in of_alive]
@@ -98,6 +101,9 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
             kept = _judge(work, rung)
             alive = [name for name in alive if name in kept]
     outcome = outcome_of(generation, record)
+    for warning in outcome.warnings:
+        if warning not in generation.warnings:  # those were said at the beginning
+            work.screen.line(f"warning: {warning}")
     await _name_winner(work, outcome)
     return outcome_of(generation, record)
 
@@ -112,7 +118,7 @@ def refuse_stopped(work: Work) -> None:
 def refuse_stale(generation: Generation) -> None:
     """Raise `ConfigError` for directories that hold a run of other settings, data or code."""
     state = state_of(generation)
-    stale = {one.run_id: one.training.why for one in state.trials if one.training.state == "stale"}
+    stale = {one.run_id: why for one in state.trials if (why := one.why_not_used) is not None}
     stale |= {one.run_id: one.measured.why for one in state.arms if one.measured.state == "stale"}
     if stale:
         run_id, why = next(iter(stale.items()))
@@ -135,9 +141,7 @@ def _note_opened(work: Work) -> None:
 
 def _offer_known(work: Work, known: Iterable[Path]) -> None:
     """Let trials take what run directories have measured. One that is damaged is no source."""
-    of_study = work.generation.study
-    configs = {one.run_dir: (one.train_text, one.train_file) for one in work.generation.trials}
-    configs |= {one.run_dir: (one.config_text, one.config_file) for one in work.generation.arms}
+    own = {place.run_dir: place for place in _own_places(work.generation)}
     for run_dir in known:
         if not (run_dir / CONFIG).is_file():
             continue
@@ -147,13 +151,8 @@ def _offer_known(work: Work, known: Iterable[Path]) -> None:
                 continue
             for result in store.results():
                 work.floor.sharing.offer(store, result)
-            if run_dir in configs:
-                config = validate(json.loads(configs[run_dir][0]), str(configs[run_dir][1]))
-                rounds = [store.usage(number) for number in range(store.num_rounds + 1)]
-                costs = [(used, study_cost_usd(of_study, config, used)) for used in rounds]
-                work.spending.found(run_dir.name, costs)
-                whole = store.usage()  # with what no round has
-                work.spending.note(run_dir.name, whole, study_cost_usd(of_study, config, whole))
+            if run_dir in own:
+                _note_usage(work, own[run_dir], store)
 
 
 async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
@@ -179,6 +178,10 @@ def place_of(files: TrialFiles) -> TrialPlace:
     return TrialPlace(files.trial.run_id, files.train_file, files.run_dir)
 
 
+def place_of_arm(arm: ArmFiles) -> TrialPlace:
+    return TrialPlace(arm.run_id, arm.config_file, arm.run_dir)
+
+
 def _has_reached(files: TrialFiles, rung: int | None) -> bool:
     """Whether a trial has come as far as it is to come; its end where no rung is named."""
     if is_absent_or_empty(files.run_dir):
@@ -191,7 +194,7 @@ def _has_reached(files: TrialFiles, rung: int | None) -> bool:
 
 async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
     """Train a trial to a rung or to its end, and record what became of it."""
-    run_id, record = files.trial.run_id, work.record
+    run_id, record, place = files.trial.run_id, work.record, place_of(files)
     session = Session(work.floor.keys)
     if not any(e["run"] == run_id for e in record.events("trial_begun")):
         params = dict(files.trial.params)
@@ -201,15 +204,15 @@ async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
         if rung is not None and round_no >= rung:
             return True
         if session.store is not None:
-            _note_usage(work, files, session.store)
+            _note_usage(work, place, session.store)
         return not work.may_do(work.num_at_work)
 
-    training = train_trial(place_of(files), work.floor, session, leaves_after)
+    training = train_trial(place, work.floor, session, leaves_after)
     is_done = await _recorded(work, run_id, training, session)
     if is_absent_or_empty(files.run_dir):
         return
     store = RunStore.open(files.run_dir)
-    _note_usage(work, files, store)
+    _note_usage(work, place, store)
     if not is_done:
         return
     if any(store.events("run_finished")):
@@ -241,11 +244,11 @@ def _finish_found(work: Work) -> None:
         run_id = one.trial.run_id
         if not _has_reached(one, None):
             continue
-        if run_id not in done or not is_laid_out(work.generation, one):
+        if run_id not in done:
             _finish(work, one, RunStore.open(one.run_dir))
         else:
-            score = f"{done[run_id]['score']:.4f}"
-            work.screen.set(run_id, ENDED, "done before", score)
+            result = lay_out_trial(work.generation, one, RunStore.open(one.run_dir))
+            work.screen.set(run_id, ENDED, "done before", f"{result.score:.4f}")
 
 
 async def _recorded(
@@ -268,11 +271,20 @@ async def _recorded(
     return True
 
 
-def _note_usage(work: Work, files: TrialFiles, store: RunStore) -> None:
-    usage = store.usage()
-    config = validate(json.loads(files.train_text), str(files.train_file))
-    usd = study_cost_usd(work.generation.study, config, usage)
-    work.spending.note(files.trial.run_id, usage, usd)
+def _own_places(generation: Generation) -> list[TrialPlace]:
+    return [*map(place_of, generation.trials), *map(place_of_arm, generation.arms)]
+
+
+def _note_usage(work: Work, place: TrialPlace, store: RunStore) -> None:
+    """What a trial, or an arm that is not trained, has used of the study's budget."""
+    config = validate(json.loads(place.config_file.read_text()), str(place.config_file))
+
+    def spent(usage: Usage) -> Spent:
+        return Spent(usage, study_cost_usd(work.generation.study, config, usage))
+
+    rounds = [] if store.is_evaluation else range(store.num_rounds + 1)
+    of_rounds = [spent(store.usage(number)) for number in rounds]
+    work.spending.note(place.run_id, spent(store.usage()), of_rounds)
 
 
 # --- an arm that is not trained -------------------------------------------------------------------
@@ -284,17 +296,15 @@ async def _measure(work: Work, arm: ArmFiles) -> None:
     }:
         return
     session = Session(work.floor.keys)
-    place = TrialPlace(arm.run_id, arm.config_file, arm.run_dir)
-    job = measure_arm(place, arm.checkpoint, work.floor, session)
-    if await _recorded(work, arm.run_id, job, session):
-        store = RunStore.open(arm.run_dir)
-        if results := store.comparable_results():
-            config = validate(json.loads(arm.config_text), str(arm.config_file))
-            usage = store.usage()
-            usd = study_cost_usd(work.generation.study, config, usage)
-            work.spending.note(arm.run_id, usage, usd)
-            work.record.append("trial_done", run=arm.run_id, round=0, score=results[0].score)
-            work.screen.end(arm.run_id, "done", f"measured, score {results[0].score:.4f}")
+    job = measure_arm(place_of_arm(arm), arm.checkpoint, work.floor, session)
+    is_done = await _recorded(work, arm.run_id, job, session)
+    if is_absent_or_empty(arm.run_dir):
+        return
+    store = RunStore.open(arm.run_dir)
+    _note_usage(work, place_of_arm(arm), store)
+    if is_done and (results := store.comparable_results()):
+        work.record.append("trial_done", run=arm.run_id, round=0, score=results[0].score)
+        work.screen.end(arm.run_id, "done", f"measured, score {results[0].score:.4f}")
 
 
 def _measured_arm(arm: ArmFiles) -> EvalResult | None:
@@ -321,16 +331,22 @@ def _judge(work: Work, rung: int) -> set[str]:
     An arm of which a seed has not come so far waits for it."""
     record = work.record
     results: dict[str, list[EvalResult]] = {}
+    runs = {
+        name: [one.trial.run_id for one in of_arm]
+        for name, of_arm in trials_by_arm(work.generation).items()
+    }
     for name, of_arm in trials_by_arm(work.generation).items():
         found = [one for files in of_arm if (one := _result_at(files, rung)) is not None]
         if len(found) == len(of_arm):
             results[name] = found
-    judged = {e["arm"]: e["is_kept"] for e in record.events("rung") if e["round"] == rung}
-    before = set(record.dropped)
+    said = {run: e["is_kept"] for e in record.events("rung") if e["round"] == rung
+            for run in e["runs"]}  # fmt: skip
+    judged = {name: said[run] for name in runs for run in runs[name] if run in said}
+    before = {name for name in runs if any(run in record.dropped for run in runs[name])}
     for verdict in judge_rung(rung, results) if results.keys() - judged.keys() - before else []:
         if verdict.arm in judged or verdict.arm in before:
             continue
-        record.append("rung", round=rung, **verdict._asdict())
+        record.append("rung", round=rung, runs=runs[verdict.arm], **verdict._asdict())
         judged[verdict.arm] = verdict.is_kept
         work.screen.line(f"{verdict.arm}: {verdict.sentence}")
         if not verdict.is_kept:
@@ -363,14 +379,35 @@ async def _name_winner(work: Work, outcome: StudyOutcome) -> None:
     if winner is None or not has_sealed_test(work.generation):
         return
     files = next(one for one in work.generation.trials if one.trial.run_id == winner.run_id)
-    opened = next(record.events("test_opened"), None)
-    if opened is not None and opened["run"] != winner.run_id:
+    opened = _opened_test(work)
+    if opened is not None and opened.run_id != winner.run_id:
         work.screen.line(
-            f"The sealed test was opened on {opened['run']} at {opened['time']} and is not asked "
+            f"The sealed test was opened on {opened.run_id} at {opened.time} and is not asked "
             f"of {winner.run_id}, which is ahead by now: a test is opened once."
         )
         return
     await _open_test(work, files, winner, is_opened=opened is not None)
+
+
+class OpenedTest(NamedTuple):
+    """On which trial a sealed test was opened, and when."""
+
+    run_id: str
+    time: str
+
+
+def _opened_test(work: Work) -> OpenedTest | None:
+    """What the record says, or the ledger of any run: a record may be lost, and a trial may be no
+    part of the study any more."""
+    event = next(work.record.events("test_opened"), None)
+    if event is not None:
+        return OpenedTest(event["run"], event["time"])
+    for run_dir in sorted(work.generation.study.results_dir.glob("run_*")):
+        if (run_dir / CONFIG).is_file():
+            found = RunStore.open(run_dir).test_opened()
+            if found is not None:
+                return OpenedTest(run_dir.name, found["time"])
+    return None
 
 
 async def _open_test(

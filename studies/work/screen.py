@@ -142,10 +142,8 @@ class Screen:
 
         counts = Counter(row.phase for row in self.rows.values())
         seconds = seconds_text(time.monotonic() - self._started)
-        shown = Table(
-            title=f"{counts[ENDED]} of {len(self.rows)} ended, {counts[WORKING]} at work, {seconds}",
-            title_justify="left", box=None, pad_edge=False,
-        )  # fmt: skip
+        title = f"{counts[ENDED]} of {len(self.rows)} ended, {counts[WORKING]} at work, {seconds}"
+        shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for name, columns in zip(
             ("trial", "what it is", "score", "now"), self._widths(), strict=True
         ):

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ledger.records import Usage
 from settings.groups import BudgetSettings
 
 NOTHING = Usage(0, 0, 0, 0.0)
+
+
+class Spent(NamedTuple):
+    """What was used, and what it cost where there are prices."""
+
+    usage: Usage
+    usd: float | None
 
 
 @dataclass
@@ -20,24 +28,14 @@ class Spending:
     usd: dict[str, float] = field(default_factory=dict)
     dearest: dict[str, float] = field(default_factory=dict)  # by unit, of one round
 
-    def found(self, run_id: str, rounds: Sequence[tuple[Usage, float | None]]) -> None:
-        """What each round of a trial had used before, with what it cost."""
-        self.used[run_id], self.usd[run_id] = NOTHING, 0.0
-        for usage, usd in rounds:
-            total = self.used[run_id].plus(usage)
-            self.note(run_id, total, self.usd[run_id] + (usd or 0.0))
-
-    def note(self, run_id: str, usage: Usage, usd: float | None) -> None:
-        """What a trial has used in all by now; what is new of it was one round."""
-        before, before_usd = self.used.get(run_id, NOTHING), self.usd.get(run_id, 0.0)
-        self.used[run_id], self.usd[run_id] = usage, usd or 0.0
-        piece = {
-            "tokens": usage.tokens - before.tokens,
-            "minutes": usage.minutes - before.minutes,
-            "usd": (usd or 0.0) - before_usd,
-        }
-        for unit, amount in piece.items():
-            self.dearest[unit] = max(self.dearest.get(unit, 0.0), amount)
+    def note(self, run_id: str, all_of_it: Spent, rounds: Sequence[Spent] = ()) -> None:
+        """What a trial has used in all by now, and each of its rounds, which tell what another one
+        may need; they are the same after a kill."""
+        self.used[run_id], self.usd[run_id] = all_of_it.usage, all_of_it.usd or 0.0
+        for one in rounds:
+            amounts = {"tokens": one.usage.tokens, "minutes": one.usage.minutes, "usd": one.usd}
+            for unit, amount in amounts.items():
+                self.dearest[unit] = max(self.dearest.get(unit, 0.0), amount or 0.0)
 
     @property
     def total(self) -> Usage:
