@@ -131,6 +131,7 @@ def generate(args: argparse.Namespace) -> int:
     for warning in generation.warnings:
         tell(f"warning: {warning}", file=sys.stderr)
     num_trials = len(generation.trials)
+    _tell_hypothesis(generation)
     if args.dry_run:
         _show(generation, found)
         return 0
@@ -141,6 +142,27 @@ def generate(args: argparse.Namespace) -> int:
     write_generation(generation, found)
     _tell_written(generation, found)
     return 0
+
+
+def _tell_hypothesis(generation: Generation) -> None:
+    """How the hypothesis will be put to a test, before anything is paid for."""
+    from studies.findings.hypothesis import read_hypothesis
+
+    experiment = generation.study.experiment
+    text, expects = experiment.experiment.hypothesis, experiment.study.expects
+    if text is None or expects:
+        return
+    tasks = [task.entry.name for task in generation.tasks]
+    reading = read_hypothesis(text, list(experiment.variables), tasks)
+    if reading.why_not is not None:
+        tell(
+            f"warning: the hypothesis is not tested as it stands: {reading.why_not}. Say what is "
+            "expected in study.expects.",
+            file=sys.stderr,
+        )
+        return
+    read = "; ".join(f"{variable} {claim}" for variable, claim in reading.claims)
+    tell(f"hypothesis, read as: {read}", file=sys.stderr)
 
 
 def _ask(num_trials: int) -> None:
@@ -323,7 +345,7 @@ def _tell_outcome(outcome: StudyOutcome, command: str) -> int:
     for why, run_ids in failed.items():
         more = f" and {len(run_ids) - MAX_NAMED} more" if len(run_ids) > MAX_NAMED else ""
         names = ", ".join(run_ids[:MAX_NAMED])
-        tell(f"error: {names}{more} failed: {why} Try again with: {command}", file=sys.stderr)
+        tell(f"error: {names}{more} failed: {why} Try it again with: {command}", file=sys.stderr)
     return 1 if failed else 0
 
 
