@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from config_schema import validate
+from config_schema import TrainingConfig, validate
 from errors import LoopError
 from ledger.run_directory import is_absent_or_empty
 from ledger.store import RunStore
-from settings.sameness import kept_settings
+from settings.sameness import flat, kept_settings
 from storage.stored_json import parse_object
 from studies.design.generating import (
     Generation,
@@ -32,6 +32,7 @@ from studies.design.paths import is_file, is_folder
 from studies.design.torchtune_base import referred
 
 RESULTS = "results.json"
+BOUNDS = ("max_rounds", "budget.tokens", "budget.minutes", "budget.usd")  # of what a run trains
 State = Literal["done", "missing", "stale", "begun"]
 
 
@@ -160,11 +161,31 @@ def _training_state(files: TrialFiles) -> Finding:
             return Finding("stale", f"trained with another {', '.join(changed[:3])}")
         if (name := _changed_data(store)) is not None:
             return Finding("stale", f"{name} has changed since")
-        if any(store.events("run_finished")):
+        if store.num_rounds > config.max_rounds:
+            told = f"trained for {store.num_rounds} rounds, and max_rounds is {config.max_rounds}"
+            return Finding("stale", told)
+        if has_ended(store, config):
             return Finding("done")
         return Finding("begun", f"{store.num_rounds} rounds done; go on with --resume")
     except LoopError as error:
         return Finding("stale", str(error))
+
+
+def has_ended(store: RunStore, config: TrainingConfig) -> bool:
+    """Whether a trial has come to the end that its settings give it. Bounds may have been others
+    when its run finished, and somebody may have gone on with it since."""
+    decision = store.last_decision()
+    finished = [event["seq"] for event in store.events("run_finished")]
+    resumed = [event["seq"] for event in store.events("resumed")]
+    if (
+        decision is None
+        or not decision.stops
+        or not finished
+        or finished[-1] < max(resumed, default=0)
+    ):
+        return False
+    recorded, given = flat(store.resolved_config()["config"]), flat(config.model_dump(mode="json"))
+    return all(recorded.get(key) == given.get(key) for key in BOUNDS)
 
 
 def _changed_data(store: RunStore) -> str | None:
