@@ -15,6 +15,7 @@ from errors import RunStoreError
 from studies.work.record import StudyRecord
 from test_loop import SMOOTH_RATE
 from test_study_run import TASK, StudyFolder
+from trainer_with_eval import main as train
 
 
 @pytest.fixture
@@ -198,3 +199,29 @@ def test_a_sealed_test_that_was_opened_stays_so_without_the_record(
     assert folder.run() == 0
     assert f"opened on {winner['run']}" in capsys.readouterr().err
     assert folder.store(other).test_opened() is None
+
+
+@pytest.mark.trains
+def test_trials_are_compared_after_as_many_rounds(
+    folder: StudyFolder, capsys: pytest.CaptureFixture
+) -> None:
+    folder.write(variables={"lora_rank": [2]}, controls={"max_rounds": 2, "steps_per_round": 1})
+    assert folder.run() == 0
+    # More rounds go on with what there is.
+    folder.write(variables={"lora_rank": [2, 4]}, controls={"max_rounds": 3})
+    assert study.main(["status", str(folder.folder)]) == 0
+    assert "run_000 (lora_rank=2): begun after round 2" in capsys.readouterr().out
+    assert folder.run() == 0
+    assert [folder.store(f"run_{n:03d}").num_rounds for n in range(2)] == [3, 3]
+    assert laid_out(folder, "run_000", "words")["round"] == 3
+    before = {path: path.read_bytes() for path in folder.folder.glob("results/*/ledger.jsonl")}
+    assert folder.run() == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    # One that somebody has trained on is another trial, and so are those of fewer rounds.
+    run_dir = str(folder.folder / "results" / "run_000")
+    assert train(["--resume", run_dir, "--set", "max_rounds=4"]) == 0
+    capsys.readouterr()
+    assert folder.run() == 2
+    assert "run_000: trained for 4 rounds, and max_rounds is 3" in capsys.readouterr().err
+    assert study.main(["status", str(folder.folder)]) == 0
+    assert "run_000 (lora_rank=2): missing" in capsys.readouterr().out

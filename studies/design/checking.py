@@ -19,7 +19,7 @@ from config_schema import TrainingConfig, validate
 from errors import LoopError
 from ledger.run_directory import EVALUATED, is_absent_or_empty
 from ledger.store import RunStore
-from settings.sameness import kept_settings
+from settings.sameness import flat, kept_settings
 from storage.stored_json import parse_object
 from studies.design.arms import ArmFiles
 from studies.design.generating import (
@@ -33,6 +33,7 @@ from studies.design.paths import is_file, is_folder
 from studies.design.torchtune_base import referred
 
 RESULTS = "results.json"
+BOUNDS = ("max_rounds", "budget.tokens", "budget.minutes", "budget.usd")  # of what a run trains
 State = Literal["done", "missing", "stale", "begun"]
 
 
@@ -214,11 +215,28 @@ def _training_state(files: TrialFiles) -> Finding:
         why = _difference(store, given)
         if why is not None:
             return Finding("stale", why)
-        if any(store.events("run_finished")):
+        if has_ended(store, given):
             return Finding("done")
         return Finding("begun", f"{store.num_rounds} rounds done; go on with --resume")
     except LoopError as error:
         return Finding("stale", str(error))
+
+
+def has_ended(store: RunStore, config: TrainingConfig) -> bool:
+    """Whether a trial has come to the end that its settings give it. Bounds may have been others
+    when its run finished, and somebody may have gone on with it since."""
+    decision = store.last_decision()
+    finished = [event["seq"] for event in store.events("run_finished")]
+    resumed = [event["seq"] for event in store.events("resumed")]
+    if (
+        decision is None
+        or not decision.stops
+        or not finished
+        or finished[-1] < max(resumed, default=0)
+    ):
+        return False
+    recorded, given = flat(store.resolved_config()["config"]), flat(config.model_dump(mode="json"))
+    return all(recorded.get(key) == given.get(key) for key in BOUNDS)
 
 
 def _difference(store: RunStore, given: TrainingConfig) -> str | None:

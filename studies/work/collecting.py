@@ -18,7 +18,7 @@ from scores.intervals import mean
 from scores.results import EvalResult
 from settings.groups import PriceTable
 from studies.design.arms import ArmFiles
-from studies.design.checking import state_of
+from studies.design.checking import has_ended, state_of
 from studies.design.experiment import FILE_NAME, Study
 from studies.design.generating import Generation, TrialFiles
 from studies.design.moved_files import moved_name
@@ -173,13 +173,13 @@ def _trial_outcome(
     store = RunStore.open(files.run_dir)
     decision = store.last_decision()
     why = failure or ""
-    if decision is not None and decision.stops and any(store.events("run_finished")):
+    config = validate(json.loads(files.train_text), str(files.train_file))
+    if has_ended(store, config):
         status, why = "done", ""
     elif of_drop is not None:
         status, why = "dropped", of_drop
     elif failure is None:
         status = "begun"
-    config = validate(json.loads(files.train_text), str(files.train_file))
     settled = store.settled_config()["resolved"]
     round_no = None
     if decision is not None and decision.round > 0:

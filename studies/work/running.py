@@ -21,7 +21,7 @@ from ledger.records import Usage
 from ledger.run_directory import CONFIG, is_absent_or_empty
 from ledger.store import RunStore
 from scores.results import EvalResult
-from studies.design.checking import state_of
+from studies.design.checking import has_ended, state_of
 from studies.design.experiment import FILE_NAME
 from studies.design.generating import ArmFiles, Generation, TrialFiles
 from studies.findings.outcome import StudyOutcome, TrialOutcome
@@ -182,14 +182,16 @@ def place_of_arm(arm: ArmFiles) -> TrialPlace:
     return TrialPlace(arm.run_id, arm.config_file, arm.run_dir)
 
 
+def _has_ended(files: TrialFiles, store: RunStore) -> bool:
+    return has_ended(store, validate(json.loads(files.train_text), str(files.train_file)))
+
+
 def _has_reached(files: TrialFiles, rung: int | None) -> bool:
     """Whether a trial has come as far as it is to come; its end where no rung is named."""
     if is_absent_or_empty(files.run_dir):
         return False
     store = RunStore.open(files.run_dir)
-    config = validate(json.loads(files.train_text), str(files.train_file))
-    is_done = store.is_finished_with(config.model_dump(mode="json"))
-    return is_done or (rung is not None and store.decision(rung) is not None)
+    return _has_ended(files, store) or (rung is not None and store.decision(rung) is not None)
 
 
 async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
@@ -215,7 +217,7 @@ async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
     _note_usage(work, place, store)
     if not is_done:
         return
-    if any(store.events("run_finished")):
+    if _has_ended(files, store):
         _finish(work, files, store)
         return
     decision = store.last_decision()
@@ -360,7 +362,7 @@ def _result_at(files: TrialFiles, rung: int) -> EvalResult | None:
     if is_absent_or_empty(files.run_dir):
         return None
     store = RunStore.open(files.run_dir)
-    is_done = any(store.events("run_finished"))
+    is_done = _has_ended(files, store)
     return store.result(min(rung, store.num_rounds) if is_done else rung)
 
 
