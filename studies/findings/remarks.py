@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from scores.decision import WARN_FLAWED_SHARE
+from scores.wording import interval_text
 from studies.findings.findings import Difference
 from studies.findings.measured import MeasuredArm, listed_few, protocol_remarks
 from studies.findings.outcome import StudyOutcome
@@ -150,15 +151,18 @@ def _about_answers(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> Iterat
 def _about_the_winner(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> Iterator[str]:
     if len(arms) < 2:
         return
-    yield (
-        "The best arm was chosen by its score on these questions, so that score is optimistic"
-        + (
-            "."
-            if outcome.sealed is None
-            else f"; the sealed test, asked of {outcome.winner or 'the winner'} alone, is not: "
-            f"{outcome.sealed.score:.4f} (n={outcome.sealed.n})."
-        )
+    has_seeds = any(arm.is_trained and arm.num_seeds > 1 for arm in arms)
+    what = "The best arm and the best of its seeds were" if has_seeds else "The best arm was"
+    said = (
+        f"{what} chosen by scores on these questions, so the best score is optimistic, the more so "
+        "the more arms there are."
     )
+    if (sealed := outcome.sealed) is not None:
+        said += (
+            f" The sealed test, of other questions and asked of {outcome.sealed_of} alone, is not: "
+            f"{sealed.score:.4f} {interval_text(sealed.interval)}, n={sealed.n}."
+        )
+    yield said
     if outcome.checkpoint == "best":
         yield (
             "Each trial's checkpoint is the best of its rounds by the same questions, which "

@@ -14,6 +14,8 @@ from studies.reports.report_words import (
     INTERVAL,
     NOT_RUN,
     UNKNOWN,
+    Field,
+    compact_table,
     count_words,
     counted,
     ends_words,
@@ -24,6 +26,7 @@ from studies.reports.report_words import (
 )
 
 FOLDED_FROM = 20  # rows
+UNTRAINED = "not trained"
 STATUS_WORDS = {
     "done": "done",
     "dropped": "dropped before the end",
@@ -138,7 +141,14 @@ def cost_section(outcome: StudyOutcome) -> Section:
         f"{total.prompt_tokens:,} read and {total.sampled_tokens:,} sampled, "
         f"{total.tokens:,} in all, in {total.minutes:.1f} minutes. {_cost_sentence(trials)}"
     )
-    return Section("Tokens and cost", [Paragraph(said), _trials_table(outcome)])
+    common = sum(trial.common_usage.tokens for trial in trials)
+    apart = (
+        "In the table of arms, tokens are those trained on, read and sampled for all seeds of an "
+        "arm, without the evaluation of what all trials begin with and without the sealed test "
+        f"({common:,} tokens in all); cost likewise. A point is a hundredth of score gained on the "
+        "control, and has a price where the gain is told apart from chance."
+    )
+    return Section("Tokens and cost", [Paragraph(said), Paragraph(apart), _trials_table(outcome)])
 
 
 def _cost_sentence(trials: Sequence[TrialOutcome]) -> str:
@@ -151,34 +161,27 @@ def _cost_sentence(trials: Sequence[TrialOutcome]) -> str:
 
 
 def _trials_table(outcome: StudyOutcome) -> Table:
-    columns = [
-        Column("run"),
-        Column("arm"),
-        Column("seed", True),
-        Column("status"),
-        Column("round", True),
-        Column("score (0 to 1)", True),
-        Column(INTERVAL, True),
-        Column("n (questions)", True),
-        Column("steps", True),
-        Column("learning rate", True),
-        Column("LoRA parameters", True),
-        Column("tokens trained", True),
-        Column("tokens read", True),
-        Column("tokens sampled", True),
-        Column("minutes", True),
-        Column("cost (USD)", True),
-        Column("weights (sampler path)"),
+    trials = list(_trials(outcome))
+    rows = [_trial_row(arm, trial) for arm, trial in trials]
+    # A column that says the same of every trial is a clause of the caption, if it has one here.
+    said: dict[str, str | None] = {"run": None, "arm": None, "seed": "seed {}",
+        "status": "status {}", "round": "round {}", "score (0 to 1)": None, INTERVAL: None,
+        "n (questions)": "n is {}", "steps": "{} steps", "learning rate": "learning rate {}",
+        "LoRA parameters": "{} LoRA parameters", "tokens trained": "{} tokens trained",
+        "tokens read": "{} tokens read", "tokens sampled": "{} tokens sampled", "minutes": None,
+        "cost (USD)": "cost {}", "weights (sampler path)": None}  # fmt: skip
+    words = {"run", "arm", "status", "weights (sampler path)"}
+    fields = [
+        Field(title, [row[i] for row in rows], title not in words, clause, (UNTRAINED,))
+        for i, (title, clause) in enumerate(said.items())
     ]
-    rows = [_trial_row(arm, trial) for arm, trial in _trials(outcome)]
-    caption = "Every trial: what it came to, what it took, and where its weights are"
-    return Table(caption, columns, rows, len(rows) > FOLDED_FROM)
+    caption = "Every trial: what it came to, what it took, and where its weights are."
+    return compact_table(caption, fields, is_folded=len(rows) > FOLDED_FROM)
 
 
 def _trial_row(arm: ArmOutcome, trial: TrialOutcome) -> list[str]:
-    untrained = "not trained"
     result, rate = trial.result, trial.learning_rate
-    unknown = UNKNOWN if arm.is_trained else untrained
+    unknown = UNKNOWN if arm.is_trained else UNTRAINED
     measured = [NOT_RUN] * 3
     if result is not None:
         measured = [score_words(result.score), ends_words(result.interval), f"{result.n:,}"]
