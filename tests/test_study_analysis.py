@@ -706,8 +706,19 @@ def test_dropped_arms_are_no_arms_that_the_best_is_told_apart_from() -> None:
     base = arm({}, [result(binary(5))], name="base", is_trained=False, seed=None)
     dropped = arm_of(16, binary(58), status="dropped")
     found = analyse(study([base, arm_of(8, binary(55)), dropped]))
-    assert "told apart from every other arm" in found.headline
+    assert "told apart from every other arm compared" in found.headline
     assert "1 arm was dropped early and not compared" in found.headline
+
+
+def test_the_headline_says_what_is_lacking() -> None:
+    base = arm({}, [result(binary(5))], name="base", is_trained=False, seed=None)
+    begun = arm({"lora_rank": 8}, [result(binary(55)), None], cost_usd=0.5)
+    without = dataclasses.replace(begun.trials[1], usage=Usage(0, 0, 0, 0.0), cost_usd=None)
+    begun = dataclasses.replace(begun, trials=[begun.trials[0], without])
+    found = analyse(study([base, begun, arm({"lora_rank": 16}, [None, None])]))
+    assert "3 of 5 trials have no result" in found.headline
+    # A trial that has not begun has cost nothing: it makes no cost unknown.
+    assert next(one.cost_usd for one in found.arms if one.name == "lora_rank=8") == 0.5
 
 
 def test_an_arm_that_was_asked_otherwise_says_so_in_its_row() -> None:

@@ -169,6 +169,15 @@ def test_a_point_has_a_price_where_its_gain_is_told_apart(tmp_path: Path) -> Non
     assert prices[sure[1].one]["tokens per point"] not in ("unsure", "n/a")
 
 
+def test_the_winner_is_said_to_be_no_more_than_the_best_of_these_numbers(tmp_path: Path) -> None:
+    outcome = study_outcome(USUAL)
+    won = outcome.arms[0].trials[0].run_id
+    outcome = replace(outcome, winner=won, winner_sentence=f"The winner is {won}.")
+    report = Written(tmp_path, outcome, analyse(outcome))
+    alike = f"The winner is {won}. It was chosen by its score, and its arm cannot be told apart"
+    assert alike in report.markdown
+
+
 def test_columns_that_differ_are_shown(tmp_path: Path) -> None:
     outcome = study_outcome(USUAL)
     found = findings_of(outcome, USUAL)
@@ -196,7 +205,7 @@ def test_what_is_unknown_is_called_so(tmp_path: Path) -> None:
     of_it = dict(zip(every[0], every[2], strict=True))
     assert of_it["status"] == of_it["score (0 to 1)"] == "not run"
     assert of_it["cost (USD)"] == of_it["weights (sampler path)"] == "unknown"
-    assert "3 of 5 trials cost" in report.markdown
+    assert "3 of these 5 cost" in report.markdown
 
 
 def test_intervals_of_few_seeds_are_said_to_be_of_checkpoints(tmp_path: Path) -> None:
@@ -250,8 +259,8 @@ def test_the_rest_is_told(tmp_path: Path) -> None:
         "- diminishing with lora_rank: 9 seeds",
         "- 2026-01-02T03:04:05Z: The arm prompt was added.",
         "- The study stopped at its budget.",
-        "13 trials used 100,800 tokens trained, 65,000 read and 12,000 sampled, 177,800 in all, "
-        "in 18.4 minutes. 12 of 13 trials cost",
+        "12 trials and 1 arm without training used 100,800 tokens trained, 65,000 read and 12,000 "
+        "sampled, 177,800 in all, in 18.4 minutes. 12 of these 13 cost",
         f"sha256 of experiment.yaml: {'ab' * 32}.",
         "```\npython study.py run STUDY\npython study.py report STUDY\n```",
         "```\ninspect view --log-dir eval_results\n```",

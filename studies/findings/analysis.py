@@ -69,7 +69,7 @@ def analyse(outcome: StudyOutcome) -> Findings:
     gains = {one.one: one.mean for one in against_control if one.is_told_apart}
     claims, verdict, verdict_sentence = _answer(outcome, compared)
     return Findings(
-        headline=_headline(compared, control.arm, pairs, _ending(arms, verdict)),
+        headline=_headline(compared, control.arm, pairs, _ending(outcome, arms, verdict)),
         control=None if control.arm is None else control.arm.name,
         best=None if best is None else best.name,
         arms=[
@@ -264,8 +264,9 @@ def _arm_finding(
         interval = None if table is None else table.interval
     tasks = arm.first.tasks
     num_tokens = sum(trial.usage.tokens - trial.common_usage.tokens for trial in trials)
-    costs = [t.cost_usd - (t.common_cost_usd or 0.0) for t in trials if t.cost_usd is not None]
-    cost = sum(costs) if costs and len(costs) == len(trials) else None
+    paying = [trial for trial in trials if trial.usage.tokens]
+    costs = [t.cost_usd - (t.common_cost_usd or 0.0) for t in paying if t.cost_usd is not None]
+    cost = sum(costs) if costs and len(costs) == len(paying) else None
     counted = "dropped" if arm.is_dropped else "done"
     points = gains.get(arm.name, 0.0) * 100
     has_gain = points > ROUNDING
@@ -399,7 +400,9 @@ def _headline(
     elif alike:
         rest = f"and cannot be told apart from {listed_few(alike)}"
     else:
-        rest = "and is told apart from every other arm" * (len(with_best) == len(arms) - 1)
+        # Whoever has no result, or was dropped, stands in the ending.
+        rest = "and is told apart from every other arm compared"
+        rest *= len(with_best) == len(arms) - 1
     is_control = control is not None and control.name == best.name
     head = f"{best.name}{', the control,' if is_control else ''} scored highest with {score}"
     if control is not None and not is_control:
@@ -410,9 +413,12 @@ def _headline(
     return f"{head}{', ' * bool(rest)}{rest}{limit}{answer}."
 
 
-def _ending(arms: Sequence[MeasuredArm], verdict: Verdict | None) -> str:
-    """How the headline ends: who is not compared, and the hypothesis."""
+def _ending(outcome: StudyOutcome, arms: Sequence[MeasuredArm], verdict: Verdict | None) -> str:
+    """How the headline ends: who is not compared, what is lacking, and the hypothesis."""
     num_dropped = sum(arm.is_dropped for arm in arms)
     are = f"{num_dropped} arms were" if num_dropped > 1 else "1 arm was"
     dropped = f"; {are} dropped early and not compared" if num_dropped else ""
-    return dropped + ("" if verdict is None else f"; the hypothesis is {verdict}")
+    num_trials = sum(len(arm.trials) for arm in outcome.arms)
+    num_lacking = len(_not_run(outcome)) if arms else 0  # without arms it is said already
+    lacking = f"; {num_lacking} of {num_trials} trials have no result" if num_lacking else ""
+    return dropped + lacking + ("" if verdict is None else f"; the hypothesis is {verdict}")

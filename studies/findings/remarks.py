@@ -119,7 +119,8 @@ def _about_trials(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> Iterato
     if dropped:
         yield (
             f"Dropped early: {listed_few(dropped)}. Their scores are of fewer rounds, so they "
-            "stand in the table and in no comparison or claim."
+            "stand in the table and in no comparison or claim. What dropped them weighs the chance "
+            "of questions, and not how settings vary between seeds."
         )
     known = {arm.name for arm in arms}
     without = [arm.name for arm in outcome.arms if arm.name not in known]

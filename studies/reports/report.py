@@ -67,7 +67,7 @@ def report_document(outcome: StudyOutcome, findings: Findings, commands: Sequenc
         _claims_section(findings),
         not_run_section(outcome, findings),
         gate_section(outcome),
-        sealed_section(outcome),
+        sealed_section(outcome, findings),
         history_section(outcome),
         remarks_section(outcome, findings),
         cost_section(outcome),

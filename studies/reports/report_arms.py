@@ -62,7 +62,9 @@ def _arms_table(outcome: StudyOutcome, findings: Findings) -> Table:
         Field("p (Holm)", [one[2] for one in against], True),
         *_task_fields(outcome, arms),
         Field("n (questions)", [count_words(num_questions(arm)) for arm in arms], True, "n is {}"),
-        Field("seeds", [_seeds(arm) for arm in arms], True, "seeds of each trained arm: {}"),
+        Field(
+            "seeds", [_seeds(arm, outcome) for arm in arms], True, "seeds of each trained arm: {}"
+        ),
         Field("SD of seeds", [_deviation(arm) for arm in arms], True, ""),
         Field(
             "the interval is of",
@@ -108,9 +110,9 @@ def _if_unknown(costs: Sequence[Sequence[str]]) -> str | None:
     return "cost: {}" if found == {UNKNOWN} else None
 
 
-def _seeds(arm: ArmFinding) -> str:
+def _seeds(arm: ArmFinding, outcome: StudyOutcome) -> str:
     """What is not trained has none to vary."""
-    return str(arm.num_seeds) if arm.learning_rate is not None or arm.num_seeds > 1 else NONE
+    return NONE if of_what(arm, outcome) == OF_WEIGHTS else str(arm.num_seeds)
 
 
 def _deviation(arm: ArmFinding) -> str:

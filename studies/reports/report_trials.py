@@ -9,6 +9,7 @@ from ledger.records import Usage
 from pages.document import Block, Bullets, Code, Column, Paragraph, Section, Table
 from scores.wording import score_and_n
 from studies.findings.findings import Findings
+from studies.findings.measured import listed_few
 from studies.findings.outcome import ArmOutcome, StudyOutcome, TrialOutcome
 from studies.reports.report_words import (
     INTERVAL,
@@ -88,9 +89,9 @@ def gate_section(outcome: StudyOutcome) -> Section:
 NO_TEST = "The study has no sealed test (evaluation.test_tasks in controls)."
 
 
-def sealed_section(outcome: StudyOutcome) -> Section:
+def sealed_section(outcome: StudyOutcome, findings: Findings) -> Section:
     title = "The winner and the sealed test"
-    who = Paragraph(outcome.winner_sentence)
+    who = Paragraph(f"{outcome.winner_sentence}{_limits_of_the_winner(outcome, findings)}")
     if outcome.sealed is None:
         sealed = "The sealed test was not opened." if outcome.has_sealed_test else NO_TEST
         return Section(title, [who, Paragraph(sealed)])
@@ -114,6 +115,22 @@ def sealed_section(outcome: StudyOutcome) -> Section:
     return Section(title, [who, said, Table("The sealed test by task", columns, rows)])
 
 
+def _limits_of_the_winner(outcome: StudyOutcome, findings: Findings) -> str:
+    """What the winner cannot be told apart from: to be the best of these numbers is no more."""
+    of_run = {trial.run_id: arm.name for arm, trial in _trials(outcome)}
+    winner = of_run.get(outcome.winner or "")
+    alike = [
+        pair.other if pair.one == winner else pair.one
+        for pair in findings.pairs
+        if winner in (pair.one, pair.other) and not pair.is_told_apart
+    ]
+    if not alike:
+        return ""
+    return (
+        f" It was chosen by its score, and its arm cannot be told apart from {listed_few(alike)}."
+    )
+
+
 def history_section(outcome: StudyOutcome) -> Section:
     if not outcome.history:
         return Section("History", [Paragraph("The study was not changed after it began.")])
@@ -133,11 +150,14 @@ def remarks_section(outcome: StudyOutcome, findings: Findings) -> Section:
 
 def cost_section(outcome: StudyOutcome) -> Section:
     trials = [trial for _, trial in _trials(outcome)]
+    num_trained = sum(arm.is_trained for arm, _ in _trials(outcome))
+    beside = len(trials) - num_trained
+    others = f" and {counted(beside, 'arm')} without training" if beside else ""
     total = Usage(0, 0, 0, 0.0)
     for trial in trials:
         total = total.plus(trial.usage)
     said = (
-        f"{counted(len(trials), 'trial')} used {total.train_tokens:,} tokens trained, "
+        f"{counted(num_trained, 'trial')}{others} used {total.train_tokens:,} tokens trained, "
         f"{total.prompt_tokens:,} read and {total.sampled_tokens:,} sampled, "
         f"{total.tokens:,} in all, in {total.minutes:.1f} minutes. {_cost_sentence(trials)}"
     )
@@ -155,7 +175,7 @@ def _cost_sentence(trials: Sequence[TrialOutcome]) -> str:
     known = [trial.cost_usd for trial in trials if trial.cost_usd is not None]
     if not known:
         return "What it cost is unknown: there are no prices for it in the settings."
-    of_all = "In all it" if len(known) == len(trials) else f"{len(known)} of {len(trials)} trials"
+    of_all = "In all it" if len(known) == len(trials) else f"{len(known)} of these {len(trials)}"
     rest = "" if len(known) == len(trials) else "; the cost of the others is unknown"
     return f"{of_all} cost {usd_words(sum(known))} by the prices in the settings{rest}."
 
