@@ -26,6 +26,8 @@ from pages.forest import forest_chart
 from pages.markup import Markup, element, joined
 from pages.style import STYLE
 
+LONG_CELL = 30  # characters, from which a cell is given room for several words a line
+
 
 def html_page(document: Document) -> str:
     """The whole page, to be written to a file as it is."""
@@ -124,13 +126,13 @@ class _Writer:
         """In a box of its own that scrolls where the page is narrow, also by keyboard."""
         name = f"table-{next(self._ids)}"
         titles = [
-            element("th", {"scope": "col"} | _kind(column.is_number), column.title)
+            element("th", {"scope": "col"} | _kind(column.is_number), _breaking(column.title))
             for column in table.columns
         ]
         rows = []
         for row in table.rows:
             first, *rest = (
-                (cell, _kind(column.is_number))
+                (cell, _kind(column.is_number, cell))
                 for cell, column in zip(row, table.columns, strict=True)
             )
             cells = [element("th", {"scope": "row"} | first[1], first[0])]
@@ -166,8 +168,18 @@ def _paragraph(paragraph: Paragraph) -> Markup:
     return element("p", {"class": "lead"} if paragraph.is_lead else {}, paragraph.text)
 
 
-def _kind(is_number: bool) -> dict[str, str]:
-    return {"class": "number"} if is_number else {}
+def _breaking(title: str) -> Markup:
+    """A title that may go on in the next line behind an underscore, as names have them."""
+    head, *rest = title.split("_")
+    parts = [joined("_", element("wbr", {}), part) for part in rest]
+    return joined(head, *parts)
+
+
+def _kind(is_number: bool, cell: str = "") -> dict[str, str]:
+    """The class of a cell: numbers stand to the right, a sentence needs room."""
+    if is_number:
+        return {"class": "number"}
+    return {"class": "long"} if len(cell) > LONG_CELL else {}
 
 
 def _rows(number: int) -> str:

@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Mapping
 
-VOID = frozenset(("meta", "br"))  # HTML's elements without an end
+VOID = frozenset(("meta", "br", "wbr"))  # HTML's elements without an end
 
 
 # Hebrew, Arabic and their kind: words that are written from right to left.

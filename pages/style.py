@@ -20,29 +20,32 @@ STYLE = """
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
   overflow-wrap: anywhere; }
-main { max-width: 76rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
+main { max-width: 78rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0.5rem 0 1rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 0.75rem; padding-top: 0.75rem;
+h2 { font-size: 1.25rem; margin: 1.75rem 0 0.5rem; padding-top: 0.6rem;
   border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.5rem 0 0.5rem; }
-p, li { max-width: 46rem; }
-.lead { font-size: 1.15rem; }
+p, li { max-width: 50rem; }
+p { margin: 0.5rem 0; }
+.lead { font-size: 1.15rem; max-width: 62rem; margin: 0.75rem 0; }
 a { color: var(--link); }
 a:focus-visible, summary:focus-visible, .scroll:focus-visible, pre:focus-visible {
   outline: 3px solid var(--link); outline-offset: 2px; }
-nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; }
-nav li { padding: 0.15rem 0; }
+nav { font-size: 0.875rem; }
+nav ul { list-style: none; padding: 0; margin: 0.5rem 0; display: flex; flex-wrap: wrap;
+  gap: 0 1rem; }
+nav li { padding: 0.1rem 0; }
 .scroll { overflow-x: auto; margin: 0.75rem 0; max-width: 100%; }
-table { border-collapse: collapse; font-size: 0.875rem; }
+table { border-collapse: collapse; font-size: 0.84375rem; }
 caption { text-align: left; color: var(--quiet); padding: 0.25rem 0; caption-side: top; }
-th, td { border-bottom: 1px solid var(--line); padding: 0.35rem 0.6rem; text-align: left;
+th, td { border-bottom: 1px solid var(--line); padding: 0.3rem 0.45rem; text-align: left;
   vertical-align: top; max-width: 22rem; overflow-wrap: break-word; unicode-bidi: isolate; }
 caption span { display: inline-block; position: sticky; left: 0;
-  max-width: min(46rem, calc(100vw - 2rem)); }
+  max-width: min(60rem, calc(100vw - 3rem)); }
 thead th { background: var(--soft); vertical-align: bottom; }
-tbody th { font-weight: 600; min-width: 7rem; }
-td:not(.number) { min-width: 6rem; }
-thead th.number { min-width: 5rem; }
+tbody th { font-weight: 600; min-width: 7rem; position: sticky; left: 0;
+  background: var(--paper); }
+td.long { min-width: 12rem; }
 tbody .number { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: var(--soft); padding: 0.75rem; overflow-x: auto; font-size: 0.875rem;

@@ -36,6 +36,10 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, tag
 
     def handle_data(self, data: str) -> None:
+        at_wbr = bool(self.tags) and self.tags[-1][0] == "wbr"
+        if at_wbr and self.open and self.texts[-1][0] == self.open[-1]:
+            before = self.texts.pop()[1]  # one text, which may go on in the next line there
+            data = before + data
         self.texts.append((self.open[-1] if self.open else "", data))
 
     def named(self, tag: str) -> list[dict[str, str]]:

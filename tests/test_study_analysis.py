@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ledger.records import Usage
 from scores.comparisons import (
     Parts,
     crossed,
@@ -673,6 +674,80 @@ def test_every_mixture_gives_numbers_that_fit_together() -> None:
             assert all(one.num_seeds == len(one.run_ids) for one in found.arms if one.run_ids)
 
 
+# --- what a report must not claim -----------------------------------------------------------------
+
+
+def test_only_a_gain_that_is_told_apart_has_a_price() -> None:
+    base = arm({}, [result(binary(20))], name="base", is_trained=False, seed=None)
+    found = analyse(study([base, arm_of(8, binary(55)), arm_of(16, binary(22))]))
+    by_name = {one.name: one for one in found.arms}
+    assert by_name["lora_rank=8"].tokens_per_point == pytest.approx(1600 / (35 / N * 100))
+    assert by_name["lora_rank=16"].tokens_per_point is None
+    assert by_name["lora_rank=16"].score > by_name["base"].score
+
+
+def test_what_all_begin_with_and_the_sealed_test_are_no_price_of_an_arm() -> None:
+    common = {"common_usage": Usage(0, 300, 100, 0.0), "common_cost_usd": 0.25, "cost_usd": 1.0}
+    payer = arm_of(8, binary(50), baseline=result(binary(10)), **common)
+    other = arm_of(16, binary(50), baseline=result(binary(10)), cost_usd=1.0)
+    by_name = {one.name: one for one in analyse(study([payer, other])).arms}
+    assert (by_name["lora_rank=8"].num_tokens, by_name["lora_rank=8"].cost_usd) == (1200, 0.75)
+    assert (by_name["lora_rank=16"].num_tokens, by_name["lora_rank=16"].cost_usd) == (1600, 1.0)
+
+
+def test_what_was_measured_elsewhere_is_not_called_free() -> None:
+    base = arm({}, [result(binary(5))], name="base", is_trained=False, seed=None)
+    taken = arm_of(8, binary(55), usage=Usage(0, 0, 0, 0.0), cost_usd=0.0)
+    by_name = {one.name: one for one in analyse(study([base, taken])).arms}
+    assert by_name["lora_rank=8"].usd_per_point is None
+
+
+def test_dropped_arms_are_no_arms_that_the_best_is_told_apart_from() -> None:
+    base = arm({}, [result(binary(5))], name="base", is_trained=False, seed=None)
+    dropped = arm_of(16, binary(58), status="dropped")
+    found = analyse(study([base, arm_of(8, binary(55)), dropped]))
+    assert "told apart from every other arm compared" in found.headline
+    assert "1 arm was dropped early and not compared" in found.headline
+
+
+def test_the_headline_says_what_is_lacking() -> None:
+    base = arm({}, [result(binary(5))], name="base", is_trained=False, seed=None)
+    begun = arm({"lora_rank": 8}, [result(binary(55)), None], cost_usd=0.5)
+    without = dataclasses.replace(begun.trials[1], usage=Usage(0, 0, 0, 0.0), cost_usd=None)
+    begun = dataclasses.replace(begun, trials=[begun.trials[0], without])
+    found = analyse(study([base, begun, arm({"lora_rank": 16}, [None, None])]))
+    assert "3 of 5 trials have no result" in found.headline
+    # A trial that has not begun has cost nothing: it makes no cost unknown.
+    assert next(one.cost_usd for one in found.arms if one.name == "lora_rank=8") == 0.5
+
+
+def test_an_arm_that_was_asked_otherwise_says_so_in_its_row() -> None:
+    base = arm({}, [result(binary(5))], name="base", is_trained=False, seed=None)
+    asked = result(binary(9), protocol={**PROTOCOL, "system_prompt": "Be brief."})
+    prompted = arm({"prompt": "Be brief."}, [asked], name="prompted", is_trained=False, seed=None)
+    found = analyse(study([base, prompted, arm_of(8, binary(50))]))
+    notes = {one.name: one.note for one in found.arms}
+    assert notes["prompted"] == "asked with another system_prompt than base"
+    assert notes["lora_rank=8"] == notes["base"] == ""
+    assert any("system_prompt: none (" in one for one in found.remarks)
+
+
+def test_the_sealed_test_is_told_of_whom_it_was_asked() -> None:
+    outcome = dataclasses.replace(
+        planted(3), sealed=result(binary(30)), sealed_of="run_001", winner="run_002"
+    )
+    (said,) = (one for one in analyse(outcome).remarks if "sealed test" in one)
+    assert "asked of run_001 alone" in said and "run_002" not in said
+    assert "best of its seeds" in said and "of other questions" in said
+
+
+def test_no_p_is_written_smaller_than_is_known() -> None:
+    twice = [result(binary(2), binary(2)), result(binary(58), binary(57))]
+    found = analyse(study([arm({"lora_rank": 8 * i}, [one]) for i, one in enumerate(twice, 1)]))
+    assert (found.pairs[0].p_value or 1) < 1e-12
+    assert "p < 0.0001 by Holm" in found.pairs[0].sentence
+
+
 # --- the hypothesis -------------------------------------------------------------------------------
 
 READ = {
@@ -692,10 +767,16 @@ READ = {
     "Smaller is better than larger": ["falls"],
     "As the rank grows, the score falls": ["falls"],
     "Higher ranks perform worse than lower ranks": ["falls"],
-    "Increasing the rank improves the score and then levels off": ["rises", "diminishing"],
-    "Higher ranks improve performance. Then it saturates.": ["rises", "diminishing"],
-    "Performance plateaus with increasing rank": ["diminishing"],
     "Gains diminish as rank increases": ["diminishing"],
+    "Increasing rank improves the score, with diminishing returns at higher ranks": [
+        "rises",
+        "diminishing",
+    ],
+    "Larger ranks result in better performance, though with diminishing marginal gains": [
+        "rises",
+        "diminishing",
+    ],
+    "Accuracy is better at higher ranks": ["rises"],
     "Diminishing returns with higher rank": ["diminishing"],
     "Rank has no effect on performance": ["same"],
     "The rank does not matter": ["same"],
@@ -707,6 +788,25 @@ READ = {
     "LoRA rank affects downstream task performance": ["differs"],
 }
 NOT_READ = [
+    # What says more than is tested: that gains end, which is best, how steadily, by how much.
+    "Increasing the rank improves the score and then levels off",
+    "Higher ranks improve performance. Then it saturates.",
+    "Performance plateaus with increasing rank",
+    "Performance is best with small ranks",
+    "The highest rank is best",
+    "Higher ranks improve results on all tasks",
+    "Higher ranks improve results on both tasks",
+    "All tasks benefit from higher rank",
+    "Higher ranks substantially improve performance",
+    "Higher ranks slightly improve performance",
+    "Higher ranks consistently improve performance",
+    "Performance rises monotonically with rank",
+    "There is an optimal rank",
+    "The score rises with rank then falls",
+    "Higher ranks overfit",
+    "Higher ranks beat the base model",
+    "Higher ranks improve results at higher cost",
+    "Higher ranks improve the worst results",
     "Higher ranks do not improve performance",
     "Higher ranks won't help",
     "Higher ranks can't hurt",

@@ -41,8 +41,8 @@ COMMANDS = ("python study.py run STUDY", "python study.py report STUDY")
 HEADINGS = [
     "Question and hypothesis",
     "Arms",
-    "Paired differences",
     "Curves",
+    "Paired differences",
     "Groups",
     "Diminishing returns and other claims",
     "Trials not run, dropped or failed",
@@ -132,24 +132,61 @@ def test_hostile_names_stand_in_the_report_as_plain_text(tmp_path: Path) -> None
     assert HOSTILE[1] in arms and f"'{HOSTILE[3]}" in arms
 
 
+def caption_of(report: Written, start: str) -> str:
+    return next(text for _, text in report.page.texts if text.startswith(start))
+
+
 def test_the_table_of_arms_has_every_number(tmp_path: Path) -> None:
     report = written(tmp_path)
     titles, _, *rows = report.tables[0]
     best = dict(zip(titles, rows[0], strict=True))
     assert best["arm"] == "lora_rank=64"
     assert best["score (0 to 1)"] == "0.7361" and best["95% interval"] == "[0.64, 0.84]"
-    assert best["the interval is of"] == "the setting"
-    assert (best["n (questions)"], best["seeds"], best["groups"]) == ("120", "3", "ab")
-    assert best["difference to base model"] == "+0.6083"
-    assert best["95% interval of the difference"] == "[+0.49, +0.70]"
-    assert best["p (Holm)"] == "p = 0.06"
-    assert best["tokens, all seeds"] == "43,680"
-    assert best["cost (USD), all seeds"] == r"\$0.04"
-    assert best["tokens per point"] == "1,200" and best["cost (USD) per point"] == r"\$0.0013"
-    assert best["domain: score, n"] == "0.7667, n=60"
+    assert best["group"] == "ab"
+    assert best["minus base model"] == "+0.6083"
+    assert best["95% interval of it"] == "[+0.49, +0.70]"
+    assert best["p (Holm)"] == "0.06"
+    assert best["tokens"] == "43,680" and best["cost (USD)"] == r"\$0.04"
+    assert best["domain (n=60)"] == "0.7667"
     control = dict(zip(titles, rows[-1], strict=True))
-    assert control["difference to base model"] == "is the control"
-    assert control["the interval is of"] == "these weights"
+    assert control["minus base model"] == "control" and control["p (Holm)"] == "n/a"
+    # What all share is said once, and is no column.
+    caption = caption_of(report, "Arms, best first")
+    assert "n is 120" in caption and "seeds of each trained arm: 3" in caption
+    assert "intervals of trained arms are of the setting" in caption
+    assert not {"n (questions)", "seeds", "the interval is of", "note"} & set(titles)
+    assert len(titles) <= 14
+
+
+def test_a_point_has_a_price_where_its_gain_is_told_apart(tmp_path: Path) -> None:
+    found = findings_of(study_outcome(USUAL), USUAL)
+    sure = [replace(one, is_told_apart=True) for one in found.against_control]
+    one = [replace(sure[0], is_told_apart=False), *sure[1:]]
+    report = Written(tmp_path, study_outcome(USUAL), replace(found, against_control=one))
+    titles, _, *rows = report.tables[0]
+    prices = {row[0]: dict(zip(titles, row, strict=True)) for row in rows}
+    assert prices[sure[0].one]["tokens per point"] == "unsure"
+    assert prices[sure[1].one]["tokens per point"] not in ("unsure", "n/a")
+
+
+def test_the_winner_is_said_to_be_no_more_than_the_best_of_these_numbers(tmp_path: Path) -> None:
+    outcome = study_outcome(USUAL)
+    won = outcome.arms[0].trials[0].run_id
+    outcome = replace(outcome, winner=won, winner_sentence=f"The winner is {won}.")
+    report = Written(tmp_path, outcome, analyse(outcome))
+    alike = f"The winner is {won}. It was chosen by its score, and its arm cannot be told apart"
+    assert alike in report.markdown
+
+
+def test_columns_that_differ_are_shown(tmp_path: Path) -> None:
+    outcome = study_outcome(USUAL)
+    found = findings_of(outcome, USUAL)
+    fewer = replace(found.arms[0], num_seeds=1, is_of_setting=False, note="2 of 3 trials not done")
+    report = Written(tmp_path, outcome, replace(found, arms=[fewer, *found.arms[1:]]))
+    titles, _, first, *_ = report.tables[0]
+    row = dict(zip(titles, first, strict=True))
+    assert row["seeds"] == "1" and row["the interval is of"] == "this checkpoint"
+    assert f"- {fewer.name}: 2 of 3 trials not done." in report.markdown.replace("\\", "")
 
 
 def test_what_is_unknown_is_called_so(tmp_path: Path) -> None:
@@ -168,14 +205,14 @@ def test_what_is_unknown_is_called_so(tmp_path: Path) -> None:
     of_it = dict(zip(every[0], every[2], strict=True))
     assert of_it["status"] == of_it["score (0 to 1)"] == "not run"
     assert of_it["cost (USD)"] == of_it["weights (sampler path)"] == "unknown"
-    assert "3 of 5 trials cost" in report.markdown
+    assert "3 of these 5 cost" in report.markdown
 
 
 def test_intervals_of_few_seeds_are_said_to_be_of_checkpoints(tmp_path: Path) -> None:
     for seeds, of_what in ((1, "this checkpoint"), (2, "these 2 checkpoints")):
         report = written(tmp_path, Shape(seeds=seeds))
-        titles, _, best, *_ = report.tables[0]
-        assert dict(zip(titles, best, strict=True))["the interval is of"] == of_what
+        caption = caption_of(report, "Arms, best first")
+        assert f"intervals of trained arms are of {of_what}" in caption
 
 
 def test_trials_without_a_result_are_listed_with_the_reason(tmp_path: Path) -> None:
@@ -222,8 +259,8 @@ def test_the_rest_is_told(tmp_path: Path) -> None:
         "- diminishing with lora_rank: 9 seeds",
         "- 2026-01-02T03:04:05Z: The arm prompt was added.",
         "- The study stopped at its budget.",
-        "13 trials used 100,800 tokens trained, 65,000 read and 12,000 sampled, 177,800 in all, "
-        "in 18.4 minutes. 12 of 13 trials cost",
+        "12 trials and 1 arm without training used 100,800 tokens trained, 65,000 read and 12,000 "
+        "sampled, 177,800 in all, in 18.4 minutes. 12 of these 13 cost",
         f"sha256 of experiment.yaml: {'ab' * 32}.",
         "```\npython study.py run STUDY\npython study.py report STUDY\n```",
         "```\ninspect view --log-dir eval_results\n```",
@@ -260,7 +297,7 @@ def test_only_what_varies_is_drawn(tmp_path: Path) -> None:
         "Score over LoRA parameters, trained",
         "Score over tokens trained on",
     ]
-    drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[2]
+    drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[0]
     for text in ("41.5k", "rank 8", "332k", "rank 64", "LoRA parameters, trained (log axis)"):
         assert f">{text}</text>" in drawn
     one = written(tmp_path, SHAPES["one arm"])
@@ -282,7 +319,7 @@ def test_learning_rates_and_other_numbers_have_curves_of_their_own(tmp_path: Pat
     outcome = replace(outcome, arms=arms)
     report = Written(tmp_path, outcome, findings_of(outcome))
     assert titles_of(report) == ["Score over learning rate", "Score over batch_size"]
-    drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[2]
+    drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[0]
     assert ">learning rate (log axis)</text>" in drawn
     assert ">batch_size=4</text>" in drawn and ">batch_size=8</text>" in drawn
 
@@ -297,7 +334,7 @@ def test_a_value_that_is_no_number_of_an_axis_is_not_drawn(odd: object, tmp_path
     ]
     outcome = replace(outcome, arms=arms)
     report = Written(tmp_path, outcome, findings_of(outcome))
-    drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[3]
+    drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[1]
     assert ">batch_size</text>" in drawn
     assert len(re.findall('class="marker', drawn)) == 3 + 1  # and one in the legend
 
@@ -308,14 +345,15 @@ def test_no_line_joins_an_arm_that_was_dropped_early(tmp_path: Path) -> None:
     arms = [replace(outcome.arms[0], trials=trials), *outcome.arms[1:]]
     outcome = replace(outcome, arms=arms)
     report = Written(tmp_path, outcome, analyse(outcome))
-    drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[2]
+    drawn = re.findall(r"<svg.*?</svg>", report.html, re.DOTALL)[0]
     assert ">dropped early</text>" in drawn and ">trained arms</text>" in drawn
     (way,) = re.findall(r'<path d="([^"]*)" class="way', drawn)
     assert way.count("L") == 2
     titles, _, *rows = report.tables[0]
     dropped = next(row for row in rows if row[0] == "lora_rank=8")
     of_it = dict(zip(titles, dropped, strict=True))
-    assert of_it["groups"] == of_it["p (Holm)"] == of_it["tokens per point"] == "not compared"
+    assert of_it["minus base model"] == "not compared"
+    assert of_it["group"] == of_it["p (Holm)"] == of_it["tokens per point"] == "n/a"
 
 
 def test_more_series_than_can_be_told_apart_are_not_drawn(tmp_path: Path) -> None:

@@ -507,6 +507,14 @@ def test_the_sealed_test_is_opened_for_the_winner_only(
     assert test is not None and test.n == 5
     said = capsys.readouterr()
     assert f"{winner['run']}: the sealed test scores" in said.err
+    # Neither it nor the baseline, which the first trial paid for, is counted as of an arm.
+    stores = [folder.store(run_id) for run_id in folder.answers()]
+    asked = [event for store in stores for event in store.events("test_measured")]
+    common = sum(event["num_prompt_tokens"] + event["num_sampled_tokens"] for event in asked)
+    common += sum(store.usage(0).tokens for store in stores)
+    assert common > stores[0].usage(0).tokens > 0
+    report = (folder.folder / "report.md").read_text()
+    assert f"without the sealed test ({common:,} tokens in all)" in report
     before = {path: path.read_bytes() for path in folder.folder.glob("results/*/ledger.jsonl")}
     assert folder.run() == 0
     assert all(path.read_bytes() == content for path, content in before.items())

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ledger.records import Usage
 from scores.comparisons import (
     MIN_SEEDS,
     Pool,
@@ -46,6 +45,8 @@ from studies.findings.measured import (
     listed,
     listed_few,
     measured_arms,
+    other_protocol,
+    p_text,
     paired,
     pool_of,
 )
@@ -65,13 +66,15 @@ def analyse(outcome: StudyOutcome) -> Findings:
     groups = _groups(compared, pairs)
     best = compared[0] if compared else None
     against_control = _against(control.arm, compared, pairs)
-    gains = {one.one: one.mean for one in against_control}
+    gains = {one.one: one.mean for one in against_control if one.is_told_apart}
     claims, verdict, verdict_sentence = _answer(outcome, compared)
     return Findings(
-        headline=_headline(compared, control.arm, pairs, verdict),
+        headline=_headline(compared, control.arm, pairs, _ending(outcome, arms, verdict)),
         control=None if control.arm is None else control.arm.name,
         best=None if best is None else best.name,
-        arms=[_arm_finding(arm, groups.letters.get(arm.name, ""), gains) for arm in arms],
+        arms=[
+            _arm_finding(arm, groups.letters.get(arm.name, ""), gains, control.arm) for arm in arms
+        ],
         against_control=against_control,
         against_best=_against(best, compared, pairs),
         pairs=pairs,
@@ -166,12 +169,10 @@ def _told(found: _Compared, p_holm: float | None) -> Difference:
 
 def _sentence(found: _Compared, p_holm: float | None, *, is_of_setting: bool) -> str:
     one, other = found.one.name, found.other.name
-    p_text = "p unknown" if p_holm is None else f"p = {p_holm:.2g} by Holm"
     seeds = f" over {found.num_seeds} seeds" if found.num_seeds > 1 else ""
-    numbers = (
-        f"{found.mean:+.4f} {interval_text(found.interval, signed=True)}, {p_text}, paired on "
-        f"{found.n} question{'s' * (found.n != 1)}{seeds}"
-    )
+    ends = interval_text(found.interval, signed=True)
+    questions = f"{found.n} question{'s' * (found.n != 1)}"
+    numbers = f"{found.mean:+.4f} {ends}, {p_text(p_holm)} by Holm, paired on {questions}{seeds}"
     is_apart = p_holm is not None and p_holm < ALPHA
     if is_of_setting:
         better = "scores higher than" if found.mean > 0 else "scores lower than"
@@ -252,7 +253,9 @@ def _groups(arms: Sequence[MeasuredArm], pairs: Sequence[Difference]) -> _Groups
 # --- arms -----------------------------------------------------------------------------------------
 
 
-def _arm_finding(arm: MeasuredArm, groups: str, gains: Mapping[str, float]) -> ArmFinding:
+def _arm_finding(
+    arm: MeasuredArm, groups: str, gains: Mapping[str, float], control: MeasuredArm | None
+) -> ArmFinding:
     trials = [] if arm.outcome is None else list(arm.outcome.trials)
     table = arm.table
     if arm.num_seeds == 1:
@@ -260,11 +263,10 @@ def _arm_finding(arm: MeasuredArm, groups: str, gains: Mapping[str, float]) -> A
     else:
         interval = None if table is None else table.interval
     tasks = arm.first.tasks
-    usage = Usage(0, 0, 0, 0.0)
-    for trial in trials:
-        usage = usage.plus(trial.usage)
-    costs = [trial.cost_usd for trial in trials if trial.cost_usd is not None]
-    cost = sum(costs) if costs and len(costs) == len(trials) else None
+    num_tokens = sum(trial.usage.tokens - trial.common_usage.tokens for trial in trials)
+    paying = [trial for trial in trials if trial.usage.tokens]
+    costs = [t.cost_usd - (t.common_cost_usd or 0.0) for t in paying if t.cost_usd is not None]
+    cost = sum(costs) if costs and len(costs) == len(paying) else None
     counted = "dropped" if arm.is_dropped else "done"
     points = gains.get(arm.name, 0.0) * 100
     has_gain = points > ROUNDING
@@ -281,11 +283,12 @@ def _arm_finding(arm: MeasuredArm, groups: str, gains: Mapping[str, float]) -> A
         task_scores=[_task_mean(arm, task) for task in tasks],
         num_lora_params=next((t.num_lora_params for t in trials if t.num_lora_params), None),
         learning_rate=next((t.learning_rate for t in trials if t.learning_rate), None),
-        num_tokens=usage.tokens,
+        num_tokens=num_tokens,
         cost_usd=cost,
-        tokens_per_point=usage.tokens / points if has_gain and usage.tokens else None,
-        usd_per_point=cost / points if has_gain and cost is not None else None,
-        note=_note(arm),
+        tokens_per_point=num_tokens / points if has_gain and num_tokens else None,
+        # What was measured elsewhere has no tokens, and is not therefore free.
+        usd_per_point=cost / points if has_gain and num_tokens and cost is not None else None,
+        note=_note(arm, control),
     )
 
 
@@ -294,7 +297,8 @@ def _task_mean(arm: MeasuredArm, task: TaskResult) -> float:
     return mean([one.score for one in found if one is not None])
 
 
-def _note(arm: MeasuredArm) -> str:
+def _note(arm: MeasuredArm, control: MeasuredArm | None) -> str:
+    """What a row of the table is to be read with."""
     if arm.outcome is None:
         return "what the trials began with"
     trials = arm.outcome.trials
@@ -306,6 +310,8 @@ def _note(arm: MeasuredArm) -> str:
     lacking = len(trials) - arm.num_seeds
     if lacking > 0:
         told.append(f"{lacking} of {len(trials)} trials not done")
+    if control is not None and (keys := other_protocol(arm, control)):
+        told.append(f"asked with another {listed(keys)} than {control.name}")
     return "; ".join(told)
 
 
@@ -369,10 +375,9 @@ def _headline(
     arms: Sequence[MeasuredArm],
     control: MeasuredArm | None,
     pairs: Sequence[Difference],
-    verdict: Verdict | None,
+    answer: str,
 ) -> str:
     """What the study found. One sentence."""
-    answer = "" if verdict is None else f"; the hypothesis is {verdict}"
     if not arms:
         return f"No trial is done, so nothing was found{answer}."
     best = arms[0]
@@ -395,7 +400,9 @@ def _headline(
     elif alike:
         rest = f"and cannot be told apart from {listed_few(alike)}"
     else:
-        rest = "and is told apart from every other arm" * (len(with_best) == len(arms) - 1)
+        # Whoever has no result, or was dropped, stands in the ending.
+        rest = "and is told apart from every other arm compared"
+        rest *= len(with_best) == len(arms) - 1
     is_control = control is not None and control.name == best.name
     head = f"{best.name}{', the control,' if is_control else ''} scored highest with {score}"
     if control is not None and not is_control:
@@ -404,3 +411,14 @@ def _headline(
     is_of_setting = all(pair.is_of_setting for pair in with_best)
     limit = "" if is_of_setting else ", as far as these checkpoints go"
     return f"{head}{', ' * bool(rest)}{rest}{limit}{answer}."
+
+
+def _ending(outcome: StudyOutcome, arms: Sequence[MeasuredArm], verdict: Verdict | None) -> str:
+    """How the headline ends: who is not compared, what is lacking, and the hypothesis."""
+    num_dropped = sum(arm.is_dropped for arm in arms)
+    are = f"{num_dropped} arms were" if num_dropped > 1 else "1 arm was"
+    dropped = f"; {are} dropped early and not compared" if num_dropped else ""
+    num_trials = sum(len(arm.trials) for arm in outcome.arms)
+    num_lacking = len(_not_run(outcome)) if arms else 0  # without arms it is said already
+    lacking = f"; {num_lacking} of {num_trials} trials have no result" if num_lacking else ""
+    return dropped + lacking + ("" if verdict is None else f"; the hypothesis is {verdict}")

@@ -39,7 +39,14 @@ from scores.intervals import Interval, mean
 from scores.power import MAX_SEEDS, needed_to_show
 from scores.wording import interval_text
 from studies.findings.findings import ClaimFinding, Verdict
-from studies.findings.measured import MeasuredArm, clusters_of, known_variance, paired, pool_of
+from studies.findings.measured import (
+    MeasuredArm,
+    clusters_of,
+    known_variance,
+    p_text,
+    paired,
+    pool_of,
+)
 
 SMALLEST = 0.02  # of score: the smallest effect that a claim is about
 ALPHA = 0.05
@@ -301,8 +308,7 @@ def _judge_pairs(ladder: Ladder, *, is_same: bool) -> _Judged | None:
         verdict = "supported" if is_apart else "not supported" if is_within else "undecided"
     one, other = (ladder.values[i] for i in pairs[at])
     p_value = adjusted[at]
-    p_text = "p unknown" if p_value is None else f"p = {p_value:.2g} by Holm"
-    told = f"{other} against {one} gives {_signed(tables[at])}, {p_text}"
+    told = f"{other} against {one} gives {_signed(tables[at])}, {p_text(p_value)} by Holm"
     if is_within:
         told += f", and every pair is within {SMALLEST:g}"
     smallest_seeds = min(tables, key=lambda table: table.num_seeds).num_seeds

@@ -48,9 +48,10 @@ class ArmFinding:
     task_scores: Sequence[float]  # means over seeds, in the order of `tasks`
     num_lora_params: int | None
     learning_rate: float | None
-    num_tokens: int  # trained, read and sampled, of all its seeds
+    num_tokens: int  # trained, read and sampled, of all its seeds, but for what all begin with
     cost_usd: float | None
-    tokens_per_point: float | None  # per hundredth of score gained on the control; None: no gain
+    # Per hundredth of score gained on the control; None where no gain is told apart from chance.
+    tokens_per_point: float | None
     usd_per_point: float | None
     note: str = ""  # what the row is to be read with: dropped early, trials missing, ...
 

@@ -3,8 +3,9 @@
 A sentence is read only if every word of it is known and all of them together have one of a few
 forms: `higher V improve M`, `M falls as V grows`, `V has no effect on M`, each perhaps with
 diminishing returns behind. Everything else (negations, conditions, numbers, alternatives, other
-measures than the score) is left to `study.expects`, since a guess would be tested as if it had been
-meant. Pure.
+measures than the score, and what says more than is tested: that gains end, that one value is best,
+that each task gains, by how much or how steadily) is left to `study.expects`, since a guess would
+be tested as if it had been meant. Pure.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ ALIASES = {
 }
 # Phrases by what they stand for. The first kind that fits is taken, so phrases stand before words.
 _GAINS = "(?:returns?|gains?|improvements?|benefits?)"
-_PLACE = "(?:all|the|both|our|these|this|downstream)"
+# Not "all" and "both": that each task gains is more than that their mean does.
+_PLACE = "(?:the|our|these|this|downstream)"
 VOCABULARY: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "diminish",
@@ -55,9 +57,8 @@ VOCABULARY: tuple[tuple[str, tuple[str, ...]], ...] = (
             "(?:with |at |shows? |gives? |has |have )?(?:only )?"
             f"(?:diminishing|decreasing|shrinking|declining) (?:marginal )?{_GAINS}",
             "(?:by )?(?:less and less|smaller and smaller(?: gains?| steps)?)",
-            f"(?:the )?{_GAINS} (?:will )?(?:diminish|shrink|saturate|plateau|flatten out)",
-            "(?:eventually )?(?:saturates?|saturating|plateaus?|plateauing|levels? (?:off|out))",
-            "(?:eventually )?(?:levell?ing (?:off|out)|flattens?(?: (?:off|out))?|tapers? off)",
+            f"(?:the )?{_GAINS} (?:will )?(?:diminish|shrink)",
+            "(?:eventually )?tapers? off",
         ),
     ),
     (
@@ -80,7 +81,7 @@ VOCABULARY: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("as", ("as|when", "with(?= (?:increasing|rising|growing))")),
-    ("with", ("with",)),
+    ("with", ("with|at(?= (?:high|large|big))",)),
     (
         "plus",
         (
@@ -100,18 +101,18 @@ VOCABULARY: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "good",
         (
-            "improves?|improved|improving|improvements? in|better|best|helps?|boosts?|benefits?",
+            "improves?|improved|improving|improvements? in|better|helps?|boosts?|benefits?",
             "outperforms?|superior",
         ),
     ),
-    ("bad", ("worse|worst|worsens?|hurts?|harms?|degrades?|inferior",)),
+    ("bad", ("worse|worsens?|hurts?|harms?|degrades?|inferior",)),
     ("than", ("than",)),
     ("join", ("but|and|though|although|yet|then|while",)),
     (
         "measure",
         (
             "(?:(?:task|downstream|model|evaluation|eval) )*"
-            "(?:performance|scores?|accurac(?:y|ies)|results?|quality|outcomes?)",
+            "(?:performance|scores?|accurac(?:y|ies)|results?(?! in\\b)|quality|outcomes?)",
         ),
     ),
     (
@@ -123,8 +124,7 @@ VOCABULARY: tuple[tuple[str, tuple[str, ...]], ...] = (
             "the|a|an|of|to|its|their|this|these|our|all|values?|ones?|settings?|choice",
             "leads? to|results? in|yields?|gives?|produces?|achieves?|gets?|shows?|performs?",
             "have|has|is|are|be|does|do|on|in|using|lora",
-            "significantly|substantially|slightly|consistently|generally|overall|steadily",
-            "monotonically",
+            "significantly|generally|overall",
         ),
     ),
 )
@@ -234,7 +234,8 @@ def _claims(kinds: Sequence[str]) -> list[str] | None:
     """What a sentence of these kinds of words claims; None where it has no form that is known."""
     letters = "".join(_LETTERS.get(kind, "") for kind in kinds).rstrip(".,").lstrip(",")
     is_diminishing = False
-    if (found := re.fullmatch(r"(.*[^,.WD])[,.]*W?D", letters)) and not _form(letters):
+    # At higher values, behind it, says where returns diminish anyway.
+    if (found := re.fullmatch(r"(.*[^,.WD])[,.]*W?D(?:W\+V)?", letters)) and not _form(letters):
         letters, is_diminishing = found.group(1), True
     form = _form(letters)
     if form is None:

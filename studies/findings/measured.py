@@ -20,6 +20,8 @@ BASE_MODEL = "base model"
 # Variables that change what a trial begins with.
 BEGINNINGS = ("base_model", "start_from", "model", "checkpoint", "renderer_name")
 ROUNDING = 1e-12  # scores that are nearer than this are equal
+# Below it, p hangs on the shape of a distribution's far end, of which questions say nothing.
+SMALLEST_P = 1e-4
 
 SeedKey = tuple[int, int]  # the seed (-1: none given), and which trial of it
 
@@ -233,13 +235,30 @@ def _first_arm(
 # --- what keeps comparisons from being plain ------------------------------------------------------
 
 
+def p_text(p_value: float | None) -> str:
+    """A p as it is written, no more exact than it is known."""
+    if p_value is None:
+        return "p unknown"
+    return f"p < {SMALLEST_P:.4f}" if p_value < SMALLEST_P else f"p = {p_value:.2g}"
+
+
+def other_protocol(one: MeasuredArm, other: MeasuredArm) -> list[str]:
+    """What of their evaluations differs, but for the tasks and the seed."""
+    mine, its = one.first.protocol, other.first.protocol
+    return sorted(
+        key
+        for key in (mine.keys() | its.keys()) - {"tasks", "seed"}
+        if mine.get(key) != its.get(key)
+    )
+
+
 def protocol_remarks(arms: Sequence[MeasuredArm], task_names: Mapping[str, str]) -> list[str]:
     """How the evaluations that are compared differ other than by their weights."""
     results = [(arm.name, result) for arm in arms for result in arm.results.values()]
     remarks = []
     keys = {key for _, result in results for key in result.protocol}
     for key in sorted(keys - {"tasks", "seed"}):
-        told = _values_of([(name, repr(result.protocol.get(key))) for name, result in results])
+        told = _values_of([(name, _protocol_words(result, key)) for name, result in results])
         if told is not None:
             remarks.append(f"Arms were evaluated with different {key}: {told}")
     for task in sorted({task.name for _, result in results for task in result.scored_tasks}):
@@ -262,6 +281,11 @@ def protocol_remarks(arms: Sequence[MeasuredArm], task_names: Mapping[str, str])
                 f"{shown} was not the same for all arms: {told} Questions with one id may differ."
             )
     return remarks
+
+
+def _protocol_words(result: EvalResult, key: str) -> str:
+    value = result.protocol.get(key)
+    return "none" if value is None else repr(value)
 
 
 def _values_of(values: Sequence[tuple[str, str]]) -> str | None:

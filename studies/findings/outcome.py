@@ -47,6 +47,10 @@ class TrialOutcome:
     num_lora_params: int | None = None
     usage: Usage = Usage(0, 0, 0, 0.0)  # noqa: RUF009 (it is immutable)
     cost_usd: float | None = None
+    # Of these, what is not of its arm: the evaluation of what all trials begin with, which whoever
+    # comes first pays for, and the sealed test, which the winner alone is asked.
+    common_usage: Usage = Usage(0, 0, 0, 0.0)  # noqa: RUF009
+    common_cost_usd: float | None = None
     checkpoint: str | None = None  # the sampler path
     gate_sentences: Sequence[str] = ()  # what the usual gate would have done, round by round
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from scores.decision import WARN_FLAWED_SHARE
+from scores.wording import interval_text
 from studies.findings.findings import Difference
 from studies.findings.measured import MeasuredArm, listed_few, protocol_remarks
 from studies.findings.outcome import StudyOutcome
@@ -118,7 +119,8 @@ def _about_trials(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> Iterato
     if dropped:
         yield (
             f"Dropped early: {listed_few(dropped)}. Their scores are of fewer rounds, so they "
-            "stand in the table and in no comparison or claim."
+            "stand in the table and in no comparison or claim. What dropped them weighs the chance "
+            "of questions, and not how settings vary between seeds."
         )
     known = {arm.name for arm in arms}
     without = [arm.name for arm in outcome.arms if arm.name not in known]
@@ -150,15 +152,18 @@ def _about_answers(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> Iterat
 def _about_the_winner(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> Iterator[str]:
     if len(arms) < 2:
         return
-    yield (
-        "The best arm was chosen by its score on these questions, so that score is optimistic"
-        + (
-            "."
-            if outcome.sealed is None
-            else f"; the sealed test, asked of {outcome.winner or 'the winner'} alone, is not: "
-            f"{outcome.sealed.score:.4f} (n={outcome.sealed.n})."
-        )
+    has_seeds = any(arm.is_trained and arm.num_seeds > 1 for arm in arms)
+    what = "The best arm and the best of its seeds were" if has_seeds else "The best arm was"
+    said = (
+        f"{what} chosen by scores on these questions, so the best score is optimistic, the more so "
+        "the more arms there are."
     )
+    if (sealed := outcome.sealed) is not None:
+        said += (
+            f" The sealed test, of other questions and asked of {outcome.sealed_of} alone, is not: "
+            f"{sealed.score:.4f} {interval_text(sealed.interval)}, n={sealed.n}."
+        )
+    yield said
     if outcome.checkpoint == "best":
         yield (
             "Each trial's checkpoint is the best of its rounds by the same questions, which "

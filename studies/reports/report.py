@@ -15,6 +15,7 @@ from pages.html import html_page
 from pages.markdown import markdown
 from storage.files import write_whole
 from studies.findings.findings import ClaimFinding, Findings
+from studies.findings.measured import listed
 from studies.findings.outcome import StudyOutcome
 from studies.reports.report_arms import arms_section, differences_section, groups_section
 from studies.reports.report_curves import curves_section
@@ -27,7 +28,7 @@ from studies.reports.report_trials import (
     reproduce_section,
     sealed_section,
 )
-from studies.reports.report_words import INTERVAL, UNKNOWN, change_words, ends_words
+from studies.reports.report_words import INTERVAL, change_words, ends_words
 from studies.reports.results_csv import results_csv
 
 
@@ -60,13 +61,13 @@ def report_document(outcome: StudyOutcome, findings: Findings, commands: Sequenc
         Paragraph(findings.headline, is_lead=True),
         _hypothesis_section(outcome, findings),
         arms_section(outcome, findings),
-        differences_section(findings),
         curves_section(outcome, findings),
+        differences_section(findings),
         groups_section(findings),
         _claims_section(findings),
         not_run_section(outcome, findings),
         gate_section(outcome),
-        sealed_section(outcome),
+        sealed_section(outcome, findings),
         history_section(outcome),
         remarks_section(outcome, findings),
         cost_section(outcome),
@@ -81,14 +82,7 @@ def _hypothesis_section(outcome: StudyOutcome, findings: Findings) -> Section:
         f"Hypothesis: {outcome.hypothesis}" if outcome.hypothesis else "No hypothesis is stated."
     )
     verdict = f"Verdict: {findings.verdict_sentence or findings.verdict or 'none'}"
-    blocks: list[Block] = [
-        Paragraph(question),
-        Paragraph(stated),
-        Paragraph(verdict),
-    ]
-    needed = [f"{_claim_name(one)}: {one.needed}" for one in findings.claims if one.needed]
-    if needed:
-        blocks += [Paragraph("What would decide it:"), Bullets(needed)]
+    blocks: list[Block] = [Paragraph(question), Paragraph(stated), Paragraph(verdict)]
     return Section("Question and hypothesis", blocks)
 
 
@@ -107,7 +101,6 @@ def _claims_section(findings: Findings) -> Section:
         Column("effect (of score)", True),
         Column(INTERVAL, True),
         Column("in words"),
-        Column("what would decide it"),
     ]
     rows = [
         [
@@ -116,8 +109,15 @@ def _claims_section(findings: Findings) -> Section:
             change_words(one.effect),
             ends_words(one.interval, signed=True),
             one.sentence,
-            one.needed or (UNKNOWN if one.verdict == "undecided" else "it is decided"),
         ]
         for one in findings.claims
     ]
-    return Section(title, [Table("What was claimed, tested", columns, rows)])
+    needed: dict[str, list[str]] = {}
+    for one in findings.claims:
+        if one.needed:
+            needed.setdefault(one.needed, []).append(_claim_name(one))
+    blocks: list[Block] = [Table("What was claimed, tested", columns, rows)]
+    if needed:
+        told = [f"{listed(names)}: {what}" for what, names in needed.items()]
+        blocks += [Paragraph("What would decide it:"), Bullets(told)]
+    return Section(title, blocks)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pages.document import Block, Bullets, Column, Figure, Paragraph, Section, Table
+from pages.document import Block, Bullets, Figure, Paragraph, Section, Table
 from pages.forest import ForestChart, ForestRow
 from pages.ticks import Axis, Span
 from studies.findings.findings import ArmFinding, Difference, Findings
 from studies.findings.outcome import StudyOutcome
 from studies.reports.report_words import (
     INTERVAL,
+    NONE,
     NOT_RUN,
+    OF_WEIGHTS,
     UNKNOWN,
+    Field,
     change_words,
+    compact_table,
     count_words,
     counted,
     difference_words,
@@ -29,85 +33,98 @@ from studies.reports.report_words import (
 )
 
 NOT_COMPARED = "not compared"
+NO_GAIN, UNSURE = "no gain", "unsure"
+NO_PRICE = (NONE, NO_GAIN, UNSURE)
 
 
 def arms_section(outcome: StudyOutcome, findings: Findings) -> Section:
-    """The one table of arms, and how to read it."""
+    """The one table of arms, and what single rows are to be read with."""
     if not findings.arms:
         return Section("Arms", [Paragraph("No arm has a result yet, so there is no table.")])
-    pairs = counted(len(findings.pairs), "pair")
-    blocks: list[Block] = [
-        Paragraph(
-            "Arms that share a letter under groups cannot be told apart: their difference is not "
-            f"significant at 5 % after Holm's adjustment over all {pairs} of arms. The groups "
-            "are named from the best down. A point is a hundredth of score gained on the control."
-        ),
-        _arms_table(outcome, findings),
-    ]
-    return Section("Arms", blocks)
+    notes = [f"{arm.name}: {arm.note}." for arm in findings.arms if arm.note]
+    blocks: list[Block] = [_arms_table(outcome, findings)]
+    return Section("Arms", [*blocks, Bullets(notes)] if notes else blocks)
 
 
 def _arms_table(outcome: StudyOutcome, findings: Findings) -> Table:
-    tasks = list(
-        dict.fromkeys(task_title(outcome, task) for arm in findings.arms for task in arm.tasks)
-    )
+    arms = findings.arms
     control = short(findings.control or "the control")
-    columns = [
-        Column("arm"),
-        Column("score (0 to 1)", True),
-        Column(INTERVAL, True),
-        Column("the interval is of"),
-        Column("n (questions)", True),
-        Column("seeds", True),
-        Column("standard deviation of the seeds' scores", True),
-        Column("groups"),
-        Column(f"difference to {control}", True),
-        Column(f"{INTERVAL} of the difference", True),
-        Column("p (Holm)", True),
-        Column("tokens, all seeds", True),
-        Column("cost (USD), all seeds", True),
-        Column("tokens per point", True),
-        Column("cost (USD) per point", True),
-        *(Column(f"{task}: score, n", True) for task in tasks),
-        Column("note"),
+    against = [_against_control(arm, findings) for arm in arms]
+    costs = [_cost(arm) for arm in arms]
+    points = [_per_point(arm, findings) for arm in arms]
+    fields = [
+        Field("arm", [arm.name for arm in arms]),
+        Field("score (0 to 1)", [score_words(arm.score) for arm in arms], True),
+        Field(INTERVAL, [ends_words(arm.interval) for arm in arms], True),
+        Field("group", [arm.groups or NONE for arm in arms]),
+        Field(f"minus {control}", [one[0] for one in against], True),
+        Field(f"{INTERVAL} of it", [one[1] for one in against], True),
+        Field("p (Holm)", [one[2] for one in against], True),
+        *_task_fields(outcome, arms),
+        Field("n (questions)", [count_words(num_questions(arm)) for arm in arms], True, "n is {}"),
+        Field(
+            "seeds", [_seeds(arm, outcome) for arm in arms], True, "seeds of each trained arm: {}"
+        ),
+        Field("SD of seeds", [_deviation(arm) for arm in arms], True, ""),
+        Field(
+            "the interval is of",
+            [of_what(arm, outcome) for arm in arms],
+            said="intervals of trained arms are of {}",
+            exempt=(OF_WEIGHTS,),
+        ),
+        Field("tokens", [one[0] for one in costs], True),
+        Field("tokens per point", [one[0] for one in points], True, "", NO_PRICE),
+        Field("cost (USD)", [one[1] for one in costs], True, _if_unknown(costs)),
+        Field("cost per point", [one[1] for one in points], True, "", (*NO_PRICE, UNKNOWN)),
     ]
-    rows = [_arm_row(arm, outcome, findings, tasks) for arm in findings.arms]
-    caption = f"Arms, best first. Tokens are those trained on, read and sampled; control: {control}"
-    return Table(caption, columns, rows)
+    pairs = counted(len(findings.pairs), "pair")
+    caption = (
+        f"Arms, best first; the control is {control}. Arms that share a letter cannot be told "
+        f"apart (5 %, Holm for {pairs}), which does not make them equal."
+    )
+    return compact_table(caption, fields)
 
 
-def _arm_row(
-    arm: ArmFinding, outcome: StudyOutcome, findings: Findings, tasks: Sequence[str]
-) -> list[str]:
-    scores = {
-        task_title(outcome, task): f"{score_words(score)}, n={task.n}"
-        for task, score in zip(arm.tasks, arm.task_scores, strict=True)
-    }
-    return [
-        arm.name,
-        score_words(arm.score),
-        ends_words(arm.interval),
-        of_what(arm, outcome),
-        count_words(num_questions(arm)),
-        str(arm.num_seeds),
-        _deviation(arm),
-        arm.groups or NOT_COMPARED,
-        *_against_control(arm, findings),
-        *_cost(arm),
-        *_per_point(arm, findings),
-        *(scores.get(task, NOT_RUN) for task in tasks),
-        arm.note or "none",
-    ]
+def _task_fields(outcome: StudyOutcome, arms: Sequence[ArmFinding]) -> Iterator[Field]:
+    """A column for each task; one alone that all arms have is the score itself."""
+    by_arm = [{task_title(outcome, t): (t, s) for t, s in zip(a.tasks, a.task_scores, strict=True)}
+              for a in arms]  # fmt: skip
+    titles = list(dict.fromkeys(title for tasks in by_arm for title in tasks))
+    if len(titles) == 1 and all(titles[0] in tasks for tasks in by_arm):
+        return
+    for title in titles:
+        sizes = {tasks[title][0].n for tasks in by_arm if title in tasks}
+        is_alike = len(sizes) == 1
+        cells = [
+            NOT_RUN
+            if title not in tasks
+            else score_words(tasks[title][1]) + ("" if is_alike else f", n={tasks[title][0].n}")
+            for tasks in by_arm
+        ]
+        yield Field(f"{title} (n={min(sizes)})" if is_alike else f"{title}: score, n", cells, True)
+
+
+def _if_unknown(costs: Sequence[Sequence[str]]) -> str | None:
+    """A clause for a cost that is known of no arm; one that all share stays where it is."""
+    found = {cost for _, cost in costs} - {NONE}
+    return "cost: {}" if found == {UNKNOWN} else None
+
+
+def _seeds(arm: ArmFinding, outcome: StudyOutcome) -> str:
+    """What is not trained has none to vary."""
+    return NONE if of_what(arm, outcome) == OF_WEIGHTS else str(arm.num_seeds)
 
 
 def _deviation(arm: ArmFinding) -> str:
+    if arm.num_seeds < 2:
+        return NONE
     return UNKNOWN if arm.seed_deviation is None else f"{arm.seed_deviation:.4f}"
 
 
 def _cost(arm: ArmFinding) -> list[str]:
-    """Tokens and cost; what the trials began with was evaluated by them, and is counted there."""
-    if not arm.run_ids:
-        return ["counted with the trials"] * 2
+    """Tokens and cost; what the trials began with was evaluated by them, and is counted apart."""
+    if not arm.run_ids or not arm.num_tokens:  # nothing was paid, so it is no price
+        return [NONE] * 2
     return [count_words(arm.num_tokens), usd_words(arm.cost_usd)]
 
 
@@ -122,21 +139,21 @@ def _gain(arm: ArmFinding, findings: Findings) -> Difference | None:
 
 def _against_control(arm: ArmFinding, findings: Findings) -> list[str]:
     if arm.name == findings.control:
-        return ["is the control"] * 3
+        return ["control", NONE, NONE]
     gain = _gain(arm, findings)
     if gain is None:
-        return [NOT_COMPARED] * 3
+        return [NOT_COMPARED, NONE, NONE]
     return [change_words(gain.mean), ends_words(gain.interval, signed=True), p_words(gain.p_holm)]
 
 
 def _per_point(arm: ArmFinding, findings: Findings) -> list[str]:
-    if arm.name == findings.control:
-        return ["is the control"] * 2
-    gain = _gain(arm, findings)
+    gain = None if arm.name == findings.control else _gain(arm, findings)
     if gain is None:
-        return [NOT_COMPARED] * 2
+        return [NONE] * 2
     if gain.mean <= 0:
-        return ["no gain"] * 2
+        return [NO_GAIN] * 2
+    if not gain.is_told_apart:
+        return [UNSURE] * 2
     return [count_words(arm.tokens_per_point), usd_words(arm.usd_per_point)]
 
 
@@ -202,45 +219,39 @@ def _forest(title: str, differences: Sequence[Difference]) -> Figure:
 def differences_table(
     caption: str, differences: Sequence[Difference], *, is_folded: bool = False
 ) -> Table:
-    columns = [
-        Column("one"),
-        Column("minus other"),
-        Column("difference of scores", True),
-        Column(INTERVAL, True),
-        Column("p", True),
-        Column("p (Holm)", True),
-        Column("method"),
-        Column("n (questions in both)", True),
-        Column("seeds", True),
-        Column("is of"),
-        Column("told apart"),
-        Column("in words"),
+    def number(one: Difference) -> str:
+        left_out = f" ({one.num_left_out:,} in one alone, left out)" if one.num_left_out else ""
+        return count_words(one.n) + left_out
+
+    def of_what(one: Difference) -> str:
+        return "the settings" if one.is_of_setting else "these checkpoints"
+
+    every = differences
+    fields = [
+        Field("one", [one.one for one in every]),
+        Field("minus other", [one.other for one in every]),
+        Field("difference of scores", [change_words(one.mean) for one in every], True),
+        Field(INTERVAL, [ends_words(one.interval, signed=True) for one in every], True),
+        Field("p", [p_words(one.p_value) for one in every], True),
+        Field("p (Holm)", [p_words(one.p_holm) for one in every], True),
+        Field("told apart", ["yes" if one.is_told_apart else "no" for one in every]),
+        Field("n (questions in both)", [number(one) for one in every], True, "n is {}"),
+        Field("seeds", [str(one.num_seeds) for one in every], True, "seeds: {}"),
+        Field("method", [one.method for one in every], said="method: {}"),
+        Field("is of", [of_what(one) for one in every], said="a difference is of {}"),
     ]
-    rows = [
-        [
-            one.one,
-            one.other,
-            change_words(one.mean),
-            ends_words(one.interval, signed=True),
-            p_words(one.p_value),
-            p_words(one.p_holm),
-            one.method,
-            count_words(one.n)
-            + (f" ({one.num_left_out:,} in one alone, left out)" if one.num_left_out else ""),
-            str(one.num_seeds),
-            "the settings" if one.is_of_setting else "these checkpoints",
-            "yes" if one.is_told_apart else "no",
-            one.sentence,
-        ]
-        for one in differences
-    ]
-    return Table(caption, columns, rows, is_folded)
+    return compact_table(f"{caption}.", fields, is_folded=is_folded)
 
 
 def groups_section(findings: Findings) -> Section:
     """A sentence on each group of arms that cannot be told apart."""
+    letters = Paragraph(
+        "A letter stands for arms of which no two are told apart: no difference among them is "
+        "significant at 5 % after Holm's adjustment over all pairs. The groups are named from the "
+        "best down."
+    )
     if findings.groups:
-        return Section("Groups", [Bullets(findings.groups)])
+        return Section("Groups", [letters, Bullets(findings.groups)])
     if len(findings.arms) < 2:
         return Section("Groups", [Paragraph("Groups need two arms with results.")])
     return Section("Groups", [Paragraph("Every two arms are told apart; there is no group.")])

@@ -9,11 +9,14 @@ from ledger.records import Usage
 from pages.document import Block, Bullets, Code, Column, Paragraph, Section, Table
 from scores.wording import score_and_n
 from studies.findings.findings import Findings
+from studies.findings.measured import listed_few
 from studies.findings.outcome import ArmOutcome, StudyOutcome, TrialOutcome
 from studies.reports.report_words import (
     INTERVAL,
     NOT_RUN,
     UNKNOWN,
+    Field,
+    compact_table,
     count_words,
     counted,
     ends_words,
@@ -24,6 +27,7 @@ from studies.reports.report_words import (
 )
 
 FOLDED_FROM = 20  # rows
+UNTRAINED = "not trained"
 STATUS_WORDS = {
     "done": "done",
     "dropped": "dropped before the end",
@@ -85,9 +89,9 @@ def gate_section(outcome: StudyOutcome) -> Section:
 NO_TEST = "The study has no sealed test (evaluation.test_tasks in controls)."
 
 
-def sealed_section(outcome: StudyOutcome) -> Section:
+def sealed_section(outcome: StudyOutcome, findings: Findings) -> Section:
     title = "The winner and the sealed test"
-    who = Paragraph(outcome.winner_sentence)
+    who = Paragraph(f"{outcome.winner_sentence}{_limits_of_the_winner(outcome, findings)}")
     if outcome.sealed is None:
         sealed = "The sealed test was not opened." if outcome.has_sealed_test else NO_TEST
         return Section(title, [who, Paragraph(sealed)])
@@ -111,6 +115,22 @@ def sealed_section(outcome: StudyOutcome) -> Section:
     return Section(title, [who, said, Table("The sealed test by task", columns, rows)])
 
 
+def _limits_of_the_winner(outcome: StudyOutcome, findings: Findings) -> str:
+    """What the winner cannot be told apart from: to be the best of these numbers is no more."""
+    of_run = {trial.run_id: arm.name for arm, trial in _trials(outcome)}
+    winner = of_run.get(outcome.winner or "")
+    alike = [
+        pair.other if pair.one == winner else pair.one
+        for pair in findings.pairs
+        if winner in (pair.one, pair.other) and not pair.is_told_apart
+    ]
+    if not alike:
+        return ""
+    return (
+        f" It was chosen by its score, and its arm cannot be told apart from {listed_few(alike)}."
+    )
+
+
 def history_section(outcome: StudyOutcome) -> Section:
     if not outcome.history:
         return Section("History", [Paragraph("The study was not changed after it began.")])
@@ -130,55 +150,58 @@ def remarks_section(outcome: StudyOutcome, findings: Findings) -> Section:
 
 def cost_section(outcome: StudyOutcome) -> Section:
     trials = [trial for _, trial in _trials(outcome)]
+    num_trained = sum(arm.is_trained for arm, _ in _trials(outcome))
+    beside = len(trials) - num_trained
+    others = f" and {counted(beside, 'arm')} without training" if beside else ""
     total = Usage(0, 0, 0, 0.0)
     for trial in trials:
         total = total.plus(trial.usage)
     said = (
-        f"{counted(len(trials), 'trial')} used {total.train_tokens:,} tokens trained, "
+        f"{counted(num_trained, 'trial')}{others} used {total.train_tokens:,} tokens trained, "
         f"{total.prompt_tokens:,} read and {total.sampled_tokens:,} sampled, "
         f"{total.tokens:,} in all, in {total.minutes:.1f} minutes. {_cost_sentence(trials)}"
     )
-    return Section("Tokens and cost", [Paragraph(said), _trials_table(outcome)])
+    common = sum(trial.common_usage.tokens for trial in trials)
+    apart = (
+        "In the table of arms, tokens are those trained on, read and sampled for all seeds of an "
+        "arm, without the evaluation of what all trials begin with and without the sealed test "
+        f"({common:,} tokens in all); cost likewise. A point is a hundredth of score gained on the "
+        "control, and has a price where the gain is told apart from chance."
+    )
+    return Section("Tokens and cost", [Paragraph(said), Paragraph(apart), _trials_table(outcome)])
 
 
 def _cost_sentence(trials: Sequence[TrialOutcome]) -> str:
     known = [trial.cost_usd for trial in trials if trial.cost_usd is not None]
     if not known:
         return "What it cost is unknown: there are no prices for it in the settings."
-    of_all = "In all it" if len(known) == len(trials) else f"{len(known)} of {len(trials)} trials"
+    of_all = "In all it" if len(known) == len(trials) else f"{len(known)} of these {len(trials)}"
     rest = "" if len(known) == len(trials) else "; the cost of the others is unknown"
     return f"{of_all} cost {usd_words(sum(known))} by the prices in the settings{rest}."
 
 
 def _trials_table(outcome: StudyOutcome) -> Table:
-    columns = [
-        Column("run"),
-        Column("arm"),
-        Column("seed", True),
-        Column("status"),
-        Column("round", True),
-        Column("score (0 to 1)", True),
-        Column(INTERVAL, True),
-        Column("n (questions)", True),
-        Column("steps", True),
-        Column("learning rate", True),
-        Column("LoRA parameters", True),
-        Column("tokens trained", True),
-        Column("tokens read", True),
-        Column("tokens sampled", True),
-        Column("minutes", True),
-        Column("cost (USD)", True),
-        Column("weights (sampler path)"),
+    trials = list(_trials(outcome))
+    rows = [_trial_row(arm, trial) for arm, trial in trials]
+    # A column that says the same of every trial is a clause of the caption, if it has one here.
+    said: dict[str, str | None] = {"run": None, "arm": None, "seed": "seed {}",
+        "status": "status {}", "round": "round {}", "score (0 to 1)": None, INTERVAL: None,
+        "n (questions)": "n is {}", "steps": "{} steps", "learning rate": "learning rate {}",
+        "LoRA parameters": "{} LoRA parameters", "tokens trained": "{} tokens trained",
+        "tokens read": "{} tokens read", "tokens sampled": "{} tokens sampled", "minutes": None,
+        "cost (USD)": "cost {}", "weights (sampler path)": None}  # fmt: skip
+    words = {"run", "arm", "status", "weights (sampler path)"}
+    fields = [
+        Field(title, [row[i] for row in rows], title not in words, clause, (UNTRAINED,))
+        for i, (title, clause) in enumerate(said.items())
     ]
-    rows = [_trial_row(arm, trial) for arm, trial in _trials(outcome)]
-    caption = "Every trial: what it came to, what it took, and where its weights are"
-    return Table(caption, columns, rows, len(rows) > FOLDED_FROM)
+    caption = "Every trial: what it came to, what it took, and where its weights are."
+    return compact_table(caption, fields, is_folded=len(rows) > FOLDED_FROM)
 
 
 def _trial_row(arm: ArmOutcome, trial: TrialOutcome) -> list[str]:
-    untrained = "not trained"
     result, rate = trial.result, trial.learning_rate
-    unknown = UNKNOWN if arm.is_trained else untrained
+    unknown = UNKNOWN if arm.is_trained else UNTRAINED
     measured = [NOT_RUN] * 3
     if result is not None:
         measured = [score_words(result.score), ends_words(result.interval), f"{result.n:,}"]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from errors import one_line
+from pages.document import Column, Table
 from scores.intervals import Interval
 from scores.results import LEVEL, EvalResult, TaskResult
-from scores.wording import ROLE_NAMES, interval_text, p_value_text
+from scores.wording import ROLE_NAMES, interval_text
 from studies.findings.findings import ArmFinding, Difference
+from studies.findings.measured import p_text
 from studies.findings.outcome import StudyOutcome
 
 UNKNOWN = "unknown"
 NOT_RUN = "not run"
+OF_WEIGHTS = "these weights"  # what an interval is of where nothing is trained
+NONE = "n/a"  # a cell that has no meaning in its row
 INTERVAL = f"{LEVEL:.0%} interval"
 
 
@@ -33,7 +37,8 @@ def ends_words(interval: Interval | None, *, signed: bool = False) -> str:
 
 
 def p_words(p_value: float | None) -> str:
-    return p_value_text(p_value).removeprefix(", ") or UNKNOWN
+    """A p in a column of its own."""
+    return p_text(p_value).removeprefix("p ").removeprefix("= ")
 
 
 def count_words(number: float | None) -> str:
@@ -83,14 +88,14 @@ def of_what(arm: ArmFinding, outcome: StudyOutcome) -> str:
     if arm.is_of_setting:
         return "the setting"
     if not any(one.name == arm.name and one.is_trained for one in outcome.arms):
-        return "these weights"
+        return OF_WEIGHTS
     return "this checkpoint" if arm.num_seeds == 1 else f"these {arm.num_seeds} checkpoints"
 
 
 def difference_words(one: Difference) -> str:
     """A difference as it stands beside its interval in a chart."""
     said = f"{change_words(one.mean)} {interval_text(one.interval, signed=True)}"
-    return f"{said}, {'p unknown' if one.p_holm is None else p_words(one.p_holm)}"
+    return f"{said}, {p_text(one.p_holm)}"
 
 
 def short(name: str) -> str:
@@ -105,3 +110,41 @@ def minus(one: Difference, reference: str) -> Difference:
     ends = one.interval
     turned = None if ends is None else Interval(0.0 - ends.high, 0.0 - ends.low)
     return replace(one, one=one.other, other=one.one, mean=0.0 - one.mean, interval=turned)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column with its cells. `said` is a clause for the caption, such as "n is {}", which takes
+    the column's place where all cells but those of `exempt` are the same, or "" for a column that
+    is left out where it has no others; None: always a column."""
+
+    title: str
+    cells: Sequence[str]
+    is_number: bool = False
+    said: str | None = None
+    exempt: Collection[str] = (NONE,)
+
+    @property
+    def clause(self) -> str | None:
+        found = {cell for cell in self.cells if cell not in self.exempt}
+        if not found:
+            return None if self.said is None else ""
+        if not self.said or len(self.cells) < 2 or len(found) > 1:
+            return None
+        return self.said.format(*found)
+
+
+def compact_table(caption: str, fields: Sequence[Field], *, is_folded: bool = False) -> Table:
+    """A table without the columns that say the same of every row: the caption says it once."""
+    clauses = [one.clause for one in fields]
+    kept = [one for one, clause in zip(fields, clauses, strict=True) if clause is None]
+    said = "; ".join(clause for clause in clauses if clause)
+    return Table(
+        f"{caption} Alike: {said}." if said else caption,
+        [Column(one.title, one.is_number) for one in kept],
+        [list(row) for row in zip(*(one.cells for one in kept), strict=True)],
+        is_folded,
+    )

@@ -186,7 +186,7 @@ def _trial_outcome(
         is_best = generation.study.experiment.evaluation.checkpoint == "best"
         round_no = decision.best_round if is_best else decision.round
     checkpoint = None if round_no is None else store.checkpoint(round_no)
-    usage = store.usage()
+    usage, common = store.usage(), _common_usage(store)
     return TrialOutcome(
         run_id=run_id,
         seed=config.seed if seed is None else seed,
@@ -201,6 +201,8 @@ def _trial_outcome(
         num_lora_params=settled.get("num_lora_params"),
         usage=usage,
         cost_usd=study_cost_usd(generation.study, config, usage),
+        common_usage=common,
+        common_cost_usd=study_cost_usd(generation.study, config, common),
         checkpoint=None if checkpoint is None else checkpoint.sampler_path,
     )
 
@@ -222,6 +224,15 @@ def _other_models(generation: Generation, stale: Mapping[str, str]) -> list[str]
         for name, (first, *others) in ((name, tuple(of.values())) for name, of in seen.items())
         if others
     ]
+
+
+def _common_usage(store: RunStore) -> Usage:
+    """What a trial's first evaluation and its sealed test used."""
+    total = Usage(0, 0, 0, 0.0)
+    for event in (*store.events("measured", 0), *store.events("test_measured")):
+        read, sampled = event.get("num_prompt_tokens", 0), event.get("num_sampled_tokens", 0)
+        total = total.plus(Usage(0, read, sampled, 0.0))
+    return total
 
 
 def _curve(store: RunStore) -> list[CurvePoint]:
