@@ -247,7 +247,7 @@ def run(args: argparse.Namespace) -> int:
     from studies.generating import bring_up_to_date, generation_of
     from studies.known import known_run_dirs
     from studies.record import StudyRecord
-    from studies.running import Work, run_study
+    from studies.running import Work, allow_open_files, run_study
     from studies.screen import Screen
     from studies.spending import Spending
     from studies.trial_runs import Floor
@@ -262,6 +262,8 @@ def run(args: argparse.Namespace) -> int:
     bring_up_to_date(generation)
     for warning in generation.warnings:
         tell(f"warning: {warning}", file=sys.stderr)
+    if args.parallel > 1 and (too_few := allow_open_files(args.parallel)) is not None:
+        tell(f"warning: {too_few}", file=sys.stderr)
     known = known_run_dirs(study, args.reuse)
     rows = {arm.run_id: arm.name for arm in generation.arms}
     rows |= {one.trial.run_id: one.trial.shown for one in generation.trials}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ from studies.spending import Spending
 from studies.trial_runs import Floor, TrialPlace, ask_sealed_test, measure_arm, train_trial
 
 T = TypeVar("T")
+
+FILES_OF_ITSELF = 512  # libraries, logs, the embedded service
+FILES_OF_A_TRIAL = 256  # twice the answers that are asked for at once (evaluation.concurrency)
 
 
 @dataclass
@@ -94,6 +98,25 @@ async def run_study(work: Work, known: Iterable[Path]) -> StudyOutcome:
     outcome = outcome_of(generation, record)
     await _name_winner(work, outcome)
     return outcome_of(generation, record)
+
+
+def allow_open_files(num_parallel: int) -> str | None:
+    """Have this process hold as many files open as trials side by side may need; what to do where
+    it may not. Over plain HTTP each request on its way is a connection, and the SDK lets go of a
+    trial's only some time after it has ended."""
+    needed = FILES_OF_ITSELF + num_parallel * FILES_OF_A_TRIAL
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(OSError, ValueError):  # a system may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed == resource.RLIM_INFINITY or allowed >= needed:
+        return None
+    return (
+        f"{num_parallel} trials at once may hold {needed:,} files and connections open, and this "
+        f"process may hold {allowed:,} (ulimit -n). Raise that, or lower --parallel."
+    )
 
 
 def refuse_stale(generation: Generation) -> None:
