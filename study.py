@@ -274,6 +274,7 @@ def run(args: argparse.Namespace) -> int:
     from services.keys import taken
     from studies.design.generating import bring_up_to_date, generation_of
     from studies.work.known import known_run_dirs
+    from studies.work.open_files import allow_open_files
     from studies.work.record import StudyRecord
     from studies.work.running import Work, run_study
     from studies.work.screen import Screen
@@ -290,6 +291,8 @@ def run(args: argparse.Namespace) -> int:
     bring_up_to_date(generation)
     for warning in generation.warnings:
         tell(f"warning: {warning}", file=sys.stderr)
+    if args.parallel > 1 and (too_few := allow_open_files(args.parallel)) is not None:
+        tell(f"warning: {too_few}", file=sys.stderr)
     known = known_run_dirs(study, args.reuse)
     rows = {arm.run_id: arm.name for arm in generation.arms}
     rows |= {one.trial.run_id: one.trial.shown for one in generation.trials}

@@ -28,6 +28,10 @@ from urllib.parse import urlsplit
 
 from study_folders import REPO, draw_facts, read_study, write_rows, write_study
 
+sys.path.insert(0, str(REPO / "tests"))
+
+from model_dirs import make_model_dir  # pyright: ignore[reportMissingImports]
+
 NUM_STEPS, BATCH_SIZE, NUM_ROWS, NUM_QUESTIONS = 3, 4, 24, 5  # questions in each of two files
 SAMPLE_S = 1.0
 CHUNK_BYTES = 1 << 16
@@ -141,8 +145,9 @@ def delayed(upstream: str, delay_s: float) -> Iterator[DelayLine]:
 
 @contextlib.contextmanager
 def service(folder: Path) -> Iterator[tuple[str, str]]:
-    """The demo model served by a program of its own: its address and key."""
-    command = [sys.executable, "-m", "local_tinker", "--base-model", str(REPO / "demo_model")]
+    """A tiny model served by a program of its own: its address and key."""
+    model_dir = make_model_dir(folder / "model", "llama")
+    command = [sys.executable, "-m", "local_tinker", "--base-model", str(model_dir)]
     command += ["--checkpoint-dir", str(folder / "kept"), "--device", "cpu"]
     environment = {k: v for k, v in os.environ.items() if k != "TINKER_API_KEY"}
     with (folder / "service.log").open("w") as log:
@@ -214,15 +219,18 @@ def run(place: Place, parallel: int, stop_when: Callable[[], bool] | None = None
             preexec_fn=limit_open_files,
         )  # fmt: skip
         looked_at = 0.0
-        while process.poll() is None:
-            if stop_when is not None and stop_when():
-                stop_when = None
-                process.send_signal(signal.SIGINT)
-            if time.monotonic() - looked_at >= SAMPLE_S:
-                looked_at = time.monotonic()
-                with contextlib.suppress(OSError, ValueError):  # it ends meanwhile
-                    seen.append(look_at(process.pid, place))
-            time.sleep(SAMPLE_S / 10)
+        try:
+            while process.poll() is None:
+                if stop_when is not None and stop_when():
+                    stop_when = None
+                    process.send_signal(signal.SIGINT)
+                if time.monotonic() - looked_at >= SAMPLE_S:
+                    looked_at = time.monotonic()
+                    with contextlib.suppress(OSError, ValueError):  # it ends meanwhile
+                        seen.append(look_at(process.pid, place))
+                time.sleep(SAMPLE_S / 10)
+        finally:
+            process.kill()
         said.seek(0)
         text = said.read()
     seconds = time.monotonic() - began
@@ -247,6 +255,8 @@ def look_at(pid: int, place: Place) -> Seen:
 
 
 def hundred(args: argparse.Namespace) -> int:
+    # What was begun is ended whatever ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Begun in the background it would be ignored, and by the study as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -281,11 +291,13 @@ def make_study(parent: Path, line: DelayLine, key: str, args: argparse.Namespace
     seeds = 10 if args.trials >= 10 else 1
     rates = [round(0.001 * (1 + number), 4) for number in range(args.trials // seeds)]
     controls = {
+        "base_model": str(parent.parent / "model"),
         "base_url": line.url,
         "dataset": "train.jsonl",
         "eval_tasks": ["qa:questions.jsonl", "qa:others.jsonl"],
         "steps_per_round": NUM_STEPS,
         "batch_size": BATCH_SIZE,
+        "evaluation.max_tokens": 3,
     }
     write_study(folder, {"learning_rate": rates}, controls, {"seeds": seeds})
     return Place(folder, line, key)

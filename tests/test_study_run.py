@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from ledger.store import RunStore
 from scores.results import EvalResult
 from sdk_client import KEY
 from studies.work.halving import judge_rung, rungs
+from studies.work.open_files import allow_open_files
 from studies.work.record import StudyRecord
 from test_loop import SMOOTH_RATE
 from trainer_with_eval import main as train
@@ -280,6 +282,21 @@ def test_trials_side_by_side_on_a_remote_service(
         assert len(sessions) == 3
     paid = [folder.store(run_id).usage(0).tokens > 0 for run_id in folder.answers()]
     assert sum(paid) == 1
+
+
+def test_trials_side_by_side_may_hold_their_connections_open() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+        assert allow_open_files(3) is None
+        raised, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert raised >= 3 * 256 and hard == before[1]
+        assert allow_open_files(2) is None  # it is not lowered again
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (raised, hard)
+        said = allow_open_files(10_000_000)
+        assert said is not None and "(ulimit -n)" in said and "lower --parallel" in said
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 # --- what goes wrong, and what changes ------------------------------------------------------------

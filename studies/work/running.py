@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -167,6 +168,9 @@ async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[Non
                     await do(thing)
                 finally:
                     work.num_at_work -= 1
+        # The SDK's clients hold each other and, until they are collected, their connections.
+        if work.num_parallel > 1:
+            gc.collect()
 
     await asyncio.gather(*(asyncio.create_task(one(thing)) for thing in things))
 
