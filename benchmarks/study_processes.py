@@ -117,7 +117,8 @@ def copy_of_example(folder: Path) -> Path:
     shutil.copytree(EXAMPLE, folder, ignore=made)
     file = folder / "experiment.yaml"
     text = file.read_text()
-    assert text.count("../../demo_model") == 1 and "seeds: 1" in text
+    assert text.count("../../demo_model") == 1 and text.count("seeds: 3") == 1
+    text = text.replace("seeds: 3", "seeds: 1")
     file.write_text(text.replace("../../demo_model", str(REPO / "demo_model")))
     return folder
 
