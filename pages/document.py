@@ -52,7 +52,7 @@ class Table:
 
     @property
     def whole_caption(self) -> str:
-        return f"{self.caption} {self.note}" if self.note else self.caption
+        return f"{self.caption.rstrip('.')}. {self.note}" if self.note else self.caption
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.caption

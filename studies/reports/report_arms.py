@@ -239,7 +239,7 @@ def differences_table(
         Field("method", [one.method for one in every], said="method: {}"),
         Field("is of", [of_what(one) for one in every], said="a difference is of {}"),
     ]
-    return compact_table(f"{caption}.", fields, is_folded=is_folded)
+    return compact_table(caption, fields, is_folded=is_folded)
 
 
 def groups_section(findings: Findings) -> Section:
