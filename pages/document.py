@@ -41,12 +41,18 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under titles; the first cell of a row names it. `is_folded`: opened by who wants it."""
+    """Rows under titles; the first cell of a row names it. `is_folded`: opened by who wants it.
+    `note` stands behind the caption, and not in the line that a folded table is opened by."""
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     is_folded: bool = False
+    note: str = ""
+
+    @property
+    def whole_caption(self) -> str:
+        return f"{self.caption.rstrip('.')}. {self.note}" if self.note else self.caption
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.caption

@@ -141,7 +141,7 @@ class _Writer:
         whole = element(
             "table",
             {},
-            element("caption", {"id": name}, element("span", {}, table.caption)),
+            element("caption", {"id": name}, element("span", {}, table.whole_caption)),
             element("thead", {}, element("tr", {}, *titles)),
             element("tbody", {}, joined(*rows, by="\n")),
         )

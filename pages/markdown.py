@@ -83,7 +83,7 @@ def _code(code: Code) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield from (at_start(table.caption), "")
+    yield from (at_start(table.whole_caption), "")
     yield _row([column.title for column in table.columns])
     yield _row_of(["---:" if column.is_number else "---" for column in table.columns])
     yield from (_row(row) for row in table.rows)

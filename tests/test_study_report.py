@@ -158,6 +158,16 @@ def test_the_table_of_arms_has_every_number(tmp_path: Path) -> None:
     assert len(titles) <= 14
 
 
+def test_what_rows_share_is_said_once_in_both_renderings(tmp_path: Path) -> None:
+    report = written(tmp_path)
+    pairs = next(rows for rows in report.tables if rows[0][:2] == ["one", "minus other"])
+    assert "in words" not in pairs[0] and "n (questions in both)" not in pairs[0]
+    for text in (report.markdown, "".join(text for _, text in report.page.texts)):
+        assert re.search(r"All pairs of arms. Alike: n is 120; ", text.replace("\\", ""))
+    (opener,) = (text for text in report.page.text_of("summary") if text.startswith("All pairs"))
+    assert re.fullmatch(r"All pairs of arms \(\d+ rows\)", opener)
+
+
 def test_a_point_has_a_price_where_its_gain_is_told_apart(tmp_path: Path) -> None:
     found = findings_of(study_outcome(USUAL), USUAL)
     sure = [replace(one, is_told_apart=True) for one in found.against_control]

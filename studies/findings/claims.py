@@ -270,7 +270,7 @@ def _judge_diminishing(ladder: Ladder) -> _Judged | None:
     gain = f"up to {ladder.variable} {middle} it gains {_signed(lower)}"
     first = _verdict(lower.interval)
     if first != "supported":
-        told = f"{gain}, so there is no gain to diminish"
+        told = f"{gain}, so there is no gain of {SMALLEST:g} or more to diminish"
         if first == "undecided":
             told = f"{gain}, so there may be no gain to diminish"
         return _Judged(first, lower, told)
@@ -337,7 +337,7 @@ def _needed(claim: str, table: Crossed) -> str:
     elif observed < SMALLEST / 4:
         aim, what = SMALLEST, f"the effect is about zero; to show one of {SMALLEST:g}"
     else:
-        aim, what = observed, f"to show an effect as large as this one ({observed:.4f})"
+        aim, what = observed, f"to show an effect as large as this one ({table.mean:+.4f})"
     found = needed_to_show(aim, table.parts, table.n, table.num_seeds)
     having = f"now {table.n} questions and {_seeds(table.num_seeds)}; for 8 of 10 tries"
     either = []

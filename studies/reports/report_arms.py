@@ -178,14 +178,13 @@ def _differences(findings: Findings) -> Iterator[Block]:
     if findings.control is not None and findings.against_control:
         turned = [minus(one, findings.control) for one in findings.against_control]
         title = f"Every arm minus the control, {short(findings.control)}"
-        yield Section("Against the control", [_forest(title, turned)])
+        yield _forest(title, turned)
     if findings.best is not None and findings.best == findings.control:
-        same = "The control has the highest score, so this is the chart above."
-        yield Section("Against the best", [Paragraph(same)])
+        yield Paragraph("The control has the highest score, so this is against the best as well.")
     elif findings.best is not None and findings.against_best:
         turned = [minus(one, findings.best) for one in findings.against_best]
         title = f"Every arm minus the best, {short(findings.best)}"
-        yield Section("Against the best", [_forest(title, turned)])
+        yield _forest(title, turned)
     every = differences_table("All pairs of arms", findings.pairs, is_folded=True)
     yield Section("All pairs", [every])
 
@@ -240,7 +239,7 @@ def differences_table(
         Field("method", [one.method for one in every], said="method: {}"),
         Field("is of", [of_what(one) for one in every], said="a difference is of {}"),
     ]
-    return compact_table(f"{caption}.", fields, is_folded=is_folded)
+    return compact_table(caption, fields, is_folded=is_folded)
 
 
 def groups_section(findings: Findings) -> Section:

@@ -143,8 +143,9 @@ def compact_table(caption: str, fields: Sequence[Field], *, is_folded: bool = Fa
     kept = [one for one, clause in zip(fields, clauses, strict=True) if clause is None]
     said = "; ".join(clause for clause in clauses if clause)
     return Table(
-        f"{caption} Alike: {said}." if said else caption,
+        caption,
         [Column(one.title, one.is_number) for one in kept],
         [list(row) for row in zip(*(one.cells for one in kept), strict=True)],
         is_folded,
+        f"Alike: {said}." if said else "",
     )
