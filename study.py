@@ -296,7 +296,7 @@ def run(args: argparse.Namespace) -> int:
     known = known_run_dirs(study, args.reuse)
     rows = {arm.run_id: arm.name for arm in generation.arms}
     rows |= {one.trial.run_id: one.trial.shown for one in generation.trials}
-    command = f"{command_for(Path(__file__).resolve())} run {_quoted(args.dir)}"
+    command = f"{command_for(Path(__file__).resolve())} run {_quoted(args.dir)}{_flags_of(args)}"
     record = StudyRecord.open(study.results_dir)
     with contextlib.ExitStack() as opened:
         opened.callback(record.close)
@@ -322,6 +322,14 @@ def run(args: argparse.Namespace) -> int:
     exit_code = _tell_outcome(outcome, command)
     _write_report(generation, outcome)
     return exit_code
+
+
+def _flags_of(args: argparse.Namespace) -> str:
+    """What has to be said again to go on in the same way, and in the same place."""
+    words = ["--local"] if args.local else []
+    words += ["--parallel", str(args.parallel)] if args.parallel > 1 else []
+    words += [word for path in args.reuse for word in ("--reuse", _quoted(path))]
+    return "".join(f" {word}" for word in words)
 
 
 def _refuse_torchtune(generation: Generation) -> None:

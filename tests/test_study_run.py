@@ -312,9 +312,10 @@ def test_a_trial_that_fails_stops_no_other_and_is_tried_again(
     (folder.folder / "evals" / "tasks.py").write_text(broken)
     flag = folder.folder / "flag"
     flag.write_text("run_001")
-    assert folder.run() == 1
+    assert folder.run("--local") == 1
     said = capsys.readouterr()
     assert "run_001: failed" in said.err and "Try it again with" in said.err
+    assert said.err.rstrip().endswith("--local")
     assert [e["run"] for e in folder.record("trial_failed")] == ["run_001"]
     states = [folder.store(f"run_{n:03d}").last_decision() for n in range(3)]
     assert [d is not None and d.stops for d in states] == [True, False, True]
