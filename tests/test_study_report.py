@@ -39,6 +39,7 @@ from study_records import (
 
 COMMANDS = ("python study.py run STUDY", "python study.py report STUDY")
 HEADINGS = [
+    "Answer",
     "Question and hypothesis",
     "Arms",
     "Curves",
@@ -265,7 +266,8 @@ def test_the_rest_is_told(tmp_path: Path) -> None:
     report = written(tmp_path, budget_sentence="The study stopped at its budget.")
     for words in (
         "**Of 6 arms lora_rank=64 has the highest score.**",
-        "Verdict: The hypothesis is undecided. Read as: the score rises with lora_rank.",
+        "lora_rank=64 scored highest. The others are worse.",
+        "The hypothesis is undecided. Read as: the score rises with lora_rank.",
         "- diminishing with lora_rank: 9 seeds",
         "- 2026-01-02T03:04:05Z: The arm prompt was added.",
         "- The study stopped at its budget.",

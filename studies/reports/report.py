@@ -59,7 +59,8 @@ def report_document(outcome: StudyOutcome, findings: Findings, commands: Sequenc
     """All that the report says, in its order."""
     blocks: list[Block] = [
         Paragraph(findings.headline, is_lead=True),
-        _hypothesis_section(outcome, findings),
+        _answer_section(findings),
+        _hypothesis_section(outcome),
         arms_section(outcome, findings),
         curves_section(outcome, findings),
         differences_section(findings),
@@ -76,14 +77,18 @@ def report_document(outcome: StudyOutcome, findings: Findings, commands: Sequenc
     return Document(f"Study: {outcome.name}", blocks)
 
 
-def _hypothesis_section(outcome: StudyOutcome, findings: Findings) -> Section:
+def _answer_section(findings: Findings) -> Section:
+    """What an engineer would show to somebody else: it needs no table beside it."""
+    said = [Paragraph(" ".join(findings.answer)), Paragraph(findings.verdict_sentence)]
+    return Section("Answer", said)
+
+
+def _hypothesis_section(outcome: StudyOutcome) -> Section:
     question = f"Question: {outcome.question}" if outcome.question else "No question is stated."
     stated = (
         f"Hypothesis: {outcome.hypothesis}" if outcome.hypothesis else "No hypothesis is stated."
     )
-    verdict = f"Verdict: {findings.verdict_sentence or findings.verdict or 'none'}"
-    blocks: list[Block] = [Paragraph(question), Paragraph(stated), Paragraph(verdict)]
-    return Section("Question and hypothesis", blocks)
+    return Section("Question and hypothesis", [Paragraph(question), Paragraph(stated)])
 
 
 def _claim_name(one: ClaimFinding) -> str:

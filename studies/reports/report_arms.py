@@ -223,6 +223,8 @@ def differences_table(
         return count_words(one.n) + left_out
 
     def of_what(one: Difference) -> str:
+        if not one.is_of_trained:
+            return OF_WEIGHTS
         return "the settings" if one.is_of_setting else "these checkpoints"
 
     every = differences
