@@ -611,15 +611,17 @@ def test_a_best_value_inside_of_the_range_is_told() -> None:
 
 
 def test_advice_keeps_the_sign_of_what_was_observed() -> None:
-    falling = study(levels(0.6, 0.5), expects={"learning_rate": ["rises", "falls"]})
-    rises, falls = analyse(falling).claims
-    assert rises.verdict == "undecided" or rises.needed is None
-    weak = study(levels(0.52, 0.5), expects={"learning_rate": ["rises", "falls"]})
-    rises, falls = analyse(weak).claims
+    arms = [
+        arm({"learning_rate": i}, [result(binary(n, start=15 * i + seed)) for seed in range(3)])
+        for i, n in ((1, 33), (2, 30))
+    ]
+    found = analyse(study(arms, expects={"learning_rate": ["rises", "falls"]}))
+    rises, falls = found.claims
+    assert rises.verdict == falls.verdict == "undecided"
     assert rises.needed is not None and falls.needed is not None
-    assert rises.needed.startswith("as observed it falls by 0.0")
+    assert rises.needed.startswith("as observed it falls by 0.0500; seeds and questions enough")
     assert "enough to exclude a rise of 0.02 or more: about" in rises.needed
-    assert falls.needed.startswith("to show an effect as large as this one (+0.0")
+    assert falls.needed.startswith("to show an effect as large as this one (+0.0500)")
 
 
 def test_values_without_a_finished_trial_are_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -24,6 +25,7 @@ from errors import RunStoreError
 from ledger.store import RunStore
 from scores.results import EvalResult
 from sdk_client import KEY
+from studies.work.from_trials import warnings_said
 from studies.work.halving import judge_rung, rungs
 from studies.work.open_files import allow_open_files
 from studies.work.record import StudyRecord
@@ -169,6 +171,44 @@ def test_trials_are_the_runs_that_they_would_be_alone(
     told = json.loads(capsys.readouterr().out)
     assert [one["status"] for one in told["trials"]] == ["done"] * 3
     assert told["is_at_work"] is False
+
+
+def test_what_the_data_lost_and_trials_warned_of_is_in_the_report(folder: StudyFolder) -> None:
+    asked = [f"Which letter is number {i}?" for i in (1, 2, 2)]
+    rows = [{"instruction": f"Say {i % 12}", "output": str(i % 12)} for i in range(13)]
+    rows += [{"instruction": one, "output": "f"} for one in asked]
+    (folder.folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    folder.write(variables={"lora_rank": [2, 4]})
+    assert folder.run() == 0
+    report = (folder.folder / "report.md").read_text().replace("\\", "")
+    lost = "Rows left out of training: 2 contaminated, which ask 2 evaluation questions and 2 that"
+    assert report.count(f"- {lost} stand in the files already (all trials).") == 1
+    # Three tokens cut every answer off: both trials warn, and it is told once.
+    assert report.count("- A trial warned: ") == len(
+        set(re.findall("- A trial warned: .*", report))
+    )
+    (cut,) = re.findall(r"- A trial warned: 6 of 6 answers of \S+@words .*", report)
+    assert cut.endswith("(all trials).")
+
+
+def test_warnings_of_trials_stand_once_with_whom_they_are_of(tmp_path: Path) -> None:
+    logs = {
+        "run_000": ["warning: 3 of 9 answers were cut", "warning: known", "a warning: no", "x"],
+        "run_001": ["warning: 4 of 9 answers were cut", "warning: 4 of 9 answers were cut"],
+        "run_002": ["warning: the disk is slow"],
+        "run_003": ["warning: the disk is slow"],
+    }
+    for name, lines in logs.items():
+        (tmp_path / f"{name}.log").write_text("".join(f"{line}\n" for line in lines))
+    assert warnings_said(tmp_path, [*logs, "run_004"], ["known"]) == [
+        "A trial warned: 3 of 9 answers were cut (run_000; with other numbers run_001).",
+        "A trial warned: the disk is slow (run_002 and run_003).",
+    ]
+    many = [f"warning: {'x' * i}" for i in range(1, 21)]
+    (tmp_path / "one.log").write_text("".join(f"{line}\n" for line in many))
+    told = warnings_said(tmp_path, ["one"], [])
+    assert len(told) == 13 and told[0] == "A trial warned: x (one)."
+    assert told[-1] == "Trials warned of 8 more things: results/logs has each."
 
 
 def test_trials_may_name_question_files_themselves(

@@ -272,6 +272,7 @@ def _arm_finding(
     else:
         interval = None if table is None else table.interval
     tasks = arm.first.tasks
+    scored = [task for result in arm.results.values() for task in result.scored_tasks]
     num_tokens = sum(trial.usage.tokens - trial.common_usage.tokens for trial in trials)
     paying = [trial for trial in trials if trial.usage.tokens]
     costs = [t.cost_usd - (t.common_cost_usd or 0.0) for t in paying if t.cost_usd is not None]
@@ -297,6 +298,9 @@ def _arm_finding(
         tokens_per_point=num_tokens / points if has_gain and num_tokens else None,
         # What was measured elsewhere has no tokens, and is not therefore free.
         usd_per_point=cost / points if has_gain and num_tokens and cost is not None else None,
+        num_answers=sum(len(task.samples) for task in scored),
+        num_flawed=sum(task.num_flawed for task in scored),
+        num_failed=sum(task.num_failed for task in scored),
         note=_note(arm, control),
     )
 

@@ -56,6 +56,9 @@ class ArmFinding:
     # Per hundredth of score gained on the control; None where no gain is told apart from chance.
     tokens_per_point: float | None
     usd_per_point: float | None
+    num_answers: int = 0  # of all its seeds, to the questions that enter the score
+    num_flawed: int = 0  # of these cut off, or malformed
+    num_failed: int = 0  # of these missing for an error, which counts as 0
     note: str = ""  # what the row is to be read with: dropped early, trials missing, ...
 
 

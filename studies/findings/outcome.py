@@ -95,6 +95,7 @@ class StudyOutcome:
     task_names: Mapping[str, str]
     checkpoint: str  # last or best
     warnings: Sequence[str] = ()
+    from_trials: Sequence[str] = ()  # rows that their data lost, and what they warned of
     history: Sequence[Change] = ()
     winner: str | None = None  # the trial whose weights are recommended
     winner_sentence: str = "No winner is named before every trial is done."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from pages.document import Block, Bullets, Figure, Paragraph, Section, Table
 from pages.forest import ForestChart, ForestRow
@@ -34,6 +35,7 @@ from studies.reports.report_words import (
 
 NOT_COMPARED = "not compared"
 NO_GAIN, UNSURE = "no gain", "unsure"
+NO_ANSWERS = "none"
 NO_PRICE = (NONE, NO_GAIN, UNSURE)
 
 
@@ -61,6 +63,8 @@ def _arms_table(outcome: StudyOutcome, findings: Findings) -> Table:
         Field(f"{INTERVAL} of it", [one[1] for one in against], True),
         Field("p (Holm)", [one[2] for one in against], True),
         *_task_fields(outcome, arms),
+        Field("cut off or malformed", _of_answers(arms, "num_flawed"), True, "", (NO_ANSWERS,)),
+        Field("failed", _of_answers(arms, "num_failed"), True, "", (NO_ANSWERS,)),
         Field("n (questions)", [count_words(num_questions(arm)) for arm in arms], True, "n is {}"),
         Field(
             "seeds", [_seeds(arm, outcome) for arm in arms], True, "seeds of each trained arm: {}"
@@ -102,6 +106,12 @@ def _task_fields(outcome: StudyOutcome, arms: Sequence[ArmFinding]) -> Iterator[
             for tasks in by_arm
         ]
         yield Field(f"{title} (n={min(sizes)})" if is_alike else f"{title}: score, n", cells, True)
+
+
+def _of_answers(arms: Sequence[ArmFinding], what: Literal["num_flawed", "num_failed"]) -> list[str]:
+    """So many of an arm's answers, over all its seeds; a column of nothing is left out."""
+    numbers = [(int(getattr(arm, what)), arm.num_answers) for arm in arms]
+    return [f"{n:,} of {answers:,}" if n else NO_ANSWERS for n, answers in numbers]
 
 
 def _if_unknown(costs: Sequence[Sequence[str]]) -> str | None:

@@ -140,7 +140,8 @@ def history_section(outcome: StudyOutcome) -> Section:
 
 def remarks_section(outcome: StudyOutcome, findings: Findings) -> Section:
     stopped = [outcome.budget_sentence] if outcome.budget_sentence else []
-    remarks = list(dict.fromkeys([*findings.remarks, *outcome.warnings, *stopped]))
+    said = [*findings.remarks, *outcome.warnings, *outcome.from_trials, *stopped]
+    remarks = list(dict.fromkeys(said))
     blocks: list[Block] = [Bullets(remarks)] if remarks else [Paragraph("There are none.")]
     return Section("Remarks", blocks)
 

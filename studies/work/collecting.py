@@ -30,6 +30,7 @@ from studies.findings.outcome import (
     TrialOutcome,
     TrialStatus,
 )
+from studies.work.from_trials import lost_rows, warnings_said
 from studies.work.record import StudyRecord
 
 NOT_DONE = "No winner is named before every trial is done."
@@ -60,6 +61,7 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
             *(one for one in generation.warnings if not one.startswith("lora_alpha is")),
             *_other_models(generation, stale),
         ],
+        from_trials=_from_trials(generation, stale),
         history=[
             Change(event["time"], sentence)
             for event in record.events("opened")
@@ -205,6 +207,22 @@ def _trial_outcome(
         common_cost_usd=study_cost_usd(generation.study, config, common),
         checkpoint=None if checkpoint is None else checkpoint.sampler_path,
     )
+
+
+def _from_trials(generation: Generation, stale: Mapping[str, str]) -> list[str]:
+    """What the trials that count said of their data, and warned of."""
+    places = {one.trial.run_id: one.run_dir for one in generation.trials}
+    places = {
+        name: place
+        for name, place in places.items()
+        if name not in stale and not is_absent_or_empty(place)
+    }
+    logs_dir = generation.study.results_dir / "logs"
+    run_ids = [*(arm.run_id for arm in generation.arms), *places]
+    return [
+        *lost_rows({name: RunStore.open(place) for name, place in places.items()}),
+        *warnings_said(logs_dir, run_ids, generation.warnings),
+    ]
 
 
 def _other_models(generation: Generation, stale: Mapping[str, str]) -> list[str]:
