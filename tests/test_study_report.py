@@ -19,6 +19,7 @@ from studies.findings.analysis import analyse
 from studies.findings.findings import Findings
 from studies.findings.outcome import StudyOutcome
 from studies.reports.report import write_report
+from studies.reports.report_trials import Typed
 from studies.reports.report_words import minus
 from studies.reports.results_csv import (
     AFTER_VARIABLES,
@@ -40,6 +41,7 @@ from study_records import (
 )
 
 COMMANDS = ("python study.py run STUDY", "python study.py report STUDY")
+TYPED = Typed("/somewhere", COMMANDS, "bin/inspect", Path("STUDY"))
 HEADINGS = [
     "Answer",
     "Question and hypothesis",
@@ -73,7 +75,7 @@ class Written:
     """A report, read back."""
 
     def __init__(self, folder: Path, outcome: StudyOutcome, findings: Findings) -> None:
-        files = write_report(folder, outcome, findings, COMMANDS)
+        files = write_report(folder, outcome, findings, TYPED)
         self.html = files.html.read_text(encoding="utf-8")
         self.markdown = files.markdown.read_text(encoding="utf-8")
         with files.csv.open(encoding="utf-8", newline="") as file:
@@ -277,7 +279,8 @@ def test_the_rest_is_told(tmp_path: Path) -> None:
         "sampled, 177,800 in all, in 18.4 minutes. 12 of these 13 cost",
         f"sha256 of experiment.yaml: {'ab' * 32}.",
         "```\npython study.py run STUDY\npython study.py report STUDY\n```",
-        "```\ninspect view --log-dir eval_results\n```",
+        "```\nbin/inspect view --log-dir STUDY/eval_results\n```",
+        "Every command is given in /somewhere.",
         "Round 1: 0.4000 \\< 0.80. It would have gone on",
     ):
         assert words in report.markdown, words
@@ -285,8 +288,29 @@ def test_the_rest_is_told(tmp_path: Path) -> None:
 
 def test_a_folder_of_logs_is_quoted_for_the_shell(tmp_path: Path) -> None:
     report = written(tmp_path, logs_dir="my logs; rm x")
-    assert "inspect view --log-dir 'my logs; rm x'" in report.markdown
+    assert "bin/inspect view --log-dir 'STUDY/my logs; rm x'" in report.markdown
     assert "inspect view" not in written(tmp_path, logs_dir=None).markdown
+
+
+def test_the_winners_weights_lie_in_a_folder_that_is_named(tmp_path: Path) -> None:
+    outcome = study_outcome(USUAL)
+    arm = outcome.arms[0]
+    trial = replace(arm.trials[0], run_dir="results/run_000")
+    arms = [replace(arm, trials=[trial, *arm.trials[1:]]), *outcome.arms[1:]]
+    won = replace(outcome, arms=arms, winner="run_000", winner_sentence="The winner is run_000.")
+    told = Written(tmp_path, won, findings_of(won)).markdown
+    assert f"weights are {trial.checkpoint}".replace("://", r"\://") in told
+    assert "```\nSTUDY/results/run_000\nSTUDY/results/run_000/eval_report.md\n```" in told
+    assert "eval_report" not in written(tmp_path).markdown
+
+
+def test_words_are_explained_where_they_first_stand(tmp_path: Path) -> None:
+    told = written(tmp_path, gate="the default gate, 0.85").markdown
+    arms = told[told.index("## Arms") : told.index("| arm |")]
+    for words in ("The control is the arm that all others", "Holm's method raises it", "a letter"):
+        assert words in arms
+    assert "an interval may leave 0 out while p does not tell two arms apart" in arms
+    assert "here that is told and not done: the default gate, 0.85." in told
 
 
 def test_a_difference_is_turned_whole() -> None:

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from scores.results import EvalResult
 from sdk_client import KEY
 from studies.work.from_trials import warnings_said
 from studies.work.halving import judge_rung, rungs
+from studies.work.hindsight import gate_words
 from studies.work.open_files import allow_open_files
 from studies.work.record import StudyRecord
 from test_loop import SMOOTH_RATE
@@ -171,6 +173,8 @@ def test_trials_are_the_runs_that_they_would_be_alone(
     told = json.loads(capsys.readouterr().out)
     assert [one["status"] for one in told["trials"]] == ["done"] * 3
     assert told["is_at_work"] is False
+    report = (folder.folder / "report.md").read_text()
+    assert "the default gate, 0.85 (the study sets no eval" in report
 
 
 def test_what_the_data_lost_and_trials_warned_of_is_in_the_report(folder: StudyFolder) -> None:
@@ -189,6 +193,14 @@ def test_what_the_data_lost_and_trials_warned_of_is_in_the_report(folder: StudyF
     )
     (cut,) = re.findall(r"- A trial warned: 6 of 6 answers of \S+@words .*", report)
     assert cut.endswith("(all trials).")
+
+
+def test_which_gate_is_told_of() -> None:
+    default, own, other = "{}", '{"eval_threshold": 0.9}', '{"eval_threshold": 0.7}'
+    assert gate_words([default]) == "the default gate, 0.85 (the study sets no eval_threshold)"
+    assert gate_words([own, own]) == "the gate at 0.9, the study's eval_threshold"
+    assert gate_words([own, other]) == "a gate at 0.9 or 0.7, by the trial"
+    assert gate_words([]) == ""
 
 
 def test_warnings_of_trials_stand_once_with_whom_they_are_of(tmp_path: Path) -> None:
@@ -228,7 +240,10 @@ def test_trials_may_name_question_files_themselves(
     # Of their own Inspect tasks the logs lie with the runs.
     folder.write(controls={"eval_tasks": ["evals/tasks.py@words"]}, output={"results_dir": "own"})
     assert folder.run() == 0, capsys.readouterr().err
-    assert "inspect view --log-dir own\n" in (folder.folder / "report.md").read_text()
+    report = (folder.folder / "report.md").read_text()
+    assert f"{Path(sys.executable).parent.name}/inspect view --log-dir " in report
+    (logs,) = re.findall(r"inspect view --log-dir (.*)", report)
+    assert Path(logs).samefile(folder.folder / "own")
     assert list((folder.folder / "own" / "run_001").rglob("*.eval"))
 
 
@@ -573,6 +588,10 @@ def test_the_sealed_test_is_opened_for_the_winner_only(
     assert common > stores[0].usage(0).tokens > 0
     report = (folder.folder / "report.md").read_text()
     assert f"without the sealed test ({common:,} tokens in all)" in report
+    # What the report names is there: from the same folder, the winner's run and its report.
+    *_, place, of_run = (line for line in report.splitlines() if line.strip("`"))
+    assert place.endswith(winner["run"]) and (Path(place) / "checkpoints").is_dir()
+    assert Path(of_run).is_file() and Path(of_run).parent.samefile(place)
     before = {path: path.read_bytes() for path in folder.folder.glob("results/*/ledger.jsonl")}
     assert folder.run() == 0
     assert all(path.read_bytes() == content for path, content in before.items())

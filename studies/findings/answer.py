@@ -51,8 +51,11 @@ def _first(
         return f"{told}: it is the control, which the others are compared with."
     loss = next((one for one in against_best if one.one == control.name), None)
     if loss is None:
-        return f"{told}; it was not compared with the control, {control.name}."
-    by = f"{told}, which is {-loss.mean:.4f} more than the control, {control.name}"
+        return f"{told}; it was not compared with {control.name}, the control."
+    by = (
+        f"{told}, which is {-loss.mean:.4f} more than {control.name}, the control that all are "
+        "compared with"
+    )
     interval = loss.interval
     if interval is None:
         return f"{by}; how sure that is, is unknown."

@@ -6,7 +6,6 @@ here: what is told stands in the findings, what was measured in the outcome.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from studies.findings.outcome import StudyOutcome
 from studies.reports.report_arms import arms_section, differences_section, groups_section
 from studies.reports.report_curves import curves_section
 from studies.reports.report_trials import (
+    Typed,
     cost_section,
     gate_section,
     history_section,
@@ -40,14 +40,12 @@ class Report(NamedTuple):
     csv: Path
 
 
-def write_report(
-    folder: Path, outcome: StudyOutcome, findings: Findings, commands: Sequence[str]
-) -> Report:
-    """Write the three files. `commands` are the lines that make the study and its report again.
+def write_report(folder: Path, outcome: StudyOutcome, findings: Findings, typed: Typed) -> Report:
+    """Write the three files. `typed` has the lines that make the study and its report again.
 
     Raises `StorageError`.
     """
-    document = report_document(outcome, findings, commands)
+    document = report_document(outcome, findings, typed)
     files = Report(folder / "report.html", folder / "report.md", folder / "results.csv")
     write_whole(files.html, [html_page(document)])
     write_whole(files.markdown, [markdown(document)])
@@ -55,7 +53,7 @@ def write_report(
     return files
 
 
-def report_document(outcome: StudyOutcome, findings: Findings, commands: Sequence[str]) -> Document:
+def report_document(outcome: StudyOutcome, findings: Findings, typed: Typed) -> Document:
     """All that the report says, in its order."""
     blocks: list[Block] = [
         Paragraph(findings.headline, is_lead=True),
@@ -72,7 +70,7 @@ def report_document(outcome: StudyOutcome, findings: Findings, commands: Sequenc
         history_section(outcome),
         remarks_section(outcome, findings),
         cost_section(outcome),
-        reproduce_section(outcome, commands),
+        reproduce_section(outcome, typed),
     ]
     return Document(f"Study: {outcome.name}", blocks)
 

@@ -31,6 +31,7 @@ from studies.findings.outcome import (
     TrialStatus,
 )
 from studies.work.from_trials import lost_rows, warnings_said
+from studies.work.hindsight import gate_words
 from studies.work.record import StudyRecord
 
 NOT_DONE = "No winner is named before every trial is done."
@@ -73,6 +74,7 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
         sealed=None if sealed is None else sealed[1],
         sealed_of=None if sealed is None else sealed[0],
         budget_sentence=_budget_sentence(record),
+        gate=gate_words([one.train_text for one in generation.trials]),
         experiment_sha256=generation.inputs[FILE_NAME],
         logs_dir=_logs_dir(generation, arms),
     )
@@ -206,6 +208,7 @@ def _trial_outcome(
         common_usage=common,
         common_cost_usd=study_cost_usd(generation.study, config, common),
         checkpoint=None if checkpoint is None else checkpoint.sampler_path,
+        run_dir=files.run_dir.relative_to(generation.study.folder).as_posix(),
     )
 
 
