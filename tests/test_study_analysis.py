@@ -559,7 +559,7 @@ def test_the_answer_stands_by_itself() -> None:
     assert first.startswith(
         "learning_rate=4 scored highest, 0.8556 of 1, which is 0.7556 more than"
     )
-    assert "the control, base (95% interval of that [+0.6" in first
+    assert "than base, the control that all are compared with (95% interval of that [+0.6" in first
     assert worse == "Clearly worse than learning_rate=4: learning_rate=1 and base."
     assert alike.endswith("does not make them equal: learning_rate=2.")
     assert tell.startswith("To tell learning_rate=2 from learning_rate=4 it takes, if they differ")
