@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING
 
 from commands.boundary import describe_failure
 from errors import ConfigError, InputError, Interrupted, LoopError
-from loop.reports.console import command_for, drop, open_missing_streams, say, tell, write_out
+from loop.reports.console import (
+    command_for,
+    drop,
+    open_missing_streams,
+    say,
+    shown_python,
+    tell,
+    write_out,
+)
 
 if TYPE_CHECKING:
     from studies.design.checking import TrialState
@@ -435,11 +443,15 @@ def report(args: argparse.Namespace) -> int:
 def _write_report(generation: Generation, outcome: StudyOutcome) -> None:
     from studies.findings.analysis import analyse
     from studies.reports.report import write_report
+    from studies.reports.report_trials import Typed
 
     findings = analyse(outcome)
-    command, folder = command_for(Path(__file__).resolve()), _quoted(generation.study.folder)
-    commands = [f"{command} {name} {folder}" for name in ("run", "report")]
-    files = write_report(generation.study.folder, outcome, findings, commands)
+    command, folder = command_for(Path(__file__).resolve()), generation.study.folder
+    commands = [f"{command} {name} {_quoted(folder)}" for name in ("run", "report")]
+    (python,) = shlex.split(shown_python())  # Inspect's program lies beside it
+    inspect = _quoted(Path(python).with_name("inspect"))
+    typed = Typed(str(Path.cwd()), commands, inspect, Path(_shown(folder)))
+    files = write_report(folder, outcome, findings, typed)
     tell(findings.headline)
     if outcome.hypothesis is not None:
         tell(findings.verdict_sentence)

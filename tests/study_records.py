@@ -152,6 +152,7 @@ def findings_of(outcome: StudyOutcome, shape: Shape = Shape(), **changes: Any) -
     best = names[0] if names else None
     fields: dict[str, Any] = {
         "headline": f"Of {len(names)} arms {best} has the highest score.",
+        "answer": [f"{best} scored highest.", "The others are worse."],
         "control": "base model" if names else None,
         "best": best,
         "arms": arms,

@@ -543,6 +543,98 @@ def test_a_grid_is_averaged_over_its_other_variables() -> None:
     assert crossed_out.verdict == "undecided" and "all else equal" in crossed_out.sentence
 
 
+def levels(*shares: float, variable: str = "learning_rate", k: int = 3) -> list[ArmOutcome]:
+    """Trained arms by a variable's values 1, 2, 4, ..., with these shares right of N questions."""
+    base = arm({}, [result(binary(6), checkpoint=None)], name="base", is_trained=False)
+    trained = [
+        arm({variable: 2**i}, [result(binary(round(share * N) + seed % 2)) for seed in range(k)])
+        for i, share in enumerate(shares)
+    ]
+    return [base, *trained]
+
+
+def test_the_answer_stands_by_itself() -> None:
+    found = analyse(study(levels(0.3, 0.82, 0.85)))
+    first, worse, alike, tell = found.answer
+    assert first.startswith(
+        "learning_rate=4 scored highest, 0.8556 of 1, which is 0.7556 more than"
+    )
+    assert "the control, base (95% interval of that [+0.6" in first
+    assert worse == "Clearly worse than learning_rate=4: learning_rate=1 and base."
+    assert alike.endswith("does not make them equal: learning_rate=2.")
+    assert tell.startswith("To tell learning_rate=2 from learning_rate=4 it takes, if they differ")
+    assert "questions with as many seeds" in tell and "for 8 of 10 tries" in tell
+    assert "hypothesis" not in found.headline and "over base" in found.headline
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        (study([]), "no answer yet"),
+        (study(levels(0.1)[:1]), "no answer yet"),
+        (study([arm_of(8, binary(30)), arm_of(16, binary(30))]), "All 2 arms scored 0.5000"),
+        (study(levels(0.02, 0.03)), "it is the control, which the others are compared with"),
+        (study(levels(0.12, 0.13)), "no more than chance may bring"),
+        (study(levels(0.4, 0.8, k=1)), "That is of these checkpoints"),
+        (study(levels(0.4, 0.41, k=2)), "it takes at least 3 seeds of each arm"),
+        (study([arm_of(8, [0.0]), arm_of(16, [1.0])]), "how sure that is, is unknown"),
+    ],
+)
+def test_the_answer_says_how_far_it_goes(outcome: StudyOutcome, words: str) -> None:
+    answer = analyse(outcome).answer
+    assert words in " ".join(answer) and len(answer) <= 4
+
+
+def test_a_fitted_line_is_called_so_and_is_a_difference_of_scores() -> None:
+    rising = analyse(study(levels(0.0, 0.0, 0.95, 0.95), expects={"learning_rate": ["rises"]}))
+    (claim,) = rising.claims
+    assert claim.effect == 1.0 and claim.interval is not None and claim.interval.high == 1.0
+    assert claim.verdict == "supported" and claim.caveat == ""
+    assert "its fitted line from 1 to 8 (over log2 of learning_rate) changes by" in claim.sentence
+    assert "the scores at these ends differ by +0.95" in claim.sentence
+    two = analyse(study(levels(0.2, 0.6), expects={"learning_rate": ["rises"]})).claims[0]
+    assert "from 1 to 2 the score changes by +0.4" in two.sentence
+
+
+def test_a_best_value_inside_of_the_range_is_told() -> None:
+    hill = analyse(study(levels(0.5, 0.95, 0.1), expects={"learning_rate": ["falls"]}))
+    told = "the best value, 2, lies inside the range; the scores do not follow a line"
+    assert hill.claims[0].caveat == told and hill.claims[0].sentence.endswith(f" But {told}.")
+    assert hill.verdict_sentence.endswith(f" But {told}.")
+    # One end alone is told apart, and the value from the line between both.
+    bent = analyse(study(levels(0.1, 0.9, 0.88), expects={"learning_rate": ["rises"]})).claims[0]
+    assert bent.caveat.startswith("the best value, 2,")
+    valley = analyse(study(levels(0.9, 0.1, 0.6), expects={"learning_rate": ["falls"]})).claims[0]
+    assert valley.caveat.startswith("the worst value, 2,")
+    for flat in (levels(0.5, 0.52, 0.5), levels(0.5, 0.95, 0.1, k=1), levels(0.1, 0.5, 0.9)):
+        assert not analyse(study(flat, expects={"learning_rate": ["rises"]})).claims[0].caveat
+
+
+def test_advice_keeps_the_sign_of_what_was_observed() -> None:
+    arms = [
+        arm({"learning_rate": i}, [result(binary(n, start=15 * i + seed)) for seed in range(3)])
+        for i, n in ((1, 33), (2, 30))
+    ]
+    found = analyse(study(arms, expects={"learning_rate": ["rises", "falls"]}))
+    rises, falls = found.claims
+    assert rises.verdict == falls.verdict == "undecided"
+    assert rises.needed is not None and falls.needed is not None
+    assert rises.needed.startswith("as observed it falls by 0.0500; seeds and questions enough")
+    assert "enough to exclude a rise of 0.02 or more: about" in rises.needed
+    assert falls.needed.startswith("to show an effect as large as this one (+0.0500)")
+
+
+def test_values_without_a_finished_trial_are_named() -> None:
+    arms = [*levels(0.2, 0.4), arm({"learning_rate": 4}, [None]), arm({"learning_rate": 8}, [None])]
+    told = "No trial with learning_rate 4 or 8 is finished, so they are left out."
+    assert (
+        analyse(study(arms, expects={"learning_rate": ["rises"]})).claims[0].sentence.endswith(told)
+    )
+    one = "No trial with learning_rate 4 is finished, so it is left out."
+    found = analyse(study(arms[:-1], expects={"learning_rate": ["rises"]}))
+    assert found.claims[0].sentence.endswith(one)
+
+
 def test_claims_that_cannot_be_tested_say_why() -> None:
     arms = [
         arm({"mode": mode}, [result(binary(20 + n + s)) for s in range(3)])

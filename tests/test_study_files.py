@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from config_schema import load_and_validate_config
+from conftest import REPO
 from errors import ConfigError
 from ledger.store import RunStore
 from studies.design.experiment import load_study
@@ -529,3 +531,35 @@ def test_prices_are_of_every_model_under_the_name_that_the_configs_have(folder: 
     assert "study.budget.prices.usd_per_million_tokens has no entry for 'a/b'" in refusal(folder)
     (folder / "experiment.yaml").write_text(TORCHTUNE + "study: {budget: {tokens: 5}}\n")
     assert "study.budget bounds what is run" in refusal(folder)
+
+
+# --- what the page shows --------------------------------------------------------------------------
+
+
+def shown(language: str, wanted: str) -> str:
+    """The fenced block of the page that has a text."""
+    page = (REPO / "docs" / "studies.md").read_text(encoding="utf-8")
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (found,) = (block for block in blocks if wanted in block)
+    return found
+
+
+def test_the_section_and_the_task_of_the_page_make_a_study(folder: Path) -> None:
+    whole = yaml.safe_load(shown("yaml", "name: ranks"))
+    section = yaml.safe_load(shown("yaml", "stop: halving"))
+    assert set(section["study"]) == {"seeds", "arms", "expects", "budget", "stop"}
+    task = shown("python", "def capitals")
+    assert len(task.splitlines()) <= 12
+    (folder / "evals" / "capitals.py").write_text(task)
+    whole["variables"]["lora_rank"] = [8, 16, 32]
+    whole["controls"] |= {"base_model": str(REPO / "demo_model"), "max_rounds": 4}
+    whole["evaluation"]["tasks"] = [
+        {"name": "capitals", "file": "capitals.py", "function": "capitals"}
+    ]
+    (folder / "train.jsonl").write_text(shown("json", "capital of France"))
+    (folder / "experiment.yaml").write_text(yaml.safe_dump({**whole, **section}))
+    generated(folder)
+    assert len(list((folder / "configs").glob("train_*.json"))) == 9
+    scope: dict[str, Any] = {}
+    exec(compile(task, "capitals.py", "exec"), scope)
+    assert [one.target for one in scope["capitals"]().dataset] == ["Rome", "Vienna"]

@@ -19,11 +19,14 @@ from studies.findings.analysis import analyse
 from studies.findings.findings import Findings
 from studies.findings.outcome import StudyOutcome
 from studies.reports.report import write_report
+from studies.reports.report_trials import Typed
 from studies.reports.report_words import minus
 from studies.reports.results_csv import (
     AFTER_VARIABLES,
     ALL_TASKS,
+    BASELINE,
     BEFORE_VARIABLES,
+    PAID,
     guarded,
     results_csv,
 )
@@ -38,7 +41,9 @@ from study_records import (
 )
 
 COMMANDS = ("python study.py run STUDY", "python study.py report STUDY")
+TYPED = Typed("/somewhere", COMMANDS, "bin/inspect", Path("STUDY"))
 HEADINGS = [
+    "Answer",
     "Question and hypothesis",
     "Arms",
     "Curves",
@@ -70,7 +75,7 @@ class Written:
     """A report, read back."""
 
     def __init__(self, folder: Path, outcome: StudyOutcome, findings: Findings) -> None:
-        files = write_report(folder, outcome, findings, COMMANDS)
+        files = write_report(folder, outcome, findings, TYPED)
         self.html = files.html.read_text(encoding="utf-8")
         self.markdown = files.markdown.read_text(encoding="utf-8")
         with files.csv.open(encoding="utf-8", newline="") as file:
@@ -265,7 +270,8 @@ def test_the_rest_is_told(tmp_path: Path) -> None:
     report = written(tmp_path, budget_sentence="The study stopped at its budget.")
     for words in (
         "**Of 6 arms lora_rank=64 has the highest score.**",
-        "Verdict: The hypothesis is undecided. Read as: the score rises with lora_rank.",
+        "lora_rank=64 scored highest. The others are worse.",
+        "The hypothesis is undecided. Read as: the score rises with lora_rank.",
         "- diminishing with lora_rank: 9 seeds",
         "- 2026-01-02T03:04:05Z: The arm prompt was added.",
         "- The study stopped at its budget.",
@@ -273,7 +279,8 @@ def test_the_rest_is_told(tmp_path: Path) -> None:
         "sampled, 177,800 in all, in 18.4 minutes. 12 of these 13 cost",
         f"sha256 of experiment.yaml: {'ab' * 32}.",
         "```\npython study.py run STUDY\npython study.py report STUDY\n```",
-        "```\ninspect view --log-dir eval_results\n```",
+        "```\nbin/inspect view --log-dir STUDY/eval_results\n```",
+        "Every command is given in /somewhere.",
         "Round 1: 0.4000 \\< 0.80. It would have gone on",
     ):
         assert words in report.markdown, words
@@ -281,8 +288,29 @@ def test_the_rest_is_told(tmp_path: Path) -> None:
 
 def test_a_folder_of_logs_is_quoted_for_the_shell(tmp_path: Path) -> None:
     report = written(tmp_path, logs_dir="my logs; rm x")
-    assert "inspect view --log-dir 'my logs; rm x'" in report.markdown
+    assert "bin/inspect view --log-dir 'STUDY/my logs; rm x'" in report.markdown
     assert "inspect view" not in written(tmp_path, logs_dir=None).markdown
+
+
+def test_the_winners_weights_lie_in_a_folder_that_is_named(tmp_path: Path) -> None:
+    outcome = study_outcome(USUAL)
+    arm = outcome.arms[0]
+    trial = replace(arm.trials[0], run_dir="results/run_000")
+    arms = [replace(arm, trials=[trial, *arm.trials[1:]]), *outcome.arms[1:]]
+    won = replace(outcome, arms=arms, winner="run_000", winner_sentence="The winner is run_000.")
+    told = Written(tmp_path, won, findings_of(won)).markdown
+    assert f"weights are {trial.checkpoint}".replace("://", r"\://") in told
+    assert "```\nSTUDY/results/run_000\nSTUDY/results/run_000/eval_report.md\n```" in told
+    assert "eval_report" not in written(tmp_path).markdown
+
+
+def test_words_are_explained_where_they_first_stand(tmp_path: Path) -> None:
+    told = written(tmp_path, gate="the default gate, 0.85").markdown
+    arms = told[told.index("## Arms") : told.index("| arm |")]
+    for words in ("The control is the arm that all others", "Holm's method raises it", "a letter"):
+        assert words in arms
+    assert "an interval may leave 0 out while p does not tell two arms apart" in arms
+    assert "here that is told and not done: the default gate, 0.85." in told
 
 
 def test_a_difference_is_turned_whole() -> None:
@@ -377,7 +405,7 @@ def test_more_series_than_can_be_told_apart_are_not_drawn(tmp_path: Path) -> Non
 def test_the_csv_has_a_row_for_each_task_and_one_for_the_score(tmp_path: Path) -> None:
     report = written(tmp_path)
     assert list(report.rows[0]) == [*BEFORE_VARIABLES, "lora_rank", "prompt", *AFTER_VARIABLES]
-    assert len(report.rows) == 13 * 3
+    assert len(report.rows) == (13 + 1) * 3
     assert [row["task"] for row in report.rows[:3]] == [ALL_TASKS, *TASKS.values()]
     whole, domain, facts = report.rows[:3]
     parts = (float(domain["score"]) + float(facts["score"])) / 2
@@ -387,13 +415,56 @@ def test_the_csv_has_a_row_for_each_task_and_one_for_the_score(tmp_path: Path) -
     assert (whole["n"], domain["n"], whole["num_truncated"]) == ("120", "60", "4")
     assert (whole["train_tokens"], whole["minutes"]) == ("8400", "1.5")
     assert whole["checkpoint"] == "tinker://run_000/sampler_weights/round_02"
-    prompt = report.rows[-1]
+    prompt = report.rows[-4]
     assert prompt["prompt"] == "Answer in one word." and prompt["cost_usd"] == ""
+
+
+def test_differences_can_be_reckoned_from_the_csv_alone(tmp_path: Path) -> None:
+    outcome = study_outcome(USUAL)
+    findings = analyse(outcome)
+    report = Written(tmp_path, outcome, findings)
+    wholes = [row for row in report.rows if row["task"] == ALL_TASKS]
+    (began,) = (row for row in wholes if row["run_id"] == BASELINE)
+    assert began["arm"] == findings.control == "base model"
+    assert (began["seed"], began["round"], began["status"]) == ("", "0", "done")
+    assert not any(began[name] for name in AFTER_VARIABLES[PAID]) and not began["lora_rank"]
+    gain = findings.against_control[0]
+    scores = [float(row["score"]) for row in wholes if row["arm"] == gain.one]
+    assert sum(scores) / len(scores) - float(began["score"]) == pytest.approx(gain.mean)
+    # An arm that is the base model stands there itself.
+    base = replace(outcome.arms[-1], name="base", params={})
+    csv_text = results_csv(replace(outcome, arms=[*outcome.arms[:-1], base]))
+    assert BASELINE not in csv_text
+
+
+def test_answers_that_were_cut_off_have_a_column_where_there_are_any(tmp_path: Path) -> None:
+    outcome = study_outcome(USUAL)
+    titles, _, *rows = Written(tmp_path, outcome, analyse(outcome)).tables[0]
+    counts = {row[0]: dict(zip(titles, row, strict=True)) for row in rows}
+    assert counts["lora_rank=64"]["cut off or malformed"] == "12 of 360"
+    assert counts["base model"]["cut off or malformed"] == "4 of 120"
+    assert "failed" not in titles
+    none = [replace(one, num_flawed=0, num_failed=0) for one in analyse(outcome).arms]
+    one = [replace(none[0], num_failed=3), *none[1:]]
+    titles, _, first, second, *_ = Written(
+        tmp_path, outcome, replace(analyse(outcome), arms=one)
+    ).tables[0]
+    assert "cut off or malformed" not in titles
+    assert [row[titles.index("failed")] for row in (first, second)] == ["3 of 360", "none"]
+
+
+def test_pairs_that_are_not_trained_are_of_these_weights(tmp_path: Path) -> None:
+    outcome = study_outcome(USUAL)
+    report = Written(tmp_path, outcome, analyse(outcome))
+    pairs = next(rows for rows in report.tables if rows[0][:2] == ["one", "minus other"])
+    of = {frozenset(row[:2]): row[pairs[0].index("is of")] for row in pairs[2:]}
+    assert of[frozenset(("prompt", "base model"))] == "these weights"
+    assert of[frozenset(("lora_rank=64", "base model"))] == "the settings"
 
 
 def test_a_trial_without_a_result_has_one_row_and_no_score(tmp_path: Path) -> None:
     outcome = study_outcome(Shape(ranks=(8,), seeds=1, has_prompt_arm=False))
-    trial = replace(outcome.arms[0].trials[0], status="failed", result=None)
+    trial = replace(outcome.arms[0].trials[0], status="failed", result=None, baseline=None)
     outcome = replace(outcome, arms=[replace(outcome.arms[0], trials=[trial])])
     (row,) = csv.DictReader(io.StringIO(results_csv(outcome)))
     assert (row["task"], row["status"], row["score"], row["n"]) == (ALL_TASKS, "failed", "", "")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,9 @@ from errors import RunStoreError
 from ledger.store import RunStore
 from scores.results import EvalResult
 from sdk_client import KEY
+from studies.work.from_trials import warnings_said
 from studies.work.halving import judge_rung, rungs
+from studies.work.hindsight import gate_words
 from studies.work.open_files import allow_open_files
 from studies.work.record import StudyRecord
 from test_loop import SMOOTH_RATE
@@ -169,6 +173,54 @@ def test_trials_are_the_runs_that_they_would_be_alone(
     told = json.loads(capsys.readouterr().out)
     assert [one["status"] for one in told["trials"]] == ["done"] * 3
     assert told["is_at_work"] is False
+    report = (folder.folder / "report.md").read_text()
+    assert "the default gate, 0.85 (the study sets no eval" in report
+
+
+def test_what_the_data_lost_and_trials_warned_of_is_in_the_report(folder: StudyFolder) -> None:
+    asked = [f"Which letter is number {i}?" for i in (1, 2, 2)]
+    rows = [{"instruction": f"Say {i % 12}", "output": str(i % 12)} for i in range(13)]
+    rows += [{"instruction": one, "output": "f"} for one in asked]
+    (folder.folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    folder.write(variables={"lora_rank": [2, 4]})
+    assert folder.run() == 0
+    report = (folder.folder / "report.md").read_text().replace("\\", "")
+    lost = "Rows left out of training: 2 contaminated, which ask 2 evaluation questions and 2 that"
+    assert report.count(f"- {lost} stand in the files already (all trials).") == 1
+    # Three tokens cut every answer off: both trials warn, and it is told once.
+    assert report.count("- A trial warned: ") == len(
+        set(re.findall("- A trial warned: .*", report))
+    )
+    (cut,) = re.findall(r"- A trial warned: 6 of 6 answers of \S+@words .*", report)
+    assert cut.endswith("(all trials).")
+
+
+def test_which_gate_is_told_of() -> None:
+    default, own, other = "{}", '{"eval_threshold": 0.9}', '{"eval_threshold": 0.7}'
+    assert gate_words([default]) == "the default gate, 0.85 (the study sets no eval_threshold)"
+    assert gate_words([own, own]) == "the gate at 0.9, the study's eval_threshold"
+    assert gate_words([own, other]) == "a gate at 0.9 or 0.7, by the trial"
+    assert gate_words([]) == ""
+
+
+def test_warnings_of_trials_stand_once_with_whom_they_are_of(tmp_path: Path) -> None:
+    logs = {
+        "run_000": ["warning: 3 of 9 answers were cut", "warning: known", "a warning: no", "x"],
+        "run_001": ["warning: 4 of 9 answers were cut", "warning: 4 of 9 answers were cut"],
+        "run_002": ["warning: the disk is slow"],
+        "run_003": ["warning: the disk is slow"],
+    }
+    for name, lines in logs.items():
+        (tmp_path / f"{name}.log").write_text("".join(f"{line}\n" for line in lines))
+    assert warnings_said(tmp_path, [*logs, "run_004"], ["known"]) == [
+        "A trial warned: 3 of 9 answers were cut (run_000; with other numbers run_001).",
+        "A trial warned: the disk is slow (run_002 and run_003).",
+    ]
+    many = [f"warning: {'x' * i}" for i in range(1, 21)]
+    (tmp_path / "one.log").write_text("".join(f"{line}\n" for line in many))
+    told = warnings_said(tmp_path, ["one"], [])
+    assert len(told) == 13 and told[0] == "A trial warned: x (one)."
+    assert told[-1] == "Trials warned of 8 more things: results/logs has each."
 
 
 def test_trials_may_name_question_files_themselves(
@@ -188,7 +240,10 @@ def test_trials_may_name_question_files_themselves(
     # Of their own Inspect tasks the logs lie with the runs.
     folder.write(controls={"eval_tasks": ["evals/tasks.py@words"]}, output={"results_dir": "own"})
     assert folder.run() == 0, capsys.readouterr().err
-    assert "inspect view --log-dir own\n" in (folder.folder / "report.md").read_text()
+    report = (folder.folder / "report.md").read_text()
+    assert f"{Path(sys.executable).parent.name}/inspect view --log-dir " in report
+    (logs,) = re.findall(r"inspect view --log-dir (.*)", report)
+    assert Path(logs).samefile(folder.folder / "own")
     assert list((folder.folder / "own" / "run_001").rglob("*.eval"))
 
 
@@ -533,6 +588,10 @@ def test_the_sealed_test_is_opened_for_the_winner_only(
     assert common > stores[0].usage(0).tokens > 0
     report = (folder.folder / "report.md").read_text()
     assert f"without the sealed test ({common:,} tokens in all)" in report
+    # What the report names is there: from the same folder, the winner's run and its report.
+    *_, place, of_run = (line for line in report.splitlines() if line.strip("`"))
+    assert place.endswith(winner["run"]) and (Path(place) / "checkpoints").is_dir()
+    assert Path(of_run).is_file() and Path(of_run).parent.samefile(place)
     before = {path: path.read_bytes() for path in folder.folder.glob("results/*/ledger.jsonl")}
     assert folder.run() == 0
     assert all(path.read_bytes() == content for path, content in before.items())

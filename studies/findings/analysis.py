@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from scores.comparisons import (
     MIN_SEEDS,
+    Parts,
     Pool,
     difference,
     groups_of,
@@ -24,6 +25,7 @@ from scores.comparisons import (
 from scores.intervals import Interval, mean
 from scores.results import TaskResult
 from scores.wording import interval_text
+from studies.findings.answer import answer_of
 from studies.findings.claims import ALPHA, SAID, judge_claim, ladder_of
 from studies.findings.findings import (
     ArmFinding,
@@ -67,16 +69,18 @@ def analyse(outcome: StudyOutcome) -> Findings:
     best = compared[0] if compared else None
     against_control = _against(control.arm, compared, pairs)
     gains = {one.one: one.mean for one in against_control if one.is_told_apart}
-    claims, verdict, verdict_sentence = _answer(outcome, compared)
+    against_best = _against(best, compared, pairs)
+    claims, verdict, verdict_sentence = _hypothesis_answered(outcome, compared)
     return Findings(
-        headline=_headline(compared, control.arm, pairs, _ending(outcome, arms, verdict)),
+        headline=_headline(compared, control.arm, pairs, _ending(outcome, arms)),
+        answer=answer_of(compared, control.arm, against_best),
         control=None if control.arm is None else control.arm.name,
         best=None if best is None else best.name,
         arms=[
             _arm_finding(arm, groups.letters.get(arm.name, ""), gains, control.arm) for arm in arms
         ],
         against_control=against_control,
-        against_best=_against(best, compared, pairs),
+        against_best=against_best,
         pairs=pairs,
         groups=groups.sentences,
         claims=claims,
@@ -111,6 +115,7 @@ class _Compared(NamedTuple):
     n: int
     num_seeds: int
     num_left_out: int
+    parts: Parts | None
 
 
 def _difference(one: MeasuredArm, other: MeasuredArm, pool: Pool | None) -> _Compared | None:
@@ -142,6 +147,7 @@ def _difference(one: MeasuredArm, other: MeasuredArm, pool: Pool | None) -> _Com
         table.n,
         table.num_seeds,
         len(asked) - table.n,
+        table.parts,
     )
 
 
@@ -164,6 +170,8 @@ def _told(found: _Compared, p_holm: float | None) -> Difference:
         sentence=_sentence(found, p_holm, is_of_setting=is_of_setting),
         is_of_setting=is_of_setting,
         num_left_out=found.num_left_out,
+        is_of_trained=is_trained,
+        parts=found.parts,
     )
 
 
@@ -216,6 +224,7 @@ def _turned(pair: Difference, arms: Sequence[MeasuredArm]) -> Difference:
         pair.n,
         pair.num_seeds,
         pair.num_left_out,
+        pair.parts,
     )
     return _told(found, pair.p_holm)
 
@@ -263,6 +272,7 @@ def _arm_finding(
     else:
         interval = None if table is None else table.interval
     tasks = arm.first.tasks
+    scored = [task for result in arm.results.values() for task in result.scored_tasks]
     num_tokens = sum(trial.usage.tokens - trial.common_usage.tokens for trial in trials)
     paying = [trial for trial in trials if trial.usage.tokens]
     costs = [t.cost_usd - (t.common_cost_usd or 0.0) for t in paying if t.cost_usd is not None]
@@ -288,6 +298,9 @@ def _arm_finding(
         tokens_per_point=num_tokens / points if has_gain and num_tokens else None,
         # What was measured elsewhere has no tokens, and is not therefore free.
         usd_per_point=cost / points if has_gain and num_tokens and cost is not None else None,
+        num_answers=sum(len(task.samples) for task in scored),
+        num_flawed=sum(task.num_flawed for task in scored),
+        num_failed=sum(task.num_failed for task in scored),
         note=_note(arm, control),
     )
 
@@ -331,18 +344,18 @@ def _not_run(outcome: StudyOutcome) -> list[NotRun]:
 # --- the hypothesis -------------------------------------------------------------------------------
 
 
-class _Answer(NamedTuple):
+class _Hypothesis(NamedTuple):
     claims: list[ClaimFinding]
     verdict: Verdict | None
     sentence: str
 
 
-def _answer(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> _Answer:
+def _hypothesis_answered(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> _Hypothesis:
     said = [(variable, claim) for variable, those in outcome.expects.items() for claim in those]
     head = "As stated in study.expects"
     if not said:
         if not (outcome.hypothesis or "").strip():
-            return _Answer([], None, "The study states no hypothesis.")
+            return _Hypothesis([], None, "The study states no hypothesis.")
         tasks = set(outcome.task_names.values())
         reading = read_hypothesis(outcome.hypothesis or "", list(outcome.variables), tasks)
         if reading.why_not is not None:
@@ -351,7 +364,7 @@ def _answer(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> _Answer:
                 f"{reading.why_not}. State it in study.expects, such as `expects: "
                 f"{{{next(iter(outcome.variables), 'VARIABLE')}: [rises]}}`."
             )
-            return _Answer([], None, sentence)
+            return _Hypothesis([], None, sentence)
         said, head = reading.claims, "Read as"
     ladders = {name: ladder_of(name, outcome.variables, arms) for name, _ in said}
     claims = [judge_claim(claim, ladders[variable]) for variable, claim in said]
@@ -365,7 +378,9 @@ def _answer(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> _Answer:
         SAID[claim].format(variable) if claim in SAID else f"{claim} of {variable}"
         for variable, claim in said
     )
-    return _Answer(claims, verdict, f"The hypothesis is {verdict}. {head}: {read}.")
+    caveats = list(dict.fromkeys(claim.caveat for claim in claims if claim.caveat))
+    but = f" But {'; '.join(caveats)}." if caveats else ""
+    return _Hypothesis(claims, verdict, f"The hypothesis is {verdict}. {head}: {read}.{but}")
 
 
 # --- in one sentence ------------------------------------------------------------------------------
@@ -375,20 +390,20 @@ def _headline(
     arms: Sequence[MeasuredArm],
     control: MeasuredArm | None,
     pairs: Sequence[Difference],
-    answer: str,
+    ending: str,
 ) -> str:
     """What the study found. One sentence."""
     if not arms:
-        return f"No trial is done, so nothing was found{answer}."
+        return f"No trial is done, so nothing was found{ending}."
     best = arms[0]
     score = f"{best.score:.4f}"
     if len(arms) == 1:
-        return f"{best.name} alone was measured, with {score}, so nothing is compared{answer}."
+        return f"{best.name} alone was measured, with {score}, so nothing is compared{ending}."
     if arms[0].score - arms[-1].score <= ROUNDING:
-        return f"All {len(arms)} arms scored the same, {score}{answer}."
+        return f"All {len(arms)} arms scored the same, {score}{ending}."
     if not any(pair.is_told_apart for pair in pairs):
         what = f"No two of the {len(arms)} arms can be told apart"
-        return f"{what}; {best.name} scored highest with {score}{answer}."
+        return f"{what}; {best.name} scored highest with {score}{ending}."
     with_best = [pair for pair in pairs if best.name in (pair.one, pair.other)]
     alike = [
         pair.other if pair.one == best.name else pair.one
@@ -407,18 +422,18 @@ def _headline(
     head = f"{best.name}{', the control,' if is_control else ''} scored highest with {score}"
     if control is not None and not is_control:
         gain = next((p for p in with_best if control.name in (p.one, p.other)), None)
-        head += "" if gain is None else f", {gain.mean:+.4f} on {control.name}"
+        head += "" if gain is None else f", {gain.mean:+.4f} over {control.name}"
     is_of_setting = all(pair.is_of_setting for pair in with_best)
     limit = "" if is_of_setting else ", as far as these checkpoints go"
-    return f"{head}{', ' * bool(rest)}{rest}{limit}{answer}."
+    return f"{head}{', ' * bool(rest)}{rest}{limit}{ending}."
 
 
-def _ending(outcome: StudyOutcome, arms: Sequence[MeasuredArm], verdict: Verdict | None) -> str:
-    """How the headline ends: who is not compared, what is lacking, and the hypothesis."""
+def _ending(outcome: StudyOutcome, arms: Sequence[MeasuredArm]) -> str:
+    """How the headline ends: who is not compared, and what is lacking."""
     num_dropped = sum(arm.is_dropped for arm in arms)
     are = f"{num_dropped} arms were" if num_dropped > 1 else "1 arm was"
     dropped = f"; {are} dropped early and not compared" if num_dropped else ""
     num_trials = sum(len(arm.trials) for arm in outcome.arms)
     num_lacking = len(_not_run(outcome)) if arms else 0  # without arms it is said already
     lacking = f"; {num_lacking} of {num_trials} trials have no result" if num_lacking else ""
-    return dropped + lacking + ("" if verdict is None else f"; the hypothesis is {verdict}")
+    return dropped + lacking

@@ -6,7 +6,7 @@ not supported where it lies on the other or excludes an effect of `SMALLEST`, el
 fewer than three seeds nothing is claimed of a setting.
 
 - rises, falls: the rise of the least-squares line over log2 of the values, from the first to the
-  last.
+  last, cut to what a difference of scores can be.
 - diminishing: what the lower part of the range gains, less what the upper part's slope would bring
   for as much added; and the lower part has to gain. For lora_rank what is added is counted in LoRA
   parameters, where they are known.
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from scores.comparisons import (
     MIN_SEEDS,
     Crossed,
+    Parts,
     Pool,
     bounds_of,
     crossed,
@@ -153,6 +154,7 @@ class _Judged(NamedTuple):
     verdict: Verdict
     table: Crossed
     told: str  # what was found, as a clause
+    caveat: str = ""  # what it is to be read with
 
 
 def judge_claim(claim: str, ladder: Ladder) -> ClaimFinding:
@@ -180,7 +182,8 @@ def judge_claim(claim: str, ladder: Ladder) -> ClaimFinding:
             f"Undecided whether {_said(claim, ladder)}: of these checkpoints, {judged.told} "
             f"({over}); with {number} that says nothing of a setting."
         )
-        return _finding(claim, ladder, judged._replace(verdict="undecided"), sentence, THREE_SEEDS)
+        few = judged._replace(verdict="undecided", caveat="")
+        return _finding(claim, ladder, few, sentence, THREE_SEEDS)
     head = judged.verdict[0].upper() + judged.verdict[1:]
     link = " whether" if judged.verdict == "undecided" else ": that"
     sentence = f"{head}{link} {_said(claim, ladder)}: {judged.told} ({over})."
@@ -197,11 +200,15 @@ THREE_SEEDS = (
 def _finding(
     claim: str, ladder: Ladder, judged: _Judged | None, sentence: str, needed: str | None
 ) -> ClaimFinding:
-    left_out = [str(value) for value in ladder.missing]
-    if left_out:
-        sentence += (
-            f" Without {ladder.variable} {', '.join(left_out)}, which has no finished trial."
+    caveat = "" if judged is None else judged.caveat
+    if caveat:
+        sentence += f" But {caveat}."
+    if left_out := [str(value) for value in ladder.missing]:
+        are = "it is" if len(left_out) == 1 else "they are"
+        of_these = " or ".join(
+            ([", ".join(left_out[:-1])] if left_out[:-1] else []) + left_out[-1:]
         )
+        sentence += f" No trial with {ladder.variable} {of_these} is finished, so {are} left out."
     return ClaimFinding(
         claim=claim,
         variable=ladder.variable,
@@ -210,6 +217,7 @@ def _finding(
         interval=None if judged is None else judged.table.interval,
         sentence=sentence,
         needed=needed,
+        caveat=caveat,
     )
 
 
@@ -245,20 +253,64 @@ def _verdict(interval: Interval | None) -> Verdict:
 def _judge_trend(ladder: Ladder, sign: float) -> _Judged | None:
     x = ladder.x or []
     is_log = min(x) > 0
-    weights = trend_weights([math.log2(one) for one in x] if is_log else x)
-    table = ladder.contrast([sign * weight for weight in weights])
-    change = ladder.contrast(weights)
-    if table is None or change is None:
+    z = [math.log2(one) for one in x] if is_log else list(x)
+    weights = trend_weights(z)
+    table = _cut(ladder.contrast([sign * weight for weight in weights]))
+    change = _cut(ladder.contrast(weights))
+    ends = ladder.contrast([-1.0, *[0.0] * (len(x) - 2), 1.0])
+    if table is None or change is None or ends is None:
         return None
     verdict, end = _verdict(table.interval), ""
     if verdict == "not supported" and table.interval is not None and table.interval.high >= 0:
         end = f", which excludes {SMALLEST:g} in that direction"
-    scale = f" (its line over log2 of {ladder.counted_in})" if len(x) > 2 and is_log else ""
+    from_to = f"from {ladder.values[0]} to {ladder.values[-1]}"
+    if len(x) == 2:
+        return _Judged(verdict, table, f"{from_to} the score changes by {_signed(change)}{end}")
+    over = f" (over {'log2 of ' if is_log else ''}{ladder.counted_in})"
     told = (
-        f"from {ladder.values[0]} to {ladder.values[-1]} the score changes by "
-        f"{_signed(change)}{scale}{end}"
+        f"its fitted line {from_to}{over} changes by {_signed(change)}{end}; the scores at these "
+        f"ends differ by {ends.mean:+z.4f}"
     )
-    return _Judged(verdict, table, told)
+    return _Judged(verdict, table, told, _turning_point(ladder, z))
+
+
+def _cut(table: Crossed | None) -> Crossed | None:
+    """The rise of a fitted line as a difference of scores, which cannot be above 1."""
+    if table is None:
+        return None
+    ends = table.interval
+    cut = None if ends is None else Interval(*(max(-1.0, min(1.0, one)) for one in ends))
+    return table._replace(mean=max(-1.0, min(1.0, table.mean)), interval=cut)
+
+
+def _turning_point(ladder: Ladder, z: Sequence[float]) -> str:
+    """What is to be said beside a fitted line where the best value, or the worst, is surely inside
+    of the range; "" where it is not."""
+    number = len(z)
+    levels = [ladder.contrast([float(i == at) for i in range(number)]) for at in range(number)]
+    means = [0.0 if one is None else one.mean for one in levels]
+    for what, sign in (("best", 1.0), ("worst", -1.0)):
+        # Of equals the end: it is as good as what is inside.
+        at = max(range(number), key=lambda i: (round(sign * means[i], 9), i in (0, number - 1)))
+        if 0 < at < number - 1 and _is_off(ladder, z, at, sign):
+            return (
+                f"the {what} value, {ladder.values[at]}, lies inside the range; the scores do not "
+                "follow a line"
+            )
+    return ""
+
+
+def _is_off(ladder: Ladder, z: Sequence[float], at: int, sign: float) -> bool:
+    """Whether a value is told apart from both ends, or from the straight line between them."""
+    share = (z[at] - z[0]) / (z[-1] - z[0])
+    tables = []
+    for first, last in ((1.0, 0.0), (0.0, 1.0), (1.0 - share, share)):
+        weights = [0.0] * len(z)
+        weights[at], weights[0], weights[-1] = sign, -sign * first, -sign * last
+        tables.append(ladder.contrast(weights))
+    *to_ends, to_line = [None if one is None or one.mean <= 0 else one.p_value for one in tables]
+    is_apart = all(p is not None and p < ALPHA for p in holm(to_ends))
+    return is_apart or (to_line is not None and to_line < ALPHA)
 
 
 def _judge_diminishing(ladder: Ladder) -> _Judged | None:
@@ -336,20 +388,37 @@ def _needed(claim: str, table: Crossed) -> str:
         what = f"to show {'a difference' if aim == observed else 'that there is none'}"
     elif observed < SMALLEST / 4:
         aim, what = SMALLEST, f"the effect is about zero; to show one of {SMALLEST:g}"
+    elif table.mean < 0 and claim != "differs":
+        # It goes against the claim, so what is nearer is to exclude that the claim holds.
+        aim = observed + SMALLEST
+        what = f"as observed {AGAINST[claim].format(observed)} {SMALLEST:g} or more"
     else:
         aim, what = observed, f"to show an effect as large as this one ({table.mean:+.4f})"
-    found = needed_to_show(aim, table.parts, table.n, table.num_seeds)
-    having = f"now {table.n} questions and {_seeds(table.num_seeds)}; for 8 of 10 tries"
+    return f"{what}: {needed_words(aim, table.parts, table.n, table.num_seeds)}"
+
+
+AGAINST = {
+    "rises": "it falls by {:.4f}; seeds and questions enough to exclude a rise of",
+    "falls": "it rises by {:.4f}; seeds and questions enough to exclude a fall of",
+    "diminishing": "the effect is {:.4f} against the claim; seeds and questions enough to exclude "
+    "one for it of",
+}
+
+
+def needed_words(aim: float, parts: Parts, n: int, num_seeds: int) -> str:
+    """How many questions, or seeds, show an effect of `aim`, given what `n` and `num_seeds` did."""
+    found = needed_to_show(aim, parts, n, num_seeds)
+    having = f"now {n} questions and {_seeds(num_seeds)}; for 8 of 10 tries"
     either = []
     if found.questions is not None:
         either.append(f"about {found.questions:,} questions with as many seeds")
     if found.seeds is not None:
         either.append(f"about {found.seeds} seeds with as many questions")
     if either:
-        return f"{what}: {', or '.join(either)} ({having})"
+        return f"{', or '.join(either)} ({having})"
     if found.both is not None:
         return (
-            f"{what}: about {found.both[1]} seeds and {found.both[0]:,} questions, since no number "
-            f"of questions would do with {_seeds(table.num_seeds)} ({having})"
+            f"about {found.both[1]} seeds and {found.both[0]:,} questions, since no number "
+            f"of questions would do with {_seeds(num_seeds)} ({having})"
         )
-    return f"{what}: more than {MAX_SEEDS} seeds or more than a million questions ({having})"
+    return f"more than {MAX_SEEDS} seeds or more than a million questions ({having})"

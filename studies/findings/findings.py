@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from scores.comparisons import Parts
 from scores.intervals import Interval
 from scores.results import TaskResult
 
@@ -29,6 +30,8 @@ class Difference:
     sentence: str
     is_of_setting: bool = False  # three seeds or more in both, so it says more than of checkpoints
     num_left_out: int = 0  # questions that one of the two alone was asked
+    is_of_trained: bool = True  # one of the two at least has seeds to vary with
+    parts: Parts | None = None  # of its variance; None where nothing is known of chance
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ class ArmFinding:
     # Per hundredth of score gained on the control; None where no gain is told apart from chance.
     tokens_per_point: float | None
     usd_per_point: float | None
+    num_answers: int = 0  # of all its seeds, to the questions that enter the score
+    num_flawed: int = 0  # of these cut off, or malformed
+    num_failed: int = 0  # of these missing for an error, which counts as 0
     note: str = ""  # what the row is to be read with: dropped early, trials missing, ...
 
 
@@ -71,6 +77,7 @@ class ClaimFinding:
     interval: Interval | None
     sentence: str
     needed: str | None
+    caveat: str = ""  # that the scores do not follow the line that is judged; in `sentence` too
 
 
 class NotRun(NamedTuple):
@@ -87,6 +94,7 @@ class Findings:
     """All that is told of a study, in the order in which it is told."""
 
     headline: str  # one sentence: what the study found
+    answer: Sequence[str]  # the same for somebody who reads no table, at most four sentences
     control: str | None  # what arms are compared with first; None: nothing was measured
     best: str | None
     arms: Sequence[ArmFinding]  # the control among them, best first

@@ -52,6 +52,7 @@ class TrialOutcome:
     common_usage: Usage = Usage(0, 0, 0, 0.0)  # noqa: RUF009
     common_cost_usd: float | None = None
     checkpoint: str | None = None  # the sampler path
+    run_dir: str | None = None  # relative to the study's folder; None where there is none
     gate_sentences: Sequence[str] = ()  # what the usual gate would have done, round by round
 
 
@@ -95,6 +96,7 @@ class StudyOutcome:
     task_names: Mapping[str, str]
     checkpoint: str  # last or best
     warnings: Sequence[str] = ()
+    from_trials: Sequence[str] = ()  # rows that their data lost, and what they warned of
     history: Sequence[Change] = ()
     winner: str | None = None  # the trial whose weights are recommended
     winner_sentence: str = "No winner is named before every trial is done."
@@ -102,6 +104,7 @@ class StudyOutcome:
     sealed: EvalResult | None = None  # what it was asked of once, of `sealed_of` alone
     sealed_of: str | None = None
     budget_sentence: str | None = None  # where the study stopped for its budget
+    gate: str = ""  # which gate the trials' sentences are of, as a clause
     experiment_sha256: str = ""
     # What `inspect view` opens, relative to the study's folder; None where there are no logs.
     logs_dir: str | None = "eval_results"

@@ -6,7 +6,6 @@ here: what is told stands in the findings, what was measured in the outcome.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from studies.findings.outcome import StudyOutcome
 from studies.reports.report_arms import arms_section, differences_section, groups_section
 from studies.reports.report_curves import curves_section
 from studies.reports.report_trials import (
+    Typed,
     cost_section,
     gate_section,
     history_section,
@@ -40,14 +40,12 @@ class Report(NamedTuple):
     csv: Path
 
 
-def write_report(
-    folder: Path, outcome: StudyOutcome, findings: Findings, commands: Sequence[str]
-) -> Report:
-    """Write the three files. `commands` are the lines that make the study and its report again.
+def write_report(folder: Path, outcome: StudyOutcome, findings: Findings, typed: Typed) -> Report:
+    """Write the three files. `typed` has the lines that make the study and its report again.
 
     Raises `StorageError`.
     """
-    document = report_document(outcome, findings, commands)
+    document = report_document(outcome, findings, typed)
     files = Report(folder / "report.html", folder / "report.md", folder / "results.csv")
     write_whole(files.html, [html_page(document)])
     write_whole(files.markdown, [markdown(document)])
@@ -55,11 +53,12 @@ def write_report(
     return files
 
 
-def report_document(outcome: StudyOutcome, findings: Findings, commands: Sequence[str]) -> Document:
+def report_document(outcome: StudyOutcome, findings: Findings, typed: Typed) -> Document:
     """All that the report says, in its order."""
     blocks: list[Block] = [
         Paragraph(findings.headline, is_lead=True),
-        _hypothesis_section(outcome, findings),
+        _answer_section(findings),
+        _hypothesis_section(outcome),
         arms_section(outcome, findings),
         curves_section(outcome, findings),
         differences_section(findings),
@@ -71,19 +70,23 @@ def report_document(outcome: StudyOutcome, findings: Findings, commands: Sequenc
         history_section(outcome),
         remarks_section(outcome, findings),
         cost_section(outcome),
-        reproduce_section(outcome, commands),
+        reproduce_section(outcome, typed),
     ]
     return Document(f"Study: {outcome.name}", blocks)
 
 
-def _hypothesis_section(outcome: StudyOutcome, findings: Findings) -> Section:
+def _answer_section(findings: Findings) -> Section:
+    """What an engineer would show to somebody else: it needs no table beside it."""
+    said = [Paragraph(" ".join(findings.answer)), Paragraph(findings.verdict_sentence)]
+    return Section("Answer", said)
+
+
+def _hypothesis_section(outcome: StudyOutcome) -> Section:
     question = f"Question: {outcome.question}" if outcome.question else "No question is stated."
     stated = (
         f"Hypothesis: {outcome.hypothesis}" if outcome.hypothesis else "No hypothesis is stated."
     )
-    verdict = f"Verdict: {findings.verdict_sentence or findings.verdict or 'none'}"
-    blocks: list[Block] = [Paragraph(question), Paragraph(stated), Paragraph(verdict)]
-    return Section("Question and hypothesis", blocks)
+    return Section("Question and hypothesis", [Paragraph(question), Paragraph(stated)])
 
 
 def _claim_name(one: ClaimFinding) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from pages.document import Block, Bullets, Figure, Paragraph, Section, Table
 from pages.forest import ForestChart, ForestRow
@@ -34,6 +35,7 @@ from studies.reports.report_words import (
 
 NOT_COMPARED = "not compared"
 NO_GAIN, UNSURE = "no gain", "unsure"
+NO_ANSWERS = "none"
 NO_PRICE = (NONE, NO_GAIN, UNSURE)
 
 
@@ -42,7 +44,7 @@ def arms_section(outcome: StudyOutcome, findings: Findings) -> Section:
     if not findings.arms:
         return Section("Arms", [Paragraph("No arm has a result yet, so there is no table.")])
     notes = [f"{arm.name}: {arm.note}." for arm in findings.arms if arm.note]
-    blocks: list[Block] = [_arms_table(outcome, findings)]
+    blocks: list[Block] = [Paragraph(_how_to_read(findings)), _arms_table(outcome, findings)]
     return Section("Arms", [*blocks, Bullets(notes)] if notes else blocks)
 
 
@@ -61,6 +63,8 @@ def _arms_table(outcome: StudyOutcome, findings: Findings) -> Table:
         Field(f"{INTERVAL} of it", [one[1] for one in against], True),
         Field("p (Holm)", [one[2] for one in against], True),
         *_task_fields(outcome, arms),
+        Field("cut off or malformed", _of_answers(arms, "num_flawed"), True, "", (NO_ANSWERS,)),
+        Field("failed", _of_answers(arms, "num_failed"), True, "", (NO_ANSWERS,)),
         Field("n (questions)", [count_words(num_questions(arm)) for arm in arms], True, "n is {}"),
         Field(
             "seeds", [_seeds(arm, outcome) for arm in arms], True, "seeds of each trained arm: {}"
@@ -77,12 +81,21 @@ def _arms_table(outcome: StudyOutcome, findings: Findings) -> Table:
         Field("cost (USD)", [one[1] for one in costs], True, _if_unknown(costs)),
         Field("cost per point", [one[1] for one in points], True, "", (*NO_PRICE, UNKNOWN)),
     ]
+    return compact_table(f"Arms, best first; the control is {control}.", fields)
+
+
+def _how_to_read(findings: Findings) -> str:
+    """The words of the table, where they first stand."""
     pairs = counted(len(findings.pairs), "pair")
-    caption = (
-        f"Arms, best first; the control is {control}. Arms that share a letter cannot be told "
-        f"apart (5 %, Holm for {pairs}), which does not make them equal."
+    return (
+        "An arm is one combination of values with all its seeds, or weights that are not trained. "
+        "The control is the arm that all others are compared with. p says how often chance alone "
+        "would bring a difference as large as the one seen; Holm's method raises it, since "
+        f"{pairs} of arms are tested at once, and two arms are told apart where it stays below "
+        "0.05. Arms that share a letter (a group) cannot be told apart, which does not make them "
+        "equal. Intervals are for one comparison and p (Holm) is adjusted for all, so an interval "
+        "may leave 0 out while p does not tell two arms apart."
     )
-    return compact_table(caption, fields)
 
 
 def _task_fields(outcome: StudyOutcome, arms: Sequence[ArmFinding]) -> Iterator[Field]:
@@ -102,6 +115,12 @@ def _task_fields(outcome: StudyOutcome, arms: Sequence[ArmFinding]) -> Iterator[
             for tasks in by_arm
         ]
         yield Field(f"{title} (n={min(sizes)})" if is_alike else f"{title}: score, n", cells, True)
+
+
+def _of_answers(arms: Sequence[ArmFinding], what: Literal["num_flawed", "num_failed"]) -> list[str]:
+    """So many of an arm's answers, over all its seeds; a column of nothing is left out."""
+    numbers = [(int(getattr(arm, what)), arm.num_answers) for arm in arms]
+    return [f"{n:,} of {answers:,}" if n else NO_ANSWERS for n, answers in numbers]
 
 
 def _if_unknown(costs: Sequence[Sequence[str]]) -> str | None:
@@ -171,8 +190,9 @@ def differences_section(findings: Findings) -> Section:
 def _differences(findings: Findings) -> Iterator[Block]:
     yield Paragraph(
         "Each difference is paired on question ids: both arms answered the same questions. p is "
-        "two-sided for no difference, and Holm's p is adjusted for all pairs of arms. Where one of "
-        "the two has fewer than three seeds, the difference is of these checkpoints and not of the "
+        "two-sided for no difference, and Holm's p is adjusted for all pairs of arms; intervals "
+        "are for one comparison, so one may leave 0 out while Holm's p does not. Where one of the "
+        "two has fewer than three seeds, the difference is of these checkpoints and not of the "
         "settings."
     )
     if findings.control is not None and findings.against_control:
@@ -223,6 +243,8 @@ def differences_table(
         return count_words(one.n) + left_out
 
     def of_what(one: Difference) -> str:
+        if not one.is_of_trained:
+            return OF_WEIGHTS
         return "the settings" if one.is_of_setting else "these checkpoints"
 
     every = differences

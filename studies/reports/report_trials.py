@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from ledger.records import Usage
 from pages.document import Block, Bullets, Code, Column, Paragraph, Section, Table
@@ -83,7 +85,14 @@ def gate_section(outcome: StudyOutcome) -> Section:
         return Section(title, [Paragraph("No trial has a record of it.")])
     columns = [Column("run"), Column("arm"), Column("round by round")]
     caption = "What a run outside of a study would have decided; here it changed nothing"
-    return Section(title, [Table(caption, columns, rows, len(rows) > FOLDED_FROM)])
+    table = Table(caption, columns, rows, len(rows) > FOLDED_FROM)
+    which = f": {outcome.gate}" if outcome.gate else ""
+    meaning = (
+        "After each round of an ordinary run a gate holds the score against a threshold, and by "
+        "that the run stops, goes on at a lower learning rate or goes back. Trials of a study "
+        f"train alike, so here that is told and not done{which}."
+    )
+    return Section(title, [Paragraph(meaning), table])
 
 
 NO_TEST = "The study has no sealed test (evaluation.test_tasks in controls)."
@@ -140,7 +149,8 @@ def history_section(outcome: StudyOutcome) -> Section:
 
 def remarks_section(outcome: StudyOutcome, findings: Findings) -> Section:
     stopped = [outcome.budget_sentence] if outcome.budget_sentence else []
-    remarks = list(dict.fromkeys([*findings.remarks, *outcome.warnings, *stopped]))
+    said = [*findings.remarks, *outcome.warnings, *outcome.from_trials, *stopped]
+    remarks = list(dict.fromkeys(said))
     blocks: list[Block] = [Bullets(remarks)] if remarks else [Paragraph("There are none.")]
     return Section("Remarks", blocks)
 
@@ -224,15 +234,38 @@ def _trial_row(arm: ArmOutcome, trial: TrialOutcome) -> list[str]:
     ]
 
 
-def reproduce_section(outcome: StudyOutcome, commands: Sequence[str]) -> Section:
-    """What was typed, and the command that opens every log."""
+class Typed(NamedTuple):
+    """What is typed in the working directory that a report is written from: `commands` make the
+    study and its report, `inspect` is the program, `folder` the study's."""
+
+    cwd: str
+    commands: Sequence[str]
+    inspect: str
+    folder: Path
+
+
+def reproduce_section(outcome: StudyOutcome, typed: Typed) -> Section:
+    """What was typed, the command that opens every log, and where the winner's weights are."""
+    commands = typed.commands
     sha256 = outcome.experiment_sha256 or UNKNOWN
     blocks: list[Block] = [Paragraph(f"sha256 of experiment.yaml: {sha256}.")]
     if commands:
-        blocks += [Paragraph("The study is made and told again by:"), Code(commands)]
+        where = f"Every command is given in {typed.cwd}. The study is made and told again by:"
+        blocks += [Paragraph(where), Code(commands)]
     else:
         blocks.append(Paragraph("The commands that made the study are unknown."))
     if outcome.logs_dir is not None:
-        view = f"inspect view --log-dir {shlex.quote(outcome.logs_dir)}"
-        blocks += [Paragraph("All logs, opened from the study's folder:"), Code([view])]
+        view = f"{typed.inspect} view --log-dir {_quoted(typed.folder / outcome.logs_dir)}"
+        blocks += [Paragraph("All logs of Inspect are opened by:"), Code([view])]
+    winner = next((t for _, t in _trials(outcome) if t.run_id == outcome.winner), None)
+    if winner is not None and winner.run_dir is not None:
+        place = typed.folder / winner.run_dir
+        weights = f", whose weights are {winner.checkpoint}" if winner.checkpoint else ""
+        report = place / "eval_report.md"
+        told = f"The winner, {winner.run_id}{weights}, is the run in this folder; its report:"
+        blocks += [Paragraph(told), Code([str(place), str(report)])]
     return Section("How to reproduce", blocks)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

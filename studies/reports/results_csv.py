@@ -1,4 +1,5 @@
-"""`results.csv`: a row for each task of each trial, and one for the trial's score.
+"""`results.csv`: a row for each task of each trial, and one for the trial's score; so too for what
+the trials began with, where it is in the report's table.
 
 Numbers stand as numbers. A text that a spreadsheet would work out as a formula has an apostrophe
 before it. What is unknown or was not measured is an empty cell.
@@ -14,10 +15,12 @@ from typing import Any
 
 from errors import one_line
 from scores.results import EvalResult, TaskResult
+from studies.findings.measured import control_of, measured_arms
 from studies.findings.outcome import StudyOutcome, TrialOutcome
 
 Cell = str | int | float | None
 ALL_TASKS = "(all)"  # no task can have this name
+BASELINE = "baseline"  # the run_id of what the trials began with
 
 # In this order, as docs/studies.md lists and explains them; the variables stand behind `arm`.
 BEFORE_VARIABLES = ("run_id", "arm")
@@ -43,6 +46,7 @@ AFTER_VARIABLES = (
     "cost_usd",
     "checkpoint",
 )
+PAID = slice(AFTER_VARIABLES.index("train_tokens"), AFTER_VARIABLES.index("checkpoint"))
 FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
@@ -58,6 +62,16 @@ def results_csv(outcome: StudyOutcome) -> str:
             for row in _rows(outcome, trial):
                 cells = [*_texts(trial.run_id, arm.name), *values, *row]
                 writer.writerow(["" if cell is None else cell for cell in cells])
+    control = control_of(outcome, measured_arms(outcome)).arm
+    if control is not None and control.outcome is None:  # what the trials began with
+        began = TrialOutcome(
+            BASELINE, None, "done", "", control.first, round_no=0,
+            checkpoint=control.first.checkpoint,
+        )  # fmt: skip
+        for row in _rows(outcome, began):
+            row[PAID] = [None] * len(row[PAID])  # whoever came first paid for it
+            cells = [*_texts(began.run_id, control.name), *([None] * len(variables)), *row]
+            writer.writerow(["" if cell is None else cell for cell in cells])
     return written.getvalue()
 
 

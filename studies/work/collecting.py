@@ -30,6 +30,8 @@ from studies.findings.outcome import (
     TrialOutcome,
     TrialStatus,
 )
+from studies.work.from_trials import lost_rows, warnings_said
+from studies.work.hindsight import gate_words
 from studies.work.record import StudyRecord
 
 NOT_DONE = "No winner is named before every trial is done."
@@ -60,6 +62,7 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
             *(one for one in generation.warnings if not one.startswith("lora_alpha is")),
             *_other_models(generation, stale),
         ],
+        from_trials=_from_trials(generation, stale),
         history=[
             Change(event["time"], sentence)
             for event in record.events("opened")
@@ -71,6 +74,7 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
         sealed=None if sealed is None else sealed[1],
         sealed_of=None if sealed is None else sealed[0],
         budget_sentence=_budget_sentence(record),
+        gate=gate_words([one.train_text for one in generation.trials]),
         experiment_sha256=generation.inputs[FILE_NAME],
         logs_dir=_logs_dir(generation, arms),
     )
@@ -204,7 +208,24 @@ def _trial_outcome(
         common_usage=common,
         common_cost_usd=study_cost_usd(generation.study, config, common),
         checkpoint=None if checkpoint is None else checkpoint.sampler_path,
+        run_dir=files.run_dir.relative_to(generation.study.folder).as_posix(),
     )
+
+
+def _from_trials(generation: Generation, stale: Mapping[str, str]) -> list[str]:
+    """What the trials that count said of their data, and warned of."""
+    places = {one.trial.run_id: one.run_dir for one in generation.trials}
+    places = {
+        name: place
+        for name, place in places.items()
+        if name not in stale and not is_absent_or_empty(place)
+    }
+    logs_dir = generation.study.results_dir / "logs"
+    run_ids = [*(arm.run_id for arm in generation.arms), *places]
+    return [
+        *lost_rows({name: RunStore.open(place) for name, place in places.items()}),
+        *warnings_said(logs_dir, run_ids, generation.warnings),
+    ]
 
 
 def _other_models(generation: Generation, stale: Mapping[str, str]) -> list[str]:

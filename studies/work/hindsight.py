@@ -7,6 +7,7 @@ back; what it would have decided is told all the same.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,8 @@ from studies.design.experiment import Study
 from studies.design.generating import TrialFiles
 from studies.design.nesting import flat
 from studies.design.tinker_trials import DEFAULTS, named
+
+USUAL_THRESHOLD = TrainingConfig.model_fields["eval_threshold"].default
 
 
 def gate_in_hindsight(study: Study, files: TrialFiles, store: RunStore) -> list[str]:
@@ -46,6 +49,19 @@ def gate_in_hindsight(study: Study, files: TrialFiles, store: RunStore) -> list[
         if decision.stops:
             break
     return said
+
+
+def gate_words(configs: Sequence[str]) -> str:
+    """What the gate asks of a score, and whether the study or the default says so."""
+    read = [json.loads(text) for text in configs]
+    values = list(dict.fromkeys(one.get("eval_threshold", USUAL_THRESHOLD) for one in read))
+    if not values:
+        return ""
+    if all("eval_threshold" not in one for one in read):
+        return f"the default gate, {values[0]:g} (the study sets no eval_threshold)"
+    if len(values) > 1:
+        return f"a gate at {' or '.join(f'{one:g}' for one in values)}, by the trial"
+    return f"the gate at {values[0]:g}, the study's eval_threshold"
 
 
 def _usual_settings(study: Study) -> dict[str, Any]:
