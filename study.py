@@ -37,11 +37,10 @@ from loop.reports.console import (
 if TYPE_CHECKING:
     from studies.design.checking import TrialState
     from studies.design.generating import Generation, OnDisk
-    from studies.findings.outcome import StudyOutcome
+    from studies.findings.outcome import StudyOutcome, TrialOutcome
 
 MAX_LISTED = 20
 MAX_NAMED = 3
-STATES = {"missing": "not begun", "begun": "begun, and not at its end"}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -379,8 +378,15 @@ def _tell_trials(outcome: StudyOutcome) -> None:
             at = f" after round {one.round_no}" if one.round_no and one.status != "done" else ""
             used = f", {one.usage.tokens:,} tokens" if one.usage.tokens else ""
             why = f": {one.why}" if one.why else ""
-            state = STATES.get(one.status, one.status)
+            state = _state_words(one)
             tell(f"{one.run_id} ({arm.name}{seed}): {state}{at}{score}{used}{why}")
+
+
+def _state_words(trial: TrialOutcome) -> str:
+    """What a person calls how a trial stands."""
+    if trial.status == "missing":
+        return "not used" if trial.why else "not begun"
+    return "begun, and not at its end" if trial.status == "begun" else trial.status
 
 
 def _tell_totals(outcome: StudyOutcome) -> None:
@@ -388,7 +394,7 @@ def _tell_totals(outcome: StudyOutcome) -> None:
     from scores.wording import score_and_n
 
     trials = [one for arm in outcome.arms for one in arm.trials]
-    counts = Counter(STATES.get(one.status, one.status) for one in trials)
+    counts = Counter(map(_state_words, trials))
     total = sum(one.usage.tokens for one in trials)
     minutes = sum(one.usage.minutes for one in trials)
     states = ", ".join(f"{number} {state}" for state, number in counts.items())

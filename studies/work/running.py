@@ -310,7 +310,8 @@ async def _measure(work: Work, arm: ArmFiles) -> None:
     _note_usage(work, place_of_arm(arm), store)
     if is_done and (results := store.comparable_results()):
         work.record.append("trial_done", run=arm.run_id, round=0, score=results[0].score)
-        work.screen.end(arm.run_id, "done", f"measured, score {results[0].score:.4f}")
+        score = f"{results[0].score:.4f}"
+        work.screen.end(arm.run_id, "done", f"measured, score {score}", score)
 
 
 def _measured_arm(arm: ArmFiles) -> EvalResult | None:

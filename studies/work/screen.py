@@ -95,9 +95,9 @@ class Screen:
         row.phase, row.now = phase, Now(printable(self.redacted(what)))
         row.score = row.score if score is None else score
 
-    def end(self, run_id: str, what: str, told: str) -> None:
+    def end(self, run_id: str, what: str, told: str, score: str | None = None) -> None:
         """What became of a trial, in a word and in a line."""
-        self.set(run_id, ENDED, what)
+        self.set(run_id, ENDED, what, score)
         self.line(f"{run_id}: {told}")
 
     def line(self, text: str) -> None:
@@ -163,7 +163,7 @@ class Screen:
         width = USUAL_WIDTH if self._console is None else self._console.size.width
         ids = min(20, max((len(run_id) for run_id in self.rows), default=5))
         labels = max((len(row.label) for row in self.rows.values()), default=10)
-        left = max(20, width - ids - 6 - 3)
+        left = max(20, width - ids - 6 - 6)  # two between columns
         of_label = max(10, min(labels, left // 2))
         return ids, of_label, 6, left - of_label
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -101,7 +101,7 @@ class TrialPlace(NamedTuple):
 
 
 @contextlib.contextmanager
-def at_work(floor: Floor, session: Session, run_id: str):
+def at_work(floor: Floor, session: Session, run_id: str) -> Iterator[TrialProgress]:
     """A trial on the screen; its run directory is let go of at the end."""
     progress = session.progress = floor.screen.progress_of(run_id)
     try:
