@@ -450,7 +450,9 @@ def _write_report(generation: Generation, outcome: StudyOutcome) -> None:
     commands = [f"{command} {name} {_quoted(folder)}" for name in ("run", "report")]
     (python,) = shlex.split(shown_python())  # Inspect's program lies beside it
     inspect = _quoted(Path(python).with_name("inspect"))
-    typed = Typed(str(Path.cwd()), commands, inspect, Path(_shown(folder)))
+    here, project = Path.cwd(), Path(__file__).resolve().parent
+    where = "the project's folder" if here == project else str(here)
+    typed = Typed(where, commands, inspect, Path(_shown(folder)))
     files = write_report(folder, outcome, findings, typed)
     tell(findings.headline)
     if outcome.hypothesis is not None:
