@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import random
 import re
@@ -522,3 +523,27 @@ def test_the_page_explains_every_column() -> None:
 def test_a_page_of_a_report_has_a_heading_for_each_link(tmp_path: Path) -> None:
     page: Page = written(tmp_path).page
     assert page.text_of("a") == HEADINGS
+
+
+def test_the_sample_is_a_report_of_the_example_as_it_is() -> None:
+    example = REPO / "examples" / "lora_rank_with_eval"
+    sample = {name: (example / "sample" / name).read_text() for name in SAMPLE}
+    experiment = hashlib.sha256((example / "experiment.yaml").read_bytes()).hexdigest()
+    assert all(experiment in sample[name] for name in ("report.md", "report.html"))
+    assert re.findall(r"^## (.*)$", sample["report.md"], re.MULTILINE) == HEADINGS
+    headline = re.search(r"^\*\*(.*)\*\*$", sample["report.md"], re.MULTILINE)
+    told = re.search(
+        r"<!-- study-answer -->\n(.*)<!-- /study-answer -->",
+        (REPO / "docs" / "studies.md").read_text(),
+        re.DOTALL,
+    )
+    assert headline is not None and told is not None
+    assert " ".join(told[1].replace("> ", "").split()) == headline[1]
+    assert str(REPO) not in "".join(sample.values())
+    rows = list(csv.DictReader(sample["results.csv"].splitlines()))
+    assert [row["lora_rank"] for row in rows if row["task"] == "(all)" and row["seed"] == "42"][
+        -4:
+    ] == ["8", "16", "32", "64"]
+
+
+SAMPLE = ("report.html", "report.md", "results.csv")
