@@ -168,7 +168,8 @@ async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[Non
                     await do(thing)
                 finally:
                     work.num_at_work -= 1
-        # The SDK's clients hold each other and, until they are collected, their connections.
+        # A closed client of the SDK keeps connections; those in cycles go with a collection, the
+        # others with the hundredth client after it (findings/).
         if work.num_parallel > 1:
             gc.collect()
 
