@@ -287,7 +287,7 @@ def test_the_example_generates(tmp_path: Path) -> None:
     """The study of ranks that the repository has, as it stands."""
     outcome = command("generate", str(REPO / "examples" / "lora_rank_with_eval"), "--dry-run")
     assert outcome.code == 0
-    assert "4 trials" in outcome.out
+    assert "12 trials" in outcome.out
     assert "lora_alpha is 32 for every lora_rank" in outcome.err
     ignored = subprocess.run(
         ["git", "check-ignore", "-q", "examples/lora_rank_with_eval/configs/train_000.json"],
