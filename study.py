@@ -220,12 +220,17 @@ def _tell_written(generation: Generation, found: OnDisk) -> None:
         )
     _tell_left_over(found)
     first = generation.trials[0]
-    say(f"Each trial is trained and then evaluated, {first.trial.run_id} by:")
+    alone = f"One trial alone is trained and then evaluated, {first.trial.run_id} by:"
     if generation.study.experiment.experiment.framework == "tinker":
-        program = Path(__file__).resolve().parent / "trainer_with_eval.py"
+        study = Path(__file__).resolve()
         train, run_dir = _quoted(first.train_file), _quoted(first.run_dir)
-        say(f"  {command_for(program)} --config {train} --run-dir {run_dir}")
+        folder = _quoted(generation.study.folder)
+        say(f"All of it, with the report: {command_for(study)} run {folder}")
+        say(alone)
+        program = command_for(study.parent / "trainer_with_eval.py")
+        say(f"  {program} --config {train} --run-dir {run_dir}")
     else:
+        say(alone)
         say(f"  tune run lora_finetune_single_device --config {_quoted(first.train_file)}")
     if first.eval_file is not None:
         say(f"  {command_for(first.eval_file)}")
