@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -325,7 +324,7 @@ def run(args: argparse.Namespace) -> int:
         floor = Floor(keys, screen, args.local, args.parallel)
         opened.callback(floor.close)
         spending = Spending(study.experiment.study.budget)
-        work = Work(generation, record, floor, args.parallel, spending)
+        work = Work(generation, record, floor, spending)
         try:
             outcome = in_loop(run_study(work, known))
         except Interrupted as error:
@@ -354,7 +353,7 @@ def _refuse_torchtune(generation: Generation) -> None:
 
 
 def _names_tasks(generation: Generation) -> bool:
-    return bool(json.loads(generation.trials[0].train_text).get("eval_tasks"))
+    return bool(generation.trials[0].config.eval_tasks)
 
 
 def _tell_outcome(outcome: StudyOutcome, command: str) -> int:

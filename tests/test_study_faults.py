@@ -185,8 +185,7 @@ def test_a_sealed_test_that_was_opened_stays_so_without_the_record(
     folder: StudyFolder, capsys: pytest.CaptureFixture
 ) -> None:
     folder.teach_one_answer()
-    rows = [{"question": f"Sealed question {i}?", "answer": "yes"} for i in range(5)]
-    (folder.folder / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    folder.write_sealed_test()
     folder.write(
         variables={"lora_rank": [4, 8]}, controls={"evaluation.test_tasks": ["qa:test.jsonl"]}
     )

@@ -94,6 +94,11 @@ class StudyFolder:
         (self.folder / "evals" / "tasks.py").write_text(asked)
         self.write(controls={"learning_rate": SMOOTH_RATE, "steps_per_round": 60, "batch_size": 4})
 
+    def write_sealed_test(self) -> None:
+        """test.jsonl, with five questions that the same answer is right for."""
+        rows = [{"question": f"Sealed question {i}?", "answer": "yes"} for i in range(5)]
+        (self.folder / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+
     def run(self, *flags: str) -> int:
         return study.main(["run", str(self.folder), *flags])
 
@@ -557,8 +562,7 @@ def test_the_sealed_test_is_opened_for_the_winner_only(
     folder: StudyFolder, capsys: pytest.CaptureFixture
 ) -> None:
     folder.teach_one_answer()
-    rows = [{"question": f"Sealed question {i}?", "answer": "yes"} for i in range(5)]
-    (folder.folder / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    folder.write_sealed_test()
     folder.write(
         variables={"lora_rank": [4, 8]},
         controls={

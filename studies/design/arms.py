@@ -6,6 +6,8 @@ training in it is used.
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any
 
+from config_schema import TrainingConfig, validate
 from studies.design.expansion import Trial, given_in, leaves_of, overlap
 from studies.design.experiment import ArmEntry, Study
 from studies.design.tinker_trials import TinkerConfigs, named
@@ -36,6 +39,10 @@ class ArmFiles:
     config_file: Path
     config_text: str
     run_dir: Path
+
+    @functools.cached_property
+    def config(self) -> TrainingConfig:
+        return validate(json.loads(self.config_text), str(self.config_file))
 
     @property
     def run_id(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from config_schema import TrainingConfig, validate
+from config_schema import TrainingConfig
 from errors import LoopError
 from ledger.run_directory import EVALUATED, is_absent_or_empty
 from ledger.store import RunStore
@@ -161,8 +161,7 @@ def _state_of_arm(generation: Generation, arm: ArmFiles, disk: OnDisk) -> ArmSta
         return ArmState(arm.run_id, config, Finding("missing"))
     try:
         store = RunStore.open(arm.run_dir)
-        given = validate(json.loads(arm.config_text), str(arm.config_file))
-        why = _difference(store, given) or _other_weights(store, arm)
+        why = _difference(store, arm.config) or _other_weights(store, arm)
         code = _other_code(arm.run_dir, arm.config_file.parent)
         if why is None and code is not None:
             why = f"measured before {code} was changed, which its tasks run"
@@ -211,11 +210,10 @@ def _training_state(files: TrialFiles) -> Finding:
         return Finding("missing")
     try:
         store = RunStore.open(files.run_dir)
-        given = validate(json.loads(files.train_text), str(files.train_file))
-        why = _difference(store, given)
+        why = _difference(store, files.config)
         if why is not None:
             return Finding("stale", why)
-        if has_ended(store, given):
+        if has_ended(store, files.config):
             return Finding("done")
         return Finding("begun", f"{store.num_rounds} rounds done; go on with --resume")
     except LoopError as error:

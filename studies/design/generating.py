@@ -8,17 +8,19 @@ that were dropped among them, and every input with its sha256.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from config_schema import TrainingConfig, validate
 from errors import ConfigError
 from storage.files import write_whole
 from storage.stored_json import parse_object
@@ -53,6 +55,11 @@ class TrialFiles:
     eval_text: str
     run_dir: Path
     eval_dir: Path
+
+    @functools.cached_property
+    def config(self) -> TrainingConfig:
+        """The settings of a trial of the loop."""
+        return validate(json.loads(self.train_text), str(self.train_file))
 
     @property
     def train_sha256(self) -> str:
@@ -205,7 +212,7 @@ def _files_of(
     if not tasks:
         return files
     script = _script_of(study, files, tasks, is_ours=is_ours)
-    return TrialFiles(**{**vars(files), "eval_text": script})
+    return replace(files, eval_text=script)
 
 
 def _script_of(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from config_schema import TrainingConfig, validate
+from config_schema import TrainingConfig
 from ledger.records import Usage
 from ledger.run_directory import is_absent_or_empty
 from ledger.store import RunStore
@@ -43,10 +43,16 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
     study = generation.study
     states = {one.run_id: one.why_not_used for one in state_of(generation).trials}
     stale = {run_id: why for run_id, why in states.items() if why is not None}
-    trained = _trained_arms(generation, record, stale)
+    stores = {
+        one.trial.run_id: RunStore.open(one.run_dir)
+        for one in generation.trials
+        if not is_absent_or_empty(one.run_dir)
+    }
+    used = {run_id: store for run_id, store in stores.items() if run_id not in stale}
+    trained = _trained_arms(generation, record, stale, used)
     arms = [*(_arm_outcome(study, arm) for arm in generation.arms), *trained]
     # By the trials that there are now: those of the last run may have been others.
-    winner, sealed = choose_winner(arms), _sealed(generation)
+    winner, sealed = choose_winner(arms), _sealed(stores)
     return StudyOutcome(
         name=study.name,
         question=study.experiment.experiment.question,
@@ -60,9 +66,9 @@ def outcome_of(generation: Generation, record: StudyRecord) -> StudyOutcome:
         # That of alpha is told of every study of ranks, whether or not it is written down.
         warnings=[
             *(one for one in generation.warnings if not one.startswith("lora_alpha is")),
-            *_other_models(generation, stale),
+            *_other_models(generation, used),
         ],
-        from_trials=_from_trials(generation, stale),
+        from_trials=_from_trials(generation, used),
         history=[
             Change(event["time"], sentence)
             for event in record.events("opened")
@@ -145,10 +151,13 @@ def _mean_score(arm: ArmOutcome) -> float:
 
 
 def _trained_arms(
-    generation: Generation, record: StudyRecord, stale: Mapping[str, str]
+    generation: Generation,
+    record: StudyRecord,
+    stale: Mapping[str, str],
+    used: Mapping[str, RunStore],
 ) -> list[ArmOutcome]:
     failures, dropped = record.failures, dropped_runs(generation, record)
-    gates = {event["run"]: event.get("gate", ()) for event in record.events("trial_done")}
+    gates = {run_id: event.get("gate", ()) for run_id, event in record.done.items()}
     arms = []
     for name, of_arm in trials_by_arm(generation).items():
         trials = []
@@ -159,40 +168,43 @@ def _trained_arms(
                 seed = one.trial.seed
                 trials.append(TrialOutcome(run_id, seed, "missing", f"what lies there is {why}"))
                 continue
-            found = _trial_outcome(generation, one, of_drop, failures.get(run_id))
+            failure, store = failures.get(run_id), used.get(run_id)
+            if store is None:
+                trials.append(_not_begun(one, of_drop, failure))
+                continue
+            found = _trial_outcome(generation.study, one, store, of_drop, failure)
             trials.append(replace(found, gate_sentences=gates.get(run_id, ())))
         arms.append(ArmOutcome(name, of_arm[0].trial.params, True, trials))
     return arms
 
 
-def _trial_outcome(
-    generation: Generation, files: TrialFiles, of_drop: str | None, failure: str | None
-) -> TrialOutcome:
+def _not_begun(files: TrialFiles, of_drop: str | None, failure: str | None) -> TrialOutcome:
     run_id, seed = files.trial.run_id, files.trial.seed
+    if of_drop is not None:  # a seed that was added afterwards
+        return TrialOutcome(run_id, seed, "dropped", of_drop)
     status: TrialStatus = "missing" if failure is None else "failed"
-    if is_absent_or_empty(files.run_dir):
-        if of_drop is not None:  # a seed that was added afterwards
-            return TrialOutcome(run_id, seed, "dropped", of_drop)
-        return TrialOutcome(run_id, seed, status, failure or "")
-    store = RunStore.open(files.run_dir)
-    decision = store.last_decision()
+    return TrialOutcome(run_id, seed, status, failure or "")
+
+
+def _trial_outcome(
+    study: Study, files: TrialFiles, store: RunStore, of_drop: str | None, failure: str | None
+) -> TrialOutcome:
+    config, seed, decision = files.config, files.trial.seed, store.last_decision()
+    status: TrialStatus = "begun" if failure is None else "failed"
     why = failure or ""
-    config = validate(json.loads(files.train_text), str(files.train_file))
     if has_ended(store, config):
         status, why = "done", ""
     elif of_drop is not None:
         status, why = "dropped", of_drop
-    elif failure is None:
-        status = "begun"
     settled = store.settled_config()["resolved"]
     round_no = None
     if decision is not None and decision.round > 0:
-        is_best = generation.study.experiment.evaluation.checkpoint == "best"
+        is_best = study.experiment.evaluation.checkpoint == "best"
         round_no = decision.best_round if is_best else decision.round
     checkpoint = None if round_no is None else store.checkpoint(round_no)
     usage, common = store.usage(), _common_usage(store)
     return TrialOutcome(
-        run_id=run_id,
+        run_id=files.trial.run_id,
         seed=config.seed if seed is None else seed,
         status=status,
         why=why,
@@ -204,41 +216,36 @@ def _trial_outcome(
         num_steps=None if checkpoint is None else checkpoint.step,
         num_lora_params=settled.get("num_lora_params"),
         usage=usage,
-        cost_usd=study_cost_usd(generation.study, config, usage),
+        cost_usd=study_cost_usd(study, config, usage),
         common_usage=common,
-        common_cost_usd=study_cost_usd(generation.study, config, common),
+        common_cost_usd=study_cost_usd(study, config, common),
         checkpoint=None if checkpoint is None else checkpoint.sampler_path,
-        run_dir=files.run_dir.relative_to(generation.study.folder).as_posix(),
+        run_dir=files.run_dir.relative_to(study.folder).as_posix(),
     )
 
 
-def _from_trials(generation: Generation, stale: Mapping[str, str]) -> list[str]:
+def _from_trials(generation: Generation, used: Mapping[str, RunStore]) -> list[str]:
     """What the trials that count said of their data, and warned of."""
-    places = {one.trial.run_id: one.run_dir for one in generation.trials}
-    places = {
-        name: place
-        for name, place in places.items()
-        if name not in stale and not is_absent_or_empty(place)
-    }
     logs_dir = generation.study.results_dir / "logs"
-    run_ids = [*(arm.run_id for arm in generation.arms), *places]
+    run_ids = [*(arm.run_id for arm in generation.arms), *used]
     return [
-        *lost_rows({name: RunStore.open(place) for name, place in places.items()}),
+        *lost_rows(used),
         *warnings_said(logs_dir, run_ids, generation.warnings),
     ]
 
 
-def _other_models(generation: Generation, stale: Mapping[str, str]) -> list[str]:
+def _other_models(generation: Generation, used: Mapping[str, RunStore]) -> list[str]:
     """A sentence on trials that one name of a base model gave different files."""
     seen: dict[str, dict[str, str]] = defaultdict(dict)
     for one in generation.trials:
-        if one.trial.run_id in stale or is_absent_or_empty(one.run_dir):
+        store = used.get(one.trial.run_id)
+        if store is None or not store.has_started:
             continue
-        store = RunStore.open(one.run_dir)
-        model = store.manifest().base_model if store.has_started else None
+        model = store.manifest().base_model
         if model is not None and model.files:
-            name = json.loads(one.train_text)["base_model"]
-            seen[name].setdefault(json.dumps(model.files, sort_keys=True), one.trial.run_id)
+            seen[one.config.base_model].setdefault(
+                json.dumps(model.files, sort_keys=True), one.trial.run_id
+            )
     return [
         f"base_model {name} had other files when {', '.join(others)} began than when {first} did, "
         "so their scores are of different models: train them in another output.results_dir"
@@ -293,7 +300,6 @@ def _arm_outcome(study: Study, arm: ArmFiles) -> ArmOutcome:
         return ArmOutcome(arm.name, params, False, [trial])
     store = RunStore.open(arm.run_dir)
     results = store.comparable_results()
-    config = validate(json.loads(arm.config_text), str(arm.config_file))
     usage = store.usage()
     trial = TrialOutcome(
         run_id=arm.run_id,
@@ -302,7 +308,7 @@ def _arm_outcome(study: Study, arm: ArmFiles) -> ArmOutcome:
         why="",
         result=results[0] if results else None,
         usage=usage,
-        cost_usd=study_cost_usd(study, config, usage),
+        cost_usd=study_cost_usd(study, arm.config, usage),
         checkpoint=results[0].checkpoint if results else None,
     )
     return ArmOutcome(arm.name, params, False, [trial])
@@ -312,7 +318,7 @@ def _task_names(generation: Generation) -> dict[str, str]:
     """By the name that a task has in configs, the study's."""
     if not generation.trials or not generation.tasks:
         return {}
-    named = json.loads(generation.trials[0].train_text)["eval_tasks"]
+    named = generation.trials[0].config.eval_tasks
     return dict(zip(named, (task.entry.name for task in generation.tasks), strict=True))
 
 
@@ -328,18 +334,13 @@ def _logs_dir(generation: Generation, arms: Sequence[ArmOutcome]) -> str | None:
 
 
 def has_sealed_test(generation: Generation) -> bool:
-    first = json.loads(generation.trials[0].train_text) if generation.trials else {}
-    return bool(first.get("evaluation", {}).get("test_tasks"))
+    return bool(generation.trials and generation.trials[0].config.evaluation.test_tasks)
 
 
-def _sealed(generation: Generation) -> tuple[str, EvalResult] | None:
+def _sealed(stores: Mapping[str, RunStore]) -> tuple[str, EvalResult] | None:
     """The trial that the sealed test was opened on, and what it scored."""
-    for one in generation.trials:
-        if not is_absent_or_empty(one.run_dir):
-            found = RunStore.open(one.run_dir).test_result()
-            if found is not None:
-                return one.trial.run_id, found
-    return None
+    found = ((run_id, store.test_result()) for run_id, store in stores.items())
+    return next(((run_id, test) for run_id, test in found if test is not None), None)
 
 
 def _budget_sentence(record: StudyRecord) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from config_schema import TrainingConfig, validate
+from config_schema import TrainingConfig
 from ledger.store import RunStore
 from loop.planning.plan import gate_of
 from scores.decision import Spent, decide
@@ -28,11 +28,10 @@ USUAL_THRESHOLD = TrainingConfig.model_fields["eval_threshold"].default
 def gate_in_hindsight(study: Study, files: TrialFiles, store: RunStore) -> list[str]:
     """What would have been decided round by round, up to where the run would have ended, with the
     usual values in the place of those that the study takes itself."""
-    config = validate(json.loads(files.train_text), str(files.train_file))
     usual = _usual_settings(study)
     if not usual:  # the study says all of it, and the trial's own decisions are what there is
         return []
-    gate = gate_of(config)
+    gate = gate_of(files.config)
     gate = replace(
         gate,
         lr_decay=usual.get("lr_decay", gate.lr_decay),

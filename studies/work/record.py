@@ -96,6 +96,11 @@ class StudyRecord:
         return {run: e for e in self.events("rung") if not e["is_kept"] for run in e["runs"]}
 
     @property
+    def done(self) -> dict[str, Event]:
+        """By trial or arm, the event that says that it is done."""
+        return {event["run"]: event for event in self.events("trial_done")}
+
+    @property
     def failures(self) -> dict[str, str]:
         """By trial, why it failed the last time, where nothing came after."""
         failed: dict[str, str] = {}

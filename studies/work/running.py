@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from commands.boundary import Failure, Session, one_of_several
-from config_schema import validate
 from errors import ConfigError, Interrupted, LoopError, OutputGone
 from ledger.records import Usage
 from ledger.run_directory import CONFIG, is_absent_or_empty
@@ -52,7 +50,6 @@ class Work:
     generation: Generation
     record: StudyRecord
     floor: Floor
-    num_parallel: int
     spending: Spending
     stopped: Interrupted | None = None  # nothing more is begun
     budget_sentence: str | None = None
@@ -137,7 +134,7 @@ def _note_opened(work: Work) -> None:
     arms = [arm.name for arm in generation.arms]
     for change in work.record.note_opened(generation.inputs[FILE_NAME], trials, arms):
         work.screen.line(f"since the last run: {change}")
-    work.record.append("run_begun", parallel=work.num_parallel)
+    work.record.append("run_begun", parallel=work.floor.num_parallel)
 
 
 def _offer_known(work: Work, known: Iterable[Path]) -> None:
@@ -158,7 +155,7 @@ def _offer_known(work: Work, known: Iterable[Path]) -> None:
 
 async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
     """Do something for each, so many at once, as long as more may be begun."""
-    slots = asyncio.Semaphore(work.num_parallel)
+    slots = asyncio.Semaphore(work.floor.num_parallel)
 
     async def one(thing: T) -> None:
         async with slots:
@@ -170,7 +167,7 @@ async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[Non
                     work.num_at_work -= 1
         # A closed client of the SDK keeps connections; those in cycles go with a collection, the
         # others with the hundredth client after it (findings/).
-        if work.num_parallel > 1:
+        if work.floor.num_parallel > 1:
             gc.collect()
 
     await asyncio.gather(*(asyncio.create_task(one(thing)) for thing in things))
@@ -180,15 +177,11 @@ async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[Non
 
 
 def place_of(files: TrialFiles) -> TrialPlace:
-    return TrialPlace(files.trial.run_id, files.train_file, files.run_dir)
+    return TrialPlace(files.trial.run_id, files.train_file, files.run_dir, files.config)
 
 
 def place_of_arm(arm: ArmFiles) -> TrialPlace:
-    return TrialPlace(arm.run_id, arm.config_file, arm.run_dir)
-
-
-def _has_ended(files: TrialFiles, store: RunStore) -> bool:
-    return has_ended(store, validate(json.loads(files.train_text), str(files.train_file)))
+    return TrialPlace(arm.run_id, arm.config_file, arm.run_dir, arm.config)
 
 
 def _has_reached(files: TrialFiles, rung: int | None) -> bool:
@@ -196,7 +189,7 @@ def _has_reached(files: TrialFiles, rung: int | None) -> bool:
     if is_absent_or_empty(files.run_dir):
         return False
     store = RunStore.open(files.run_dir)
-    return _has_ended(files, store) or (rung is not None and store.decision(rung) is not None)
+    return has_ended(store, files.config) or (rung is not None and store.decision(rung) is not None)
 
 
 async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
@@ -222,7 +215,7 @@ async def _train(work: Work, files: TrialFiles, rung: int | None) -> None:
     _note_usage(work, place, store)
     if not is_done:
         return
-    if _has_ended(files, store):
+    if has_ended(store, files.config):
         _finish(work, files, store)
         return
     decision = store.last_decision()
@@ -243,7 +236,7 @@ def _finish(work: Work, files: TrialFiles, store: RunStore) -> None:
 def _finish_found(work: Work) -> None:
     """The same for trials that have finished since, be it by hand or before a kill, and a word on
     those that were done before."""
-    done = {event["run"]: event for event in work.record.events("trial_done")}
+    done = work.record.done
     for arm in work.generation.arms:
         if _measured_arm(arm) is not None and arm.run_id in done:
             work.screen.set(arm.run_id, ENDED, "done before", f"{done[arm.run_id]['score']:.4f}")
@@ -284,10 +277,9 @@ def _own_places(generation: Generation) -> list[TrialPlace]:
 
 def _note_usage(work: Work, place: TrialPlace, store: RunStore) -> None:
     """What a trial, or an arm that is not trained, has used of the study's budget."""
-    config = validate(json.loads(place.config_file.read_text()), str(place.config_file))
 
     def spent(usage: Usage) -> Spent:
-        return Spent(usage, study_cost_usd(work.generation.study, config, usage))
+        return Spent(usage, study_cost_usd(work.generation.study, place.config, usage))
 
     rounds = [] if store.is_evaluation else range(store.num_rounds + 1)
     of_rounds = [spent(store.usage(number)) for number in rounds]
@@ -298,9 +290,7 @@ def _note_usage(work: Work, place: TrialPlace, store: RunStore) -> None:
 
 
 async def _measure(work: Work, arm: ArmFiles) -> None:
-    if _measured_arm(arm) is not None and arm.run_id in {
-        event["run"] for event in work.record.events("trial_done")
-    }:
+    if _measured_arm(arm) is not None and arm.run_id in work.record.done:
         return
     session = Session(work.floor.keys)
     job = measure_arm(place_of_arm(arm), arm.checkpoint, work.floor, session)
@@ -329,9 +319,7 @@ def _rungs(generation: Generation) -> list[int]:
     """The rounds after which arms are dropped; none where the study does not halve."""
     if generation.study.experiment.study.stop != "halving" or not generation.trials:
         return []
-    first = generation.trials[0]
-    config = validate(json.loads(first.train_text), str(first.train_file))
-    return rungs(config.max_rounds, len(trials_by_arm(generation)))
+    return rungs(generation.trials[0].config.max_rounds, len(trials_by_arm(generation)))
 
 
 def _judge(work: Work, rung: int) -> set[str]:
@@ -368,7 +356,7 @@ def _result_at(files: TrialFiles, rung: int) -> EvalResult | None:
     if is_absent_or_empty(files.run_dir):
         return None
     store = RunStore.open(files.run_dir)
-    is_done = _has_ended(files, store)
+    is_done = has_ended(store, files.config)
     return store.result(min(rung, store.num_rounds) if is_done else rung)
 
 

@@ -27,7 +27,7 @@ from commands.evaluate import (
 )
 from commands.opening import OpenedSettings, open_settings
 from commands.starting import settle, take_up
-from config_schema import load_and_validate_config
+from config_schema import TrainingConfig, load_and_validate_config
 from errors import Interrupted
 from ledger.references import Subject, find_subjects, recorded_subjects
 from ledger.run_directory import is_absent_or_empty
@@ -98,6 +98,7 @@ class TrialPlace(NamedTuple):
     run_id: str
     config_file: Path
     run_dir: Path
+    config: TrainingConfig
 
 
 @contextlib.contextmanager
