@@ -348,7 +348,7 @@ def _refuse_torchtune(generation: Generation) -> None:
     if study.experiment.experiment.framework != "tinker":
         raise ConfigError(
             f"{_shown(study.file.path)}: framework is torchtune, whose trials are not run here. "
-            "generate prints the command of each."
+            "generate prints the command of each, and check says how they stand."
         )
 
 
@@ -420,6 +420,7 @@ def status(args: argparse.Namespace) -> int:
     from studies.work.record import StudyRecord
 
     generation = generation_of(args.dir)
+    _refuse_torchtune(generation)
     outcome = outcome_of(generation, StudyRecord.read(generation.study.results_dir))
     is_at_work = is_locked(generation.study.results_dir)
     if args.json:

@@ -580,6 +580,13 @@ def test_torchtune_configs_are_merged_onto_a_base(folder: Path) -> None:
     assert script["TRIAL"]["weights"] == str(folder / "results" / "run_001" / "hf_model")
 
 
+@pytest.mark.parametrize("name", ["run", "status", "report"])
+def test_what_is_of_the_loop_alone_says_so(folder: Path, name: str) -> None:
+    (folder / "experiment.yaml").write_text(TORCHTUNE)
+    outcome = command(name, str(folder))
+    assert outcome.code == 2 and "framework is torchtune" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "parts"),
     [
