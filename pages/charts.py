@@ -35,13 +35,17 @@ MAX_DODGE = 24.0
 
 
 class Point(NamedTuple):
-    """One value with its interval, None where that is unknown; `text` says both in words."""
+    """One value with its interval, None where that is unknown; `text` says both in words.
+
+    `href` is where in the page it leads, as `#id`; empty for nowhere.
+    """
 
     x: float
     y: float
     low: float | None
     high: float | None
     text: str
+    href: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,11 @@ def _series(frame: _Frame, chart: LineChart) -> Iterator[Markup]:
                 low, high = frame.down(point.low), frame.down(point.high)
                 parts.append(whiskers_up(number, x, low, high))
             parts.append(marker(number, x, y))
-            yield element("g", {}, joined(*parts))
+            if point.href:
+                named = {"href": point.href, "aria-label": f"{series.name}: {point.text}"}
+                yield element("a", named, joined(*parts))
+            else:
+                yield element("g", {}, joined(*parts))
 
 
 def _legend(chart: LineChart, top: float) -> tuple[float, list[Markup]]:

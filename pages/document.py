@@ -34,6 +34,47 @@ class Code:
     lines: Sequence[str]
 
 
+class Link(NamedTuple):
+    """A place in this page (`#id`) or a file beside it, as a relative path; never an address."""
+
+    text: str
+    href: str
+
+
+@dataclass(frozen=True)
+class Links:
+    """Links in a line of their own, with what they are for before them."""
+
+    intro: str
+    items: Sequence[Link]
+
+
+class Piece(NamedTuple):
+    """Part of a text; one with a weight is marked, in words too where the weight is not 1."""
+
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A text of several lines in pieces, such as a row with the tokens that carry loss marked.
+
+    `note` stands above it. In Markdown marked pieces stand in brackets.
+    """
+
+    note: str
+    pieces: Sequence[Piece]
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A place that the page's script fills; `without` is said where no script runs."""
+
+    mount_id: str
+    without: str
+
+
 class Column(NamedTuple):
     title: str
     is_number: bool = False
@@ -70,13 +111,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; sections in it have the next smaller heading."""
+    """A heading and what stands below it; sections in it have the next smaller heading.
+
+    `anchor` is the id that links name it by; without one it is numbered.
+    """
 
     title: str
     blocks: Sequence[Block]
+    anchor: str = ""
 
 
-Block = Paragraph | Bullets | Code | Table | Figure | Section
+Block = Paragraph | Bullets | Code | Links | Marked | Mount | Table | Figure | Section
 
 
 @dataclass(frozen=True)

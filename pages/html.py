@@ -1,14 +1,16 @@
-"""A document as one HTML page that asks nothing of the network and runs no script.
+"""A document as one HTML page that asks nothing of the network.
 
-The policy in its head lets a browser apply the page's own style, by its hash, and nothing else:
-what slipped through the escaping would still do nothing.
+The policy in its head lets a browser apply the page's own style and run its own scripts, each by
+its hash, and nothing else: what slipped through the escaping would still do nothing.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, groupby
 
 from pages.charts import LineChart, line_chart
@@ -18,6 +20,9 @@ from pages.document import (
     Code,
     Document,
     Figure,
+    Links,
+    Marked,
+    Mount,
     Paragraph,
     Section,
     Table,
@@ -26,15 +31,40 @@ from pages.forest import forest_chart
 from pages.markup import Markup, element, joined
 from pages.style import STYLE
 
+_BASE64 = re.compile(r"[A-Za-z0-9+/=]*")
 LONG_CELL = 30  # characters, from which a cell is given room for several words a line
 
 
-def html_page(document: Document) -> str:
+@dataclass(frozen=True)
+class DataPart:
+    """Data for the page's scripts, as base64 text, which no markup can stand in."""
+
+    part_id: str
+    base64_text: str
+
+    def __post_init__(self) -> None:
+        assert _BASE64.fullmatch(self.base64_text), self.part_id
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a page does beyond being read. Scripts and style are ours alone, never made of data.
+
+    `connects`: its scripts may ask the server that the page came from.
+    """
+
+    scripts: Sequence[str] = ()
+    style: str = ""
+    parts: Sequence[DataPart] = ()
+    connects: bool = False
+
+
+def html_page(document: Document, behaviour: Behaviour = Behaviour()) -> str:
     """The whole page, to be written to a file as it is."""
     writer = _Writer()
     body = writer.blocks(document.blocks, level=2)
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    style = STYLE + behaviour.style
+    policy = _policy(style, behaviour)
     head = joined(
         element("meta", {"charset": "utf-8"}),
         element("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
@@ -42,7 +72,7 @@ def html_page(document: Document) -> str:
         element("meta", {"name": "color-scheme", "content": "light dark"}),
         element("meta", {"name": "referrer", "content": "no-referrer"}),
         element("title", {}, document.title),
-        element("style", {}, Markup(STYLE)),
+        element("style", {}, Markup(style)),
         by="\n",
     )
     main = element(
@@ -56,8 +86,27 @@ def html_page(document: Document) -> str:
             by="\n",
         ),
     )
-    page = element("html", {"lang": "en"}, element("head", {}, head), element("body", {}, main))
+    data = [
+        element("script", {"type": "text/plain", "id": part.part_id}, Markup(part.base64_text))
+        for part in behaviour.parts
+    ]
+    scripts = [element("script", {}, Markup(script)) for script in behaviour.scripts]
+    inside = joined(main, *data, *scripts, by="\n")
+    page = element("html", {"lang": "en"}, element("head", {}, head), element("body", {}, inside))
     return f"<!DOCTYPE html>\n{page}\n"
+
+
+def _policy(style: str, behaviour: Behaviour) -> str:
+    """What a browser may apply, run and ask; data in a page is never run, and needs no leave."""
+    scripts = " ".join(_hash_source(script) for script in behaviour.scripts)
+    parts = ["default-src 'none'", f"style-src {_hash_source(style)}"]
+    parts += [f"script-src {scripts}"] if scripts else []
+    parts += ["connect-src 'self'"] if behaviour.connects else []
+    return "; ".join([*parts, "base-uri 'none'", "form-action 'none'"])
+
+
+def _hash_source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _contents(contents: Sequence[tuple[str, str]]) -> Markup:
@@ -107,6 +156,12 @@ class _Writer:
                 lines = (_flat(line) for line in block.lines)
                 code = element("code", {}, joined(*lines, by="\n"))
                 return element("pre", {"tabindex": "0"}, code)
+            case Links():
+                return _links(block)
+            case Marked():
+                return _marked(block)
+            case Mount():
+                return element("div", {"id": block.mount_id}, element("p", {}, block.without))
             case Table():
                 return self._folded(block) if block.is_folded else self._table(block)
             case Figure():
@@ -115,7 +170,7 @@ class _Writer:
                 return self._section(block, level)
 
     def _section(self, section: Section, level: int) -> Markup:
-        name = f"section-{next(self._ids)}"
+        name = section.anchor or f"section-{next(self._ids)}"
         if level == 2:
             self.contents.append((name, section.title))
         heading = element(f"h{min(level, 6)}", {"id": name}, section.title)
@@ -166,6 +221,21 @@ class _Writer:
 
 def _paragraph(paragraph: Paragraph) -> Markup:
     return element("p", {"class": "lead"} if paragraph.is_lead else {}, paragraph.text)
+
+
+def _links(links: Links) -> Markup:
+    made = [element("a", {"href": link.href}, link.text) for link in links.items]
+    return element("p", {}, links.intro, " ", joined(*made, by=", "))
+
+
+def _marked(marked: Marked) -> Markup:
+    """Marks in colour and underlined, and a weight other than 1 in words before its piece."""
+    pieces = [
+        element("mark", {}, text if weight == 1 else f"{weight:g}: {text}") if weight else text
+        for text, weight in marked.pieces
+    ]
+    box = element("pre", {"tabindex": "0", "class": "row"}, *pieces)
+    return joined(element("p", {}, marked.note), box, by="\n")
 
 
 def _breaking(title: str) -> Markup:

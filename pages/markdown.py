@@ -9,7 +9,19 @@ import re
 from collections.abc import Iterator, Sequence
 
 from errors import one_line
-from pages.document import Block, Bullets, Code, Document, Figure, Paragraph, Section, Table
+from pages.document import (
+    Block,
+    Bullets,
+    Code,
+    Document,
+    Figure,
+    Links,
+    Marked,
+    Mount,
+    Paragraph,
+    Section,
+    Table,
+)
 from pages.markup import isolated
 
 # Anywhere in a line. `_` inside of a word, a bracket without a target and `&` without a name are
@@ -63,6 +75,20 @@ def _block(block: Block, level: int) -> Iterator[str]:
             yield ""
         case Code():
             yield from _code(block)
+        case Links():
+            names = ", ".join(f"{link.text} ({link.href})" for link in block.items)
+            yield from (at_start(f"{block.intro} {names}"), "")
+        case Marked():
+            yield from (at_start(block.note), "")
+            text = "".join(
+                f"\u27e6{'' if one.weight == 1 else f'{one.weight:g}: '}{one.text}\u27e7"
+                if one.weight
+                else one.text
+                for one in block.pieces
+            )
+            yield from _code(Code(text.split("\n")))
+        case Mount():
+            yield from (at_start(block.without), "")
         case Table():
             yield from _table(block)
         case Figure():

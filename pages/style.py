@@ -8,12 +8,12 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark;
   --paper: #ffffff; --soft: #f3f4f6; --ink: #1a1c1f; --quiet: #55595f; --line: #c6cad0;
-  --link: #0b57a4;
+  --link: #0b57a4; --mark: #d9efdd;
   --c0: #0b62b8; --c1: #b3430a; --c2: #1c7a3c; --c3: #8a3fae;
   --c4: #8a6a00; --c5: #b0225f; --c6: #0f7480; --c7: #555a66; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #14161a; --soft: #1f2329; --ink: #e8eaed; --quiet: #a9afb8; --line: #434a54;
-  --link: #8ab8ff;
+  --link: #8ab8ff; --mark: #1f4a2c;
   --c0: #6cb0ff; --c1: #ff9a5c; --c2: #63cf8a; --c3: #d49bf0;
   --c4: #e0bf4a; --c5: #ff8ab8; --c6: #59cbd8; --c7: #b4bac6; } }
 * { box-sizing: border-box; }
@@ -51,6 +51,8 @@ tbody .number { white-space: nowrap; }
 pre { background: var(--soft); padding: 0.75rem; overflow-x: auto; font-size: 0.875rem;
   font-family: ui-monospace, Consolas, "DejaVu Sans Mono", monospace; }
 code { font-family: inherit; }
+pre.row { white-space: pre-wrap; }
+mark { background: var(--mark); color: var(--ink); text-decoration: underline; }
 .figures { display: grid; gap: 0 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }
 figure { margin: 1rem 0 2rem; min-width: 0; }

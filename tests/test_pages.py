@@ -322,7 +322,7 @@ def test_colours_keep_their_contrast_in_light_and_dark() -> None:
     dark = dark.split("} }")[0]
     for part in (light, dark):
         colours = dict(re.findall(r"--(\w+): (#\w{6});", part))
-        assert len(colours) == 6 + 8
+        assert len(colours) == 7 + 8
         for paper in (colours["paper"], colours["soft"]):
             for name in ("ink", "quiet", "link"):
                 assert contrast(colours[name], paper) >= 4.5, name

@@ -38,6 +38,7 @@ OURS = frozenset(
         "local_tinker",
         "loop",
         "pages",
+        "report",
         "rows",
         "scores",
         "services",

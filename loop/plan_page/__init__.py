@@ -1,0 +1,1 @@
+"""What a run will do, on one page before any training."""

@@ -1,0 +1,1 @@
+"""A ledger told to trackers, beside the run and again after it."""
