@@ -180,6 +180,11 @@ class RunDirectory:
             self._lock_file = None
 
     @property
+    def is_held(self) -> bool:
+        """Whether this process keeps all others off the directory, and so may write in it."""
+        return self._lock_file is not None
+
+    @property
     def has_started(self) -> bool:
         return any(self.events("run_started"))
 
