@@ -178,7 +178,7 @@ def _log(log: str) -> dict[str, str] | None:
     if href is None:
         return None
     folder = shlex.quote(str(PurePosixPath(log).parent))
-    return {"href": href, "command": f"inspect view --log-dir {folder}"}
+    return {"name": log, "href": href, "command": f"inspect view --log-dir {folder}"}
 
 
 def relative_href(name: str) -> str | None:

@@ -23,6 +23,7 @@ from pages.html import Behaviour, DataPart
 
 ANSWERS = "answers"  # the section's id, and what its links begin with
 INDEX = "answers-index"
+ENDS = ("eval_failed", "failed", "interrupted")  # events that break a run off
 PAGE_CHARS = 13_000_000  # of all parts together; the rounds that matter least are left out
 
 
@@ -31,7 +32,7 @@ class Answers(NamedTuple):
     behaviour: Behaviour
 
 
-class _Round(NamedTuple):
+class Round(NamedTuple):
     """A round, or a checkpoint of an evaluation; `source` is None where nothing was measured."""
 
     number: int
@@ -54,9 +55,9 @@ def answers_of(view: Viewed) -> Answers:
     """The section, and what makes it work. A round that has no kept part gets one where this
     process holds the run. Raises `RunStoreError` and `StorageError`."""
     store = view.store
-    rounds = _rounds(store)
-    recommended = _recommended(store, rounds)
-    parts = _parts(store, rounds, recommended)
+    rounds = rounds_of(store)
+    recommended = recommended_of(store, rounds)
+    parts = parts_of(store, rounds, recommended)
     index = {
         "recommended": recommended,
         "is_evaluation": store.is_evaluation,
@@ -87,11 +88,10 @@ def _beside(name: str) -> str:
 # --- what there is --------------------------------------------------------------------------------
 
 
-def _rounds(store: RunStore) -> list[_Round]:
+def rounds_of(store: RunStore) -> list[Round]:
     kinds = ("step", "measured", "evaluated", "decided")
     numbers = {event["round"] for kind in kinds for event in store.events(kind)}
-    if store.is_evaluation:
-        numbers |= set(range(len(_labels(store))))
+    numbers |= set(range(len(_labels(store)))) if store.is_evaluation else {0}
     return [_round(store, number) for number in sorted(numbers - {None})]
 
 
@@ -101,13 +101,13 @@ def _labels(store: RunStore) -> list[str]:
     return [str(one["label"]) for one in records] if isinstance(records, list) else []
 
 
-def _round(store: RunStore, number: int) -> _Round:
+def _round(store: RunStore, number: int) -> Round:
     measured = list(store.events("measured", number))
     names = tuple(sorted({name for event in measured for name in event["tasks"]}))
     source, kind = None, "checkpoint" if store.is_evaluation else "round"
     if names:
         source = Source(f"{kind}_{number:02d}", number, measured[-1]["file"], names)
-    return _Round(number, _name(store, number), _why_no_result(store, number, names), source)
+    return Round(number, _name(store, number), _why_no_result(store, number, names), source)
 
 
 def _name(store: RunStore, number: int) -> str:
@@ -121,12 +121,21 @@ def _why_no_result(store: RunStore, number: int, measured: Sequence[str]) -> str
     """What a round without a result has come to; empty for one with."""
     if any(store.events("evaluated", number)):
         return ""
-    decision = store.decision(number)
-    said = "It has not been evaluated yet." if decision is None else decision.sentence
+    ended = _how_it_ended(store)
+    said = f"It was not evaluated: {ended}" if ended else "It has not been evaluated yet."
     return f"{said} Measured until then: {', '.join(measured)}." if measured else said
 
 
-def _recommended(store: RunStore, rounds: Sequence[_Round]) -> int | None:
+def _how_it_ended(store: RunStore) -> str:
+    """What broke the run off, where it has not gone on since; empty where nothing has."""
+    on = ("resumed", "step", "measured", "evaluated", "decided")
+    last = max((event["seq"] for kind in on for event in store.events(kind)), default=-1)
+    ends = (event for kind in ENDS for event in store.events(kind) if event["seq"] > last)
+    details = [one.get("detail") for one in sorted(ends, key=lambda event: event["seq"])]
+    return str(details[-1] or "") if details else ""
+
+
+def recommended_of(store: RunStore, rounds: Sequence[Round]) -> int | None:
     """What `#answers` shows: the recommended round, or the newest that has something to show."""
     decision = store.last_decision()
     shown = [one.number for one in rounds if one.source is not None]
@@ -135,13 +144,14 @@ def _recommended(store: RunStore, rounds: Sequence[_Round]) -> int | None:
     return shown[-1] if shown else None
 
 
-def _parts(store: RunStore, rounds: Sequence[_Round], recommended: int | None) -> dict[str, str]:
+def parts_of(
+    store: RunStore, rounds: Sequence[Round], recommended: int | None, room: int = PAGE_CHARS
+) -> dict[str, str]:
     """The parts by their id: the recommended round and the baseline first, then the newest, until
     the page is full."""
     first = (recommended, 0)
     by_weight = sorted(rounds, key=lambda one: (one.number not in first, -one.number))
     parts: dict[str, str] = {}
-    room = PAGE_CHARS
     for one in by_weight:
         if one.source is None:
             continue
@@ -153,7 +163,7 @@ def _parts(store: RunStore, rounds: Sequence[_Round], recommended: int | None) -
     return parts
 
 
-def _in_index(one: _Round, is_in_page: bool) -> dict[str, Any]:
+def _in_index(one: Round, is_in_page: bool) -> dict[str, Any]:
     source = one.source
     return {
         "number": one.number,
@@ -166,7 +176,7 @@ def _in_index(one: _Round, is_in_page: bool) -> dict[str, Any]:
     }
 
 
-def _tasks(view: Viewed, rounds: Sequence[_Round]) -> list[dict[str, Any]]:
+def _tasks(view: Viewed, rounds: Sequence[Round]) -> list[dict[str, Any]]:
     """The tasks, those that enter the score first, with how often each is measured."""
     settings = TrainingConfig.model_validate(view.config)
     measured = (name for one in rounds if one.source for name in one.source.tasks)

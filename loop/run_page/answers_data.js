@@ -4,7 +4,7 @@
 // Everything from the run is hostile: it goes in as text, never as markup, and links are checked.
 const NAME = "answers";
 const PAGE_SIZE = 50; // samples; the repeats of a question stay together
-const MAX_BYTES = 400e6; // of a decoded part
+const MAX_BYTES = 50e6; // of a decoded part; the run makes none above 20e6
 const KEPT_PARTS = 6; // decoded ones that are held
 const LONG = 1200; // characters of a text that are shown before somebody asks for more
 const MANY_TOPICS = 300; // that a list can be chosen from; more are found by the search

@@ -263,7 +263,7 @@ function drawNotes(notes, round, before, now, earlier) {
   const files = make("p", {}, `${plain(round.name)} as recorded: `,
     link(round.file, round.href));
   if (task && task.log) {
-    files.append("; its Inspect log: ", link(decodeURIComponent(task.log.href), task.log.href),
+    files.append("; its Inspect log: ", link(plain(task.log.name), task.log.href),
       ", opened from the run's directory by ", make("code", {}, task.log.command));
   }
   view.notes.append(files);
@@ -306,19 +306,18 @@ async function draw({ state, notes }) {
     before = null;
   }
   if (!decoded.has(round.part)) view.status.textContent = `Reading ${plain(round.name)} ...`;
-  let now, earlier;
   try {
-    now = await taskOf(round, state.task);
-    earlier = before && await taskOf(before, state.task);
-  } catch (error) {
+    const now = await taskOf(round, state.task);
+    const earlier = before && await taskOf(before, state.task);
+    if (own !== drawing) return;
+    if (now.task || now.losses) drawRows(state, notes, { round, before, now, earlier });
+    else drawNothing(`Too large for this page. The answers are in ${round.file}.`);
+  } catch (error) { // somebody has changed the part
     if (own === drawing) {
       drawNothing(`The answers in this page cannot be read (${plain(error.message)}). `
         + `They are in ${round.file}.`);
     }
-    return;
   }
-  if (own !== drawing) return;
-  drawRows(state, notes, { round, before, now, earlier });
 }
 
 function drawRows(state, notes, { round, before, now, earlier }) {
@@ -361,10 +360,10 @@ function follow() {
     if (location.hash === "" && drawing > 0) draw(settled(NOTHING));
     return false;
   }
-  draw(settled(wish));
+  const drawn = draw(settled(wish));
   if (!history.state || history.state.answers !== true) {
     history.replaceState(KNOWN, "");
-    come();
+    drawn.then(come); // not before: what is drawn makes the page long enough to scroll there
   }
   return true;
 }
