@@ -8,6 +8,7 @@
                              checkpoint_NN.json in an evaluation of checkpoints outside a run
     inspect_logs/            what `inspect view` opens
     eval_report.md           the recommended checkpoint and the evidence for it
+    report_parts/            each round's answers as they stand in report.html
     evals/*.partial.jsonl    graded samples of an evaluation that is not recorded yet
     selections/round_NN.json what the round trained on, and why
     evalops/round_NN-*.json  rounds as EvalOps is told of them

@@ -6,6 +6,8 @@ const NAME = "answers";
 const PAGE_SIZE = 50; // samples; the repeats of a question stay together
 const MAX_BYTES = 50e6; // of a decoded part; the run makes none above 20e6
 const KEPT_PARTS = 6; // decoded ones that are held
+const MOST_REPEATS = 100; // of a question that stand together
+const MOST_EXPECTED = 12; // answers that are shown before somebody asks for more
 const LONG = 1200; // characters of a text that are shown before somebody asks for more
 const MANY_TOPICS = 300; // that a list can be chosen from; more are found by the search
 
@@ -108,7 +110,18 @@ function textBox(text, kind) {
 
 const number = (value) => value.toLocaleString("en-US");
 const count = (value, one) => `${number(value)} ${one}${value === 1 ? "" : "s"}`;
-const short = (value) => String(Number(value.toPrecision(4)));
+
+// Four digits, but for what they would make another number: a score just below 1 is not 1.
+function short(value) {
+  const rounded = Number(value.toPrecision(4));
+  return String(Number.isInteger(rounded) ? value : rounded);
+}
+
+// A loss, or how far two are apart.
+function precise(value) {
+  return value !== 0 && Math.abs(value) < 0.001 ? value.toPrecision(3) : value.toFixed(4);
+}
+
 const isPartly = (sample) => sample.score > 0 && sample.score < 1;
 
 function link(text, href) {
@@ -210,6 +223,10 @@ function settled(wish) {
     notes.push(`There is no ${kind()} ${state.versus} here to compare with.`);
     state.versus = null;
   }
+  if (state.versus === state.round) {
+    notes.push(`A ${kind()} is not compared with itself.`);
+    state.versus = null;
+  }
   return { state, notes };
 }
 
@@ -231,7 +248,7 @@ function beforeOf(state) {
 
 function whyNotRun(round, name) {
   const every = index.tasks.find((task) => task.name === name).every;
-  const often = every === "end" ? " It is measured at the end of the run alone."
+  const often = every === "end" ? " It is measured at the end of the run."
     : every > 1 ? ` It is measured every ${every} rounds.` : "";
   const why = round.note ? ` ${plain(round.note)}` : often;
   return `Not run: ${plain(name)} was not measured in ${plain(round.name)}.${why}`;
@@ -257,16 +274,12 @@ function rowsOf(now, before) {
   return now.entries.map((entry) => ({ now: entry, before: earlier.get(keyOf(entry)) || null }));
 }
 
-const SAID = new WeakMap(); // what a search looks through
-
+// What a search looks through.
 function saidIn(row) {
-  if (!SAID.has(row)) {
-    const of = (one) => [one.id, one.topic, one.question, ...(one.expected || []), one.answer,
-      one.error];
-    const texts = [...of(row.now), ...(row.before ? of(row.before) : [])];
-    SAID.set(row, texts.filter((text) => text).join("\n").toLowerCase());
-  }
-  return SAID.get(row);
+  const of = (one) => [one.id, one.topic, one.question, ...(one.expected || []), one.answer,
+    one.error];
+  const texts = [...of(row.now), ...(row.before ? of(row.before) : [])];
+  return texts.filter((text) => text).join("\n").toLowerCase();
 }
 
 function passes(filter, row) {
@@ -277,6 +290,12 @@ function hasTopic(row, topic) {
   return topic === null || (row.now.topic ?? "") === topic;
 }
 
+function parted(list, size) {
+  const parts = [];
+  for (let at = 0; at < list.length; at += size) parts.push(list.slice(at, at + size));
+  return parts;
+}
+
 // The questions of rows, each with its repeats, in pages.
 function pagesOf(rows) {
   const questions = new Map();
@@ -285,9 +304,11 @@ function pagesOf(rows) {
     if (known) known.push(row);
     else questions.set(row.now.id, [row]);
   }
+  const together = [...questions.values()].flatMap((repeats) =>
+    repeats.length <= MOST_REPEATS ? [repeats] : parted(repeats, MOST_REPEATS));
   const pages = [];
   let size = PAGE_SIZE;
-  for (const repeats of questions.values()) {
+  for (const repeats of together) {
     if (size >= PAGE_SIZE) {
       pages.push([]);
       size = 0;

@@ -2,6 +2,7 @@
 
 let view; // the elements that change
 let current; // the state that is shown
+let typing = null; // the timer of a search that is being typed
 let drawing = 0; // the number of the newest drawing; an older one that comes late is dropped
 
 // --- controls ------------------------------------------------------------------------------------
@@ -62,10 +63,12 @@ function built() {
     below: pager("Pages of samples, below them", turned),
     filterKinds: null,
   };
-  let waiting;
   find.addEventListener("input", () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(() => go({ find: find.value, page: 1 }, true), 150);
+    clearTimeout(typing);
+    typing = setTimeout(() => {
+      typing = null;
+      go({ find: find.value, page: 1 }, true);
+    }, 150);
   });
   const choices = make("div", { class: "choices" }, parts.task.label, parts.round.label,
     parts.versus.label, parts.topic.label, labelled("Find in texts", find));
@@ -88,7 +91,7 @@ function drawChoices(state) {
     ["none", "nothing"]];
   fill(view.versus.control, [...first, ...others],
     state.versus === null ? "" : String(state.versus));
-  if (view.find !== document.activeElement) view.find.value = state.find;
+  if (typing === null) view.find.value = state.find;
 }
 
 function drawTopics(state, topics) {
@@ -176,7 +179,13 @@ function answerBox(round, sample) {
 
 function expectedBox(expected) {
   if (expected.length === 0) return make("p", { class: "quiet" }, "No expected answer is known.");
-  const boxes = expected.map((one) => textBox(one, "wanted"));
+  const boxes = expected.slice(0, MOST_EXPECTED).map((one) => textBox(one, "wanted"));
+  const more = expected.slice(MOST_EXPECTED);
+  if (more.length > 0) {
+    const shown = button(`${number(more.length)} more`, () =>
+      shown.replaceWith(...more.map((one) => textBox(one, "wanted"))));
+    boxes.push(shown);
+  }
   const title = expected.length === 1 ? "Expected" : "Expected, one of";
   return make("div", { class: "expected" }, make("p", { class: "head" }, title), ...boxes);
 }
@@ -218,11 +227,11 @@ function drawLosses(pages, state, round, before) {
   if (before) columns.push(`${plain(before.name)}`, "Difference");
   const head = columns.map((title) => make("th", { scope: "col" }, title));
   const body = (pages[state.page - 1] || []).flat().map(({ now, before: was }) => {
-    const cells = [now.topic ?? "", number(now.num_tokens), now.loss.toFixed(4)];
+    const cells = [now.topic ?? "", number(now.num_tokens), precise(now.loss)];
     if (before) {
       const change = was && now.loss - was.loss;
-      cells.push(was ? was.loss.toFixed(4) : "not measured",
-        was ? (change > 0 ? "+" : "") + change.toFixed(4) : "");
+      cells.push(was ? precise(was.loss) : "not measured",
+        was ? (change > 0 ? "+" : "") + precise(change) : "");
     }
     return make("tr", {}, make("th", { scope: "row" }, visible(now.id)),
       ...cells.map((cell, at) => make("td", at ? { class: "number" } : {}, visible(cell))));
@@ -264,7 +273,8 @@ function drawNotes(notes, round, before, now, earlier) {
     link(round.file, round.href));
   if (task && task.log) {
     files.append("; its Inspect log: ", link(plain(task.log.name), task.log.href),
-      ", opened from the run's directory by ", make("code", {}, task.log.command));
+      ", opened from the run's directory by ", make("code", {}, task.log.command),
+      " (of the project's .venv/bin)");
   }
   view.notes.append(files);
 }
@@ -348,7 +358,10 @@ const KNOWN = { answers: true }; // what marks the steps that this browser has s
 function go(changes, isTyping = false) {
   const state = { ...current, ...changes };
   if (state.versus === state.round) state.versus = null;
-  history[isTyping ? "replaceState" : "pushState"](KNOWN, "", addressOf(state));
+  try {
+    history[isTyping ? "replaceState" : "pushState"](KNOWN, "", addressOf(state));
+  } catch { // some viewers of files let no page change its address: there is none to go back to
+  }
   draw(settled(state));
 }
 
