@@ -29,8 +29,8 @@ from answer_runs import (
 )
 from browser import AXE, DESK, PHONE, Browser, BrowserPage, Size, found_browser
 from ledger.store import RunStore
-from loop.run_page.answer_parts import FOLDER
-from loop.run_page.answers import answers_at, answers_of
+from loop.run_page.answer_parts import FOLDER, encoded
+from loop.run_page.answers import INDEX, answers_at, answers_of
 from loop.run_page.page import PAGE, write_page
 from loop.run_page.viewed import viewed
 from pages.charts import LineChart, Point, Series
@@ -386,6 +386,41 @@ def test_any_address_shows_something(shown: BrowserPage) -> None:
         assert shown.texts("#answers-browser img") == []
 
 
+def changed_page(run_dir: Path, target: Path, changes: dict[str, str]) -> str:
+    """The run's page with other data in it; its address."""
+    text = (run_dir / PAGE).read_text()
+    for old, new in changes.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    target.write_text(text)
+    return target.as_uri()
+
+
+def test_what_is_cut_or_left_out_is_said(browser: Browser, run_dir: Path, tmp_path: Path) -> None:
+    store = RunStore.open(run_dir)
+    data = {one.part_id: one.base64_text for one in answers_of(viewed(store)).behaviour.parts}
+    small = encoded(store.measured(2), 2_500)
+    index = json.loads(base64.b64decode(data[INDEX]))
+    index["rounds"][1]["part"] = None
+    without = base64.b64encode(json.dumps(index).encode()).decode()
+    changes = {data["answers-2"]: small, data[INDEX]: without}
+    address = changed_page(run_dir, tmp_path / "page.html", changes)
+    page = browser.page(address + "#answers/2?vs=0&show=all")
+    page.until(SHOWN)
+    notes = page.text("#answers-browser .notes")
+    assert re.search(rf"Only the first \d+ of {NUM_QUESTIONS} are in this page; all are in", notes)
+    assert "Long texts are cut in this page" in notes
+    assert any("cut; whole in evals/round_02.json" in one for one in page.texts(".facts"))
+    page.value("location.hash = '#answers/2'")
+    page.until("document.querySelector('.samples .alone')")
+    why = "Left out of this page, which would be too large: the answers of Round 1. They are in "
+    assert f"Nothing is compared. {why}evals/round_01.json." in page.text("#answers-browser .notes")
+    page.value("location.hash = '#answers/1'")
+    until_status(page, why)
+    assert page.problems == []
+    page.close()
+
+
 # --- hostile texts --------------------------------------------------------------------------------
 
 
@@ -418,13 +453,12 @@ def test_hostile_texts_do_nothing(shown: BrowserPage) -> None:
 def test_a_part_that_somebody_changed_is_said_to_be_unreadable(
     browser: Browser, run_dir: Path, tmp_path: Path
 ) -> None:
-    text = (run_dir / PAGE).read_text()
     _, part = (run_dir / FOLDER / "round_02.txt").read_text().split()
     bomb = base64.b64encode(gzip.compress(bytes(60_000_000), 9)).decode()
     shape = base64.b64encode(gzip.compress(b'{"tasks": [null], "held_out": 3}')).decode()
-    for number, other in enumerate((part[: len(part) // 2 // 4 * 4], "AAAA", shape, bomb)):
-        (tmp_path / f"{number}.html").write_text(text.replace(part, other))
-        page = browser.page((tmp_path / f"{number}.html").as_uri() + "#answers/2")
+    for other in (part[: len(part) // 2 // 4 * 4], "AAAA", shape, bomb):
+        address = changed_page(run_dir, tmp_path / "page.html", {part: other})
+        page = browser.page(address + "#answers/2")
         until_status(page, "cannot be read")
         assert "evals/round_02.json" in page.text(STATUS)
         assert page.problems == []
