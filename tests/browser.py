@@ -55,11 +55,22 @@ class Browser:
     """One Chromium with an empty profile; `page` opens a page in it."""
 
     def __init__(self, program: str, profile: Path) -> None:
+        """Start it; without its sandbox where it has none, as in most containers and for root."""
+        ways = [[], ["--no-sandbox"]] if os.geteuid() else [["--no-sandbox"]]
+        for flags in ways:
+            self._start([program, *FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"])
+            try:
+                self.call("Browser.getVersion")
+                return
+            except (BrowserError, BrokenPipeError):
+                self._end()
+                if flags == ways[-1]:
+                    raise
+
+    def _start(self, line: list[str]) -> None:
         # Above 9, so that the two numbers that Chromium reads and writes on are free.
         commands, answers = os.pipe(), os.pipe()
         theirs = [fcntl.fcntl(one, fcntl.F_DUPFD, 10) for one in (commands[0], answers[1])]
-        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-        line = [program, *FLAGS, *sandbox, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
             ["bash", "-c", f'exec "$0" "$@" 3<&{theirs[0]} 4>&{theirs[1]}', *line],
             pass_fds=theirs,
@@ -79,6 +90,9 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: object, at: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         os.close(self._to)  # who controls it is gone, and so it goes
         try:
             self._process.wait(10)
