@@ -136,6 +136,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="show which weights a run has saved, where, since and until when",
     )
     parser.add_argument(
+        "--init",
+        nargs="+",
+        metavar=("USE_CASE", "DIR"),
+        help="write a config, its one-pager and templates of its files into DIR (default: a folder "
+        "named as the use case: chat, code, math, tools or safety), and say what is still open",
+    )
+    parser.add_argument(
+        "--power",
+        nargs="+",
+        metavar=("FROM TO", "RUN_DIR"),
+        help="how many questions tell the score TO from FROM, for example --power 0.80 0.85; with "
+        "--config also what its questions can tell, with RUN_DIR how many answers a run changed",
+    )
+    parser.add_argument(
         "--local",
         action="store_true",
         help="train on this machine, whatever keys or addresses are set",
@@ -195,6 +209,14 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         from commands.alerts import parse_command
 
         session.alert_command = parse_command(args.alert)
+    if args.init is not None:
+        from commands.init import write_project
+
+        return write_project(args)
+    if args.power is not None:
+        from commands.power import show_power
+
+        return show_power(args)
     if args.list is not None:
         from commands.listing import list_checkpoints
 
