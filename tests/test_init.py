@@ -99,7 +99,7 @@ def test_the_rows_that_are_shown_are_read(name: str, tmp_path: Path) -> None:
     rows.write_text(use_case.row + "\n")
     questions.write_text(use_case.question + "\n")
     assert len(load_examples([Source("rows.jsonl", rows)]).examples) == 1
-    assert load_questions("qa", questions).n == 1
+    assert len(load_questions("qa", questions).questions) == 1
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
