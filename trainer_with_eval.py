@@ -175,6 +175,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="run a command, without a shell, when a limit is violated, the target is missed or "
         "the run fails, with what happened as JSON on its standard input",
     )
+    parser.add_argument(
+        "--summary",
+        type=Path,
+        metavar="FILE",
+        help="append a summary in Markdown to FILE, for example $GITHUB_STEP_SUMMARY",
+    )
+    parser.add_argument(
+        "--junit", type=Path, metavar="FILE", help="write who passed to FILE, as JUnit's XML"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="show every answer, and tracebacks of errors"
@@ -205,6 +214,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(args: argparse.Namespace, session: Session) -> int:
     """Do what the arguments ask for; returns the exit code."""
+    if args.summary is not None or args.junit is not None:
+        from commands.ci import check_files
+
+        check_files(args)
     if args.alert is not None:
         from commands.alerts import parse_command
 
