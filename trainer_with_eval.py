@@ -139,8 +139,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--init",
         nargs="+",
         metavar=("USE_CASE", "DIR"),
-        help="write a config, its one-pager and templates of its files into DIR (default: a folder "
-        "named as the use case: chat, code, math, tools or safety), and say what is still open",
+        help="write a config and its one-pager for chat, code, math, tools or safety into DIR "
+        "(default: a folder named so), and say which files to put there and what is still open",
     )
     parser.add_argument(
         "--power",

@@ -67,21 +67,8 @@ class Summary(NamedTuple):
 
 def summary_of_run(store: RunStore, decision: Decision, gate: Gate, name: str) -> Summary:
     """A run that has ended: its rounds against its baseline."""
-    from scores.decision import judge
-
     results = store.results()
-    baseline = results[0]
-    lines = []
-    for result in results:
-        if result.round == 0:
-            lines.append(Line("round 0 (baseline)", result, None, "", None, ""))
-            continue
-        verdict = judge(result, baseline, gate)
-        said = verdict.objection or verdict.numbers
-        called = f"round {result.round}"
-        if result.round == decision.best_round:
-            called += " (best)"
-        lines.append(Line(called, result, baseline, "the baseline", verdict.passed, said))
+    lines = lines_of_run(results, decision.best_round, gate)
     best = [line for line in lines[1:] if line.result.round == decision.best_round]
     sentences = [decision.sentence]
     if (test := store.test_result()) is not None:
@@ -90,17 +77,29 @@ def summary_of_run(store: RunStore, decision: Decision, gate: Gate, name: str) -
     is_within = limits is None or not limits["fails"]
     if not is_within:
         sentences.append("A limit of evalops_budget_file is violated.")
+    if len(lines) < len(results):
+        sentences.append(f"{len(results) - len(lines)} rounds before the last are not shown.")
     passed = decision.action == "stop_passed" and is_within
-    kept = [
-        line
-        for place, line in enumerate(lines)
-        if place == 0 or line in best or place >= len(lines) - NUM_ROUNDS_SHOWN
-    ]
-    if len(kept) < len(lines):
-        sentences.append(f"{len(lines) - len(kept)} rounds before the last are not shown.")
-    title, usage = f"{name}: run", store.usage()
     # Rounds before the best are no failures: they are how it was reached.
-    return Summary(title, passed, sentences, kept, best, [], usage, store.run_dir)
+    title, usage = f"{name}: run", store.usage()
+    return Summary(title, passed, sentences, lines, best, [], usage, store.run_dir)
+
+
+def lines_of_run(results: Sequence[EvalResult], best_round: int, gate: Gate) -> list[Line]:
+    """The baseline, the best round and the last ones, each judged by the gate."""
+    from scores.decision import judge
+
+    baseline = results[0]
+    lines = [Line("round 0 (baseline)", baseline, None, "", None, "")]
+    first_of_last = max(1, len(results) - NUM_ROUNDS_SHOWN)
+    for place, result in enumerate(results[1:], start=1):
+        is_best = result.round == best_round
+        if is_best or place >= first_of_last:
+            verdict = judge(result, baseline, gate)
+            called = f"round {result.round}{' (best)' if is_best else ''}"
+            said = verdict.objection or verdict.numbers
+            lines.append(Line(called, result, baseline, "the baseline", verdict.passed, said))
+    return lines
 
 
 def summary_of_evaluation(store: RunStore, comparisons: Sequence[Comparison], name: str) -> Summary:
@@ -287,10 +286,14 @@ def write_files(args: argparse.Namespace, redacted: Callable[[str], str], summar
 
 
 def write_failure(args: argparse.Namespace, message: str) -> None:
-    """The same of a command that failed, by the message that its user was told."""
-    if getattr(args, "summary", None) is not None:
+    """The same of a command that failed, by the message that its user was told.
+
+    Raises `StorageError`. A folder was refused, which the message says.
+    """
+    title = "trainer_with_eval.py"
+    summary, junit = (getattr(args, name, None) for name in ("summary", "junit"))
+    if summary is not None and not summary.is_dir():
         blocks = [Paragraph("No verdict: it ended early.", is_lead=True), Paragraph(message)]
-        append_line(args.summary, markdown(Document("trainer_with_eval.py", blocks)))
-    if getattr(args, "junit", None) is not None:
-        title = "trainer_with_eval.py"
-        write_whole(args.junit, [_junit(title, [("target", False, message)], "error")])
+        append_line(summary, markdown(Document(title, blocks)))
+    if junit is not None and not junit.is_dir():
+        write_whole(junit, [_junit(title, [("target", False, message)], "error")])

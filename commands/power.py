@@ -129,13 +129,13 @@ def needed_for(
         (possible.least + possible.independent) / 2: "between both",
         possible.independent: "as of models that have nothing in common",
     }
-    of_run = {min(possible.most, possible.least + 2 * one.lost): one.text for one in seen}
+    of_run = [(min(possible.most, possible.least + 2 * one.lost), one.text) for one in seen]
     return [
         needed("threshold", f"one checkpoint, against the threshold {low:g}"),
         needed("unpaired", "two checkpoints, each asked questions of its own"),
         *(
             needed("paired", f"the same questions, {share:.1%} of answers change: {text}", share)
-            for share, text in sorted({**paired, **of_run}.items())
+            for share, text in sorted([*paired.items(), *of_run])
         ),
     ]
 
