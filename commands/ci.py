@@ -262,16 +262,25 @@ def check_files(args: argparse.Namespace) -> None:
     for flag, path in (("--summary", args.summary), ("--junit", args.junit)):
         if path is None:
             continue
-        if path.is_dir():
+        if not _may_write(flag, path):
             raise ConfigError(
-                f"{flag}: {str(path)!r} is a folder. Name a file, for example summary.md; where a "
-                "variable of the pipeline names it, that is not set."
+                f"{flag}: {str(path)!r} is a folder or a device. Name a file, for example "
+                "summary.md; where a variable of the pipeline names it, that is not set."
             )
         if args.dry_run or args.preview is not None or args.list is not None:
             raise ConfigError(
                 f"{flag} is written when a run or an evaluation ends; leave it out of --dry-run, "
                 "--preview and --list."
             )
+    if args.summary is not None and args.summary == args.junit:
+        raise ConfigError(f"--summary and --junit both name {args.junit}. Give each its own file.")
+
+
+def _may_write(flag: str, path: Path) -> bool:
+    """A summary may go to a pipe or a terminal; JUnit's file takes the place of what is there."""
+    if flag == "--summary":
+        return not path.is_dir()
+    return path.is_file() or not path.exists()
 
 
 def write_files(args: argparse.Namespace, redacted: Callable[[str], str], summary: Summary) -> None:
@@ -280,20 +289,24 @@ def write_files(args: argparse.Namespace, redacted: Callable[[str], str], summar
     Raises `StorageError`.
     """
     if args.summary is not None:
-        append_line(args.summary, redacted(markdown(document_of(summary))))
+        _append(args.summary, redacted(markdown(document_of(summary))))
     if args.junit is not None:
         write_whole(args.junit, [redacted(junit_of(summary))])
+
+
+def _append(path: Path, text: str) -> None:
+    append_line(path, text, is_synced=False)  # which a pipe cannot be
 
 
 def write_failure(args: argparse.Namespace, message: str) -> None:
     """The same of a command that failed, by the message that its user was told.
 
-    Raises `StorageError`. A folder was refused, which the message says.
+    Raises `StorageError`. Leaves alone what was refused, as the message says.
     """
     title = "trainer_with_eval.py"
     summary, junit = (getattr(args, name, None) for name in ("summary", "junit"))
-    if summary is not None and not summary.is_dir():
+    if summary is not None and _may_write("--summary", summary):
         blocks = [Paragraph("No verdict: it ended early.", is_lead=True), Paragraph(message)]
-        append_line(summary, markdown(Document(title, blocks)))
-    if junit is not None and not junit.is_dir():
+        _append(summary, markdown(Document(title, blocks)))
+    if junit is not None and junit != summary and _may_write("--junit", junit):
         write_whole(junit, [_junit(title, [("target", False, message)], "error")])

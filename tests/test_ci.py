@@ -127,8 +127,10 @@ def test_what_failed_is_told_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--summary", ""], "--summary: '.' is a folder"),
-        (["--junit", "."], "--junit: '.' is a folder"),
+        (["--summary", ""], "--summary: '.' is a folder or a device"),
+        (["--junit", "."], "--junit: '.' is a folder or a device"),
+        (["--junit", "/dev/null"], "--junit: '/dev/null' is a folder or a device"),
+        (["--junit", "x", "--summary", "x"], "both name x"),
         (["--summary", "s.md", "--dry-run"], "leave it out of --dry-run"),
         (["--junit", "j.xml", "--preview", "2"], "leave it out of --dry-run"),
         (["--summary", "s.md", "--list", "x"], "leave it out of --dry-run"),
