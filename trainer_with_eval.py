@@ -136,6 +136,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="show which weights a run has saved, where, since and until when",
     )
     parser.add_argument(
+        "--init",
+        nargs="+",
+        metavar=("USE_CASE", "DIR"),
+        help="write a config and its one-pager for chat, code, math, tools or safety into DIR "
+        "(default: a folder named so), and say which files to put there and what is still open",
+    )
+    parser.add_argument(
+        "--power",
+        nargs="+",
+        metavar=("FROM TO", "RUN_DIR"),
+        help="how many questions tell the score TO from FROM, for example --power 0.80 0.85; with "
+        "--config also what its questions can tell, with RUN_DIR how many answers a run changed",
+    )
+    parser.add_argument(
         "--local",
         action="store_true",
         help="train on this machine, whatever keys or addresses are set",
@@ -160,6 +174,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="COMMAND",
         help="run a command, without a shell, when a limit is violated, the target is missed or "
         "the run fails, with what happened as JSON on its standard input",
+    )
+    parser.add_argument(
+        "--summary",
+        type=Path,
+        metavar="FILE",
+        help="append a summary in Markdown to FILE, for example $GITHUB_STEP_SUMMARY",
+    )
+    parser.add_argument(
+        "--junit", type=Path, metavar="FILE", help="write who passed to FILE, as JUnit's XML"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
@@ -191,10 +214,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(args: argparse.Namespace, session: Session) -> int:
     """Do what the arguments ask for; returns the exit code."""
+    if args.summary is not None or args.junit is not None:
+        from commands.ci import check_files
+
+        check_files(args)
     if args.alert is not None:
         from commands.alerts import parse_command
 
         session.alert_command = parse_command(args.alert)
+    if args.init is not None:
+        from commands.init import write_project
+
+        return write_project(args)
+    if args.power is not None:
+        from commands.power import show_power
+
+        return show_power(args)
     if args.list is not None:
         from commands.listing import list_checkpoints
 

@@ -114,6 +114,11 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
         if args.json:
             say(json.dumps({"error": message, "exit_code": exit_code}))
         write_out()
+    if getattr(args, "summary", None) is not None or getattr(args, "junit", None) is not None:
+        from commands.ci import write_failure
+
+        with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong
+            write_failure(args, message)
     if isinstance(error, OutputGone):  # unlike Ctrl-C, nobody is there to see it
         alert(session, "interrupted", {"detail": message})
     elif exit_code == 1:

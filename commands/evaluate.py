@@ -227,7 +227,14 @@ def report_and_alert(
     """Print how checkpoints compare, and alert where one does not pass; the exit code."""
     session.end_live_line()
     try:
-        return report_comparisons(args, store, comparisons)
+        exit_code = report_comparisons(args, store, comparisons)
+        if args.summary is not None or args.junit is not None:
+            from commands.ci import summary_of_evaluation, write_files
+
+            name = store.settled_config()["config"]["run_name"]
+            summary = summary_of_evaluation(store, comparisons, name)
+            write_files(args, session.keys.redacted, summary)
+        return exit_code
     finally:
         if missed := [one.sentence for one in comparisons if one.passed is False]:
             alert(session, "target_missed", {"detail": " ".join(missed)})

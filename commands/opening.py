@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +35,28 @@ def refuse_other_config(recorded: dict[str, Any], given: LoadedConfig, where: st
         raise ConfigError(
             f"{where}: the run was started with other settings: {shown}. A resumed run may "
             f"change only {', '.join(CHANGEABLE_ON_RESUME)}. Change these back, or start a new run."
+        )
+
+
+# What an argument of the command line is when it is not given.
+_NOT_GIVEN = (None, False, [])
+
+
+def refuse_beside(args: argparse.Namespace, mode: str, allowed: Collection[str]) -> None:
+    """Raise `ConfigError` for arguments that mean nothing beside one that does something else.
+
+    `allowed` are the names of the arguments that do.
+    """
+    names = {"overrides": "--set"}
+    given = [
+        names.get(name, f"--{name.replace('_', '-')}")
+        for name, value in vars(args).items()
+        if value not in _NOT_GIVEN and name not in allowed
+    ]
+    if given:
+        raise ConfigError(
+            f"{mode} stands alone, and {', '.join(given)} was given beside it. Leave that out, or "
+            f"give it in a command of its own, without {mode}."
         )
 
 

@@ -61,7 +61,15 @@ def report_end_and_alert(
     """Print the outcome of a run, and alert where it has not met its target; the exit code."""
     session.end_live_line()
     try:
-        return report_end(args, store, decision, ending)
+        exit_code = report_end(args, store, decision, ending)
+        if args.summary is not None or args.junit is not None:
+            from commands.ci import summary_of_run, write_files
+            from loop.planning.plan import gate_of
+
+            name = ending.config.run_name
+            summary = summary_of_run(store, decision, gate_of(ending.config), name)
+            write_files(args, session.keys.redacted, summary)
+        return exit_code
     finally:
         if decision.action != "stop_passed":
             alert(session, "target_missed", {"round": decision.round, "detail": decision.sentence})

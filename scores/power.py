@@ -24,6 +24,51 @@ def questions_needed(low: float, high: float, alpha: float = 0.05, power: float 
     return max(1, math.ceil(_fleiss_n(low, high, alpha, power) - 1e-9))
 
 
+def questions_needed_unpaired(
+    low: float, high: float, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """Questions for each of two checkpoints that are asked different ones, one-sided.
+
+    Fleiss, Levin and Paik 2003, chapter 4, equal numbers, without continuity correction.
+    """
+    z_alpha, z_power = _quantiles(low, high, alpha, power)
+    middle = (low + high) / 2
+    spread = z_alpha * math.sqrt(2 * middle * (1 - middle))
+    spread += z_power * math.sqrt(low * (1 - low) + high * (1 - high))
+    return _whole(spread / (high - low))
+
+
+def questions_needed_paired(
+    low: float, high: float, changed: float, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """Questions that two checkpoints are both asked, where the share `changed` of the answers turns
+    from wrong to right or back; one-sided.
+
+    Connor 1987, Biometrics 43:207, McNemar's test without continuity correction.
+    """
+    z_alpha, z_power = _quantiles(low, high, alpha, power)
+    gain = high - low
+    spread = z_alpha * math.sqrt(changed)
+    spread += z_power * math.sqrt(max(0.0, changed - gain * gain))
+    return _whole(spread / gain)
+
+
+class Changes(NamedTuple):
+    """Which shares of answers may change between a score and a higher one: at least those that
+    bring the gain, as many as of two checkpoints that have nothing to do with each other, and at
+    most all that can."""
+
+    least: float
+    independent: float
+    most: float
+
+
+def possible_changes(low: float, high: float) -> Changes:
+    gain = high - low
+    independent = low * (1 - high) + high * (1 - low)
+    return Changes(gain, independent, gain + 2 * min(low, 1 - high))
+
+
 def smallest_difference(
     n: int, score: float, alpha: float = 0.05, power: float = 0.8
 ) -> float | None:
@@ -44,13 +89,23 @@ def smallest_difference(
 
 
 def _fleiss_n(low: float, high: float, alpha: float, power: float) -> float:
+    z_alpha, z_power = _quantiles(low, high, alpha, power)
+    spread = z_alpha * math.sqrt(low * (1 - low))
+    spread += z_power * math.sqrt(high * (1 - high))
+    ratio = spread / (high - low)
+    return ratio * ratio  # `** 2` raises where the difference is next to nothing
+
+
+def _quantiles(low: float, high: float, alpha: float, power: float) -> tuple[float, float]:
+    """Of the normal distribution, for the error and for the power."""
     if not 0 <= low < high <= 1 or not 0 < alpha < 0.5 <= power < 1:
         raise ValueError(f"cannot tell {high} from {low} at alpha {alpha} with power {power}")
     normal = NormalDist()
-    spread = normal.inv_cdf(1 - alpha) * math.sqrt(low * (1 - low))
-    spread += normal.inv_cdf(power) * math.sqrt(high * (1 - high))
-    ratio = spread / (high - low)
-    return ratio * ratio  # `** 2` raises where the difference is next to nothing
+    return normal.inv_cdf(1 - alpha), normal.inv_cdf(power)
+
+
+def _whole(ratio: float) -> int:
+    return max(1, math.ceil(ratio * ratio - 1e-9))
 
 
 def false_stop_risk(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 from scores.decision import Gate
@@ -34,7 +35,7 @@ def describe_resolution(gate: Gate, sizes: Sequence[TaskSize]) -> str:
     Before anything is measured the answers are taken as right or wrong, and those of a cluster as
     rising and falling together, which is the widest that they can be.
     """
-    n, n_eff = sum(size.n for size in sizes), _effective_n(sizes)
+    n, n_eff = sum(size.n for size in sizes), effective_n(sizes)
     worth = (
         ""
         if n_eff == n
@@ -49,7 +50,7 @@ def describe_resolution(gate: Gate, sizes: Sequence[TaskSize]) -> str:
     return f"resolution: {n} questions{worth} {told} (in 8 of 10 tries, at 1 false alarm in 20)"
 
 
-def _effective_n(sizes: Sequence[TaskSize]) -> int:
+def effective_n(sizes: Sequence[TaskSize]) -> int:
     """How many questions of one task the plain mean of tasks is worth: k^2 / sum(1 / n)."""
     inverse = sum(1 / size.num_clusters for size in sizes)
     return max(1, math.floor(len(sizes) ** 2 / inverse + 1e-9))
@@ -59,13 +60,8 @@ def _false_stops(gate: Gate, sizes: Sequence[TaskSize]) -> str:
     truth = gate.threshold - FALSE_STOP_GAP
     if not 0 < truth < 1 or not gate.stops:
         return ""
-    rule = "lower_bound" if gate.rule == "lower_bound" else "mean"
-    n_eff, looks = _effective_n(sizes), gate.max_rounds
-    if len(sizes) == 1:
-        risk = false_stop_risk(rule, n_eff, gate.threshold, truth, looks, gate.alpha)
-    else:
-        stderr = math.sqrt(truth * (1 - truth) / n_eff)
-        risk = false_stop_risk_normal(rule, stderr, gate.threshold, truth, looks, gate.alpha)
+    looks = gate.max_rounds
+    risk = _pass_chance(gate, sizes, truth, looks, gate.alpha)
     is_clustered = any(size.num_clusters < size.n for size in sizes)
     most = "at most " if gate.rule == "paired" or is_clustered else ""
     about = "about " if len(sizes) > 1 else ""
@@ -73,6 +69,40 @@ def _false_stops(gate: Gate, sizes: Sequence[TaskSize]) -> str:
         f"; a model that is really {truth:.2f} would stop falsely in {most}{about}{risk:.1%} of "
         f"runs of {looks} rounds (gate.rule {gate.rule})"
     )
+
+
+def pass_chance(gate: Gate, sizes: Sequence[TaskSize], truth: float) -> float:
+    """The chance that one round passes whose model is really at `truth`; for the rule `paired` that
+    its score reaches the threshold, which is the rule's one half."""
+    return _pass_chance(gate, sizes, truth, 1, gate.alpha_per_look)
+
+
+def _pass_chance(
+    gate: Gate, sizes: Sequence[TaskSize], truth: float, looks: int, alpha: float
+) -> float:
+    rule = "lower_bound" if gate.rule == "lower_bound" else "mean"
+    n_eff = effective_n(sizes)
+    if len(sizes) == 1:
+        return false_stop_risk(rule, n_eff, gate.threshold, truth, looks, alpha)
+    stderr = math.sqrt(truth * (1 - truth) / n_eff)
+    if stderr == 0:  # all right or all wrong, whatever is asked
+        return float(truth >= gate.threshold)
+    return false_stop_risk_normal(rule, stderr, gate.threshold, truth, looks, alpha)
+
+
+def gain_chance(
+    gate: Gate, sizes: Sequence[TaskSize], low: float, high: float, changed: float
+) -> float:
+    """The chance that one round shows a gain above the margin, as the rule `paired` wants it, where
+    the baseline is really at `low`, the model at `high`, and the share `changed` of the answers
+    turns. By the normal distribution."""
+    gain = high - low
+    stderr = math.sqrt(max(0.0, changed - gain * gain) / effective_n(sizes))
+    if stderr == 0:
+        return float(gain > gate.margin)
+    normal = NormalDist()
+    bound = normal.inv_cdf(1 - gate.alpha_per_look)
+    return normal.cdf((gain - gate.margin) / stderr - bound)
 
 
 def out_of_reach(gate: Gate, sizes: Sequence[TaskSize]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import simple_eval
@@ -18,11 +18,14 @@ from simple_eval import QuestionTask
 from user_code.finding import code_of
 
 
-def load_eval_tasks(loaded: LoadedConfig) -> tuple[EvalTask, ...]:
-    """Load everything that rounds measure. Raises `LoopError` children saying what is missing."""
+def load_eval_tasks(
+    loaded: LoadedConfig, names: Sequence[str] | None = None
+) -> tuple[EvalTask, ...]:
+    """Load everything that rounds measure, or the tasks named. Raises `LoopError` children saying
+    what is missing."""
     config = loaded.config
     tasks = []
-    for name in config.measured_tasks:
+    for name in config.measured_tasks if names is None else names:
         if name == SPLIT_TASK:
             continue  # its rows are those of train_file
         role: Role = "report"

@@ -51,6 +51,7 @@ class Comparison(NamedTuple):
     passed: bool | None
     verdict: str  # a sentence without its full stop
     note: str = ""
+    before: EvalResult | None = None  # what `against` names
 
     @property
     def sentence(self) -> str:
@@ -102,8 +103,9 @@ def compare(
         )
         if against is not None:
             difference = score_difference(result, reference, LEVEL)
+        passed, before = why_not is None, None if against is None else reference
         comparisons.append(
-            Comparison(subject.label, result, against, difference, why_not is None, said, note)
+            Comparison(subject.label, result, against, difference, passed, said, note, before)
         )
     return comparisons
 
