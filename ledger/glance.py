@@ -107,7 +107,8 @@ class LedgerWatch:
         self._read_on()
         # Events of EvalOps come whenever its answer does, also after the end.
         last = self._last
-        detail = "" if last is None else str(last.get("detail") or "")
+        is_end = last is not None and last["type"] in ENDS
+        detail = str(last["detail"] or "") if last is not None and is_end else ""
         decided = [event for event in self._kept if event["type"] == "decided"]
         evaluated = {e["round"]: e for e in self._kept if e["type"] == "evaluated"}
         best_round = decided[-1]["best_round"] if decided else None
