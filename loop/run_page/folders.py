@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +39,7 @@ def refuse_other_folders(name: str, run_dir: Path) -> None:
         if is_run(run_dir) or not run_dir.is_dir():
             return
         study = next((one for one in (run_dir, run_dir.parent) if is_study(one)), None)
-        has_runs = next(runs_below(run_dir), None) is not None
+        has_runs = bool(runs_below(run_dir).found)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{name}: cannot be read: {error}. Give the directory of a run."
@@ -65,21 +64,30 @@ class Found(NamedTuple):
     study: Path | None  # that it is a trial of
 
 
-def runs_below(folder: Path) -> Iterator[Found]:
+class Listing(NamedTuple):
+    """What was found, and whether all of the folder was looked through."""
+
+    found: list[Found]
+    is_whole: bool
+
+
+def runs_below(folder: Path) -> Listing:
     """The run directories of a folder, at most `MAX_DEPTH` below it; the folder itself, if it is
     one. A folder that vanishes meanwhile is passed over."""
     if is_run(folder):
-        yield Found(_id_of(folder.resolve().name), folder, None)
-        return
-    waiting, num_looked = [(folder, 0)], 0
+        return Listing([Found(id_of(folder.resolve().name), folder, None)], True)
+    waiting, num_looked = [(folder, 1)], 0
+    found = []
     while waiting and num_looked < MAX_FOLDERS:
-        place, depth = waiting.pop()
+        place, depth = waiting.pop(0)
         num_looked += 1
         for inner in _folders_in(place):
             if is_run(inner):
-                yield Found(_id_of(os.path.relpath(inner, folder)), inner, _study_of(place))
-            elif depth + 1 < MAX_DEPTH:
+                relative = os.path.relpath(inner, folder)
+                found.append(Found(id_of(relative), inner, _study_of(place)))
+            elif depth < MAX_DEPTH:
                 waiting.append((inner, depth + 1))
+    return Listing(found, not waiting)
 
 
 def _folders_in(place: Path) -> list[Path]:
@@ -93,14 +101,14 @@ def _folders_in(place: Path) -> list[Path]:
             ]
     except OSError:  # it vanished, or is somebody else's
         return []
-    return [place / name for name in sorted(names, reverse=True)]
+    return [place / name for name in sorted(names)]
 
 
 def _study_of(place: Path) -> Path | None:
     return next((one for one in (place.parent, place) if is_study(one)), None)
 
 
-def _id_of(relative: str) -> str:
+def id_of(relative: str) -> str:
     """What stands for a path in an address: itself, or for other than plain text its hash."""
     if _PLAIN.fullmatch(relative):
         return relative

@@ -65,8 +65,8 @@ def find_named(names: Sequence[str]) -> list[Named]:
     """The runs that are meant, in the order given. Raises `InputError` children."""
     if not MIN_RUNS <= len(names) <= MAX_RUNS:
         raise ConfigError(
-            f"{len(names)} runs are named, and {MIN_RUNS} to {MAX_RUNS} can be compared. Name "
-            "fewer, or make a study of them (docs/studies.md)."
+            f"{MIN_RUNS} to {MAX_RUNS} runs can be compared, and {len(names)} "
+            f"{'is' if len(names) == 1 else 'are'} named. Of more, a study tells (docs/studies.md)."
         )
     found = []
     stores: dict[Path, RunStore] = {}
