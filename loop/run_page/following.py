@@ -24,6 +24,9 @@ STYLE = """
 .served button, .finding button, .finding input { font: inherit; color: var(--ink);
   background: var(--soft); border: 1px solid var(--quiet); border-radius: 4px;
   padding: 0.15rem 0.5rem; }
+.served button:disabled { opacity: 0.55; }
+th.finding button { border: 0; background: none; padding: 0;
+  font-weight: 600; text-align: inherit; text-decoration: underline dotted; cursor: pointer; }
 .served button:focus-visible, .finding :focus-visible { outline: 3px solid var(--link);
   outline-offset: 2px; }
 """
