@@ -86,8 +86,9 @@ def html_page(document: Document, behaviour: Behaviour = Behaviour()) -> str:
         joined(
             element("h1", {}, document.title),
             *writer.lead(document.blocks),
+            element("a", {"href": "#content", "class": "skip"}, "Skip the contents"),
             _contents(writer.contents),
-            *body,
+            element("div", {"id": "content", "tabindex": "-1"}, joined(*body, by="\n")),
             by="\n",
         ),
     )
