@@ -160,7 +160,7 @@ def _begins(frame: _Frame, begins: Sequence[Begin]) -> Iterator[Markup]:
         width = text_width(begin.name, SMALL_TEXT_SIZE)
         if x + 3 > taken and x + 3 + width <= WIDTH:
             taken = x + 3 + width + 4
-            yield text_at(x + 3, TOP + 9, begin.name, {"class": "small"})
+            yield text_at(x + 3, TOP - 1, begin.name, {"class": "small"})
 
 
 def _y_axis(frame: _Frame, ticks: Sequence[Tick]) -> Iterator[Markup]:

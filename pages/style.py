@@ -60,6 +60,8 @@ nav { font-size: 0.875rem; }
 nav ul { list-style: none; padding: 0; margin: 0.5rem 0; display: flex; flex-wrap: wrap;
   gap: 0 1rem; }
 nav li { padding: 0.1rem 0; }
+@media (max-width: 40rem) { nav ul { flex-wrap: nowrap; overflow-x: auto; }
+  nav li { white-space: nowrap; padding-bottom: 0.4rem; } }
 .scroll { overflow-x: auto; margin: 0.75rem 0; max-width: 100%; }
 table { border-collapse: collapse; font-size: 0.84375rem; }
 caption { text-align: left; color: var(--quiet); padding: 0.25rem 0; caption-side: top; }
@@ -70,13 +72,14 @@ caption span { display: inline-block; position: sticky; left: 0;
 thead th { background: var(--soft); vertical-align: bottom; }
 tbody th { font-weight: 600; min-width: 7rem; position: sticky; left: 0;
   background: var(--paper); }
+tbody th.number { min-width: 3rem; }
 td.long { min-width: 12rem; }
 tbody .number { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: var(--soft); padding: 0.75rem; overflow-x: auto; font-size: 0.875rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; border-radius: 0.25rem;
   font-family: ui-monospace, Consolas, "DejaVu Sans Mono", monospace; }
 code { font-family: inherit; }
-pre.row { white-space: pre-wrap; }
 mark { background: var(--mark); color: var(--ink); text-decoration: underline; }
 .figures { display: grid; gap: 0 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }

@@ -67,10 +67,10 @@ def usage_section(view: Viewed) -> Section:
         Paragraph(
             "Without budget.prices in the settings no cost is known."
             if view.cost_usd is None
-            else f"${view.cost_usd:,.2f} in all, by the prices in the settings (budget.prices)."
+            else f"${view.cost_usd:,.4f} in all, by the prices in the settings (budget.prices)."
         ),
     ]
-    return Section("Tokens, time and cost", blocks, anchor="usage")
+    return Section("Tokens and cost", blocks, anchor="usage")
 
 
 USING = ("measured", "selected", "step", "test_measured", "rehearsed")
@@ -124,7 +124,7 @@ def sealed_section(view: Viewed, said: str) -> Section:
 def environment_section(view: Viewed) -> Section:
     """What the run was made with, and the lines that make it again."""
     blocks: list[Block] = [_environment_table(view), *_again(view), *_files(view)]
-    return Section("Environment, and how to run it again", blocks, anchor="environment")
+    return Section("Environment and repetition", blocks, anchor="environment")
 
 
 def _environment_table(view: Viewed) -> Table:

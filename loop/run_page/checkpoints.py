@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ledger.run_directory import Event
+from loop.reports.console import resume_command
 from loop.run_page.answers import answers_at
 from loop.run_page.opening import standing_text
 from loop.run_page.rounds import SCORE_AXIS, SCORE_COLUMNS, scores_cells
 from loop.run_page.thinning import spread
 from loop.run_page.viewed import Viewed, standing_of
 from pages.charts import Level, LineChart, Point, Series
-from pages.document import Block, Bullets, Column, Figure, Lead, Paragraph, Section, Table, Verdict
+from pages.document import (
+    Beside,
+    Block,
+    Bullets,
+    Code,
+    Column,
+    Figure,
+    Lead,
+    Paragraph,
+    Section,
+    Table,
+    Verdict,
+)
 from pages.ticks import Axis, Tick
 from scores.results import LEVEL, EvalResult, score_difference
 from scores.wording import interval_text, p_value_text, score_text
 
 MOST_DRAWN = 30
 MOST_TICKS = 12
-LABEL_CHARS = 24
 
 
 def labels_of(view: Viewed) -> dict[int, str]:
@@ -40,10 +54,10 @@ def lead_of_evaluation(view: Viewed) -> list[Lead]:
         return [Verdict(word, str(compared[0].get("sentence", "")), tone)]
     unknown = len(compared) - len(passed) - len(failed)
     text = (
-        f"Of {len(compared)} checkpoints {len(passed)} pass the threshold "
-        f"{view.gate.threshold:g} and {len(failed)} do not."
+        f"Of {len(compared)} checkpoints those that pass the threshold "
+        f"{view.gate.threshold:g}: {len(passed)}; those that do not: {len(failed)}."
     )
-    text += f" {unknown} are not judged." if unknown else ""
+    text += f" Not judged: {unknown}." if unknown else ""
     return [Verdict("Compared.", text, "good" if passed else "bad" if failed else "open")]
 
 
@@ -55,12 +69,22 @@ def checkpoints_sections(view: Viewed) -> list[Block]:
     """The chart and the sentence of each checkpoint, and the numbers of each."""
     results, labels = view.store.results(), labels_of(view)
     if not results:
-        return [Section("Checkpoints", [Paragraph("Nothing is measured yet.")])]
+        return [Section("Checkpoints", [Paragraph("Nothing is measured yet.")]), *_next(view)]
     sentences = [str(one.get("sentence", "")) for one in _compared(view)]
-    blocks: list[Block] = [_figure(view, results, labels)]
-    blocks += [Bullets(sentences)] if sentences else []
-    blocks += [_table(results, labels)]
-    return [Section("Checkpoints", [*blocks, _tasks(results, labels)], anchor="checkpoints")]
+    beside = Bullets(sentences) if sentences else Paragraph("They are compared at the end.")
+    blocks: list[Block] = [
+        Beside([_figure(view, results, labels)], [_table(results, labels), beside]),
+        _tasks(results, labels),
+    ]
+    return [Section("Checkpoints", blocks, anchor="checkpoints"), *_next(view)]
+
+
+def _next(view: Viewed) -> Iterator[Section]:
+    """How an evaluation that is not finished goes on."""
+    if standing_of(view.store).kind not in ("finished", "going_on"):
+        said = "Go on with the evaluation; what was measured is not measured again:"
+        command = Code([resume_command(view.store.run_dir)])
+        yield Section("What to do next", [Paragraph(said), command], anchor="next")
 
 
 def _figure(view: Viewed, results: list[EvalResult], labels: dict[int, str]) -> Figure:

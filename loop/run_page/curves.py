@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ledger.run_directory import Event
-from loop.run_page.thinning import MOST_MARKERS, spread, stretch, thinned
+from loop.run_page.thinning import MOST_MARKERS, loss_text, spread, stretch, thinned
 from loop.run_page.viewed import Viewed
 from pages.charts import Begin, LineChart, Point, Series
 from pages.document import Beside, Block, Column, Figure, Paragraph, Section, Table
@@ -17,7 +17,6 @@ MOST_HELD_OUT = 6  # files; more curves cannot be told apart
 MOST_STEPS = 400  # listed one by one
 LOG_RATIO = 30  # from which an axis is logarithmic
 TICK_ROOM = 44.0
-PERCENT = 100
 
 
 class HeldOutAt(NamedTuple):
@@ -75,13 +74,19 @@ def _loss_figure(
 ) -> Figure:
     ends, begins = frame
     points = [
-        Point(float(one["step"]), one["nll"], None, None, f"step {one['step']}: {one['nll']:.4f}")
+        Point(
+            float(one["step"]),
+            one["nll"],
+            None,
+            None,
+            f"step {one['step']}: {loss_text(one['nll'])}",
+        )
         for one in steps
     ]
     series = [Series("training loss", thinned(points), has_markers=len(points) <= MOST_MARKERS)]
     for name, found in list(held_out.items())[:MOST_HELD_OUT]:
         of_name = [
-            Point(float(at.step), at.nll, None, None, f"after {at.step} steps: {at.nll:.4f}")
+            Point(float(at.step), at.nll, None, None, f"after {at.step} steps: {loss_text(at.nll)}")
             for at in found
         ]
         has_markers = len(of_name) <= MOST_MARKERS
@@ -161,7 +166,7 @@ def _steps_table(view: Viewed, steps: Sequence[Event]) -> Table:
         [
             str(one["step"]),
             str(one["round"]),
-            f"{one['nll']:.4f}",
+            loss_text(one["nll"]),
             f"{one['lr']:.6g}",
             f"{one['num_tokens']:,}",
             f"{one.get('num_loss_tokens', 0):,}",
@@ -192,8 +197,8 @@ def _rounds_table(view: Viewed, steps: Sequence[Event]) -> Table:
             [
                 str(number),
                 f"{len(losses):,}",
-                *(f"{value:.4f}" for value in figures),
-                *("" if value is None else f"{value:.4f}" for value in of_files),
+                *(loss_text(value) for value in figures),
+                *("" if value is None else loss_text(value) for value in of_files),
             ]
         )
     columns = [

@@ -66,7 +66,7 @@ def _verdict(
         text = f"Round {best.round} passed: {by}, on {_questions(best)}; {sealed}.{below}{end}"
         return Shown("Good enough.", text, "open" if below else "good")
     why = verdict.objection or verdict.numbers
-    num_trained = store_rounds(view)
+    num_trained = num_trained_rounds(view)
     which = "the only trained round" if num_trained == 1 else f"the best of {num_trained} rounds"
     text = (
         f"Round {best.round}, {which}, scored {score_text(best)} on {_questions(best)}: {why}; "
@@ -75,7 +75,7 @@ def _verdict(
     return Shown("Not good enough.", text, "bad")
 
 
-def store_rounds(view: Viewed) -> int:
+def num_trained_rounds(view: Viewed) -> int:
     """Trained rounds that have been evaluated."""
     return sum(number > 0 for number in view.store.scores())
 
@@ -104,7 +104,7 @@ def standing_text(view: Viewed, standing: Standing) -> str:
     detail = one_line(standing.detail, DETAIL_CHARS)
     return {
         "going_on": f"The run was going on when this page was written; its last event came{at}.",
-        "left": f"Nobody is at work on the run, and it has not ended; its last event came{at}.",
+        "left": f"No process is at work on the run, and it has not ended; its last event came{at}.",
         "interrupted": f"The run was interrupted{at}: {detail}",
         "failed": f"The run failed{at}: {detail}",
         "eval_failed": f"An evaluation failed{at}, so there is no score of it: {detail}",
@@ -116,18 +116,17 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     store, gate = view.store, view.gate
     tiles = []
     if best.round:
-        name = f"score, best round ({best.round})"
-        tiles.append(_score_tile(name, best, "dev questions, asked after every round"))
-    untouched = store.baseline_name if store.origin is None else "what the run started from"
-    tiles.append(_score_tile("before training", baseline, untouched))
+        tiles.append(_score_tile(f"score of round {best.round}", best, "dev questions"))
+    began_as = "before training" if store.origin is None else f"began with {store.baseline_name}"
+    tiles.append(_score_tile(began_as, baseline, "dev questions"))
     if best.round:
         gain = score_difference(best, baseline, LEVEL)
-        note = f"{interval_text(gain.interval, signed=True)}, the same questions"
+        note = f"{interval_text(gain.interval, signed=True)}, same questions"
         tiles.append(Tile("gained by training", f"{gain.mean:+.4f}", note))
     tiles.append(Tile("threshold", f"{gate.threshold:g}", RULES[gate.rule]))
     test = store.test_result()
     if test is not None:
-        tiles.append(_score_tile("sealed test", test, "new questions, asked once"))
+        tiles.append(_score_tile("sealed test", test, "new ones, asked once"))
     else:
         text = sealed_text(view)
         shut = view.config["evaluation"]["test_tasks"]
@@ -136,9 +135,8 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
 
 
 def _score_tile(label: str, result: EvalResult, note: str) -> Tile:
-    return Tile(
-        label, f"{result.score:.4f}", f"{interval_text(result.interval)}, n={result.n:,}: {note}"
-    )
+    interval = interval_text(result.interval)
+    return Tile(label, f"{result.score:.4f}", f"{interval}, {result.n:,} {note}")
 
 
 def next_section(view: Viewed) -> Section:
@@ -172,8 +170,11 @@ def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:
     store = view.store
     folder = weights_folder(checkpoint.sampler_path or "")
     if not (store.run_dir / folder).is_dir():
+        is_here = store.settled_config()["resolved"].get("service") == "embedded"
         yield Paragraph(
-            "They are on the service that the run was on; its own tools download and serve them."
+            "Their folder is not in this run directory any more."
+            if is_here
+            else "They are on the service that the run was on; its own tools download and serve them."
         )
         return
     href = "/".join(_quoted(part) for part in folder.parts) + "/"

@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 
 from ledger.run_directory import Event
 from loop.run_page.answers import answers_at
-from loop.run_page.thinning import spread
+from loop.run_page.thinning import loss_text, spread
 from loop.run_page.viewed import Viewed
 from pages.charts import Level, LineChart, Point, Series
 from pages.document import Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Span, Tick
-from scores.results import EvalResult, task_difference
+from scores.results import LEVEL, EvalResult, task_difference
 from scores.wording import ROLE_NAMES, interval_text, p_value_text, score_text
 
 MOST_ROUNDS = 30  # drawn with a marker and an interval each
 MOST_TICKS = 12
 MOST_OPEN = 12  # rounds, from which their table is folded
-LEVEL = 0.95
 SCORE_AXIS = Axis("score (0 to 1)", limits=Span(0.0, 1.0))
 
 
@@ -35,7 +34,7 @@ def score_figure(view: Viewed) -> Figure:
     numbers = [one.round for one in results]
     drawn = spread(numbers, MOST_ROUNDS, [best])
     points = [_point(one) for one in results if one.round in drawn]
-    series = [Series("score on the dev questions", points)]
+    series = [Series("score", points)]
     if test is not None:
         series.append(Series("sealed test", [_point(test, "sealed test, ")]))
     chart = LineChart(
@@ -49,8 +48,8 @@ def score_figure(view: Viewed) -> Figure:
     if len(drawn) < len(numbers):
         left_out = f" {len(drawn)} of {len(numbers)} rounds are drawn; the table has all of them."
     description = (
-        f"Bars are the {LEVEL:.0%} intervals: where the score of endlessly many such questions "
-        f"would lie. A point leads to its answers.{left_out}"
+        f"On the dev questions, which are asked after every round; bars are {LEVEL:.0%} intervals. "
+        f"A point leads to its answers.{left_out}"
     )
     return Figure("Score by round", description, chart, _scores_table(results, test))
 
@@ -201,7 +200,7 @@ def tasks_section(view: Viewed) -> Section:
         blocks = [Paragraph("Nothing is measured yet.")]
     else:
         blocks = [_tasks_table(best, baseline), *_losses_table(best, baseline), *_failures(best)]
-    return Section("By task, and known failures", blocks, anchor="tasks")
+    return Section("Tasks and known failures", blocks, anchor="tasks")
 
 
 def _tasks_table(best: EvalResult, baseline: EvalResult) -> Table:
@@ -232,8 +231,8 @@ def _losses_table(best: EvalResult, baseline: EvalResult) -> Iterator[Block]:
     earlier = {loss.name: loss for loss in baseline.held_out}
     rows = []
     for loss in best.held_out:
-        was = f"{earlier[loss.name].nll:.4f}" if loss.name in earlier else ""
-        now = f"{loss.nll:.4f}"
+        was = loss_text(earlier[loss.name].nll) if loss.name in earlier else ""
+        now = loss_text(loss.nll)
         rows.append([loss.name, was, now, f"{loss.perplexity:.4g}", f"{loss.n:,}"])
     if rows:
         columns = [

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from data_selector import Pick, Selection
 from ledger.records import Shown, ShownRow
 from ledger.store import RunStore
+from loop.run_page.thinning import loss_text
 from loop.run_page.viewed import Viewed
 from pages.document import Block, Bullets, Column, Folded, Marked, Paragraph, Piece, Section, Table
 from rows.places import place_text
@@ -20,7 +21,7 @@ MOST_SHOWN = 3  # rounds whose rows are shown as the model saw them, the newest 
 
 
 def selections_section(view: Viewed) -> Section:
-    return Section("What each round trained on, and why", list(_blocks(view)), anchor="selections")
+    return Section("What was trained on, and why", list(_blocks(view)), anchor="selections")
 
 
 def _blocks(view: Viewed) -> Iterator[Block]:
@@ -42,8 +43,8 @@ def _blocks(view: Viewed) -> Iterator[Block]:
     num_suspects = len(selections[-1].suspects)
     if num_suspects:
         yield Paragraph(
-            f"Rows that look wrong: the answers of {num_suspects:,} rows stayed unlikely under "
-            "every checkpoint, so that they are drawn last. Look at them:"
+            f"Rows that look wrong: {num_suspects:,}, whose answers stayed unlikely under every "
+            "checkpoint, so that they are drawn last. Look at them:"
         )
         items = [str(row) for row in suspects[:MOST_SUSPECTS]]
         if num_suspects > len(items):
@@ -62,7 +63,7 @@ def _summary(store: RunStore, selections: list[Selection]) -> Table:
         if losses is not None and losses.losses:
             values = sorted(loss.now for loss in losses.losses.values())
             middle = values[(len(values) - 1) // 2]
-            of_losses = [f"{len(values):,}", f"{middle:.3f}", f"{values[-1]:.3f}"]
+            of_losses = [f"{len(values):,}", loss_text(middle), loss_text(values[-1])]
         rows.append(
             [
                 str(one.round),
