@@ -273,6 +273,18 @@ class RunDirectory:
         waiting = [num_waiting_tokens(path) for path in self.run_dir.glob(f"*/*{PARTIAL}")]
         return sum(prompt for prompt, _ in waiting), sum(sampled for _, sampled in waiting)
 
+    @property
+    def newest_event(self) -> Event | None:
+        """The last thing that happened to the run itself."""
+        newest = (event for event in reversed(self._all_events) if event["type"] != "evalops")
+        return next(newest, None)
+
+    @property
+    def num_superseded_steps(self) -> int:
+        """Steps that a resumption took again."""
+        all_steps = sum(event["type"] == "step" for event in self._all_events)
+        return all_steps - sum(1 for _ in self.events("step"))
+
     def _last(self, event_type: str, round_no: int | None = None) -> Event | None:
         found = self._of_type.get(event_type)
         if round_no is not None:

@@ -51,7 +51,7 @@ def block(document: str, name: str) -> str:
 def masked(transcript: str) -> str:
     """Replace what differs from machine to machine: numbers, ids and paths."""
     transcript = re.sub(r"tinker://\S+", "tinker://RUN", transcript)
-    transcript = re.sub(r"(?i)((run directory|report): ).*", r"\1DIR", transcript)
+    transcript = re.sub(r"(?i)((run directory|report|page): ).*", r"\1DIR", transcript)
     transcript = re.sub(r"; most from .*", "; most from TOPICS", transcript)
     transcript = re.sub(r"(?m)^  for example .*", "  for example ROW", transcript)
     transcript = re.sub(r", \d+ (truncated|malformed|failed)", "", transcript)
