@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,8 @@ def _manifest() -> dict[str, Any]:
 
 def _train(store: RunStore, number: int, step: int, made: Made) -> int:
     """A round's selection, steps and weights; the number of steps so far."""
-    store.record_selection(select_first(TRAIN, num_slots=8, seed=made.seed), step)
+    first = select_first(TRAIN, num_slots=8, seed=made.seed)
+    store.record_selection(replace(first, round=number), step)
     for one in range(step, step + made.steps_per_round):
         loss = 3.0 / (1 + one)
         batch = Batch(one, ("a", "b"), 100, 10, 1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,8 +117,26 @@ def test_a_run_that_is_held_is_left_alone(tmp_path: Path, said: Any) -> None:
     store.close()
 
 
-def damage(run_dir: Path, name: str, text: str) -> None:
-    (run_dir / name).write_text(text)
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, and what is none or has been damaged."""
+    folder = tmp_path_factory.mktemp("damaged")
+    for name in ("r", "bad_ledger", "bad_order", "bad_config", "bad_evals"):
+        made_run(folder / name)
+    lines = (folder / "r/ledger.jsonl").read_text().splitlines()
+    broken = "\n".join([*lines[:2], "{}", *lines[3:]]) + "\n"
+    (folder / "bad_ledger/ledger.jsonl").write_text(broken)
+    kept = [json.loads(line) for line in lines if '"type": "decided"' not in line]
+    events = [json.dumps({**event, "seq": seq}) + "\n" for seq, event in enumerate(kept)]
+    (folder / "bad_order/ledger.jsonl").write_text("".join(events))
+    (folder / "bad_config/config.resolved.json").write_text("[]")
+    (folder / "bad_evals/evals/round_02.json").write_text('{"round": 2}')
+    make_evaluation(folder / "evaluation")
+    for name in ("empty", "study", "study/results", "folder.html"):
+        (folder / name).mkdir()
+    (folder / "study/experiment.yaml").touch()
+    (folder / "file.txt").touch()
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -156,23 +175,14 @@ def damage(run_dir: Path, name: str, text: str) -> None:
     ],
 )
 def test_bad_input_is_one_paragraph_and_exit_2(
-    tmp_path: Path, said: Any, arguments: list[str], parts: list[str]
+    damaged: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Any,
+    arguments: list[str],
+    parts: list[str],
 ) -> None:
-    for name in ("r", "bad_ledger", "bad_order", "bad_config", "bad_evals"):
-        made_run(tmp_path / name)
-    lines = (tmp_path / "r/ledger.jsonl").read_text().splitlines()
-    damage(tmp_path, "bad_ledger/ledger.jsonl", "\n".join([*lines[:2], "{}", *lines[3:]]) + "\n")
-    kept = [line for line in lines if '"type": "decided"' not in line]
-    events = [{**json.loads(line), "seq": seq} for seq, line in enumerate(kept)]
-    damage(tmp_path, "bad_order/ledger.jsonl", "".join(json.dumps(e) + "\n" for e in events))
-    damage(tmp_path, "bad_config/config.resolved.json", "[]")
-    damage(tmp_path, "bad_evals/evals/round_02.json", '{"round": 2}')
-    make_evaluation(tmp_path / "evaluation")
-    for folder in ("empty", "study", "study/results", "folder.html"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "study/experiment.yaml").touch()
-    (tmp_path / "file.txt").touch()
-    before = (tmp_path / "r/ledger.jsonl").read_bytes()
+    monkeypatch.chdir(damaged)
+    before = Path("r/ledger.jsonl").read_bytes()
     code, out, err = said(*arguments)
     assert (code, out) == (2, ""), err
     assert err.startswith("error: ") and "Traceback" not in err and err.count("\n") == 1
@@ -180,8 +190,8 @@ def test_bad_input_is_one_paragraph_and_exit_2(
         assert part in err
     code, out, _ = said(*arguments, "--json")
     assert json.loads(out)["exit_code"] == 2
-    assert (tmp_path / "r/ledger.jsonl").read_bytes() == before
-    assert not list(tmp_path.glob("*.html/..")) or not (tmp_path / "comparison.html").exists()
+    assert Path("r/ledger.jsonl").read_bytes() == before
+    assert not Path("comparison.html").exists()
 
 
 def test_reading_the_command_line_loads_nothing_heavy() -> None:
@@ -214,7 +224,9 @@ def tables(page: Path) -> dict[str, list[list[str]]]:
     ):
         rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
         cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
-        found[caption.partition(".")[0]] = [[re.sub(r"<wbr>", "", c) for c in row] for row in cells]
+        found[caption.partition(". ")[0]] = [
+            [re.sub(r"<wbr>", "", c) for c in row] for row in cells
+        ]
     return found
 
 
@@ -288,7 +300,7 @@ def test_what_was_asked_otherwise_is_said_and_not_compared(runs: Path, said: Any
     for seed in (0, 1):
         made_run(Path(f"s{seed}"), Made(seed=seed, protocol={"temperature": 0.7}))
     (pair,) = json.loads(said("s0", "s1", "--json")[1])["pairs"]
-    assert "seed 0 and 1" in pair["why_not"]
+    assert re.search("seed (0 and 1|1 and 0)$", pair["why_not"])
     made_run(Path("fewer"), Made(num_questions=30))
     (pair,) = json.loads(said(runs / "a", "fewer", "--json")[1])["pairs"]
     assert "40 and 30 questions, of which 30 are the same" in pair["why_not"] or (
@@ -310,8 +322,7 @@ def test_settings_that_differ_stand_apart_from_those_that_do_not(runs: Path, sai
 
 
 def test_runs_that_have_not_come_far_are_shown_as_they_stand(runs: Path, said: Any) -> None:
-    code, out, _ = said(runs / "d", runs / "e", runs / "a")
-    assert code == 0
+    assert said(runs / "d", runs / "e", runs / "a")[0] == 0
     read = tables(Path("comparison.html"))
     rows = {row[0]: row[1] for row in read["The checkpoints that are compared"][1:]}
     assert rows["d (not evaluated)"] == "not measured"
@@ -322,8 +333,6 @@ def test_runs_that_have_not_come_far_are_shown_as_they_stand(runs: Path, said: A
 
 
 def test_two_copies_of_a_run_are_said_to_be_one(runs: Path, tmp_path: Path, said: Any) -> None:
-    import shutil
-
     shutil.copytree(runs / "a", tmp_path / "elsewhere/a")
     assert said(runs / "a", tmp_path / "elsewhere/a")[0] == 0
     text = Path("comparison.html").read_text()
@@ -336,8 +345,7 @@ def test_hostile_names_and_answers_are_text(tmp_path: Path, said: Any) -> None:
     for number, (name, words) in enumerate(zip(names, HOSTILE, strict=True)):
         hostile = words.replace("\ud800", "").replace("\x00", "")
         made_run(tmp_path / name, Made(words=hostile, shares=(0.1 * number, 0.5)))
-        assert_inert_comparison = said(*names[: number + 1]) if number else (0, "", "")
-        assert assert_inert_comparison[0] == 0
+    assert said(*names)[0] == 0
     assert_inert((tmp_path / "comparison.html").read_text())
     odd = tmp_path / '</script><b> "\u202e'
     made_run(odd, Made(settings={"run_name": "odd"}))
@@ -352,9 +360,7 @@ def test_long_runs_are_thinned_and_it_is_said(tmp_path: Path, said: Any) -> None
     assert said("long", "other")[0] == 0
     text = Path("comparison.html").read_text()
     assert "steps are drawn, evenly spaced; all of them are in each" in text
-    rows = [
-        row for row in tables(Path("comparison.html"))["Training loss by step, the numbers drawn"]
-    ]
+    rows = tables(Path("comparison.html"))["Training loss by step, the numbers drawn"]
     assert len([row for row in rows if row[0] == "long"]) == MAX_POINTS
     points = [AtStep(i, float(i)) for i in range(3004)]
     some = thinned(points)
