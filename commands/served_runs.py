@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import threading
 import time
 from collections import OrderedDict
@@ -26,6 +25,7 @@ from loop.run_page.runs_index import Listed, Study, index_page, version_of
 from loop.run_page.side_by_side import find_named, side_by_side
 from loop.run_page.viewed import viewed
 from pages.html import html_page
+from storage.files import open_plain
 
 MAX_PAGES = 8  # that are kept; a large one has some 15 MB
 LISTED_FOR_S = 1.0  # how long a walk through the folder stands
@@ -148,7 +148,7 @@ class ServedRuns:
         """A file of a run that its page leads to. Raises `Unknown` for any other."""
         opened = None
         if SHOWN_FILE.fullmatch(name) and name in _files_in(found.run_dir):
-            opened = _open_plain(found.run_dir / name)
+            opened = open_plain(found.run_dir / name)
         if opened is None:
             raise Unknown(f"{name!r} of this run is not shown here. It may lie in its directory.")
         return opened
@@ -160,7 +160,7 @@ class ServedRuns:
         folders = {one.study for one in self._found().found if one.study is not None}
         for folder in folders:
             if self._study_id(folder) == study_id:
-                opened = _open_plain(folder / "report.html")
+                opened = open_plain(folder / "report.html")
                 if opened is not None:
                     return opened
         raise Unknown(f"There is no report of a study {study_id!r} here (any more).")
@@ -189,19 +189,6 @@ def _files_in(run_dir: Path) -> set[str]:
                 folders.clear()
             found.update(os.path.relpath(os.path.join(place, name), run_dir) for name in files)
     return found
-
-
-def _open_plain(path: Path) -> IO[bytes] | None:
-    """A file that is one and no link, opened; None for anything else."""
-    try:
-        # Without waiting for what may be a pipe.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        return None
-    return os.fdopen(descriptor, "rb")
 
 
 def _is_plain(path: Path) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 import evalops_client
+import report
 import study
 import trainer_with_eval
 from config_schema import settings_table
@@ -36,6 +37,7 @@ COMMANDS = {
     "trainer_with_eval.py": trainer_with_eval.main,
     "evalops_client.py": evalops_client.main,
     "study.py": study.main,
+    "report.py": report.main,
 }
 MAX_README_LINES = 250
 
