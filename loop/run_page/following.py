@@ -18,6 +18,7 @@ SCRIPT = Path(__file__).with_name("following.js").read_text(encoding="ascii")
 STYLE = """
 .served { max-width: 78rem; margin: 0 auto; padding: 0.5rem 1rem 0; font-size: 0.875rem;
   display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; align-items: baseline; }
+.finding.served { padding-left: 0; padding-right: 0; }
 .served p { margin: 0; }
 .served .state { font-weight: 600; }
 .served .figures-now { color: var(--quiet); font-variant-numeric: tabular-nums; }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ledger.glance import Head
+from loop.run_page.thinning import MOST_MARKERS, thinned
 from pages.charts import LineChart, Point, Series
 from pages.document import Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Span, Tick
 from scores.wording import interval_text
 
-MAX_POINTS = 120  # of a curve: a screen shows no more
 MAX_ROUND_TICKS = 12
 LOG_FROM = 50.0  # times the smallest value, from which a logarithmic axis shows more
 
@@ -58,7 +57,11 @@ def curves_section(curves_R: Sequence[Curves]) -> Section:
 
 def _scores(curves_R: Sequence[Curves]) -> Figure:
     series = [
-        Series(curves.label, [_score_point(number, head) for number, head in curves.scores.items()])
+        Series(
+            curves.label,
+            [_score_point(number, head) for number, head in curves.scores.items()],
+            has_markers=len(curves.scores) <= MOST_MARKERS,
+        )
         for curves in curves_R
         if curves.scores
     ]
@@ -96,29 +99,20 @@ def _score_point(number: int, head: Head) -> Point:
 
 
 def _by_step(title: str, unit: str, named: Sequence[tuple[str, Sequence[AtStep]]]) -> Figure:
-    drawn = [(label, thinned(points)) for label, points in named if points]
-    series = [
-        Series(
-            label,
-            [
-                Point(at.step, at.value, None, None, f"step {at.step}: {at.value:.4g}")
-                for at in some
-            ],
-        )
-        for label, some in drawn
-    ]
-    values = [at.value for _, some in drawn for at in some]
+    drawn = [(label, thinned([_step_point(at) for at in some])) for label, some in named if some]
+    series = [Series(label, some, has_markers=len(some) <= MOST_MARKERS) for label, some in drawn]
+    values = [point.y for _, some in drawn for point in some]
     is_log = min(values) > 0 and max(values) / min(values) >= LOG_FROM
     axis = Axis(f"{unit} (log axis)", "log10") if is_log else Axis(unit)
     num_all, num_drawn = sum(len(points) for _, points in named), len(values)
     left_out = (
-        f" {num_drawn:,} of {num_all:,} steps are drawn, evenly spaced; all of them are in each "
-        "run's ledger.jsonl."
+        f" {num_drawn:,} of {num_all:,} points are drawn, of each stretch the lowest and the "
+        "highest; all of them are in each run's ledger.jsonl."
         if num_drawn < num_all
         else ""
     )
     columns = [Column("run"), Column("step", True), Column(unit, True)]
-    rows = [[label, str(at.step), f"{at.value:.6g}"] for label, some in drawn for at in some]
+    rows = [[label, f"{point.x:.0f}", f"{point.y:.6g}"] for label, some in drawn for point in some]
     chart = LineChart(Axis("step"), axis, series, is_spread=False)
     numbers = Table(f"{title}, the numbers drawn", columns, rows)
     return Figure(title, f"Steps are counted from the begin of each run.{left_out}", chart, numbers)
@@ -126,11 +120,3 @@ def _by_step(title: str, unit: str, named: Sequence[tuple[str, Sequence[AtStep]]
 
 def _step_point(at: AtStep) -> Point:
     return Point(at.step, at.value, None, None, f"step {at.step}: {at.value:.4g}")
-
-
-def thinned(points: Sequence[AtStep]) -> Sequence[AtStep]:
-    """At most `MAX_POINTS` of a curve, evenly spaced, the first and the last among them."""
-    if len(points) <= MAX_POINTS:
-        return points
-    every = (len(points) - 1) / (MAX_POINTS - 1)
-    return [points[math.floor(i * every + 0.5)] for i in range(MAX_POINTS)]
