@@ -247,7 +247,6 @@ def serve(args: argparse.Namespace) -> None:
 def track(args: argparse.Namespace) -> None:
     """Tell trackers what they do not have of a run yet."""
     from config_schema import validate
-    from ledger.finding import config_file_of
     from ledger.store import RunStore
     from loop.run_page.folders import refuse_other_folders
     from loop.tracking.replaying import replay
@@ -265,7 +264,7 @@ def track(args: argparse.Namespace) -> None:
                 f"finished one: {program} --resume {shlex.quote(str(run_dir))} --config FILE."
             )
         store.refuse_impossible_ledger()
-        config = validate(recorded["config"], str(config_file_of(recorded, store)))
+        config = validate(recorded["config"], str(run_dir))
         lines = replay(store, config)
     finally:
         store.close()

@@ -22,6 +22,7 @@ import pytest
 
 import evalops_client
 import local_tinker
+import report
 import trainer_with_eval
 from fake_evalops import OK_P, fake_evalops
 from ledger.store import RunStore
@@ -151,6 +152,11 @@ def watch(runs: Runs) -> Watch:
 
 Command = Callable[[str, Path], tuple[int, str]]
 
+
+def _page_beside(config: Path) -> str:
+    return str(config.parent / "elsewhere/page.html")
+
+
 COMMANDS: dict[str, Callable[[Path, Path], int]] = {
     "resume": lambda run, _: trainer_with_eval.main(["--resume", str(run)]),
     "dry run": lambda run, _: trainer_with_eval.main(["--resume", str(run), "--dry-run"]),
@@ -160,6 +166,10 @@ COMMANDS: dict[str, Callable[[Path, Path], int]] = {
         ["--evaluate", str(run), "--config", str(config), "--dry-run"]
     ),
     "sync": lambda run, _: evalops_client.main(["sync", str(run)]),
+    "page": lambda run, config: report.main([str(run), "--out", _page_beside(config)]),
+    "compare": lambda run, config: report.main(
+        [str(run), str(config.parent / "finished"), "--out", _page_beside(config)]
+    ),
 }
 
 

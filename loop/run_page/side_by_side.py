@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from config_schema import validate
 from errors import ConfigError
-from ledger.finding import config_file_of
 from ledger.glance import Glance, Head, LedgerWatch, head_of
 from ledger.records import Usage
 from ledger.references import named_round
@@ -218,8 +217,7 @@ def _told(one: Named) -> Told:
 
 
 def _cost(store: RunStore, usage: Usage) -> float | None:
-    settled = store.settled_config()
-    config = validate(settled["config"], str(config_file_of(settled, store)))
+    config = validate(store.settled_config()["config"], str(store.run_dir))
     return cost_usd(config, usage)
 
 
