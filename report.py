@@ -72,6 +72,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="RUN_DIR",
         help="tell the trackers in a run's settings what they do not have of it yet",
     )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="with --track: a setting of `tracking` for this time, such as "
+        "tracking.trackers='[\"trackio\"]' for a run that was not tracked",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser.parse_args(argv)
 
@@ -126,6 +135,13 @@ def _refuse_what_excludes(args: argparse.Namespace) -> None:
         )
     if args.port is not None and args.serve is None:
         raise ConfigError("--port is where --serve listens. Give --serve as well.")
+    if args.overrides and args.track is None:
+        raise ConfigError("--set is for the trackers of --track. A run's own settings are settled.")
+    if other := [one for one in args.overrides if not one.lstrip().startswith("tracking.")]:
+        raise ConfigError(
+            f"--set {other[0]}: only `tracking` may be another one than the run's, for example "
+            "--set tracking.project=mine."
+        )
     if args.out is not None and not args.runs:
         raise ConfigError(f"--out is where a page is written, and {given[0]} writes none.")
     if args.out is not None and args.out.suffix.lower() not in PAGE_SUFFIXES:
@@ -250,24 +266,21 @@ def track(args: argparse.Namespace) -> None:
     from ledger.store import RunStore
     from loop.run_page.folders import refuse_other_folders
     from loop.tracking.replaying import replay
+    from settings.config_file import with_overrides
 
     run_dir = Path(args.track)
     refuse_other_folders(args.track, run_dir)
-    store = RunStore.open(run_dir, to_resume=True)
-    try:
-        recorded = store.settled_config()
-        if not recorded["config"].get("tracking"):
-            program = command_for(Path(__file__).resolve().parent / "trainer_with_eval.py")
-            raise ConfigError(
-                f"{run_dir}: the settings of this run name no tracker, so there is nobody to tell. "
-                "Name one in `tracking` (docs/settings.md) and resume the run with it, also a "
-                f"finished one: {program} --resume {shlex.quote(str(run_dir))} --config FILE."
-            )
-        store.refuse_impossible_ledger()
-        config = validate(recorded["config"], str(run_dir))
-        lines = replay(store, config)
-    finally:
-        store.close()
+    store = RunStore.open(run_dir)  # a process at work on it tells its trackers itself
+    config = with_overrides(store.settled_config()["config"], args.overrides)
+    group = config.get("tracking")
+    if not isinstance(group, dict) or not group.get("trackers"):
+        again = shlex.join(["--track", args.track, "--set", 'tracking.trackers=["trackio"]'])
+        raise ConfigError(
+            f"{run_dir}: the settings of this run name no tracker, so there is nobody to tell. "
+            f"Name one: {command_for(Path(__file__).resolve())} {again}"
+        )
+    store.refuse_impossible_ledger()
+    lines = replay(store, validate(config, str(run_dir)))
     if args.json:
         say(json.dumps({"run_dir": str(run_dir), "told": lines}, indent=1))
         return

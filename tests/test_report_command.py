@@ -75,7 +75,7 @@ def test_the_command_line_is_frozen() -> None:
     outcome = command("--help")
     assert outcome.returncode == 0
     flags = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", outcome.stdout))
-    assert flags == {"-h", "--help", "--out", "--serve", "--port", "--track", "--json"}
+    assert flags == {"-h", "--help", "--out", "--serve", "--port", "--track", "--set", "--json"}
     page = (REPO / "docs/report.md").read_text()
     assert all(f"`{flag}" in page or f" {flag}" in page for flag in flags - {"-h", "--help"})
 
@@ -168,7 +168,9 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["r", "--port", "80"], ["Give --serve as well"]),
         (["r", "--serve"], ["exclude each other"]),
         (["--track", "r", "--out", "x.html"], ["--track writes none"]),
-        (["--track", "r"], ["name no tracker", "`tracking`"]),
+        (["--track", "r"], ["name no tracker", "--track r --set 'tracking.trackers="]),
+        (["--track", "r", "--set", "seed=3"], ["--set seed=3: only `tracking`"]),
+        (["r", "--set", "tracking.project=a"], ["--set is for the trackers of --track"]),
         (["--track", "gone"], ["gone: there is no such directory"]),
         (["--serve", "gone"], ["--serve gone: there is no such directory"]),
         (["--serve", ".", "--port", "70000"], ["from 0 to 65535"]),
