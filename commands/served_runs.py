@@ -29,13 +29,12 @@ from storage.files import open_plain
 
 MAX_PAGES = 8  # that are kept; a large one has some 15 MB
 LISTED_FOR_S = 1.0  # how long a walk through the folder stands
-# What the page of a run leads to, or names. The sealed test's questions are no part of it.
+# What the page of a run leads to, beside Inspect's logs. The questions of a sealed test stand in
+# its own files, and rows like them in the lists of rows that were left out: neither is among these.
 SHOWN_FILE = re.compile(
-    r"eval_report\.md|ledger\.jsonl|data_manifest\.json|data_(dropped|similar)\.jsonl"
-    r"|evals/(round|checkpoint)_\d+\.json|selections/[a-z0-9_]+\.json"
-    r"|inspect_logs/([\w.+@=-]+/)*[\w.+@=-]+\.(eval|json)",
-    re.ASCII,
+    r"ledger\.jsonl|evals/(round|checkpoint)_\d+\.json|selections/[a-z0-9_]+\.json", re.ASCII
 )
+LOG = re.compile(r"inspect_logs/([\w.+@=-]+/)*[\w.+@=-]+\.(eval|json)", re.ASCII)
 CHOSEN = re.compile(r"(?P<run_id>.*?)(?P<at>@(best|round_\d{1,9}))?", re.DOTALL)
 
 
@@ -128,13 +127,15 @@ class ServedRuns:
 
     def page(self, found: Found) -> str:
         """The page of a run as it stands now. Raises `InputError` children."""
-        stamp = LedgerWatch(found.run_dir).stamp
+        # Before the page is made: it may only be newer than what it is said to be made of. Whether
+        # a process is at work on the run is on it too, and changes without the ledger.
+        ledger, glance = LedgerWatch(found.run_dir).stamp, self._glance(found)
+        stamp = ledger, glance.state
         kept = self._pages.get(found.run_dir)
         if kept is not None and kept.stamp == stamp:
             return kept.html
         with self._making:
-            # Before the page is read: it may only be newer than what it is said to be made of.
-            seq = self._glance(found).last_page_seq
+            seq = glance.last_page_seq
             store = RunStore.open(found.run_dir)
             store.refuse_impossible_ledger()
             html = page_of(viewed(store), following(seq))
@@ -147,7 +148,8 @@ class ServedRuns:
     def file(self, found: Found, name: str) -> IO[bytes]:
         """A file of a run that its page leads to. Raises `Unknown` for any other."""
         opened = None
-        if SHOWN_FILE.fullmatch(name) and name in _files_in(found.run_dir):
+        is_shown = SHOWN_FILE.fullmatch(name) or (LOG.fullmatch(name) and name in _logs_of(found))
+        if is_shown and name in _files_in(found.run_dir):
             opened = open_plain(found.run_dir / name)
         if opened is None:
             raise Unknown(f"{name!r} of this run is not shown here. It may lie in its directory.")
@@ -175,6 +177,14 @@ class ServedRuns:
             names.append(f"{self.find(match['run_id']).run_dir}{match['at'] or '@best'}")
         with self._making:
             return html_page(side_by_side(find_named(names)).document)
+
+
+def _logs_of(found: Found) -> set[str]:
+    """Inspect's logs of what was measured in rounds, and not of the sealed test."""
+    store = RunStore.open(found.run_dir)
+    rounds = {event["round"] for event in store.events("measured")}
+    tasks = [task for number in rounds for task in store.measured(number).tasks]
+    return {task.log for task in tasks if task.log is not None}
 
 
 def _files_in(run_dir: Path) -> set[str]:

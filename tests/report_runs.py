@@ -46,6 +46,7 @@ class Made:
     protocol: dict[str, Any] = field(default_factory=dict)
     words: str = "What is"  # that questions, answers and topics begin with
     is_finished: bool = True
+    log: str | None = None  # Inspect's
 
 
 def make_run(run_dir: Path, made: Made = Made()) -> RunStore:
@@ -180,7 +181,9 @@ def result_of(number: int, share: float, chance: random.Random, made: Made) -> E
     ]
     path = None if number == 0 else f"tinker://s:train:0/sampler_weights/round_{number:02d}"
     protocol = {**PROTOCOL, "seed": made.seed, **made.protocol}
-    return eval_result(number, path, Measured((task_result(TASK, samples),)), protocol)
+    return eval_result(
+        number, path, Measured((task_result(TASK, samples, log=made.log),)), protocol
+    )
 
 
 def lengthen(run_dir: Path, num_steps: int) -> None:

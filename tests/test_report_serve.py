@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ import pytest
 
 from conftest import REPO
 from ledger.glance import LedgerWatch
+from ledger.run_directory import LOCK
 from ledger.store import RunStore
 from loop.run_page.folders import runs_below
 from page_reading import Page
@@ -63,7 +66,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served") / "runs"
     folder.mkdir()
     made_run(folder / "first")
-    made_run(folder / "second", Made(seed=1))
+    made_run(folder / "second", Made(seed=1, log="inspect_logs/a.json"))
+    (folder / "second/inspect_logs").mkdir()
+    (folder / "second/inspect_logs/a.json").write_text('"a log"')
     made_run(folder / "killed", Made(shares=(0.1, 0.4), is_finished=False))
     make_evaluation(folder / "checked")
     made_run(folder / "damaged")
@@ -130,11 +135,12 @@ def test_every_link_of_the_list_leads_somewhere(served: Served) -> None:
 def test_a_runs_page_is_that_of_its_directory(served: Served) -> None:
     answer = served.get("/run/first")
     assert (answer.status_code, answer.headers["location"]) == (308, "/run/first/")
+    before = sorted((served.folder / "first").rglob("*"))
     page = served.get("/run/first/").text
     decision = RunStore.open(served.folder / "first").last_decision()
     assert decision is not None
     assert decision.sentence.partition(".")[0].replace("<", "&lt;") in page
-    assert not (served.folder / "first/report.html").exists()  # nothing is written
+    assert sorted((served.folder / "first").rglob("*")) == before  # nothing is written
     broken = served.get("/run/damaged/")
     assert broken.status_code == 422
     assert "damaged/ledger.jsonl line" in broken.text and broken.text.count("\n") == 1
@@ -169,6 +175,8 @@ def test_what_somebody_else_may_have_written_acts_nowhere(served: Served) -> Non
     assert saved.headers["content-disposition"] == 'attachment; filename="round_01.json"'
     assert saved.headers["content-type"] == "application/octet-stream"
     assert saved.content == (served.folder / "first/evals/round_01.json").read_bytes()
+    log = served.get("/run/second/inspect_logs/a.json")
+    assert (log.status_code, log.text) == (200, '"a log"')
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -270,6 +278,8 @@ def raw(port: int, path: bytes) -> bytes:
         b"/run/first//etc/passwd",
         b"/run/first/evals/test.json",
         b"/run/first/config.resolved.json",
+        b"/run/first/data_dropped.jsonl",
+        b"/run/first/inspect_logs/sealed.json",
         b"/run/first/checkpoints/x.safetensors",
         b"/run/first/.lock",
         b"/run/first/inspect_logs/link.json",
@@ -287,6 +297,8 @@ def test_no_path_leads_out(served: Served, path: bytes) -> None:
     secret.write_text("SECRET")
     first = served.folder / "first"
     (first / "evals/test.json").write_text("SECRET")
+    (first / "inspect_logs").mkdir(exist_ok=True)
+    (first / "inspect_logs/sealed.json").write_text('"SECRET"')  # of no round
     if not (served.folder / "linked").is_symlink():
         (served.folder / "linked").symlink_to(first)
         other = served.folder / "linked_report"
@@ -459,6 +471,15 @@ def test_a_ledger_is_read_on_from_where_it_was(tmp_path: Path) -> None:
     assert watch.look() == LedgerWatch(run_dir).look()
     (run_dir / "ledger.jsonl").unlink()
     assert watch.look().last is None
+
+
+def test_a_look_at_a_lock_keeps_nobody_from_a_run(tmp_path: Path) -> None:
+    """Who lists runs holds each one's lock for a moment, to see whether somebody else does."""
+    run_dir = made_run(tmp_path / "r", Made(shares=(0.1,)))
+    looking = open(run_dir / LOCK)  # noqa: SIM115 (closed by another thread)
+    fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    threading.Timer(0.01, looking.close).start()
+    RunStore.open(run_dir, to_resume=True).close()
 
 
 # --- beginning and end ----------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def _by_step(title: str, unit: str, named: Sequence[tuple[str, Sequence[AtStep]]
     series = [Series(label, some, has_markers=len(some) <= MOST_MARKERS) for label, some in drawn]
     values = [point.y for _, some in drawn for point in some]
     is_log = min(values) > 0 and max(values) / min(values) >= LOG_FROM
-    axis = Axis(f"{unit} (log axis)", "log10") if is_log else Axis(unit)
+    axis = Axis(unit, "log10" if is_log else "linear")
     num_all, num_drawn = sum(len(points) for _, points in named), len(values)
     left_out = (
         f" {num_drawn:,} of {num_all:,} points are drawn, of each stretch the lowest and the "

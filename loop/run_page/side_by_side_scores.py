@@ -226,14 +226,15 @@ def headline(sides: Sequence[Side], pairs: Sequence[Pair]) -> str:
     with_best = [pair for pair in compared if best.label in (pair.one, pair.other)]
     apart = [_other(pair, best.label) for pair in with_best if pair.is_told_apart]
     alike = [_other(pair, best.label) for pair in with_best if not pair.is_told_apart]
-    told = [f"is told apart from {listed(apart)}"] if apart else []
-    told += [f"cannot be told apart from {listed(alike)}"] if alike else []
-    num_left = len(sides) - 1 - len(with_best)
-    told += [f"is not compared with {num_left} that were asked otherwise"] if num_left else []
+    told = [f"it is told apart from {listed(apart)}"] if apart else []
+    told += [f"it cannot be told apart from {listed(alike)}"] if alike else []
+    if num_left := len(sides) - 1 - len(with_best):
+        were = "was" if num_left == 1 else "were"
+        told.append(f"it is not compared with {num_left} that {were} asked otherwise")
     return (
         f"Of these {len(sides)} checkpoints {best.label} has the highest score, "
-        f"{best.result.score:.4f} {interval_text(best.result.interval)}, and "
-        f"{listed(told)}. It says nothing of the settings."
+        f"{best.result.score:.4f} {interval_text(best.result.interval)}: {'; '.join(told)}. "
+        "It says nothing of the settings."
     )
 
 
