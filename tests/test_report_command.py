@@ -370,6 +370,34 @@ def test_long_runs_are_thinned_and_it_is_said(tmp_path: Path, said: Any) -> None
     assert (of_long[0][1], of_long[-1][1]) == ("0", "3003")
 
 
+@pytest.mark.parametrize(
+    "values", [(1e40, -1e40, 0.0), (5e-324, 1e40), (1e-300, 2e-300), (0.0,), (1e-3, 1e3)]
+)
+def test_losses_of_any_size_are_drawn(tmp_path: Path, said: Any, values: tuple[float, ...]) -> None:
+    for name in ("r", "s"):
+        ledger = made_run(tmp_path / name, Made(shares=(0.1, 0.2))) / "ledger.jsonl"
+        events = [json.loads(line) for line in ledger.read_text().splitlines()]
+        steps = [event for event in events if event["type"] == "step"]
+        for number, event in enumerate(steps):
+            event["nll"] = event["lr"] = values[number % len(values)]
+        ledger.write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert said("r", "s")[0] == 0
+    read = tables(Path("comparison.html"))["Training loss by step, the numbers drawn"]
+    assert {row[2] for row in read[1:]} == {f"{value:.6g}" for value in values}
+
+
+def test_equal_scores_are_shared(tmp_path: Path, said: Any) -> None:
+    for name in ("r", "s"):
+        made_run(tmp_path / name, Made(shares=(0.0, 1.0)))
+    made_run(tmp_path / "t", Made(shares=(0.0, 0.0), num_questions=1))
+    assert said("t", "s", "r")[1].startswith(
+        "Of these 3 checkpoints s@round_01 and r@round_01 share the highest score, 1.0000 "
+    )
+    assert "+0.0000 [" in said("r", "s")[1]
+    made_run(tmp_path / "u", Made(shares=(0.0, 1.0), num_questions=1))
+    assert "[unknown], p unknown, paired on 1 question" in said("t", "u")[1]
+
+
 def test_twenty_runs_fit_on_one_page(tmp_path: Path, said: Any) -> None:
     names = [f"r{number}" for number in range(20)]
     for number, name in enumerate(names):

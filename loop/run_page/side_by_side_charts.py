@@ -13,7 +13,8 @@ from pages.ticks import Axis, Span, Tick
 from scores.wording import interval_text
 
 MAX_ROUND_TICKS = 12
-LOG_FROM = 50.0  # times the smallest value, from which a logarithmic axis shows more
+# Times the smallest value, from which a logarithmic axis shows more, and beyond which no loss is.
+LOG_FROM, LOG_TO = 50.0, 1e15
 
 
 class AtStep(NamedTuple):
@@ -102,7 +103,7 @@ def _by_step(title: str, unit: str, named: Sequence[tuple[str, Sequence[AtStep]]
     drawn = [(label, thinned([_step_point(at) for at in some])) for label, some in named if some]
     series = [Series(label, some, has_markers=len(some) <= MOST_MARKERS) for label, some in drawn]
     values = [point.y for _, some in drawn for point in some]
-    is_log = min(values) > 0 and max(values) / min(values) >= LOG_FROM
+    is_log = min(values) > 0 and LOG_FROM <= max(values) / min(values) <= LOG_TO
     axis = Axis(unit, "log10" if is_log else "linear")
     num_all, num_drawn = sum(len(points) for _, points in named), len(values)
     left_out = (

@@ -53,10 +53,11 @@ class Pair(NamedTuple):
         if self.mean is None:
             return f"{both} are not compared: {self.why_not}."
         told = "differ" if self.is_told_apart else "cannot be told apart"
+        by_holm = "" if self.p_holm is None else " by Holm"
         return (
             f"{both}: these two checkpoints {told}: {self.mean:+.4f} "
-            f"{interval_text(self.interval, signed=True)}, {p_text(self.p_holm)} by Holm, paired "
-            f"on {self.num_questions} question{'s' * (self.num_questions != 1)}."
+            f"{interval_text(self.interval, signed=True)}, {p_text(self.p_holm)}{by_holm}, "
+            f"paired on {self.num_questions} question{'s' * (self.num_questions != 1)}."
         )
 
 
@@ -226,13 +227,16 @@ def headline(sides: Sequence[Side], pairs: Sequence[Pair]) -> str:
     with_best = [pair for pair in compared if best.label in (pair.one, pair.other)]
     apart = [_other(pair, best.label) for pair in with_best if pair.is_told_apart]
     alike = [_other(pair, best.label) for pair in with_best if not pair.is_told_apart]
-    told = [f"it is told apart from {listed(apart)}"] if apart else []
-    told += [f"it cannot be told apart from {listed(alike)}"] if alike else []
+    same = [one.label for one in sides if best.result.score - one.result.score <= ROUNDING]
+    head = "has the highest score" if len(same) == 1 else "share the highest score"
+    it = "it" if len(same) == 1 else best.label
+    told = [f"{it} is told apart from {listed(apart)}"] if apart else []
+    told += [f"{it} cannot be told apart from {listed(alike)}"] if alike else []
     if num_left := len(sides) - 1 - len(with_best):
         were = "was" if num_left == 1 else "were"
-        told.append(f"it is not compared with {num_left} that {were} asked otherwise")
+        told.append(f"{it} is not compared with {num_left} that {were} asked otherwise")
     return (
-        f"Of these {len(sides)} checkpoints {best.label} has the highest score, "
+        f"Of these {len(sides)} checkpoints {listed(same)} {head}, "
         f"{best.result.score:.4f} {interval_text(best.result.interval)}: {'; '.join(told)}. "
         "It says nothing of the settings."
     )
