@@ -74,14 +74,8 @@ def _loss_figure(
 ) -> Figure:
     ends, begins = frame
     points = [
-        Point(
-            float(one["step"]),
-            one["nll"],
-            None,
-            None,
-            f"step {one['step']}: {loss_text(one['nll'])}",
-        )
-        for one in steps
+        Point(float(step), nll, None, None, f"step {step}: {loss_text(nll)}")
+        for step, nll in ((one["step"], one["nll"]) for one in steps)
     ]
     series = [Series("training loss", thinned(points), has_markers=len(points) <= MOST_MARKERS)]
     for name, found in list(held_out.items())[:MOST_HELD_OUT]:

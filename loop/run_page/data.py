@@ -63,7 +63,7 @@ def _files_table(manifest: Manifest) -> Table:
         Column("with loss", True),
         Column("sha256 begins with"),
     ]
-    return Table("Rows", columns, rows)
+    return Table("Files of rows", columns, rows)
 
 
 def num_rows_of(manifest: Manifest) -> int:

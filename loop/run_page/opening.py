@@ -171,11 +171,9 @@ def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:
     folder = weights_folder(checkpoint.sampler_path or "")
     if not (store.run_dir / folder).is_dir():
         is_here = store.settled_config()["resolved"].get("service") == "embedded"
-        yield Paragraph(
-            "Their folder is not in this run directory any more."
-            if is_here
-            else "They are on the service that the run was on; its own tools download and serve them."
-        )
+        elsewhere = "They are on the service that the run was on; its own tools download them."
+        gone = "Their folder is not in this run directory any more."
+        yield Paragraph(gone if is_here else elsewhere)
         return
     href = "/".join(_quoted(part) for part in folder.parts) + "/"
     yield Links("The adapter, in PEFT's layout:", [Link(str(folder), href)])
