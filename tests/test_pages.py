@@ -320,6 +320,13 @@ def test_a_chart_has_several_levels_begins_and_an_upward_logarithm() -> None:
     assert ">y</text>" in down  # of nothing there is no logarithm
 
 
+def test_a_chart_with_links_is_a_group_of_them_by_name() -> None:
+    points = [Point(1.0, 0.5, None, None, "round 1: 0.5", "#answers/1")]
+    drawn = line_chart(LineChart(Axis("x"), Axis("y"), [Series("s", points)]), "c", WORDS)
+    (link,) = assert_has_alternative(drawn).iter(f"{SVG}a")
+    assert (link.get("href"), link.get("aria-label")) == ("#answers/1", "s: round 1: 0.5")
+
+
 def test_a_line_without_markers_is_a_line_in_the_legend_too() -> None:
     series = [
         Series("s", [Point(x, x, None, None, "p") for x in (0.0, 3.0)], has_markers=False),

@@ -356,7 +356,7 @@ def test_an_evaluation_has_checkpoints_in_the_place_of_rounds(tmp_path: Path) ->
     assert [row[0] for row in rows] == names
     assert [row[2][:6] for row in rows] == ["0.5000", "0.9000"]
     assert rows[1][4].startswith("+0.4000 ")
-    assert "those that pass the threshold 0.75: 1; those that do not: 1" in page
+    assert "1 of 2 checkpoints pass; the threshold is 0.75." in page
     assert not {"curves", "topics", "selections"} & {one.get("id") for _, one in Page(page).tags}
 
 
@@ -385,6 +385,27 @@ def test_what_is_near_the_sealed_test_is_withheld(tmp_path: Path) -> None:
     assert [row[1] for row in tables.named("Similar rows")] == ["b", "not shown"]
     assert TASK in page and SEALED in page and SECRET not in page
     assert "evals/test.json" in page
+
+
+def test_logs_of_inspect_are_linked_from_the_page(tmp_path: Path) -> None:
+    log = "inspect_logs/a: b#1.eval"
+    store = records.finished(tmp_path / "run", Shape(log=log, is_sealed=False))
+    assert "inspect_logs" not in made(store)  # nothing is there to be opened
+    (store.run_dir / "inspect_logs").mkdir()
+    (store.run_dir / log).touch()
+    page = Page(made(RunStore.open(store.run_dir)))
+    links = [one["href"] for one in page.named("a") if one["href"].endswith(".eval")]
+    assert links == ["./inspect_logs/a%3A%20b%231.eval"] * 3
+    assert any("inspect_ai view --log-dir" in text for text in page.text_of("code"))
+
+
+def test_costs_are_those_of_the_price_table(tmp_path: Path) -> None:
+    store = records.finished(tmp_path / "run")
+    rows = Tables(made(store)).named("Used")
+    for _, trained, read, sampled, _, cost in rows:
+        usd = (int(trained) * 3.0 + int(read) * 1.0 + int(sampled) * 2.0) / 1e6
+        assert float(cost) == pytest.approx(usd, abs=5e-5)
+    assert sum(int(row[1]) for row in rows[:-1]) == int(rows[-1][1]) == store.usage().train_tokens
 
 
 # --- what a page may not do -----------------------------------------------------------------------

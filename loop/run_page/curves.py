@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ledger.run_directory import Event
-from loop.run_page.thinning import MOST_MARKERS, loss_text, spread, stretch, thinned
+from loop.run_page.thinning import MOST_MARKERS, spread, stretch, thinned
 from loop.run_page.viewed import Viewed
+from loop.run_page.wording import loss_text
 from pages.charts import Begin, LineChart, Point, Series
 from pages.document import Beside, Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Scale, Span

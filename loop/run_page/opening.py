@@ -11,11 +11,13 @@ from ledger.records import Checkpoint
 from loop.reports.console import PROGRAM, resume_command, shown_python
 from loop.reports.run_report import stayed_sealed
 from loop.reports.what_next import what_next
+from loop.run_page.answers import ANSWERS
 from loop.run_page.viewed import Standing, Viewed, standing_of
+from loop.run_page.wording import gain_of
 from pages.document import Block, Bullets, Code, Lead, Link, Links, Paragraph, Section, Tile, Tiles
 from pages.document import Verdict as Shown
 from scores.decision import Decision, is_below_baseline, judge
-from scores.results import LEVEL, EvalResult, score_difference
+from scores.results import EvalResult
 from scores.wording import interval_text, score_text
 
 DETAIL_CHARS = 600
@@ -120,9 +122,10 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     began_as = "before training" if store.origin is None else f"began with {store.baseline_name}"
     tiles.append(_score_tile(began_as, baseline, "dev questions"))
     if best.round:
-        gain = score_difference(best, baseline, LEVEL)
-        note = f"{interval_text(gain.interval, signed=True)}, same questions"
-        tiles.append(Tile("gained by training", f"{gain.mean:+.4f}", note))
+        gain = gain_of(best, baseline)
+        interval = "" if gain is None else interval_text(gain.interval, signed=True)
+        value = "not known" if gain is None else f"{gain.mean:+.4f}"
+        tiles.append(Tile("gained by training", value, f"{interval}, same questions"))
     tiles.append(Tile("threshold", f"{gate.threshold:g}", RULES[gate.rule]))
     test = store.test_result()
     if test is not None:
@@ -162,7 +165,9 @@ def _next(view: Viewed) -> Iterator[Block]:
     what = "Use the weights" if is_passed else "The best weights so far"
     yield Paragraph(f"{what} of round {decision.best_round}: {checkpoint.sampler_path}")
     yield from _weights(view, checkpoint)
-    yield Paragraph("Reading further: questions and answers below, and docs/evaluation.md.")
+    answers = [Link("every question with its answer", f"#{ANSWERS}")]
+    answers.append(Link("what is still answered wrong", "#tasks"))
+    yield Links("To judge for yourself:", answers)
 
 
 def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:

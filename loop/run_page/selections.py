@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from data_selector import Pick, Selection
 from ledger.records import Shown, ShownRow
 from ledger.store import RunStore
-from loop.run_page.thinning import loss_text
 from loop.run_page.viewed import Viewed
+from loop.run_page.wording import loss_text
 from pages.document import Block, Bullets, Column, Folded, Marked, Paragraph, Piece, Section, Table
 from rows.places import place_text
 
