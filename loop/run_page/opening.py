@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from errors import one_line
 from ledger.records import Checkpoint
@@ -34,7 +35,7 @@ def lead_of(view: Viewed) -> list[Lead]:
     baseline = store.result(0)
     if decision is None or baseline is None:
         text = "No round has been decided. " + standing_text(view, standing)
-        return [Shown("Nothing is measured yet.", text)]
+        return [Shown("Nothing is measured yet.", text, _tone_of(standing))]
     best = store.result(decision.best_round)
     assert best is not None, "the best round was evaluated"
     return [_verdict(view, decision, best, baseline, standing), _tiles(view, best, baseline)]
@@ -46,14 +47,13 @@ def _verdict(
     end = "" if standing.kind == "finished" else f" {standing_text(view, standing)}"
     if not decision.stops:
         word = "Going on." if standing.kind == "going_on" else "Not finished."
-        tone = "bad" if standing.kind in ("failed", "eval_failed") else "open"
         so_far = (
             f"The best so far is round {best.round} with {score_text(best)}; "
             f"{view.gate.threshold:g} is asked for"
             if best.round
             else f"No trained round is measured; before training the score is {score_text(best)}"
         )
-        return Shown(word, f"{so_far}, on {_questions(best)}.{end}", tone)
+        return Shown(word, f"{so_far}, on {_questions(best)}.{end}", _tone_of(standing))
     verdict = judge(best, baseline, view.gate)
     below = ""
     if is_below_baseline(best, baseline):
@@ -75,6 +75,10 @@ def _verdict(
         f"{sealed}.{below}{end}"
     )
     return Shown("Not good enough.", text, "bad")
+
+
+def _tone_of(standing: Standing) -> Literal["bad", "open"]:
+    return "bad" if standing.kind in ("failed", "eval_failed") else "open"
 
 
 def num_trained_rounds(view: Viewed) -> int:
