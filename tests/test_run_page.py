@@ -22,7 +22,7 @@ from commands.boundary import record_failure
 from config_schema import load_and_validate_config
 from conftest import REPO
 from data_selector import Pick
-from errors import ConfigError, EvalError
+from errors import ConfigError, EvalError, RunStoreError
 from ledger.row_lists import first_rows
 from ledger.store import RunStore
 from loop.planning.inputs import read_inputs
@@ -434,6 +434,15 @@ def test_settings_of_another_version_are_one_paragraph(tmp_path: Path) -> None:
     store.write_json("config.resolved.json", recorded)
     with pytest.raises(ConfigError, match="lora_rnk is not a setting; did you mean lora_rank"):
         viewed(store)
+
+
+def test_a_file_that_is_of_another_round_is_refused(tmp_path: Path) -> None:
+    store = records.finished(tmp_path / "run")
+    store.close()
+    file = store.run_dir / "evals/round_02.json"
+    file.write_text(json.dumps({**json_in(file), "round": 1}))
+    with pytest.raises(RunStoreError, match=r"round_02\.json: it holds round 1, and the ledger"):
+        page_of(viewed(RunStore.open(store.run_dir)))
 
 
 # --- long runs ------------------------------------------------------------------------------------
