@@ -343,21 +343,33 @@ def test_a_resumed_run_says_how_often_and_what_was_done_twice(tmp_path: Path) ->
 
 
 def test_an_evaluation_has_checkpoints_in_the_place_of_rounds(tmp_path: Path) -> None:
-    names = ["runs/a@round_01 <b>", "runs/a@round_02"]
+    names = ["runs/a@round_00 <b>", "runs/a@round_01", "runs/a@round_02"]
     store = records.begun(tmp_path / "run", evaluated=names)
-    for number, share in enumerate((0.5, 0.9)):
+    for number, share in enumerate((0.5, 0.6, 0.9)):
         records.evaluated(store, number, share, Shape())
-    assert "2 of 2 checkpoints are measured" in page_of(viewed(store))
-    for number, passed in enumerate((False, True)):
+    assert "3 of 3 checkpoints are measured" in page_of(viewed(store))
+    for number, passed in enumerate((None, False, True)):
         store.record_comparison(number, passed, f"sentence {number}")
     store.append("run_finished")
     page = made(store)
     rows = Tables(page).named("Each checkpoint")
     assert [row[0] for row in rows] == names
-    assert [row[2][:6] for row in rows] == ["0.5000", "0.9000"]
-    assert rows[1][4].startswith("+0.4000 ")
-    assert "1 of 2 checkpoints pass; the threshold is 0.75." in page
+    assert [row[2][:6] for row in rows] == ["0.5000", "0.6000", "0.9000"]
+    assert [row[4][:8] for row in rows] == ["", "+0.1000 ", "+0.4000 "]
+    said = "1 of 2 checkpoints pass; the threshold is 0.75, and they are compared with runs/a"
+    assert said in page
     assert not {"curves", "topics", "selections"} & {one.get("id") for _, one in Page(page).tags}
+
+
+@pytest.mark.parametrize(("passed", "word"), [(True, "Good enough."), (False, "Not good enough.")])
+def test_one_checkpoint_is_judged_in_its_sentence(passed: bool, word: str, tmp_path: Path) -> None:
+    store = records.begun(tmp_path / "run", evaluated=["runs/a"])
+    records.evaluated(store, 0, 0.5, Shape())
+    store.record_comparison(0, passed, "runs/a passes or not.")
+    store.append("run_finished")
+    page = Page(made(store))
+    assert page.text_of("strong") == [word]
+    assert any("runs/a passes or not." in text for text in page.text_of("p"))
 
 
 # --- text from anywhere, and the sealed test ------------------------------------------------------

@@ -47,20 +47,17 @@ def lead_of_evaluation(view: Viewed) -> list[Lead]:
         num_done, num = len(view.store.results()), len(labels_of(view))
         text = f"{num_done} of {num} checkpoints are measured. {standing_text(view, standing)}"
         return [Verdict("Not finished.", text)]
+    # Of several the first is what the others are compared with, and is not judged.
     passed = [one for one in compared if one.get("passed") is True]
     failed = [one for one in compared if one.get("passed") is False]
-    if len(compared) == 1:
-        word = "Good enough." if passed else "Not good enough." if failed else "Measured."
-        tone = "good" if passed else "bad" if failed else "open"
-        return [Verdict(word, str(compared[0].get("sentence", "")), tone)]
-    unknown = len(compared) - len(passed) - len(failed)
+    tone = "good" if passed and not failed else "bad" if failed and not passed else "open"
+    if len(passed) + len(failed) == 1:
+        word = "Good enough." if passed else "Not good enough."
+        return [Verdict(word, str((passed or failed)[0].get("sentence", "")), tone)]
     text = (
-        f"{len(passed)} of {len(compared)} checkpoints pass; the threshold is "
-        f"{view.gate.threshold:g}."
+        f"{len(passed)} of {len(passed) + len(failed)} checkpoints pass; the threshold is "
+        f"{view.gate.threshold:g}, and they are compared with {labels_of(view)[0]}."
     )
-    text += f" Not judged: {unknown}." if unknown else ""
-    is_mixed = bool(passed and failed)
-    tone = "open" if is_mixed else "good" if passed else "bad" if failed else "open"
     return [Verdict("Compared.", text, tone)]
 
 
