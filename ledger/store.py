@@ -364,7 +364,14 @@ class RunStore(SavedWeightsRecords):
         event = self._last("evaluated", round_no)
         if event is None:
             return None
-        return self._read(event["file"], EvalResult.from_json)
+        result = self._read(event["file"], EvalResult.from_json)
+        if result.round != round_no:
+            raise RunStoreError(
+                f"{self.run_dir / event['file']}: it holds round {result.round}, and the ledger "
+                f"names it for round {round_no}. The file was changed by something else; restore "
+                "it or start a new run."
+            )
+        return result
 
     def results(self) -> list[EvalResult]:
         """The results of all evaluated rounds, the baseline first."""

@@ -139,7 +139,8 @@ def line_chart(chart: LineChart, chart_id: str, words: tuple[str, str]) -> Marku
         y = frame.down(level.y)
         drawn.append(line(frame.left, y, WIDTH - RIGHT, y, f"level l{number}"))
     drawn += [*_series(frame, chart), *legend]
-    return picture(legend_end, chart_id, words, drawn)
+    has_links = any(point.href for point in points)
+    return picture(legend_end, chart_id, words, drawn, has_links=has_links)
 
 
 def _with_scale(axis: Axis, values: Sequence[float]) -> Axis:

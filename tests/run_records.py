@@ -43,6 +43,7 @@ class Shape:
     text: str = "plain"  # in every place that holds anybody's text
     is_sealed: bool = True
     loss: float = 2.0
+    log: str | None = None  # Inspect's, of each evaluation
 
 
 def settings_of(shape: Shape) -> TrainingConfig:
@@ -143,7 +144,7 @@ def result_of(round_no: int, share: float, shape: Shape, task: str = TASK) -> Ev
     rows = [HeldOutRow(f"row {n}", None, 3.0 - share, 2, 4) for n in range(3)]
     losses = () if task == SEALED else (held_out_loss("nll:held.jsonl", rows, 9),)
     path = None if round_no == 0 else path_of(round_no, "sampler_weights")
-    measured = Measured((task_result(task, samples),), losses)
+    measured = Measured((task_result(task, samples, log=shape.log),), losses)
     return eval_result(round_no, path, measured, {"temperature": 0})
 
 

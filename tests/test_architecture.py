@@ -61,7 +61,7 @@ NUM_FILES = {
     "loop.planning": 17,
     "loop.reports": 8,
     "loop.rounds": 16,
-    "loop.run_page": 21,
+    "loop.run_page": 22,
     "loop.tracking": 2,
     "pages": 10,
     "rows": 20,

@@ -365,7 +365,8 @@ def test_weights_are_named_by_plain_paths(runs: Runs, command: Command, path: An
 @pytest.mark.parametrize(
     "name",
     [".lock", "ledger.jsonl", "config.resolved.json", "evals", "selections", "inspect_logs",
-     "evalops", "checkpoints", "eval_report.md.tmp"],
+     "evalops", "checkpoints", "eval_report.md.tmp",
+     "report.html"],
 )  # fmt: skip
 def test_a_link_leads_nowhere(runs: Runs, command: Command, name: str, tmp_path: Path) -> None:
     run_dir, precious = runs.copy("killed"), tmp_path / "precious"

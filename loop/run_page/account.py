@@ -107,6 +107,9 @@ def sealed_section(view: Viewed, said: str) -> Section:
         columns = [Column("task"), Column("score", True), Column("95% interval", True)]
         columns.append(Column("n", True))
         blocks.append(Table(f"Sealed test of round {test.round}", columns, rows))
+    if (origin := view.store.origin) is not None:
+        blocks += [Paragraph(f"Not known of it: {what}.") for what in origin.unknown]
+        blocks += [Paragraph(f"{what[0].upper()}{what[1:]}.") for what in origin.warnings if what]
     if names:
         blocks.append(
             Paragraph(
@@ -146,6 +149,9 @@ def _environment_table(view: Viewed) -> Table:
         ["processors", _said(of_machine.get("num_cpus"))],
         ["seed", str(view.config["seed"])],
     ]
+    if (origin := view.store.origin) is not None:
+        how = "with its optimizer" if origin.with_optimizer else "with a new optimizer"
+        rows.insert(3, ["started from", f"{origin.chain}, {how}"])
     for name, version in (versions if isinstance(versions, dict) else {}).items():
         rows.append([name, _said(version)])
     for name in ("commit of this program", "revision of a hub's model"):

@@ -11,6 +11,7 @@ from loop.run_page.opening import standing_text
 from loop.run_page.rounds import SCORE_AXIS, SCORE_COLUMNS, scores_cells
 from loop.run_page.thinning import spread
 from loop.run_page.viewed import Viewed, standing_of
+from loop.run_page.wording import gain_of, gain_text
 from pages.charts import Level, LineChart, Point, Series
 from pages.document import (
     Beside,
@@ -26,8 +27,8 @@ from pages.document import (
     Verdict,
 )
 from pages.ticks import Axis, Tick
-from scores.results import LEVEL, EvalResult, score_difference
-from scores.wording import interval_text, p_value_text, score_text
+from scores.results import LEVEL, EvalResult
+from scores.wording import score_text
 
 MOST_DRAWN = 30
 MOST_TICKS = 12
@@ -46,19 +47,18 @@ def lead_of_evaluation(view: Viewed) -> list[Lead]:
         num_done, num = len(view.store.results()), len(labels_of(view))
         text = f"{num_done} of {num} checkpoints are measured. {standing_text(view, standing)}"
         return [Verdict("Not finished.", text)]
+    # Of several the first is what the others are compared with, and is not judged.
     passed = [one for one in compared if one.get("passed") is True]
     failed = [one for one in compared if one.get("passed") is False]
-    if len(compared) == 1:
-        word = "Good enough." if passed else "Not good enough." if failed else "Measured."
-        tone = "good" if passed else "bad" if failed else "open"
-        return [Verdict(word, str(compared[0].get("sentence", "")), tone)]
-    unknown = len(compared) - len(passed) - len(failed)
+    tone = "good" if passed and not failed else "bad" if failed and not passed else "open"
+    if len(passed) + len(failed) == 1:
+        word = "Good enough." if passed else "Not good enough."
+        return [Verdict(word, str((passed or failed)[0].get("sentence", "")), tone)]
     text = (
-        f"Of {len(compared)} checkpoints those that pass the threshold "
-        f"{view.gate.threshold:g}: {len(passed)}; those that do not: {len(failed)}."
+        f"{len(passed)} of {len(passed) + len(failed)} checkpoints pass; the threshold is "
+        f"{view.gate.threshold:g}, and they are compared with {labels_of(view)[0]}."
     )
-    text += f" Not judged: {unknown}." if unknown else ""
-    return [Verdict("Compared.", text, "good" if passed else "bad" if failed else "open")]
+    return [Verdict("Compared.", text, tone)]
 
 
 def _compared(view: Viewed) -> list[Event]:
@@ -73,7 +73,8 @@ def checkpoints_sections(view: Viewed) -> list[Block]:
     sentences = [str(one.get("sentence", "")) for one in _compared(view)]
     beside = Bullets(sentences) if sentences else Paragraph("They are compared at the end.")
     blocks: list[Block] = [
-        Beside([_figure(view, results, labels)], [_table(results, labels), beside]),
+        Beside([_figure(view, results, labels)], [beside]),
+        _table(results, labels),
         _tasks(results, labels),
     ]
     return [Section("Checkpoints", blocks, anchor="checkpoints"), *_next(view)]
@@ -114,11 +115,7 @@ def _figure(view: Viewed, results: list[EvalResult], labels: dict[int, str]) -> 
 def _table(results: list[EvalResult], labels: dict[int, str]) -> Table:
     first, rows = results[0], []
     for one in results:
-        change = ""
-        if one is not first:
-            moved = score_difference(one, first, LEVEL)
-            change = f"{moved.mean:+.4f} {interval_text(moved.interval, signed=True)}"
-            change += p_value_text(moved.p_value)
+        change = "" if one is first else gain_text(gain_of(one, first))
         weights = one.checkpoint or "the untouched base model"
         rows.append([labels[one.round], weights, score_text(one), f"{one.n:,}", change])
     columns = [

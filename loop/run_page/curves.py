@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ledger.run_directory import Event
-from loop.run_page.thinning import MOST_MARKERS, loss_text, spread, stretch, thinned
+from loop.run_page.thinning import MOST_MARKERS, spread, stretch, thinned
 from loop.run_page.viewed import Viewed
+from loop.run_page.wording import loss_text
 from pages.charts import Begin, LineChart, Point, Series
 from pages.document import Beside, Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Scale, Span
@@ -74,14 +75,8 @@ def _loss_figure(
 ) -> Figure:
     ends, begins = frame
     points = [
-        Point(
-            float(one["step"]),
-            one["nll"],
-            None,
-            None,
-            f"step {one['step']}: {loss_text(one['nll'])}",
-        )
-        for one in steps
+        Point(float(step), nll, None, None, f"step {step}: {loss_text(nll)}")
+        for step, nll in ((one["step"], one["nll"]) for one in steps)
     ]
     series = [Series("training loss", thinned(points), has_markers=len(points) <= MOST_MARKERS)]
     for name, found in list(held_out.items())[:MOST_HELD_OUT]:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from ledger.records import Manifest
 from ledger.row_lists import first_rows
 from loop.run_page.viewed import Viewed
+from loop.run_page.wording import cut
 from pages.document import Block, Column, Paragraph, Section, Table
 from rows.examples import DroppedRow
 from rows.places import DROPPED, SIMILAR
 
 NUM_FIRST = 5  # rows of each kind
-MOST_CHARS = 240
 SHA_CHARS = 16
 KINDS = {
     "rejected": "could not be used",
@@ -63,7 +63,7 @@ def _files_table(manifest: Manifest) -> Table:
         Column("with loss", True),
         Column("sha256 begins with"),
     ]
-    return Table("Rows", columns, rows)
+    return Table("Files of rows", columns, rows)
 
 
 def num_rows_of(manifest: Manifest) -> int:
@@ -109,11 +109,11 @@ def _rows_table(
     sealed = view.config["evaluation"]["test_tasks"]
     rows = []
     for row in found:
-        is_sealed = any(row.reason.endswith(f" of {name}") for name in sealed)
+        is_sealed = any(name in row.reason for name in sealed)
         text, reason = (
             ("not shown", WITHHELD)
             if is_sealed
-            else (_cut(row.text or "not recorded"), _cut(row.reason))
+            else (cut(row.text or "not recorded"), cut(row.reason))
         )
         rows.append([f"{row.file} line {row.line_no:,}", text, reason])
     columns = [Column("row"), Column("its words"), Column("why")]
@@ -128,8 +128,3 @@ def _questions_table(manifest: Manifest, sealed: Sequence[str]) -> Table:
         rows.append([name, asked, file.path, file.sha256[:SHA_CHARS]])
     columns = [Column("task"), Column("asked"), Column("file"), Column("sha256 begins with")]
     return Table("Evaluations", columns, rows)
-
-
-def _cut(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= MOST_CHARS else flat[: MOST_CHARS - 3] + "..."

@@ -5,17 +5,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from errors import one_line
 from ledger.records import Checkpoint
 from loop.reports.console import PROGRAM, resume_command, shown_python
 from loop.reports.run_report import stayed_sealed
 from loop.reports.what_next import what_next
+from loop.run_page.answers import ANSWERS
 from loop.run_page.viewed import Standing, Viewed, standing_of
+from loop.run_page.wording import gain_of
 from pages.document import Block, Bullets, Code, Lead, Link, Links, Paragraph, Section, Tile, Tiles
 from pages.document import Verdict as Shown
 from scores.decision import Decision, is_below_baseline, judge
-from scores.results import LEVEL, EvalResult, score_difference
+from scores.results import EvalResult
 from scores.wording import interval_text, score_text
 
 DETAIL_CHARS = 600
@@ -32,7 +35,7 @@ def lead_of(view: Viewed) -> list[Lead]:
     baseline = store.result(0)
     if decision is None or baseline is None:
         text = "No round has been decided. " + standing_text(view, standing)
-        return [Shown("Nothing is measured yet.", text)]
+        return [Shown("Nothing is measured yet.", text, _tone_of(standing))]
     best = store.result(decision.best_round)
     assert best is not None, "the best round was evaluated"
     return [_verdict(view, decision, best, baseline, standing), _tiles(view, best, baseline)]
@@ -44,14 +47,13 @@ def _verdict(
     end = "" if standing.kind == "finished" else f" {standing_text(view, standing)}"
     if not decision.stops:
         word = "Going on." if standing.kind == "going_on" else "Not finished."
-        tone = "bad" if standing.kind in ("failed", "eval_failed") else "open"
         so_far = (
             f"The best so far is round {best.round} with {score_text(best)}; "
             f"{view.gate.threshold:g} is asked for"
             if best.round
             else f"No trained round is measured; before training the score is {score_text(best)}"
         )
-        return Shown(word, f"{so_far}, on {_questions(best)}.{end}", tone)
+        return Shown(word, f"{so_far}, on {_questions(best)}.{end}", _tone_of(standing))
     verdict = judge(best, baseline, view.gate)
     below = ""
     if is_below_baseline(best, baseline):
@@ -73,6 +75,10 @@ def _verdict(
         f"{sealed}.{below}{end}"
     )
     return Shown("Not good enough.", text, "bad")
+
+
+def _tone_of(standing: Standing) -> Literal["bad", "open"]:
+    return "bad" if standing.kind in ("failed", "eval_failed") else "open"
 
 
 def num_trained_rounds(view: Viewed) -> int:
@@ -120,9 +126,10 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     began_as = "before training" if store.origin is None else f"began with {store.baseline_name}"
     tiles.append(_score_tile(began_as, baseline, "dev questions"))
     if best.round:
-        gain = score_difference(best, baseline, LEVEL)
-        note = f"{interval_text(gain.interval, signed=True)}, same questions"
-        tiles.append(Tile("gained by training", f"{gain.mean:+.4f}", note))
+        gain = gain_of(best, baseline)
+        interval = "" if gain is None else interval_text(gain.interval, signed=True)
+        value = "not known" if gain is None else f"{gain.mean:+.4f}"
+        tiles.append(Tile("gained by training", value, f"{interval}, same questions"))
     tiles.append(Tile("threshold", f"{gate.threshold:g}", RULES[gate.rule]))
     test = store.test_result()
     if test is not None:
@@ -162,7 +169,9 @@ def _next(view: Viewed) -> Iterator[Block]:
     what = "Use the weights" if is_passed else "The best weights so far"
     yield Paragraph(f"{what} of round {decision.best_round}: {checkpoint.sampler_path}")
     yield from _weights(view, checkpoint)
-    yield Paragraph("Reading further: questions and answers below, and docs/evaluation.md.")
+    answers = [Link("every question with its answer", f"#{ANSWERS}")]
+    answers.append(Link("what is still answered wrong", "#tasks"))
+    yield Links("To judge for yourself:", answers)
 
 
 def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:
@@ -171,11 +180,9 @@ def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:
     folder = weights_folder(checkpoint.sampler_path or "")
     if not (store.run_dir / folder).is_dir():
         is_here = store.settled_config()["resolved"].get("service") == "embedded"
-        yield Paragraph(
-            "Their folder is not in this run directory any more."
-            if is_here
-            else "They are on the service that the run was on; its own tools download and serve them."
-        )
+        elsewhere = "They are on the service that the run was on; its own tools download them."
+        gone = "Their folder is not in this run directory any more."
+        yield Paragraph(gone if is_here else elsewhere)
         return
     href = "/".join(_quoted(part) for part in folder.parts) + "/"
     yield Links("The adapter, in PEFT's layout:", [Link(str(folder), href)])

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 
 from ledger.run_directory import Event
 from loop.run_page.answers import answers_at
-from loop.run_page.thinning import loss_text, spread
+from loop.run_page.thinning import spread
 from loop.run_page.viewed import Viewed
+from loop.run_page.wording import MOST_CHARS, change_text, cut, loss_text
 from pages.charts import Level, LineChart, Point, Series
 from pages.document import Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Span, Tick
-from scores.results import LEVEL, EvalResult, task_difference
-from scores.wording import ROLE_NAMES, interval_text, p_value_text, score_text
+from scores.results import LEVEL, EvalResult
+from scores.wording import ROLE_NAMES, interval_text, score_text
 
 MOST_ROUNDS = 30  # drawn with a marker and an interval each
 MOST_TICKS = 12
@@ -206,13 +207,9 @@ def tasks_section(view: Viewed) -> Section:
 def _tasks_table(best: EvalResult, baseline: EvalResult) -> Table:
     rows = []
     for task in sorted(best.tasks, key=lambda task: -task.layer):
-        before, change, was = baseline.task(task.name), "", ""
-        if before is not None and best.round:
-            moved = task_difference(task, before, LEVEL)
-            change = f"{moved.mean:+.4f} {interval_text(moved.interval, signed=True)}"
-            change += p_value_text(moved.p_value)
-        if before is not None:
-            was = f"{before.score:.4f}"
+        before = baseline.task(task.name)
+        change = change_text(task, before) if best.round else ""
+        was = "" if before is None else f"{before.score:.4f}"
         flaws = [f"{n:,}" for n in (task.num_truncated, task.num_malformed, task.num_failed)]
         name = f"{task.name}{ROLE_NAMES[task.role]}"
         rows.append([name, was, score_text(task), change, f"{task.n:,}", *flaws])
@@ -260,7 +257,7 @@ def _failures(best: EvalResult) -> Iterator[Block]:
         answer = f"failed: {sample.error}" if sample.error else sample.answer or ""
         expected = " or ".join(sample.expected)
         texts = (sample.question, expected, answer)
-        rows.append([*(_cut(text) for text in texts), flags, f"{sample.score:.4g}"])
+        rows.append([*(cut(text) for text in texts), flags, f"{sample.score:.4g}"])
     columns = [
         Column("question"),
         Column("expected"),
@@ -274,11 +271,3 @@ def _failures(best: EvalResult) -> Iterator[Block]:
     )
     shown = f"The first {len(rows)} are shown, cut to {MOST_CHARS} characters; the section on "
     yield Table(caption, columns, rows, note=f"{shown}questions and answers has all of them.")
-
-
-MOST_CHARS = 200
-
-
-def _cut(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= MOST_CHARS else flat[: MOST_CHARS - 3] + "..."

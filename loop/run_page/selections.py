@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from data_selector import Pick, Selection
 from ledger.records import Shown, ShownRow
 from ledger.store import RunStore
-from loop.run_page.thinning import loss_text
 from loop.run_page.viewed import Viewed
+from loop.run_page.wording import loss_text
 from pages.document import Block, Bullets, Column, Folded, Marked, Paragraph, Piece, Section, Table
 from rows.places import place_text
 
@@ -116,11 +116,12 @@ def _picks_table(selection: Selection) -> Table:
         Column("why"),
         Column("times", True),
     ]
-    note = "Mined rows first."
+    is_mined = any(pick.weight is not None for pick in once.values())
+    note = "Mined rows first." if is_mined else ""
     if len(rows) < len(once):
-        note += f" {len(rows)} of {len(once):,} different rows are listed; all are in"
+        note = f"{note} {len(rows)} of {len(once):,} different rows are listed; all are in"
         note += f" selections/round_{selection.round:02d}.json."
-    return Table(f"Rows of round {selection.round}", columns, rows, is_folded=True, note=note)
+    return Table(f"Rows of round {selection.round}", columns, rows, True, note.strip())
 
 
 # --- as the model saw them ------------------------------------------------------------------------

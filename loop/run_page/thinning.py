@@ -16,12 +16,6 @@ MOST_POINTS = 240  # of a curve; a chart is about 400 units wide
 MOST_MARKERS = 60  # from which they would lie on each other
 
 
-def loss_text(value: float) -> str:
-    """A loss with digits enough to read, however large or small it is."""
-    is_usual = value == 0 or 1e-3 <= abs(value) < 1e6
-    return f"{value:.4f}" if is_usual else f"{value:.4g}"
-
-
 def thinned(points: Sequence[Point]) -> list[Point]:
     """Of each stretch of a curve its lowest and its highest point, so that no spike is lost."""
     if len(points) <= MOST_POINTS:

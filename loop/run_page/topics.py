@@ -60,7 +60,7 @@ def _table(reports: dict[int, Sequence[TopicReport]], shown: Sequence[int], best
         Column(f"95% interval, round {best}", True),
         Column(f"rows drawn for round {best}", True),
     ]
-    note = f"Weakest in round {best} first; the more is right, the darker a score is shaded."
+    note = f"Weakest in round {best} first; the more is right, the stronger a score is shaded."
     if len(shown) < len(reports):
         note += f" {len(shown)} of {len(reports)} rounds are shown; ledger.jsonl has all."
     if len(order) > MOST_TOPICS:
