@@ -78,6 +78,7 @@ async def run_rounds(run: Run) -> Decision:
             run.progress.round_line(result, decision, sentence, topics)
         check_limits(run, result, checkpoint)
         send_to_evalops(run, result, decision, checkpoint)
+        run.show_page()
         if decision.stops:
             await complete_evidence(run, decision)
             return decision
@@ -296,6 +297,7 @@ async def train_on_service(
             run.is_closing = True
             if decision.stops:
                 store.append("run_finished", round=decision.round, action=decision.action)
+                run.show_page()
             if run.evalops is not None:
                 await run.evalops.finish()
         return decision

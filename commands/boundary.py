@@ -174,6 +174,10 @@ def describe_failure(error: BaseException) -> str:
 
 
 def record_failure(store: RunStore, error: BaseException, message: str) -> None:
+    """Write a failure down, and the page that tells of it; of a page that a full disk refuses
+    nothing is said beside what went wrong."""
+    from loop.run_page.page import keep_page
+
     events = {Interrupted: "interrupted", OutputGone: "interrupted", EvalError: "eval_failed"}
     event = events.get(type(error), "failed")
     fields: dict[str, Any] = {}
@@ -183,6 +187,7 @@ def record_failure(store: RunStore, error: BaseException, message: str) -> None:
         fields["num_prompt_tokens"] = error.num_prompt_tokens
         fields["num_sampled_tokens"] = error.num_sampled_tokens
     store.append(event, detail=message, **fields)
+    keep_page(store)
 
 
 def alert(session: Session, what: str, figures: Mapping[str, Any]) -> None:

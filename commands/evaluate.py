@@ -19,6 +19,7 @@ from loop.planning.resumption import continue_run, refuse_other_model, with_know
 from loop.reports.console import say, tell
 from loop.rounds.evaluating import measure_and_record
 from loop.rounds.session import connected, open_service
+from loop.run_page.page import PAGE, keep_page
 from services.keys import Keys
 from services.place import Place
 from services.sdk import rest_client
@@ -94,6 +95,8 @@ def evaluate_checkpoints(
         results = in_loop(evaluate_on_service(plan, store, progress, place, subjects))
         comparisons = conclude(store, subjects, results, settled)
         session.is_running = False
+        if (problem := keep_page(store)) is not None:
+            progress.line(problem)
     return report_and_alert(args, session, store, comparisons)
 
 
@@ -313,6 +316,8 @@ def report_comparisons(
             tell(summary(one))
             for line in task_lines(one.result):
                 tell(line)
+        if (store.run_dir / PAGE).is_file():
+            say(f"Page: {store.run_dir / PAGE}")
         say(f"Evaluation directory: {store.run_dir}")
     has_failed = any(one.passed is False for one in comparisons)
     return 3 if args.gate and has_failed else 0

@@ -33,6 +33,7 @@ def report_finished(
 ) -> int:
     """A run with nothing left to do: say so, how it can go on, and its outcome."""
     from loop.planning.plan import cost_usd
+    from loop.run_page.page import PAGE, keep_page
 
     decision = store.last_decision()
     assert decision is not None, "a finished run has a decision"
@@ -46,6 +47,9 @@ def report_finished(
     elif decision.action in EXTENDABLE:
         how = "to train on, resume it with a higher bound (max_rounds or budget)"
     progress.line(f"{store.run_dir}: this run is finished, nothing is left to do; {how}")
+    # A version before may have ended it without, or a full disk.
+    if not (store.run_dir / PAGE).is_file() and (problem := keep_page(store)) is not None:
+        progress.line(problem)
     # The alert comes again: a kill at the very end may have kept it from being told.
     used_usd = cost_usd(config, store.usage())
     return report_end_and_alert(args, session, store, decision, Ending(config, used_usd))
@@ -82,6 +86,7 @@ def report_end(
     from loop.planning.plan import gate_of
     from loop.reports.run_report import stayed_sealed
     from loop.reports.what_next import what_next
+    from loop.run_page.page import PAGE
     from scores.wording import score_and_n
 
     best, baseline, test = store.result(decision.best_round), store.result(0), store.test_result()
@@ -106,6 +111,7 @@ def report_end(
             "cost_usd": ending.cost_usd,
             "next_steps": steps,
             "run_dir": str(store.run_dir),
+            "page": str(store.run_dir / PAGE) if (store.run_dir / PAGE).is_file() else None,
         }
         say(json.dumps(outcome, indent=1))
     else:
@@ -122,6 +128,8 @@ def report_end(
             tell(f"{stayed_sealed(config.evaluation.test_on)}.")
         say(f"  {checkpoint.sampler_path}")
         say(f"Report: {store.run_dir / 'eval_report.md'}")
+        if (store.run_dir / PAGE).is_file():
+            say(f"Page: {store.run_dir / PAGE}")
         say(f"Run directory: {store.run_dir}")
         if steps:
             say("What to try next:")

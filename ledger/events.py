@@ -174,16 +174,17 @@ KINDS: dict[str, type[_Any]] = {
 }
 
 
-def read_events(path: Path, lines: Sequence[bytes]) -> list[Event]:
-    """The events in the lines of a ledger. Raises `RunStoreError` naming a line that is none."""
+def read_events(path: Path, lines: Sequence[bytes], num_before: int = 0) -> list[Event]:
+    """The events in the lines of a ledger, or in those after its first `num_before`. Raises
+    `RunStoreError` naming a line that is none."""
     events: list[Event] = []
-    for line_no, line in enumerate(lines, start=1):
+    for line_no, line in enumerate(lines, start=num_before + 1):
         try:
             event = parse_object(line)
             kind = event.get("type")
             shape = KINDS.get(kind, _Any) if isinstance(kind, str) else _Any
             checked = shape.model_validate(event)
-            if checked.seq != len(events) or (checked.round or 0) > len(events):
+            if checked.seq != line_no - 1 or (checked.round or 0) >= line_no:
                 raise ValueError("its number or its round is out of order")
         except ValueError as error:
             raise RunStoreError(

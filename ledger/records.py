@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from data_selector import CandidateLoss
 from rows.examples import DroppedRow
 from scores.diagnosis import TopicReport
-from storage.stored_json import Count, record_of
+from storage.stored_json import Count, Measure, Share, record_of
 
 MAX_PATH_CHARS = 500
 
@@ -249,3 +249,48 @@ def manifest_from_json(data: dict[str, Any]) -> Manifest:
 
 def losses_from_json(data: dict[str, Any]) -> dict[str, CandidateLoss]:
     return record_of(dict[str, CandidateLoss], data)
+
+
+# --- rows as the model saw them -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShownPiece:
+    """Text of tokens that count alike in the loss. `num_left_out` characters before it are cut."""
+
+    text: str
+    weight: Share
+    num_left_out: Count = 0
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row of a round as the model saw it, why it was chosen, and where it is to be looked up."""
+
+    example_id: str
+    file: str
+    line_no: Count
+    topic: str | None
+    source: str
+    reason: str
+    is_mined: bool
+    num_tokens: Count
+    num_loss_tokens: Count
+    is_truncated: bool  # at max_seq_length
+    weight: Measure  # that the row's loss is multiplied by
+    pieces: list[ShownPiece]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Some of the rows that a round trains on."""
+
+    round: Count
+    renderer: str
+    train_on: str
+    num_rows: Count  # different ones in the round
+    rows: list[ShownRow]
+
+
+def shown_from_json(data: dict[str, Any]) -> Shown:
+    return record_of(Shown, data)

@@ -111,6 +111,28 @@ def _find(name: str, runs_dir: Path) -> Subject:
     return _of_round(found.store, found.round, name)
 
 
+class NamedRound(NamedTuple):
+    """A run directory and a round of it as a name means them; None for its best."""
+
+    run_dir: Path
+    round: int | None
+
+
+def named_round(key: str, name: str, folders: Sequence[Path]) -> NamedRound:
+    """What `RUN_DIR`, `RUN_DIR@best` and `RUN_DIR@round_02` mean, the directory looked for in the
+    folders; `key` is what errors begin with. Raises `ConfigError` for another word behind `@`."""
+    match = re.fullmatch(r"(.+)@(best|round_(\d{1,9}))", name, re.DOTALL)
+    run_dir = _in_one_of(folders, name if match is None else match[1])
+    before, at, after = name.rpartition("@")
+    if match is None and at and not run_dir.exists() and _in_one_of(folders, before).is_dir():
+        raise ConfigError(
+            f"{key}: {after!r} names no checkpoint of {before}. Give @best, @round_01 "
+            "and so on, or @round_00 for the untouched model."
+        )
+    number = None if match is None or match[3] is None else int(match[3])
+    return NamedRound(run_dir, number)
+
+
 class _Found(NamedTuple):
     store: RunStore
     round: int
@@ -119,22 +141,15 @@ class _Found(NamedTuple):
 def _find_round(key: str, name: str, folders: Sequence[Path]) -> _Found:
     """The run and the round that a name means, its directory looked for in the folders; `key` is
     what errors begin with."""
-    match = re.fullmatch(r"(.+)@(best|round_(\d+))", name, re.DOTALL)
-    run_dir = _in_one_of(folders, name if match is None else match[1])
-    before, at, after = name.rpartition("@")
-    if match is None and at and not run_dir.exists() and _in_one_of(folders, before).is_dir():
-        raise ConfigError(
-            f"{key}: {after!r} names no checkpoint of {before}. Give @best, @round_01 "
-            "and so on, or @round_00 for the untouched model."
-        )
+    run_dir, number = named_round(key, name, folders)
     store = RunStore.open(run_dir)
     if store.is_evaluation:
         raise ConfigError(
             f"{key}: {run_dir} holds an earlier evaluation, no run. Name a run's "
             "directory, or continue the evaluation with --resume."
         )
-    if match is not None and match[3] is not None:
-        return _Found(store, int(match[3]))
+    if number is not None:
+        return _Found(store, number)
     decision = store.last_decision()
     if decision is None or decision.best_round == 0:
         raise ConfigError(

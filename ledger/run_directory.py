@@ -36,6 +36,7 @@ LOCK = ".lock"
 OUTBOX = "evalops"  # judges what lies in it itself
 PARTIAL = ".partial.jsonl"
 RUN_ID, BEGUN_AT = "run_id", "run_dir"  # keys of the resolved config, older runs have none
+LOOKS, LOOK_S = 3, 0.02  # how often a lock is tried, and how long after each time
 EVALUATED = "evaluate"  # key of the resolved config: the checkpoints that are evaluated, no run
 
 T = TypeVar("T")
@@ -277,6 +278,18 @@ class RunDirectory:
         waiting = [num_waiting_tokens(path) for path in self.run_dir.glob(f"*/*{PARTIAL}")]
         return sum(prompt for prompt, _ in waiting), sum(sampled for _, sampled in waiting)
 
+    @property
+    def newest_event(self) -> Event | None:
+        """The last thing that happened to the run itself."""
+        newest = (event for event in reversed(self._all_events) if event["type"] != "evalops")
+        return next(newest, None)
+
+    @property
+    def num_superseded_steps(self) -> int:
+        """Steps that a resumption took again."""
+        all_steps = sum(event["type"] == "step" for event in self._all_events)
+        return all_steps - sum(1 for _ in self.events("step"))
+
     def _last(self, event_type: str, round_no: int | None = None) -> Event | None:
         found = self._of_type.get(event_type)
         if round_no is not None:
@@ -372,14 +385,15 @@ def lock(run_dir: Path, what: str = "this run") -> IO[str]:
         file = open(run_dir / LOCK, "w")  # noqa: SIM115 (held open on purpose)
     except OSError as error:
         raise storage_error(run_dir / LOCK, error) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RunStoreError(
-            f"{run_dir}: another process is at work on {what}. Wait for it, or stop it."
-        ) from None
-    return file
+    for _ in range(LOOKS):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        time.sleep(LOOK_S)  # `is_locked` of another process holds it for a moment
+    file.close()
+    raise RunStoreError(
+        f"{run_dir}: another process is at work on {what}. Wait for it, or stop it."
+    )
 
 
 def is_locked(run_dir: Path) -> bool:

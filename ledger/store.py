@@ -10,7 +10,9 @@
     eval_report.md           the recommended checkpoint and the evidence for it
     report_parts/            each round's answers as they stand in report.html
     evals/*.partial.jsonl    graded samples of an evaluation that is not recorded yet
-    selections/round_NN.json what the round trained on, and why
+    selections/round_NN.json what the round trained on, and why; shown_NN.json some of these rows
+                             as the model sees them
+    report.html              all of it on one page
     evalops/round_NN-*.json  rounds as EvalOps is told of them
     checkpoints/             the embedded service's weights
 
@@ -37,9 +39,11 @@ from ledger.records import (
     Origin,
     RunStart,
     Settled,
+    Shown,
     Topics,
     losses_from_json,
     manifest_from_json,
+    shown_from_json,
 )
 from ledger.run_directory import CONFIG, LEDGER, RUN_ID, Event
 from ledger.weights import SavedWeightsRecords
@@ -304,6 +308,11 @@ class RunStore(SavedWeightsRecords):
             "selected", round=selection.round, step=step, shares=selection.shares, file=name
         )
 
+    def write_shown(self, shown: Shown) -> None:
+        """Keep rows of a round as the model sees them, before the event that the round is chosen;
+        so there is one of them where there is the other."""
+        self.write_json(_shown_file(shown.round), asdict(shown))
+
     def record_losses(self, measured: MeasuredLosses, num_prompt_tokens: int) -> None:
         """What the losses of the rows to draw from were before a round was chosen."""
         name = _losses_file(measured.round)
@@ -356,7 +365,14 @@ class RunStore(SavedWeightsRecords):
         event = self._last("evaluated", round_no)
         if event is None:
             return None
-        return self._read(event["file"], EvalResult.from_json)
+        result = self._read(event["file"], EvalResult.from_json)
+        if result.round != round_no:
+            raise RunStoreError(
+                f"{self.run_dir / event['file']}: it holds round {result.round}, and the ledger "
+                f"names it for round {round_no}. The file was changed by something else; restore "
+                "it or start a new run."
+            )
+        return result
 
     def results(self) -> list[EvalResult]:
         """The results of all evaluated rounds, the baseline first."""
@@ -399,6 +415,13 @@ class RunStore(SavedWeightsRecords):
     def selection(self, round_no: int) -> Selection | None:
         event = self._last("selected", round_no)
         return None if event is None else self._read(event["file"], Selection.from_json)
+
+    def shown(self, round_no: int) -> Shown | None:
+        """Rows of a round as the model saw them; None of runs of versions that kept none."""
+        name = _shown_file(round_no)
+        if not (self.run_dir / name).is_file():
+            return None
+        return self._read(name, shown_from_json)
 
     def scores(self) -> dict[int, float]:
         """Score per evaluated round, the baseline included."""
@@ -462,3 +485,7 @@ class RunStore(SavedWeightsRecords):
 
 def _losses_file(round_no: int) -> str:
     return f"selections/losses_{round_no:02d}.json"
+
+
+def _shown_file(round_no: int) -> str:
+    return f"selections/shown_{round_no:02d}.json"

@@ -55,6 +55,7 @@ class Series:
     name: str
     points: Sequence[Point]
     is_joined: bool = True
+    has_markers: bool = True  # else the line alone, where markers would lie on each other
 
 
 class Level(NamedTuple):
@@ -64,15 +65,32 @@ class Level(NamedTuple):
     y: float
 
 
+class Begin(NamedTuple):
+    """Where something begins along the x axis, drawn as a line upwards with its name."""
+
+    x: float
+    name: str
+
+
 @dataclass(frozen=True)
 class LineChart:
-    """Series over one x axis; `level` is such as the score of what was not trained."""
+    """Series over one x axis; `level` is such as the score of what was not trained, and there may
+    be more of them. Charts with the same x axis and `tick_room` (for the y axis' numbers) lie
+    exactly below each other.
+    """
 
     x: Axis
     y: Axis
     series: Sequence[Series]
     level: Level | None = None
     is_spread: bool = True  # series stand side by side where they have a point at one place
+    more_levels: Sequence[Level] = ()
+    begins: Sequence[Begin] = ()
+    tick_room: float = 0.0
+
+    @property
+    def levels(self) -> list[Level]:
+        return [*([] if self.level is None else [self.level]), *self.more_levels]
 
 
 class _Frame(NamedTuple):
@@ -95,34 +113,55 @@ class _Frame(NamedTuple):
 def line_chart(chart: LineChart, chart_id: str, words: tuple[str, str]) -> Markup:
     """Draw a chart. `words` are its title and description, its text alternative.
 
-    The x axis is linear where a value is not above 0, of which there is no logarithm.
+    An axis is linear where a value is not above 0, of which there is no logarithm.
     """
     points = [point for series in chart.series for point in series.points]
-    x_axis = chart.x
-    if x_axis.scale != "linear":
-        is_above = all(point.x > 0 for point in points)
-        shown = {"title": f"{x_axis.title} (log axis)"} if is_above else {"scale": "linear"}
-        x_axis = replace(x_axis, **shown)
     heights = [y for p in points for y in (p.low, p.y, p.high) if y is not None]
-    heights += [] if chart.level is None else [chart.level.y]
-    y_span = span_of(chart.y, heights)
-    y_ticks = ticks_of(chart.y, y_span)
-    widest = max((text_width(tick.text, SMALL_TEXT_SIZE) for tick in y_ticks), default=0)
+    heights += [level.y for level in chart.levels]
+    x_axis = _with_scale(chart.x, [point.x for point in points])
+    y_axis = _with_scale(chart.y, heights)
+    y_span = span_of(y_axis, heights)
+    y_ticks = ticks_of(y_axis, y_span)
+    widths = [text_width(tick.text, SMALL_TEXT_SIZE) for tick in y_ticks]
+    widest = max([chart.tick_room, *widths])
     frame = _Frame(
         left=TITLE_ROOM + widest + 8,
         x=x_axis,
-        y=chart.y,
+        y=y_axis,
         x_span=span_of(x_axis, [point.x for point in points]),
         y_span=y_span,
     )
     bottom, x_ticks = _x_axis(frame)
     legend_end, legend = _legend(chart, bottom)
     drawn = [*_y_axis(frame, y_ticks), *x_ticks]
-    if chart.level is not None:
-        y = frame.down(chart.level.y)
-        drawn.append(line(frame.left, y, WIDTH - RIGHT, y, "level"))
+    drawn += _begins(frame, chart.begins)
+    for number, level in enumerate(chart.levels):
+        y = frame.down(level.y)
+        drawn.append(line(frame.left, y, WIDTH - RIGHT, y, f"level l{number}"))
     drawn += [*_series(frame, chart), *legend]
-    return picture(legend_end, chart_id, words, drawn)
+    has_links = any(point.href for point in points)
+    return picture(legend_end, chart_id, words, drawn, has_links=has_links)
+
+
+def _with_scale(axis: Axis, values: Sequence[float]) -> Axis:
+    """An axis that says where it is logarithmic, and is not where that cannot be."""
+    if axis.scale == "linear":
+        return axis
+    if all(value > 0 for value in values):
+        return replace(axis, title=f"{axis.title} (log axis)")
+    return replace(axis, scale="linear")
+
+
+def _begins(frame: _Frame, begins: Sequence[Begin]) -> Iterator[Markup]:
+    """Lines upwards, each with its name where that does not lie on the one before."""
+    taken = -1e9
+    for begin in begins:
+        x = frame.across(begin.x)
+        yield line(x, TOP, x, TOP + PLOT_HEIGHT, "begin")
+        width = text_width(begin.name, SMALL_TEXT_SIZE)
+        if x + 3 > taken and x + 3 + width <= WIDTH:
+            taken = x + 3 + width + 4
+            yield text_at(x + 3, TOP - 1, begin.name, {"class": "small"})
 
 
 def _y_axis(frame: _Frame, ticks: Sequence[Tick]) -> Iterator[Markup]:
@@ -178,7 +217,8 @@ def _series(frame: _Frame, chart: LineChart) -> Iterator[Markup]:
         if series.is_joined and len(places) > 1:
             way = "M" + "L".join(f"{round(x, 2):g},{round(y, 2):g}" for x, y in places)
             yield element("path", {"d": way, "class": f"way c{number % NUM_COLOURS}"})
-        for point, (x, y) in zip(points, places, strict=True):
+        marked = zip(points, places, strict=True) if series.has_markers else ()
+        for point, (x, y) in marked:
             parts = [element("title", {}, f"{series.name}: {point.text}")]
             if point.low is not None and point.high is not None:
                 low, high = frame.down(point.low), frame.down(point.high)
@@ -194,11 +234,14 @@ def _series(frame: _Frame, chart: LineChart) -> Iterator[Markup]:
 def _legend(chart: LineChart, top: float) -> tuple[float, list[Markup]]:
     """Names beside their markers, in as many lines as they need; where they end."""
     entries: list[tuple[str, Markup]] = []
-    if chart.level is not None:
-        entries.append((chart.level.name, line(-7, 0, 7, 0, "level")))
+    for number, level in enumerate(chart.levels):
+        entries.append((level.name, line(-7, 0, 7, 0, f"level l{number}")))
     names = _numbers(chart.series)
-    if len(names) > 1 or chart.level is not None:
-        entries += [(name, marker(number, 0, 0)) for name, number in names.items()]
+    if len(names) > 1 or chart.levels:
+        unmarked = {series.name for series in chart.series if not series.has_markers}
+        for name, number in names.items():
+            way = line(-7, 0, 7, 0, f"way c{number % NUM_COLOURS}")
+            entries.append((name, way if name in unmarked else marker(number, 0, 0)))
     x, y, drawn = 12.0, top, []
     for number, (name, sign) in enumerate(entries):
         shown = fitting(name, WIDTH - 40)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pages.charts import LineChart
 from pages.forest import ForestChart
@@ -20,6 +20,30 @@ class Paragraph:
 
     text: str
     is_lead: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a page comes to, in a word and a sentence; the tone is a colour beside the word."""
+
+    word: str
+    text: str
+    tone: Literal["good", "bad", "open"] = "open"
+
+
+class Tile(NamedTuple):
+    """A figure to be seen first, with what it is and what it rests on."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The few figures that matter most, side by side."""
+
+    items: Sequence[Tile]
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,22 @@ class Mount:
     without: str
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Two columns where a page is wide, one below the other where it is narrow."""
+
+    left: Sequence[Block]
+    right: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What is opened by who wants it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
 class Column(NamedTuple):
     title: str
     is_number: bool = False
@@ -83,13 +123,16 @@ class Column(NamedTuple):
 @dataclass(frozen=True)
 class Table:
     """Rows under titles; the first cell of a row names it. `is_folded`: opened by who wants it.
-    `note` stands behind the caption, and not in the line that a folded table is opened by."""
+    `note` stands behind the caption, and not in the line that a folded table is opened by.
+    `shades`, where given, has a share from 0 to 1 for each cell, which is shaded by it; None for
+    one that is not. What it stands for is in the cell's text as well."""
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     is_folded: bool = False
     note: str = ""
+    shades: Sequence[Sequence[float | None]] = ()
 
     @property
     def whole_caption(self) -> str:
@@ -97,6 +140,8 @@ class Table:
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.caption
+        shapes = [len(row) for row in self.shades]
+        assert not shapes or shapes == [len(row) for row in self.rows], self.caption
 
 
 @dataclass(frozen=True)
@@ -121,7 +166,8 @@ class Section:
     anchor: str = ""
 
 
-Block = Paragraph | Bullets | Code | Links | Marked | Mount | Table | Figure | Section
+Lead = Paragraph | Verdict | Tiles  # what a document may begin with, above its contents
+Block = Lead | Bullets | Code | Links | Marked | Mount | Beside | Folded | Table | Figure | Section
 
 
 @dataclass(frozen=True)

@@ -91,15 +91,25 @@ def whiskers_along(number: int, y: float, low_x: float, high_x: float) -> Markup
     )
 
 
-def picture(height: float, chart_id: str, words: tuple[str, str], drawn: Sequence[str]) -> Markup:
-    """A whole drawing with its text alternative: `words` are its title and description."""
+def picture(
+    height: float,
+    chart_id: str,
+    words: tuple[str, str],
+    drawn: Sequence[str],
+    *,
+    has_links: bool = False,
+) -> Markup:
+    """A whole drawing with its text alternative: `words` are its title and description.
+
+    To a screen reader a picture has no parts; one with links in it is a group of them.
+    """
     names = f"{chart_id}-title", f"{chart_id}-desc"
     return element(
         "svg",
         {
             "xmlns": "http://www.w3.org/2000/svg",
             "viewBox": f"0 0 {WIDTH} {round(height, 1):g}",
-            "role": "img",
+            "role": "group" if has_links else "img",
             "aria-labelledby": names[0],
             "aria-describedby": names[1],
             "class": "chart",

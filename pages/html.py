@@ -15,21 +15,26 @@ from itertools import count, groupby
 
 from pages.charts import LineChart, line_chart
 from pages.document import (
+    Beside,
     Block,
     Bullets,
     Code,
     Document,
     Figure,
+    Folded,
+    Lead,
     Links,
     Marked,
     Mount,
     Paragraph,
     Section,
     Table,
+    Tiles,
+    Verdict,
 )
 from pages.forest import forest_chart
 from pages.markup import Markup, element, joined
-from pages.style import STYLE
+from pages.style import NUM_SHADES, STYLE
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/=]*")
 LONG_CELL = 30  # characters, from which a cell is given room for several words a line
@@ -81,8 +86,9 @@ def html_page(document: Document, behaviour: Behaviour = Behaviour()) -> str:
         joined(
             element("h1", {}, document.title),
             *writer.lead(document.blocks),
+            element("a", {"href": "#content", "class": "skip"}, "Skip the contents"),
             _contents(writer.contents),
-            *body,
+            element("div", {"id": "content", "tabindex": "-1"}, joined(*body, by="\n")),
             by="\n",
         ),
     )
@@ -125,16 +131,16 @@ class _Writer:
         self._ids = count(1)
 
     def lead(self, blocks: Sequence[Block]) -> Iterator[Markup]:
-        """What stands above the contents: the paragraphs that a document begins with."""
+        """What stands above the contents: what a document begins with."""
         for block in blocks:
-            if not isinstance(block, Paragraph):
+            if not isinstance(block, Lead):
                 return
-            yield _paragraph(block)
+            yield self._block(block, 2)
 
     def blocks(self, blocks: Sequence[Block], level: int) -> list[Markup]:
         """All blocks but the lead of the document, which `lead` writes."""
         rest = list(blocks)
-        while level == 2 and rest and isinstance(rest[0], Paragraph):
+        while level == 2 and rest and isinstance(rest[0], Lead):
             del rest[0]
         return self._inside(rest, level)
 
@@ -150,6 +156,10 @@ class _Writer:
         match block:
             case Paragraph():
                 return _paragraph(block)
+            case Verdict():
+                return _verdict(block)
+            case Tiles():
+                return _tiles(block)
             case Bullets():
                 return element("ul", {}, *(element("li", {}, item) for item in block.items))
             case Code():
@@ -162,6 +172,13 @@ class _Writer:
                 return _marked(block)
             case Mount():
                 return element("div", {"id": block.mount_id}, element("p", {}, block.without))
+            case Beside():
+                sides = (self._inside(side, level) for side in (block.left, block.right))
+                return element("div", {"class": "beside"}, *(element("div", {}, *s) for s in sides))
+            case Folded():
+                summary = element("summary", {}, block.title)
+                inside = self._inside(block.blocks, level)
+                return element("details", {}, summary, joined(*inside, by="\n"))
             case Table():
                 return self._folded(block) if block.is_folded else self._table(block)
             case Figure():
@@ -185,10 +202,11 @@ class _Writer:
             for column in table.columns
         ]
         rows = []
-        for row in table.rows:
+        for number, row in enumerate(table.rows):
+            shades = table.shades[number] if table.shades else [None] * len(row)
             first, *rest = (
-                (cell, _kind(column.is_number, cell))
-                for cell, column in zip(row, table.columns, strict=True)
+                (cell, _kind(column.is_number, cell, shade))
+                for cell, column, shade in zip(row, table.columns, shades, strict=True)
             )
             cells = [element("th", {"scope": "row"} | first[1], first[0])]
             cells += [element("td", kind, cell) for cell, kind in rest]
@@ -223,6 +241,25 @@ def _paragraph(paragraph: Paragraph) -> Markup:
     return element("p", {"class": "lead"} if paragraph.is_lead else {}, paragraph.text)
 
 
+def _verdict(verdict: Verdict) -> Markup:
+    word = element("strong", {}, verdict.word)
+    return element("p", {"class": f"verdict {verdict.tone}"}, word, " ", verdict.text)
+
+
+def _tiles(tiles: Tiles) -> Markup:
+    made = [
+        element(
+            "div",
+            {},
+            element("dt", {}, tile.label),
+            element("dd", {"class": "figure"}, tile.value),
+            *([element("dd", {}, tile.note)] if tile.note else []),
+        )
+        for tile in tiles.items
+    ]
+    return element("dl", {"class": "tiles"}, *made)
+
+
 def _links(links: Links) -> Markup:
     made = [element("a", {"href": link.href}, link.text) for link in links.items]
     return element("p", {}, links.intro, " ", joined(*made, by=", "))
@@ -245,11 +282,12 @@ def _breaking(title: str) -> Markup:
     return joined(head, *parts)
 
 
-def _kind(is_number: bool, cell: str = "") -> dict[str, str]:
+def _kind(is_number: bool, cell: str = "", shade: float | None = None) -> dict[str, str]:
     """The class of a cell: numbers stand to the right, a sentence needs room."""
-    if is_number:
-        return {"class": "number"}
-    return {"class": "long"} if len(cell) > LONG_CELL else {}
+    names = ["number"] if is_number else ["long"] if len(cell) > LONG_CELL else []
+    if shade is not None:
+        names.append(f"s{round(min(1.0, max(0.0, shade)) * NUM_SHADES)}")
+    return {"class": " ".join(names)} if names else {}
 
 
 def _rows(number: int) -> str:

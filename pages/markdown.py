@@ -10,17 +10,21 @@ from collections.abc import Iterator, Sequence
 
 from errors import one_line
 from pages.document import (
+    Beside,
     Block,
     Bullets,
     Code,
     Document,
     Figure,
+    Folded,
     Links,
     Marked,
     Mount,
     Paragraph,
     Section,
     Table,
+    Tiles,
+    Verdict,
 )
 from pages.markup import isolated
 
@@ -70,6 +74,12 @@ def _block(block: Block, level: int) -> Iterator[str]:
         case Paragraph():
             text = at_start(block.text)
             yield from (f"**{text}**" if block.is_lead and text else text, "")
+        case Verdict():
+            yield from (at_start(f"{block.word} {block.text}"), "")
+        case Tiles():
+            for label, value, note in block.items:
+                yield f"- {at_start(f'{label}: {value}')}{f' ({inline(note)})' if note else ''}"
+            yield ""
         case Bullets():
             yield from (f"- {at_start(item)}" for item in block.items)
             yield ""
@@ -89,6 +99,13 @@ def _block(block: Block, level: int) -> Iterator[str]:
             yield from _code(Code(text.split("\n")))
         case Mount():
             yield from (at_start(block.without), "")
+        case Beside():
+            for inside in (*block.left, *block.right):
+                yield from _block(inside, level)
+        case Folded():
+            yield from (f"**{inline(block.title)}**", "")
+            for inside in block.blocks:
+                yield from _block(inside, level)
         case Table():
             yield from _table(block)
         case Figure():

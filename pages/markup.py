@@ -24,6 +24,8 @@ class Markup(str):
 
 def printable(text: str) -> str:
     """A text of one line or several of which every character can be shown."""
+    if text.isprintable():  # as nearly every one is
+        return text
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
@@ -32,7 +34,7 @@ def isolated(text: str) -> str:
 
     Without the two marks numbers that follow a Hebrew name are shown in the opposite order.
     """
-    return _LEFTWARD_WORDS.sub("\u2068\\g<0>\u2069", text)
+    return text if text.isascii() else _LEFTWARD_WORDS.sub("\u2068\\g<0>\u2069", text)
 
 
 def escaped(text: str) -> Markup:

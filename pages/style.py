@@ -5,7 +5,15 @@ The colours of series keep 3:1 against the page and text 4.5:1, in both (tests/t
 
 from __future__ import annotations
 
-STYLE = """
+NUM_SHADES = 10  # of a shaded cell; the darkest leaves text its contrast
+
+_SHADES = "\n".join(
+    f".s{n} {{ background: color-mix(in srgb, var(--c0) {n * 3.4:g}%, transparent); }}"
+    for n in range(1, NUM_SHADES + 1)
+)
+
+STYLE = (
+    """
 :root { color-scheme: light dark;
   --paper: #ffffff; --soft: #f3f4f6; --ink: #1a1c1f; --quiet: #55595f; --line: #c6cad0;
   --link: #0b57a4; --mark: #d9efdd;
@@ -28,13 +36,32 @@ h3 { font-size: 1.05rem; margin: 1.5rem 0 0.5rem; }
 p, li { max-width: 50rem; }
 p { margin: 0.5rem 0; }
 .lead { font-size: 1.15rem; max-width: 62rem; margin: 0.75rem 0; }
+.verdict { font-size: 1.15rem; max-width: none; margin: 0.75rem 0; padding: 0.6rem 0.9rem;
+  background: var(--soft); border-left: 0.4rem solid var(--c7); border-radius: 0.25rem; }
+.verdict.good { border-color: var(--c2); } .verdict.bad { border-color: var(--c1); }
+.verdict strong { margin-right: 0.3rem; }
+.tiles { display: grid; gap: 0.6rem; margin: 0.75rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(46%, 10.5rem), 1fr)); }
+.tiles div { border: 1px solid var(--line); border-radius: 0.25rem; padding: 0.45rem 0.75rem; }
+.tiles dt, .tiles dd { margin: 0; font-size: 0.84375rem; color: var(--quiet); }
+.tiles .figure { font-size: 1.5rem; line-height: 1.3; color: var(--ink); font-weight: 600;
+  font-variant-numeric: tabular-nums; }
+.beside { display: grid; gap: 0 2.5rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
+.beside > div { min-width: 0; }
+.beside > div > section > h2:first-child, .beside h2 { border-top: 0; margin-top: 0.5rem; }
+.beside figure { margin-bottom: 0.75rem; }
 a { color: var(--link); }
+.skip { position: absolute; left: -60rem; }
+.skip:focus { left: 0.5rem; top: 0.5rem; background: var(--paper); padding: 0.5rem; z-index: 2; }
 a:focus-visible, summary:focus-visible, .scroll:focus-visible, pre:focus-visible {
   outline: 3px solid var(--link); outline-offset: 2px; }
 nav { font-size: 0.875rem; }
 nav ul { list-style: none; padding: 0; margin: 0.5rem 0; display: flex; flex-wrap: wrap;
   gap: 0 1rem; }
 nav li { padding: 0.1rem 0; }
+@media (max-width: 40rem) { nav ul { flex-wrap: nowrap; overflow-x: auto; }
+  nav li { white-space: nowrap; padding-bottom: 0.4rem; } }
 .scroll { overflow-x: auto; margin: 0.75rem 0; max-width: 100%; }
 table { border-collapse: collapse; font-size: 0.84375rem; }
 caption { text-align: left; color: var(--quiet); padding: 0.25rem 0; caption-side: top; }
@@ -45,13 +72,14 @@ caption span { display: inline-block; position: sticky; left: 0;
 thead th { background: var(--soft); vertical-align: bottom; }
 tbody th { font-weight: 600; min-width: 7rem; position: sticky; left: 0;
   background: var(--paper); }
+tbody th.number { min-width: 3rem; }
 td.long { min-width: 12rem; }
 tbody .number { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: var(--soft); padding: 0.75rem; overflow-x: auto; font-size: 0.875rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; border-radius: 0.25rem;
   font-family: ui-monospace, Consolas, "DejaVu Sans Mono", monospace; }
 code { font-family: inherit; }
-pre.row { white-space: pre-wrap; }
 mark { background: var(--mark); color: var(--ink); text-decoration: underline; }
 .figures { display: grid; gap: 0 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }
@@ -66,6 +94,10 @@ summary { cursor: pointer; color: var(--link); }
 .grid { stroke: var(--line); stroke-width: 0.6; }
 .axis { stroke: var(--quiet); stroke-width: 1; }
 .level { stroke: var(--ink); stroke-width: 1.2; stroke-dasharray: 4 3; }
+.level.l1 { stroke: var(--quiet); stroke-dasharray: 1 3; }
+.begin { stroke: var(--quiet); stroke-width: 0.8; stroke-dasharray: 2 3; }
+.chart a:focus-visible .marker { stroke: var(--ink); stroke-width: 3; }
+.chart a { cursor: pointer; }
 .bar { stroke-width: 1.5; opacity: 0.8; }
 .way { fill: none; stroke-width: 1.5; opacity: 0.75; }
 .marker { stroke-width: 1.5; vector-effect: non-scaling-stroke; }
@@ -76,3 +108,6 @@ summary { cursor: pointer; color: var(--link); }
 .marker.hollow { fill: var(--paper); } path.way { fill: none; }
 @media print { .scroll, pre { overflow: visible; } }
 """
+    + _SHADES
+    + "\n"
+)

@@ -11,9 +11,10 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from errors import StorageError
 
@@ -114,6 +115,19 @@ def storage_error(path: Path, error: OSError) -> StorageError:
         f"{path}: the disk refused to write it: {error.strerror or error}{room}. Make room, or let "
         "this user write there; what was recorded before is whole."
     )
+
+
+def open_plain(path: Path) -> IO[bytes] | None:
+    """Open a file that is one, and neither a link nor a pipe; None for anything else."""
+    try:
+        # Without waiting, which a pipe would do.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    return os.fdopen(descriptor, "rb")
 
 
 class Lines(NamedTuple):

@@ -78,6 +78,45 @@ def assert_inert(text: str) -> Page:
     return page
 
 
+class Tables(HTMLParser):
+    """The tables of a page: caption -> rows of cells, the titles first."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: dict[str, list[list[str]]] = {}
+        self._caption: list[str] | None = None
+        self._rows: list[list[str]] = []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self._caption, self._rows = [], []
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+        if tag in ("caption", "td", "th", "tr", "table"):
+            self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self.found["".join(self._caption or [])] = self._rows
+        if tag in ("caption", "td", "th"):
+            self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "caption" and self._caption is not None:
+            self._caption.append(data)
+        elif self._inside in ("td", "th"):
+            self._rows[-1][-1] += data
+
+    def named(self, start: str) -> list[list[str]]:
+        """The rows of the only table whose caption begins so, without the titles."""
+        (rows,) = [rows for caption, rows in self.found.items() if caption.startswith(start)]
+        return rows[1:]
+
+
 def is_shown(text: str) -> bool:
     """Whether a text has no character that cannot be seen, but for balanced marks around words."""
     inside = re.sub("\u2068([^\u2068\u2069]*)\u2069", r"\1", text)
@@ -88,7 +127,9 @@ def assert_has_alternative(drawn: str) -> ElementTree.Element:
     """A drawing is well-formed, and says in words what it shows."""
     root = ElementTree.fromstring(drawn)
     title, description = root.find(f"{SVG}title"), root.find(f"{SVG}desc")
-    assert root.get("role") == "img"
+    # A picture has no parts for a screen reader, so one with links is a group.
+    has_links = root.find(f".//{SVG}a") is not None
+    assert root.get("role") == ("group" if has_links else "img")
     assert title is not None and title.text and title.get("id") == root.get("aria-labelledby")
     assert description is not None and description.text
     assert description.get("id") == root.get("aria-describedby")

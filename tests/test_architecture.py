@@ -53,15 +53,15 @@ RANKS: dict[str, float] = {
 }
 # How many files each room has, its docstring among them; a test that walks past one would say so.
 NUM_FILES = {
-    "commands": 14,
+    "commands": 16,
     "evaluation": 13,
     "grading": 15,
-    "ledger": 8,
+    "ledger": 10,
     "loop.plan_page": 1,
     "loop.planning": 17,
     "loop.reports": 8,
-    "loop.rounds": 15,
-    "loop.run_page": 5,
+    "loop.rounds": 16,
+    "loop.run_page": 23,
     "loop.tracking": 2,
     "pages": 10,
     "rows": 20,
@@ -240,7 +240,7 @@ def test_broad_excepts_stand_only_at_the_boundaries() -> None:
     """One at the top of the loop and one around each of several runs; one around the code of a task
     and two around that of a grader, which are anybody's; and three in the service's worker:
     whatever a job, the start of a wave or a step of it breaks is the answer of the requests in
-    it."""
+    it. And one around the page of a run, which goes on without."""
     found = []
     for path in (*FILES.values(), *GUEST_FILES):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -252,6 +252,7 @@ def test_broad_excepts_stand_only_at_the_boundaries() -> None:
         "boundary.py",
         "inspect_tasks.py",
         *["own_graders.py"] * 2,
+        "page.py",
         "trainer_with_eval.py",
         *["worker.py"] * 3,
     ]

@@ -13,6 +13,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 import evalops_client
+import report
 import study
 import trainer_with_eval
 from config_schema import settings_table
@@ -38,6 +39,7 @@ COMMANDS = {
     "trainer_with_eval.py": trainer_with_eval.main,
     "evalops_client.py": evalops_client.main,
     "study.py": study.main,
+    "report.py": report.main,
 }
 MAX_README_LINES = 250
 
@@ -53,7 +55,7 @@ def block(document: str, name: str) -> str:
 def masked(transcript: str) -> str:
     """Replace what differs from machine to machine: numbers, ids and paths."""
     transcript = re.sub(r"tinker://\S+", "tinker://RUN", transcript)
-    transcript = re.sub(r"(?i)((run directory|report): ).*", r"\1DIR", transcript)
+    transcript = re.sub(r"(?i)((run directory|report|page): ).*", r"\1DIR", transcript)
     transcript = re.sub(r"; most from .*", "; most from TOPICS", transcript)
     transcript = re.sub(r"(?m)^  for example .*", "  for example ROW", transcript)
     transcript = re.sub(r", \d+ (truncated|malformed|failed)", "", transcript)

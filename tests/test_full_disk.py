@@ -92,6 +92,7 @@ ATTEMPTS = {
     "sampler weights": Refusal(SAVE, nth=3, kind="os.mkdir", named=AT_END),
     "losses journal": Refusal(rf"{RUN}/selections/losses_02\.partial\.jsonl", nth=10),
     "losses": Refusal(rf"{RUN}/selections/losses_02\.json\.tmp"),
+    "rows as seen": Refusal(rf"{RUN}/selections/shown_02\.json\.tmp"),
     "selection": Refusal(rf"{RUN}/selections/round_02\.json\.tmp"),
     "test journal": Refusal(rf"{RUN}/evals/test\.partial\.jsonl", named=REPORT),
     "test": Refusal(rf"{RUN}/evals/test\.json\.tmp", nth=2, named=REPORT),
@@ -112,6 +113,7 @@ COMPARED = {
 # What the run does not depend on: a warning, and it goes on, here until its report.
 BESIDE = [
     Refusal(r"disk/beside/evalops/round_00-.*\.tmp", is_brief=True),
+    Refusal(r"disk/beside/report\.html\.tmp", is_brief=True),
     Refusal(r"disk/beside/checkpoints/\.scratch-\d+/info-\d+", is_brief=True),
     Refusal(r"disk/beside/eval_report\.md\.tmp"),
 ]
@@ -484,6 +486,7 @@ def test_what_a_run_does_not_depend_on_is_a_warning(outcomes: dict[str, Any]) ->
     warnings = [line for line in attempt["said"].splitlines() if line.startswith("warning: ")]
     assert any("EvalOps is not sent round 0" in one for one in warnings)
     assert any("did not change how long weights are kept" in one for one in warnings)
+    assert any("/disk/beside/report.html is not written" in one for one in warnings)
     assert types_of(attempt).count("care_failed") == 1
     assert "checkpoint_kept" not in types_of(attempt)
     assert end["code"] == 0

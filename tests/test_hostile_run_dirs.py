@@ -22,6 +22,7 @@ import pytest
 
 import evalops_client
 import local_tinker
+import report
 import trainer_with_eval
 from fake_evalops import OK_P, fake_evalops
 from ledger.store import RunStore
@@ -151,6 +152,11 @@ def watch(runs: Runs) -> Watch:
 
 Command = Callable[[str, Path], tuple[int, str]]
 
+
+def _page_beside(config: Path) -> str:
+    return str(config.parent / "elsewhere/page.html")
+
+
 COMMANDS: dict[str, Callable[[Path, Path], int]] = {
     "resume": lambda run, _: trainer_with_eval.main(["--resume", str(run)]),
     "dry run": lambda run, _: trainer_with_eval.main(["--resume", str(run), "--dry-run"]),
@@ -160,6 +166,10 @@ COMMANDS: dict[str, Callable[[Path, Path], int]] = {
         ["--evaluate", str(run), "--config", str(config), "--dry-run"]
     ),
     "sync": lambda run, _: evalops_client.main(["sync", str(run)]),
+    "page": lambda run, config: report.main([str(run), "--out", _page_beside(config)]),
+    "compare": lambda run, config: report.main(
+        [str(run), str(config.parent / "finished"), "--out", _page_beside(config)]
+    ),
 }
 
 
@@ -355,7 +365,8 @@ def test_weights_are_named_by_plain_paths(runs: Runs, command: Command, path: An
 @pytest.mark.parametrize(
     "name",
     [".lock", "ledger.jsonl", "config.resolved.json", "evals", "selections", "inspect_logs",
-     "evalops", "checkpoints", "eval_report.md.tmp"],
+     "evalops", "checkpoints", "eval_report.md.tmp",
+     "report.html"],
 )  # fmt: skip
 def test_a_link_leads_nowhere(runs: Runs, command: Command, name: str, tmp_path: Path) -> None:
     run_dir, precious = runs.copy("killed"), tmp_path / "precious"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -18,17 +19,26 @@ from page_reading import (
     outside_of_code,
     tables_in,
 )
-from pages.charts import Level, LineChart, Point, Series, line_chart
+from pages.charts import Begin, Level, LineChart, Point, Series, line_chart
 from pages.document import (
+    Beside,
     Block,
     Bullets,
     Code,
     Column,
     Document,
     Figure,
+    Folded,
+    Link,
+    Links,
+    Marked,
     Paragraph,
+    Piece,
     Section,
     Table,
+    Tile,
+    Tiles,
+    Verdict,
 )
 from pages.drawing import SHAPES, WIDTH, fitting, text_width
 from pages.forest import ForestChart, ForestRow, forest_chart
@@ -64,8 +74,15 @@ def document_of(text: str) -> Document:
         Figure(text, text, chart_of(text), table),
         Figure(text, text, forest, table),
         Section(text, [Section(text, [Paragraph(text)])]),
+        Beside([Paragraph(text)], [Bullets([text])]),
+        Folded(text, [Code([text])]),
+        Marked(text, [Piece(text, 0), Piece(text, 0.5), Piece(text, 1)]),
+        Links(text, [Link(text, "#content")]),
+        Table(text, [Column(text), Column(text, True)], [[text, text]], shades=[[None, 0.7]]),
     ]
-    return Document(text, [Paragraph(text, is_lead=True), Section(text, blocks)])
+    lead = [Paragraph(text, is_lead=True), Verdict(text, text, "good")]
+    tiles = Tiles([Tile(text, text, text), Tile(text, text)])
+    return Document(text, [*lead, tiles, Section(text, blocks)])
 
 
 # --- text from anywhere ---------------------------------------------------------------------------
@@ -123,8 +140,10 @@ def test_the_policy_lets_nothing_in_but_the_pages_own_style() -> None:
 def test_markdown_keeps_its_shape_whatever_a_text_holds(text: str) -> None:
     written, plain = markdown(document_of(text)), markdown(document_of("plain"))
     assert [len(rows) for rows in tables_in(written)] == [len(rows) for rows in tables_in(plain)]
-    headings = [line for line in written.split("\n") if re.match("#+ ", line)]
-    assert len(headings) == len([line for line in plain.split("\n") if re.match("#+ ", line)])
+    headings, of_plain = (
+        re.findall("^#+ ", outside_of_code(one), re.MULTILINE) for one in (written, plain)
+    )
+    assert headings == of_plain
     assert is_shown(written)
     assert not re.search(r"(?<!\\)<", outside_of_code(written))
 
@@ -288,6 +307,42 @@ def test_a_logarithm_of_nothing_is_not_asked_for() -> None:
     assert ">rate</text>" in line_chart(chart, "c", WORDS)
     chart = LineChart(Axis("rate", "log10"), Axis("score"), [Series("a", points[1:])])
     assert ">rate (log axis)</text>" in line_chart(chart, "c", WORDS)
+
+
+def test_a_chart_has_several_levels_begins_and_an_upward_logarithm() -> None:
+    series = [Series("s", [Point(x, 10.0**x, None, None, "p") for x in (0.0, 3.0)])]
+    chart = LineChart(Axis("x"), Axis("y", "log10"), series, Level("one", 1.0))
+    chart = replace(chart, more_levels=[Level("two", 100.0)], begins=[Begin(1.0, "here")])
+    drawn = line_chart(chart, "c", WORDS)
+    assert ">y (log axis)</text>" in drawn and ">here</text>" in drawn
+    assert drawn.count('class="level l0"') == 2 and drawn.count('class="level l1"') == 2
+    down = line_chart(replace(chart, more_levels=[Level("none", 0.0)]), "c", WORDS)
+    assert ">y</text>" in down  # of nothing there is no logarithm
+
+
+def test_a_chart_with_links_is_a_group_of_them_by_name() -> None:
+    points = [Point(1.0, 0.5, None, None, "round 1: 0.5", "#answers/1")]
+    drawn = line_chart(LineChart(Axis("x"), Axis("y"), [Series("s", points)]), "c", WORDS)
+    (link,) = assert_has_alternative(drawn).iter(f"{SVG}a")
+    assert (link.get("href"), link.get("aria-label")) == ("#answers/1", "s: round 1: 0.5")
+
+
+def test_a_line_without_markers_is_a_line_in_the_legend_too() -> None:
+    series = [
+        Series("s", [Point(x, x, None, None, "p") for x in (0.0, 3.0)], has_markers=False),
+        Series("t", []),
+    ]
+    drawn = line_chart(LineChart(Axis("x"), Axis("y"), series), "c", WORDS)
+    assert drawn.count('class="marker c0"') == 0 and drawn.count('class="way c0"') == 2
+
+
+def test_charts_of_one_x_axis_lie_below_each_other() -> None:
+    lefts = set()
+    for values in ((1e-9, 2e-9), (1.0, 2.0)):
+        points = [Point(float(n), value, None, None, "p") for n, value in enumerate(values)]
+        chart = LineChart(Axis("x"), Axis("y"), [Series("s", points)], tick_room=60.0)
+        lefts.add(re.findall(r'<line x1="([\d.]+)"', line_chart(chart, "c", WORDS))[0])
+    assert len(lefts) == 1
 
 
 def test_a_chart_without_points_and_a_forest_without_rows_are_drawn() -> None:

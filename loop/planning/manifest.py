@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -54,7 +56,21 @@ def resolved_config(
             },
         },
         "versions": dict(versions),
+        "machine": _machine(choice),
     }
+
+
+def _machine(choice: ServiceChoice) -> dict[str, Any]:
+    """Where this process runs; the device is known of the embedded service alone, which takes a
+    GPU where torch sees one."""
+    device = None
+    if choice.kind == "embedded":
+        import torch
+
+        is_gpu = torch.cuda.is_available()
+        device = torch.cuda.get_device_name() if is_gpu else f"CPU ({platform.machine()})"
+    system = f"{platform.system()} {platform.release()}"
+    return {"system": system, "num_cpus": os.cpu_count(), "device": device}
 
 
 def _num_lora_params(plan: Plan) -> int | None:

@@ -32,6 +32,7 @@ async def complete_evidence(run: Run, decision: Decision) -> None:
     finally:  # there is a report, also where an evaluation failed
         config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.usage())
         write_report(store, plan.gate, config, decision, cost_usd)
+        run.show_page()
 
 
 async def ask_test_of_winner(run: Run, round_no: int) -> None:
@@ -46,6 +47,7 @@ async def ask_test_of_winner(run: Run, round_no: int) -> None:
     write_report(store, plan.gate, config, decision, cost_usd)
     run.is_closing = True
     store.append("run_finished", round=decision.round, action=decision.action)
+    run.show_page()
 
 
 def opens_test(test_on: str, decision: Decision) -> bool:

@@ -14,6 +14,7 @@ from loop.reports.progress import Progress
 from loop.rounds.deliverer import Deliverer
 from loop.rounds.sharing import Sharing
 from loop.rounds.signals import Suspicions, Topics, topics_of
+from loop.run_page.page import keep_page
 from scores.decision import Champion
 from scores.limits import Budget
 from scores.results import EvalResult
@@ -75,6 +76,11 @@ class Run:
     stop_requested: bool = False
     was_signalled: bool = False
     said: set[str] = field(default_factory=set)
+
+    def show_page(self) -> None:
+        """Write the run's page; that it cannot be written is a warning."""
+        if (problem := keep_page(self.store)) is not None:
+            self.progress.line(problem)
 
     def say_once(self, text: str) -> None:
         """Say what is as true of the next evaluation, and need not be said again."""

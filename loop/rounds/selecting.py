@@ -19,6 +19,7 @@ from data_selector import (
 from evaluation.held_out import measure_losses
 from loop.rounds.run import Run, topics_for
 from loop.rounds.session import sampling_client
+from loop.rounds.showing import shown_of
 from loop.rounds.signals import likeness_of, stalled_topics
 from rows.examples import ExampleTable, find_example
 from rows.places import RowPlace, place_of
@@ -40,6 +41,7 @@ async def select(run: Run, round_no: int, decision: Decision) -> Selection:
         selection = select_next(previous, rows, signals, plan.mining, num_slots=num_slots)
     selection = located(selection, train, plan.pool.examples)
     assert not plan.contaminated_picks(selection), "a pick that an evaluation asks"
+    store.write_shown(shown_of(plan, selection))
     store.record_selection(selection, step)
     run.progress.selection_line(selection)
     return selection
