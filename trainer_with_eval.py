@@ -24,7 +24,8 @@ from commands.boundary import (
     sigterm_as_interrupt,
 )
 from errors import ConfigError, Interrupted
-from loop.reports.console import open_missing_streams, write_out
+from loop.reports.console import Starting, open_missing_streams, write_out
+from loop.reports.events_out import for_programs
 from services.keys import taken
 
 if TYPE_CHECKING:
@@ -161,9 +162,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="run a command, without a shell, when a limit is violated, the target is missed or "
         "the run fails, with what happened as JSON on its standard input",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show every answer, and tracebacks of errors"
+        "--json",
+        action="store_true",
+        help="print the result as one JSON object; meanwhile stderr is JSON lines: each event of "
+        "the ledger, and messages",
+    )
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show every step and answer, and tracebacks of errors",
     )
     return parser.parse_args(argv)
 
@@ -172,8 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; every failure ends as one paragraph on stderr and an exit code."""
     open_missing_streams()
     args = parse_arguments(argv)
-    with taken() as keys, sigterm_as_interrupt():
-        session = Session(keys)
+    with taken() as keys, sigterm_as_interrupt(), for_programs(args.json, keys.redacted):
+        session = Session(keys, starting=Starting())
         try:
             exit_code = run_command(args, session)
             write_out()
@@ -198,6 +207,7 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
     if args.list is not None:
         from commands.listing import list_checkpoints
 
+        session.end_live_line()
         return list_checkpoints(args)
     from commands.opening import open_settings
 

@@ -161,6 +161,7 @@ def take_up_evaluation(
         records = [one.to_record() for one in subjects]
         store = begin_run(settings, plan, settled.choice, session, records)
     else:
+        store.on_event = session.tell_event
         continue_run(store, plan)
     session.store, session.is_running = store, True
     progress.line(f"evaluation directory: {store.run_dir}")

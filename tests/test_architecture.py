@@ -59,7 +59,7 @@ NUM_FILES = {
     "ledger": 8,
     "loop.plan_page": 1,
     "loop.planning": 17,
-    "loop.reports": 8,
+    "loop.reports": 12,
     "loop.rounds": 15,
     "loop.run_page": 4,
     "loop.tracking": 2,

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errors import one_line
-from loop.reports.console import USUAL_WIDTH, drop, printable, say, shown_python, width_of
+from loop.reports.console import USUAL_WIDTH, drop, printable, shown_python, tell, width_of
 from loop.reports.lines import seconds_text, wrapped
-from loop.reports.progress import UNREAD, Now, Progress
+from loop.reports.live import Now, Shown, can_redraw, terminal_console
+from loop.reports.progress import UNREAD, Progress
 from scores.decision import Decision
 from scores.diagnosis import TopicReport
 from scores.results import EvalResult
@@ -40,7 +41,7 @@ class Row:
 
     label: str
     phase: str = WAITING
-    now: Now = field(default_factory=lambda: Now("waiting"))
+    now: Shown = field(default_factory=lambda: Now("waiting"))
     score: str = ""
 
 
@@ -69,11 +70,10 @@ class Screen:
         self._started = time.monotonic()
         self._console: Console | None = None
         self._live: Live | None = None
-        if width_of(sys.stderr) is not None:
-            from rich.console import Console
+        if can_redraw(sys.stderr):
             from rich.live import Live
 
-            self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+            self._console = terminal_console()
             self._live = Live(
                 console=self._console, get_renderable=self.table, refresh_per_second=2,
                 redirect_stdout=False, redirect_stderr=False, transient=True,
@@ -123,7 +123,7 @@ class Screen:
 
     def _write(self, text: str) -> None:
         if self._console is None:
-            say(text, file=sys.stderr)
+            tell(text, file=sys.stderr)
         else:
             width = width_of(sys.stderr) or USUAL_WIDTH
             self._console.print(wrapped(text, width, f"{shown_python()} "))
@@ -148,9 +148,9 @@ class Screen:
             ("trial", "what it is", "score", "now"), self._widths(), strict=True
         ):
             shown.add_column(name, width=columns, no_wrap=True, overflow="ellipsis")
-        at, rows = time.monotonic(), self._rows_shown()
+        at, rows, now_width = time.monotonic(), self._rows_shown(), self._widths()[-1]
         for run_id, row in rows:
-            now = row.now.shown(at) if row.phase == WORKING else row.now.text
+            now = row.now.shown(at if row.phase == WORKING else 0.0, now_width)
             shown.add_row(*(Text(printable(cell)) for cell in (run_id, row.label, row.score, now)))
         left_out = Counter(row.phase for row in self.rows.values())
         left_out.subtract(row.phase for _, row in rows)
@@ -187,7 +187,7 @@ class TrialProgress(Progress):
         self._screen, self._run_id = screen, run_id
         self._log = screen.logs_dir / f"{run_id}.log"
         super().__init__(verbose=screen.verbose, redacted=screen.redacted)
-        self._console = None  # the screen has one
+        self._live = None  # the screen has one
 
     def line(self, text: str) -> None:
         shown = self._redacted(text)
@@ -226,7 +226,10 @@ class TrialProgress(Progress):
         if self.on_gone is not None:
             self.on_gone()
 
-    def _show(self, now: Now) -> None:
+    def leave_terminal(self) -> None:
+        self._screen.close()
+
+    def _show(self, now: Shown) -> None:
         row = self._screen.rows[self._run_id]
         row.phase, row.now = WORKING, now
 
