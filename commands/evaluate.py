@@ -307,6 +307,6 @@ def report_comparisons(
             tell(summary(one))
             for line in task_lines(one.result):
                 tell(line)
-        say(f"Evaluation directory: {store.run_dir}")
+        tell(f"Evaluation directory: {store.run_dir}")
     has_failed = any(one.passed is False for one in comparisons)
     return 3 if args.gate and has_failed else 0

@@ -21,14 +21,14 @@ DUMB = ("dumb", "unknown")  # terminals that act on no control codes
 
 def say(text: str, file: TextIO | None = None) -> None:
     """Print what may hold anybody's names: nothing in it reaches the terminal as a command."""
-    print(printable(text), file=file)
+    print(as_written(text, file), file=file)
 
 
 def tell(text: str, file: TextIO | None = None) -> None:
     """Print prose: on a terminal its lines are broken at words, in a pipe they stay whole."""
     stream = sys.stdout if file is None else file
     width = width_of(stream)
-    shown = printable(text)
+    shown = as_written(text, stream)
     say(shown if width is None else wrapped(shown, width, f"{shown_python()} "), stream)
 
 
@@ -50,13 +50,26 @@ def says_in_colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not is_dumb
 
 
+def can_redraw(stream: IO[str]) -> bool:
+    """Whether a stream is a terminal that a person watches, whose rows can be written anew."""
+    is_watched = os.environ.get("CI", "").lower() in ("", "0", "false")
+    is_dumb = os.environ.get("TERM", "").lower() in DUMB
+    return width_of(stream) is not None and is_watched and not is_dumb
+
+
 def can_encode(stream: IO[str], text: str) -> bool:
     """Whether a stream's encoding has these characters; a stream without one has all."""
-    try:
-        text.encode(getattr(stream, "encoding", None) or "utf-8")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
+    return as_written(text, stream) == text
+
+
+def as_written(text: str, stream: IO[str] | None = None) -> str:
+    """A text as a stream can have it: printable, and escaped where its encoding has no such
+    character, so that its width is known before it is written."""
+    stream = sys.stdout if stream is None else stream
+    # The one below rich's, which has no encoding of its own, while a live row is shown.
+    below = getattr(stream, "rich_proxied_file", stream)
+    encoding = getattr(below, "encoding", None) or "utf-8"
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def say_marked(pieces: Iterable[tuple[str, float]]) -> None:
@@ -76,15 +89,21 @@ def say_marked(pieces: Iterable[tuple[str, float]]) -> None:
 class Starting:
     """A sign of life on a terminal from the first moment, before any import that takes long.
 
-    It is a word and a carriage return, so that any terminal can show it, and it is wiped with
-    spaces before the first line.
+    It is a word and a carriage return, which every console knows, and it is wiped with spaces
+    before the first line.
     """
 
     WORD = "starting"
 
     def __init__(self) -> None:
-        self._is_shown = width_of(sys.stderr) is not None
+        self._is_shown = can_redraw(sys.stderr)
         self._write(self.WORD)
+
+    def __enter__(self) -> None:
+        """Shown already."""
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def end(self) -> None:
         self._write(" " * len(self.WORD))

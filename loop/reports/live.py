@@ -6,19 +6,26 @@ of now. It is cut to the terminal as wide as it is then: what tells least is lef
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
-from loop.reports.console import DUMB, USUAL_WIDTH, can_encode, printable, shown_python, width_of
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from loop.reports.console import (
+    USUAL_WIDTH,
+    as_written,
+    can_encode,
+    can_redraw,
+    shown_python,
+    width_of,
+)
 from loop.reports.lines import cut, fitted, seconds_text, time_left, wrapped
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
 
 QUIET_S = 5.0  # after which a live line says how long it has stood there
 FRAMES_PER_S = 5
@@ -81,7 +88,9 @@ class Asking:
             (5, _spent(self.num_spent)),
             *((0, one) for one in _quiet(now - self.since, self)),
         ]
-        return fitted(f"{self.title} {self.number}/{self.total}", details, width)
+        count = f" {self.number:,}/{self.total:,}"
+        title = self.title if width is None else cut(self.title, max(1, width - len(count)))
+        return fitted(f"{title}{count}", details, width)
 
 
 class StepDone(NamedTuple):
@@ -135,18 +144,18 @@ def _spent(num_tokens: int | None) -> str:
 # --- the terminal ---------------------------------------------------------------------------------
 
 
-def can_redraw(stream: IO[str]) -> bool:
-    """Whether a stream is a terminal that a person watches, whose rows can be written anew."""
-    is_watched = os.environ.get("CI", "").lower() in ("", "0", "false")
-    is_dumb = os.environ.get("TERM", "").lower() in DUMB
-    return width_of(stream) is not None and is_watched and not is_dumb
-
-
 def terminal_console() -> Console:
     """Standard error's, to which texts go as they are."""
-    from rich.console import Console
-
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+class Redrawn(Live):
+    """Redrawn by a thread, which is not to fail where nobody watches any more: the next line that
+    is written finds it out."""
+
+    def refresh(self) -> None:
+        with contextlib.suppress(OSError):
+            super().refresh()
 
 
 class LiveLine:
@@ -160,11 +169,9 @@ class LiveLine:
         self._frames = SPINNERS[not can_encode(stream, SPINNERS[0])]
 
     def show(self, now: Shown) -> None:
-        from rich.live import Live
-
         self._now = now
         if self._live is None:
-            self._live = Live(
+            self._live = Redrawn(
                 console=self._console, get_renderable=self._drawn, transient=True,
                 refresh_per_second=FRAMES_PER_S,
             )  # fmt: skip
@@ -172,7 +179,7 @@ class LiveLine:
 
     def print(self, text: str) -> None:
         """Write prose above the row, broken at words."""
-        shown = printable(text)
+        shown = as_written(text, self._console.file)
         width = width_of(self._console.file) or USUAL_WIDTH
         self._console.print(wrapped(shown, width, f"{shown_python()} "))
 
@@ -182,15 +189,14 @@ class LiveLine:
             self._live = None
 
     def _drawn(self) -> Text:
-        from rich.text import Text
-
         now = time.monotonic()
         # Not markup, which a name in it may look like; and one column less than there is room for,
         # since a terminal may go on in the next row when the last column is written.
         width = max(1, min(self._console.width, real_width(self._console.file)) - 1)
         frame = self._frames[int(now * FRAMES_PER_S) % len(self._frames)]
         shown = "" if self._now is None else self._now.shown(now, max(1, width - 2))
-        return Text(cut(f"{frame} {printable(shown)}", width), no_wrap=True, overflow="crop")
+        row = as_written(f"{frame} {shown}", self._console.file)
+        return Text(cut(row, width), no_wrap=True, overflow="crop")
 
 
 def real_width(stream: IO[str]) -> int:

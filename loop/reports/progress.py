@@ -6,6 +6,7 @@ Everything goes to stderr; stdout is for results.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import time
@@ -103,8 +104,8 @@ class Progress:
         self._show(Now(self._redacted(text)))
 
     def _show(self, now: Shown) -> None:
-        if self._live is not None and not self.is_gone:
-            self._live.show(now)
+        if (live := self._live) is not None:
+            self._deliver(lambda: live.show(now))
 
     def counter(self, title: str, total: int) -> Counter:
         """Show how many of `total` answers have come, and about how long the others take."""
@@ -213,7 +214,8 @@ class Progress:
 
     def close(self) -> None:
         if self._live is not None:
-            self._live.close()
+            with contextlib.suppress(OSError):  # nobody may watch it any more
+                self._live.close()
 
 
 class Counter:
