@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     open_missing_streams()
     args = parse_arguments(argv)
     with taken() as keys, sigterm_as_interrupt(), for_programs(args.json, keys.redacted):
-        session = Session(keys, starting=Starting())
+        session = Session(keys)
         try:
             exit_code = run_command(args, session)
             write_out()
@@ -207,8 +207,8 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
     if args.list is not None:
         from commands.listing import list_checkpoints
 
-        session.end_live_line()
         return list_checkpoints(args)
+    session.starting = Starting()
     from commands.opening import open_settings
 
     settings = open_settings(args, session)
