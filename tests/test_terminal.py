@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from conftest import REPO
 from loop.reports.console import as_written, can_encode
@@ -20,6 +21,8 @@ from loop.reports.progress import steps_text
 from loop.reports.rounds_table import MAX_ROWS, RoundRow, rounds_table
 from loop.reports.sparkline import BLOCKS, course_text, ends_text, five_of, sparkline
 from scores.results import Measured, SampleResult, eval_result, task_result
+from studies.work.screen import WORKING
+from studies.work.screen import Screen as StudyScreen
 from terminal import Screen, on_terminal
 from test_loop import Workspace
 from trainer_with_eval import main
@@ -79,7 +82,7 @@ def test_the_steps_of_a_round_are_a_line(width: int) -> None:
 
 @pytest.mark.parametrize("width", [1, 5, 12, 20, 40, 80])
 def test_a_row_never_has_more_columns_than_there_are(width: int) -> None:
-    for text in (WIDE, "x" * 300, "a\nb\n" * 50, "", "e\u0301" * 100):
+    for text in (WIDE, "x" * 1_000_000, "a\nb\n" * 50, "", "e\u0301" * 100):
         made = cut(text, width)
         assert columns_of(made) <= width and "\n" not in made
         assert columns_of(fitted(text, [(1, WIDE), (0, "~5 s left")], width)) <= width
@@ -296,3 +299,21 @@ def test_a_preview_is_shown_on_a_console_of_few_characters(
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp437"))
     assert workspace.run("run", "--preview", "1") == 0
     assert "\\u8cc7" in written.getvalue().decode("cp437")
+
+
+# --- a study's table ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [20, 40, 59, 60, 80])
+def test_the_table_of_a_study_is_as_wide_as_the_terminal(tmp_path: Path, width: int) -> None:
+    trials = {f"run_{i:03d}": f"lora_rank={i}, {WIDE}" for i in range(40)}
+    screen = StudyScreen(trials, redacted=str, logs_dir=tmp_path, how_to_continue="", verbose=False)
+    written = io.StringIO()
+    screen._console = Console(file=written, width=width, height=24, force_terminal=False)
+    screen.set("run_007", WORKING, WIDE, "0.1250")
+    screen._console.print(screen.table())
+    lines = written.getvalue().splitlines()
+    assert all(columns_of(line.rstrip()) <= width for line in lines)
+    assert any(line.startswith("run_00" if width > 20 else "run...") for line in lines)
+    assert any("0.1250" in line for line in lines)
+    assert len([line for line in lines if "run_" in line]) <= 20

@@ -57,6 +57,7 @@ def cut(text: str, width: int) -> str:
     if columns_of(row) <= width:
         return row
     dots = "..."[: max(0, width - 1)]
+    row = row[: 4 * width]  # marks take no column, but nobody has so many of them to read
     while row and columns_of(row) + len(dots) > width:
         row = row[:-1]
     return row + dots

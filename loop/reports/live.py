@@ -145,8 +145,17 @@ def _spent(num_tokens: int | None) -> str:
 
 
 def terminal_console() -> Console:
-    """Standard error's, to which texts go as they are."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    """Standard error's, to which texts go as they are, as wide as the terminal is right now."""
+    # rich believes any COLUMNS, also 0, and for as long as it runs; width_of reads it with care.
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    return Console(
+        stderr=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=True,
+        _environ=environment,
+    )
 
 
 class Redrawn(Live):
@@ -192,7 +201,8 @@ class LiveLine:
         now = time.monotonic()
         # Not markup, which a name in it may look like; and one column less than there is room for,
         # since a terminal may go on in the next row when the last column is written.
-        width = max(1, min(self._console.width, real_width(self._console.file)) - 1)
+        told = width_of(self._console.file) or USUAL_WIDTH
+        width = max(1, min(told, real_width(self._console.file)) - 1)
         frame = self._frames[int(now * FRAMES_PER_S) % len(self._frames)]
         shown = "" if self._now is None else self._now.shown(now, max(1, width - 2))
         row = as_written(f"{frame} {shown}", self._console.file)

@@ -109,7 +109,7 @@ class Progress:
 
     def counter(self, title: str, total: int) -> Counter:
         """Show how many of `total` answers have come, and about how long the others take."""
-        return Counter(self._show, self._redacted(title), total, self.num_spent())
+        return Counter(self, title, total)
 
     def steps(self, round_no: int, num_before: int, total: int) -> Steps:
         """Show how far the steps of a round are, of which `num_before` were taken before."""
@@ -221,19 +221,18 @@ class Progress:
 class Counter:
     """The answers of an evaluation on the live row; to be called once for each that has come."""
 
-    def __init__(
-        self, show: Callable[[Shown], None], title: str, total: int, num_spent: int | None
-    ) -> None:
-        now = time.monotonic()
-        self._show, self._now = show, Asking(title, 0, total, now, now, num_spent=num_spent)
-        show(self._now)
+    def __init__(self, progress: Progress, title: str, total: int) -> None:
+        self._progress = progress
+        now, shown = time.monotonic(), progress._redacted(title)
+        self._set(Asking(shown, 0, total, now, now, num_spent=progress.num_spent()))
 
     def __call__(self) -> None:
         self._set(replace(self._now, number=self._now.number + 1, since=time.monotonic()))
 
     def begin(self, task: str) -> None:
         """The answers that come from now on are of this task."""
-        self._set(replace(self._now, task=task, num_graded=0, num_right=0))
+        shown = self._progress._redacted(task)
+        self._set(replace(self._now, task=shown, num_graded=0, num_right=0))
 
     def graded(self, sample: SampleResult) -> None:
         right = self._now.num_right + (sample.score == 1)
@@ -241,7 +240,7 @@ class Counter:
 
     def _set(self, now: Asking) -> None:
         self._now = now
-        self._show(now)
+        self._progress._show(now)
 
 
 class Steps:

@@ -174,7 +174,9 @@ class Screen:
     def _columns(self) -> dict[str, int]:
         """Columns for ids and scores as they need them; the rest is for what it is, and for now.
         Where there is little room, what a trial is stands in its log alone."""
-        width = USUAL_WIDTH if self._console is None else self._console.size.width
+        width = width_of(sys.stderr) or USUAL_WIDTH
+        if self._console is not None:
+            width = min(width, self._console.size.width)
         widest = 20 if width >= NARROW else max(1, width // 3)
         ids = min(widest, max((len(run_id) for run_id in self.rows), default=5))
         if width < NARROW:
