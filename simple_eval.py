@@ -14,7 +14,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -297,11 +297,14 @@ def joined_prompt(system_prompt: str, of_question: str) -> str:
 
 
 async def ask_questions(
-    task: QuestionTask, sampler: Sampler, journal: Journal
+    task: QuestionTask,
+    sampler: Sampler,
+    journal: Journal,
+    on_graded: Callable[[SampleResult], None] = lambda sample: None,
 ) -> tuple[SampleResult, ...]:
     """Ask every question of a task, as many times as the settings say, and grade the answers.
 
-    Samples in the journal are not asked again, and each graded one is added to it. Raises
+    Samples in the journal are not asked again, and each graded one is added to it and told. Raises
     `EvalError` when more than a tenth of the samples failed.
     """
     import tinker
@@ -329,6 +332,7 @@ async def ask_questions(
         sample = await _graded(task, question, repeat, renderer, sequence, prompt)
         if sample.error is not None:
             return sample
+        on_graded(sample)
         journal.add(
             key,
             asdict(sample),

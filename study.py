@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from commands.boundary import describe_failure
 from errors import ConfigError, InputError, Interrupted, LoopError
 from loop.reports.console import (
+    Starting,
     command_for,
     drop,
     open_missing_streams,
@@ -281,16 +282,17 @@ def _line_of(one: TrialState) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Do all that is left of a study, and report on it; the exit code."""
-    from commands.boundary import in_loop, sigterm_as_interrupt
-    from services.keys import taken
-    from studies.design.generating import bring_up_to_date, generation_of
-    from studies.work.known import known_run_dirs
-    from studies.work.open_files import allow_open_files
-    from studies.work.record import StudyRecord
-    from studies.work.running import Work, run_study
-    from studies.work.screen import Screen
-    from studies.work.spending import Spending
-    from studies.work.trial_runs import Floor
+    with Starting():  # these take seconds
+        from commands.boundary import in_loop, sigterm_as_interrupt
+        from services.keys import taken
+        from studies.design.generating import bring_up_to_date, generation_of
+        from studies.work.known import known_run_dirs
+        from studies.work.open_files import allow_open_files
+        from studies.work.record import StudyRecord
+        from studies.work.running import Work, run_study
+        from studies.work.screen import Screen
+        from studies.work.spending import Spending
+        from studies.work.trial_runs import Floor
 
     if args.parallel < 1:
         raise ConfigError(f"--parallel is {args.parallel}; give a number of trials, 1 or more.")

@@ -24,7 +24,8 @@ from commands.boundary import (
     sigterm_as_interrupt,
 )
 from errors import ConfigError, Interrupted
-from loop.reports.console import open_missing_streams, write_out
+from loop.reports.console import Starting, open_missing_streams, write_out
+from loop.reports.events_out import for_programs
 from services.keys import taken
 
 if TYPE_CHECKING:
@@ -185,9 +186,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--junit", type=Path, metavar="FILE", help="write who passed to FILE, as JUnit's XML"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show every answer, and tracebacks of errors"
+        "--json",
+        action="store_true",
+        help="print the result as one JSON object; meanwhile stderr is JSON lines: each event of "
+        "the ledger, and messages",
+    )
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show every step and answer, and tracebacks of errors",
     )
     return parser.parse_args(argv)
 
@@ -196,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; every failure ends as one paragraph on stderr and an exit code."""
     open_missing_streams()
     args = parse_arguments(argv)
-    with taken() as keys, sigterm_as_interrupt():
+    with taken() as keys, sigterm_as_interrupt(), for_programs(args.json, keys.redacted):
         session = Session(keys)
         try:
             exit_code = run_command(args, session)
@@ -235,6 +244,7 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         from commands.listing import list_checkpoints
 
         return list_checkpoints(args)
+    session.starting = Starting()
     from commands.opening import open_settings
 
     settings = open_settings(args, session)

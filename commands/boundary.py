@@ -27,7 +27,8 @@ from errors import (
     TrainingError,
     one_line,
 )
-from loop.reports.console import drop, how_to_continue, say, tell, write_out
+from loop.reports.console import Starting, drop, how_to_continue, say, tell, write_out
+from loop.reports.events_out import event_stream
 from services.keys import Keys
 from storage.files import REFUSALS, storage_error
 
@@ -49,9 +50,17 @@ class Session:
     store: RunStore | None = None
     progress: Progress | None = None
     is_running: bool = False
+    starting: Starting | None = None
+
+    def tell_event(self, event: dict[str, Any]) -> None:
+        """Tell whoever reads along what was appended to the ledger."""
+        if self.progress is not None:
+            self.progress.event(event)
 
     def end_live_line(self) -> None:
         """Leave the terminal as it was, before anything else is printed."""
+        if self.starting is not None:
+            self.starting.end()
         if self.progress is not None:
             self.progress.close()
 
@@ -110,7 +119,10 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
             import traceback
 
             say(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
-        tell(message if exit_code == 130 else f"error: {message}", file=sys.stderr)
+        if (stream := event_stream()) is not None:
+            stream.event({"type": "error", "message": message, "exit_code": exit_code})
+        else:
+            tell(message if exit_code == 130 else f"error: {message}", file=sys.stderr)
         if args.json:
             say(json.dumps({"error": message, "exit_code": exit_code}))
         write_out()

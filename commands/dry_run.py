@@ -77,5 +77,5 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
 
 def _show(lines: list[str], table: list[str], unchecked: list[str]) -> None:
     tell("\n".join(lines))
-    say("\n".join(table))
+    tell("\n".join(table))
     tell("\n".join(["not checked:", *(f"  {what}" for what in unchecked)]))

@@ -164,6 +164,7 @@ def take_up_evaluation(
         records = [one.to_record() for one in subjects]
         store = begin_run(settings, plan, settled.choice, session, records)
     else:
+        store.on_event = session.tell_event
         continue_run(store, plan)
     session.store, session.is_running = store, True
     progress.line(f"evaluation directory: {store.run_dir}")
@@ -317,7 +318,7 @@ def report_comparisons(
             for line in task_lines(one.result):
                 tell(line)
         if (store.run_dir / PAGE).is_file():
-            say(f"Page: {store.run_dir / PAGE}")
-        say(f"Evaluation directory: {store.run_dir}")
+            tell(f"Page: {store.run_dir / PAGE}")
+        tell(f"Evaluation directory: {store.run_dir}")
     has_failed = any(one.passed is False for one in comparisons)
     return 3 if args.gate and has_failed else 0

@@ -59,10 +59,17 @@ def listing(
             f"{one.round:>5} {one.step:>6} {one.kind:<8} {score:>6}  {_minute(one.saved_at):<16}"
         )
         shown = ", ".join(mark for mark, is_so in marks.items() if is_so)
-        rows.append(_Row(f"{cells}  {until:<16}", one.path, f"  ({shown})" if shown else ""))
+        prose = f"round {one.round}, step {one.step}, {one.kind}{', score ' * bool(score)}{score}"
+        kept = until if one.expires_at is None else f"until {until}"
+        prose += f": saved {_minute(one.saved_at)}, {kept}"
+        marks = f"  ({shown})" if shown else ""
+        rows.append(_Row(f"{cells}  {until:<16}", one.path, marks, prose))
     whole = [f"{names}  path", *(f"{row.cells}  {row.path}{row.marks}" for row in rows)]
     if width is None or all(columns_of(line) <= width for line in whole):
         return "\n".join([head if width is None else wrapped(head, width), *whole])
+    if columns_of(names) > width:  # no room for columns
+        parts = [part for r in rows for part in (r.prose, f"  {r.path}", r.marks) if part]
+        return "\n".join(wrapped(part, width) for part in (head, *parts))
     lines = [wrapped(head, width), names, "  path"]
     for row in rows:
         fits = columns_of(row.cells + row.marks) <= width
@@ -75,6 +82,7 @@ class _Row(NamedTuple):
     cells: str
     path: str
     marks: str  # in brackets, or nothing
+    prose: str  # the cells as a sentence, for where columns have no room
 
 
 def _minute(stamp: str) -> str:

@@ -209,10 +209,11 @@ def begin_progress(
     """What shows how a command goes on; it says so at once, before libraries that take seconds."""
     from loop.reports.progress import Progress
 
+    session.end_live_line()
     progress = Progress(verbose=args.verbose, redacted=session.keys.redacted)
     name = settings.loaded.config.run_name
     progress.line(f"{name}: reading settings and data, loading libraries")
-    progress.live("loading libraries")
+    progress.live("loading libraries and data")
     session.progress = progress
     return progress
 
@@ -266,6 +267,7 @@ def begin_run(
     run_dir = settings.run_dir or new_run_dir(Path("runs"), name)
     try:
         store = session.store = RunStore.create(run_dir, resolved)
+        store.on_event = session.tell_event
     except StorageError as error:
         raise StorageError(f"{error} Nothing was begun yet; give the same command again.") from None
     similar = plan.inputs.split.similar

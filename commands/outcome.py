@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from commands.boundary import Session, alert
 from config_schema import TrainingConfig
-from loop.reports.console import say, tell
+from loop.reports.console import USUAL_WIDTH, say, tell, width_of
 from scores.decision import EXTENDABLE
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def report_end(
 ) -> int:
     """Print the outcome to stdout; returns the exit code."""
     from loop.planning.plan import gate_of
+    from loop.reports.rounds_table import rounds_of, rounds_table
     from loop.reports.run_report import stayed_sealed
     from loop.reports.what_next import what_next
     from loop.run_page.page import PAGE
@@ -115,6 +117,7 @@ def report_end(
         }
         say(json.dumps(outcome, indent=1))
     else:
+        say("\n".join(rounds_table(rounds_of(store), width_of(sys.stdout) or USUAL_WIDTH)))
         tell(decision.sentence)
         tell(
             f"Best checkpoint: round {decision.best_round}, score {score_and_n(best)}, "
@@ -126,11 +129,11 @@ def report_end(
             tell(f"Sealed test: score {score_and_n(test)}")
         elif is_sealed:
             tell(f"{stayed_sealed(config.evaluation.test_on)}.")
-        say(f"  {checkpoint.sampler_path}")
-        say(f"Report: {store.run_dir / 'eval_report.md'}")
+        tell(f"  {checkpoint.sampler_path}")
+        tell(f"Report: {store.run_dir / 'eval_report.md'}")
         if (store.run_dir / PAGE).is_file():
-            say(f"Page: {store.run_dir / PAGE}")
-        say(f"Run directory: {store.run_dir}")
+            tell(f"Page: {store.run_dir / PAGE}")
+        tell(f"Run directory: {store.run_dir}")
         if steps:
             say("What to try next:")
             for step in steps:

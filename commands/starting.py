@@ -42,8 +42,10 @@ def settle(
     progress.line(f"service: {choice.kind} ({choice.reason})")
     if limits is not None and (untouched := limits.not_acted_on) is not None:
         progress.line(f"{loaded.config.evalops_budget_file}: {untouched}")
+    progress.live("reading data and questions")
     inputs = read_inputs(loaded, settings.model_dir, settings.kept)
     progress.lines(describe_inputs(inputs))
+    progress.live("rendering the rows as the model will see them")
     plan = make_plan(inputs, settings.kept, checked_origin(settings.start, store, inputs, choice))
     progress.lines(describe_plan(plan))
     plan = with_known_model(plan, store, progress.line)
@@ -64,6 +66,7 @@ def take_up(
     if store is None:
         store = begin_run(settings, plan, choice, session)
     else:
+        store.on_event = session.tell_event
         if store.num_torn_bytes:
             progress.line(
                 f"ledger: dropped a last line of {store.num_torn_bytes} bytes that was not "

@@ -19,7 +19,7 @@ from evaluation.inspect_runs import InspectSetting, run_inspect
 from evaluation.inspect_scores import InspectScores
 from evaluation.inspect_tasks import InspectTask, without_questions
 from evaluation.tasks import EvalTask
-from scores.results import Measured, task_result
+from scores.results import Measured, SampleResult, task_result
 from simple_eval import QuestionTask, Sampler, ask_questions
 from storage.journal import Journal
 
@@ -34,6 +34,8 @@ class Measuring:
     tags: Sequence[str]
     metadata: Mapping[str, Any]
     say: Callable[[str], None] = lambda text: None  # what a person is to know
+    begin: Callable[[str], None] = lambda task: None  # what is measured from now on
+    graded: Callable[[SampleResult], None] = lambda sample: None  # an answer of it
     turn: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext  # in Inspect
 
     def in_inspect(self) -> InspectSetting:
@@ -100,11 +102,13 @@ async def measure(
     sampler = measuring.sampler
     for task in tasks:
         if isinstance(task.work, QuestionTask):
-            samples = await ask_questions(task.work, sampler, journal)
+            measuring.begin(task.name)
+            samples = await ask_questions(task.work, sampler, journal, measuring.graded)
             result = task_result(task.name, samples, layer=task.layer, role=task.role)
             yield Measured((replace(result, max_tokens=_max_tokens(task, sampler)),))
     for task in tasks:
         if isinstance(task.work, HeldOutFile):
+            measuring.begin(task.name)
             loss = await measure_losses(task.work.name, task.work.examples, sampler, journal)
             yield Measured(held_out=(loss,))
     of_inspect = [task for task in tasks if isinstance(task.work, InspectTask)]
@@ -112,6 +116,7 @@ async def measure(
         return
     works = [task.work for task in of_inspect if isinstance(task.work, InspectTask)]
     async with measuring.turn():
+        measuring.begin(", ".join(task.name for task in of_inspect))
         done = await run_inspect(works, measuring.in_inspect())
     errors = [scores for scores in done if not isinstance(scores, InspectScores)]
     results = tuple(

@@ -90,6 +90,7 @@ class RunDirectory:
         if lock_file is not None:
             weakref.finalize(self, lock_file.close)  # of one that nobody closes
         self._all_events: list[Event] = []
+        self.on_event: Callable[[Event], None] = lambda event: None  # told of each that is appended
         self._meter = _Meter()
         self._worked_until: float | None = None  # by this process, in seconds of its clock
         self._held: dict[tuple[str, object], Any] = {}  # by file and what it was read as
@@ -227,6 +228,7 @@ class RunDirectory:
         self._all_events.append(event)
         self._meter.add(event)
         self._take(event)
+        self.on_event(event)
         return event
 
     def _seconds_worked(self) -> float:

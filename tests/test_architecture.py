@@ -59,7 +59,7 @@ NUM_FILES = {
     "ledger": 10,
     "loop.plan_page": 1,
     "loop.planning": 17,
-    "loop.reports": 8,
+    "loop.reports": 12,
     "loop.rounds": 16,
     "loop.run_page": 23,
     "loop.tracking": 2,

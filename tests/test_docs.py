@@ -61,6 +61,9 @@ def masked(transcript: str) -> str:
     transcript = re.sub(r", \d+ (truncated|malformed|failed)", "", transcript)
     transcript = re.sub(r"(?m)^warning: .*\n", "", transcript)
     transcript = re.sub(r"(?m)^  (Nothing was|The training) .*", "  DIAGNOSIS", transcript)
+    transcript = re.sub("[\u2581-\u2588]+", "COURSE", transcript)
+    transcript = re.sub(r"(?m)^round +score .*", "HEAD OF THE ROUNDS", transcript)
+    transcript = re.sub(r"(?m)^ +\d+(\*? +)[01]\.\d{4} .*  (\S.*)$", r"ROUND \2", transcript)
     return re.sub(r"\d[\d,]*(\.\d+)?(e-?\d+)?", "N", transcript)
 
 

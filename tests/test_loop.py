@@ -144,9 +144,11 @@ def test_a_run_that_misses_its_target(workspace: Workspace, capsys: pytest.Captu
     assert [event["lr_multiplier"] for event in decided] == [1.0, 0.5, 1.0]
 
     output = capsys.readouterr()
-    assert output.out.startswith("Target not met: 0.0000 < 1 after 2 of 2 rounds. Stopping.\n")
+    assert output.out.split("\n", 4)[4].startswith(
+        "Target not met: 0.0000 < 1 after 2 of 2 rounds. Stopping.\n"
+    )
     assert "Best checkpoint: round 1" in output.out
-    assert "round 2 step 5: loss" in output.err
+    assert "round 2: 3 steps, loss " in output.err
 
 
 def test_what_is_trained_on(workspace: Workspace) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
 import shutil
 import subprocess
@@ -16,7 +14,8 @@ from conftest import REPO
 from fake_evalops import fake_evalops
 from hyperparam_utils import MAX_SANE_LR, lr_warning
 from loop.reports.lines import columns_of, seconds_text, time_left, wrapped
-from loop.reports.progress import QUIET_S, Now
+from loop.reports.live import QUIET_S, Now
+from terminal import Screen, on_terminal
 from test_loop import Workspace, start, wait_for
 from trainer_with_eval import main
 
@@ -55,7 +54,7 @@ def test_a_command_is_a_line_that_can_be_copied() -> None:
 def test_times_are_told_as_far_as_they_are_known() -> None:
     assert [seconds_text(s) for s in (0.2, 12.4, 150, 86_400)] == ["1 s", "12 s", "2 min", "24 h"]
     assert time_left(0, 60, 0.0) == ""
-    assert time_left(20, 60, 10.0) == ", ~20 s left"
+    assert time_left(20, 60, 10.0) == "~20 s left"
     assert time_left(60, 60, 30.0) == ""
     assert time_left(61, 60, 30.0) == ""  # a task whose solver asks more than once
 
@@ -67,42 +66,37 @@ def test_a_live_line_says_when_nothing_comes() -> None:
     assert Now("loading the base model", since=0.0).shown(12.0).endswith("; still at it for 12 s")
 
 
-def on_terminal(words: list[str], columns: int, folder: Path) -> str:
-    """What a command writes to a terminal of so many columns."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir(folder)
-        os.environ |= {"COLUMNS": str(columns), "TERM": "xterm"}
-        os.execv(words[0], words)
-    written = b""
-    while True:
-        try:
-            part = os.read(terminal, 65_536)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        written += part
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    return written.decode()
-
-
 def test_on_a_terminal_a_run_says_what_it_is_doing_and_breaks_no_word(workspace: Workspace) -> None:
+    columns = 40
     program = [sys.executable, str(REPO / "trainer_with_eval.py")]
     arguments = workspace.arguments("run", steps_per_round=6, max_rounds=1)
-    screen = on_terminal([*program, *arguments], 60, workspace.folder)
-    assert "loading libraries" in screen
+    code, written = on_terminal([*program, *arguments], columns, workspace.folder)
+    assert code == 0
+    text = written.decode()
+    assert text.startswith("starting\r")  # before anything is imported that takes long
+    assert "loading libraries" in text
     # Which of the others are drawn depends on how long each of them takes.
     lives = "loading the base model|preparing the adapter|round 1 step [1-6]/6|measuring round_0"
-    assert re.search(lives, screen)
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).replace("\r", "\n")
-    lines = [line for line in plain.splitlines() if line.strip()]
-    assert "run: reading settings and data, loading libraries" in lines[0]
-    too_long = [line for line in lines if columns_of(line) > 60 and len(line.split()) > 1]
+    assert re.search(lives, text)
+    screen = Screen(10_000).feed(text)  # so wide that no row goes on in the next
+    assert screen.is_cursor_shown
+    lines = screen.lines
+    assert lines[:2] == ["run: reading settings and data, loading", "  libraries"]
+    too_long = [line for line in lines if columns_of(line) > columns and len(line.split()) > 1]
     # paths, and commands that are to be copied, stay whole
     assert all("/" in line for line in too_long), too_long
-    assert "What to try next:" in plain
+    assert "What to try next:" in lines
+    assert any(line.startswith("round 1: 6 steps, loss ") for line in lines)
+    # No live row is left over, and none was longer than the terminal is wide.
+    assert not [line for line in lines if "measuring round" in line or " step 1/6" in line]
+    live = re.findall(r"\x1b\[2K([^\x1b\r\n]+)(?=\r(?!\n))", text)
+    assert live and all(columns_of(row) < columns for row in live)
+
+
+def shown(words: list[str], columns: int, folder: Path) -> str:
+    code, written = on_terminal(words, columns, folder)
+    assert code == 0
+    return written.decode()
 
 
 def test_the_saved_weights_can_be_read_at_80_columns(workspace: Workspace) -> None:
@@ -113,12 +107,12 @@ def test_the_saved_weights_can_be_read_at_80_columns(workspace: Workspace) -> No
     words = [sys.executable, str(REPO / "trainer_with_eval.py"), "--list", "runs/run"]
     saved = [one.path for one in workspace.store("runs/run").saved_weights()]
     for columns in (60, 80):
-        lines = on_terminal(words, columns, workspace.folder).splitlines()
+        lines = shown(words, columns, workspace.folder).splitlines()
         assert {line.strip() for line in lines} >= set(saved)
         table = [line for line in lines if not line.strip().startswith("tinker://")]
         assert any("NOT THERE)" in line for line in table)
         assert all(columns_of(line) <= max(columns, 66) for line in table)
-    wide = on_terminal(words, 200, workspace.folder)
+    wide = shown(words, 200, workspace.folder)
     done = subprocess.run(words, cwd=workspace.folder, capture_output=True, text=True, check=True)
     for text in (wide, done.stdout):
         rows = [line for line in text.splitlines() if "tinker://" in line]
@@ -140,8 +134,8 @@ def test_a_resumed_run_says_where_it_takes_up_and_tells_the_past_in_short(
     assert told[at + 1] == "  kept: the baseline, round 1, the weights after 3 steps"
     (past,) = (line for line in told if line.startswith("from the ledger"))
     assert past.startswith("from the ledger, round 0: score ")
-    assert not [line for line in told if line.startswith(("round 0", "round 1 step"))]
-    assert [line for line in told if line.startswith("round 2 step")]
+    assert not [line for line in told if line.startswith(("round 0", "round 1: 3 steps"))]
+    assert [line for line in told if line.startswith("round 2: 3 steps, loss ")]
 
 
 def test_steps_that_are_taken_again_are_counted(

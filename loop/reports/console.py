@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 from errors import StorageError
 from loop.reports.lines import wrapped
 
 PROGRAM = Path(__file__).resolve().parent.parent.parent / "trainer_with_eval.py"
 USUAL_WIDTH = 80
+DUMB = ("dumb", "unknown")  # terminals that act on no control codes
 
 
 def say(text: str, file: TextIO | None = None) -> None:
     """Print what may hold anybody's names: nothing in it reaches the terminal as a command."""
-    print(printable(text), file=file)
+    print(as_written(text, file), file=file)
 
 
 def tell(text: str, file: TextIO | None = None) -> None:
     """Print prose: on a terminal its lines are broken at words, in a pipe they stay whole."""
     stream = sys.stdout if file is None else file
     width = width_of(stream)
-    shown = printable(text)
+    shown = as_written(text, stream)
     say(shown if width is None else wrapped(shown, width, f"{shown_python()} "), stream)
 
 
-def width_of(stream: TextIO | None) -> int | None:
+def width_of(stream: IO[str] | None) -> int | None:
     """Columns of the terminal that a stream goes to; None for a pipe or a file."""
     try:
         if stream is None or not stream.isatty():
@@ -44,13 +46,37 @@ def width_of(stream: TextIO | None) -> int | None:
 
 
 def says_in_colour() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    is_dumb = os.environ.get("TERM", "").lower() in DUMB
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not is_dumb
+
+
+def can_redraw(stream: IO[str]) -> bool:
+    """Whether a stream is a terminal that a person watches, whose rows can be written anew."""
+    is_watched = os.environ.get("CI", "").lower() in ("", "0", "false")
+    is_dumb = os.environ.get("TERM", "").lower() in DUMB
+    return width_of(stream) is not None and is_watched and not is_dumb
+
+
+def can_encode(stream: IO[str], text: str) -> bool:
+    """Whether a stream's encoding has these characters; a stream without one has all."""
+    return as_written(text, stream) == text
+
+
+def as_written(text: str, stream: IO[str] | None = None) -> str:
+    """A text as a stream can have it: printable, and escaped where its encoding has no such
+    character, so that its width is known before it is written."""
+    stream = sys.stdout if stream is None else stream
+    # The one below rich's, which has no encoding of its own, while a live row is shown.
+    below = getattr(stream, "rich_proxied_file", stream)
+    encoding = getattr(below, "encoding", None) or "utf-8"
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def say_marked(pieces: Iterable[tuple[str, float]]) -> None:
     """Print a text in pieces, those with a weight marked: in green, or in brackets where there are
     no colours; a weight below 1 is written before its piece."""
-    begin, end = ("\x1b[32m", "\x1b[0m") if says_in_colour() else ("\u27e6", "\u27e7")
+    brackets = ("\u27e6", "\u27e7") if can_encode(sys.stdout, "\u27e6\u27e7") else ("[[", "]]")
+    begin, end = ("\x1b[32m", "\x1b[0m") if says_in_colour() else brackets
     marked = (
         f"{begin}{'' if weight == 1 else f'{weight:g}: '}{printable(text)}{end}"
         if weight
@@ -58,6 +84,36 @@ def say_marked(pieces: Iterable[tuple[str, float]]) -> None:
         for text, weight in pieces
     )
     print("".join(marked))
+
+
+class Starting:
+    """A sign of life on a terminal from the first moment, before any import that takes long.
+
+    It is a word and a carriage return, which every console knows, and it is wiped with spaces
+    before the first line.
+    """
+
+    WORD = "starting"
+
+    def __init__(self) -> None:
+        self._is_shown = can_redraw(sys.stderr)
+        self._write(self.WORD)
+
+    def __enter__(self) -> None:
+        """Shown already."""
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self._write(" " * len(self.WORD))
+        self._is_shown = False
+
+    def _write(self, word: str) -> None:
+        if self._is_shown:
+            with contextlib.suppress(OSError):  # whoever has gone is found out by the first line
+                sys.stderr.write(f"{word}\r")
+                sys.stderr.flush()
 
 
 def write_out() -> None:
@@ -82,13 +138,18 @@ def drop(stream: TextIO) -> None:
 
 def open_missing_streams() -> None:
     """Give a command that was started with `>&-` or `2>&-` a place to write to: else the next file
-    that is opened gets that number, and what a library writes to it."""
+    that is opened gets that number, and what a library writes to it. And let what a stream's
+    encoding does not have be written escaped."""
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
         except OSError:
             if os.open(os.devnull, os.O_RDWR) == number and getattr(sys, name) is None:
                 setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
+    for stream in (sys.stdout, sys.stderr):
+        # Names may have any character, and a console or a file as few as code page 437 has.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def how_to_continue(run_dir: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 HANGING = "  "  # what a line that goes on is indented by, beyond its first one
 MIN_TEXT = 12  # columns that an indent leaves at least
@@ -51,6 +51,34 @@ def columns_of(text: str) -> int:
     )
 
 
+def cut(text: str, width: int) -> str:
+    """A text as one row of so many columns; what is cut off is told by dots."""
+    row = " ".join(text.split("\n"))
+    if columns_of(row) <= width:
+        return row
+    dots = "..."[: max(0, width - 1)]
+    row = row[: 4 * width]  # marks take no column, but nobody has so many of them to read
+    while row and columns_of(row) + len(dots) > width:
+        row = row[:-1]
+    return row + dots
+
+
+def fitted(head: str, details: Sequence[tuple[int, str]], width: int | None) -> str:
+    """A row of what it begins with, and as many details as there is room for, in their order.
+
+    Each has its rank: those of the lowest are the last to be left out. Empty ones are none.
+    """
+    present = [(rank, place, text) for place, (rank, text) in enumerate(details) if text]
+    kept: list[tuple[int, str]] = []
+    row = head
+    for _, place, text in sorted(present):
+        tried = sorted([*kept, (place, text)])
+        longer = ", ".join([head, *(text for _, text in tried)])
+        if width is None or columns_of(longer) <= width:
+            kept, row = tried, longer
+    return row if width is None else cut(row, width)
+
+
 def seconds_text(seconds: float) -> str:
     """A span of time to two places that count."""
     whole = max(1, round(seconds))
@@ -64,4 +92,4 @@ def time_left(num_done: int, num_total: int, elapsed_s: float) -> str:
     """How long the rest will take at the pace so far; empty where that is not known, or over."""
     if num_done <= 0 or num_done >= num_total:
         return ""
-    return f", ~{seconds_text(elapsed_s / num_done * (num_total - num_done))} left"
+    return f"~{seconds_text(elapsed_s / num_done * (num_total - num_done))} left"

@@ -1,47 +1,39 @@
-"""What a person sees while a run goes on: a live line on a terminal, plain lines in a pipe.
+"""What a person sees while a run goes on: a live row on a terminal, plain lines in a pipe, and what
+a program reads instead of it with --json.
 
 Everything goes to stderr; stdout is for results.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import itertools
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from data_selector import Selection
 from errors import one_line
 from ledger.records import Batch
-from loop.reports.console import (
-    USUAL_WIDTH,
-    drop,
-    how_to_continue,
-    printable,
-    say,
-    shown_python,
-    width_of,
-)
-from loop.reports.lines import seconds_text, time_left, wrapped
+from loop.reports.console import USUAL_WIDTH, can_encode, drop, how_to_continue, tell, width_of
+from loop.reports.events_out import event_stream
+from loop.reports.lines import columns_of
+from loop.reports.live import Asking, LiveLine, Now, Shown, StepDone, Training, live_line
+from loop.reports.sparkline import BLOCKS, course_text, ends_text
 from rows.places import place_text
 from scores.decision import Decision, flaw_warning
 from scores.diagnosis import TopicReport
-from scores.results import EvalResult, HeldOutLoss
+from scores.results import EvalResult, HeldOutLoss, SampleResult
 from scores.wording import ROLE_NAMES, loss_text, score_and_n
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.status import Status
-    from rich.text import Text
 
 NUM_WEAKEST = 3
 NUM_SUSPECTS = 3
 MAX_TOPIC_CHARS = 30
-QUIET_S = 5.0  # after which a live line says how long it has stood there
+MAX_COURSE, MIN_COURSE = 24, 8  # columns of a round's losses, drawn
 UNREAD = (errno.EPIPE, errno.EIO)  # a pipe whose reader has gone, and a terminal that is closed
 
 
@@ -57,20 +49,25 @@ class Progress:
     ) -> None:
         self._redacted = redacted
         self._verbose = verbose
-        self._console: Console | None = None
-        self._status: Status | None = None
+        self._live: LiveLine | None = live_line()
         self.is_gone = False
         self.on_gone: Callable[[], None] | None = None
-        if width_of(sys.stderr) is not None:
-            from rich.console import Console
-
-            self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.num_spent: Callable[[], int | None] = lambda: None  # tokens of the run so far
 
     def line(self, text: str) -> None:
+        shown = self._redacted(text)
+        self._deliver(lambda: self._write(shown))
+
+    def event(self, event: dict[str, Any]) -> None:
+        """An event that was appended to the ledger, for a program that reads along."""
+        if (stream := event_stream()) is not None:
+            self._deliver(lambda: stream.event(event))
+
+    def _deliver(self, write: Callable[[], None]) -> None:
         if self.is_gone:
             return
         try:
-            self._write(self._redacted(text))
+            write()
         except OSError as error:
             if error.errno not in UNREAD:
                 raise
@@ -81,12 +78,12 @@ class Progress:
             self.on_gone()
 
     def _write(self, text: str) -> None:
-        if self._console is None:
-            say(text, file=sys.stderr)
-            return
-        width = width_of(sys.stderr) or USUAL_WIDTH
-        shown = wrapped(printable(text), width, f"{shown_python()} ")
-        self._console.print(shown)
+        if (stream := event_stream()) is not None:
+            stream.event({"type": "message", "text": text})
+        elif self._live is not None:
+            self._live.print(text)
+        else:
+            tell(text, file=sys.stderr)
 
     def stopping(self, what: str) -> None:
         """What is still done before a run that was asked to stop has stopped."""
@@ -104,50 +101,36 @@ class Progress:
 
     def live(self, text: str) -> None:
         """Show what is going on right now; only a terminal has such a line."""
-        self._show(Now(printable(self._redacted(text))))
+        self._show(Now(self._redacted(text)))
 
-    def _show(self, now: Now) -> None:
-        if self._console is None or self.is_gone:
-            return
-        if self._status is None:
-            self._status = self._console.status(now)
-            self._status.start()
-        self._status.update(now)
+    def _show(self, now: Shown) -> None:
+        if (live := self._live) is not None:
+            self._deliver(lambda: live.show(now))
 
-    def counter(self, title: str, total: int) -> Callable[[], None]:
-        """Show how many of `total` answers have come, and about how long the others take; to be
-        called once for each."""
-        started, counted = time.monotonic(), itertools.count(1)
+    def counter(self, title: str, total: int) -> Counter:
+        """Show how many of `total` answers have come, and about how long the others take."""
+        return Counter(self, title, total)
 
-        def show(number: int) -> None:
-            left = time_left(number, total, time.monotonic() - started)
-            self._show(Now(printable(f"{title} {number}/{total}{left}"), is_asking=True))
-
-        show(0)
-        return lambda: show(next(counted))
-
-    def steps_counter(self, round_no: int, num_done: int, total: int) -> Callable[[], None]:
-        """The same for the steps of a round, of which `num_done` were taken before."""
-        title, started, counted = f"round {round_no}", time.monotonic(), itertools.count(1)
-
-        def show(number: int) -> None:
-            if num_done + number >= total:
-                self.live(f"{title}: saving the weights")
-                return
-            left = time_left(number, total - num_done, time.monotonic() - started)
-            step = f"step {num_done + number + 1}/{total}"
-            self._show(Now(f"{title} {step}{left}", is_asking=True))
-
-        show(0)
-        return lambda: show(next(counted))
+    def steps(self, round_no: int, num_before: int, total: int) -> Steps:
+        """Show how far the steps of a round are, of which `num_before` were taken before."""
+        return Steps(self, round_no, num_before, total)
 
     # --- rounds -------------------------------------------------------------------------------
 
     def step_line(self, round_no: int, batch: Batch, loss: float) -> None:
-        self.line(
-            f"round {round_no} step {batch.step}: loss {loss:.4f}, lr {batch.lr:.3g}, "
-            f"{batch.num_loss_tokens} loss tokens"
-        )
+        """A step, where each of them is asked for."""
+        if self._verbose:
+            self.line(
+                f"round {round_no} step {batch.step}: loss {loss:.4f}, lr {batch.lr:.3g}, "
+                f"{batch.num_loss_tokens} loss tokens"
+            )
+
+    def steps_line(self, round_no: int, steps: Sequence[dict[str, Any]]) -> None:
+        """The steps of a round in one line, as the ledger has them."""
+        if steps and not self._verbose:
+            has_blocks = event_stream() is None and can_encode(sys.stderr, BLOCKS)
+            width = width_of(sys.stderr) or USUAL_WIDTH
+            self.line(steps_text(round_no, steps, width, has_blocks=has_blocks))
 
     def recorded_line(self, result: EvalResult, decision: Decision) -> None:
         """A round that an earlier process has done, in one line."""
@@ -225,10 +208,96 @@ class Progress:
             if loss.name in names:
                 self.line(f"  {loss_text(loss)}, n={loss.n}")
 
+    def leave_terminal(self) -> None:
+        """Leave the terminal as it was, its cursor shown, where the process ends at once."""
+        self.close()
+
     def close(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        if self._live is not None:
+            with contextlib.suppress(OSError):  # nobody may watch it any more
+                self._live.close()
+
+
+class Counter:
+    """The answers of an evaluation on the live row; to be called once for each that has come."""
+
+    def __init__(self, progress: Progress, title: str, total: int) -> None:
+        self._progress = progress
+        now, shown = time.monotonic(), progress._redacted(title)
+        self._set(Asking(shown, 0, total, now, now, num_spent=progress.num_spent()))
+
+    def __call__(self) -> None:
+        self._set(replace(self._now, number=self._now.number + 1, since=time.monotonic()))
+
+    def begin(self, task: str) -> None:
+        """The answers that come from now on are of this task."""
+        shown = self._progress._redacted(task)
+        self._set(replace(self._now, task=shown, num_graded=0, num_right=0))
+
+    def graded(self, sample: SampleResult) -> None:
+        right = self._now.num_right + (sample.score == 1)
+        self._set(replace(self._now, num_graded=self._now.num_graded + 1, num_right=right))
+
+    def _set(self, now: Asking) -> None:
+        self._now = now
+        self._progress._show(now)
+
+
+class Steps:
+    """The steps of a round on the live row, as they are sent and as they come back."""
+
+    def __init__(self, progress: Progress, round_no: int, num_before: int, total: int) -> None:
+        self._progress = progress
+        self._sent: deque[float] = deque()  # when those in flight were
+        now = time.monotonic()
+        self._now = Training(
+            round_no, num_before, num_before, total, now, now, num_spent=progress.num_spent()
+        )
+        self._set(self._now)
+
+    def sent(self) -> None:
+        """A step was submitted."""
+        self._sent.append(time.monotonic())
+        self._set(replace(self._now, oldest=self._sent[0]))
+
+    def done(self, batch: Batch, loss: float) -> None:
+        """The oldest step in flight has come back."""
+        if self._sent:
+            self._sent.popleft()
+        before, spent = self._now, self._now.num_spent
+        self._progress.step_line(before.round_no, batch, loss)
+        self._set(
+            replace(
+                before,
+                num_done=before.num_done + 1,
+                since=time.monotonic(),
+                last=StepDone(loss, batch.lr),
+                num_tokens=before.num_tokens + batch.num_tokens,
+                oldest=self._sent[0] if self._sent else None,
+                num_spent=None if spent is None else spent + batch.num_tokens,
+            )
+        )
+
+    def _set(self, now: Training) -> None:
+        self._now = now
+        if now.num_done >= now.total:
+            self._progress.live(f"round {now.round_no}: saving the weights")
+        else:
+            self._progress._show(now)
+
+
+def steps_text(
+    round_no: int, steps: Sequence[dict[str, Any]], width: int, *, has_blocks: bool
+) -> str:
+    """A round's steps: the course of the loss, the rate, and how much was trained on."""
+    losses = [step.get("loss", step["nll"]) for step in steps]  # versions before have no loss
+    rates = dict.fromkeys(f"{step['lr']:.3g}" for step in (steps[0], steps[-1]))
+    num_tokens = sum(step.get("num_loss_tokens", 0) for step in steps)
+    head = f"round {round_no}: {len(steps)} step{'s' * (len(steps) > 1)}, loss "
+    rest = f", lr {' -> '.join(rates)}, {num_tokens:,} loss tokens"
+    room = width - columns_of(f"{head} {ends_text(losses)}{rest}")
+    columns = max(MIN_COURSE, min(MAX_COURSE, room)) if has_blocks else None
+    return f"{head}{course_text(losses, columns)}{rest}"
 
 
 def _result_text(title: str, result: EvalResult) -> str:
@@ -236,26 +305,3 @@ def _result_text(title: str, result: EvalResult) -> str:
     counts["failed"] = result.num_failed
     flaws = "".join(f", {number} {name}" for name, number in counts.items() if number)
     return f"{title}: score {score_and_n(result)}{flaws}"
-
-
-@dataclass
-class Now:
-    """What is going on, as a live line shows it each time it is drawn: with how long already, and,
-    where answers are awaited, that none has come for a while."""
-
-    text: str
-    is_asking: bool = False
-    since: float = field(default_factory=time.monotonic)
-
-    def shown(self, now: float) -> str:
-        seconds = now - self.since
-        if seconds < QUIET_S:
-            return self.text
-        waiting = "waiting for the service" if self.is_asking else "still at it"
-        return f"{self.text}; {waiting} for {seconds_text(seconds)}"
-
-    def __rich__(self) -> Text:
-        from rich.text import Text
-
-        # Not markup, which a name in it may look like; one line, or the terminal could not redraw.
-        return Text(self.shown(time.monotonic()), no_wrap=True, overflow="ellipsis")

@@ -142,6 +142,8 @@ async def measuring(run: Run, number: int, label: str, path: str | None, total: 
             "evaluation": label,
         },
         say=run.say_once,
+        begin=counted.begin,
+        graded=counted.graded,
         turn=functools.partial(inspect_turn, run),
     )
 

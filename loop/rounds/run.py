@@ -10,7 +10,7 @@ from data_selector import mined_table
 from evalops_client import EvalOpsClient
 from ledger.store import RunStore
 from loop.planning.plan import Plan
-from loop.reports.progress import Progress
+from loop.reports.progress import Progress, Steps
 from loop.rounds.deliverer import Deliverer
 from loop.rounds.sharing import Sharing
 from loop.rounds.signals import Suspicions, Topics, topics_of
@@ -66,7 +66,7 @@ class Run:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     training_client: tinker.TrainingClient | None = None
     parent: str | None = None  # the state that the training client's weights come from
-    on_step: Callable[[], None] = lambda: None  # shows how far the round is
+    steps: Steps | None = None  # shows how far the round is
     nlls: list[float] = field(default_factory=list)  # loss per token, of this round's steps
     topics: Topics | None = None  # of the rows to draw from, once they are needed
     suspicions: Suspicions = field(default_factory=Suspicions)

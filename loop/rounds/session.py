@@ -24,7 +24,7 @@ from errors import ConfigError, Interrupted, OutputGone, ServiceError
 from ledger.store import RunStore
 from loop.planning.origin import Start, refuse_other_adapter
 from loop.planning.plan import Plan
-from loop.reports.console import say
+from loop.reports.console import tell
 from loop.reports.progress import Progress
 from loop.rounds.run import Run
 from services.faults import SDK_ERRORS, explain, is_gone
@@ -128,6 +128,7 @@ async def connected(
     with _explained(base_url):
         clients = open_clients(base_url, keys.tinker)
     run = Run(plan, store, progress, clients, base_url, keys)
+    progress.num_spent = lambda: store.usage().tokens
     stop_on_signals(run)
     status = "errored"
     try:
@@ -191,9 +192,12 @@ def stop_on_signals(run: Run) -> None:
 
 def _on_signal(hearing: list[_AtWork]) -> None:
     if all(run.was_signalled for run, _ in hearing):
+        for run, _ in hearing:
+            with contextlib.suppress(OSError):
+                run.progress.leave_terminal()
         for said in {run.progress.how_to_continue(run.store.run_dir) for run, _ in hearing}:
             with contextlib.suppress(OSError):  # nobody may read it
-                say(f"Left at once. {said}", file=sys.stderr)
+                tell(f"Left at once. {said}", file=sys.stderr)
         os._exit(130)
     for one in hearing:
         what = "stopping after the steps in flight"

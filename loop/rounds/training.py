@@ -55,7 +55,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     next_step = start.step if start is not None and start.round == round_no else first_step
     saved_step, saved_at = next_step, time.monotonic()
     run.nlls = store.losses(round_no)
-    run.on_step = run.progress.steps_counter(round_no, next_step - first_step, len(batches))
+    run.steps = run.progress.steps(round_no, next_step - first_step, len(batches))
 
     in_flight: deque[InFlight] = deque()
     run.is_training = True
@@ -68,6 +68,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
                 raise Interrupted(f"before step {step}, with the weights saved")
             lr = run.plan.schedule.lr(step, decision.num_missed_gates)
             in_flight.append(submit_step(run, client, step, batches[step - first_step], lr))
+            run.steps.sent()
             is_round_end = step + 1 == end_step
             if not is_round_end and is_held_out_due(config, step + 1):
                 in_flight += submit_held_out(run, client, step + 1)
@@ -83,6 +84,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
         raise
     finally:
         run.is_training = False
+        run.progress.steps_line(round_no, list(store.events("step", round_no)))
     checkpoint = store.checkpoint(round_no)
     assert checkpoint is not None, "the last save of a round is its checkpoint"
     return checkpoint
@@ -228,8 +230,8 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
         lr=pending.lr,
     )
     run.store.record_batch(round_no, batch, loss=loss, nll=nll)
-    run.progress.step_line(round_no, batch, loss)
-    run.on_step()
+    if run.steps is not None:
+        run.steps.done(batch, loss)
     run.nlls.append(nll)
     if (said := divergence(run.nlls, len(run.plan.renderer.tokenizer))) is not None:
         raise TrainingError(

@@ -6,6 +6,7 @@ and what became of it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import time
@@ -16,9 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errors import one_line
-from loop.reports.console import USUAL_WIDTH, drop, printable, say, shown_python, width_of
-from loop.reports.lines import seconds_text, wrapped
-from loop.reports.progress import UNREAD, Now, Progress
+from loop.reports.console import (
+    USUAL_WIDTH,
+    as_written,
+    can_redraw,
+    drop,
+    printable,
+    shown_python,
+    tell,
+    width_of,
+)
+from loop.reports.lines import columns_of, cut, seconds_text, wrapped
+from loop.reports.live import Now, Redrawn, Shown, terminal_console
+from loop.reports.progress import UNREAD, Progress
 from scores.decision import Decision
 from scores.diagnosis import TopicReport
 from scores.results import EvalResult
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MAX_ROWS = 20  # of the table; the others are counted
+NARROW = 60  # columns below which the table says less
 PHASES = WORKING, WAITING, ENDED = "at work", "waiting", "ended"
 
 
@@ -40,7 +52,7 @@ class Row:
 
     label: str
     phase: str = WAITING
-    now: Now = field(default_factory=lambda: Now("waiting"))
+    now: Shown = field(default_factory=lambda: Now("waiting"))
     score: str = ""
 
 
@@ -69,12 +81,9 @@ class Screen:
         self._started = time.monotonic()
         self._console: Console | None = None
         self._live: Live | None = None
-        if width_of(sys.stderr) is not None:
-            from rich.console import Console
-            from rich.live import Live
-
-            self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-            self._live = Live(
+        if can_redraw(sys.stderr):
+            self._console = terminal_console()
+            self._live = Redrawn(
                 console=self._console, get_renderable=self.table, refresh_per_second=2,
                 redirect_stdout=False, redirect_stderr=False, transient=True,
             )  # fmt: skip
@@ -123,14 +132,16 @@ class Screen:
 
     def _write(self, text: str) -> None:
         if self._console is None:
-            say(text, file=sys.stderr)
+            tell(text, file=sys.stderr)
         else:
             width = width_of(sys.stderr) or USUAL_WIDTH
-            self._console.print(wrapped(text, width, f"{shown_python()} "))
+            shown = as_written(text, self._console.file)
+            self._console.print(wrapped(shown, width, f"{shown_python()} "))
 
     def close(self) -> None:
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):  # nobody may watch it any more
+                self._live.stop()
             self._live = None
 
     # --- the table ------------------------------------------------------------------------------
@@ -143,29 +154,37 @@ class Screen:
         counts = Counter(row.phase for row in self.rows.values())
         seconds = seconds_text(time.monotonic() - self._started)
         title = f"{counts[ENDED]} of {len(self.rows)} ended, {counts[WORKING]} at work, {seconds}"
-        shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for name, columns in zip(
-            ("trial", "what it is", "score", "now"), self._widths(), strict=True
-        ):
-            shown.add_column(name, width=columns, no_wrap=True, overflow="ellipsis")
+        columns = self._columns()
+        room = sum(columns.values()) + 2 * len(columns) - 2
+        shown = Table(title=cut(title, room), title_justify="left", box=None, pad_edge=False)
+        for name, width in columns.items():
+            shown.add_column(name, width=width, no_wrap=True, overflow="crop")
         at, rows = time.monotonic(), self._rows_shown()
         for run_id, row in rows:
-            now = row.now.shown(at) if row.phase == WORKING else row.now.text
-            shown.add_row(*(Text(printable(cell)) for cell in (run_id, row.label, row.score, now)))
+            now = row.now.shown(at if row.phase == WORKING else 0.0, columns["now"])
+            cells = {"trial": run_id, "what it is": row.label, "score": row.score, "now": now}
+            written = {name: as_written(cells[name], sys.stderr) for name in columns}
+            shown.add_row(*(Text(cut(one, columns[name])) for name, one in written.items()))
         left_out = Counter(row.phase for row in self.rows.values())
         left_out.subtract(row.phase for _, row in rows)
         if more := [f"{number} {phase}" for phase, number in left_out.items() if number]:
-            shown.add_row("", f"and {', '.join(more)}", "", "")
+            shown.add_row(*("" for _ in list(columns)[1:]), Text(f"and {', '.join(more)}"))
         return shown
 
-    def _widths(self) -> tuple[int, int, int, int]:
-        """Columns for ids and scores as they need them; the rest is for what it is, and for now."""
-        width = USUAL_WIDTH if self._console is None else self._console.size.width
-        ids = min(20, max((len(run_id) for run_id in self.rows), default=5))
-        labels = max((len(row.label) for row in self.rows.values()), default=10)
-        left = max(20, width - ids - 6 - 6)  # two between columns
+    def _columns(self) -> dict[str, int]:
+        """Columns for ids and scores as they need them; the rest is for what it is, and for now.
+        Where there is little room, what a trial is stands in its log alone."""
+        width = width_of(sys.stderr) or USUAL_WIDTH
+        if self._console is not None:
+            width = min(width, self._console.size.width)
+        widest = 20 if width >= NARROW else max(1, width // 3)
+        ids = min(widest, max((len(run_id) for run_id in self.rows), default=5))
+        if width < NARROW:
+            return {"trial": ids, "score": 6, "now": max(1, width - ids - 6 - 4)}
+        labels = max((columns_of(row.label) for row in self.rows.values()), default=10)
+        left = width - ids - 6 - 6  # two between columns
         of_label = max(10, min(labels, left // 2))
-        return ids, of_label, 6, left - of_label
+        return {"trial": ids, "what it is": of_label, "score": 6, "now": left - of_label}
 
     def _rows_shown(self) -> Sequence[tuple[str, Row]]:
         """All rows in their order, or as many as there is room for: those at work, those that are
@@ -187,7 +206,7 @@ class TrialProgress(Progress):
         self._screen, self._run_id = screen, run_id
         self._log = screen.logs_dir / f"{run_id}.log"
         super().__init__(verbose=screen.verbose, redacted=screen.redacted)
-        self._console = None  # the screen has one
+        self._live = None  # the screen has one
 
     def line(self, text: str) -> None:
         shown = self._redacted(text)
@@ -226,7 +245,10 @@ class TrialProgress(Progress):
         if self.on_gone is not None:
             self.on_gone()
 
-    def _show(self, now: Now) -> None:
+    def leave_terminal(self) -> None:
+        self._screen.close()
+
+    def _show(self, now: Shown) -> None:
         row = self._screen.rows[self._run_id]
         row.phase, row.now = WORKING, now
 
