@@ -67,7 +67,7 @@ NUM_FILES = {
     "rows": 20,
     "scores": 12,
     "services": 7,
-    "settings": 7,
+    "settings": 8,
     "storage": 4,
     "studies.design": 18,
     "studies.findings": 9,
