@@ -57,7 +57,7 @@ NUM_FILES = {
     "evaluation": 13,
     "grading": 15,
     "ledger": 8,
-    "loop.plan_page": 13,
+    "loop.plan_page": 14,
     "loop.planning": 17,
     "loop.reports": 8,
     "loop.rounds": 15,
