@@ -12,7 +12,7 @@ from commands.boundary import Session
 from commands.opening import OpenedSettings, begin_progress, choose_place
 from errors import ConfigError, StorageError, TokenizerError
 from loop.planning.limits_file import load_limits
-from loop.reports.console import say, tell
+from loop.reports.console import PROGRAM, say, tell
 from services.place import ServiceChoice
 from storage.files import write_whole
 
@@ -79,6 +79,8 @@ def _planned(
         place += refuse_other_files(settings.start, plan)
         place += [] if plan.origin is None else describe_origin(plan.origin)
     config, earlier = settings.loaded.config, None
+    folders = [settings.loaded.directory, Path.cwd(), PROGRAM.parent, Path.home()]
+    folders += [] if inputs.model_dir is None else [inputs.model_dir.parent]
     if choice is not None and choice.kind == "embedded":
         earlier = newest_alike(Path("runs"), config, inputs.model_path)
     return Planned(
@@ -89,6 +91,7 @@ def _planned(
         commands=commands_of(args, config, inputs.settled.steps),
         earlier=earlier,
         model=config_of(config.base_model, inputs.model_dir),
+        folders=[*map(str, folders)],
     )
 
 

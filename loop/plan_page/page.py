@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loop.plan_page.capacity import capacity_part
@@ -18,7 +18,7 @@ from loop.plan_page.suite import suite_part
 from loop.plan_page.view import WARNING, Part, Planned
 from loop.planning.inputs import counted
 from loop.planning.steps import Passes
-from pages.document import Bullets, Code, Document, Paragraph, Section
+from pages.document import Bullets, Code, Document, Paragraph, Section, Table
 from pages.html import html_page
 
 FIRST = "Look at these first"
@@ -93,27 +93,48 @@ def facts_of(plan: RunPlan) -> dict[str, Any]:
 
 
 def page_html(plan: RunPlan) -> str:
-    """The plan as one HTML page, to be written to a file as it is."""
+    """The plan as one HTML page, to be written to a file as it is.
+
+    It may be shown to anybody, so the folders of this machine are left out of its paths.
+    """
+    shown = _without(plan.view.folders)
     first = [*plan.warnings, *(f"risk: {one.sentence}" for one in plan.risks)]
     found = f"{counted(len(plan.warnings), 'warning')} and {counted(len(plan.risks), 'risk')}"
     lead = Paragraph(f"{plan.summary}. {found}. Nothing was trained or asked for this page.", True)
-    sections = [_section(part) for part in plan.parts]
     commands = plan.view.commands
-    pilot = [Paragraph(_pilot_words(plan))]
-    typed = [Code([commands.pilot])] if commands.pilot is not None else []
+    pilot = [Paragraph(shown(_pilot_words(plan)))]
+    typed = [Code([shown(commands.pilot)])] if commands.pilot is not None else []
+    run = [Paragraph("The run itself:"), Code([shown(commands.run)])]
     blocks = [
         lead,
-        *([Section(FIRST, [Bullets(first)])] if first else []),
-        *sections,
-        Section("Next", [*pilot, *typed, Paragraph("The run itself:"), Code([commands.run])]),
-        Section("Not checked", [Bullets(plan.not_checked)]),
+        *([Section(FIRST, [Bullets([*map(shown, first)])])] if first else []),
+        *(_section(part, shown) for part in plan.parts),
+        Section("Next", [*pilot, *typed, *run]),
+        Section("Not checked", [Bullets([*map(shown, plan.not_checked)])]),
     ]
     return html_page(Document(f"Plan of {plan.run_name}", blocks))
 
 
-def _section(part: Part) -> Section:
-    lines = [*_calm(part), *part.details]
-    return Section(part.title, [*([Bullets(lines)] if lines else []), *part.blocks])
+def _without(folders: Sequence[str]) -> Callable[[str], str]:
+    """What leaves these folders out of the paths in a text, the longest ones first."""
+
+    def shown(text: str) -> str:
+        for folder in sorted(folders, key=len, reverse=True):
+            text = text.replace(f"{folder.rstrip('/')}/", "") if folder.strip("/") else text
+        return text
+
+    return shown
+
+
+def _section(part: Part, shown: Callable[[str], str]) -> Section:
+    lines = [*map(shown, [*_calm(part), *part.details])]
+    blocks = [
+        replace(block, rows=[[*map(shown, row)] for row in block.rows])
+        if isinstance(block, Table)
+        else block
+        for block in part.blocks
+    ]
+    return Section(part.title, [*([Bullets(lines)] if lines else []), *blocks])
 
 
 def _calm(part: Part) -> list[str]:

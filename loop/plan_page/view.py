@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from config_schema import TrainingConfig
@@ -40,7 +40,8 @@ class Planned:
     place: Sequence[str]  # the lines of where it runs and what it starts from
     commands: Commands
     earlier: Earlier | None = None
-    model: Mapping[str, Any] | None = field(default=None)  # its config.json, where one is here
+    model: Mapping[str, Any] | None = None  # its config.json, where one is here
+    folders: Sequence[str] = ()  # of this machine, which a page does not show
 
     @property
     def config(self) -> TrainingConfig:
