@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,12 +25,14 @@ class Dollars(NamedTuple):
         return self.train + self.prefill + self.sample
 
 
-def dollars_of(tokens: RunTokens, prices: ModelPrices) -> Dollars:
-    return Dollars(
-        tokens.trained * prices.train / 1e6,
-        tokens.prompt * prices.prefill / 1e6,
-        tokens.sampled * prices.sample / 1e6,
+def dollars_of(tokens: RunTokens, prices: ModelPrices) -> Dollars | None:
+    """None for prices with which no number holds the sum."""
+    dollars = Dollars(
+        tokens.trained / 1e6 * prices.train,
+        tokens.prompt / 1e6 * prices.prefill,
+        tokens.sampled / 1e6 * prices.sample,
     )
+    return dollars if math.isfinite(dollars.total) else None
 
 
 def seconds_of(view: Planned, tokens: RunTokens) -> float | None:
@@ -109,13 +112,12 @@ def _price_lines(view: Planned, tokens: RunTokens, dollars: Dollars | None) -> I
     config = view.config
     table = config.budget.prices
     if dollars is None or table is None:
-        if view.is_embedded:
+        if view.is_embedded and table is None:
             yield "price: none, as it trains on this machine"
         else:
-            why = "budget.prices is not set" if table is None else "it has no entry for base_model"
             yield (
-                f"price: not known, as {why}, and no prices are built in, because they change "
-                "(budget.prices takes a table or the path of one)"
+                f"price: not known, as {_why_no_price(view)}, and no prices are built in, because "
+                "they change (budget.prices takes a table or the path of one)"
             )
         return
     source = "" if table.source is None else f", {table.source}"
@@ -132,6 +134,14 @@ def _price_lines(view: Planned, tokens: RunTokens, dollars: Dollars | None) -> I
         )
     if config.evaluation.grader_model is not None:
         yield "price: what the grader reads and says is not in it"
+
+
+def _why_no_price(view: Planned) -> str:
+    if view.config.budget.prices is None:
+        return "budget.prices is not set"
+    if _prices_of(view) is None:
+        return "budget.prices has no entry for base_model"
+    return "the prices in budget.prices come to more than a number holds"
 
 
 def money(dollars: float) -> str:

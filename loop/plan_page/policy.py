@@ -106,7 +106,11 @@ def _schedule_remark(schedule: Schedule, *, is_flat: bool, decays: bool) -> str:
 def _batch(view: Planned) -> Advice:
     size, num_train = view.config.batch_size, len(view.inputs.split.train)
     is_moderate = size <= min(LARGE_BATCH, max(1, num_train))
-    remark = f"{num_train:,} training rows" if is_moderate else "LoRA bears large batches badly"
+    remark = f"{num_train:,} training rows"
+    if size > LARGE_BATCH:
+        remark = "LoRA bears large batches badly"
+    elif not is_moderate:
+        remark = f"more than the {num_train:,} training rows"
     return Advice(
         "batch_size", "moderate, raised only with a look at scores", str(size), is_moderate, remark
     )

@@ -109,6 +109,6 @@ def _of_training(view: Planned, passes: Sequence[Passes]) -> Iterator[Risk]:
         if one.num_rows < FEW_ROWS and one.number > MANY_PASSES:
             yield Risk(
                 "few_rows_many_passes",
-                f"{one.number:.1f} passes through the {one.num_rows} rows of {one.source}: they "
+                f"{one.number:,.1f} passes through the {one.num_rows} rows of {one.source}: they "
                 "may be learnt by heart; watch a held-out loss (data.val_share)",
             )

@@ -217,5 +217,5 @@ def unchecked_without_service(choice: ServiceChoice | None) -> list[str]:
         return ["whether the model's weights load and train"]
     return [
         "whether the service can be reached and accepts the key",
-        "whether it serves base_model",
+        "whether it serves base_model: it lists its models itself, and was not asked",
     ]
