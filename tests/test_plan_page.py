@@ -155,7 +155,7 @@ def test_nothing_that_rows_say_acts_on_the_page(
         ({"train_mlp": False}, "attention_only"),
         ({"batch_size": 129}, "large_batch"),
         ({"eval_threshold": 0}, "threshold_met"),
-        ({"steps_per_round": 40}, "few_rows_many_passes"),
+        ({"steps_per_round": 20}, "few_rows_many_passes"),
         ({"evaluation": {"layers": {"qa:questions.jsonl": 2}}}, "no_application_task"),
     ],
 )

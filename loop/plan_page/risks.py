@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from loop.plan_page.policy import LARGE_BATCH
 from loop.plan_page.view import Planned
-from loop.planning.inputs import num_dropped
-from loop.planning.steps import Passes
+from loop.planning.inputs import counted, num_dropped
+from loop.planning.steps import MANY_PASSES, Passes
 
 SMALL_DEV_SET = 100  # questions
 MOST = 0.5  # of the rows
-FEW_ROWS, MANY_PASSES = 100, 5
+FEW_ROWS, FEW_PASSES = 100, 5
 
 
 class Risk(NamedTuple):
@@ -106,9 +106,10 @@ def _of_training(view: Planned, passes: Sequence[Passes]) -> Iterator[Risk]:
             f"{num_gone:,} of the {num_rows:,} rows are left out; the lists below say why",
         )
     for one in passes:
-        if one.num_rows < FEW_ROWS and one.number > MANY_PASSES:
+        # More of them are a warning of the schedule's own.
+        if one.num_rows < FEW_ROWS and FEW_PASSES < one.number <= MANY_PASSES:
             yield Risk(
                 "few_rows_many_passes",
-                f"{one.number:,.1f} passes through the {one.num_rows} rows of {one.source}: they "
+                f"{one.number:.1f} passes through the {counted(one.num_rows, 'row')} of {one.source}: they "
                 "may be learnt by heart; watch a held-out loss (data.val_share)",
             )
