@@ -110,6 +110,6 @@ def _of_training(view: Planned, passes: Sequence[Passes]) -> Iterator[Risk]:
         if one.num_rows < FEW_ROWS and FEW_PASSES < one.number <= MANY_PASSES:
             yield Risk(
                 "few_rows_many_passes",
-                f"{one.number:.1f} passes through the {counted(one.num_rows, 'row')} of {one.source}: they "
-                "may be learnt by heart; watch a held-out loss (data.val_share)",
+                f"{one.number:.1f} passes through the {counted(one.num_rows, 'row')} of "
+                f"{one.source}: they may be learnt by heart; watch a held-out loss (data.val_share)",
             )
