@@ -111,5 +111,5 @@ def _of_training(view: Planned, passes: Sequence[Passes]) -> Iterator[Risk]:
             yield Risk(
                 "few_rows_many_passes",
                 f"{one.number:.1f} passes through the {counted(one.num_rows, 'row')} of "
-                f"{one.source}: they may be learnt by heart; watch a held-out loss (data.val_share)",
+                f"{one.source}: they may be learnt by heart; hold some out (data.val_share)",
             )
