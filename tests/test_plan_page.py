@@ -12,13 +12,17 @@ import pytest
 
 from conftest import REPO
 from evaluation.benchmarks import BENCHMARKS, READ_IN, benchmark_of
+from evaluation.inspect_tasks import TaskOptions, load_inspect_task
+from evaluation.tasks import EvalTask
 from ledger.store import RunStore
 from loop.plan_page.capacity import Method, capacity, describe
 from loop.plan_page.pilot import pilot_steps
 from loop.plan_page.serving import adapter_of, ways_of
+from loop.plan_page.suite import asked_of
 from loop.reports.console import shown_python
 from loop.reports.lines import wrapped
 from page_reading import Page, assert_inert
+from settings.groups import EvaluationSettings
 from test_loop import Workspace, row
 from trainer_with_eval import main
 
@@ -61,6 +65,35 @@ def test_arguments_change_how_a_benchmark_asks() -> None:
 def test_what_is_not_in_the_catalogue_has_no_entry(name: str) -> None:
     assert benchmark_of(name) is None
     assert benchmark_of("inspect_evals/gsm8k") is BENCHMARKS["gsm8k"]
+
+
+BENCHMARK = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import match
+
+@task
+def gsm8k(fewshot: int = 10, version: str = "2-A"):
+    samples = [Sample(input="What is 2 + 2?", target="4")]
+    return Task(dataset=samples, scorer=match(), metadata={"full_task_version": version})
+"""
+
+
+@pytest.mark.parametrize(("version", "shown"), [("2-A", "2-A"), ("3-B", "3-B (what is said here")])
+def test_a_public_benchmark_is_told_of_with_its_arguments_and_the_version_that_is_loaded(
+    tmp_path: Path, version: str, shown: str
+) -> None:
+    """Its questions need the hub, so here a file of the same name and arguments is loaded."""
+    (tmp_path / "task.py").write_text(BENCHMARK)
+    name, args = "inspect_evals/gsm8k", {"fewshot": 3, "version": version}
+    work = load_inspect_task(name, f"{tmp_path / 'task.py'}@gsm8k", TaskOptions(args=args))
+    settings = EvaluationSettings(task_args={name: args}, limit={name: 1})
+    told = asked_of(settings, EvalTask(name, 2, "guard", 1, work))
+    assert told.measures == BENCHMARKS["gsm8k"].measures
+    assert told.asks == "3 examples in the prompt, asks for steps before the answer"
+    assert (told.version or "").startswith(shown)
+    assert (told.role, told.layer, told.limit, told.judge) == ("guard", 2, 1, None)
+    assert told.needs == ("its data comes from the hub",)
 
 
 # --- the plan of a run ----------------------------------------------------------------------------

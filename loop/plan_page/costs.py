@@ -12,6 +12,8 @@ from loop.reports.lines import seconds_text
 from pages.document import Block, Column, Table
 from settings.groups import ModelPrices
 
+FOR_EVER_S = 1e10  # beyond which only the power of ten is of use
+
 
 class Dollars(NamedTuple):
     """What a run costs at the most, by kind; cached tokens are counted as uncached ones."""
@@ -103,9 +105,13 @@ def _time_line(view: Planned, seconds: float | None) -> str:
         if rate is not None
     ]
     return (
-        f"time at most: about {seconds_text(seconds)}, by the {' and '.join(rates)} of "
+        f"time at most: about {_time_words(seconds)}, by the {' and '.join(rates)} of "
         f"{view.earlier.run}, the newest run of this model and adapter here"
     )
+
+
+def _time_words(seconds: float) -> str:
+    return seconds_text(seconds) if seconds < FOR_EVER_S else f"{seconds / 3600:.1g} h"
 
 
 def _price_lines(view: Planned, tokens: RunTokens, dollars: Dollars | None) -> Iterator[str]:

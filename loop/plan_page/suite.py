@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from evaluation.benchmarks import READ_IN, Benchmark, benchmark_of
+from evaluation.benchmarks import PACKAGE, READ_IN, Benchmark, benchmark_of
 from evaluation.inspect_tasks import InspectTask
 from evaluation.tasks import EvalTask
 from loop.plan_page.view import Part, Planned
+from loop.planning.inputs import counted
 from loop.planning.page import describe_evaluation
 from pages.document import Block, Column, Table
 from scores.power import questions_needed, smallest_difference
 from scores.results import Role
+from settings.groups import EvaluationSettings
 
 SMALLER = (0.1, 0.05, 0.02)  # differences below the threshold that more questions would show
 POWER = (
@@ -39,9 +41,9 @@ class Asked(NamedTuple):
     judge: str | None
 
 
-def asked_of(view: Planned, task: EvalTask, *, is_sealed: bool = False) -> Asked:
+def asked_of(evaluation: EvaluationSettings, task: EvalTask, *, is_sealed: bool = False) -> Asked:
     """What is known of a task: of a public benchmark by the catalogue and its own metadata."""
-    evaluation, known = view.config.evaluation, benchmark_of(task.name)
+    known = benchmark_of(task.name)
     args = evaluation.task_args.get(task.name, {})
     return Asked(
         task=task.name,
@@ -54,7 +56,7 @@ def asked_of(view: Planned, task: EvalTask, *, is_sealed: bool = False) -> Asked
         limit=evaluation.limit.get(task.name),
         args=args,
         needs=() if known is None else known.needs,
-        judge=_judge_of(view, task, known),
+        judge=_judge_of(evaluation, task, known),
     )
 
 
@@ -84,22 +86,26 @@ def _version_of(task: EvalTask, known: Benchmark | None) -> str | None:
     return f"{loaded} (what is said here was read in {known.version}, {READ_IN})"
 
 
-def _judge_of(view: Planned, task: EvalTask, known: Benchmark | None) -> str | None:
+def _judge_of(
+    evaluation: EvaluationSettings, task: EvalTask, known: Benchmark | None
+) -> str | None:
     if isinstance(task.work, InspectTask) and task.work.uses_grader:
-        return view.config.evaluation.grader_model
+        return evaluation.grader_model
     return None if known is None else known.judge
 
 
 def suite_part(view: Planned) -> Part:
     """The suite with its power."""
-    inputs = view.inputs
-    told = [asked_of(view, task) for task in inputs.tasks]
-    told += [asked_of(view, task, is_sealed=True) for task in inputs.test_tasks]
+    inputs, evaluation = view.inputs, view.config.evaluation
+    told = [asked_of(evaluation, task) for task in inputs.tasks]
+    told += [asked_of(evaluation, task, is_sealed=True) for task in inputs.test_tasks]
     needed = dict(_needed(view.config.eval_threshold))
     lines = list(describe_evaluation(inputs))
     if needed:
-        shown = ", ".join(f"from {low:g} {number:,}" for low, number in needed.items())
-        lines.append(f"questions to tell {view.config.eval_threshold:g}: {shown}")
+        (low, number), *others = needed.items()
+        more = "".join(f", from {low:g} {number:,}" for low, number in others)
+        told_apart = f"to tell {view.config.eval_threshold:g} from {low:g} takes"
+        lines.append(f"{told_apart} {counted(number, 'question')}{more}")
     lines += _needs(told)
     num_questions = sum(size.n for size in inputs.scored_sizes)
     num_clusters = sum(size.num_clusters for size in inputs.scored_sizes)
@@ -155,7 +161,8 @@ def _tables(told: list[Asked]) -> list[Block]:
         )
         for one in told
     ]
-    note = f"Of public benchmarks as {READ_IN} has them."
+    is_public = any(one.task.startswith(PACKAGE) for one in told)
+    note = f"Of public benchmarks as {READ_IN} has them." if is_public else ""
     return [Table("The evaluation suite", columns, rows, note=note)]
 
 
