@@ -44,19 +44,19 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     inputs = view.inputs
     unchecked += unchecked_without_service(view.choice)
     unchecked += unchecked_fit(limits_of(inputs.model_dir), (*inputs.tasks, *inputs.test_tasks))
-    plan = plan_of(view, written, unchecked)
+    plan = plan_of(view, written, unchecked)  # what is added to both lists it has as well
     if is_new:
         try:
-            write_whole(folder / PAGE, [page_html(plan)])
+            write_whole(folder / PAGE, [session.keys.redacted(page_html(plan))])
             written.append(f"page: {folder / PAGE}")
         except StorageError as error:
             unchecked.append(f"the plan as a page: {error}")
     session.end_live_line()
     if args.json:
         answer = {"dry_run": True, "plan": flat_lines(plan), "not_checked": unchecked}
-        say(json.dumps(answer | facts_of(plan), indent=1))
+        say(session.keys.redacted(json.dumps(answer | facts_of(plan), indent=1)))
     else:
-        tell("\n".join(text_lines(plan)))
+        tell(session.keys.redacted("\n".join(text_lines(plan))))
     return 0
 
 
@@ -79,7 +79,7 @@ def _planned(
         place += refuse_other_files(settings.start, plan)
         place += [] if plan.origin is None else describe_origin(plan.origin)
     config, earlier = settings.loaded.config, None
-    folders = [settings.loaded.directory, Path.cwd(), PROGRAM.parent, Path.home()]
+    folders = [settings.loaded.directory, Path.cwd(), PROGRAM.parent, Path("~").expanduser()]
     folders += [] if inputs.model_dir is None else [inputs.model_dir.parent]
     if choice is not None and choice.kind == "embedded":
         earlier = newest_alike(Path("runs"), config, inputs.model_path)

@@ -171,6 +171,19 @@ def test_named_values_are_those_of_the_lines_and_of_the_page(
 HOSTILE = "</script><script>alert(1)</script> \u2028 \u202e <b>&amp; \u05d0"
 
 
+def test_a_key_that_stands_in_the_settings_is_on_no_plan(
+    workspace: Workspace, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "tml-0123456789abcdef"
+    monkeypatch.setenv("TINKER_API_KEY", key)
+    flags = ["--dry-run", "--set", f"run_name={key}"]
+    assert workspace.run("run", *flags) == 0
+    told = capsys.readouterr()
+    page = (workspace.folder / "config.plan" / "plan.html").read_text(encoding="utf-8")
+    assert key not in told.out + told.err + page
+    assert "[redacted]" in page
+
+
 def test_nothing_that_rows_say_acts_on_the_page(
     workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
