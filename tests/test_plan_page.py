@@ -352,7 +352,10 @@ def test_the_pilot_is_a_run_that_tells_how_long_the_run_takes(
     shutil.move("runs/run-pilot", "runs/moved")
     assert planned(workspace, capsys, **changes)["cost"]["seconds"] is None
     capsys.readouterr()
-    assert main(["--resume", "runs/moved", "--dry-run"]) == 0
+    table = {"as_of": "2026-11-01", "usd_per_million_tokens": {}}
+    (workspace.folder / "prices.json").write_text(json.dumps(table))
+    priced = ["--set", "budget.prices=prices.json"]
+    assert main(["--resume", "runs/moved", "--dry-run", *priced]) == 0
     assert "no pilot run: the run has begun" in capsys.readouterr().out
 
 
