@@ -39,6 +39,7 @@ from settings.groups import (
     check_prices,
     check_sources,
 )
+from settings.price_file import with_prices
 from settings.problems import MAX_PROBLEMS, Problem, Problems, place_of
 from settings.sameness import hash_of
 from settings.table import SettingRow, rows_of, table_of
@@ -417,7 +418,8 @@ def load_and_validate_config(path: str | Path, overrides: list[str] | None = Non
     """
     file = Path(path)
     raw = with_overrides(read_object(file), overrides or [])
-    return LoadedConfig(validate(raw, str(file)), file, file.resolve().parent)
+    folder = file.resolve().parent
+    return LoadedConfig(validate(with_prices(raw, folder, str(file)), str(file)), file, folder)
 
 
 def validate(raw: dict[str, Any], where: str) -> TrainingConfig:

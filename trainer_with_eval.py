@@ -159,7 +159,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check settings, files and data, show the schedule, stop",
+        help="plan the run on one page, check all that costs nothing, stop",
     )
     parser.add_argument(
         "--preview",

@@ -1,81 +1,138 @@
-"""`--dry-run`: all that can be checked without a service or the network, and what could not."""
+"""`--dry-run`: the plan of a run, and all that can be checked without a service or the network."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from commands.boundary import Session
 from commands.opening import OpenedSettings, begin_progress, choose_place
 from errors import ConfigError, StorageError, TokenizerError
 from loop.planning.limits_file import load_limits
-from loop.reports.console import say, tell
+from loop.reports.console import PROGRAM, say, tell
+from services.place import ServiceChoice
+from storage.files import write_whole
+
+if TYPE_CHECKING:
+    from loop.plan_page.view import Planned
+    from loop.planning.inputs import Inputs
+    from loop.planning.plan import Plan
+
+PAGE = "plan.html"  # in the folder beside the config
 
 
 def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session) -> int:
-    """Check all that can be checked without a service or the network; say what could not be."""
+    """Plan the run, check all that costs nothing, and say what could not be checked."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
     progress = begin_progress(args, settings, session)
+    from loop.plan_page.page import facts_of, flat_lines, page_html, plan_of, text_lines
     from loop.planning.fitting import limits_of, unchecked_fit
-    from loop.planning.inputs import read_inputs
-    from loop.planning.left_out import write_lists
-    from loop.planning.origin import checked_origin, refuse_other_files
-    from loop.planning.page import (
-        describe_inputs,
-        describe_plan,
-        describe_schedule,
-        schedule_table,
-        unchecked_without_service,
-    )
-    from loop.planning.plan import make_plan
+    from loop.planning.page import unchecked_without_service
 
     progress.lines(settings.notes)
-    lines, unchecked, choice = [], [], None
     load_limits(settings.loaded)
+    unchecked: list[str] = []
     if settings.loaded.config.evalops_enabled and not session.keys.evalops:
         unchecked.append("EvalOps: EVALOPS_API_KEY is not set, and the run needs it")
-    try:
-        choice = choose_place(args, settings, session, settings.kept.get("service"))
-        lines.append(f"service: {choice.kind} ({choice.reason})")
-    except ConfigError as error:
-        lines.append("service: none yet")
-        unchecked.append(str(error))
-    inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
-    lines += describe_inputs(inputs)
-    dropped = inputs.drop_logs
-    origin = checked_origin(settings.start, settings.store, inputs, choice)
-    try:
-        plan = make_plan(inputs, settings.kept, origin)
-        inputs = plan.inputs
-        lines += refuse_other_files(settings.start, plan)
-        dropped += plan.dropped_in_rendering
-        lines += describe_plan(plan)
-    except TokenizerError as error:
-        if settings.model_dir is not None:  # it has to be there; a hub's needs the network
-            raise
-        lines += describe_schedule(inputs, inputs.split.train, inputs.split.pool)
-        unchecked.append(f"chat format, tokens and truncation: {error}")
-    if settings.store is None:  # a run has its lists
-        folder = settings.loaded.file.with_suffix(".plan")
-        try:
-            written = write_lists(folder, dropped, inputs.split.similar)
-            lines.append(f"lists: {', '.join(map(str, written))}")
-        except StorageError as error:
-            unchecked.append(f"the lists of dropped and similar rows: {error}")
-    table = list(schedule_table(inputs))
-    unchecked += unchecked_without_service(choice)
+    view = _planned(args, settings, session, unchecked)
+    folder = settings.loaded.file.with_suffix(".plan")
+    is_new = settings.store is None  # a run has its lists, and its own page
+    written = _written_lists(folder, view, unchecked) if is_new else []
+    inputs = view.inputs
+    unchecked += unchecked_without_service(view.choice)
     unchecked += unchecked_fit(limits_of(inputs.model_dir), (*inputs.tasks, *inputs.test_tasks))
+    plan = plan_of(view, written, unchecked)  # what is added to both lists it has as well
+    if is_new:
+        try:
+            write_whole(folder / PAGE, [session.keys.redacted(page_html(plan))])
+            written.append(f"page: {folder / PAGE}")
+        except StorageError as error:
+            unchecked.append(f"the plan as a page: {error}")
     session.end_live_line()
     if args.json:
-        plan_lines = [*lines, *table]
-        say(json.dumps({"dry_run": True, "plan": plan_lines, "not_checked": unchecked}, indent=1))
+        answer = {"dry_run": True, "plan": flat_lines(plan), "not_checked": unchecked}
+        say(session.keys.redacted(json.dumps(answer | facts_of(plan), indent=1)))
     else:
-        _show(lines, table, unchecked)
+        tell(session.keys.redacted("\n".join(text_lines(plan))))
     return 0
 
 
-def _show(lines: list[str], table: list[str], unchecked: list[str]) -> None:
-    tell("\n".join(lines))
-    tell("\n".join(table))
-    tell("\n".join(["not checked:", *(f"  {what}" for what in unchecked)]))
+def _planned(
+    args: argparse.Namespace, settings: OpenedSettings, session: Session, unchecked: list[str]
+) -> Planned:
+    """Read everything, and render it where there is a tokenizer; what fails is in `unchecked`."""
+    from loop.plan_page.earlier import newest_alike
+    from loop.plan_page.model import config_of
+    from loop.plan_page.pilot import commands_of
+    from loop.plan_page.view import Planned
+    from loop.planning.inputs import read_inputs
+    from loop.planning.origin import describe_origin, refuse_other_files
+
+    choice, place = _place(args, settings, session, unchecked)
+    inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
+    plan = _made_plan(settings, inputs, choice, unchecked)
+    if plan is not None:
+        inputs = plan.inputs
+        place += refuse_other_files(settings.start, plan)
+        place += [] if plan.origin is None else describe_origin(plan.origin)
+    config, earlier = settings.loaded.config, None
+    folders = [settings.loaded.directory, Path.cwd(), PROGRAM.parent, Path("~").expanduser()]
+    folders += [] if inputs.model_dir is None else [inputs.model_dir.parent]
+    if choice is not None and choice.kind == "embedded":
+        earlier = newest_alike(Path("runs"), config, inputs.model_path)
+    return Planned(
+        inputs=inputs,
+        plan=plan,
+        choice=choice,
+        place=place,
+        commands=commands_of(args, config, inputs.settled.steps),
+        earlier=earlier,
+        model=config_of(config.base_model, inputs.model_dir),
+        folders=[*map(str, folders)],
+    )
+
+
+def _place(
+    args: argparse.Namespace, settings: OpenedSettings, session: Session, unchecked: list[str]
+) -> tuple[ServiceChoice | None, list[str]]:
+    """Where the run would happen, with the line that says so."""
+    try:
+        choice = choose_place(args, settings, session, settings.kept.get("service"))
+    except ConfigError as error:
+        unchecked.append(str(error))
+        return None, ["service: none yet"]
+    return choice, [f"service: {choice.kind} ({choice.reason})"]
+
+
+def _made_plan(
+    settings: OpenedSettings, inputs: Inputs, choice: ServiceChoice | None, unchecked: list[str]
+) -> Plan | None:
+    """The plan with everything rendered; None where a hub model's tokenizer is not here."""
+    from loop.planning.origin import checked_origin
+    from loop.planning.plan import make_plan
+
+    origin = checked_origin(settings.start, settings.store, inputs, choice)
+    try:
+        return make_plan(inputs, settings.kept, origin)
+    except TokenizerError as error:
+        if settings.model_dir is not None:  # it has to be there; a hub's needs the network
+            raise
+        unchecked.append(f"chat format, tokens and truncation: {error}")
+        return None
+
+
+def _written_lists(folder: Path, view: Planned, unchecked: list[str]) -> list[str]:
+    """Write the lists of dropped and similar rows; a line that names them."""
+    from loop.planning.left_out import write_lists
+
+    logs = list(view.inputs.drop_logs)
+    logs += [] if view.plan is None else view.plan.dropped_in_rendering
+    try:
+        files = write_lists(folder, logs, view.inputs.split.similar)
+    except StorageError as error:
+        unchecked.append(f"the lists of dropped and similar rows: {error}")
+        return []
+    return [f"lists: {', '.join(map(str, files))}"]

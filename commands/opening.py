@@ -14,6 +14,7 @@ from errors import ConfigError, StorageError
 from loop.planning.models import find_model_dir
 from services.place import ServiceChoice, choose_service
 from settings.config_file import with_overrides
+from settings.price_file import with_prices
 from settings.sameness import CHANGEABLE_ON_RESUME, hash_before, kept_settings
 
 if TYPE_CHECKING:
@@ -166,8 +167,9 @@ def _recorded_config(
     """The settings that a run recorded, where its files lie now; a line where that is elsewhere."""
     from ledger.finding import config_file_of
 
-    raw = with_overrides(recorded["config"], overrides)
     file = config_file_of(recorded, store)
+    raw = with_overrides(recorded["config"], overrides)
+    raw = with_prices(raw, file.parent, str(store.run_dir))
     loaded = LoadedConfig(validate(raw, str(store.run_dir)), file, file.parent)
     if str(file) == recorded["config_file"]:
         return loaded, []

@@ -45,8 +45,8 @@ class Benchmark:
         # `false` is 0 shots, as the benchmarks themselves take it.
         number = int(shots) if isinstance(shots, bool | int) else shots
         examples = "no examples" if number == 0 else f"{number} example{'s' * (number != 1)}"
-        given = self.reasons_argument is not None and self.reasons_argument in args
-        reasons = bool(args[self.reasons_argument]) if given else self.reasons
+        key = self.reasons_argument
+        reasons = self.reasons if key is None else bool(args.get(key, self.reasons))
         steps = "asks for steps before the answer" if reasons else "asks for the answer at once"
         return f"{examples} in the prompt, {steps}"
 

@@ -29,23 +29,26 @@ def with_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     return changed
 
 
-def read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path, given_as: str = "--config", kind: str = "config") -> dict[str, Any]:
+    """The one JSON object in a file. `given_as` names it in errors, and `kind` is what it holds.
+
+    Raises `ConfigError`.
+    """
     try:
         with open(file, "rb") as opened:  # no more than that, or /dev/zero would have no end
             content = opened.read(MAX_CONFIG_BYTES + 1)
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
-            f"{file}: there is no such file. Give --config the path of a JSON config."
+            f"{file}: there is no such file. Give {given_as} the path of a JSON {kind}."
         ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{file}: the config cannot be read: {error}. Give --config a JSON file."
+            f"{file}: the {kind} cannot be read: {error}. Give {given_as} a JSON file."
         ) from None
     if len(content) > MAX_CONFIG_BYTES:
         raise ConfigError(
-            f"{file}: longer than {MAX_CONFIG_BYTES // 2**20} MiB. Give --config a JSON file of "
-            "settings."
+            f"{file}: longer than {MAX_CONFIG_BYTES // 2**20} MiB. Give {given_as} a JSON file."
         )
     try:
         raw = json.loads(text, object_pairs_hook=unique_keys)
@@ -62,9 +65,7 @@ def read_object(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{file}: a config is one JSON object of settings, found {type_name(raw)}."
-        )
+        raise ConfigError(f"{file}: a {kind} is one JSON object, found {type_name(raw)}.")
     return raw
 
 

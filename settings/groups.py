@@ -317,17 +317,23 @@ class GateSettings(Settings):
 
 
 class ModelPrices(Settings):
-    """US dollars for a million tokens of one model."""
+    """US dollars for a million tokens of one model.
+
+    `cached_prefill` is kept and shown; no service tells a run how many of the tokens that it read
+    were cached, so all of them cost `prefill` here, which is at most what they do.
+    """
 
     train: float = Field(ge=0)
     prefill: float = Field(ge=0)
+    cached_prefill: float | None = Field(default=None, ge=0)
     sample: float = Field(ge=0)
 
 
 class PriceTable(Settings):
-    """Prices as the user read them, and when."""
+    """Prices as the user read them, when, and where."""
 
     as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    source: Name | None = None
     usd_per_million_tokens: dict[str, ModelPrices]
 
 
@@ -346,8 +352,9 @@ class BudgetSettings(Settings):
     prices: PriceTable | None = Field(
         default=None,
         description=(
-            '`{"as_of": "YYYY-MM-DD", "usd_per_million_tokens": {MODEL: {"train", "prefill", '
-            '"sample"}}}`'
+            '`{"as_of": "YYYY-MM-DD", "source", "usd_per_million_tokens": {MODEL: {"train", '
+            '"prefill", "cached_prefill", "sample"}}}`, or the path of a JSON file with that; '
+            "`source` and `cached_prefill` may be left out"
         ),
     )
 

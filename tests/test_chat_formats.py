@@ -571,7 +571,7 @@ def test_a_dry_run_says_what_was_compared(
 ) -> None:
     workspace = Workspace(tmp_path, qwen_dir)
     assert workspace.run("run", "--dry-run") == 0
-    told = capsys.readouterr().out.splitlines()
+    told = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "renderer: qwen3 (resolved from null)" in told
     (compared,) = [one for one in told if one.startswith("chat template: ")]
     assert compared.startswith(
@@ -625,7 +625,7 @@ def test_a_run_goes_on_in_the_format_that_it_began_with(
     arguments = ["--resume", str(workspace.folder / "run"), "--set", "max_rounds=2"]
     capsys.readouterr()
     assert main([*arguments, "--dry-run"]) == 0
-    told = capsys.readouterr().out.splitlines()
+    told = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "renderer: qwen3 (resolved from null, as recorded)" in told
     assert not [one for one in told if one.startswith("chat template: ")]
     assert "trained on: all_messages (data.train_on)" in told

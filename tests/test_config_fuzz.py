@@ -278,8 +278,8 @@ def ordinary() -> dict[str, Any]:
 
 
 def price_table(model: str, train: Any) -> dict[str, Any]:
-    prices = {"train": train, "prefill": 1, "sample": 1.5}
-    return {"as_of": "2025-01-01", "usd_per_million_tokens": {model: prices}}
+    prices = {"train": train, "prefill": 1, "cached_prefill": 0.1, "sample": 1.5}
+    return {"as_of": "2025-01-01", "source": "a page", "usd_per_million_tokens": {model: prices}}
 
 
 # --- hostile configs ------------------------------------------------------------------------------
@@ -441,7 +441,7 @@ def odd_rest(rng: random.Random, config: dict[str, Any]) -> None:
             ("data.train_on", ("all_tokens", "all_user_and_system_messages", "x")),
             ("data.columns", COLUMNS),
             ("mining.strategy", ("uniform", "topics", "similar", "loss", "hybrid", "x")),
-            ("budget.prices", (prices, {}, None)),
+            ("budget.prices", (prices, {}, None, "pool.jsonl", "gone.json", "/dev/zero", "")),
             ("budget.usd", (1, 1e-320, 1e308)),
         ),
         k=3,

@@ -97,7 +97,7 @@ def test_mistakes_are_named(tmp_path: Path, change: dict, parts: list[str]) -> N
         ("", "not valid JSON"),
         ("{", "line 1 column 2"),
         ('{"a": 1} // no', "JSON has no comments"),
-        ("[1]", "one JSON object of settings, found a list"),
+        ("[1]", "a config is one JSON object, found a list"),
         ('{"seed": 1, "seed": 2}', "'seed' stands twice"),
         ("[" * 100_000, "recursion"),
         (

@@ -91,7 +91,8 @@ def test_when_more_than_a_tenth_of_a_file_goes_this_is_said_first(
     workspace.write_rows("pool.jsonl", [*rows, *same, *bad, rows[0]])
     assert workspace.run("run", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == (
+    assert lines[0] == "Look at these first"
+    assert lines[1].strip() == (
         "warning: 6 of the 46 rows of pool.jsonl are left out (13%): 3 (asks) an evaluation "
         'question; 2 expected "messages", "conversations", "instruction"+"output", '
         '"prompt"+"completion" or "input"+"output", found keys: instruction; 1 stand in the '

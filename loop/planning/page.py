@@ -15,7 +15,7 @@ from loop.planning.origin import describe_origin
 from loop.planning.plan import Plan, gate_of
 from loop.planning.row_notes import describe_rendering, describe_unused
 from loop.planning.steps import describe_steps, passes_of
-from loop.planning.tokens import describe_eval_tokens
+from loop.planning.tokens import describe_tokens, tokens_of
 from rows.examples import ExampleTable
 from rows.places import dropped_text
 from scores.resolution import describe_gate
@@ -26,14 +26,24 @@ MAX_PROMPT_SHOWN = 80
 
 def describe_inputs(inputs: Inputs) -> Iterator[str]:
     """Yield the lines about files, evaluation and gate."""
-    config = inputs.config
     yield from describe_large_losses(inputs)
+    yield from describe_data(inputs)
+    yield from describe_evaluation(inputs)
+
+
+def describe_data(inputs: Inputs) -> Iterator[str]:
+    """Yield the lines about the files, and what of them is not used."""
     for key, data in inputs.files.items():
         kept = inputs.split.train if key == "train_file" else inputs.split.pool
         names = ", ".join(file.source.name for file in data.files)
         yield f"{key}: {len(kept)} examples of {data.num_rows} rows in {names}"
     yield from describe_unused(inputs)
     yield from describe_left_out(inputs)
+
+
+def describe_evaluation(inputs: Inputs) -> Iterator[str]:
+    """Yield the lines about what is asked, and what the gate can tell by it."""
+    config = inputs.config
     yield from inputs.set_aside
     repeats = config.evaluation.num_repeats
     yield from _describe_prompt(inputs)
@@ -134,12 +144,18 @@ def _when(task: EvalTask) -> str:
 def describe_plan(plan: Plan) -> Iterator[str]:
     """Yield the lines about the schedule, and about what only the tokenizer can tell: renderer,
     tokens, capacity; each resolved value with its source."""
-    config = plan.config
     if plan.origin is not None:
         yield from describe_origin(plan.origin)
     yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
     yield from describe_formats(plan)
-    yield _describe_train_on(plan)
+    yield describe_train_on(plan)
+    yield from describe_rendered(plan)
+    yield describe_tokens(plan, tokens_of(plan))
+    yield describe_capacity(plan)
+
+
+def describe_rendered(plan: Plan) -> Iterator[str]:
+    """Yield the lines about what rendering left out, changed and cut."""
     dropped = [row for log in plan.dropped_in_rendering for row in log]
     if dropped:
         num_rows = len(dropped) + sum(len(table.examples) for table in (plan.train, plan.pool))
@@ -147,20 +163,23 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         first = dropped_text(dropped[0])
         yield f"{warning}dropped in rendering: {len(dropped)} rows, the first {first}"
     yield from describe_rendering(plan)
-    tables = plan.train, plan.pool
-    num_truncated = sum(table.num_truncated for table in tables)
+    num_truncated = sum(table.num_truncated for table in (plan.train, plan.pool))
     if num_truncated:
-        is_of_model = plan.max_seq_length < config.max_seq_length
+        is_of_model = plan.max_seq_length < plan.config.max_seq_length
         what = "the model's context of" if is_of_model else "max_seq_length"
         yield f"truncated: {num_truncated} examples are longer than {what} {plan.max_seq_length}"
-    num_examples = sum(len(table.examples) for table in tables)
-    mean_tokens = sum(sum(table.num_tokens) for table in tables) / num_examples
-    num_trained = round(mean_tokens * plan.steps.total * config.batch_size)
-    yield f"tokens at most: about {num_trained:,} trained, {describe_eval_tokens(plan)}"
-    num_loss_tokens = sum(sum(table.num_loss_tokens) for table in tables)
-    yield hyperparam_utils.capacity_sentence(
-        lora_param_count(config, plan.inputs.model_dir), num_loss_tokens, config.lora_rank
-    )
+
+
+def describe_capacity(plan: Plan) -> str:
+    """The line about the adapter's parameters and the tokens that carry loss."""
+    num_params = lora_param_count(plan.config, plan.inputs.model_dir)
+    num_loss_tokens = num_loss_tokens_of(plan)
+    return hyperparam_utils.capacity_sentence(num_params, num_loss_tokens, plan.config.lora_rank)
+
+
+def num_loss_tokens_of(plan: Plan) -> int:
+    """Tokens that carry loss, in all rows that the run may train on."""
+    return sum(sum(table.num_loss_tokens) for table in (plan.train, plan.pool))
 
 
 def describe_formats(plan: Plan) -> Iterator[str]:
@@ -170,7 +189,7 @@ def describe_formats(plan: Plan) -> Iterator[str]:
         yield from (f"grader's {line}" for line in plan.grader_format.lines(is_trained=False))
 
 
-def _describe_train_on(plan: Plan) -> str:
+def describe_train_on(plan: Plan) -> str:
     value, given = plan.rendering.train_on_what.value, plan.config.data.train_on
     source = "data.train_on" if given else "resolved from null"
     if given is None and value != "all_assistant_messages":
@@ -198,5 +217,5 @@ def unchecked_without_service(choice: ServiceChoice | None) -> list[str]:
         return ["whether the model's weights load and train"]
     return [
         "whether the service can be reached and accepts the key",
-        "whether it serves base_model",
+        "whether it serves base_model: it lists its models itself, and was not asked",
     ]

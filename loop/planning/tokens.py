@@ -11,8 +11,21 @@ from loop.planning.plan import Plan
 from simple_eval import Turn, build_prompt
 
 
-def describe_eval_tokens(plan: Plan) -> str:
-    """The most tokens that all evaluations of the run read and sample, one turn to a question."""
+class RunTokens(NamedTuple):
+    """Tokens that a run takes at the most; what a judge reads and says is not among them."""
+
+    trained: int
+    prompt: int
+    sampled: int
+    num_evaluations: int  # the baseline among them, the sealed test apart
+
+
+def tokens_of(plan: Plan) -> RunTokens:
+    """The most tokens that the run trains on, reads and samples, one turn to a question.
+
+    Trained are so many times the mean row as the run takes examples; the longest rows would come to
+    more.
+    """
     config = plan.config
     num_rounds = math.ceil(plan.steps.total / plan.steps.per_round)
     num_prompt = num_sampled = 0
@@ -33,13 +46,21 @@ def describe_eval_tokens(plan: Plan) -> str:
     for task in plan.test_tasks:
         num_prompt += _eval_tokens(plan, task).num_prompt
         num_sampled += _eval_tokens(plan, task).num_sampled
+    tables = plan.train, plan.pool
+    num_examples = sum(len(table.examples) for table in tables)
+    mean_tokens = sum(sum(table.num_tokens) for table in tables) / num_examples
+    num_trained = round(mean_tokens * plan.steps.total * config.batch_size)
+    return RunTokens(num_trained, num_prompt, num_sampled, num_rounds + 1)
+
+
+def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
+    """The line about the tokens of a run."""
     sealed = " and the sealed test" if plan.test_tasks else ""
-    judged = (
-        "; what the grader reads and says comes on top" if config.evaluation.grader_model else ""
-    )
+    has_judge = plan.config.evaluation.grader_model is not None
+    judged = "; what the grader reads and says comes on top" if has_judge else ""
     return (
-        f"{num_prompt:,} prompt and {num_sampled:,} sampled in {num_rounds + 1} evaluations"
-        f"{sealed}{judged}"
+        f"tokens at most: about {tokens.trained:,} trained, {tokens.prompt:,} prompt and "
+        f"{tokens.sampled:,} sampled in {tokens.num_evaluations} evaluations{sealed}{judged}"
     )
 
 

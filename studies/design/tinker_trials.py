@@ -17,6 +17,7 @@ from typing import Any
 from config_schema import TrainingConfig, check, describe_settings
 from errors import ConfigError
 from settings.config_file import read_object
+from settings.price_file import with_prices
 from studies.design.expansion import OVERRIDE, Given, Trial, TrialText, given_in, leaves_of, overlap
 from studies.design.experiment import Study, nearest
 from studies.design.moved_files import (
@@ -250,7 +251,8 @@ def open_configs(study: Study, tasks: Sequence[StudyTask]) -> TinkerConfigs:
                 f"framework_config.base_config_file: there is no {base_file}. A path starts at the "
                 "study's folder.",
             )
-        base = moved_files(read_object(base_file), base_file.parent, study.folder, True)
+        held = with_prices(read_object(base_file), base_file.parent, str(base_file))
+        base = moved_files(held, base_file.parent, study.folder, True)
         base = _without_tasks(base, base_file, bool(tasks))
     _check_names(study, bool(tasks))
     _check_evaluation(study)

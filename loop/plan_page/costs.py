@@ -1,0 +1,180 @@
+"""Tokens, time and dollars of the whole run, each at the most, and of what nothing is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from loop.plan_page.view import Part, Planned
+from loop.planning.tokens import RunTokens, describe_tokens, tokens_of
+from loop.reports.lines import seconds_text
+from pages.document import Block, Column, Table
+from settings.groups import ModelPrices
+
+FOR_EVER_S = 1e10  # beyond which only the power of ten is of use
+
+
+class Dollars(NamedTuple):
+    """What a run costs at the most, by kind; cached tokens are counted as uncached ones."""
+
+    train: float
+    prefill: float
+    sample: float
+
+    @property
+    def total(self) -> float:
+        return self.train + self.prefill + self.sample
+
+
+def dollars_of(tokens: RunTokens, prices: ModelPrices) -> Dollars | None:
+    """None for prices with which no number holds the sum."""
+    dollars = Dollars(
+        tokens.trained / 1e6 * prices.train,
+        tokens.prompt / 1e6 * prices.prefill,
+        tokens.sampled / 1e6 * prices.sample,
+    )
+    return dollars if math.isfinite(dollars.total) else None
+
+
+def seconds_of(view: Planned, tokens: RunTokens) -> float | None:
+    """What the run takes at the most at the speed of an earlier one; None where a speed that it
+    needs was not measured."""
+    if view.earlier is None:
+        return None
+    speed = view.earlier.speed
+    total = 0.0
+    for number, per_s in (
+        (tokens.trained, speed.trained_per_s),
+        (tokens.sampled, speed.sampled_per_s),
+    ):
+        if number and per_s is None:
+            return None
+        total += number / per_s if per_s else 0.0
+    return total
+
+
+def costs_part(view: Planned) -> Part:
+    """Tokens, time and price."""
+    title = "Tokens, time and price"
+    if view.plan is None:
+        line = "tokens, time and price: not known, as there is no tokenizer on this machine"
+        return Part("cost", title, [line], {"tokens": None, "seconds": None, "dollars": None})
+    tokens = tokens_of(view.plan)
+    seconds, prices = seconds_of(view, tokens), _prices_of(view)
+    dollars = None if prices is None else dollars_of(tokens, prices)
+    lines = [describe_tokens(view.plan, tokens), _time_line(view, seconds)]
+    lines += _price_lines(view, tokens, dollars)
+    table = view.config.budget.prices
+    facts: dict[str, Any] = {
+        "tokens": tokens._asdict(),
+        "seconds": seconds,
+        "speed_of": None
+        if view.earlier is None
+        else {"run": view.earlier.run, **view.earlier.speed._asdict()},
+        "prices": None
+        if table is None or prices is None
+        else {"as_of": table.as_of, "source": table.source, **prices.model_dump()},
+        "dollars": None if dollars is None else {**dollars._asdict(), "total": dollars.total},
+        "dollars_per_round": None if dollars is None else dollars.total / _num_rounds(tokens),
+    }
+    blocks: list[Block] = []
+    if dollars is not None and prices is not None:
+        blocks = [_price_table(tokens, prices, dollars)]
+    return Part("cost", title, lines, facts, blocks)
+
+
+def _num_rounds(tokens: RunTokens) -> int:
+    return tokens.num_evaluations - 1
+
+
+def _prices_of(view: Planned) -> ModelPrices | None:
+    table = view.config.budget.prices
+    return None if table is None else table.usd_per_million_tokens.get(view.config.base_model)
+
+
+def _time_line(view: Planned, seconds: float | None) -> str:
+    if not view.is_embedded:
+        return "time: not known; it is the service's"
+    if view.earlier is None or seconds is None:
+        return "time: not known: no run of this model and adapter is in runs/ yet"
+    speed = view.earlier.speed
+    rates = [
+        f"{rate:,.0f} {what} tokens a second"
+        for rate, what in ((speed.trained_per_s, "trained"), (speed.sampled_per_s, "sampled"))
+        if rate is not None
+    ]
+    return (
+        f"time at most: about {_time_words(seconds)}, by the {' and '.join(rates)} of "
+        f"{view.earlier.run}, the newest run of this model and adapter here"
+    )
+
+
+def _time_words(seconds: float) -> str:
+    return seconds_text(seconds) if seconds < FOR_EVER_S else f"{seconds / 3600:.1g} h"
+
+
+def _price_lines(view: Planned, tokens: RunTokens, dollars: Dollars | None) -> Iterator[str]:
+    config = view.config
+    table = config.budget.prices
+    if dollars is None or table is None:
+        if view.is_embedded and table is None:
+            yield "price: none, as it trains on this machine"
+        else:
+            yield (
+                f"price: not known, as {_why_no_price(view)}, and no prices are built in, because "
+                "they change (budget.prices takes a table or the path of one)"
+            )
+        return
+    source = "" if table.source is None else f", {table.source}"
+    yield (
+        f"price at most: {money(dollars.total)} ({money(dollars.train)} trained, "
+        f"{money(dollars.prefill)} read, {money(dollars.sample)} sampled), about "
+        f"{money(dollars.total / _num_rounds(tokens))} a round, by the prices of "
+        f"{table.as_of}{source}; what is read counts as not cached"
+    )
+    if config.budget.usd is not None and dollars.total > config.budget.usd:
+        yield (
+            f"warning: the run may come to more than budget.usd {config.budget.usd:g} allows, and "
+            "then ends after the round in which it does"
+        )
+    if config.evaluation.grader_model is not None:
+        yield "price: what the grader reads and says is not in it"
+
+
+def _why_no_price(view: Planned) -> str:
+    if view.config.budget.prices is None:
+        return "budget.prices is not set"
+    if _prices_of(view) is None:
+        return "budget.prices has no entry for base_model"
+    return "the prices in budget.prices come to more than a number holds"
+
+
+def money(dollars: float) -> str:
+    """Dollars to the cent, and what is less than one not as nothing."""
+    if 0 < dollars < 0.01:
+        return f"${dollars:.1g}"
+    return f"${dollars:,.2f}" if dollars < 1e9 else f"${dollars:.3g}"
+
+
+def _price_table(tokens: RunTokens, prices: ModelPrices, dollars: Dollars) -> Table:
+    cached = prices.cached_prefill
+    rows = [
+        ("trained", f"{tokens.trained:,}", f"{prices.train:g}", money(dollars.train)),
+        ("read (prefill)", f"{tokens.prompt:,}", f"{prices.prefill:g}", money(dollars.prefill)),
+        (
+            "read from a cache",
+            "not counted",
+            "not given" if cached is None else f"{cached:g}",
+            "in the line above",
+        ),
+        ("sampled", f"{tokens.sampled:,}", f"{prices.sample:g}", money(dollars.sample)),
+    ]
+    columns = [
+        Column("Tokens"),
+        Column("At most", True),
+        Column("Dollars a million", True),
+        Column("Dollars at most", True),
+    ]
+    note = "No service says how many tokens it had cached, so all that is read counts in full."
+    return Table("What the run costs at the most", columns, rows, note=note)

@@ -1,0 +1,106 @@
+"""The model, its chat format, and rows as it will see them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from loop.plan_page.view import Part, Planned
+from loop.planning.fitting import limits_of
+from loop.planning.models import model_config
+from loop.planning.page import describe_formats, describe_train_on
+from loop.planning.plan import Plan
+from pages.document import Block, Marked, Paragraph, Piece
+from rows.examples import Example
+
+NUM_ROWS = 3
+PIECE_CHARS = 4000  # of a row on the page; what is longer is cut, and said to be
+
+
+def config_of(base_model: str, model_dir: Path | None) -> Mapping[str, Any] | None:
+    """A model's config.json, in its directory or the hub client's cache; None where neither is."""
+    if model_dir is not None:
+        return model_config(model_dir, "base_model")
+    from huggingface_hub import try_to_load_from_cache
+
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        file = try_to_load_from_cache(base_model, "config.json")
+        found = (
+            json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, str) else None
+        )
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def model_part(view: Planned) -> Part:
+    """What is trained, where, and in which chat format."""
+    config, plan = view.config, view.plan
+    lines = [*view.place, f"model: {config.base_model}, {_known_of(view)}"]
+    facts: dict[str, Any] = {
+        "base_model": config.base_model,
+        "is_directory": view.inputs.model_dir is not None,
+        "service": None if view.choice is None else view.choice.kind,
+        "model_type": None if view.model is None else view.model.get("model_type"),
+        "context": limits_of(view.inputs.model_dir).context,
+    }
+    if plan is None:
+        return Part("model", "Model and place", lines, facts | {"renderer": None})
+    lines += [*describe_formats(plan), describe_train_on(plan)]
+    comparison = plan.chat_format.comparison
+    rows = list(_rows_of(plan))
+    facts |= {
+        "renderer": plan.renderer_name,
+        "renderer_source": plan.chat_format.source,
+        "chat_template": None if comparison is None else str(comparison),
+        "train_on": plan.rendering.train_on_what.value,
+        "rows": [
+            {"row": marked.note, "pieces": [[one.text, one.weight] for one in marked.pieces]}
+            for marked in rows
+        ],
+    }
+    intro = "Rows as the model sees them; the tokens that carry loss are marked."
+    blocks: list[Block] = [Paragraph(intro), *rows]
+    return Part("model", "Model and place", lines, facts, blocks)
+
+
+def _known_of(view: Planned) -> str:
+    """What config.json says of a model, in words."""
+    if view.model is None:
+        return "of which no config.json is on this machine"
+    inner = view.model.get("text_config")
+    sizes = {**view.model, **(inner if isinstance(inner, dict) else {})}
+    told = [f"type {view.model.get('model_type', 'not named')}"]
+    for key, what in (
+        ("num_hidden_layers", "layers"),
+        ("hidden_size", "wide"),
+        ("max_position_embeddings", "of context"),
+    ):
+        if type(sizes.get(key)) is int:
+            told.append(f"{sizes[key]:,} {what}")
+    return ", ".join(told)
+
+
+def _rows_of(plan: Plan) -> Iterator[Marked]:
+    """A row from the beginning, one from the middle and one from the end of the training rows."""
+    table = plan.train.examples
+    for position in dict.fromkeys((0, len(table) // 2, len(table) - 1)[:NUM_ROWS]):
+        yield _marked(plan, table[position])
+
+
+def _marked(plan: Plan, example: Example) -> Marked:
+    info = plan.rendering[example.id].info
+    pieces, left = [], PIECE_CHARS
+    for piece in plan.rendering.pieces_of(example.id):
+        if left <= 0:
+            break
+        pieces.append(Piece(piece.text[:left], piece.weight))
+        left -= len(piece.text)
+    cut = "" if left >= 0 else f"; its first {PIECE_CHARS:,} characters"
+    return Marked(
+        f"{example.source} line {example.line_no}: {info.num_tokens + 1} tokens, "
+        f"{info.num_loss_tokens} of them carry loss{cut}",
+        pieces,
+    )
