@@ -29,10 +29,12 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
         unchecked_without_service,
     )
     from loop.planning.plan import make_plan
+    from loop.tracking.trackers import refuse_missing
 
     progress.lines(settings.notes)
     lines, unchecked, choice = [], [], None
     load_limits(settings.loaded)
+    refuse_missing(settings.loaded.config)
     if settings.loaded.config.evalops_enabled and not session.keys.evalops:
         unchecked.append("EvalOps: EVALOPS_API_KEY is not set, and the run needs it")
     try:
