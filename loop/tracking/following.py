@@ -21,13 +21,14 @@ from loop.tracking.replaying import Line, line_on
 from loop.tracking.rows import rows_of
 from loop.tracking.telling import standing
 from loop.tracking.trackers import QUIET, describe_trackers
-from loop.tracking.worker import LEAVE_S, Ordered
+from loop.tracking.worker import Ordered
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKER = ("-P", "-m", "loop.tracking.worker")
-GRACE_S = 2.0  # beyond what the worker gives itself
+LEAVE_S = 10.0  # that the worker has at the end
+GRACE_S = 2.0  # for it to end
 MAX_SAID_CHARS = 200
-NO_ANSWER = f"it had not answered {LEAVE_S:g} s after the end"
+NO_ANSWER = "it had not answered when the run had to end"
 
 Say = Callable[[str], None]
 
@@ -37,6 +38,7 @@ class Following:
     """The worker of this process, once a run asks for one; it takes any number of runs."""
 
     command: Sequence[str] = WORKER
+    leave_s: float = LEAVE_S
     _worker: subprocess.Popen[bytes] | None = None
     _said: IO[bytes] | None = None  # what it wrote on its standard error
     _orders: dict[Path, Ordered] = field(default_factory=dict)
@@ -62,7 +64,7 @@ class Following:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (read when the worker has ended)
         self._worker = subprocess.Popen(
-            [sys.executable, *self.command],
+            [sys.executable, *self.command, str(self.leave_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,  # trackers say how to look at them
             stderr=self._said,
@@ -73,7 +75,7 @@ class Following:
         os.set_blocking(self._worker.stdin.fileno(), False)
 
     def finish(self) -> list[str]:
-        """Leave the worker, which gets `LEAVE_S` seconds for the rest; what is to be said of it."""
+        """Leave the worker, which gets `leave_s` seconds for the rest; what is to be said of it."""
         worker, self._worker = self._worker, None
         if worker is None:
             return []
@@ -82,7 +84,7 @@ class Following:
             worker.stdin.close()
         why = "it did not come to them"
         try:
-            code = worker.wait(LEAVE_S + GRACE_S)
+            code = worker.wait(self.leave_s + GRACE_S)
         except subprocess.TimeoutExpired:
             os.killpg(worker.pid, signal.SIGKILL)
             code = worker.wait()

@@ -16,7 +16,7 @@ def taken_name(name: str) -> str:
     """The nearest name that every tracker takes, which others may have as well."""
     parts = [_NOT_TAKEN.sub("_", part).strip() for part in name.split("/")]
     path = "/".join("_" if part.strip(".") == "" else part for part in parts)
-    return f"_{path}" if path in TAKEN or path.startswith("_") else path
+    return f"_{path}" if path in TAKEN else path
 
 
 def with_names(known: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:

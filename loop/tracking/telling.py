@@ -6,14 +6,16 @@ tracker has, only the names that it was given and how it stands are kept, in the
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from config_schema import TrainingConfig, validate
 from errors import RunStoreError, StorageError, one_line
-from ledger.run_directory import lock
+from ledger.run_directory import CONFIG, lock
 from ledger.store import RunStore
 from loop.tracking.names import with_names
 from loop.tracking.rows import Row, params_of, rows_of, texts_of, without_secrets
@@ -62,16 +64,26 @@ def tracked_run(store: RunStore, config: TrainingConfig, redacted: Redacted) -> 
     settled = store.settled_config()
     resolved = {f"resolved.{key}": value for key, value in settled["resolved"].items()}
     name = config.tracking.run_name or config.run_name
+    run_id = _id_of(store)
     resumptions = [event["seq"] for event in store.events("resumed")]
     return TrackedRun(
-        run_id=store.run_id,
-        name=f"{name}-{store.run_id}",
+        run_id=run_id,
+        name=f"{name}-{run_id}",
         project=config.tracking.project,
         group=_study_of(store.run_dir),
         began=next(store.events("run_started"))["time"],
         resumed_at=resumptions[-1] if resumptions else None,
         params=params_of({**settled["config"], **resolved}, redacted),
     )
+
+
+def _id_of(store: RunStore) -> str:
+    """The run's id; a copy of a run that lies where it was begun is told of as another one."""
+    begun_at, here = store.begun_at, store.run_dir.resolve()
+    if begun_at is None or begun_at == here or not (begun_at / CONFIG).is_file():
+        return store.run_id
+    digest = hashlib.sha256(os.fsencode(here)).hexdigest()
+    return f"{store.run_id}-copy-{digest[:8]}"
 
 
 def _study_of(run_dir: Path) -> str | None:

@@ -1,11 +1,11 @@
 """The process that tells trackers of runs, beside the one that trains.
 
-    python -P -m loop.tracking.worker
+    python -P -m loop.tracking.worker SECONDS
 
 It is told on its standard input, a line of JSON each, which run directories to follow and which of
 them are over, and reads their ledgers itself. Nothing waits for it, and nothing that a tracker's
 code does (hang, crash, keep Python's lock, wait at exit) happens where the training is. When its
-input ends, as also where the training was killed, it has `LEAVE_S` seconds for what is left.
+input ends, as also where the training was killed, it has so many seconds for what is left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from loop.tracking.telling import Telling, opened, settings_of, told_of
 from loop.tracking.trackers import OpenTracker, open_tracker
 from services.keys import Keys
 
-LEAVE_S = 10.0
 LOOK_EVERY_S = 0.5
 MAX_SHARE = 0.1  # of a processor, for reading ledgers again
 FIRST_RETRY_S, LAST_RETRY_S = 5.0, 300.0
@@ -63,7 +62,8 @@ class _Followed:
 class Desk:
     """What is followed, and whether more is to come."""
 
-    opens: OpenTracker = open_tracker
+    opens: OpenTracker
+    leave_s: float
     orders: dict[Path, Ordered] = field(default_factory=dict)
     changed: threading.Event = field(default_factory=threading.Event)
     is_closing: bool = False
@@ -83,7 +83,7 @@ class Desk:
             self.changed.set()
         self.is_closing = True
         self.changed.set()
-        leave_at = time.monotonic() + LEAVE_S
+        leave_at = time.monotonic() + self.leave_s
         for thread in threads.values():
             thread.join(max(0.0, leave_at - time.monotonic()))
         return not any(thread.is_alive() for thread in threads.values())
@@ -133,7 +133,7 @@ def _tell(one: _Followed, order: Ordered, *, is_last: bool) -> None:
 
 def main(opens: OpenTracker = open_tracker) -> None:
     """Follow what standard input names; leave without what trackers have registered for exits."""
-    is_done = Desk(opens).follow(iter(sys.stdin.buffer.readline, b""))
+    is_done = Desk(opens, float(sys.argv[-1])).follow(iter(sys.stdin.buffer.readline, b""))
     os._exit(0 if is_done else 1)
 
 
