@@ -226,7 +226,7 @@ def beside_faults(out: Path) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Trackers against the ledger.")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--only", nargs="*", default=["trackio", "mlflow", "faults"])
     args = parser.parse_args()

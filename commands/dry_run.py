@@ -29,12 +29,10 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
         unchecked_without_service,
     )
     from loop.planning.plan import make_plan
-    from loop.tracking.trackers import refuse_missing
 
     progress.lines(settings.notes)
     lines, unchecked, choice = [], [], None
-    load_limits(settings.loaded)
-    refuse_missing(settings.loaded.config)
+    _check_what_goes_beside(settings)
     if settings.loaded.config.evalops_enabled and not session.keys.evalops:
         unchecked.append("EvalOps: EVALOPS_API_KEY is not set, and the run needs it")
     try:
@@ -75,6 +73,14 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     else:
         _show(lines, table, unchecked)
     return 0
+
+
+def _check_what_goes_beside(settings: OpenedSettings) -> None:
+    """Raise `ConfigError` for limits that cannot be read and trackers that are not installed."""
+    from loop.tracking.trackers import refuse_missing
+
+    load_limits(settings.loaded)
+    refuse_missing(settings.loaded.config)
 
 
 def _show(lines: list[str], table: list[str], unchecked: list[str]) -> None:

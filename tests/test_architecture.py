@@ -62,7 +62,7 @@ NUM_FILES = {
     "loop.reports": 8,
     "loop.rounds": 15,
     "loop.run_page": 4,
-    "loop.tracking": 11,
+    "loop.tracking": 12,
     "pages": 10,
     "rows": 20,
     "scores": 12,

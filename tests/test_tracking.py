@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import importlib
 import importlib.util
 import json
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -509,6 +512,16 @@ def test_a_run_directory_is_no_model_directory(tmp_path: Path) -> None:
     loaded = LoadedConfig(settings(base_model="run"), tmp_path / "config.json", tmp_path)
     with pytest.raises(ConfigError, match=r"that of a run and no model.*start_from"):
         find_model_dir(loaded)
+
+
+def test_the_script_for_wandb_names_what_there_is() -> None:
+    """It was run with wandb 0.31.0; here it is parsed, and what it imports of ours is there."""
+    page = (REPO / "docs/tracking.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"<!-- wandb -->\n```python\n(.*?)```", page, re.DOTALL)
+    for node in ast.walk(ast.parse(script)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
 
 
 # --- the real packages, where they are installed --------------------------------------------------

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loop.tracking.rows import Row
-from loop.tracking.trackers import Names, OpenTracker, TrackedRun
+from loop.tracking.tracker import Names, OpenTracker, TrackedRun
 from loop.tracking.worker import main
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ledger.records import seconds_of
 from loop.tracking.rows import EVENT, Row
-from loop.tracking.trackers import Names, TrackedRun
+from loop.tracking.tracker import Names, TrackedRun
 
 T = TypeVar("T")
 

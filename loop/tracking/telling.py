@@ -19,7 +19,8 @@ from ledger.run_directory import CONFIG, lock
 from ledger.store import RunStore
 from loop.tracking.names import with_names
 from loop.tracking.rows import Row, params_of, rows_of, texts_of, without_secrets
-from loop.tracking.trackers import OpenTracker, TrackedRun, Tracker, address_of
+from loop.tracking.tracker import OpenTracker, TrackedRun, Tracker
+from loop.tracking.trackers import address_of
 from storage.stored_json import parse_object
 
 FOLDER = "tracking"

@@ -1,20 +1,15 @@
-"""What the worker asks of a tracker, and the trackers that there are.
-
-What a tracker has is read back from it, event by event: that alone says what is still to be told,
-also after a kill on either side, and so nothing is told twice.
-"""
+"""The trackers that there are: whether their packages are installed, and where they keep runs."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 from config_schema import TrainingConfig
 from errors import ConfigError
-from loop.tracking.rows import Row, without_secrets
+from loop.tracking.rows import without_secrets
+from loop.tracking.tracker import Names, TrackedRun, Tracker
 
 REQUIREMENTS = "requirements-tracking.txt"
 MLFLOW_ADDRESS = "MLFLOW_TRACKING_URI"
@@ -26,43 +21,6 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-
-
-class TrackedRun(NamedTuple):
-    """A run as a tracker is told of it."""
-
-    run_id: str
-    name: str
-    project: str
-    group: str | None  # the study that it is a trial of
-    began: str  # UTC, as events have it
-    resumed_at: int | None  # the event of its newest resumption
-    params: Mapping[str, str]
-
-
-class Tracker(Protocol):
-    """One run at one tracker. Every method may raise anything."""
-
-    def stored(self) -> set[int]:
-        """The ledger's events whose rows the tracker has for good."""
-        ...
-
-    def start_over(self) -> None:
-        """Begin without the rows that are there: some of them were taken back."""
-        ...
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Store rows, which the tracker has for good on return."""
-        ...
-
-    def describe(self, texts: Mapping[str, str], status: str) -> None:
-        """Store what is told in words, and how the run stands: as `STATUSES`."""
-        ...
-
-
-STATUSES = ("running", "finished", "failed", "interrupted")
-Names = Callable[[str], str]  # a metric's name as the tracker takes it
-OpenTracker = Callable[[str, TrackedRun, str, Names], Tracker]  # by kind and address
 
 
 def open_tracker(kind: str, run: TrackedRun, address: str, names: Names) -> Tracker:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from loop.tracking.rows import EVENT, Row
-from loop.tracking.trackers import Names, TrackedRun
+from loop.tracking.tracker import Names, TrackedRun
 
 
 class TrackioRun:

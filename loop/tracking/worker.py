@@ -23,7 +23,8 @@ from typing import NamedTuple
 from errors import LoopError, one_line
 from ledger.run_directory import LEDGER
 from loop.tracking.telling import Telling, opened, settings_of, told_of
-from loop.tracking.trackers import OpenTracker, open_tracker
+from loop.tracking.tracker import OpenTracker
+from loop.tracking.trackers import open_tracker
 from services.keys import Keys
 
 LOOK_EVERY_S = 0.5
