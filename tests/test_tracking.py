@@ -527,6 +527,7 @@ def test_the_script_for_wandb_names_what_there_is() -> None:
 # --- the real packages, where they are installed --------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore")  # of the packages and theirs
 @pytest.mark.parametrize("kind", ["trackio", "mlflow"])
 def test_the_real_tracker_has_the_ledger_row_by_row(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
