@@ -26,7 +26,7 @@ from loop.tracking.names import MAX_CHARS, with_names
 from loop.tracking.playground import write_for_playground
 from loop.tracking.replaying import replay
 from loop.tracking.rows import ROUND, Row, by_step, params_of, rows_of, texts_of, without_secrets
-from loop.tracking.telling import Telling, settings_of, told_of, tracked_run
+from loop.tracking.telling import Telling, settings_of, standing, told_of, tracked_run
 from scores.decision import Decision
 from scores.results import EvalResult, HeldOutLoss, Measured
 from study_records import TASKS, Shape, measured_result
@@ -274,9 +274,9 @@ def test_a_tracker_that_loses_its_server_is_completed_without_doubles(tmp_path: 
         at_tracker = tell(store, "keeps two", file)
         assert "the server has gone" in at_tracker.problem
         assert [line["seq"] for line in kept(file)] == wanted[:num]
-    assert tell(store, "keeps", file) == (len(wanted), None)
+    assert tell(store, "keeps", file) == (len(wanted), wanted[-1], None)
     assert [line["seq"] for line in kept(file)] == wanted
-    assert tell(store, "keeps", file) == (len(wanted), None)  # nothing is told again
+    assert tell(store, "keeps", file) == (len(wanted), wanted[-1], None)  # nothing is told again
     assert [line["seq"] for line in kept(file)] == wanted
     state = json.loads((store.run_dir / "tracking/trackio/state.json").read_text())
     assert (
@@ -305,6 +305,7 @@ def test_steps_wait_for_a_saved_state_and_go_back_with_the_run(tmp_path: Path) -
     tell(store, "keeps", file, is_over=False)
     assert [line["seq"] for line in kept(file)] == [row.seq for row in rows(store)]
     store.mark_resumed(store.resolved_config()["config"], back_to=0)
+    assert standing(store.run_dir, "trackio").known_of(rows(store)) == 0  # it knows of later rows
     tell(store, "keeps", file, is_over=False)
     assert [line["step"] for line in kept(file)] == [0]
 

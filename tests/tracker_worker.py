@@ -45,7 +45,7 @@ class Kept:
                 line = {"run": self.run.run_id, "seq": row.seq, "step": row.step, **metrics}
                 file.write(json.dumps(line) + "\n")
 
-    def describe(self, texts: Mapping[str, str], status: str) -> None:
+    def describe(self, texts: Mapping[str, str], status: str, newest: Row | None) -> None:
         self.file.with_suffix(".said").write_text(json.dumps({**texts, "status": status}))
 
 

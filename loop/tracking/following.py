@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from config_schema import TrainingConfig
-from errors import Interrupted, one_line
+from errors import Interrupted, LoopError, one_line
 from ledger.store import RunStore
 from loop.tracking.replaying import Line, line_on
 from loop.tracking.rows import rows_of
@@ -53,11 +53,12 @@ class Following:
 
     def _order(self, order: Ordered) -> None:
         self._orders[order.run_dir] = order
-        if self._worker is None:
-            self._start()
-        assert self._worker is not None and self._worker.stdin is not None, "it was started"
-        # A worker that has died, or does not read, is told of at the end and never waited for.
-        with contextlib.suppress(BrokenPipeError, BlockingIOError):
+        # A worker that cannot be started, has died or does not read is told of at the end and never
+        # waited for.
+        with contextlib.suppress(OSError):
+            if self._worker is None:
+                self._start()
+            assert self._worker is not None and self._worker.stdin is not None, "it was started"
             os.write(self._worker.stdin.fileno(), order.line())
 
     def _start(self) -> None:
@@ -78,7 +79,7 @@ class Following:
         """Leave the worker, which gets `leave_s` seconds for the rest; what is to be said of it."""
         worker, self._worker = self._worker, None
         if worker is None:
-            return []
+            return self._lines("its process could not be started")
         assert worker.stdin is not None and self._said is not None, "it was started with both"
         with contextlib.suppress(BrokenPipeError):
             worker.stdin.close()
@@ -86,7 +87,8 @@ class Following:
         try:
             code = worker.wait(self.leave_s + GRACE_S)
         except subprocess.TimeoutExpired:
-            os.killpg(worker.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
             code = worker.wait()
             why = NO_ANSWER
         if code == 1:
@@ -98,18 +100,27 @@ class Following:
             last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
         if last:
             why += f" ({one_line(last, MAX_SAID_CHARS)})"
-        lines = [line for order in self._orders.values() for line in _lines_on(order, why)]
+        return self._lines(why)
+
+    def _lines(self, why: str) -> list[str]:
+        """What is said of each run at each tracker, what is missing first."""
+        orders, self._orders = self._orders, {}
+        lines = [line for order in orders.values() for line in _lines_on(order, why)]
         complete = [line.text for line in lines if line.is_complete]
-        if len(self._orders) > 1 and complete:
+        if len(orders) > 1 and complete:
             complete = [f"tracking: complete {len(complete)} times, of {len(lines)}"]
         return [*(f"warning: {line.text}" for line in lines if not line.is_complete), *complete]
 
 
 def _lines_on(order: Ordered, why: str) -> list[Line]:
-    store, run_dir = RunStore.open(order.run_dir), order.run_dir
-    files = store.measured_files()
-    num = len(rows_of(store.effective(), files, is_evaluation=store.is_evaluation))
-    return [line_on(kind, standing(run_dir, kind), num, run_dir, why) for kind in order.trackers]
+    run_dir = order.run_dir
+    try:
+        store = RunStore.open(run_dir)
+        files = store.measured_files()
+        rows = rows_of(store.effective(), files, is_evaluation=store.is_evaluation)
+    except LoopError as error:  # of a directory that was changed; the run has ended all the same
+        return [Line(str(error), False)]
+    return [line_on(kind, standing(run_dir, kind), rows, run_dir, why) for kind in order.trackers]
 
 
 @contextlib.asynccontextmanager

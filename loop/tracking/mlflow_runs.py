@@ -99,7 +99,7 @@ class MlflowRun:
             for some in _chunks(infinite, MAX_TAGS):
                 self._client.log_batch(run_id, tags=some)
 
-    def describe(self, texts: Mapping[str, str], status: str) -> None:
+    def describe(self, texts: Mapping[str, str], status: str, newest: Row | None) -> None:
         run_id = self._id = self._id or self._begin()
         stored = self._client.get_run(run_id)
         missing = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from errors import ConfigError, RunStoreError
 from ledger.run_directory import is_locked
 from ledger.store import RunStore
 from loop.reports.console import command_for
+from loop.tracking.rows import Row
 from loop.tracking.telling import Standing, Telling, told_of
 from loop.tracking.trackers import describe_trackers, open_tracker, refuse_missing
 from services.keys import Keys
@@ -48,7 +50,7 @@ def replay(store: RunStore, config: TrainingConfig) -> list[str]:
             standing = telling.tell(store, config, told)
         finally:
             telling.close()
-        line = line_on(kind, standing, len(told.rows), store.run_dir)
+        line = line_on(kind, standing, told.rows, store.run_dir)
         (lines if line.is_complete else problems).append(line.text)
     if problems:
         raise RunStoreError(" ".join(problems))
@@ -68,14 +70,17 @@ class Line(NamedTuple):
     is_complete: bool
 
 
-def line_on(kind: str, standing: Standing, num_rows: int, run_dir: Path, why: str = "") -> Line:
-    """How a run stands at a tracker that is to have so many rows; `why` is what is known beside."""
-    if standing.num_rows >= num_rows and standing.problem is None:
-        return Line(f"{kind}: it has all {num_rows} rows of the run", True)
+def line_on(
+    kind: str, standing: Standing, rows: Sequence[Row], run_dir: Path, why: str = ""
+) -> Line:
+    """How a run stands at a tracker that is to have these rows; `why` is what is known beside."""
+    num_known = standing.known_of(rows)
+    if num_known == len(rows) and standing.problem is None:
+        return Line(f"{kind}: it has all {len(rows)} rows of the run", True)
     problem = standing.problem or why or "it did not take them"
     command = f"{command_for(PROGRAM)} --track {shlex.quote(str(run_dir))}"
     return Line(
-        f"{kind}: {standing.num_rows} of the run's {num_rows} rows are known to be there: "
+        f"{kind}: {num_known} of the run's {len(rows)} rows are known to be there: "
         f"{problem.rstrip('.')}. The run does not depend on it. Complete it with: {command}",
         False,
     )

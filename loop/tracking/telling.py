@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -34,7 +34,12 @@ class Standing(NamedTuple):
     """How a run stands at a tracker, as far as is known here."""
 
     num_rows: int = 0  # that it has
+    last_row: int | None = None  # the event of the last of them
     problem: str | None = None
+
+    def known_of(self, rows: Sequence[Row]) -> int:
+        """How many of these rows are known to be there; none where the run went back since."""
+        return self.num_rows if self.last_row in {row.seq for row in rows} else 0
 
 
 class Told(NamedTuple):
@@ -105,9 +110,10 @@ def state_file(kind: str) -> str:
 def standing(run_dir: Path, kind: str) -> Standing:
     """How a run stood at a tracker when it was last told of; nothing is there before that."""
     state = _state(run_dir, kind)
-    num_rows, problem = state.get("num_rows"), state.get("problem")
+    num_rows, last_row, problem = (state.get(k) for k in ("num_rows", "last_row", "problem"))
     return Standing(
         num_rows if isinstance(num_rows, int) else 0,
+        last_row if isinstance(last_row, int) else None,
         problem if isinstance(problem, str) else None,
     )
 
@@ -145,23 +151,25 @@ class Telling:
             self._tracker = None
             text = without_secrets(one_line(f"{type(error).__name__}: {error}"))
             problem = self._redacted(text)[:MAX_PROBLEM_CHARS]
-        seqs = {row.seq for row in told.rows}
-        now = Standing(len(self._stored & seqs), problem)
+        now = self._standing(told, problem)
         try:
             self._keep(store, config, now)
         except StorageError as error:
             return now._replace(problem=problem or str(error))
         return now
 
+    def _standing(self, told: Told, problem: str | None = None) -> Standing:
+        there = self._stored.intersection(row.seq for row in told.rows)
+        return Standing(len(there), max(there, default=None), problem)
+
     def _bring_up(self, store: RunStore, config: TrainingConfig, told: Told) -> None:
         self._take_lock()
         before = dict(self._names)
         run = tracked_run(store, config, self._redacted)
-        for row in told.due:
-            self._names = with_names(self._names, row.at_tracker)
-        self._names = with_names(self._names, run.params)
+        names = dict.fromkeys(name for row in told.due for name in row.at_tracker)
+        self._names = with_names(self._names, [*names, *run.params])
         if self._names != before:
-            self._keep(store, config, Standing(len(self._stored)))
+            self._keep(store, config, self._standing(told))
         if self._tracker is None:
             address = address_of(self.kind, config, self.run_dir)
             self._tracker = self._opens(self.kind, run, address, self._name)
@@ -173,7 +181,7 @@ class Telling:
         if missing:
             self._tracker.add(missing)
             self._stored |= {row.seq for row in missing}
-        self._tracker.describe(told.texts, told.status)
+        self._tracker.describe(told.texts, told.status, told.due[-1] if told.due else None)
 
     def _name(self, name: str) -> str:
         if name not in self._names:  # of a text, whose name nobody reads numbers by
@@ -195,6 +203,7 @@ class Telling:
             "address": without_secrets(address_of(self.kind, config, self.run_dir)),
             "project": config.tracking.project,
             "num_rows": now.num_rows,
+            "last_row": now.last_row,
             "problem": now.problem,
             "names": self._names,
         }

@@ -39,8 +39,9 @@ class Tracker(Protocol):
         """Store rows, which the tracker has for good on return."""
         ...
 
-    def describe(self, texts: Mapping[str, str], status: str) -> None:
-        """Store what is told in words, and how the run stands: as `STATUSES`."""
+    def describe(self, texts: Mapping[str, str], status: str, newest: Row | None) -> None:
+        """Store what is told in words, and how the run stands: as `STATUSES`. `newest` is the
+        newest of the rows that the tracker has."""
         ...
 
 

@@ -24,7 +24,6 @@ class TrackioRun:
 
         self._storage = SQLiteStorage
         self._run, self._names = run, names
-        self._last: Row | None = None
 
     def stored(self) -> set[int]:
         rows = self._storage.get_logs(self._run.project, run_id=self._run.run_id)
@@ -38,12 +37,12 @@ class TrackioRun:
     def add(self, rows: Sequence[Row]) -> None:
         self._store(rows, None)
 
-    def describe(self, texts: Mapping[str, str], status: str) -> None:
+    def describe(self, texts: Mapping[str, str], status: str, newest: Row | None) -> None:
         run = self._run
         # Trackio stores a run's config with a row; one that is there already is left as it is.
-        if self._last is not None:
+        if newest is not None:
             own = {"_Group": run.group, "_Created": _iso(run.began), "_Username": None}
-            self._store([self._last], {**own, **run.params, **texts, "status": status})
+            self._store([newest], {**own, **run.params, **texts, "status": status})
 
     def _store(self, rows: Sequence[Row], config: Mapping[str, str | None] | None) -> None:
         run = self._run
@@ -57,7 +56,6 @@ class TrackioRun:
             run_id=run.run_id,
             config=None if config is None else dict(config),
         )
-        self._last = rows[-1] if rows else self._last
 
 
 def _iso(stamp: str) -> str:
