@@ -35,6 +35,7 @@ from settings.groups import (
     Settings,
     Sources,
     SourceSettings,
+    TrackingSettings,
     check_columns,
     check_prices,
     check_sources,
@@ -185,6 +186,9 @@ class TrainingConfig(Settings):
     budget: BudgetSettings = Field(default=BudgetSettings(), description="how much a run may use")
     mining: MiningSettings = Field(
         default=MiningSettings(), description="what later rounds train on"
+    )
+    tracking: TrackingSettings = Field(
+        default=TrackingSettings(), description="which trackers are told of the run"
     )
 
     def steps(self, per_round: int) -> RunSteps:

@@ -51,6 +51,7 @@ async def run_rounds(run: Run) -> Decision:
     from loop.rounds.sending import send_to_evalops
     from loop.rounds.starting import starting_weights
     from loop.rounds.training import train
+    from loop.tracking.playground import write_for_playground
     from scores.decision import EXTENDABLE
 
     store = run.store
@@ -71,6 +72,7 @@ async def run_rounds(run: Run) -> Decision:
         if decision is None or decision.action in EXTENDABLE:
             decision, result = await decide_and_record(run, result, checkpoint)
         await care_for_checkpoints(run, decision)
+        write_for_playground(store)
         # --- report --------------------------------------------------------------------------
         sentence, topics = diagnose_and_record(run, result), topics_and_record(run, result)
         if was_told and decision == recorded:
@@ -297,19 +299,21 @@ async def train_on_service(
     from loop.rounds.run import Beside
     from loop.rounds.sending import sending
     from loop.rounds.session import connected
+    from loop.tracking.following import tracked
 
     beside = beside or Beside()
     async with connected(plan, store, progress, place) as run:
         run.limits, run.alert, run.leaves_after = beside.limits, beside.alert, beside.leaves_after
         run.sharing = beside.sharing or run.sharing
-        with sending(run, beside.evalops):
-            decision = await run_rounds(run)
-            run.is_closing = True
-            if decision.stops:
-                store.append("run_finished", round=decision.round, action=decision.action)
-                run.show_page()
-            if run.evalops is not None:
-                await run.evalops.finish()
+        async with tracked(store, plan.config, progress.line, beside.tracking):
+            with sending(run, beside.evalops):
+                decision = await run_rounds(run)
+                run.is_closing = True
+                if decision.stops:
+                    store.append("run_finished", round=decision.round, action=decision.action)
+                    run.show_page()
+                if run.evalops is not None:
+                    await run.evalops.finish()
         return decision
 
 

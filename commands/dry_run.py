@@ -33,7 +33,7 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     from loop.planning.page import unchecked_without_service
 
     progress.lines(settings.notes)
-    load_limits(settings.loaded)
+    _check_what_goes_beside(settings)
     unchecked: list[str] = []
     if settings.loaded.config.evalops_enabled and not session.keys.evalops:
         unchecked.append("EvalOps: EVALOPS_API_KEY is not set, and the run needs it")
@@ -58,6 +58,14 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     else:
         tell(session.keys.redacted("\n".join(text_lines(plan))))
     return 0
+
+
+def _check_what_goes_beside(settings: OpenedSettings) -> None:
+    """Raise `ConfigError` for limits that cannot be read and trackers that are not installed."""
+    from loop.tracking.trackers import refuse_missing
+
+    load_limits(settings.loaded)
+    refuse_missing(settings.loaded.config)
 
 
 def _planned(

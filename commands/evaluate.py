@@ -18,8 +18,10 @@ from loop.planning.models import model_digests
 from loop.planning.resumption import continue_run, refuse_other_model, with_known_model
 from loop.reports.console import say, tell
 from loop.rounds.evaluating import measure_and_record
+from loop.rounds.run import Beside
 from loop.rounds.session import connected, open_service
 from loop.run_page.page import PAGE, keep_page
+from loop.tracking.following import tracked
 from services.keys import Keys
 from services.place import Place
 from services.sdk import rest_client
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from loop.planning.plan import Plan
     from loop.reports.comparison import Comparison
     from loop.reports.progress import Progress
-    from loop.rounds.sharing import Sharing
     from scores.decision import Gate
     from scores.results import EvalResult
     from services.place import ServiceChoice
@@ -120,6 +121,7 @@ def settle_evaluation(
     from loop.planning.page import describe_formats, describe_tasks
     from loop.planning.plan import make_plan
     from loop.reports.comparison import gate_for
+    from loop.tracking.trackers import refuse_missing
     from scores.resolution import describe_resolution
 
     if settings.loaded.config.gate.rule == "paired" and len(subjects) == 1:
@@ -127,6 +129,7 @@ def settle_evaluation(
             "--evaluate: gate.rule is paired, and there is one checkpoint only. Name the one that "
             "it is compared with first, for example RUN_DIR@round_00 for the untouched model."
         )
+    refuse_missing(settings.loaded.config)
     begun_on = "embedded" if any(s.service == "embedded" for s in subjects) else None
     choice = choose_place(args, settings, session, begun_on)
     inputs = read_eval_inputs(settings.loaded, settings.model_dir)
@@ -250,15 +253,28 @@ async def evaluate_on_service(
     progress: Progress,
     place: Place,
     subjects: Sequence[Subject],
-    sharing: Sharing | None = None,
+    beside: Beside | None = None,
 ) -> list[EvalResult]:
     """Measure each checkpoint on every task; what is measured already is not measured again."""
+    beside = beside or Beside()
+    async with tracked(store, plan.config, progress.line, beside.tracking):
+        return await _measure_each(plan, store, progress, place, subjects, beside)
+
+
+async def _measure_each(
+    plan: Plan,
+    store: RunStore,
+    progress: Progress,
+    place: Place,
+    subjects: Sequence[Subject],
+    beside: Beside,
+) -> list[EvalResult]:
     results = []
     for number, subject in enumerate(subjects):
         folder = subject.checkpoint_dir or place.checkpoint_dir
         of_subject = place._replace(checkpoint_dir=folder)
         async with connected(plan, store, progress, of_subject) as run:
-            run.sharing = sharing or run.sharing
+            run.sharing = beside.sharing or run.sharing
             label, path, tasks = subject.label, subject.path, list(plan.tasks)
             result = await measure_and_record(run, number, label, path, subject.step, tasks)
         progress.line(f"{label}: measured, {number + 1} of {len(subjects)} checkpoints")

@@ -17,6 +17,7 @@ from loop.reports.progress import Progress
 from loop.reports.taking_up import describe_taking_up
 from loop.rounds.run import Beside
 from loop.rounds.sending import open_evalops
+from loop.tracking.trackers import refuse_missing
 from services.place import Place, ServiceChoice
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def settle(
 ) -> Settled:
     """Settle everything before the first paid step, and say it."""
     loaded, store = settings.loaded, settings.store
+    refuse_missing(loaded.config)
     choice = choose_place(args, settings, session, settings.kept.get("service"))
     evalops, limits = open_evalops(loaded.config, session.keys), load_limits(loaded)
     progress.line(f"service: {choice.kind} ({choice.reason})")

@@ -190,7 +190,8 @@ class RunDirectory:
     def has_started(self) -> bool:
         return any(self.events("run_started"))
 
-    def _durable_seq(self) -> int:
+    def durable_seq(self) -> int:
+        """The last event that a resumption goes on from; -1 where there is none."""
         # A step is durable once a checkpoint holds it, and so is whatever came after such a step;
         # one that failed leaves only a save that cannot be used.
         seq, has_loose_steps = -1, False
@@ -260,6 +261,10 @@ class RunDirectory:
         events = self.events("checkpoint")
         saved = [one["seq"] for one in events if one.get("sampler_path") == checkpoint]
         return f"{checkpoint}, of event {saved[-1]}" if saved else checkpoint
+
+    def effective(self) -> list[Event]:
+        """The effective events, oldest first."""
+        return list(self._events)
 
     def events(self, event_type: str, round_no: int | None = None) -> Iterator[Event]:
         """The effective events of one type, of one round or of all, oldest first."""

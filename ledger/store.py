@@ -137,7 +137,7 @@ class RunStore(SavedWeightsRecords):
         `config` replaces the recorded settings: what may change on a resumption stays changed.
         Raises `RunStoreError` for a round to go back to that cannot be taken.
         """
-        seq = self._durable_seq() if back_to is None else self._last_seq_of(back_to)
+        seq = self.durable_seq() if back_to is None else self._last_seq_of(back_to)
         recorded = self.resolved_config()
         if recorded["config"] != config:
             self.write_json(CONFIG, {**recorded, "config": config})

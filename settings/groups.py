@@ -416,3 +416,66 @@ class MiningSettings(Settings):
             "its loss, all for likeness"
         ),
     )
+
+
+PROJECT = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+# Trackio keeps a project's tables in files beside its own, under these endings.
+_TRACKIOS_OWN = re.compile(
+    r"^registry-|_(system|configs|traces|artifacts|artifact_versions|artifact_aliases"
+    r"|run_artifact_links|external_run_artifact_links)$"
+)
+_STORE = re.compile(r"^(https?|sqlite|postgresql|mysql|mssql)(\+[a-z0-9]+)?://[^\s]+$")
+
+
+def _project(name: str) -> str:
+    if _TRACKIOS_OWN.search(name):
+        what = "input should not be a name that Trackio keeps files of its own under"
+        raise PydanticCustomError("taken_project", what)
+    return name
+
+
+def _store(address: str) -> str:
+    """An address stands in the run directory and in messages, where no password may."""
+    if "@" in address or "?" in address:
+        what = (
+            "input should hold no user, password or query, which would be written down; MLflow "
+            "takes them from MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD and "
+            "MLFLOW_TRACKING_TOKEN, or the whole address from MLFLOW_TRACKING_URI"
+        )
+        raise PydanticCustomError("secret_in_address", what)
+    if not _STORE.match(address):
+        what = "input should be like http://HOST:PORT or sqlite:////FOLDER/mlflow.db"
+        raise PydanticCustomError("no_store", what)
+    return address
+
+
+def _each_once(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise PydanticCustomError("named_twice", "input should name each of them once")
+    return names
+
+
+class TrackingSettings(Settings):
+    """Which trackers are told of the run."""
+
+    trackers: Annotated[list[Literal["trackio", "mlflow"]], AfterValidator(_each_once)] = Field(
+        default=[],
+        description=(
+            "`trackio`, `mlflow` or both, which are told of the run beside it; each needs its "
+            "package, of requirements-tracking.txt"
+        ),
+    )
+    project: Annotated[str, Field(pattern=PROJECT), AfterValidator(_project)] = Field(
+        default="finetuning", description="project (Trackio) or experiment (MLflow) of the run"
+    )
+    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(
+        default=None,
+        description="name of the run there, before its id; null: `run_name`",
+    )
+    mlflow_uri: Annotated[Name, AfterValidator(_store)] | None = Field(
+        default=None,
+        description=(
+            "address of MLflow's server or database; null: `MLFLOW_TRACKING_URI`, else "
+            "`mlflow.db` in the folder of the run directory"
+        ),
+    )

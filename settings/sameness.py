@@ -18,6 +18,7 @@ CHANGEABLE_ON_RESUME = (
     "evalops_budget_file",
     "evalops_environment",
     "evaluation.concurrency",
+    "tracking",
 )
 # Settings that are younger than some runs: where one is not used, it is as if it were not there.
 ADDED_SINCE = {

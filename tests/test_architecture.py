@@ -62,7 +62,7 @@ NUM_FILES = {
     "loop.reports": 12,
     "loop.rounds": 16,
     "loop.run_page": 23,
-    "loop.tracking": 2,
+    "loop.tracking": 12,
     "pages": 10,
     "rows": 20,
     "scores": 12,
@@ -252,7 +252,7 @@ def test_broad_excepts_stand_only_at_the_boundaries() -> None:
         "boundary.py",
         "inspect_tasks.py",
         *["own_graders.py"] * 2,
-        "page.py",
+        "telling.py",
         "trainer_with_eval.py",
         *["worker.py"] * 3,
     ]

@@ -41,7 +41,7 @@ LIMIT_S = 60  # for one config; most take some milliseconds, the first one impor
 MODEL = "model"  # stands for the model directory
 
 KEYS = tuple(setting.key for setting in describe_settings())
-GROUPS = ("data", "evaluation", "gate", "budget", "mining")
+GROUPS = ("data", "evaluation", "gate", "budget", "mining", "tracking")
 NUMBER_KEYS = (
     *("seed", "lora_rank", "learning_rate", "lr_decay", "min_lr", "warmup_steps", "weight_decay"),
     *("max_steps", "batch_size", "steps_per_round", "num_epochs", "max_seq_length"),
@@ -443,6 +443,10 @@ def odd_rest(rng: random.Random, config: dict[str, Any]) -> None:
             ("mining.strategy", ("uniform", "topics", "similar", "loss", "hybrid", "x")),
             ("budget.prices", (prices, {}, None, "pool.jsonl", "gone.json", "/dev/zero", "")),
             ("budget.usd", (1, 1e-320, 1e308)),
+            ("tracking.trackers", ([], ["trackio", "trackio"], ["wandb"], "mlflow", None)),
+            ("tracking.project", (*TEXTS, "a" * 65, "registry-a", "a_system", "a/b")),
+            ("tracking.run_name", (*TEXTS, None, "a" * 65)),
+            ("tracking.mlflow_uri", (*texts, None, "mlruns", "http://a:b@c", "http://a?token=b")),
         ),
         k=3,
     ):

@@ -17,6 +17,7 @@ from typing import Any
 import hyperparam_utils
 from config_schema import LoadedConfig, TrainingConfig
 from errors import ConfigError
+from ledger.run_directory import CONFIG as RUN_CONFIG
 
 
 def find_model_dir(loaded: LoadedConfig) -> Path | None:
@@ -66,6 +67,12 @@ def _model_dir(loaded: LoadedConfig, key: str, name: str) -> Path | None:
                 "Give a Hugging Face model directory, or the name of a hub model."
             )
         if is_directory:
+            if (candidate / RUN_CONFIG).is_file():
+                raise ConfigError(
+                    f"{loaded.file}: {key} names the directory {candidate}, which is that of a run "
+                    "and no model. Name the model that it was made from; to train on from a run's "
+                    "weights set start_from to it."
+                )
             if not (candidate / "config.json").is_file():
                 raise ConfigError(
                     f"{loaded.file}: {key} names the directory {candidate}, which holds no "

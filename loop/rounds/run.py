@@ -15,6 +15,7 @@ from loop.rounds.deliverer import Deliverer
 from loop.rounds.sharing import Sharing
 from loop.rounds.signals import Suspicions, Topics, topics_of
 from loop.run_page.page import keep_page
+from loop.tracking.following import Following
 from scores.decision import Champion
 from scores.limits import Budget
 from scores.results import EvalResult
@@ -45,6 +46,7 @@ class Beside(NamedTuple):
     limits: Budget | None = None
     alert: Alert = ignore_alert
     sharing: Sharing | None = None  # None: with no other run
+    tracking: Following | None = None  # None: with no other run
     leaves_after: LeavesAfter = never  # rounds after which the run is left, to be gone on with
 
 

@@ -27,6 +27,7 @@ from ledger.records import Batch, Checkpoint
 from loop.rounds.keeping import CARE_LIMIT_S, delete_checkpoint, expiry, ttl_seconds
 from loop.rounds.run import Run
 from loop.rounds.session import naming_what_is_gone
+from loop.tracking.playground import write_for_playground
 from scores.decision import Decision
 from scores.diagnosis import divergence
 from services.faults import said_by
@@ -279,6 +280,8 @@ async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
         )
     )
     run.parent = state.path
+    if sampler is not None:
+        write_for_playground(run.store)
 
 
 async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> None:

@@ -34,9 +34,10 @@ from ledger.run_directory import is_absent_or_empty
 from loop.planning.models import find_model_dir
 from loop.planning.plan import Plan
 from loop.rounds.finishing import ask_test_of_winner
-from loop.rounds.run import LeavesAfter
+from loop.rounds.run import Beside, LeavesAfter
 from loop.rounds.session import connected, hosting, refuse_unfit_path, serve
 from loop.rounds.sharing import Sharing
+from loop.tracking.following import Following, tracked
 from services.keys import Keys
 from services.place import ServiceChoice
 from studies.work.screen import Screen, TrialProgress
@@ -55,6 +56,7 @@ class Floor:
     is_local: bool  # whatever keys or addresses are set
     num_parallel: int = 1
     sharing: Sharing = field(default_factory=Sharing)
+    tracking: Following = field(default_factory=Following)
     embedded_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _service: Service | None = None
@@ -88,8 +90,14 @@ class Floor:
         if self.sharing.is_stopping:
             raise Interrupted("Interrupted before the next trial.")
 
+    def beside(self, own: Beside) -> Beside:
+        """What goes on beside a trial of its own, with what trials share."""
+        return own._replace(sharing=self.sharing, tracking=self.tracking)
+
     def close(self) -> None:
         self._opened.close()
+        for line in self.tracking.finish():
+            self.screen.line(line)
 
 
 class TrialPlace(NamedTuple):
@@ -131,7 +139,7 @@ async def train_trial(
         async with floor.service_for(choice, plan, progress) as service:
             await refuse_unfit_path(settings.start, plan, choice.base_url, session.keys)
             store, place = take_up(settings, plan, choice, service, session)
-            beside = beside._replace(sharing=floor.sharing, leaves_after=leaves_after)
+            beside = floor.beside(beside)._replace(leaves_after=leaves_after)
             await trainer_with_eval.train_on_service(plan, store, progress, place, beside)
             session.is_running = False
 
@@ -146,7 +154,8 @@ async def ask_sealed_test(trial: TrialPlace, floor: Floor, session: Session, rou
             store, place = take_up(settings, plan, choice, service, session)
             async with connected(plan, store, progress, place) as run:
                 run.sharing = floor.sharing
-                await ask_test_of_winner(run, round_no)
+                async with tracked(store, plan.config, progress.line, floor.tracking):
+                    await ask_test_of_winner(run, round_no)
             session.is_running = False
 
 
@@ -176,9 +185,8 @@ async def measure_arm(
             serve_as_named(service, plan, subjects)
             await refuse_unknown_paths(subjects, settled.choice, plan.config, session.keys)
             store, place = take_up_evaluation(settings, settled, service, session, subjects)
-            results = await evaluate_on_service(
-                plan, store, progress, place, subjects, floor.sharing
-            )
+            beside = floor.beside(Beside())
+            results = await evaluate_on_service(plan, store, progress, place, subjects, beside)
             conclude(store, subjects, results, settled)
             session.is_running = False
 
