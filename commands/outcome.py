@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from commands.boundary import Session, alert
 from config_schema import TrainingConfig
@@ -85,59 +86,86 @@ def report_end(
 ) -> int:
     """Print the outcome to stdout; returns the exit code."""
     from loop.planning.plan import gate_of
-    from loop.reports.rounds_table import rounds_of, rounds_table
-    from loop.reports.run_report import stayed_sealed
     from loop.reports.what_next import what_next
-    from loop.run_page.page import PAGE
-    from scores.wording import score_and_n
 
-    best, baseline, test = store.result(decision.best_round), store.result(0), store.test_result()
-    checkpoint = store.checkpoint(decision.best_round)
-    assert best is not None and baseline is not None and checkpoint is not None
-    has_test = bool(store.settled_config()["config"]["evaluation"].get("test_tasks"))
-    is_sealed = has_test and store.test_opened() is None
     config = ending.config
     steps = what_next(store, gate_of(config), config.model_dump(mode="json"), decision)
     if args.json:
-        outcome = {
-            "action": decision.action,
-            "sentence": decision.sentence,
-            "scores": {str(number): score for number, score in store.scores().items()},
-            "best_round": decision.best_round,
-            "best_sampler_path": checkpoint.sampler_path,
-            "best_state_path": checkpoint.state_path,
-            "baseline": baseline.score,
-            "test_score": None if test is None else test.score,
-            "test_stayed_sealed": is_sealed,
-            "tokens": store.usage()._asdict(),
-            "cost_usd": ending.cost_usd,
-            "next_steps": steps,
-            "run_dir": str(store.run_dir),
-            "page": str(store.run_dir / PAGE) if (store.run_dir / PAGE).is_file() else None,
-        }
-        say(json.dumps(outcome, indent=1))
+        say(json.dumps(_outcome(store, decision, ending, steps), indent=1))
     else:
-        say("\n".join(rounds_table(rounds_of(store), width_of(sys.stdout) or USUAL_WIDTH)))
-        tell(decision.sentence)
-        tell(
-            f"Best checkpoint: round {decision.best_round}, score {score_and_n(best)}, "
-            f"baseline {baseline.score:.4f}"
-        )
-        if max(score for number, score in store.scores().items() if number > 0) <= baseline.score:
-            tell(f"No round scored above {store.baseline_name}.")
-        if test is not None:
-            tell(f"Sealed test: score {score_and_n(test)}")
-        elif is_sealed:
-            tell(f"{stayed_sealed(config.evaluation.test_on)}.")
-        tell(f"  {checkpoint.sampler_path}")
-        tell(f"Report: {store.run_dir / 'eval_report.md'}")
-        if (store.run_dir / PAGE).is_file():
-            tell(f"Page: {store.run_dir / PAGE}")
-        tell(f"Run directory: {store.run_dir}")
-        if steps:
-            say("What to try next:")
-            for step in steps:
-                tell(f"  - {step}")
+        _tell_outcome(store, decision, config, steps)
     verdict = store.limits_verdict(decision.best_round)
     is_within_limits = verdict is None or not verdict["fails"]
     return 3 if args.gate and not (decision.action == "stop_passed" and is_within_limits) else 0
+
+
+def _is_sealed(store: RunStore) -> bool:
+    """Whether there is a sealed test that nobody has opened."""
+    has_test = bool(store.settled_config()["config"]["evaluation"].get("test_tasks"))
+    return has_test and store.test_opened() is None
+
+
+def _page(store: RunStore) -> Path | None:
+    from loop.run_page.page import PAGE
+
+    page = store.run_dir / PAGE
+    return page if page.is_file() else None
+
+
+def _outcome(
+    store: RunStore, decision: Decision, ending: Ending, steps: list[str]
+) -> dict[str, Any]:
+    """The outcome for programs."""
+    baseline, test = store.result(0), store.test_result()
+    checkpoint, page = store.checkpoint(decision.best_round), _page(store)
+    assert baseline is not None and checkpoint is not None
+    return {
+        "action": decision.action,
+        "sentence": decision.sentence,
+        "scores": {str(number): score for number, score in store.scores().items()},
+        "best_round": decision.best_round,
+        "best_sampler_path": checkpoint.sampler_path,
+        "best_state_path": checkpoint.state_path,
+        "baseline": baseline.score,
+        "test_score": None if test is None else test.score,
+        "test_stayed_sealed": _is_sealed(store),
+        "tokens": store.usage()._asdict(),
+        "cost_usd": ending.cost_usd,
+        "next_steps": steps,
+        "run_dir": str(store.run_dir),
+        "page": None if page is None else str(page),
+    }
+
+
+def _tell_outcome(
+    store: RunStore, decision: Decision, config: TrainingConfig, steps: list[str]
+) -> None:
+    """The outcome for people: the rounds as a table, the verdict, where everything is."""
+    from loop.reports.rounds_table import rounds_of, rounds_table
+    from loop.reports.run_report import stayed_sealed
+    from scores.wording import score_and_n
+
+    best, baseline, test = store.result(decision.best_round), store.result(0), store.test_result()
+    checkpoint, page = store.checkpoint(decision.best_round), _page(store)
+    assert best is not None and baseline is not None and checkpoint is not None
+    say("\n".join(rounds_table(rounds_of(store), width_of(sys.stdout) or USUAL_WIDTH)))
+    tell(decision.sentence)
+    tell(
+        f"Best checkpoint: round {decision.best_round}, score {score_and_n(best)}, "
+        f"baseline {baseline.score:.4f}"
+    )
+    if max(score for number, score in store.scores().items() if number > 0) <= baseline.score:
+        tell(f"No round scored above {store.baseline_name}.")
+    if test is not None:
+        tell(f"Sealed test: score {score_and_n(test)}")
+    elif _is_sealed(store):
+        tell(f"{stayed_sealed(config.evaluation.test_on)}.")
+    tell(f"  {checkpoint.sampler_path}")
+    tell(f"Report: {store.run_dir / 'eval_report.md'}")
+    if page is not None:
+        tell(f"Page: {page}")
+    tell(f"Run directory: {store.run_dir}")
+    if steps:
+        say("What to try next:")
+        for step in steps:
+            tell(f"  - {step}")
