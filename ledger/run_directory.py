@@ -352,7 +352,7 @@ def _refuse_unwritable_name(run_dir: Path) -> None:
         os.path.abspath(run_dir).encode()
     except UnicodeEncodeError:
         raise RunStoreError(
-            f"{run_dir}: the name of this directory, or of one above it, is not UTF-8, so the run's "
+            f"{run_dir}: the name of this directory, or of one above it, is not UTF-8, so its "
             "files could not name it. Choose another --run-dir."
         ) from None
 
