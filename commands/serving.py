@@ -249,6 +249,10 @@ class Guard:
         origins = {f"http://{host}" for host in self._hosts}
         if not origins.issuperset(headers.getlist("origin")):
             return PlainTextResponse("Pages from elsewhere may not ask here.\n", 403)
+        # Of a link elsewhere it may be followed; nothing here is a part of another page.
+        is_elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if is_elsewhere and headers.get("sec-fetch-mode") != "navigate":
+            return PlainTextResponse("Pages from elsewhere may not ask here.\n", 403)
         if scope["method"] not in ("GET", "HEAD"):
             allow = {"allow": "GET, HEAD"}
             return PlainTextResponse("Nothing can be changed here.\n", 405, allow)

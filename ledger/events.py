@@ -106,10 +106,12 @@ class _Measured(_OfRound):
     file: OwnFile
     num_samples: Count = 0
     latency_ms: Measure | None = None
+    digests: dict[str, str] = {}  # of each task; versions before had none
 
 
 class _Evaluated(_OfRound):
     score: Share
+    interval: Annotated[list[Measure], Field(min_length=2, max_length=2)] | None = None
     file: OwnFile
 
 

@@ -130,7 +130,7 @@ class LedgerWatch:
             loss=None if self._step is None else self._step["nll"],
             scores={number: event["score"] for number, event in sorted(evaluated.items())},
             best_round=best_round,
-            best=None if best_event is None else self._head(best_event["file"]),
+            best=None if best_event is None else self._head(best_event),
             num_decided=len({event["round"] for event in decided}),
             sentence=decided[-1]["sentence"] if decided else None,
             num_tokens=self._num_tokens,
@@ -220,14 +220,18 @@ class LedgerWatch:
             self._kept.append(event)
         self._num_tokens += event.get("num_prompt_tokens", 0) + event.get("num_sampled_tokens", 0)
 
-    def _head(self, file: str) -> Head | None:
+    def _head(self, event: Event) -> Head | None:
+        """Of a file that says another score than the ledger nothing is believed."""
+        file = event["file"]
         stamp = _stamp_of(self.run_dir / file)
         held = self._heads.get(file)
         if held is None or held[0] != stamp:
             if stamp is None:
                 return None
             held = self._heads[file] = stamp, head_of(self.run_dir / file)
-        return held[1]
+        head = held[1]
+        is_same = head is not None and head.score == event["score"]
+        return head if is_same else Head(event["score"], None, event.get("n") or 0)
 
 
 def head_of(path: Path) -> Head | None:

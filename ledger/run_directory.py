@@ -114,6 +114,7 @@ class RunDirectory:
     @classmethod
     def create(cls, run_dir: Path, resolved: dict[str, Any]) -> Self:
         """Start a run in a new or empty directory. Raises `RunStoreError` when it is not empty."""
+        _refuse_unwritable_name(run_dir)
         try:
             if not is_absent_or_empty(run_dir):
                 raise RunStoreError(
@@ -343,6 +344,17 @@ class RunDirectory:
                 f"{self.run_dir / name}: cannot be read: {error}. The run cannot be resumed "
                 "without it."
             ) from None
+
+
+def _refuse_unwritable_name(run_dir: Path) -> None:
+    """Raise `RunStoreError` for bytes that are no text: a run's files name where it began."""
+    try:
+        os.path.abspath(run_dir).encode()
+    except UnicodeEncodeError:
+        raise RunStoreError(
+            f"{run_dir}: the name of this directory, or of one above it, is not UTF-8, so its "
+            "files could not name it. Choose another --run-dir."
+        ) from None
 
 
 def new_run_dir(parent: Path, name: str) -> Path:

@@ -46,7 +46,7 @@ from ledger.records import (
     shown_from_json,
 )
 from ledger.run_directory import CONFIG, LEDGER, RUN_ID, Event
-from ledger.weights import SavedWeightsRecords
+from ledger.sealing import SealedEvaluations, digests_of
 from rows.examples import DroppedRow
 from rows.places import DROPPED, SIMILAR, row_lines
 from scores.decision import Decision
@@ -60,7 +60,7 @@ TEST_FILE = "evals/test.json"
 MANIFEST = "data_manifest.json"
 
 
-class RunStore(SavedWeightsRecords):
+class RunStore(SealedEvaluations):
     """One run directory. What was recorded is found by round, so that nothing is done twice."""
 
     def settled_config(self) -> dict[str, Any]:
@@ -192,6 +192,7 @@ class RunStore(SavedWeightsRecords):
             step=step,
             tasks=sorted(taken.names),
             file=name,
+            digests=digests_of(taken),
             taken_from=os.path.relpath(source.run_dir, self.run_dir),
             taken_from_run=source.run_id,
         )
@@ -258,6 +259,7 @@ class RunStore(SavedWeightsRecords):
             num_samples=len(samples) + sum(loss.n for loss in measured.held_out),
             latency_ms=None if latency_ms is None else round(latency_ms, 3),
             file=file,
+            digests=digests_of(measured),
         )
 
     def _append_result(self, event_type: str, result: EvalResult, step: int, file: str) -> None:
@@ -267,6 +269,7 @@ class RunStore(SavedWeightsRecords):
             step=step,
             score=result.score,
             stderr=result.stderr,
+            interval=result.interval,
             n=result.n,
             num_truncated=result.num_truncated,
             num_malformed=result.num_malformed,

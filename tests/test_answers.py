@@ -191,7 +191,9 @@ def test_only_what_is_new_or_changed_is_made_again(run_dir: Path) -> None:
         lambda text: text.replace("\n", "\n</script>"),
         lambda text: text + "more\n",
         lambda text: "0" + text,
-        lambda text: text.partition("\n")[0] + "\n" + "A" * 3 * PART_CHARS,
+        lambda text: text.replace("\n", "\n0", 1),
+        lambda text: text.rpartition("\n")[0].rpartition("\n")[0] + f"\n{encoded(Measured())}\n",
+        lambda text: text.rpartition("\n")[0] + "A" * 3 * PART_CHARS,
         lambda text: "\u2028\x00",
     ],
 )
@@ -201,7 +203,8 @@ def test_a_kept_part_that_is_no_part_is_made_again(run_dir: Path, spoil: Any) ->
     place.write_text(spoil(whole))
     store = RunStore.open(run_dir, to_resume=True)
     part = data_of(store)["answers-1"]
-    assert f"{whole.partition(chr(10))[0]}\n{part}\n" == whole == place.read_text()
+    assert part == whole.splitlines()[-1]
+    assert place.read_text() == whole
     store.close()
 
 
@@ -312,7 +315,7 @@ def test_the_page_runs_its_own_script_alone(made: Path) -> None:
     assert [given for given in page.named("script") if "type" not in given] == [{}]
     kept = {given["id"] for given in page.named("script") if given.get("type") == "text/plain"}
     assert kept == {one.part_id for one in behaviour.parts}
-    assert "alert(1)" not in text
+    assert not [inside for inside in page.text_of("script") if "alert(1)" in inside]
 
 
 def test_a_round_that_was_trained_again_has_its_own_part(run_dir: Path) -> None:

@@ -56,7 +56,7 @@ NUM_FILES = {
     "commands": 16,
     "evaluation": 13,
     "grading": 15,
-    "ledger": 10,
+    "ledger": 11,
     "loop.plan_page": 14,
     "loop.planning": 17,
     "loop.reports": 12,

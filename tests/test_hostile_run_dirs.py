@@ -435,7 +435,7 @@ def test_what_no_run_writes_is_refused(
 
 def test_results_and_selections_of_other_rows_are_refused(runs: Runs, command: Command) -> None:
     for name, change_it, why in (
-        ("evals/round_01.json", lambda d: d["tasks"][0]["samples"].pop(), "not of the samples"),
+        ("evals/round_01.json", lambda d: d["tasks"][0]["samples"].pop(), "its answers come to"),
         ("evals/round_00.json", lambda d: d["tasks"].clear(), "no task enters the score"),
         ("selections/round_02.json", lambda d: d["picks"].pop(), "other rows or counts"),
         ("selections/round_02.json", lambda d: d.update(train_cursor=10**12), "other rows"),

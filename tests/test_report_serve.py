@@ -240,6 +240,11 @@ def test_the_policy_of_an_answer_is_the_pages_own(served: Served) -> None:
         ({"origin": "http://attacker.example"}, 403),
         ({"origin": "null"}, 403),
         ({"origin": ""}, 403),
+        ({"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}, 200),
+        ({"sec-fetch-site": "none", "sec-fetch-mode": "navigate"}, 200),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 200),  # a link elsewhere
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),  # an image elsewhere
+        ({"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"}, 403),  # of another port
     ],
 )
 def test_only_its_own_pages_may_ask(served: Served, headers: dict[str, str], status: int) -> None:

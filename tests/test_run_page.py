@@ -122,6 +122,11 @@ def test_the_page_after_a_round_tells_of_what_there_is(real: Real) -> None:
     assert SECRET not in real.pages[0] + real.pages[1]
 
 
+def test_what_is_long_stands_last(real: Real) -> None:
+    for page in real.pages:
+        assert re.findall(r'<h2 id="([^"]*)"', page)[-2:] == ["environment", "answers"]
+
+
 def test_scores_are_those_of_the_evaluations(real: Real) -> None:
     rows = Tables(real.pages[1]).named("Scores")
     names = ["round_00", "round_01", "round_02", "test"]

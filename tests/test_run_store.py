@@ -1,6 +1,7 @@
 """The ledger: torn lines, superseded steps, refusals, and what a resumed run finds."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def test_a_directory_in_use_is_refused_and_a_foreign_one_too(tmp_path: Path) -> 
         RunStoreError, match=r"not a run directory, it has no config\.resolved\.json"
     ):
         RunStore.open(tmp_path)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    for run_dir in (tmp_path / os.fsdecode(b"r\xff"), tmp_path / os.fsdecode(b"\xff") / "r"):
+        with pytest.raises(RunStoreError, match="is not UTF-8"):
+            started(run_dir)
+        assert not run_dir.exists()
 
 
 def test_everything_recorded_is_found_again_by_a_later_process(tmp_path: Path) -> None:

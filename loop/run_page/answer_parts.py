@@ -1,6 +1,7 @@
 """Each round's answers as a part of the page: JSON, gzip, base64; made once and kept in the run.
 
-    report_parts/round_02.txt    what the part was made from (a sha256), and the part, a line each
+    report_parts/round_02.txt    what the part was made from (a sha256), a sha256 of that with the
+                                 part, and the part, a line each
 
 A part has a budget. Over it the longest texts are cut, then samples are left out; both is written
 in the part, and the page says it. What belongs to a part and when is `answers`' to know.
@@ -49,7 +50,7 @@ def part_of(store: RunStore, source: Source) -> str:
         return kept
     made = encoded(store.measured(source.number))
     if key is not None and store.is_held:
-        store.write_text(place, f"{key}\n{made}\n")
+        store.write_text(place, f"{key}\n{_seal(key, made)}\n{made}\n")
     return made
 
 
@@ -63,15 +64,22 @@ def _key(path: Path, tasks: Iterable[str]) -> str | None:
     return hashlib.sha256(made_by.encode() + content).hexdigest()
 
 
+def _seal(key: str, part: str) -> str:
+    """What tells that a kept part is the one that was made."""
+    return hashlib.sha256(f"{key}\n{part}".encode()).hexdigest()
+
+
 def _kept(path: Path, key: str | None) -> str | None:
     """A part that was kept under this key; anything else in its place is as good as none."""
     try:
         if key is None or path.stat().st_size > 2 * PART_CHARS:
             return None
-        found, _, part = path.read_text(encoding="ascii").rstrip("\n").partition("\n")
+        lines = path.read_text(encoding="ascii").split("\n")
     except (OSError, ValueError):
         return None
-    return part if found == key and _BASE64.fullmatch(part) else None
+    if len(lines) != 4 or lines[0] != key or lines[1] != _seal(key, lines[2]):
+        return None
+    return lines[2] if _BASE64.fullmatch(lines[2]) else None
 
 
 # --- making one -----------------------------------------------------------------------------------

@@ -66,7 +66,6 @@ def _of_run(view: Viewed, answers: Section) -> Iterator[Block]:
     todo = next_section(view)
     yield Beside([score_figure(view)], [todo]) if view.store.results() else todo
     yield rounds_section(view)
-    yield answers
     yield tasks_section(view)
     yield topics_section(view)
     yield curves_section(view)
@@ -76,12 +75,13 @@ def _of_run(view: Viewed, answers: Section) -> Iterator[Block]:
     yield sealed_section(view, sealed_text(view))
     yield usage_section(view)
     yield environment_section(view)
+    yield answers  # the last: it is long, and would push away whatever followed
 
 
 def _of_evaluation(view: Viewed, answers: Section) -> Iterator[Block]:
     yield from lead_of_evaluation(view)
     yield from checkpoints_sections(view)
-    yield answers
     yield data_section(view)
     yield usage_section(view)
     yield environment_section(view)
+    yield answers  # the last: it is long, and would push away whatever followed

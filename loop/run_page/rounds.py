@@ -71,8 +71,8 @@ def _scores_table(results: Sequence[EvalResult], test: EvalResult | None) -> Tab
 
 
 FLAWS = (
-    "Truncated answers were cut off at their longest length, malformed ones had no readable form, "
-    "and failed ones left none; all of them are in n."
+    "n counts questions, what follows answers: truncated ones were cut off at their longest "
+    "length, malformed ones had no readable form, and failed ones left none; all are in the score."
 )
 SCORE_COLUMNS = (
     Column("score", True),

@@ -15,6 +15,7 @@
   const label = made("label", "", "Show runs with ");
   const filter = made("input", "", "");
   filter.type = "search";
+  filter.name = "runs-find";
   label.append(filter);
   const count = made("p", "", "");
   count.setAttribute("role", "status");
@@ -52,6 +53,7 @@
     const link = row.querySelector("a");
     const box = made("input", "", "");
     box.type = "checkbox";
+    box.name = "runs-chosen";
     box.autocomplete = "off";
     box.setAttribute("aria-label", "compare " + link.textContent);
     const id = decodeURIComponent(new URL(link.href).pathname).replace(/^\/run\/|\/$/g, "");

@@ -248,6 +248,9 @@ def _step_of(event: dict[str, Any]) -> int:
 
 
 def _head(store: RunStore, event: dict[str, Any]) -> Head:
-    """A round's score with its interval, which the ledger has not."""
+    """A round's score with its interval, which older ledgers have not. Raises `RunStoreError` for
+    a file that has been changed since."""
     found = head_of(store.run_dir / event["file"])
+    if found is None or found.score != event["score"]:
+        store.result(event["round"])  # which says what is wrong with it
     return found or Head(event["score"], None, event.get("n") or 0)
