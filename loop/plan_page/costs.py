@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from loop.plan_page.view import Part, Planned
 from loop.planning.tokens import RunTokens, describe_tokens, tokens_of
-from loop.reports.lines import seconds_text
+from loop.reports.lines import money, seconds_text
 from pages.document import Block, Column, Table
 from settings.groups import ModelPrices
 
@@ -136,7 +136,7 @@ def _price_lines(view: Planned, tokens: RunTokens, dollars: Dollars | None) -> I
     if config.budget.usd is not None and dollars.total > config.budget.usd:
         yield (
             f"warning: the run may come to more than budget.usd {config.budget.usd:g} allows, and "
-            "then ends after the round in which it does"
+            "then ends after the round from which one more, like the dearest so far, would exceed it"
         )
     if config.evaluation.grader_model is not None:
         yield "price: what the grader reads and says is not in it"
@@ -148,13 +148,6 @@ def _why_no_price(view: Planned) -> str:
     if _prices_of(view) is None:
         return "budget.prices has no entry for base_model"
     return "the prices in budget.prices come to more than a number holds"
-
-
-def money(dollars: float) -> str:
-    """Dollars to the cent, and what is less than one not as nothing."""
-    if 0 < dollars < 0.01:
-        return f"${dollars:.1g}"
-    return f"${dollars:,.2f}" if dollars < 1e9 else f"${dollars:.3g}"
 
 
 def _price_table(tokens: RunTokens, prices: ModelPrices, dollars: Dollars) -> Table:

@@ -13,6 +13,7 @@ from loop.planning.inputs import counted
 from loop.planning.page import describe_evaluation
 from pages.document import Block, Column, Table
 from scores.power import questions_needed, smallest_difference
+from scores.resolution import effective_n
 from scores.results import Role
 from settings.groups import EvaluationSettings
 
@@ -115,7 +116,7 @@ def suite_part(view: Planned) -> Part:
         "rule": view.config.gate.rule,
         "num_scored_questions": num_questions,
         "num_scored_clusters": num_clusters,
-        "smallest_difference": smallest_difference(num_clusters, threshold)
+        "smallest_difference": smallest_difference(effective_n(inputs.scored_sizes), threshold)
         if 0 < threshold < 1
         else None,
         "questions_needed": [

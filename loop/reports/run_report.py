@@ -12,6 +12,7 @@ from typing import Any
 from errors import one_line
 from ledger.records import Checkpoint
 from ledger.store import RunStore
+from loop.reports.lines import money
 from loop.reports.what_next import what_next
 from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
 from scores.decision import Decision, Gate, broken_guard, flaw_warning, is_below_baseline
@@ -311,7 +312,7 @@ def _description(
     yield (
         f"- Used: {usage.train_tokens:,} tokens trained, {usage.prompt_tokens:,} read and "
         f"{usage.sampled_tokens:,} sampled in evaluations, {usage.minutes:.1f} minutes"
-        + ("." if cost_usd is None else f", ${cost_usd:,.2f} by the prices in the settings.")
+        + ("." if cost_usd is None else f", {money(cost_usd)} by the prices in the settings.")
     )
 
 

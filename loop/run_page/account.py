@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from ledger.records import Usage
 from loop.reports.console import PROGRAM, command_for
+from loop.reports.lines import money
 from loop.run_page.viewed import Viewed
 from pages.document import (
     Block,
@@ -26,6 +27,7 @@ from pages.document import (
 )
 from scores.wording import interval_text
 
+PLACES = 4  # of dollars
 MOST_OPEN = 12  # rounds, from which a table is folded
 MOST_LOGS = 30  # the newest ones
 FILES = (
@@ -67,7 +69,7 @@ def usage_section(view: Viewed) -> Section:
         Paragraph(
             "Without budget.prices in the settings no cost is known."
             if view.cost_usd is None
-            else f"${view.cost_usd:,.4f} in all, by the prices in the settings (budget.prices)."
+            else f"{money(view.cost_usd, PLACES)} in all, by the prices in the settings (budget.prices)."
         ),
     ]
     return Section("Tokens and cost", blocks, anchor="usage")
@@ -88,7 +90,7 @@ def _less(one: Usage, other: Usage) -> Usage:
 def _cells(view: Viewed, used: Usage) -> list[str]:
     cost = view.cost_of(used)
     tokens = (used.train_tokens, used.prompt_tokens, used.sampled_tokens)
-    dollars = "not known" if cost is None else f"{cost:,.4f}"
+    dollars = "not known" if cost is None else money(cost, PLACES).removeprefix("$")
     return [*(f"{number:,}" for number in tokens), f"{used.minutes:.2f}", dollars]
 
 

@@ -19,7 +19,7 @@ from pages.document import Block, Bullets, Code, Lead, Link, Links, Paragraph, S
 from pages.document import Verdict as Shown
 from scores.decision import Decision, is_below_baseline, judge
 from scores.results import EvalResult
-from scores.wording import interval_text, score_text
+from scores.wording import beside, interval_text, score_text
 
 DETAIL_CHARS = 600
 RULES = {
@@ -60,8 +60,9 @@ def _verdict(
         below = f" It scores below what the run began with ({baseline.score:.4f})."
     sealed = sealed_text(view)
     if decision.action == "stop_passed":
+        score, threshold = beside(best.score, view.gate.threshold, is_met=True)
         by = (
-            f"{score_text(best)} reaches the {view.gate.threshold:g} that was asked for"
+            f"{score} {interval_text(best.interval)} reaches the {threshold} that was asked for"
             if view.gate.rule == "mean"
             else f"{verdict.numbers}"
         )
@@ -94,7 +95,7 @@ def sealed_text(view: Viewed) -> str:
     """What the sealed test said, or why it has said nothing."""
     store, evaluation = view.store, view.config["evaluation"]
     if (test := store.test_result()) is not None:
-        return f"the sealed test, asked once, gave {score_text(test)} on {test.n:,}"
+        return f"the sealed test, {_asked(test)}, gave {score_text(test)} on {test.n:,}"
     if store.test_opened() is not None:
         return "the sealed test was opened and its result is not complete"
     if not evaluation["test_tasks"]:
@@ -102,6 +103,12 @@ def sealed_text(view: Viewed) -> str:
     if standing_of(store).kind != "finished":
         return "the sealed test has not been asked"
     return stayed_sealed(evaluation["test_on"]).replace("Sealed test: it", "the sealed test", 1)
+
+
+def _asked(test: EvalResult) -> str:
+    """How often each question of the sealed test was asked, which was opened once."""
+    repeats = max(task.num_repeats for task in test.tasks)
+    return "asked once" if repeats == 1 else f"opened once, each asked {repeats} times"
 
 
 def standing_text(view: Viewed, standing: Standing) -> str:
@@ -133,7 +140,7 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     tiles.append(Tile("threshold", f"{gate.threshold:g}", RULES[gate.rule]))
     test = store.test_result()
     if test is not None:
-        tiles.append(_score_tile("sealed test", test, "new ones, asked once"))
+        tiles.append(_score_tile("sealed test", test, f"new ones, {_asked(test)}"))
     else:
         text = sealed_text(view)
         shut = view.config["evaluation"]["test_tasks"]
