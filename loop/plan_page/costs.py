@@ -128,8 +128,8 @@ def _price_lines(view: Planned, tokens: RunTokens, dollars: Dollars | None) -> I
         return
     source = "" if table.source is None else f", {table.source}"
     yield (
-        f"price at most: {money(dollars.total)} ({money(dollars.train)} trained, "
-        f"{money(dollars.prefill)} read, {money(dollars.sample)} sampled), about "
+        f"price at most: about {money(dollars.total)} ({money(dollars.train)} trained, "
+        f"{money(dollars.prefill)} read, {money(dollars.sample)} sampled), "
         f"{money(dollars.total / _num_rounds(tokens))} a round, by the prices of "
         f"{table.as_of}{source}; what is read counts as not cached"
     )
@@ -169,5 +169,9 @@ def _price_table(tokens: RunTokens, prices: ModelPrices, dollars: Dollars) -> Ta
         Column("Dollars a million", True),
         Column("Dollars at most", True),
     ]
-    note = "No service says how many tokens it had cached, so all that is read counts in full."
+    note = (
+        "Trained are as many rows of mean length as the run takes; longer ones by chance come to a "
+        "little more. No service says how many tokens it had cached, so all that is read counts in "
+        "full."
+    )
     return Table("What the run costs at the most", columns, rows, note=note)

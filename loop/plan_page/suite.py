@@ -20,7 +20,7 @@ from settings.groups import EvaluationSettings
 SMALLER = (0.1, 0.05, 0.02)  # differences below the threshold that more questions would show
 POWER = (
     "Questions are counted as right or wrong and none of them alike, so that 8 of 10 tries find "
-    "the difference, at 1 false alarm in 20."
+    "the difference, at 1 false alarm in 20, by the normal distribution."
 )
 LAYERS = {1: "1, held-out loss", 2: "2, public benchmark", 3: "3, the application's own"}
 ROLES: Mapping[Role, str] = {"score": "decides", "guard": "guard", "report": "beside the score"}

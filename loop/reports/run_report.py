@@ -311,7 +311,7 @@ def _description(
     )
     yield (
         f"- Used: {usage.train_tokens:,} tokens trained, {usage.prompt_tokens:,} read and "
-        f"{usage.sampled_tokens:,} sampled in evaluations, {usage.minutes:.1f} minutes"
+        f"{usage.sampled_tokens:,} sampled, {usage.minutes:.1f} minutes"
         + ("." if cost_usd is None else f", {money(cost_usd)} by the prices in the settings.")
     )
 

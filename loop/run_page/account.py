@@ -48,7 +48,9 @@ def usage_section(view: Viewed) -> Section:
     store, total = view.store, view.store.usage()
     numbers = sorted({event["round"] for kind in USING for event in store.events(kind)})
     of_rounds = {number: store.usage(number) for number in numbers}
-    rows = [[str(number), *_cells(view, used)] for number, used in of_rounds.items()]
+    # Checkpoints are counted from 1 on the whole page, rounds from 0, which is the baseline.
+    first = 1 if store.is_evaluation else 0
+    rows = [[str(number + first), *_cells(view, used)] for number, used in of_rounds.items()]
     rest = total
     for used in of_rounds.values():
         rest = _less(rest, used)

@@ -322,7 +322,7 @@ def topics_section(sides: Sequence[Side]) -> Iterator[Section]:
             )
         rows.append([one_line(topic, TEXT_CHARS), *cells])
     is_folded = len(rows) > MAX_UNFOLDED
-    note = "The mean score, and of how many answers; a topic of few says little."
+    note = "The mean score, and of how many questions; a topic of few says little."
     table = Table("Score by topic", columns, rows, is_folded=is_folded, note=note)
     yield Section("Topics", [table], anchor="topics")
 
