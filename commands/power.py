@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from scores.results import EvalResult
 
 POWER = 0.8  # of finding a difference that is there: 8 of 10 tries
-NORMAL = (
-    "All by the normal distribution: exact tests ask for more, the more so where few answers are "
-    "right, wrong or change."
-)
+NORMAL = "By the normal distribution; exact tests ask for more, most so near 0 and 1."
 MIN_GAP = 1e-4  # closer scores no evaluation tells apart; they would take millions of questions
 WITH = ("power", "config", "overrides", "json", "verbose")
 

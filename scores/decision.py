@@ -317,7 +317,8 @@ def _end(
         if limit is not None and used + per_round > limit:
             return _End(
                 "stop_budget",
-                f"with {used:,.4g} of budget.{name} {limit:,.6g} used and {per_round:,.4g} needed "
+                f"with {_figure(used)} of budget.{name} {_figure(limit, 6)} used and "
+                f"{_figure(per_round)} needed "
                 "for another round like the dearest so far",
             )
     if gate.patience is not None:
@@ -325,6 +326,11 @@ def _end(
         if champion is not None and (still := _plateau(history, gate, champion)) is not None:
             return _End("stop_plateau", still)
     return None
+
+
+def _figure(value: float, digits: int = 4) -> str:
+    """To so many digits, and what has more before the point to all of those."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.{digits}g}"
 
 
 class Champion(NamedTuple):

@@ -136,7 +136,7 @@ def _price_lines(view: Planned, tokens: RunTokens, dollars: Dollars | None) -> I
     if config.budget.usd is not None and dollars.total > config.budget.usd:
         yield (
             f"warning: the run may come to more than budget.usd {config.budget.usd:g} allows, and "
-            "then ends after the round from which one more, like the dearest so far, would exceed it"
+            "then ends before a round that, like the dearest so far, would exceed it"
         )
     if config.evaluation.grader_model is not None:
         yield "price: what the grader reads and says is not in it"

@@ -116,6 +116,8 @@ def _recommendation(
     guard = broken_guard(best, baseline, gate)
     if guard is not None:
         yield f"- Warning: {guard}."
+    if not store.is_within_limits(best.round):
+        yield "- Warning: a limit of evalops_budget_file is violated."
     for task in best.tasks:
         before = baseline.task(task.name)
         if task.layer == 2 and before is not None:

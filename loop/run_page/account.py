@@ -71,7 +71,7 @@ def usage_section(view: Viewed) -> Section:
         Paragraph(
             "Without budget.prices in the settings no cost is known."
             if view.cost_usd is None
-            else f"{money(view.cost_usd, PLACES)} in all, by the prices in the settings (budget.prices)."
+            else f"{money(view.cost_usd, PLACES)} in all, by the settings' prices (budget.prices)."
         ),
     ]
     return Section("Tokens and cost", blocks, anchor="usage")

@@ -67,6 +67,11 @@ def _verdict(
             else f"{verdict.numbers}"
         )
         text = f"Round {best.round} passed: {by}, on {_questions(best)}; {sealed}.{below}{end}"
+        if not view.store.is_within_limits(best.round):
+            over = (
+                " But it violates a limit of evalops_budget_file, so it is not within its limits."
+            )
+            return Shown("Not within its limits.", f"{text}{over}", "bad")
         return Shown("Good enough.", text, "open" if below else "good")
     why = verdict.objection or verdict.numbers
     num_trained = num_trained_rounds(view)
@@ -172,7 +177,7 @@ def _next(view: Viewed) -> Iterator[Block]:
         yield Bullets(steps)
     checkpoint = store.checkpoint(decision.best_round)
     assert checkpoint is not None, "a run stops after a trained round"
-    is_passed = decision.action == "stop_passed"
+    is_passed = decision.action == "stop_passed" and store.is_within_limits(decision.best_round)
     what = "Use the weights" if is_passed else "The best weights so far"
     yield Paragraph(f"{what} of round {decision.best_round}: {checkpoint.sampler_path}")
     yield from _weights(view, checkpoint)
