@@ -16,7 +16,7 @@ from ledger.store import RunStore
 from loop.reports.lines import money
 from loop.reports.progress import steps_text
 from loop.reports.rounds_table import rounds_of
-from loop.reports.run_report import write_report
+from loop.reports.run_report import stayed_sealed, write_report
 from loop.run_page.page import page_of
 from loop.run_page.viewed import viewed
 from page_reading import Page, Tables
@@ -218,3 +218,20 @@ def test_a_gain_by_a_hair_is_seen_to_exceed_its_margin() -> None:
     shown, sign, margin = said.partition("at least ")[2].partition(" (")[0].split(" ", 2)
     holds = operator.gt if sign == ">" else operator.le
     assert holds(float(shown), float(margin.removeprefix("margin ")))
+
+
+def test_what_passed_below_its_start_is_not_called_good_enough(tmp_path: Path) -> None:
+    shape = Shape((0.5, 0.3), is_sealed=False, threshold=0.25)
+    store = records.begun(tmp_path / "run", shape)
+    records.rounds(store, shape)
+    store.append("run_finished", round=1, action="stop_passed")
+    page = page_in(store)
+    assert Page(page).text_of("strong") == ["Passed, but below its start."]
+    assert "Use the weights" not in page
+
+
+def test_a_test_that_was_not_come_to_is_not_said_to_be_kept_sealed(tmp_path: Path) -> None:
+    assert stayed_sealed("end") == "Sealed test: it has not been asked"
+    store = records.begun(tmp_path / "run")
+    records.rounds(store)
+    assert "evaluation.test_on is pass" not in page_in(store)

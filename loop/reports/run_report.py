@@ -30,6 +30,8 @@ GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
 
 def stayed_sealed(test_on: str) -> str:
     """Why a run that has stopped did not open its sealed test."""
+    if test_on == "end":  # what comes before it failed
+        return "Sealed test: it has not been asked"
     why = "the gate has not passed and evaluation.test_on is pass"
     if test_on == "winner":
         why = (

@@ -72,7 +72,9 @@ def _verdict(
                 " But it violates a limit of evalops_budget_file, so it is not within its limits."
             )
             return Shown("Not within its limits.", f"{text}{over}", "bad")
-        return Shown("Good enough.", text, "open" if below else "good")
+        if below:
+            return Shown("Passed, but below its start.", text, "open")
+        return Shown("Good enough.", text, "good")
     why = verdict.objection or verdict.numbers
     num_trained = num_trained_rounds(view)
     which = "the only trained round" if num_trained == 1 else f"the best of {num_trained} rounds"
@@ -134,9 +136,9 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     store, gate = view.store, view.gate
     tiles = []
     if best.round:
-        tiles.append(_score_tile(f"score of round {best.round}", best, "dev questions"))
+        tiles.append(_score_tile(f"score of round {best.round}", best, "dev question"))
     began_as = "before training" if store.origin is None else f"began with {store.baseline_name}"
-    tiles.append(_score_tile(began_as, baseline, "dev questions"))
+    tiles.append(_score_tile(began_as, baseline, "dev question"))
     if best.round:
         gain = gain_of(best, baseline)
         interval = "" if gain is None else interval_text(gain.interval, signed=True)
@@ -145,7 +147,7 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     tiles.append(Tile("threshold", f"{gate.threshold:g}", RULES[gate.rule]))
     test = store.test_result()
     if test is not None:
-        tiles.append(_score_tile("sealed test", test, f"new ones, {_asked(test)}"))
+        tiles.append(_score_tile("sealed test", test, "new one", f", {_asked(test)}"))
     else:
         text = sealed_text(view)
         shut = view.config["evaluation"]["test_tasks"]
@@ -153,9 +155,9 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     return Tiles(tiles)
 
 
-def _score_tile(label: str, result: EvalResult, note: str) -> Tile:
-    interval = interval_text(result.interval)
-    return Tile(label, f"{result.score:.4f}", f"{interval}, {result.n:,} {note}")
+def _score_tile(label: str, result: EvalResult, what: str, note: str = "") -> Tile:
+    interval, asked = interval_text(result.interval), f"{what}{'s' * (result.n != 1)}"
+    return Tile(label, f"{result.score:.4f}", f"{interval}, {result.n:,} {asked}{note}")
 
 
 def next_section(view: Viewed) -> Section:
@@ -177,7 +179,10 @@ def _next(view: Viewed) -> Iterator[Block]:
         yield Bullets(steps)
     checkpoint = store.checkpoint(decision.best_round)
     assert checkpoint is not None, "a run stops after a trained round"
-    is_passed = decision.action == "stop_passed" and store.is_within_limits(decision.best_round)
+    best, baseline = store.result(decision.best_round), store.result(0)
+    assert best is not None and baseline is not None, "a run stops after evaluations"
+    is_passed = decision.action == "stop_passed" and store.is_within_limits(best.round)
+    is_passed = is_passed and not is_below_baseline(best, baseline)
     what = "Use the weights" if is_passed else "The best weights so far"
     yield Paragraph(f"{what} of round {decision.best_round}: {checkpoint.sampler_path}")
     yield from _weights(view, checkpoint)
