@@ -82,7 +82,8 @@ def _newest(parent: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _asked(first: EvalResult) -> dict[str, str]:
-    return {name: task["sha256"] for name, task in first.protocol["tasks"].items()}
+    tasks = first.protocol.get("tasks", {})  # versions before did not record them
+    return {name: task["sha256"] for name, task in tasks.items()}
 
 
 def _speed_of(store: RunStore) -> Speed:
