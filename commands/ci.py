@@ -73,8 +73,7 @@ def summary_of_run(store: RunStore, decision: Decision, gate: Gate, name: str) -
     sentences = [decision.sentence]
     if (test := store.test_result()) is not None:
         sentences.append(f"Sealed test: score {score_text(test)}, n={test.n}.")
-    limits = store.limits_verdict(decision.best_round)
-    is_within = limits is None or not limits["fails"]
+    is_within = store.is_within_limits(decision.best_round)
     if not is_within:
         sentences.append("A limit of evalops_budget_file is violated.")
     if len(lines) < len(results):

@@ -90,7 +90,8 @@ def _planned(
     folders = [settings.loaded.directory, Path.cwd(), PROGRAM.parent, Path("~").expanduser()]
     folders += [] if inputs.model_dir is None else [inputs.model_dir.parent]
     if choice is not None and choice.kind == "embedded":
-        earlier = newest_alike(Path("runs"), config, inputs.model_path)
+        asked = {task.name: task.work.sha256 for task in inputs.tasks}
+        earlier = newest_alike(Path("runs"), config, inputs.model_path, asked)
     return Planned(
         inputs=inputs,
         plan=plan,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from scores.decision import Decision
 
 
+OVER_LIMITS = "A limit of evalops_budget_file is violated by the best round."
+
+
 class Ending(NamedTuple):
     """The settings of a run that has ended, and what it cost."""
 
@@ -94,8 +97,7 @@ def report_end(
         say(json.dumps(_outcome(store, decision, ending, steps), indent=1))
     else:
         _tell_outcome(store, decision, config, steps)
-    verdict = store.limits_verdict(decision.best_round)
-    is_within_limits = verdict is None or not verdict["fails"]
+    is_within_limits = store.is_within_limits(decision.best_round)
     return 3 if args.gate and not (decision.action == "stop_passed" and is_within_limits) else 0
 
 
@@ -129,6 +131,7 @@ def _outcome(
         "baseline": baseline.score,
         "test_score": None if test is None else test.score,
         "test_stayed_sealed": _is_sealed(store),
+        "within_limits": store.is_within_limits(decision.best_round),
         "tokens": store.usage()._asdict(),
         "cost_usd": ending.cost_usd,
         "next_steps": steps,
@@ -150,6 +153,8 @@ def _tell_outcome(
     assert best is not None and baseline is not None and checkpoint is not None
     say("\n".join(rounds_table(rounds_of(store), width_of(sys.stdout) or USUAL_WIDTH)))
     tell(decision.sentence)
+    if not store.is_within_limits(decision.best_round):
+        tell(OVER_LIMITS)
     tell(
         f"Best checkpoint: round {decision.best_round}, score {score_and_n(best)}, "
         f"baseline {baseline.score:.4f}"

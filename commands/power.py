@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scores.results import EvalResult
 
 POWER = 0.8  # of finding a difference that is there: 8 of 10 tries
+NORMAL = "By the normal distribution; exact tests ask for more, most so near 0 and 1."
 MIN_GAP = 1e-4  # closer scores no evaluation tells apart; they would take millions of questions
 WITH = ("power", "config", "overrides", "json", "verbose")
 
@@ -74,6 +75,7 @@ def show_power(args: argparse.Namespace) -> int:
     source = "max_rounds" if own is not None else "the default of max_rounds"
     if looks > 1:
         tell(f"{looks} looks ({source}) share the error; each alone has {alpha / looks:.2g} of it.")
+    tell(NORMAL)
     for line in () if own is None else describe_own(own, table, low, high):
         tell(line)
     return 0
@@ -263,6 +265,7 @@ def _to_json(
 
     alpha, looks = spent
     outcome: dict[str, Any] = {"from": low, "to": high, "power": POWER, "alpha": alpha}
+    outcome["method"] = "normal distribution"
     outcome |= {"looks": looks, "needed": [one._asdict() for one in table], "own": None}
     if own is not None:
         worth = effective_n(own.sizes)

@@ -31,7 +31,7 @@ ENDS: Mapping[str, State] = {
 }
 # Of these events more is kept than that there was one; a page is another one after `PAGE_CHANGES`.
 KEPT = ("evaluated", "decided", "compared", "test_evaluated", "run_finished")
-PAGE_CHANGES = (*KEPT, "topics", "diagnosed", *ENDS)
+PAGE_CHANGES = (*KEPT, "topics", "diagnosed", "resumed", *ENDS)
 HEAD_BYTES = 4096  # of an evaluation's file: its score and interval stand before its samples
 
 
@@ -212,7 +212,9 @@ class LedgerWatch:
             durable = event["durable_seq"]
             self._kept = [one for one in self._kept if one["seq"] <= durable]
             if self._step is not None and self._step["seq"] > durable:
-                self._step = None
+                self._step = None  # and its round is not where the run stands any more
+                rounds = (one["round"] for one in self._kept if one["round"] is not None)
+                self._round = max(rounds, default=None)
         elif kind == "step":
             self._step = {key: event[key] for key in ("seq", "step", "nll")}
             self._num_tokens += event["num_tokens"]

@@ -292,9 +292,13 @@ class RunDirectory:
         newest = (event for event in reversed(self._all_events) if event["type"] != "evalops")
         return next(newest, None)
 
+    def ever(self, *event_types: str) -> Iterator[Event]:
+        """The events of these types, those too that a resumption has superseded, oldest first."""
+        return (event for event in self._all_events if event["type"] in event_types)
+
     @property
     def num_superseded_steps(self) -> int:
-        """Steps that a resumption took again."""
+        """Steps that do not count any more, as a resumption went on from before them."""
         all_steps = sum(event["type"] == "step" for event in self._all_events)
         return all_steps - sum(1 for _ in self.events("step"))
 

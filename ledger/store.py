@@ -364,6 +364,11 @@ class RunStore(SealedEvaluations):
         """How a round stands to the limits of `evalops_budget_file`, once it was held to them."""
         return self._last("limits_checked", round_no)
 
+    def is_within_limits(self, round_no: int) -> bool:
+        """Whether a round keeps to the limits that it was held to, as one without any does."""
+        verdict = self.limits_verdict(round_no)
+        return verdict is None or not verdict["fails"]
+
     def result(self, round_no: int) -> EvalResult | None:
         event = self._last("evaluated", round_no)
         if event is None:

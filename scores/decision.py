@@ -14,12 +14,14 @@ began with, the sentence says so.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from scores.intervals import Interval
 from scores.results import EvalResult, TaskResult, gate_change
+from scores.wording import beside
 
 Action = Literal[
     "continue", "rollback", "stop_passed", "stop_budget", "stop_rounds", "stop_plateau"
@@ -215,9 +217,10 @@ def _apply_rule(result: EvalResult, baseline: EvalResult, gate: Gate) -> Verdict
     if gain.interval is None:
         return Verdict(False, f"{numbers}, but {_why_unknown(result, gate)}", None)
     is_gain = gain.interval.low > gate.margin
+    low, margin = beside(gain.interval.low, gate.margin, is_met=is_gain, how=operator.gt, sign="+")
     numbers += (
-        f" and {gain.mean:+.4f} on the baseline, at least {gain.interval.low:+.4f} "
-        f"{'>' if is_gain else '<='} margin {gate.margin:g} (paired, {sure})"
+        f" and {gain.mean:+.4f} on the baseline, at least {low} "
+        f"{'>' if is_gain else '<='} margin {margin} (paired, {sure})"
     )
     return Verdict(is_reached and is_gain, numbers, None)
 
@@ -228,12 +231,8 @@ def _is_reached(result: EvalResult, gate: Gate) -> bool:
 
 def _compared(value: float, threshold: float, is_reached: bool) -> str:
     """Both numbers with the sign between them, with digits enough to see that it is right."""
-    shown = f"{value:.4f}"
-    if (float(shown) >= float(f"{threshold:g}")) != is_reached:
-        shown, threshold_shown = f"{value:.8f}", f"{threshold:.8f}"
-    else:
-        threshold_shown = f"{threshold:g}"
-    return f"{shown} {'>=' if is_reached else '<'} {threshold_shown}"
+    shown, bound = beside(value, threshold, is_met=is_reached)
+    return f"{shown} {'>=' if is_reached else '<'} {bound}"
 
 
 def _why_unknown(result: EvalResult, gate: Gate) -> str:
@@ -250,9 +249,10 @@ def broken_guard(result: EvalResult, baseline: EvalResult, gate: Gate) -> str | 
             continue
         drop = before.score - after.score
         if drop > allowed + 1e-12:  # 0.90 - 0.85 is not more than 0.05
+            fallen, most = beside(drop, allowed, is_met=True, how=operator.gt)
             return (
-                f"guard {name} fell by {drop:.4f} from {before.score:.4f} "
-                f"(allowed {allowed:g}, n={after.n})"
+                f"guard {name} fell by {fallen} from {before.score:.4f} "
+                f"(allowed {most}, n={after.n})"
             )
     return None
 
@@ -317,7 +317,8 @@ def _end(
         if limit is not None and used + per_round > limit:
             return _End(
                 "stop_budget",
-                f"with {used:,.4g} of budget.{name} {limit:,.6g} used and {per_round:,.4g} needed "
+                f"with {_figure(used)} of budget.{name} {_figure(limit, 6)} used and "
+                f"{_figure(per_round)} needed "
                 "for another round like the dearest so far",
             )
     if gate.patience is not None:
@@ -325,6 +326,11 @@ def _end(
         if champion is not None and (still := _plateau(history, gate, champion)) is not None:
             return _End("stop_plateau", still)
     return None
+
+
+def _figure(value: float, digits: int = 4) -> str:
+    """To so many digits, and what has more before the point to all of those."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.{digits}g}"
 
 
 class Champion(NamedTuple):

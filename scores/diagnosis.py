@@ -291,6 +291,17 @@ def _topic_scores(result: EvalResult) -> dict[str, list[float]]:
     return topics
 
 
+def _topic_clusters(result: EvalResult) -> dict[str, list[tuple[str, str]]]:
+    """Topic -> the cluster of each of its questions, in the order of `_topic_scores`."""
+    topics: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for task in result.scored_tasks:
+        samples = {sample.id: sample for sample in task.samples}
+        for question in task.scores:
+            if (topic := samples[question].topic) is not None:
+                topics[topic].append((task.name, samples[question].cluster or question))
+    return topics
+
+
 def _topics_without_gain(baseline: EvalResult, result: EvalResult) -> str | None:
     """The topics that the untouched model answered as well; None where there are none."""
     before, after = _topic_scores(baseline), _topic_scores(result)
@@ -332,9 +343,9 @@ def topic_reports(
 ) -> list[TopicReport]:
     """The topics of the scored questions, the weakest first; `added` are the examples drawn."""
     earlier = {} if before is None else _topic_scores(before)
-    reports = []
+    clusters, reports = _topic_clusters(result), []
     for topic, scores in _topic_scores(result).items():
-        known = estimate(scores)
+        known = estimate(scores, clusters[topic])
         change = mean(scores) - mean(earlier[topic]) if topic in earlier else None
         reports.append(
             TopicReport(topic, known.mean, known.interval, known.n, change, added.get(topic, 0))

@@ -439,18 +439,20 @@ def gate_change(after: EvalResult, before: EvalResult, level: float) -> GateChan
 
 
 class TopicScore(NamedTuple):
-    """What one topic's samples came to. `num_failures` may be a fraction, as scores may."""
+    """What one topic's `n` questions came to. `num_failures` may be a fraction, as scores may."""
 
     n: int
     num_failures: float
 
 
 def topic_scores(samples: Sequence[SampleResult]) -> dict[str, TopicScore]:
-    """Count samples and failures per topic; samples without a topic are left out."""
+    """Count questions and failures per topic; those without a topic are left out. A question that
+    was asked several times is one, with the mean of its scores."""
     scores: dict[str, list[float]] = defaultdict(list)
-    for sample in samples:
-        if sample.topic is not None:
-            scores[sample.topic].append(sample.score)
+    topics = {sample.id: sample.topic for sample in samples}
+    for question, score in _by_question(samples).items():
+        if (topic := topics[question]) is not None:
+            scores[topic].append(score)
     return {
         topic: TopicScore(len(values), math.fsum(1 - value for value in values))
         for topic, values in sorted(scores.items())

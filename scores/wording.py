@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+
 from scores.intervals import Interval
 from scores.results import EvalResult, HeldOutLoss, TaskResult
 
@@ -18,9 +21,34 @@ def interval_text(interval: Interval | None, *, signed: bool = False) -> str:
 
 
 def p_value_text(p_value: float | None) -> str:
-    return "" if p_value is None else f", p = {p_value:.2g}"
+    return "" if p_value is None else f", p = {p_digits(p_value)}"
 
 
+def p_digits(p_value: float) -> str:
+    """A p to two digits, or as many as show on which side of 0.05 it is: 0.0499 is not 0.05."""
+    texts = (f"{p_value:.{digits}g}" for digits in range(2, 18))
+    return next(text for text in texts if (float(text) < ALPHA) == (p_value < ALPHA))
+
+
+def beside(
+    value: float,
+    bound: float,
+    *,
+    is_met: bool,
+    how: Callable[[float, float], bool] = operator.ge,
+    sign: str = "",
+) -> tuple[str, str]:
+    """A value and its bound with digits enough to see that the one meets the other, or not: a score
+    of 0.74999 is not shown as 0.7500 below 0.75."""
+    shown = f"{value:{sign}.4f}", f"{bound:g}"
+    if how(float(shown[0]), float(shown[1])) != is_met:
+        shown = f"{value:{sign}.8f}", f"{bound:.8f}"
+    if how(float(shown[0]), float(shown[1])) != is_met:
+        shown = f"{value:{sign}.17g}", f"{bound:.17g}"
+    return shown
+
+
+ALPHA = 0.05  # that differences are told apart by
 ROLE_NAMES = {"score": "", "guard": " (guard)", "report": " (beside the score)"}
 
 

@@ -102,6 +102,17 @@ def test_the_rows_that_are_shown_are_read(name: str, tmp_path: Path) -> None:
     assert len(load_questions("qa", questions).questions) == 1
 
 
+def test_no_command_of_the_page_but_the_run_opens_the_sealed_test(tmp_path: Path) -> None:
+    assert main(["--init", "chat", str(tmp_path / "chat")]) == 0
+    assert json.loads((tmp_path / "chat" / WRITTEN[1]).read_text())["evaluation"]["test_tasks"]
+    page = (tmp_path / "chat" / WRITTEN[2]).read_text()
+    commands = page.partition("```bash")[2].splitlines()
+    trains = [one for one in commands if "--config" in one and "--dry-run" not in one]
+    assert [one for one in trains if "--power" not in one] == [
+        f"python trainer_with_eval.py --config {WRITTEN[0]}"
+    ]
+
+
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "chat"
     folder.mkdir()

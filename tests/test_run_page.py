@@ -344,7 +344,7 @@ def test_a_resumed_run_says_how_often_and_what_was_done_twice(tmp_path: Path) ->
     store.append("resumed", durable_seq=store.newest_event["seq"] - 2)  # pyright: ignore
     store.close()
     page = made(RunStore.open(tmp_path / "run"))
-    assert "The run was resumed 1 time; 2 steps had to be taken again." in page
+    assert "The run was resumed 1 time; 2 steps taken before do not count any more" in page
 
 
 def test_an_evaluation_has_checkpoints_in_the_place_of_rounds(tmp_path: Path) -> None:

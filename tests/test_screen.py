@@ -151,7 +151,7 @@ def test_steps_that_are_taken_again_are_counted(
     again = sum(e["type"] == "step" and e["step"] >= saved for e in before)
     resumed = start_resumed(workspace)
     assert f"in round 1: it trains on from step {saved} (its steps begin with 0)" in resumed
-    lost = f"; {again} steps that no saved weights have are taken again" if again else ""
+    lost = f"; {again} step{'s' * (again != 1)} after that do not count any more" if again else ""
     assert f"  kept: the baseline, the weights after {saved} steps{lost}" in resumed
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from loop.plan_page.view import Part, Planned
 from loop.planning.tokens import RunTokens, describe_tokens, tokens_of
-from loop.reports.lines import seconds_text
+from loop.reports.lines import money, seconds_text
 from pages.document import Block, Column, Table
 from settings.groups import ModelPrices
 
@@ -128,15 +128,15 @@ def _price_lines(view: Planned, tokens: RunTokens, dollars: Dollars | None) -> I
         return
     source = "" if table.source is None else f", {table.source}"
     yield (
-        f"price at most: {money(dollars.total)} ({money(dollars.train)} trained, "
-        f"{money(dollars.prefill)} read, {money(dollars.sample)} sampled), about "
+        f"price at most: about {money(dollars.total)} ({money(dollars.train)} trained, "
+        f"{money(dollars.prefill)} read, {money(dollars.sample)} sampled), "
         f"{money(dollars.total / _num_rounds(tokens))} a round, by the prices of "
         f"{table.as_of}{source}; what is read counts as not cached"
     )
     if config.budget.usd is not None and dollars.total > config.budget.usd:
         yield (
             f"warning: the run may come to more than budget.usd {config.budget.usd:g} allows, and "
-            "then ends after the round in which it does"
+            "then ends before a round that, like the dearest so far, would exceed it"
         )
     if config.evaluation.grader_model is not None:
         yield "price: what the grader reads and says is not in it"
@@ -148,13 +148,6 @@ def _why_no_price(view: Planned) -> str:
     if _prices_of(view) is None:
         return "budget.prices has no entry for base_model"
     return "the prices in budget.prices come to more than a number holds"
-
-
-def money(dollars: float) -> str:
-    """Dollars to the cent, and what is less than one not as nothing."""
-    if 0 < dollars < 0.01:
-        return f"${dollars:.1g}"
-    return f"${dollars:,.2f}" if dollars < 1e9 else f"${dollars:.3g}"
 
 
 def _price_table(tokens: RunTokens, prices: ModelPrices, dollars: Dollars) -> Table:
@@ -176,5 +169,9 @@ def _price_table(tokens: RunTokens, prices: ModelPrices, dollars: Dollars) -> Ta
         Column("Dollars a million", True),
         Column("Dollars at most", True),
     ]
-    note = "No service says how many tokens it had cached, so all that is read counts in full."
+    note = (
+        "Trained are as many rows of mean length as the run takes; longer ones by chance come to a "
+        "little more. No service says how many tokens it had cached, so all that is read counts in "
+        "full."
+    )
     return Table("What the run costs at the most", columns, rows, note=note)

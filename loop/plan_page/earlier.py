@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from config_schema import TrainingConfig
 from errors import LoopError
 from ledger.run_directory import BEGUN_AT, CONFIG, EVALUATED
 from ledger.store import RunStore
+from scores.results import EvalResult
 
 NUM_LOOKED_AT = 20  # of the newest runs
 # Settings that a speed hangs on, as far as it is told by tokens.
@@ -35,8 +36,12 @@ class Earlier(NamedTuple):
     baseline: float | None  # round 0's score, where it asked what this run will ask
 
 
-def newest_alike(parent: Path, config: TrainingConfig, model_path: str) -> Earlier | None:
+def newest_alike(
+    parent: Path, config: TrainingConfig, model_path: str, asked: Mapping[str, str]
+) -> Earlier | None:
     """The newest run below `parent` that says how fast this model is trained and sampled here.
+
+    `asked` are the tasks with the sha256 of what they ask.
 
     One that was moved or copied is left out: where it was measured is not known.
     """
@@ -54,10 +59,10 @@ def newest_alike(parent: Path, config: TrainingConfig, model_path: str) -> Earli
             speed = _speed_of(store)
             if speed.trained_per_s is None and speed.sampled_per_s is None:
                 continue
-            asked = ("eval_tasks", "evaluation", "start_from", "renderer_name")
-            is_same = all(was[key] == given[key] for key in asked)
-            first = store.result(0) if is_same else None
-            return Earlier(run_dir.name, speed, None if first is None else first.score)
+            same = ("eval_tasks", "evaluation", "start_from", "renderer_name", "seed")
+            first = store.result(0) if all(was[key] == given[key] for key in same) else None
+            is_same = first is not None and _asked(first) == asked  # files may have changed since
+            return Earlier(run_dir.name, speed, first.score if first and is_same else None)
     return None
 
 
@@ -74,6 +79,11 @@ def _newest(parent: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             is_run = isinstance(settled, dict) and EVALUATED not in settled
             if is_run and settled.get(BEGUN_AT) == str(file.parent.resolve()):
                 yield file.parent, settled
+
+
+def _asked(first: EvalResult) -> dict[str, str]:
+    tasks = first.protocol.get("tasks", {})  # versions before did not record them
+    return {name: task["sha256"] for name, task in tasks.items()}
 
 
 def _speed_of(store: RunStore) -> Speed:

@@ -53,9 +53,12 @@ def plan_of(view: Planned, written: Sequence[str], not_checked: Sequence[str]) -
     ]
     risks, config = risks_of(view, passes, verdict), view.config
     steps = view.inputs.settled.steps
+    until = f"until a round passes at eval_threshold {config.eval_threshold:g}"
+    if not config.gate.stop:
+        until = "all of them, whether a round passes or not (gate.stop is false)"
     summary = (
         f"At most {steps.total:,} steps of {config.batch_size} examples in rounds of "
-        f"{steps.per_round:,}, until a round passes eval_threshold {config.eval_threshold:g}"
+        f"{steps.per_round:,}, {until}"
     )
     return RunPlan(config.run_name, summary, risks, parts, view, written, not_checked)
 

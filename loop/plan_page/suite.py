@@ -13,13 +13,14 @@ from loop.planning.inputs import counted
 from loop.planning.page import describe_evaluation
 from pages.document import Block, Column, Table
 from scores.power import questions_needed, smallest_difference
+from scores.resolution import effective_n
 from scores.results import Role
 from settings.groups import EvaluationSettings
 
 SMALLER = (0.1, 0.05, 0.02)  # differences below the threshold that more questions would show
 POWER = (
     "Questions are counted as right or wrong and none of them alike, so that 8 of 10 tries find "
-    "the difference, at 1 false alarm in 20."
+    "the difference, at 1 false alarm in 20, by the normal distribution."
 )
 LAYERS = {1: "1, held-out loss", 2: "2, public benchmark", 3: "3, the application's own"}
 ROLES: Mapping[Role, str] = {"score": "decides", "guard": "guard", "report": "beside the score"}
@@ -115,7 +116,7 @@ def suite_part(view: Planned) -> Part:
         "rule": view.config.gate.rule,
         "num_scored_questions": num_questions,
         "num_scored_clusters": num_clusters,
-        "smallest_difference": smallest_difference(num_clusters, threshold)
+        "smallest_difference": smallest_difference(effective_n(inputs.scored_sizes), threshold)
         if 0 < threshold < 1
         else None,
         "questions_needed": [

@@ -21,7 +21,8 @@ class RunTokens(NamedTuple):
 
 
 def tokens_of(plan: Plan) -> RunTokens:
-    """The most tokens that the run trains on, reads and samples, one turn to a question.
+    """The most tokens that the run reads and samples, one turn to a question, and about how many it
+    trains on at the most.
 
     Trained are so many times the mean row as the run takes examples; the longest rows would come to
     more.
@@ -59,7 +60,7 @@ def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
     has_judge = plan.config.evaluation.grader_model is not None
     judged = "; what the grader reads and says comes on top" if has_judge else ""
     return (
-        f"tokens at most: about {tokens.trained:,} trained, {tokens.prompt:,} prompt and "
+        f"tokens: about {tokens.trained:,} trained, at most {tokens.prompt:,} prompt and "
         f"{tokens.sampled:,} sampled in {tokens.num_evaluations} evaluations{sealed}{judged}"
     )
 

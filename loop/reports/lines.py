@@ -79,6 +79,13 @@ def fitted(head: str, details: Sequence[tuple[int, str]], width: int | None) -> 
     return row if width is None else cut(row, width)
 
 
+def money(dollars: float, places: int = 2) -> str:
+    """Dollars to the cent, or finer, and what is less than that not as nothing."""
+    if 0 < dollars < 10**-places:
+        return f"${dollars:.1g}"
+    return f"${dollars:,.{places}f}" if dollars < 1e9 else f"${dollars:.3g}"
+
+
 def seconds_text(seconds: float) -> str:
     """A span of time to two places that count."""
     whole = max(1, round(seconds))

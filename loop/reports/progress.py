@@ -290,7 +290,7 @@ def steps_text(
     round_no: int, steps: Sequence[dict[str, Any]], width: int, *, has_blocks: bool
 ) -> str:
     """A round's steps: the course of the loss, the rate, and how much was trained on."""
-    losses = [step.get("loss", step["nll"]) for step in steps]  # versions before have no loss
+    losses = [step["nll"] for step in steps]  # by token, as in the page and in what is diagnosed
     rates = dict.fromkeys(f"{step['lr']:.3g}" for step in (steps[0], steps[-1]))
     num_tokens = sum(step.get("num_loss_tokens", 0) for step in steps)
     head = f"round {round_no}: {len(steps)} step{'s' * (len(steps) > 1)}, loss "

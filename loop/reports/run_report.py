@@ -12,6 +12,7 @@ from typing import Any
 from errors import one_line
 from ledger.records import Checkpoint
 from ledger.store import RunStore
+from loop.reports.lines import money
 from loop.reports.what_next import what_next
 from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
 from scores.decision import Decision, Gate, broken_guard, flaw_warning, is_below_baseline
@@ -29,6 +30,8 @@ GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
 
 def stayed_sealed(test_on: str) -> str:
     """Why a run that has stopped did not open its sealed test."""
+    if test_on == "end":  # what comes before it failed
+        return "Sealed test: it has not been asked"
     why = "the gate has not passed and evaluation.test_on is pass"
     if test_on == "winner":
         why = (
@@ -115,6 +118,8 @@ def _recommendation(
     guard = broken_guard(best, baseline, gate)
     if guard is not None:
         yield f"- Warning: {guard}."
+    if not store.is_within_limits(best.round):
+        yield "- Warning: a limit of evalops_budget_file is violated."
     for task in best.tasks:
         before = baseline.task(task.name)
         if task.layer == 2 and before is not None:
@@ -310,8 +315,8 @@ def _description(
     )
     yield (
         f"- Used: {usage.train_tokens:,} tokens trained, {usage.prompt_tokens:,} read and "
-        f"{usage.sampled_tokens:,} sampled in evaluations, {usage.minutes:.1f} minutes"
-        + ("." if cost_usd is None else f", ${cost_usd:,.2f} by the prices in the settings.")
+        f"{usage.sampled_tokens:,} sampled, {usage.minutes:.1f} minutes"
+        + ("." if cost_usd is None else f", {money(cost_usd)} by the prices in the settings.")
     )
 
 

@@ -23,8 +23,8 @@ def describe_taking_up(
         round_no -= 1
     yield f"resuming {store.run_dir} in round {round_no}: {_next(store, round_no, tasks)}"
     kept = _kept(store, round_no)
-    again = num_steps_before - sum(1 for _ in store.events("step"))
-    lost = f"; {again} steps that no saved weights have are taken again" if again > 0 else ""
+    gone = num_steps_before - sum(1 for _ in store.events("step"))
+    lost = f"; {gone} step{'s' * (gone != 1)} after that do not count any more" if gone > 0 else ""
     yield f"  kept: {kept}{lost}"
 
 

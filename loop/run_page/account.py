@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from ledger.records import Usage
 from loop.reports.console import PROGRAM, command_for
+from loop.reports.lines import money
 from loop.run_page.viewed import Viewed
 from pages.document import (
     Block,
@@ -26,6 +27,7 @@ from pages.document import (
 )
 from scores.wording import interval_text
 
+PLACES = 4  # of dollars
 MOST_OPEN = 12  # rounds, from which a table is folded
 MOST_LOGS = 30  # the newest ones
 FILES = (
@@ -46,7 +48,9 @@ def usage_section(view: Viewed) -> Section:
     store, total = view.store, view.store.usage()
     numbers = sorted({event["round"] for kind in USING for event in store.events(kind)})
     of_rounds = {number: store.usage(number) for number in numbers}
-    rows = [[str(number), *_cells(view, used)] for number, used in of_rounds.items()]
+    # Checkpoints are counted from 1 on the whole page, rounds from 0, which is the baseline.
+    first = 1 if store.is_evaluation else 0
+    rows = [[str(number + first), *_cells(view, used)] for number, used in of_rounds.items()]
     rest = total
     for used in of_rounds.values():
         rest = _less(rest, used)
@@ -67,7 +71,7 @@ def usage_section(view: Viewed) -> Section:
         Paragraph(
             "Without budget.prices in the settings no cost is known."
             if view.cost_usd is None
-            else f"${view.cost_usd:,.4f} in all, by the prices in the settings (budget.prices)."
+            else f"{money(view.cost_usd, PLACES)} in all, by the settings' prices (budget.prices)."
         ),
     ]
     return Section("Tokens and cost", blocks, anchor="usage")
@@ -88,7 +92,7 @@ def _less(one: Usage, other: Usage) -> Usage:
 def _cells(view: Viewed, used: Usage) -> list[str]:
     cost = view.cost_of(used)
     tokens = (used.train_tokens, used.prompt_tokens, used.sampled_tokens)
-    dollars = "not known" if cost is None else f"{cost:,.4f}"
+    dollars = "not known" if cost is None else money(cost, PLACES).removeprefix("$")
     return [*(f"{number:,}" for number in tokens), f"{used.minutes:.2f}", dollars]
 
 

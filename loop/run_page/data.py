@@ -38,7 +38,8 @@ def _blocks(view: Viewed) -> Iterator[Block]:
         yield _files_table(manifest)
         yield from _dropped(view, manifest)
         yield from _similar(view, manifest)
-    yield _questions_table(manifest, view.config["evaluation"]["test_tasks"])
+    when = "of each checkpoint" if view.store.is_evaluation else "in rounds"
+    yield _questions_table(manifest, view.config["evaluation"]["test_tasks"], when)
     yield Paragraph("Whole digests, and those of code and model files: data_manifest.json.")
 
 
@@ -121,10 +122,10 @@ def _rows_table(
     return Table(caption, columns, rows, is_folded=True, note=note)
 
 
-def _questions_table(manifest: Manifest, sealed: Sequence[str]) -> Table:
+def _questions_table(manifest: Manifest, sealed: Sequence[str], when: str) -> Table:
     rows = []
     for name, file in manifest.eval_tasks.items():
-        asked = "sealed test" if name in sealed else "in rounds"
+        asked = "sealed test" if name in sealed else when
         rows.append([name, asked, file.path, file.sha256[:SHA_CHARS]])
     columns = [Column("task"), Column("asked"), Column("file"), Column("sha256 begins with")]
     return Table("Evaluations", columns, rows)

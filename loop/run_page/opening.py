@@ -19,7 +19,7 @@ from pages.document import Block, Bullets, Code, Lead, Link, Links, Paragraph, S
 from pages.document import Verdict as Shown
 from scores.decision import Decision, is_below_baseline, judge
 from scores.results import EvalResult
-from scores.wording import interval_text, score_text
+from scores.wording import beside, interval_text, score_text
 
 DETAIL_CHARS = 600
 RULES = {
@@ -60,13 +60,21 @@ def _verdict(
         below = f" It scores below what the run began with ({baseline.score:.4f})."
     sealed = sealed_text(view)
     if decision.action == "stop_passed":
+        score, threshold = beside(best.score, view.gate.threshold, is_met=True)
         by = (
-            f"{score_text(best)} reaches the {view.gate.threshold:g} that was asked for"
+            f"{score} {interval_text(best.interval)} reaches the {threshold} that was asked for"
             if view.gate.rule == "mean"
             else f"{verdict.numbers}"
         )
         text = f"Round {best.round} passed: {by}, on {_questions(best)}; {sealed}.{below}{end}"
-        return Shown("Good enough.", text, "open" if below else "good")
+        if not view.store.is_within_limits(best.round):
+            over = (
+                " But it violates a limit of evalops_budget_file, so it is not within its limits."
+            )
+            return Shown("Not within its limits.", f"{text}{over}", "bad")
+        if below:
+            return Shown("Passed, but below its start.", text, "open")
+        return Shown("Good enough.", text, "good")
     why = verdict.objection or verdict.numbers
     num_trained = num_trained_rounds(view)
     which = "the only trained round" if num_trained == 1 else f"the best of {num_trained} rounds"
@@ -94,7 +102,7 @@ def sealed_text(view: Viewed) -> str:
     """What the sealed test said, or why it has said nothing."""
     store, evaluation = view.store, view.config["evaluation"]
     if (test := store.test_result()) is not None:
-        return f"the sealed test, asked once, gave {score_text(test)} on {test.n:,}"
+        return f"the sealed test, {_asked(test)}, gave {score_text(test)} on {test.n:,}"
     if store.test_opened() is not None:
         return "the sealed test was opened and its result is not complete"
     if not evaluation["test_tasks"]:
@@ -102,6 +110,12 @@ def sealed_text(view: Viewed) -> str:
     if standing_of(store).kind != "finished":
         return "the sealed test has not been asked"
     return stayed_sealed(evaluation["test_on"]).replace("Sealed test: it", "the sealed test", 1)
+
+
+def _asked(test: EvalResult) -> str:
+    """How often each question of the sealed test was asked, which was opened once."""
+    repeats = max(task.num_repeats for task in test.tasks)
+    return "asked once" if repeats == 1 else f"opened once, each asked {repeats} times"
 
 
 def standing_text(view: Viewed, standing: Standing) -> str:
@@ -122,9 +136,9 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     store, gate = view.store, view.gate
     tiles = []
     if best.round:
-        tiles.append(_score_tile(f"score of round {best.round}", best, "dev questions"))
+        tiles.append(_score_tile(f"score of round {best.round}", best, "dev question"))
     began_as = "before training" if store.origin is None else f"began with {store.baseline_name}"
-    tiles.append(_score_tile(began_as, baseline, "dev questions"))
+    tiles.append(_score_tile(began_as, baseline, "dev question"))
     if best.round:
         gain = gain_of(best, baseline)
         interval = "" if gain is None else interval_text(gain.interval, signed=True)
@@ -133,7 +147,7 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     tiles.append(Tile("threshold", f"{gate.threshold:g}", RULES[gate.rule]))
     test = store.test_result()
     if test is not None:
-        tiles.append(_score_tile("sealed test", test, "new ones, asked once"))
+        tiles.append(_score_tile("sealed test", test, "new one", f", {_asked(test)}"))
     else:
         text = sealed_text(view)
         shut = view.config["evaluation"]["test_tasks"]
@@ -141,9 +155,9 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     return Tiles(tiles)
 
 
-def _score_tile(label: str, result: EvalResult, note: str) -> Tile:
-    interval = interval_text(result.interval)
-    return Tile(label, f"{result.score:.4f}", f"{interval}, {result.n:,} {note}")
+def _score_tile(label: str, result: EvalResult, what: str, note: str = "") -> Tile:
+    interval, asked = interval_text(result.interval), f"{what}{'s' * (result.n != 1)}"
+    return Tile(label, f"{result.score:.4f}", f"{interval}, {result.n:,} {asked}{note}")
 
 
 def next_section(view: Viewed) -> Section:
@@ -165,7 +179,10 @@ def _next(view: Viewed) -> Iterator[Block]:
         yield Bullets(steps)
     checkpoint = store.checkpoint(decision.best_round)
     assert checkpoint is not None, "a run stops after a trained round"
-    is_passed = decision.action == "stop_passed"
+    best, baseline = store.result(decision.best_round), store.result(0)
+    assert best is not None and baseline is not None, "a run stops after evaluations"
+    is_passed = decision.action == "stop_passed" and store.is_within_limits(best.round)
+    is_passed = is_passed and not is_below_baseline(best, baseline)
     what = "Use the weights" if is_passed else "The best weights so far"
     yield Paragraph(f"{what} of round {decision.best_round}: {checkpoint.sampler_path}")
     yield from _weights(view, checkpoint)

@@ -126,11 +126,12 @@ def _rounds(view: Viewed) -> Iterator[Block]:
     ]
     if rows:
         yield Table("Decisions", columns, rows, is_folded=len(rows) > MOST_OPEN)
-    if (again := store.num_superseded_steps) > 0 or any(store.events("resumed")):
-        num = sum(1 for _ in store.events("resumed"))
+    if (num := sum(1 for _ in store.ever("resumed"))) > 0:
+        gone = store.num_superseded_steps
         yield Paragraph(
-            f"The run was resumed {num} time{'s' * (num != 1)}; {again:,} steps had to be taken "
-            "again. The page shows what counts in the weights; tokens of both are counted as used."
+            f"The run was resumed {num} time{'s' * (num != 1)}; {gone:,} step{'s' * (gone != 1)} "
+            "taken before do not count any more, as it went on from before them. The page shows "
+            "what counts in the weights; tokens of both are counted as used."
         )
     yield from _guards(view, results)
     yield from _limits(list(store.events("limits_checked")))
@@ -139,9 +140,10 @@ def _rounds(view: Viewed) -> Iterator[Block]:
 
 
 def _failures_told(view: Viewed) -> Iterator[list[str]]:
-    for kind in ("eval_failed", "failed", "interrupted"):
-        for event in view.store.events(kind):
-            yield [event["time"], f"{kind.replace('_', ' ')}: {event.get('detail', '')}"]
+    """Those too that the run has gone on from since."""
+    for event in view.store.ever("eval_failed", "failed", "interrupted"):
+        kind = event["type"].replace("_", " ")
+        yield [event["time"], f"{kind}: {event.get('detail', '')}"]
 
 
 def _guards(view: Viewed, results: Sequence[EvalResult]) -> Iterator[Block]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from statistics import median
 
 from data_selector import Pick, Selection
 from ledger.records import Shown, ShownRow
@@ -62,8 +63,7 @@ def _summary(store: RunStore, selections: list[Selection]) -> Table:
         of_losses = ["", "", ""]
         if losses is not None and losses.losses:
             values = sorted(loss.now for loss in losses.losses.values())
-            middle = values[(len(values) - 1) // 2]
-            of_losses = [f"{len(values):,}", loss_text(middle), loss_text(values[-1])]
+            of_losses = [f"{len(values):,}", loss_text(median(values)), loss_text(values[-1])]
         rows.append(
             [
                 str(one.round),
@@ -165,7 +165,7 @@ def _rows_of(shown: Shown) -> Iterator[Block]:
         topic = "" if row.topic is None else f", topic {row.topic}"
         note = (
             f"{place_text(row.file, row.line_no, None)}{topic}: {row.num_loss_tokens:,} of "
-            f"{row.num_tokens:,} tokens are trained{weight}{cut}. Chosen because: {row.reason}."
+            f"{row.num_tokens + 1:,} tokens are trained{weight}{cut}. Chosen because: {row.reason}."
         )
         yield Marked(note, list(_pieces(row)))
 

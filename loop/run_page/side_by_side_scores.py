@@ -15,9 +15,8 @@ from errors import one_line
 from scores.comparisons import Answers, difference, holm
 from scores.intervals import Interval, PairedDifference
 from scores.results import LEVEL, EvalResult, SampleResult, TaskResult, task_difference
-from scores.wording import interval_text
+from scores.wording import ALPHA, interval_text, p_digits
 
-ALPHA = 0.05  # of all pairs together
 ROUNDING = 1e-12  # scores that are nearer than this are equal
 SMALLEST_P = 1e-4  # below, p hangs on the far end of a distribution, of which questions say nothing
 VALUE_CHARS = 40
@@ -45,7 +44,7 @@ class Pair(NamedTuple):
 
     @property
     def is_told_apart(self) -> bool:
-        return self.p_holm is not None and self.p_holm < ALPHA
+        return self.p_holm is not None and self.p_holm < ALPHA  # of all pairs together
 
     @property
     def sentence(self) -> str:
@@ -65,7 +64,7 @@ def p_text(p_value: float | None) -> str:
     """A p as it is written, no more exact than it is known."""
     if p_value is None:
         return "p unknown"
-    return f"p < {SMALLEST_P:.4f}" if p_value < SMALLEST_P else f"p = {p_value:.2g}"
+    return f"p < {SMALLEST_P:.4f}" if p_value < SMALLEST_P else f"p = {p_digits(p_value)}"
 
 
 # --- what can be compared -------------------------------------------------------------------------

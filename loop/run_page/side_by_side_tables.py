@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from errors import one_line
 from ledger.records import Usage
+from loop.reports.lines import money
 from loop.run_page.side_by_side_scores import (
     Changed,
     Pair,
@@ -321,7 +322,7 @@ def topics_section(sides: Sequence[Side]) -> Iterator[Section]:
             )
         rows.append([one_line(topic, TEXT_CHARS), *cells])
     is_folded = len(rows) > MAX_UNFOLDED
-    note = "The mean score, and of how many answers; a topic of few says little."
+    note = "The mean score, and of how many questions; a topic of few says little."
     table = Table("Score by topic", columns, rows, is_folded=is_folded, note=note)
     yield Section("Topics", [table], anchor="topics")
 
@@ -358,7 +359,7 @@ def cost_section(told: Sequence[Told]) -> Section:
     rows = []
     for one in of_runs.values():
         used = one.usage
-        cost = "no prices given" if one.cost_usd is None else f"{one.cost_usd:,.2f}"
+        cost = "no prices given" if one.cost_usd is None else money(one.cost_usd).removeprefix("$")
         counts = (
             one.num_rounds,
             one.num_steps,

@@ -58,7 +58,7 @@ def _table(reports: dict[int, Sequence[TopicReport]], shown: Sequence[int], best
         Column("questions", True),
         *(Column(f"round {number}", True) for number in shown),
         Column(f"95% interval, round {best}", True),
-        Column(f"rows drawn for round {best}", True),
+        Column(f"rows drawn for round {best}, replayed ones apart", True),
     ]
     note = f"Weakest in round {best} first; the more is right, the stronger a score is shaded."
     if len(shown) < len(reports):

@@ -14,6 +14,7 @@ from errors import one_line
 from scores.comparisons import Answers, Crossed, Pool, crossed, pooled_seeds, shared
 from scores.intervals import UNIT, mean
 from scores.results import EvalResult
+from scores.wording import p_digits
 from studies.findings.outcome import ArmOutcome, StudyOutcome, TrialOutcome
 
 BASE_MODEL = "base model"
@@ -239,7 +240,7 @@ def p_text(p_value: float | None) -> str:
     """A p as it is written, no more exact than it is known."""
     if p_value is None:
         return "p unknown"
-    return f"p < {SMALLEST_P:.4f}" if p_value < SMALLEST_P else f"p = {p_value:.2g}"
+    return f"p < {SMALLEST_P:.4f}" if p_value < SMALLEST_P else f"p = {p_digits(p_value)}"
 
 
 def other_protocol(one: MeasuredArm, other: MeasuredArm) -> list[str]:
