@@ -21,7 +21,7 @@ PROGRAM = Path(__file__).resolve().parent.parent.parent / "report.py"
 ENDINGS = {"run_finished": "finished", "failed": "failed", "eval_failed": "failed"}
 
 
-def replay(store: RunStore, config: TrainingConfig) -> list[str]:
+def replay(store: RunStore, config: TrainingConfig, keys: Keys) -> list[str]:
     """Bring the trackers of `tracking` up to what the ledger says; returns what is to be said.
 
     Raises `ConfigError` where none is named or a package is missing, and `RunStoreError` where a
@@ -45,7 +45,7 @@ def replay(store: RunStore, config: TrainingConfig) -> list[str]:
     told = told_of(store, is_over=True, status=ending_of(store))
     lines, problems = [describe_trackers(config, store.run_dir)], []
     for kind in config.tracking.trackers:
-        telling = Telling(store.run_dir, kind, open_tracker, Keys().redacted)
+        telling = Telling(store.run_dir, kind, open_tracker, keys.redacted)
         try:
             standing = telling.tell(store, config, told)
         finally:

@@ -47,7 +47,8 @@ def refuse_missing(config: TrainingConfig) -> None:
 
 
 def _is_installed(kind: str) -> bool:
-    return importlib.util.find_spec(kind) is not None
+    spec = importlib.util.find_spec(kind)
+    return spec is not None and spec.origin is not None  # a mere folder of that name has none
 
 
 def address_of(kind: str, config: TrainingConfig, run_dir: Path) -> str:
