@@ -7,9 +7,11 @@ import asyncio
 import importlib
 import importlib.util
 import json
+import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 
 from config_schema import TrainingConfig, validate
 from conftest import REPO
-from errors import ConfigError, Interrupted, RunStoreError
+from errors import ConfigError, Interrupted, RunStoreError, TrackerError
 from ledger.store import RunStore
 from loop.planning.models import find_model_dir
 from loop.tracking.following import Following, tracked
@@ -440,11 +442,27 @@ def test_replay_says_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RunStoreError, match="a process is at work on this run"):
         replay(store, settings(), Keys())
     store.close()
-    with pytest.raises(RunStoreError, match=r"trackio: 0 of .*gone.*--track"):
+    with pytest.raises(TrackerError, match=r"trackio: 0 of .*gone.*--track"):
         replay(store, settings(), Keys())
 
 
 # --- the whole command ----------------------------------------------------------------------------
+
+
+# A package of MLflow's name that takes a moment to be opened, and does not bear a second one then.
+OPENED_ALONE = """
+import os, time
+from pathlib import Path
+entities = None
+class MlflowClient:
+    def __init__(self, tracking_uri):
+        self.mark = Path(tracking_uri.removeprefix("sqlite:///")).with_name("opening")
+    def get_experiment_by_name(self, name):
+        os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
+        time.sleep(1)
+        self.mark.unlink()
+        raise RuntimeError("opened alone")
+"""
 
 
 def write_package(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
@@ -554,6 +572,25 @@ def test_the_script_for_wandb_names_what_there_is() -> None:
         if isinstance(node, ast.ImportFrom) and node.module:
             module = importlib.import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_a_database_on_this_machine_is_opened_by_one_process_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow makes its tables when it is first opened, and two at once would both fail."""
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow/__init__.py").write_text(OPENED_ALONE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{REPO}")
+    stores = [two_rounds(tmp_path / name) for name in ("a", "b")]
+    words = ["--set", 'tracking.trackers=["mlflow"]']
+    processes = []
+    for store in stores:
+        store.close()
+        command = [sys.executable, str(REPO / "report.py"), "--track", str(store.run_dir), *words]
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]  # not 2: nothing was wrong
+    assert all("RuntimeError: opened alone" in one for one in said), said
 
 
 # --- the real packages, where they are installed --------------------------------------------------

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from config_schema import TrainingConfig
@@ -12,7 +15,7 @@ from loop.tracking.rows import without_secrets
 from loop.tracking.tracker import Names, TrackedRun, Tracker
 
 REQUIREMENTS = "requirements-tracking.txt"
-MLFLOW_ADDRESS = "MLFLOW_TRACKING_URI"
+MLFLOW_ADDRESS, SQLITE = "MLFLOW_TRACKING_URI", "sqlite:///"
 # Neither of them is to report on its user, and MLflow is not to try a dead server for minutes.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -33,7 +36,24 @@ def open_tracker(kind: str, run: TrackedRun, address: str, names: Names) -> Trac
         return TrackioRun(run, names)
     from loop.tracking.mlflow_runs import MlflowRun
 
-    return MlflowRun(run, address, names)
+    with _in_turn(address):
+        return MlflowRun(run, address, names)
+
+
+@contextlib.contextmanager
+def _in_turn(address: str) -> Iterator[None]:
+    """One process after the other opens a database on this machine: the first makes its tables,
+    and of two that make them at once both fail. The lock is that of its folder."""
+    folder = Path(address.removeprefix(SQLITE)).parent
+    if not address.startswith(SQLITE) or not folder.is_dir():
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def refuse_missing(config: TrainingConfig) -> None:
@@ -56,7 +76,7 @@ def address_of(kind: str, config: TrainingConfig, run_dir: Path) -> str:
     if kind == "trackio":
         return os.environ.get("TRACKIO_DIR") or "its folder in the home directory"
     given = config.tracking.mlflow_uri or os.environ.get(MLFLOW_ADDRESS)
-    return given or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    return given or f"{SQLITE}{run_dir.resolve().parent / 'mlflow.db'}"
 
 
 def describe_trackers(config: TrainingConfig, run_dir: Path) -> str:
