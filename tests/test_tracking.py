@@ -339,7 +339,9 @@ def test_two_processes_never_tell_one_run_at_once(tmp_path: Path) -> None:
     first = Telling(store.run_dir, "trackio", opener("keeps", file))
     told = told_of(store, is_over=True, status="finished")
     first.tell(store, settings_of(store), told)
-    assert "another process is at work on telling trackio" in tell(store, "keeps", file).problem
+    refused = tell(store, "keeps", file)
+    assert "another process is at work on telling trackio" in refused.problem
+    assert refused.known_of(rows(store)) == len(rows(store))  # as the other has written down
     first.close()
     assert tell(store, "keeps", file).problem is None
 

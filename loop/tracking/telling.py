@@ -151,6 +151,8 @@ class Telling:
             self._tracker = None
             text = one_line(f"{type(error).__name__}: {error}")
             problem = self._cleaned(text)[:MAX_PROBLEM_CHARS]
+        if self._lock is None:  # another process is at it, and keeps what it knows
+            return standing(self.run_dir, self.kind)._replace(problem=problem)
         now = self._standing(told, problem)
         try:
             self._keep(store, config, now)
@@ -200,8 +202,6 @@ class Telling:
 
     def _keep(self, store: RunStore, config: TrainingConfig, now: Standing) -> None:
         """Write down how it stands."""
-        if self._lock is None:  # another process is at it, and keeps what it knows
-            return
         state = {
             "tracker": self.kind,
             "address": without_secrets(address_of(self.kind, config, self.run_dir)),
