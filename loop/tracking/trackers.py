@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.util
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from config_schema import TrainingConfig
 from errors import ConfigError
 from loop.tracking.rows import without_secrets
 from loop.tracking.tracker import Names, TrackedRun, Tracker
+from storage.files import in_turn
 
+TURN_S = 30.0
 REQUIREMENTS = "requirements-tracking.txt"
 MLFLOW_ADDRESS, SQLITE = "MLFLOW_TRACKING_URI", "sqlite:///"
 # Neither of them is to report on its user, and MLflow is not to try a dead server for minutes.
@@ -36,24 +35,12 @@ def open_tracker(kind: str, run: TrackedRun, address: str, names: Names) -> Trac
         return TrackioRun(run, names)
     from loop.tracking.mlflow_runs import MlflowRun
 
-    with _in_turn(address):
-        return MlflowRun(run, address, names)
-
-
-@contextlib.contextmanager
-def _in_turn(address: str) -> Iterator[None]:
-    """One process after the other opens a database on this machine: the first makes its tables,
-    and of two that make them at once both fail. The lock is that of its folder."""
     folder = Path(address.removeprefix(SQLITE)).parent
     if not address.startswith(SQLITE) or not folder.is_dir():
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        return MlflowRun(run, address, names)
+    # Who opens a new database makes its tables, and of two that make them at once both may fail.
+    with in_turn(folder, TURN_S):
+        return MlflowRun(run, address, names)
 
 
 def refuse_missing(config: TrainingConfig) -> None:
