@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import study
 from config_schema import TrainingConfig, validate
 from conftest import REPO
 from errors import ConfigError, Interrupted, RunStoreError, TrackerError
@@ -490,6 +491,21 @@ def test_a_missing_package_is_said_before_anything_is_made(
         said = capsys.readouterr().err
         assert ".venv/bin/pip install -r requirements-tracking.txt" in said
     assert not (workspace.folder / "run").exists()
+
+
+def test_a_study_says_so_before_its_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(REPO / "examples/lora_rank_with_eval", tmp_path / "study")
+    file = tmp_path / "study/experiment.yaml"
+    text = file.read_text().replace("controls:", "controls:\n  tracking.trackers: [mlflow]", 1)
+    file.write_text(re.sub("base_model: .*", f"base_model: {REPO / 'demo_model'}", text))
+    found = importlib.util.find_spec
+    absent = lambda name, *rest: None if name == "mlflow" else found(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
+    assert study.main(["run", str(tmp_path / "study")]) == 2
+    assert "pip install -r requirements-tracking.txt" in capsys.readouterr().err
+    assert not (tmp_path / "study/results").exists()
 
 
 def test_a_folder_of_a_packages_name_is_no_package(
