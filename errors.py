@@ -61,6 +61,10 @@ class RunStoreError(InputError):
     """A run directory cannot be used: not empty, not a run, damaged, or of another config."""
 
 
+class TrackerError(LoopError):
+    """A tracker could not be told of all of a run. The run does not depend on it."""
+
+
 class Interrupted(LoopError):
     """The user asked to stop; what was paid for is saved. Exit code 130."""
 

@@ -266,6 +266,7 @@ def track(args: argparse.Namespace) -> None:
     from ledger.store import RunStore
     from loop.run_page.folders import refuse_other_folders
     from loop.tracking.replaying import replay
+    from services.keys import taken
     from settings.config_file import with_overrides
 
     run_dir = Path(args.track)
@@ -280,7 +281,8 @@ def track(args: argparse.Namespace) -> None:
             f"Name one: {command_for(Path(__file__).resolve())} {again}"
         )
     store.refuse_impossible_ledger()
-    lines = replay(store, validate(config, str(run_dir)))
+    with taken() as keys:  # out of the environment: the code of trackers has no use for them
+        lines = replay(store, validate(config, str(run_dir)), keys)
     if args.json:
         say(json.dumps({"run_dir": str(run_dir), "told": lines}, indent=1))
         return

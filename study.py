@@ -284,6 +284,7 @@ def run(args: argparse.Namespace) -> int:
     """Do all that is left of a study, and report on it; the exit code."""
     with Starting():  # these take seconds
         from commands.boundary import in_loop, sigterm_as_interrupt
+        from loop.tracking.trackers import refuse_missing
         from services.keys import taken
         from studies.design.generating import bring_up_to_date, generation_of
         from studies.work.known import known_run_dirs
@@ -301,6 +302,8 @@ def run(args: argparse.Namespace) -> int:
     _refuse_torchtune(generation)
     if not generation.tasks and not _names_tasks(generation):
         raise ConfigError(f"{_shown(study.file.path)}: no tasks are named. Add evaluation.tasks.")
+    for one in (*generation.trials, *generation.arms):
+        refuse_missing(one.config)
     bring_up_to_date(generation)
     for warning in generation.warnings:
         tell(f"warning: {warning}", file=sys.stderr)

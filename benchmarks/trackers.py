@@ -33,6 +33,7 @@ from loop.tracking.replaying import replay  # noqa: E402
 from loop.tracking.rows import EVENT, Row, rows_of  # noqa: E402
 from loop.tracking.telling import Telling, settings_of, state_file, told_of  # noqa: E402
 from loop.tracking.trackers import address_of, open_tracker  # noqa: E402
+from services.keys import Keys  # noqa: E402
 
 Found = tuple[int, int, dict[str, float]]  # event, step, metrics
 
@@ -190,13 +191,13 @@ def killed_and_told(kind: str, out: Path) -> bool:
     time.sleep(15)  # the worker sees the end of its input, and has 10 s
     store = RunStore.open(run_dir)
     began = time.monotonic()
-    replay(store, settings_of(store))
+    replay(store, settings_of(store), Keys())
     print(f"{kind}: replay of the killed run {time.monotonic() - began:.1f} s")
     results = [compare(kind, run_dir, "killed and told again")]
     took_s, said = run_demo(command(run_dir, [kind], resume=True))
     print(f"{kind}: resumed in {took_s:.1f} s; said: {said}")
     store = RunStore.open(run_dir)
-    replay(store, settings_of(store))
+    replay(store, settings_of(store), Keys())
     results.append(compare(kind, run_dir, "resumed, and told again"))
     telling = Telling(run_dir, kind, open_tracker)
     began = time.monotonic()

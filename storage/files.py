@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from errors import StorageError
 
+TURN_LOOK_S = 0.1  # between two looks at whether a folder is free
 # What a disk that refuses gives as the reason, also to libraries that only pass it on.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -101,6 +104,23 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path, limit_s: float) -> Iterator[None]:
+    """Do something in a folder while no other process does so. One that takes longer than `limit_s`
+    may hang, and is waited for no longer."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        give_up_at = time.monotonic() + limit_s
+        while time.monotonic() < give_up_at:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(TURN_LOOK_S)
+        yield
     finally:
         os.close(descriptor)
 

@@ -7,18 +7,21 @@ import asyncio
 import importlib
 import importlib.util
 import json
+import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import study
 from config_schema import TrainingConfig, validate
 from conftest import REPO
-from errors import ConfigError, Interrupted, RunStoreError
+from errors import ConfigError, Interrupted, RunStoreError, TrackerError
 from ledger.store import RunStore
 from loop.planning.models import find_model_dir
 from loop.tracking.following import Following, tracked
@@ -27,8 +30,10 @@ from loop.tracking.playground import write_for_playground
 from loop.tracking.replaying import replay
 from loop.tracking.rows import ROUND, Row, by_step, params_of, rows_of, texts_of, without_secrets
 from loop.tracking.telling import Telling, settings_of, standing, told_of, tracked_run
+from loop.tracking.trackers import refuse_missing
 from scores.decision import Decision
 from scores.results import EvalResult, HeldOutLoss, Measured
+from services.keys import Keys
 from study_records import TASKS, Shape, measured_result
 from test_loop import Workspace
 from test_run_store import checkpoint, record_steps
@@ -219,14 +224,20 @@ def test_no_secret_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SOME_API_KEY", "a-secret-of-mine")
     store = begun(tmp_path / "run", evalops_api_url="https://a-secret-of-mine/x")
     config = settings_of(store)
-    from services.keys import Keys
-
     params = tracked_run(store, config, Keys().redacted).params
     assert params["resolved.base_url"] == "https://[redacted]@host/path?[redacted]"
     assert params["evalops_api_url"] == "https://[redacted]/x"
     assert not any(key.startswith("tracking") for key in params)
     assert params_of({"a": {"b": [1, "http://u:p@h"]}}) == {"a.b": '[1, "http://[redacted]@h"]'}
-    assert without_secrets("sqlite:////a/b.db and a@b") == "sqlite:////a/b.db and a@b"
+    store.append("failed", detail="https://me:hidden@host: a-secret-of-mine refused")
+    file = tmp_path / "kept"
+    telling = Telling(store.run_dir, "trackio", opener("keeps", file), Keys().redacted)
+    telling.tell(store, config, told_of(store, is_over=True, status="failed"))
+    telling.close()
+    said = file.with_suffix(".said").read_text()
+    assert "https://[redacted]@host: [redacted] refused" in said
+    theirs = with_names({}, ["eval/a-secret-of-mine/own/x"], Keys().redacted)
+    assert list(theirs.values()) == ["eval/_redacted_/own/x"]
     write_for_playground(store)
     assert "secret" not in (tmp_path / "run/config.json").read_text()
 
@@ -247,6 +258,20 @@ def test_no_secret_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_settings_that_would_end_in_a_trackers_error_are_refused(tracking: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         settings(tracking=tracking)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sqlite:////a/b.db and a@b", "sqlite:////a/b.db and a@b"),
+        ("http://host:80/x and https://host/a@b", "http://host:80/x and https://host/a@b"),
+        ("http://me:a@b/c?d#e@host/x?key=1", "http://[redacted]@host/x?[redacted]"),
+        ("https://token@host/x", "https://[redacted]@host/x"),
+        ('"http://a:b@host", "c@d"', '"http://[redacted]@host", "c@d"'),
+    ],
+)
+def test_of_an_address_only_what_is_secret_is_left_out(text: str, told: str) -> None:
+    assert without_secrets(text) == told
 
 
 # --- told once, whatever happens ------------------------------------------------------------------
@@ -315,7 +340,9 @@ def test_two_processes_never_tell_one_run_at_once(tmp_path: Path) -> None:
     first = Telling(store.run_dir, "trackio", opener("keeps", file))
     told = told_of(store, is_over=True, status="finished")
     first.tell(store, settings_of(store), told)
-    assert "another process is at work on telling trackio" in tell(store, "keeps", file).problem
+    refused = tell(store, "keeps", file)
+    assert "another process is at work on telling trackio" in refused.problem
+    assert refused.known_of(rows(store)) == len(rows(store))  # as the other has written down
     first.close()
     assert tell(store, "keeps", file).problem is None
 
@@ -382,7 +409,7 @@ def test_a_run_that_fails_is_told_of_as_well(
     ("how", "why"),
     [
         ("hangs", "it had not answered when the run had to end"),
-        ("dies", "its process ended with -9"),
+        ("dies", "its process ended with -9 (lost http://[redacted]@tracker:5000)"),
         ("raises", "ConnectionError: http://[redacted]@tracker:5000/?[redacted] refuses [31m"),
     ],
 )
@@ -409,20 +436,36 @@ def test_what_a_tracker_does_is_said_at_the_end_and_changes_nothing(
 def test_replay_says_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = two_rounds(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"names no tracker .*tracking\.trackers=\[\"trackio\"\]"):
-        replay(store, settings(tracking={}))
+        replay(store, settings(tracking={}), Keys())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install -r requirements-tracking\.txt"):
-        replay(store, settings())
+        replay(store, settings(), Keys())
     monkeypatch.undo()
     write_package(tmp_path, monkeypatch, "raise ConnectionError('gone')")
     with pytest.raises(RunStoreError, match="a process is at work on this run"):
-        replay(store, settings())
+        replay(store, settings(), Keys())
     store.close()
-    with pytest.raises(RunStoreError, match=r"trackio: 0 of .*gone.*--track"):
-        replay(store, settings())
+    with pytest.raises(TrackerError, match=r"trackio: 0 of .*gone.*--track"):
+        replay(store, settings(), Keys())
 
 
 # --- the whole command ----------------------------------------------------------------------------
+
+
+# A package of MLflow's name that takes a moment to be opened, and does not bear a second one then.
+OPENED_ALONE = """
+import os, time
+from pathlib import Path
+entities = None
+class MlflowClient:
+    def __init__(self, tracking_uri):
+        self.mark = Path(tracking_uri.removeprefix("sqlite:///")).with_name("opening")
+    def get_experiment_by_name(self, name):
+        os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
+        time.sleep(1)
+        self.mark.unlink()
+        raise RuntimeError("opened alone")
+"""
 
 
 def write_package(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
@@ -448,6 +491,30 @@ def test_a_missing_package_is_said_before_anything_is_made(
         said = capsys.readouterr().err
         assert ".venv/bin/pip install -r requirements-tracking.txt" in said
     assert not (workspace.folder / "run").exists()
+
+
+def test_a_study_says_so_before_its_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(REPO / "examples/lora_rank_with_eval", tmp_path / "study")
+    file = tmp_path / "study/experiment.yaml"
+    text = file.read_text().replace("controls:", "controls:\n  tracking.trackers: [mlflow]", 1)
+    file.write_text(re.sub("base_model: .*", f"base_model: {REPO / 'demo_model'}", text))
+    found = importlib.util.find_spec
+    absent = lambda name, *rest: None if name == "mlflow" else found(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
+    assert study.main(["run", str(tmp_path / "study")]) == 2
+    assert "pip install -r requirements-tracking.txt" in capsys.readouterr().err
+    assert not (tmp_path / "study/results").exists()
+
+
+def test_a_folder_of_a_packages_name_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlflow").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ConfigError, match="names mlflow, and there is no such package"):
+        refuse_missing(settings(tracking={"trackers": ["mlflow"]}))
 
 
 def test_a_run_beside_a_broken_package_is_the_run_without(
@@ -525,6 +592,25 @@ def test_the_script_for_wandb_names_what_there_is() -> None:
             assert all(hasattr(module, alias.name) for alias in node.names)
 
 
+def test_a_database_on_this_machine_is_opened_by_one_process_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow makes its tables when it is first opened, and two at once would both fail."""
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow/__init__.py").write_text(OPENED_ALONE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{REPO}")
+    stores = [two_rounds(tmp_path / name) for name in ("a", "b")]
+    words = ["--set", 'tracking.trackers=["mlflow"]']
+    processes = []
+    for store in stores:
+        store.close()
+        command = [sys.executable, str(REPO / "report.py"), "--track", str(store.run_dir), *words]
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]  # not 2: nothing was wrong
+    assert all("RuntimeError: opened alone" in one for one in said), said
+
+
 # --- the real packages, where they are installed --------------------------------------------------
 
 
@@ -538,8 +624,9 @@ def test_the_real_tracker_has_the_ledger_row_by_row(
 
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")  # which would store rows later
     store = two_rounds(tmp_path / "run", tracking={"trackers": [kind]})
     store.close()
     for _ in range(2):
-        replay(store, settings_of(store))
+        replay(store, settings_of(store), Keys())
         assert rows_at_tracker(kind, store) == wanted(kind, rows(store))

@@ -58,6 +58,8 @@ def fail() -> None:
 
 
 def die() -> None:
+    sys.stderr.write("lost http://me:my-password@tracker:5000\n")
+    sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -18,16 +18,18 @@ from config_schema import TrainingConfig
 from errors import Interrupted, LoopError, one_line
 from ledger.store import RunStore
 from loop.tracking.replaying import Line, line_on
-from loop.tracking.rows import rows_of
+from loop.tracking.rows import rows_of, without_secrets
 from loop.tracking.telling import standing
 from loop.tracking.trackers import QUIET, describe_trackers
 from loop.tracking.worker import Ordered
+from services.keys import Keys
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKER = ("-P", "-m", "loop.tracking.worker")
 LEAVE_S = 10.0  # that the worker has at the end
 GRACE_S = 2.0  # for it to end
 MAX_SAID_CHARS = 200
+MAX_READ_BYTES = 65_536  # of what it wrote, however much that was
 NO_ANSWER = "it had not answered when the run had to end"
 
 Say = Callable[[str], None]
@@ -95,11 +97,8 @@ class Following:
             why = NO_ANSWER
         elif code != 0 and why != NO_ANSWER:
             why = f"its process ended with {code}"
-        with self._said as said:
-            said.seek(0)
-            last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
-        if last:
-            why += f" ({one_line(last, MAX_SAID_CHARS)})"
+        if last := _last_line(self._said):
+            why += f" ({last})"
         return self._lines(why)
 
     def _lines(self, why: str) -> list[str]:
@@ -110,6 +109,14 @@ class Following:
         if len(orders) > 1 and complete:
             complete = [f"tracking: complete {len(complete)} times, of {len(lines)}"]
         return [*(f"warning: {line.text}" for line in lines if not line.is_complete), *complete]
+
+
+def _last_line(said: IO[bytes]) -> str:
+    """The last thing that was written, by anybody's code: without secrets, and cut."""
+    with said:
+        said.seek(max(0, said.seek(0, os.SEEK_END) - MAX_READ_BYTES))
+        last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+    return one_line(Keys().redacted(without_secrets(last)), MAX_SAID_CHARS)
 
 
 def _lines_on(order: Ordered, why: str) -> list[Line]:

@@ -1,7 +1,8 @@
 """A run in MLflow, in a database on this machine or on a server.
 
 Points cannot be taken back there: where a run went back, a new one begins beside the old, which is
-marked. All calls name their run; MLflow's current run is not used.
+marked. All calls name their run; MLflow's current run is not used. None of them leaves the work to
+a thread of MLflow's, as MLFLOW_ENABLE_ASYNC_LOGGING would: what they return from is stored.
 """
 
 from __future__ import annotations
@@ -62,9 +63,11 @@ class MlflowRun:
 
     def start_over(self) -> None:
         assert self._id is not None, "a run that has rows"
-        self._client.set_tag(self._id, "mlflow.runName", f"{self._run.name} (superseded)")
+        name = f"{self._run.name} (superseded)"
+        self._client.set_tag(self._id, "mlflow.runName", name, synchronous=True)
         self._client.set_terminated(self._id, status="KILLED")
-        self._client.set_tag(self._id, SUPERSEDED_TAG, f"at event {self._run.resumed_at}")
+        when = f"at event {self._run.resumed_at}"
+        self._client.set_tag(self._id, SUPERSEDED_TAG, when, synchronous=True)
         self._id = None
         self._described = {}
 
@@ -88,7 +91,7 @@ class MlflowRun:
                 for name, value in row.at_tracker.items()  # the event last: it says that all is in
             ]
             for some in _chunks(points, MAX_METRICS):
-                self._client.log_batch(run_id, metrics=some)
+                self._log(run_id, metrics=some)
             # MLflow makes the largest number there is of an infinite one.
             infinite = [
                 self._tag(f"infinite.{name}.event_{row.seq}", str(value))
@@ -97,7 +100,7 @@ class MlflowRun:
                 if math.isinf(value)
             ]
             for some in _chunks(infinite, MAX_TAGS):
-                self._client.log_batch(run_id, tags=some)
+                self._log(run_id, tags=some)
 
     def describe(self, texts: Mapping[str, str], status: str, newest: Row | None) -> None:
         run_id = self._id = self._id or self._begin()
@@ -108,21 +111,25 @@ class MlflowRun:
             if self._names(key) not in stored.data.params
         ]
         for some in _chunks(missing, MAX_PARAMS):
-            self._client.log_batch(run_id, params=some)
-        changed = {  # a param cannot be another value
-            f"changed.{key}": value
-            for key, value in self._run.params.items()
-            if stored.data.params.get(self._names(key), value) != value[:MAX_PARAM_CHARS]
-        }
+            self._log(run_id, params=some)
+        changed = {}  # a param cannot be another value, and may have been one for a while
+        for key, value in self._run.params.items():
+            first = stored.data.params.get(self._names(key), value[:MAX_PARAM_CHARS])
+            tag = f"changed.{key}"
+            if first != value[:MAX_PARAM_CHARS] or self._names(tag) in stored.data.tags:
+                changed[tag] = value
         told = {**changed, **texts}
         tags = [self._tag(k, v) for k, v in told.items() if self._described.get(k) != v]
         for some in _chunks(tags, MAX_TAGS):
-            self._client.log_batch(run_id, tags=some)
+            self._log(run_id, tags=some)
         self._described = told
         if status == "running":
             self._client.update_run(run_id, status="RUNNING")
         elif stored.info.status != STATUSES[status]:
             self._client.set_terminated(run_id, status=STATUSES[status])
+
+    def _log(self, run_id: str, **what: list[Any]) -> None:
+        self._client.log_batch(run_id, synchronous=True, **what)
 
     def _tag(self, name: str, text: str) -> Any:
         return self._entities.RunTag(self._names(name), text[:MAX_TAG_CHARS])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 MAX_CHARS = 200  # MLflow takes 250
 _NOT_TAKEN = re.compile(r"[^A-Za-z0-9_\-. :/]")  # what MLflow refuses; Trackio takes any
@@ -19,7 +19,9 @@ def taken_name(name: str) -> str:
     return f"_{path}" if path in TAKEN else path
 
 
-def with_names(known: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+def with_names(
+    known: Mapping[str, str], names: Iterable[str], cleaned: Callable[[str], str] = str
+) -> dict[str, str]:
     """What is known of our names and theirs, with those of `names` that are new. Names that are
     one at a tracker, or too long, are told apart by a hash of the whole."""
     found = dict(known)
@@ -27,7 +29,7 @@ def with_names(known: Mapping[str, str], names: Iterable[str]) -> dict[str, str]
     for name in names:
         if name in found:
             continue
-        mapped = taken_name(name)
+        mapped = taken_name(cleaned(name))
         if mapped in theirs or len(mapped) > MAX_CHARS:
             digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
             mapped = f"{mapped[: MAX_CHARS - _HASH_CHARS - 1]}-{digest[:_HASH_CHARS]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from config_schema import TrainingConfig
-from errors import ConfigError, RunStoreError
+from errors import ConfigError, RunStoreError, TrackerError
 from ledger.run_directory import is_locked
 from ledger.store import RunStore
 from loop.reports.console import command_for
@@ -21,11 +21,11 @@ PROGRAM = Path(__file__).resolve().parent.parent.parent / "report.py"
 ENDINGS = {"run_finished": "finished", "failed": "failed", "eval_failed": "failed"}
 
 
-def replay(store: RunStore, config: TrainingConfig) -> list[str]:
+def replay(store: RunStore, config: TrainingConfig, keys: Keys) -> list[str]:
     """Bring the trackers of `tracking` up to what the ledger says; returns what is to be said.
 
-    Raises `ConfigError` where none is named or a package is missing, and `RunStoreError` where a
-    process is at work on the run, or a tracker could not be told of all of it.
+    Raises `ConfigError` where none is named or a package is missing, `RunStoreError` where a
+    process is at work on the run, and `TrackerError` where a tracker was not told of all of it.
     """
     if not config.tracking.trackers:
         raise ConfigError(
@@ -45,7 +45,7 @@ def replay(store: RunStore, config: TrainingConfig) -> list[str]:
     told = told_of(store, is_over=True, status=ending_of(store))
     lines, problems = [describe_trackers(config, store.run_dir)], []
     for kind in config.tracking.trackers:
-        telling = Telling(store.run_dir, kind, open_tracker, Keys().redacted)
+        telling = Telling(store.run_dir, kind, open_tracker, keys.redacted)
         try:
             standing = telling.tell(store, config, told)
         finally:
@@ -53,7 +53,8 @@ def replay(store: RunStore, config: TrainingConfig) -> list[str]:
         line = line_on(kind, standing, told.rows, store.run_dir)
         (lines if line.is_complete else problems).append(line.text)
     if problems:
-        raise RunStoreError(" ".join(problems))
+        complete = [f"{line}." for line in lines[1:]]
+        raise TrackerError(" ".join([*complete, *problems]))
     return lines
 
 

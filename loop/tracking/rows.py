@@ -22,7 +22,8 @@ Event = Mapping[str, Any]
 
 # The two metrics that every row has at a tracker: where in the ledger it stands, and its round.
 EVENT, ROUND = "ledger/event", "ledger/round"
-_USER_OF_URL = re.compile(r"(\w[\w+.-]*://)[^/\s@]*@")
+# A password may hold what an address should escape: it ends with the last @ that can be its end.
+_USER_OF_URL = re.compile(r"(\w[\w+.-]*://)(?:[^/?#\s:@]*:[^\s\"']*|[^/?#\s\"']*)@")
 _QUERY_OF_URL = re.compile(r"(\w[\w+.-]*://[^\s?#\"']*)\?[^\s#\"']*")
 
 

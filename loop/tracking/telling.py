@@ -149,8 +149,10 @@ class Telling:
             self._bring_up(store, config, told)
         except Exception as error:  # a tracker is anybody's code, and a server's answers
             self._tracker = None
-            text = without_secrets(one_line(f"{type(error).__name__}: {error}"))
-            problem = self._redacted(text)[:MAX_PROBLEM_CHARS]
+            text = one_line(f"{type(error).__name__}: {error}")
+            problem = self._cleaned(text)[:MAX_PROBLEM_CHARS]
+        if self._lock is None:  # another process is at it, and keeps what it knows
+            return standing(self.run_dir, self.kind)._replace(problem=problem)
         now = self._standing(told, problem)
         try:
             self._keep(store, config, now)
@@ -167,7 +169,7 @@ class Telling:
         before = dict(self._names)
         run = tracked_run(store, config, self._redacted)
         names = dict.fromkeys(name for row in told.due for name in row.at_tracker)
-        self._names = with_names(self._names, [*names, *run.params])
+        self._names = with_names(self._names, [*names, *run.params], self._cleaned)
         if self._names != before:
             self._keep(store, config, self._standing(told))
         if self._tracker is None:
@@ -181,11 +183,15 @@ class Telling:
         if missing:
             self._tracker.add(missing)
             self._stored |= {row.seq for row in missing}
-        self._tracker.describe(told.texts, told.status, told.due[-1] if told.due else None)
+        texts = {name: self._cleaned(text) for name, text in told.texts.items()}
+        self._tracker.describe(texts, told.status, told.due[-1] if told.due else None)
+
+    def _cleaned(self, text: str) -> str:
+        return self._redacted(without_secrets(text))
 
     def _name(self, name: str) -> str:
         if name not in self._names:  # of a text, whose name nobody reads numbers by
-            self._names = with_names(self._names, [name])
+            self._names = with_names(self._names, [name], self._cleaned)
         return self._names[name]
 
     def _take_lock(self) -> None:
@@ -196,8 +202,6 @@ class Telling:
 
     def _keep(self, store: RunStore, config: TrainingConfig, now: Standing) -> None:
         """Write down how it stands."""
-        if self._lock is None:  # another process is at it, and keeps what it knows
-            return
         state = {
             "tracker": self.kind,
             "address": without_secrets(address_of(self.kind, config, self.run_dir)),

@@ -10,9 +10,11 @@ from config_schema import TrainingConfig
 from errors import ConfigError
 from loop.tracking.rows import without_secrets
 from loop.tracking.tracker import Names, TrackedRun, Tracker
+from storage.files import in_turn
 
+TURN_S = 30.0
 REQUIREMENTS = "requirements-tracking.txt"
-MLFLOW_ADDRESS = "MLFLOW_TRACKING_URI"
+MLFLOW_ADDRESS, SQLITE = "MLFLOW_TRACKING_URI", "sqlite:///"
 # Neither of them is to report on its user, and MLflow is not to try a dead server for minutes.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -33,7 +35,12 @@ def open_tracker(kind: str, run: TrackedRun, address: str, names: Names) -> Trac
         return TrackioRun(run, names)
     from loop.tracking.mlflow_runs import MlflowRun
 
-    return MlflowRun(run, address, names)
+    folder = Path(address.removeprefix(SQLITE)).parent
+    if not address.startswith(SQLITE) or not folder.is_dir():
+        return MlflowRun(run, address, names)
+    # Who opens a new database makes its tables, and of two that make them at once both may fail.
+    with in_turn(folder, TURN_S):
+        return MlflowRun(run, address, names)
 
 
 def refuse_missing(config: TrainingConfig) -> None:
@@ -47,7 +54,8 @@ def refuse_missing(config: TrainingConfig) -> None:
 
 
 def _is_installed(kind: str) -> bool:
-    return importlib.util.find_spec(kind) is not None
+    spec = importlib.util.find_spec(kind)
+    return spec is not None and spec.origin is not None  # a mere folder of that name has none
 
 
 def address_of(kind: str, config: TrainingConfig, run_dir: Path) -> str:
@@ -55,7 +63,7 @@ def address_of(kind: str, config: TrainingConfig, run_dir: Path) -> str:
     if kind == "trackio":
         return os.environ.get("TRACKIO_DIR") or "its folder in the home directory"
     given = config.tracking.mlflow_uri or os.environ.get(MLFLOW_ADDRESS)
-    return given or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    return given or f"{SQLITE}{run_dir.resolve().parent / 'mlflow.db'}"
 
 
 def describe_trackers(config: TrainingConfig, run_dir: Path) -> str:
