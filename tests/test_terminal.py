@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -249,6 +250,45 @@ def test_whatever_is_printed_is_an_object_and_a_newline(capsys: pytest.CaptureFi
         "\ud800\u2028</script>\x1b[2J",
         "not ended",
     ]
+
+
+BELOW = """
+import os, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from loop.reports.events_out import for_programs
+with for_programs(True, lambda text: text.replace("secret", "[redacted]")):
+    os.write(2, b"half a line of C, ")
+    print("of Python", file=sys.stderr)
+    os.write(2, "its end \u00e9 and a secret\\n".encode())
+    for number in (2, sys.stderr):
+        subprocess.run(["sh", "-c", "echo of a program >&2"], stderr=number)
+    os.write(2, b"\\xff" * 3)
+os.write(2, b"as before\\n")
+"""
+
+
+def test_what_is_written_below_python_is_a_message_too() -> None:
+    done = subprocess.run([sys.executable, "-c", BELOW, str(REPO)], capture_output=True, text=True)
+    *lines, last = done.stderr.splitlines()
+    assert last == "as before" and done.returncode == 0
+    texts = [json.loads(line)["text"] for line in lines]
+    assert sorted(texts) == sorted(
+        [
+            *("half a line of C, its end \u00e9 and a [redacted]", "of Python"),
+            *("of a program", "of a program", "\ufffd" * 3),
+        ]
+    )
+
+
+@pytest.mark.parametrize("words", [["--bogus"], ["--preview", "x"], ["--set"]])
+def test_mistakes_in_the_arguments_are_objects_too(
+    words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*words, "--js"]) == 2
+    told = capsys.readouterr()
+    error, answer = json.loads(told.err), json.loads(told.out)
+    assert (error["type"], error["exit_code"]) == ("error", 2)
+    assert error["message"] == answer["error"] and "--help" in error["message"]
 
 
 def test_the_stream_says_when_nobody_reads_it() -> None:
