@@ -255,7 +255,8 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
 
         return write_project(args)
     if args.power is not None:
-        from commands.power import show_power
+        with Starting():
+            from commands.power import show_power
 
         return show_power(args)
     if args.list is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from commands.opening import refuse_beside
 from config_schema import TrainingConfig, load_and_validate_config, validate
 from errors import ConfigError
-from loop.reports.console import say, tell
+from loop.reports.console import say, tell, width_of
 from scores.power import (
     possible_changes,
     questions_needed,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 POWER = 0.8  # of finding a difference that is there: 8 of 10 tries
 MIN_GAP = 1e-4  # closer scores no evaluation tells apart; they would take millions of questions
+CELL, GAP = 13, "  "  # columns of a number in the table, and between it and its text
 WITH = ("power", "config", "overrides", "json", "verbose")
 
 
@@ -69,8 +71,8 @@ def show_power(args: argparse.Namespace) -> int:
         f"To tell {high:g} from {low:g} in {POWER * 10:.0f} of 10 tries, with an error of "
         f"{alpha:g} (one-sided):"
     )
-    for line in table_lines(table, looks):
-        say(line)
+    for line in table_lines(table, looks, width_of(sys.stdout)):
+        tell(line)
     source = "max_rounds" if own is not None else "the default of max_rounds"
     if looks > 1:
         tell(f"{looks} looks ({source}) share the error; each alone has {alpha / looks:.2g} of it.")
@@ -140,18 +142,25 @@ def needed_for(
     ]
 
 
-def table_lines(table: Sequence[Needed], looks: int) -> Iterator[str]:
-    """The numbers first, so that no text is too long for 80 columns."""
-    has_looks = looks > 1
-    heads = ["one look", f"{looks:,} looks"] if has_looks else ["one look"]
-    yield f"{''.join(f'{head:>13}' for head in heads)}  questions (each) for"
+def table_lines(table: Sequence[Needed], looks: int, width: int | None = None) -> Iterator[str]:
+    """The numbers first, so that no text is too long for 80 columns; on a terminal that has fewer
+    each text has the lines below its numbers."""
+    num_looks = 2 if looks > 1 else 1
+    rows = [(("one look", f"{looks:,} looks"), ["questions (each) for"])]
     for one in table:
-        numbers = [one.one_look, one.all_looks] if has_looks else [one.one_look]
-        figures = "".join(f"{number:>13,}" for number in numbers)
         text, colon, which = one.text.partition(": ")
-        yield f"{figures}  {text}{colon.rstrip()}"
-        if which:
-            yield f"{' ' * len(figures)}    {which}"
+        texts = [f"{text}{colon.rstrip()}", *([f"  {which}"] if which else [])]
+        rows.append(((f"{one.one_look:,}", f"{one.all_looks:,}"), texts))
+    widest = max(len(text) for _, texts in rows for text in texts)
+    has_room = width is None or CELL * num_looks + len(GAP) + widest <= width
+    for numbers, texts in rows:
+        if has_room:
+            figures = "".join(f"{number:>{CELL}}" for number in numbers[:num_looks])
+            yield f"{figures}{GAP}{texts[0]}"
+            yield from (f"{' ' * len(figures)}{GAP}{text}" for text in texts[1:])
+        else:
+            yield GAP.join(numbers[:num_looks])
+            yield from (f"{GAP}{text}" for text in texts)
 
 
 # --- what a config or a run can tell --------------------------------------------------------------
