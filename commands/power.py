@@ -75,7 +75,9 @@ def show_power(args: argparse.Namespace) -> int:
         tell(line)
     source = "max_rounds" if own is not None else "the default of max_rounds"
     if looks > 1:
-        tell(f"{looks} looks ({source}) share the error; each alone has {alpha / looks:.2g} of it.")
+        tell(
+            f"{looks:,} looks ({source}) share the error; each alone has {alpha / looks:.2g} of it."
+        )
     for line in () if own is None else describe_own(own, table, low, high):
         tell(line)
     return 0
@@ -86,8 +88,8 @@ def scores_to_tell(words: Sequence[str]) -> tuple[float, float, Path | None]:
     example = "Give two scores between 0 and 1, the lower one first, for example --power 0.80 0.85"
     if not 2 <= len(words) <= 3:
         raise ConfigError(
-            f"--power takes two scores and at most one run directory, found {len(words)} words. "
-            f"{example}."
+            f"--power takes two scores and at most one run directory, found {len(words)} "
+            f"word{'s' * (len(words) != 1)}. {example}."
         )
     low, high = (_score(word, example) for word in words[:2])
     if low > high:
@@ -107,7 +109,7 @@ def _score(word: str, example: str) -> float:
         value = math.nan
     if not 0 <= value <= 1:
         raise ConfigError(f"--power {word[:60]!r}: no score between 0 and 1. {example}.")
-    return value
+    return value + 0.0  # -0.0 is shown as 0
 
 
 def needed_for(

@@ -147,7 +147,7 @@ def test_what_a_config_can_tell(capsys: pytest.CaptureFixture, tmp_path: Path) -
         (["nan", "0.5"], "'nan': no score"),
         (["0.1", "inf"], "'inf': no score"),
         (["-0.1", "0.5"], "'-0.1': no score"),
-        (["0.1"], "found 1 words"),
+        (["0.1"], "found 1 word. Give"),
         (["0.1", "0.2", "a", "b"], "found 4 words"),
         (["0.1", "0.2", "nothing"], "nothing: not a run directory"),
         (["0.1", "0.2", "--gate", "--local"], "--local, --gate was given beside it"),

@@ -152,6 +152,7 @@ def _why_no_price(view: Planned) -> str:
 
 def money(dollars: float) -> str:
     """Dollars to the cent, and what is less than one not as nothing."""
+    dollars += 0.0  # -0.0 is nothing
     if 0 < dollars < 0.01:
         return f"${dollars:.1g}"
     return f"${dollars:,.2f}" if dollars < 1e9 else f"${dollars:.3g}"
