@@ -21,6 +21,7 @@ from typing import Any
 from commands.boundary import describe_failure, sigterm_as_interrupt
 from errors import ConfigError, InputError, Interrupted, LoopError
 from loop.reports.console import (
+    Starting,
     command_for,
     drop,
     open_missing_streams,
@@ -92,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with sigterm_as_interrupt():
             _refuse_what_excludes(args)
+            with Starting():  # this takes a second, and more on a busy machine
+                import loop.run_page.page  # noqa: F401
             if args.serve is not None:
                 serve(args)
             elif args.track is not None:

@@ -102,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_missing_streams()
     args = parse_arguments(argv)
     try:
+        with Starting():  # this takes a second, and more on a busy machine
+            import studies.design.generating  # noqa: F401
         exit_code = COMMANDS[args.command](args)
         write_out()
         return exit_code

@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from commands.boundary import (
     Session,
@@ -25,7 +26,7 @@ from commands.boundary import (
 )
 from errors import ConfigError, Interrupted
 from loop.reports.console import Starting, open_missing_streams, write_out
-from loop.reports.events_out import for_programs
+from loop.reports.events_out import event_stream, for_programs
 from services.keys import taken
 
 if TYPE_CHECKING:
@@ -94,8 +95,22 @@ async def run_rounds(run: Run) -> Decision:
 # --- the command ----------------------------------------------------------------------------------
 
 
+class Arguments(argparse.ArgumentParser):
+    """What tells a program of a mistake as of any other, and people with the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        if event_stream() is None:
+            super().error(message)
+        raise ConfigError(f"{message}. Correct the arguments; --help lists them.")
+
+
+def asks_for_json(words: Sequence[str]) -> bool:
+    """Whether --json is among the arguments, also where the others cannot be read."""
+    return any(len(word) > len("--j") and "--json".startswith(word) for word in words)
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="trainer_with_eval.py",
         description="Fine-tune a language model with LoRA in evaluation-driven rounds.",
         epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 3 with --gate when the target was "
@@ -206,10 +221,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; every failure ends as one paragraph on stderr and an exit code."""
     open_missing_streams()
-    args = parse_arguments(argv)
-    with taken() as keys, sigterm_as_interrupt(), for_programs(args.json, keys.redacted):
-        session = Session(keys)
+    is_json = asks_for_json(sys.argv[1:] if argv is None else argv)
+    with taken() as keys, sigterm_as_interrupt(), for_programs(is_json, keys.redacted):
+        session, args = Session(keys), argparse.Namespace(json=is_json, verbose=False, config=None)
         try:
+            args = parse_arguments(argv)
             exit_code = run_command(args, session)
             write_out()
             return exit_code
@@ -239,7 +255,8 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
 
         return write_project(args)
     if args.power is not None:
-        from commands.power import show_power
+        with Starting():
+            from commands.power import show_power
 
         return show_power(args)
     if args.list is not None:

@@ -34,6 +34,7 @@ NUM_LINES_SHOWN = 20
 NUM_TURNED_SHOWN = 3  # checkpoints whose answers are held beside others'
 NUM_SENTENCES = 10
 QUESTION_CHARS, ANSWER_CHARS, SENTENCE_CHARS = 160, 80, 600
+FAILURE_CHARS = 4_000  # what a comment has room for many times
 FILES = ("report.html", "eval_report.md", "inspect_logs")  # of a run directory, where it has them
 
 
@@ -305,7 +306,8 @@ def write_failure(args: argparse.Namespace, message: str) -> None:
     title = "trainer_with_eval.py"
     summary, junit = (getattr(args, name, None) for name in ("summary", "junit"))
     if summary is not None and _may_write("--summary", summary):
-        blocks = [Paragraph("No verdict: it ended early.", is_lead=True), Paragraph(message)]
+        blocks: list[Block] = [Paragraph("No verdict: it ended early.", is_lead=True)]
+        blocks.append(Paragraph(one_line(message, FAILURE_CHARS)))
         _append(summary, markdown(Document(title, blocks)))
     if junit is not None and junit != summary and _may_write("--junit", junit):
         write_whole(junit, [_junit(title, [("target", False, message)], "error")])

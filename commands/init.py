@@ -71,9 +71,14 @@ def _named(words: Sequence[str]) -> tuple[str, Path]:
         )
     name = words[0]
     if name not in USE_CASES:
-        near = difflib.get_close_matches(name, USE_CASES, n=1)
+        near = difflib.get_close_matches(name.lower(), USE_CASES, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise ConfigError(f"--init {name[:60]!r}: no use case, which are {known}{hint}")
+    if words[-1] == "":  # of a variable that is not set; the path of no name is this folder
+        raise ConfigError(
+            "--init: the folder has no name, as that of a variable that is not set. Name one, or . "
+            "for the one that you are in."
+        )
     return name, Path(words[1] if len(words) == 2 else name)
 
 

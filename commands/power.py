@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from commands.opening import refuse_beside
 from config_schema import TrainingConfig, load_and_validate_config, validate
 from errors import ConfigError
-from loop.reports.console import say, tell
+from loop.reports.console import say, tell, width_of
 from scores.power import (
     possible_changes,
     questions_needed,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 POWER = 0.8  # of finding a difference that is there: 8 of 10 tries
 NORMAL = "By the normal distribution; exact tests ask for more, most so near 0 and 1."
 MIN_GAP = 1e-4  # closer scores no evaluation tells apart; they would take millions of questions
+CELL, GAP = 13, "  "  # columns of a number in the table, and between it and its text
 WITH = ("power", "config", "overrides", "json", "verbose")
 
 
@@ -70,11 +72,13 @@ def show_power(args: argparse.Namespace) -> int:
         f"To tell {high:g} from {low:g} in {POWER * 10:.0f} of 10 tries, with an error of "
         f"{alpha:g} (one-sided):"
     )
-    for line in table_lines(table, looks):
-        say(line)
+    for line in table_lines(table, looks, width_of(sys.stdout)):
+        tell(line)
     source = "max_rounds" if own is not None else "the default of max_rounds"
     if looks > 1:
-        tell(f"{looks} looks ({source}) share the error; each alone has {alpha / looks:.2g} of it.")
+        tell(
+            f"{looks:,} looks ({source}) share the error; each alone has {alpha / looks:.2g} of it."
+        )
     tell(NORMAL)
     for line in () if own is None else describe_own(own, table, low, high):
         tell(line)
@@ -86,8 +90,8 @@ def scores_to_tell(words: Sequence[str]) -> tuple[float, float, Path | None]:
     example = "Give two scores between 0 and 1, the lower one first, for example --power 0.80 0.85"
     if not 2 <= len(words) <= 3:
         raise ConfigError(
-            f"--power takes two scores and at most one run directory, found {len(words)} words. "
-            f"{example}."
+            f"--power takes two scores and at most one run directory, found {len(words)} "
+            f"word{'s' * (len(words) != 1)}. {example}."
         )
     low, high = (_score(word, example) for word in words[:2])
     if low > high:
@@ -107,7 +111,7 @@ def _score(word: str, example: str) -> float:
         value = math.nan
     if not 0 <= value <= 1:
         raise ConfigError(f"--power {word[:60]!r}: no score between 0 and 1. {example}.")
-    return value
+    return value + 0.0  # -0.0 is shown as 0
 
 
 def needed_for(
@@ -142,18 +146,25 @@ def needed_for(
     ]
 
 
-def table_lines(table: Sequence[Needed], looks: int) -> Iterator[str]:
-    """The numbers first, so that no text is too long for 80 columns."""
-    has_looks = looks > 1
-    heads = ["one look", f"{looks:,} looks"] if has_looks else ["one look"]
-    yield f"{''.join(f'{head:>13}' for head in heads)}  questions (each) for"
+def table_lines(table: Sequence[Needed], looks: int, width: int | None = None) -> Iterator[str]:
+    """The numbers first, so that no text is too long for 80 columns; on a terminal that has fewer
+    each text has the lines below its numbers."""
+    num_looks = 2 if looks > 1 else 1
+    rows = [(("one look", f"{looks:,} looks"), ["questions (each) for"])]
     for one in table:
-        numbers = [one.one_look, one.all_looks] if has_looks else [one.one_look]
-        figures = "".join(f"{number:>13,}" for number in numbers)
         text, colon, which = one.text.partition(": ")
-        yield f"{figures}  {text}{colon.rstrip()}"
-        if which:
-            yield f"{' ' * len(figures)}    {which}"
+        texts = [f"{text}{colon.rstrip()}", *([f"  {which}"] if which else [])]
+        rows.append(((f"{one.one_look:,}", f"{one.all_looks:,}"), texts))
+    widest = max(len(text) for _, texts in rows for text in texts)
+    has_room = width is None or CELL * num_looks + len(GAP) + widest <= width
+    for numbers, texts in rows:
+        if has_room:
+            figures = "".join(f"{number:>{CELL}}" for number in numbers[:num_looks])
+            yield f"{figures}{GAP}{texts[0]}"
+            yield from (f"{' ' * len(figures)}{GAP}{text}" for text in texts[1:])
+        else:
+            yield GAP.join(numbers[:num_looks])
+            yield from (f"{GAP}{text}" for text in texts)
 
 
 # --- what a config or a run can tell --------------------------------------------------------------

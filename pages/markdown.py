@@ -1,6 +1,7 @@
 """A document as Markdown (GitHub's), saying what the HTML page says; charts become their tables.
 
-Nothing in a text acts as markup: what would is written with a backslash before it.
+Nothing in a text acts as markup: what would is written with a backslash before it, and what would
+still call somebody or link somewhere with a character of no width in it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,16 @@ _ACTING = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+# What GitHub looks for in the text once its Markdown is read, so that a backslash does not help:
+# who is told of it, issues and commits, of other repositories as well, and names of emoji.
+_LINKED = re.compile(
+    r"""(?<![a-z0-9_])@(?=[a-z0-9]) | @(?=[0-9a-f]{7,40}\b)
+    | \#(?=[0-9]) | (?<![a-z0-9_])GH-(?=[0-9])
+    | :(?=(?:[a-z0-9_+-]*[a-z+-][a-z0-9_+-]*|100|1234):)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_NOTHING = "\u200b"  # takes no room, and ends a name
 # At the start of a line: headings, lists, quotes, lines below headings, boxes to tick.
 _ACTING_FIRST = re.compile(r"^([-+=>]|\[(?=[ xX]\])|\d{1,9}(?=[.)]))")
 
@@ -54,7 +65,8 @@ def markdown(document: Document) -> str:
 
 def inline(text: str) -> str:
     """A text inside a line or a cell of a table."""
-    return isolated(_ACTING.sub(r"\\\g<0>", one_line(text)))
+    unlinked = _LINKED.sub(rf"\g<0>{_NOTHING}", one_line(text))
+    return isolated(_ACTING.sub(r"\\\g<0>", unlinked))
 
 
 def at_start(text: str) -> str:

@@ -5,6 +5,7 @@ Each group refuses keys that it does not know. Rules across groups are `Training
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -316,6 +317,17 @@ class GateSettings(Settings):
     )
 
 
+def _real_day(text: str) -> str:
+    """A day that the calendar has; a table of prices says how old it is."""
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        raise PydanticCustomError(
+            "no_day", "input should be a day of the calendar as YYYY-MM-DD"
+        ) from None
+    return text
+
+
 class ModelPrices(Settings):
     """US dollars for a million tokens of one model.
 
@@ -332,7 +344,7 @@ class ModelPrices(Settings):
 class PriceTable(Settings):
     """Prices as the user read them, when, and where."""
 
-    as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_real_day)]
     source: Name | None = None
     usd_per_million_tokens: dict[str, ModelPrices]
 

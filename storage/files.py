@@ -71,13 +71,14 @@ def append_line(path: Path, line: str, *, is_synced: bool = True) -> None:
             is_new = True
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            size_before = os.fstat(descriptor).st_size
+            before = os.fstat(descriptor)
             try:
                 _write_all(descriptor, line.encode() + b"\n")
                 if is_synced:
                     os.fsync(descriptor)
             except OSError:
-                os.ftruncate(descriptor, size_before)
+                if stat.S_ISREG(before.st_mode):  # a pipe or a device has nothing to take back
+                    os.ftruncate(descriptor, before.st_size)
                 raise
         finally:
             os.close(descriptor)

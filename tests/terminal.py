@@ -11,6 +11,8 @@ import termios
 import unicodedata
 from pathlib import Path
 
+import forked
+
 CONTROL = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
 
 
@@ -25,6 +27,25 @@ def on_terminal(
         resize(0, columns)
         # Not the environment of C, in which readline has set COLUMNS.
         os.execve(words[0], words, {**kept, "TERM": "xterm", **environment})
+    written = read_to_its_end(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), written
+
+
+def forked_on_terminal(words: list[str], columns: int, folder: Path) -> tuple[int, bytes]:
+    """The same of a program of ours, in a process that begins with everything imported."""
+    terminal, other_end = pty.openpty()
+    resize(other_end, columns)
+    kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "CI", "NO_COLOR")}
+    with os.fdopen(other_end, "wb", buffering=0) as file:
+        process = forked.Process(
+            *words, env={**kept, "TERM": "xterm"}, cwd=folder, stdout=file, stderr=file
+        )
+    with process:
+        written = read_to_its_end(terminal)
+        return process.wait(60), written
+
+
+def read_to_its_end(terminal: int) -> bytes:
     written = b""
     while True:
         try:
@@ -35,7 +56,7 @@ def on_terminal(
             break
         written += part
     os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), written
+    return written
 
 
 def resize(terminal: int, columns: int) -> None:

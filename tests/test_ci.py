@@ -23,6 +23,7 @@ from commands.ci import (
     worse_and_better,
 )
 from conftest import REPO
+from errors import StorageError
 from ledger.records import Usage
 from ledger.store import RunStore
 from loop.reports.comparison import compare, gate_for
@@ -36,6 +37,7 @@ from scores.results import (
     score_difference,
     task_result,
 )
+from storage.files import append_line
 from study_records import HOSTILE
 from test_loop import Workspace
 from trainer_with_eval import main
@@ -122,6 +124,19 @@ def test_what_failed_is_told_too(tmp_path: Path) -> None:
     assert "gone\\*.json: there is no such file" in text
     suite = ElementTree.parse("j.xml").getroot()
     assert (suite.get("errors"), suite[0][0].tag) == ("1", "error")
+
+
+def test_a_failure_of_any_length_fits_a_comment(capsys: pytest.CaptureFixture) -> None:
+    name = "x" * 100_000
+    assert main(["--config", name, "--summary", "s.md"]) != 0
+    assert name in capsys.readouterr().err
+    assert 3_000 < len(Path("s.md").read_text()) < 10_000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_device_that_is_full_says_so() -> None:
+    with pytest.raises(StorageError, match="No space left on device"):
+        append_line(Path("/dev/full"), "a line", is_synced=False)
 
 
 @pytest.mark.parametrize(

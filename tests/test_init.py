@@ -137,6 +137,8 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -
     ("arguments", "part"),
     [
         (["chatt"], "did you mean chat?"),
+        (["CHAT"], "did you mean chat?"),
+        (["chat", ""], "the folder has no name"),
         (["../chat"], "no use case, which are chat, code, math, tools, safety"),
         (["chat", "a", "b"], "found 3 words"),
         (["chat", "file"], "file is no folder"),

@@ -20,7 +20,7 @@ from loop.plan_page.pilot import pilot_steps
 from loop.plan_page.serving import adapter_of, ways_of
 from loop.plan_page.suite import asked_of
 from loop.reports.console import shown_python
-from loop.reports.lines import wrapped
+from loop.reports.lines import money, wrapped
 from page_reading import Page, assert_inert
 from settings.groups import EvaluationSettings
 from test_loop import Workspace, row
@@ -295,6 +295,18 @@ def test_dollars_follow_from_the_table_that_a_file_holds(
     assert any("by the prices of 2026-11-01, prices.json" in line for line in plan["plan"])
 
 
+def test_an_amount_is_shown_as_one() -> None:
+    amounts = [0.0, -0.0, 0.001, 0.5, 1234.5, 1e300]
+    assert [money(one) for one in amounts] == [
+        "$0.00",
+        "$0.00",
+        "$0.001",
+        "$0.50",
+        "$1,234.50",
+        "$1e+300",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -303,6 +315,7 @@ def test_dollars_follow_from_the_table_that_a_file_holds(
         ("{", "not valid JSON"),
         ('{"as_of": "2026-11-01"}', "budget.prices.usd_per_million_tokens is missing"),
         ('{"as_of": "soon", "usd_per_million_tokens": {}}', "budget.prices.as_of"),
+        ('{"as_of": "2026-02-30", "usd_per_million_tokens": {}}', "a day of the calendar"),
         (
             '{"as_of": "2026-11-01", "usd_per_million_tokens": {"m": {"train": -1}}}',
             "budget.prices.usd_per_million_tokens.m.train",

@@ -9,7 +9,9 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import samplesize_proportions_2indep_onetail
 
+from commands.power import needed_for, table_lines
 from conftest import REPO
+from loop.reports.lines import wrapped
 from scores.decision import Gate
 from scores.intervals import gate_difference
 from scores.power import (
@@ -109,6 +111,15 @@ def test_a_table_that_fits_the_terminal(capsys: pytest.CaptureFixture) -> None:
     assert ["368", "531", "one", "checkpoint,", "against", "the", "threshold", "0.8"] in rows
 
 
+@pytest.mark.parametrize("width", [20, 40, 60, 80])
+def test_a_table_in_fewer_columns_has_its_texts_below(width: int) -> None:
+    lines = [wrapped(line, width) for line in table_lines(needed_for(0.8, 0.85, 0.05, 3), 3, width)]
+    assert max(len(row) for line in lines for row in line.splitlines()) <= width
+    told = " ".join(" ".join(lines).split())
+    texts = ["368", "531", "one checkpoint, against the threshold 0.8", "3 looks"]
+    assert all(text in told for text in texts)
+
+
 def test_what_a_config_can_tell(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     """Also where its guards and benchmarks could only be loaded with the network."""
     for name in ("chat", "tools"):
@@ -136,7 +147,7 @@ def test_what_a_config_can_tell(capsys: pytest.CaptureFixture, tmp_path: Path) -
         (["nan", "0.5"], "'nan': no score"),
         (["0.1", "inf"], "'inf': no score"),
         (["-0.1", "0.5"], "'-0.1': no score"),
-        (["0.1"], "found 1 words"),
+        (["0.1"], "found 1 word. Give"),
         (["0.1", "0.2", "a", "b"], "found 4 words"),
         (["0.1", "0.2", "nothing"], "nothing: not a run directory"),
         (["0.1", "0.2", "--gate", "--local"], "--local, --gate was given beside it"),

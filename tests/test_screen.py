@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from conftest import REPO
 from fake_evalops import fake_evalops
 from hyperparam_utils import MAX_SANE_LR, lr_warning
 from loop.reports.lines import columns_of, seconds_text, time_left, wrapped
 from loop.reports.live import QUIET_S, Now
-from terminal import Screen, on_terminal
+from terminal import Screen, forked_on_terminal, on_terminal
 from test_loop import Workspace, start, wait_for
 from trainer_with_eval import main
 
@@ -68,9 +70,9 @@ def test_a_live_line_says_when_nothing_comes() -> None:
 
 def test_on_a_terminal_a_run_says_what_it_is_doing_and_breaks_no_word(workspace: Workspace) -> None:
     columns = 40
-    program = [sys.executable, str(REPO / "trainer_with_eval.py")]
     arguments = workspace.arguments("run", steps_per_round=6, max_rounds=1)
-    code, written = on_terminal([*program, *arguments], columns, workspace.folder)
+    words = [str(REPO / "trainer_with_eval.py"), *arguments]
+    code, written = forked_on_terminal(words, columns, workspace.folder)
     assert code == 0
     text = written.decode()
     assert text.startswith("starting\r")  # before anything is imported that takes long
@@ -157,17 +159,16 @@ def test_steps_that_are_taken_again_are_counted(
 
 def start_resumed(workspace: Workspace) -> str:
     """What a resumption says before it goes on; it is ended there."""
-    words = [sys.executable, str(REPO / "trainer_with_eval.py"), "--resume", "run"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=workspace.folder)
-    assert process.stderr is not None
-    told = ""
-    for line in process.stderr:
-        told += line
-        if line.startswith("run directory"):
-            break
-    process.kill()
-    process.wait(20)
-    process.stderr.close()
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stream, os.fdopen(writing, "w") as errors:
+        words = [REPO / "trainer_with_eval.py", "--resume", "run"]
+        with forked.Process(*words, stderr=errors, cwd=workspace.folder):
+            errors.close()
+            told = ""
+            for line in stream:
+                told += line
+                if line.startswith("run directory"):
+                    break
     return told
 
 

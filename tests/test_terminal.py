@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -126,14 +127,15 @@ progress = Progress(verbose=False)
 for width in (70, 40, 20, 60):
     resize(2, width)
     progress.live("measuring \\u8cc7\\u6599 [red]:cat: " * 20)
-    time.sleep(0.3)
+    time.sleep(float(sys.argv[2]))
     progress.line(f"line at {width}")
 progress.close()
 """
 
 
-def draws(folder: Path, **environment: str) -> bytes:
-    words = [sys.executable, "-c", DRAWS, str(REPO)]
+def draws(folder: Path, pause_s: float = 0.3, **environment: str) -> bytes:
+    """What is written to a terminal; a pause has time for some frames of the row."""
+    words = [sys.executable, "-c", DRAWS, str(REPO), str(pause_s)]
     code, written = on_terminal(words, 80, folder, **environment)
     assert code == 0, written
     return written
@@ -142,7 +144,8 @@ def draws(folder: Path, **environment: str) -> bytes:
 def test_the_row_follows_the_terminal_and_never_wraps(tmp_path: Path) -> None:
     written = draws(tmp_path).decode()
     screen = Screen(80).feed(written)
-    assert screen.num_wrapped == 0 and screen.is_cursor_shown
+    assert screen.num_wrapped == 0
+    assert "?25" not in written  # a cursor that is hidden stays so where the process is killed
     assert [line for line in screen.lines if line] == [f"line at {n}" for n in (70, 40, 20, 60)]
     assert "[red]:cat:" in written  # names are no markup and no emoji
     between = written.partition("line at 40")[2].partition("line at 20")[0]
@@ -159,7 +162,7 @@ def test_the_row_follows_the_terminal_and_never_wraps(tmp_path: Path) -> None:
 def test_a_terminal_that_is_not_redrawn_has_plain_lines(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    written = draws(tmp_path, **environment)
+    written = draws(tmp_path, pause_s=0, **environment)
     assert b"\x1b" not in written and b"measuring" not in written
     assert written.split(b"\r\n")[:2] == [b"line at 70", b"line at 40"]
 
@@ -249,6 +252,45 @@ def test_whatever_is_printed_is_an_object_and_a_newline(capsys: pytest.CaptureFi
         "\ud800\u2028</script>\x1b[2J",
         "not ended",
     ]
+
+
+BELOW = """
+import os, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from loop.reports.events_out import for_programs
+with for_programs(True, lambda text: text.replace("secret", "[redacted]")):
+    os.write(2, b"half a line of C, ")
+    print("of Python", file=sys.stderr)
+    os.write(2, "its end \u00e9 and a secret\\n".encode())
+    for number in (2, sys.stderr):
+        subprocess.run(["sh", "-c", "echo of a program >&2"], stderr=number)
+    os.write(2, b"\\xff" * 3)
+os.write(2, b"as before\\n")
+"""
+
+
+def test_what_is_written_below_python_is_a_message_too() -> None:
+    done = subprocess.run([sys.executable, "-c", BELOW, str(REPO)], capture_output=True, text=True)
+    *lines, last = done.stderr.splitlines()
+    assert last == "as before" and done.returncode == 0
+    texts = [json.loads(line)["text"] for line in lines]
+    assert sorted(texts) == sorted(
+        [
+            *("half a line of C, its end \u00e9 and a [redacted]", "of Python"),
+            *("of a program", "of a program", "\ufffd" * 3),
+        ]
+    )
+
+
+@pytest.mark.parametrize("words", [["--bogus"], ["--preview", "x"], ["--set"]])
+def test_mistakes_in_the_arguments_are_objects_too(
+    words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*words, "--js"]) == 2
+    told = capsys.readouterr()
+    error, answer = json.loads(told.err), json.loads(told.out)
+    assert (error["type"], error["exit_code"]) == ("error", 2)
+    assert error["message"] == answer["error"] and "--help" in error["message"]
 
 
 def test_the_stream_says_when_nobody_reads_it() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from errors import StorageError
+from loop.reports.events_out import JsonLines
 from loop.reports.lines import wrapped
 
 PROGRAM = Path(__file__).resolve().parent.parent.parent / "trainer_with_eval.py"
@@ -132,8 +133,9 @@ def write_out() -> None:
 
 def drop(stream: TextIO) -> None:
     """Keep Python from writing the rest of a stream at exit, where that would fail again."""
+    written = stream.target if isinstance(stream, JsonLines) else stream
     with contextlib.suppress(OSError, ValueError):  # a stream of a test's, which has no number
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), written.fileno())
 
 
 def open_missing_streams() -> None:

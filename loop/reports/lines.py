@@ -81,6 +81,7 @@ def fitted(head: str, details: Sequence[tuple[int, str]], width: int | None) -> 
 
 def money(dollars: float, places: int = 2) -> str:
     """Dollars to the cent, or finer, and what is less than that not as nothing."""
+    dollars += 0.0  # -0.0 is nothing
     if 0 < dollars < 10**-places:
         return f"${dollars:.1g}"
     return f"${dollars:,.{places}f}" if dollars < 1e9 else f"${dollars:.3g}"

@@ -144,11 +144,19 @@ def _spent(num_tokens: int | None) -> str:
 # --- the terminal ---------------------------------------------------------------------------------
 
 
+class CursorShown(Console):
+    """A console that never hides the cursor: who is killed or stopped (Ctrl-Z) amid a row cannot
+    show it again."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
 def terminal_console() -> Console:
     """Standard error's, to which texts go as they are, as wide as the terminal is right now."""
     # rich believes any COLUMNS, also 0, and for as long as it runs; width_of reads it with care.
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-    return Console(
+    return CursorShown(
         stderr=True,
         highlight=False,
         markup=False,
