@@ -232,7 +232,7 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
     )
     run.store.record_batch(round_no, batch, loss=loss, nll=nll)
     if run.steps is not None:
-        run.steps.done(batch, loss)
+        run.steps.done(batch, nll)
     run.nlls.append(nll)
     if (said := divergence(run.nlls, len(run.plan.renderer.tokenizer))) is not None:
         raise TrainingError(
