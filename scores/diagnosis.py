@@ -175,11 +175,16 @@ def _course(curves: Curves) -> str:
         first = last = median(losses)
         moved = f"is {last:.3f} a token"
     else:
-        first = mean(losses[: len(losses) // 4])
+        num = len(losses) // 4
+        first = mean(losses[:num])
         last, end = last_quarter(losses), _end(losses)
-        first = losses[0] if first > RISE_FACTOR * losses[0] else first  # a bad batch is in it
-        last = end if last > RISE_FACTOR * end else last
-        moved = f"went from {first:.3f} to {last:.3f} a token in this round"
+        # Beside the loss of each step these would look wrong without what they are.
+        means = "" if num == 1 else f", means of its first and last {num} steps"
+        if first > RISE_FACTOR * losses[0]:  # a bad batch is in it
+            first, means = losses[0], ""
+        if last > RISE_FACTOR * end:
+            last, means = end, ""
+        moved = f"went from {first:.3f} to {last:.3f} a token in this round{means}"
     is_spike = _is_far_above(max(first, last), max(losses), blind_guess)
     spike = f", with a spike to {max(losses):.3f}" if is_spike else ""
     scale = f" (certainty has 0, a blind guess {blind_guess:.2f})" if last <= blind_guess else ""
