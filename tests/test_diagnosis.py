@@ -65,8 +65,8 @@ TOO_HIGH = "the learning rate 0.003 is too high, or rows of this round are bad."
     [
         (
             FALLING,
-            "The training loss went from 3.750 to 0.900 a token in this round, means of its first and "
-            "last 2 steps (certainty has 0, a blind guess 11.76).",
+            "The training loss went from 3.750 to 0.900 a token in this round, means of its first "
+            "and last 2 steps (certainty has 0, a blind guess 11.76).",
         ),
         ([3.0, 2.0, 9.0], "The training loss is 3.000 a token ("),  # too few steps for more
         (FALLING[::-1], "rose from 0.900 to 3.750 a token: the learning rate 0.003 is too"),
@@ -247,7 +247,8 @@ def test_topics_in_which_nothing_was_gained_are_named_beside_what_was_learned() 
     base = result(0, {"rivers": (0, 8), "sums": (1, 8), "few": (0, 4), "known": (8, 8)})
     after = result(1, {"rivers": (0, 8), "sums": (7, 8), "few": (0, 4), "known": (8, 8)})
     course = "The training loss went from 3.750 to 0.900 a token in this round, means of its first "
-    course += "and last 2 steps (certainty has 0, a blind guess 11.76); the form of the answers was learned, but "
+    course += "and last 2 steps (certainty has 0, a blind guess 11.76); the form of the answers "
+    course += "was learned, but "
     assert said(FALLING, base, after) == f"{course}{NO_GAIN}rivers (0 of 8)."
     fewer = result(1, {"rivers": (0, 8), "sums": (0, 8), "few": (0, 4), "known": (8, 8)})
     assert said(FALLING, base, fewer).endswith(
@@ -263,6 +264,21 @@ def test_topics_in_which_nothing_was_gained_are_named_beside_what_was_learned() 
     for flat in ([4.0], [4.0, 4.1, 3.9, 4.0]):
         assert "form" not in said(flat, base, after)
         assert f"; {NO_GAIN}rivers" in said(flat, base, after)
+
+
+def test_topics_that_fell_since_the_round_before_are_named_though_the_score_rose() -> None:
+    base = result(0, {"bills": (0, 10), "sums": (0, 10)})
+    before = result(1, {"bills": (5, 10), "sums": (1, 10)})
+    after = result(2, {"bills": (0, 10), "sums": (9, 10)})
+    fell = "fewer were right than after round 1 in bills (0 of 10, 5 before)"
+    assert said(FALLING, base, before, after).endswith(f"{NO_GAIN}bills (0 of 10); {fell}.")
+    fewer = result(2, {"bills": (1, 10), "sums": (9, 10)})  # 4 of 10 lost may be chance
+    assert "fewer were right" not in said(FALLING, base, before, fewer)
+    # the first round's weights come from the baseline, of which the other clause tells
+    began = result(0, {"bills": (5, 10), "sums": (1, 10)})
+    assert "fewer were right" not in said(FALLING, began, after)
+    other = result(2, {"new": (0, 10)})
+    assert "fewer were right" not in said(FALLING, base, before, other)
 
 
 def test_what_is_found_is_named_by_kind_too() -> None:
