@@ -177,7 +177,8 @@ def test_tokens_are_added_up_by_round_and_in_all(real: Real) -> None:
     for name, *cells in Tables(real.pages[1]).named("Used"):
         counts = [int(cell.replace(",", "")) for cell in cells[:3]]
         assert counts == [used[name][key] for key in ("trained", "read", "sampled")], name
-        assert cells[4] == "not known"
+        assert cells[4] == "none"
+    assert "It cost no money: the run was on this machine" in real.pages[1]
 
 
 def test_topics_are_counted_from_the_answers(real: Real) -> None:
@@ -324,6 +325,10 @@ def test_a_finished_run_says_whether_it_is_good_enough(tmp_path: Path) -> None:
     assert "It scores below what the run began with (0.5000)" in bad
     assert "there is no sealed test" in bad
     assert "Keep the untouched model until a run beats it" in bad
+    assert "No round scored above the untouched model, so there is nothing to use yet." in bad
+    alike = made(records.finished(tmp_path / "alike", Shape(shares=(0.5, 0.5), is_sealed=False)))
+    assert "It scores no higher than what the run began with (0.5000)" in alike
+    assert "nothing to use yet. The weights of round 1 are kept, to look at" in alike
 
 
 def test_a_rollback_stands_there_as_it_was_decided(tmp_path: Path) -> None:
