@@ -152,7 +152,10 @@ class Progress:
         self.line(
             f"round {selection.round}: {shares} examples" + (f"; most from {most}" if most else "")
         )
-        mined = next((pick for pick in selection.picks if pick.weight is not None), None)
+        drawn = [pick for pick in selection.picks if pick.weight is not None]
+        # Of the topic that most are from: the first row drawn may be of one that nothing failed in.
+        of_most = [pick for pick in drawn if topics and (pick.topic or "") == topics[0][0]]
+        mined = next(iter(of_most or drawn), None)
         if mined is not None and mined.file is not None and mined.line_no is not None:
             place = place_text(mined.file, mined.line_no, mined.text)
             self.line(f"  for example {place}: {one_line(mined.reason, 100)}")
