@@ -32,6 +32,7 @@ from loop.reports.progress import Progress
 from loop.rounds.run import Beside
 from loop.rounds.session import open_service
 from loop.rounds.showing import MAX_PIECE_CHARS, MAX_ROW_CHARS, NUM_SHOWN, shortened, shown_picks
+from loop.run_page.opening import weights_folder
 from loop.run_page.page import PAGE, keep_page, page_of
 from loop.run_page.thinning import MOST_POINTS, spread, thinned
 from loop.run_page.viewed import standing_of, viewed
@@ -530,3 +531,18 @@ def test_the_first_rows_of_each_kind_are_found(tmp_path: Path) -> None:
         "c": [],
     }
     assert first_rows(tmp_path / "none.jsonl", ["a"], 2) == {"a": []}
+
+
+def test_the_command_that_serves_the_weights_names_places_that_hold_where_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = Shape(is_sealed=False)
+    monkeypatch.chdir(tmp_path)
+    store = records.finished(Path("run"), shape)
+    checkpoint = store.checkpoint(2)
+    assert checkpoint is not None and checkpoint.sampler_path is not None
+    (Path("run") / weights_folder(checkpoint.sampler_path)).mkdir(parents=True)
+    page = Page(made(store))
+    (command,) = [line for line in page.text_of("code") if "local_tinker" in line]
+    assert f"--checkpoint-dir {tmp_path / 'run' / 'checkpoints'}" in command
+    assert any(f"Start it in {REPO}." in text for _, text in page.texts)

@@ -202,13 +202,16 @@ def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:
     served, recorded = checkpoint.base_model, store.settled_config()["files"]["base_model"]
     if Path(recorded).is_absolute() and recorded != served:  # it is found from any folder
         served = f"{served}={recorded}"
+    is_here = PROGRAM.parent == Path.cwd()
+    kept = store.run_dir / "checkpoints"
+    place = str(kept if is_here else kept.resolve())  # it is started in the other folder
     yield Code(
         [
             f"{shown_python()} -m local_tinker --base-model {shlex.quote(served)} "
-            f"--checkpoint-dir {shlex.quote(str(store.run_dir / 'checkpoints'))}"
+            f"--checkpoint-dir {shlex.quote(place)}"
         ]
     )
-    where = "" if PROGRAM.parent == Path.cwd() else f" Start it in {PROGRAM.parent}."
+    where = "" if is_here else f" Start it in {PROGRAM.parent}."
     yield Paragraph(
         f"This serves them to any program of the Tinker SDK.{where} docs/adapter.md has the lines "
         "that load the adapter with PEFT, merge it into the model and save that."

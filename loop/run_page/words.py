@@ -26,7 +26,7 @@ WORDS = {
     "blind guess": "the loss of a model to which all tokens of its vocabulary are alike",
     "loss tokens": "the tokens that are trained on: the answers, not the questions",
     "train_file, pool": "the rows of round 1, and the rows that later rounds draw from "
-    "(mining.pool_file)",
+    "(mining.pool_file; without one train_file's)",
     "mining": "choosing a later round's rows by what was answered wrong and by their loss",
     "replay": "rows of train_file in a later round, so that what was learned is kept",
     "seeded shuffle": "a random order, which the same seed makes again",
