@@ -145,8 +145,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--evaluate",
         nargs="+",
         metavar="CHECKPOINT",
-        help="evaluate checkpoints instead of training: RUN_DIR, RUN_DIR@best, RUN_DIR@round_02 "
-        "or tinker://...; of several the first is what the others are compared with",
+        help="evaluate checkpoints by the questions of --config instead of training: RUN_DIR, "
+        "RUN_DIR@best, RUN_DIR@round_02 or tinker://...; of several the first is what the others "
+        "are compared with",
     )
     parser.add_argument(
         "--list",

@@ -248,7 +248,7 @@ def one_pager(use_case: UseCase, config: TrainingConfig) -> str:
             "- Each run's directory is its record: settings, data with hashes, every answer, every",
             "  decision with its sentence.",
             "- What is in use is replaced by what passed against it, question by question:",
-            "  `--evaluate IN_USE CANDIDATE --gate` exits 3 where it does not.",
+            "  `--config FILE --evaluate IN_USE CANDIDATE --gate` exits 3 where it does not.",
             "- After a change of data, model or questions the evaluation is run again; older",
             "  scores are of something else.",
             "- Known failures belong into the questions, so that the next round is asked.",

@@ -79,10 +79,7 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
     """Find out from the command line which settings and which run directory are meant."""
     if args.resume is None:
         if args.config is None:
-            raise ConfigError(
-                "--config is missing. Give the path of a JSON config, for example --config "
-                "eval_loop_config.json, or --resume RUN_DIR to continue a run."
-            )
+            raise ConfigError(_no_config(args))
         loaded = load_and_validate_config(args.config, args.overrides)
         opened = OpenedSettings(
             loaded, find_model_dir(loaded), None, args.run_dir, {}, args.evaluate
@@ -98,6 +95,19 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
             "--run-dir and --resume exclude each other: --resume names the directory."
         )
     return _resumed(args, session)
+
+
+def _no_config(args: argparse.Namespace) -> str:
+    if args.evaluate is None:
+        return (
+            "--config is missing. Give the path of a JSON config, for example --config "
+            "eval_loop_config.json, or --resume RUN_DIR to continue a run."
+        )
+    return (
+        "--config is missing: --evaluate asks the questions of a config. Give the path of the one "
+        "that the checkpoints were trained with, or of another with the same base_model and other "
+        "eval_tasks, for example --config my_config.json."
+    )
 
 
 def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:

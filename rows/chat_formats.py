@@ -183,7 +183,7 @@ def choose_format(
             f"{_what_to_set(key, base_model, _families(tokenizer, base_model))}"
         )
     renderer = _build(recommended[0], tokenizer, base_model)
-    source = "resolved from null: the cookbook's recommendation for this name"
+    source = "by default: the cookbook's recommendation for this name"
     return ChatFormat(recommended[0], renderer, source, Comparison(template))
 
 
@@ -217,7 +217,7 @@ def _found(
             comparison = compare(template, renderer, tokenizer)
         except (ConfigError, ValueError):  # of a recommended one whose tokens are not there
             continue
-        source = "resolved from null"
+        source = "by default"
         if recommended and name != recommended[0]:
             source += f"; the cookbook recommends {recommended[0]} for this name"
         found = ChatFormat(name, renderer, source, comparison)

@@ -19,7 +19,7 @@ from statistics import median, median_low
 from typing import Literal, NamedTuple, get_args
 
 from scores.distributions import student_t_quantile
-from scores.intervals import Interval, estimate, mean
+from scores.intervals import Interval, estimate, mcnemar_exact, mean
 from scores.results import EvalResult, HeldOutLoss
 
 MIN_STEPS = 4  # of a round, before its trend is looked at
@@ -36,6 +36,7 @@ RISING_FRAC = 0.02  # of a held-out loss: a smaller rise is none
 MIN_ROWS = 5  # of a held-out file, before its rise is named
 MIN_QUESTIONS = 5  # of a topic, before it is named
 MAX_TOPICS = 3
+FELL_ALPHA = 0.05  # one-sided, of each topic by itself
 SURE = 0.99  # one-sided, of every comparison
 DIVERGED_STEPS = 20  # of which half or more are bad; a spike that a run recovers from is shorter
 
@@ -94,6 +95,8 @@ def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) 
         but = "the form of the answers was learned, but " if has_learned else ""
         found.append(f"{but}no more questions were answered right than before training in {topics}")
         kinds["no_gain"] = None
+    if lineage[-1].round and (topics := _topics_that_fell(lineage[-1], result)) is not None:
+        found.append(f"fewer were right than after round {lineage[-1].round} in {topics}")
     sentence = "; ".join(found)
     return Diagnosis(sentence[0].upper() + sentence[1:] + ".", tuple(kinds))
 
@@ -175,11 +178,16 @@ def _course(curves: Curves) -> str:
         first = last = median(losses)
         moved = f"is {last:.3f} a token"
     else:
-        first = mean(losses[: len(losses) // 4])
+        num = len(losses) // 4
+        first = mean(losses[:num])
         last, end = last_quarter(losses), _end(losses)
-        first = losses[0] if first > RISE_FACTOR * losses[0] else first  # a bad batch is in it
-        last = end if last > RISE_FACTOR * end else last
-        moved = f"went from {first:.3f} to {last:.3f} a token in this round"
+        # Beside the loss of each step these would look wrong without what they are.
+        means = "" if num == 1 else f", means of its first and last {num} steps"
+        if first > RISE_FACTOR * losses[0]:  # a bad batch is in it
+            first, means = losses[0], ""
+        if last > RISE_FACTOR * end:
+            last, means = end, ""
+        moved = f"went from {first:.3f} to {last:.3f} a token in this round{means}"
     is_spike = _is_far_above(max(first, last), max(losses), blind_guess)
     spike = f", with a spike to {max(losses):.3f}" if is_spike else ""
     scale = f" (certainty has 0, a blind guess {blind_guess:.2f})" if last <= blind_guess else ""
@@ -322,6 +330,28 @@ def _topics_without_gain(baseline: EvalResult, result: EvalResult) -> str | None
         shown.append(f"{topic} ({is_now:g} of {len(after[topic])}{fell})")
     more = len(unlearned) - MAX_TOPICS
     return ", ".join(shown) + (f" and {more} topics more" if more > 0 else "")
+
+
+def _topics_that_fell(before: EvalResult, result: EvalResult) -> str | None:
+    """The topics of which answers that were right are not any more, beyond chance by the sign test
+    of each topic for itself; None where there are none. Gains elsewhere hide them in the score."""
+    moved: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for task in result.scored_tasks:
+        earlier = before.task(task.name)
+        was = {} if earlier is None else earlier.scores
+        of_question = {sample.id: sample.topic for sample in task.samples}
+        for question, score in task.scores.items():
+            if (topic := of_question[question]) is not None and question in was:
+                moved[topic].append((was[question], score))
+    fallen = []
+    for topic, pairs in sorted(moved.items()):
+        better, worse = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+        # Of two sides, as the exact test has them: 0.1 is an error of 0.05 on the one asked about.
+        if worse > better and mcnemar_exact(better, worse) <= 2 * FELL_ALPHA:
+            had, has = sum(a for a, _ in pairs), sum(b for _, b in pairs)
+            fallen.append(f"{topic} ({has:g} of {len(pairs)}, {had:g} before)")
+    more = len(fallen) - MAX_TOPICS
+    return ", ".join(fallen[:MAX_TOPICS]) + (f" and {more} topics more" if more > 0 else "") or None
 
 
 # --- topics ---------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ NUM_FILES = {
     "loop.planning": 17,
     "loop.reports": 12,
     "loop.rounds": 16,
-    "loop.run_page": 23,
+    "loop.run_page": 24,
     "loop.tracking": 12,
     "pages": 10,
     "rows": 20,

@@ -572,7 +572,7 @@ def test_a_dry_run_says_what_was_compared(
     workspace = Workspace(tmp_path, qwen_dir)
     assert workspace.run("run", "--dry-run") == 0
     told = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert "renderer: qwen3 (resolved from null)" in told
+    assert "renderer: qwen3 (by default)" in told
     (compared,) = [one for one in told if one.startswith("chat template: ")]
     assert compared.startswith(
         "chat template: equal to the renderer's, token by token, in a prompt"
@@ -626,6 +626,6 @@ def test_a_run_goes_on_in_the_format_that_it_began_with(
     capsys.readouterr()
     assert main([*arguments, "--dry-run"]) == 0
     told = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert "renderer: qwen3 (resolved from null, as recorded)" in told
+    assert "renderer: qwen3 (by default, as recorded)" in told
     assert not [one for one in told if one.startswith("chat template: ")]
     assert "trained on: all_messages (data.train_on)" in told

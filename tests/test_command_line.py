@@ -133,6 +133,7 @@ def test_bad_input_is_one_message_and_exit_2(
     ("arguments", "part"),
     [
         ([], "--config is missing"),
+        (["--evaluate", "gone"], "--evaluate asks the questions of a config"),
         (["--config", "gone.json"], "gone.json: there is no such file"),
         (["--resume"], "--resume without a RUN_DIR needs --config"),
         (["--resume", "gone"], "not a run directory"),
@@ -196,7 +197,7 @@ def test_dry_run_of_the_demo_shows_renderer_tokens_and_schedule(
     told = capsys.readouterr().out
     assert "service: embedded (base_model 'demo_model' is a directory)" in told
     assert "renderer: llama3 (renderer_name)" in told
-    assert "warm-up 1 steps (resolved from null)" in told
+    assert "warm-up 1 step (by default)" in told
     assert re.search(r"LoRA rank 16: [\d,]+ parameters >= [\d,]+ loss tokens", told)
     assert [line.split()[:2] for line in told.splitlines() if re.match(r"\s+\d\s+\d+-", line)] == [
         ["1", "0-4"],

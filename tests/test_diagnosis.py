@@ -65,8 +65,8 @@ TOO_HIGH = "the learning rate 0.003 is too high, or rows of this round are bad."
     [
         (
             FALLING,
-            "The training loss went from 3.750 to 0.900 a token in this round (certainty has 0, a "
-            "blind guess 11.76).",
+            "The training loss went from 3.750 to 0.900 a token in this round, means of its first "
+            "and last 2 steps (certainty has 0, a blind guess 11.76).",
         ),
         ([3.0, 2.0, 9.0], "The training loss is 3.000 a token ("),  # too few steps for more
         (FALLING[::-1], "rose from 0.900 to 3.750 a token: the learning rate 0.003 is too"),
@@ -83,8 +83,9 @@ def test_training_losses(losses: Sequence[float], part: str) -> None:
     assert part in said(losses)
 
 
-def moved(first: str, last: str) -> str:
-    return f"The training loss went from {first} to {last} a token in this round"
+def moved(first: str, last: str, num: int = 1) -> str:
+    means = f", means of its first and last {num} steps" if num > 1 else ""
+    return f"The training loss went from {first} to {last} a token in this round{means}"
 
 
 def exploded(first: str, last: str) -> str:
@@ -125,7 +126,7 @@ def test_a_round_that_ends_far_above_its_start_is_called_exploding(
 @pytest.mark.parametrize(
     ("losses", "sentence"),
     [
-        (FALLING, moved("3.750", "0.900")),
+        (FALLING, moved("3.750", "0.900", 2)),
         ([5.0, 4.9, 60.0, 20.0, *[4.0] * 8], moved("5.000", "4.000") + ", with a spike to 60.000"),
         # one bad batch at the end is not the end
         ([5.0, 5.0, 300.0], "The training loss is 5.000 a token, with a spike to 300.000"),
@@ -133,12 +134,12 @@ def test_a_round_that_ends_far_above_its_start_is_called_exploding(
         ([4.0, 5.0, 4.5, 4.0, 30.0], moved("4.000", "4.000") + ", with a spike to 30.000"),
         ([*FALLING, 30.0], moved("3.750", "1.000") + ", with a spike to 30.000"),
         ([*[5.0, 5.1, 1.0] * 13, 100.0], moved("3.830", "5.000") + ", with a spike to 100.000"),
-        ([2.0, 5.0, 1.0, 4.0] * 5, moved("2.800", "3.200")),  # around a level
-        ([5.0, 7.0, 4.5, 8.0] * 4, moved("6.125", "6.125")),  # around a blind guess
+        ([2.0, 5.0, 1.0, 4.0] * 5, moved("2.800", "3.200", 5)),  # around a level
+        ([5.0, 7.0, 4.5, 8.0] * 4, moved("6.125", "6.125", 4)),  # around a blind guess
         # rows that contradict what was learned begin above a blind guess, and fall
         ([20.0, 18.0, 16.0, 14.0, 13.5, 13.0], moved("20.000", "13.000") + GUESS),
         # low whatever it was: 3 of 4 tokens would be drawn right, and some batch has a new row
-        ([0.01] * 10 + [0.3] * 10, moved("0.010", "0.300")),
+        ([0.01] * 10 + [0.3] * 10, moved("0.010", "0.300", 5)),
         # short rounds
         ([5.0], "The training loss is 5.000 a token"),
         ([7.0], "The training loss is 7.000 a token" + GUESS),
@@ -245,8 +246,9 @@ NO_GAIN = "no more questions were answered right than before training in "
 def test_topics_in_which_nothing_was_gained_are_named_beside_what_was_learned() -> None:
     base = result(0, {"rivers": (0, 8), "sums": (1, 8), "few": (0, 4), "known": (8, 8)})
     after = result(1, {"rivers": (0, 8), "sums": (7, 8), "few": (0, 4), "known": (8, 8)})
-    course = "The training loss went from 3.750 to 0.900 a token in this round (certainty has 0, "
-    course += "a blind guess 11.76); the form of the answers was learned, but "
+    course = "The training loss went from 3.750 to 0.900 a token in this round, means of its first "
+    course += "and last 2 steps (certainty has 0, a blind guess 11.76); the form of the answers "
+    course += "was learned, but "
     assert said(FALLING, base, after) == f"{course}{NO_GAIN}rivers (0 of 8)."
     fewer = result(1, {"rivers": (0, 8), "sums": (0, 8), "few": (0, 4), "known": (8, 8)})
     assert said(FALLING, base, fewer).endswith(
@@ -262,6 +264,21 @@ def test_topics_in_which_nothing_was_gained_are_named_beside_what_was_learned() 
     for flat in ([4.0], [4.0, 4.1, 3.9, 4.0]):
         assert "form" not in said(flat, base, after)
         assert f"; {NO_GAIN}rivers" in said(flat, base, after)
+
+
+def test_topics_that_fell_since_the_round_before_are_named_though_the_score_rose() -> None:
+    base = result(0, {"bills": (0, 10), "sums": (0, 10)})
+    before = result(1, {"bills": (5, 10), "sums": (1, 10)})
+    after = result(2, {"bills": (0, 10), "sums": (9, 10)})
+    fell = "fewer were right than after round 1 in bills (0 of 10, 5 before)"
+    assert said(FALLING, base, before, after).endswith(f"{NO_GAIN}bills (0 of 10); {fell}.")
+    fewer = result(2, {"bills": (1, 10), "sums": (9, 10)})  # 4 of 10 lost may be chance
+    assert "fewer were right" not in said(FALLING, base, before, fewer)
+    # the first round's weights come from the baseline, of which the other clause tells
+    began = result(0, {"bills": (5, 10), "sums": (1, 10)})
+    assert "fewer were right" not in said(FALLING, began, after)
+    other = result(2, {"new": (0, 10)})
+    assert "fewer were right" not in said(FALLING, base, before, other)
 
 
 def test_what_is_found_is_named_by_kind_too() -> None:

@@ -93,11 +93,19 @@ def test_when_more_than_a_tenth_of_a_file_goes_this_is_said_first(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Look at these first"
     assert lines[1].strip() == (
-        "warning: 6 of the 46 rows of pool.jsonl are left out (13%): 3 (asks) an evaluation "
-        'question; 2 expected "messages", "conversations", "instruction"+"output", '
-        '"prompt"+"completion" or "input"+"output", found keys: instruction; 1 stand in the '
-        "files already"
+        "warning: 6 of the 46 rows of pool.jsonl are left out (13%): 3 asking an evaluation "
+        'question; 2 (expected "messages", "conversations", "instruction"+"output", '
+        '"prompt"+"completion" or "input"+"output", found keys: instruction); 1 already in the '
+        "files"
     )
+    # A fourth reason that is the last one is told, too.
+    workspace.write_rows(
+        "pool.jsonl", [*rows, *same, *bad, rows[0], {"instruction": "a", "output": ""}]
+    )
+    assert workspace.run("run", "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert 'already in the files; 1 ("output" is empty)' in said
+    assert "other reasons" not in said
     workspace.write_rows("pool.jsonl", [*rows, *same[:1], *bad[:1], rows[0]])
     assert workspace.run("run", "--dry-run") == 0
     assert "warning:" not in capsys.readouterr().out

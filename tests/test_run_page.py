@@ -32,6 +32,7 @@ from loop.reports.progress import Progress
 from loop.rounds.run import Beside
 from loop.rounds.session import open_service
 from loop.rounds.showing import MAX_PIECE_CHARS, MAX_ROW_CHARS, NUM_SHOWN, shortened, shown_picks
+from loop.run_page.opening import weights_folder
 from loop.run_page.page import PAGE, keep_page, page_of
 from loop.run_page.thinning import MOST_POINTS, spread, thinned
 from loop.run_page.viewed import standing_of, viewed
@@ -182,7 +183,8 @@ def test_tokens_are_added_up_by_round_and_in_all(real: Real) -> None:
     for name, *cells in Tables(real.pages[1]).named("Used"):
         counts = [int(cell.replace(",", "")) for cell in cells[:3]]
         assert counts == [used[name][key] for key in ("trained", "read", "sampled")], name
-        assert cells[4] == "not known"
+        assert cells[4] == "none"
+    assert "It cost no money: the run was on this machine" in real.pages[1]
 
 
 def test_topics_are_counted_from_the_answers(real: Real) -> None:
@@ -329,6 +331,10 @@ def test_a_finished_run_says_whether_it_is_good_enough(tmp_path: Path) -> None:
     assert "It scores below what the run began with (0.5000)" in bad
     assert "there is no sealed test" in bad
     assert "Keep the untouched model until a run beats it" in bad
+    assert "No round scored above the untouched model, so there is nothing to use yet." in bad
+    alike = made(records.finished(tmp_path / "alike", Shape(shares=(0.5, 0.5), is_sealed=False)))
+    assert "It scores no higher than what the run began with (0.5000)" in alike
+    assert "nothing to use yet. The weights of round 1 are kept, to look at" in alike
 
 
 def test_a_rollback_stands_there_as_it_was_decided(tmp_path: Path) -> None:
@@ -530,3 +536,18 @@ def test_the_first_rows_of_each_kind_are_found(tmp_path: Path) -> None:
         "c": [],
     }
     assert first_rows(tmp_path / "none.jsonl", ["a"], 2) == {"a": []}
+
+
+def test_the_command_that_serves_the_weights_names_places_that_hold_where_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = Shape(is_sealed=False)
+    monkeypatch.chdir(tmp_path)
+    store = records.finished(Path("run"), shape)
+    checkpoint = store.checkpoint(2)
+    assert checkpoint is not None and checkpoint.sampler_path is not None
+    (Path("run") / weights_folder(checkpoint.sampler_path)).mkdir(parents=True)
+    page = Page(made(store))
+    (command,) = [line for line in page.text_of("code") if "local_tinker" in line]
+    assert f"--checkpoint-dir {tmp_path / 'run' / 'checkpoints'}" in command
+    assert any(f"Start it in {REPO}." in text for _, text in page.texts)

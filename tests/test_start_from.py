@@ -108,7 +108,7 @@ def test_a_run_starts_from_the_weights_of_another(
     assert "with a new optimizer; round 0 measures it" in printed.err
     assert "Baseline 0.0000 (n=10) of runs/p@round_01" in printed.err
     assert "No round scored above runs/p@round_01." in printed.out
-    assert "renderer: llama3 (resolved from null: that of what the run starts from)" in printed.err
+    assert "renderer: llama3 (by default: that of what the run starts from)" in printed.err
     saved = parent.store("runs/p").checkpoint(1)
     own = parent.store("runs/c").checkpoint(0)
     assert saved is not None and own is not None and own.step == 0

@@ -14,11 +14,12 @@ import pytest
 from rich.console import Console
 
 from conftest import REPO
+from data_selector import Pick, Selection
 from loop.reports.console import as_written, can_encode
 from loop.reports.events_out import JsonLines, event_stream, for_programs
 from loop.reports.lines import columns_of, cut, fitted
 from loop.reports.live import Asking, Now, StepDone, Training
-from loop.reports.progress import steps_text
+from loop.reports.progress import Progress, steps_text
 from loop.reports.rounds_table import MAX_ROWS, RoundRow, rounds_table
 from loop.reports.sparkline import BLOCKS, course_text, ends_text, five_of, sparkline
 from scores.results import Measured, SampleResult, eval_result, task_result
@@ -359,3 +360,22 @@ def test_the_table_of_a_study_is_as_wide_as_the_terminal(tmp_path: Path, width: 
     assert any(line.startswith("run_00" if width > 20 else "run...") for line in lines)
     assert any("0.1250" in line for line in lines)
     assert len([line for line in lines if "run_" in line]) <= 20
+
+
+def test_the_row_shown_of_a_selection_is_of_the_topic_that_most_are_from(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def pick(number: int, topic: str | None) -> Pick:
+        why = f"topic {topic}: why"
+        return Pick(f"p{number}", "pool", topic, why, 1.0, "pool.jsonl", number, f"row {number}")
+
+    def told(slots: dict[str, int]) -> str:
+        picks = (pick(1, "known"), pick(2, None), pick(3, "hard"))
+        Progress(verbose=False).selection_line(Selection(2, 0, picks, {"pool": 3}, slots, 0, {}))
+        return capsys.readouterr().err
+
+    assert "for example pool.jsonl line 3 ('row 3'): topic hard: why" in told(
+        {"known": 1, "hard": 4}
+    )
+    assert "for example pool.jsonl line 2" in told({"": 4, "hard": 1})  # of no topic
+    assert "for example pool.jsonl line 1" in told({})  # of no topics at all

@@ -22,9 +22,17 @@ NUM_REASONS = 3
 NUMBERS = "\0"  # stands for any number in reasons that are alike; the first one is shown whole
 NUM_SHOWN = 3
 MANY_NEAR = 5  # different rows that one question drops: it may be a template, and they no copies
+# What is wrong with rows, after a number of them: one or many.
 REASONS = {
-    "duplicate": "stand in the files already",
-    "near_duplicate": "are nearly like another row",
+    "duplicate": "already in the files",
+    "near_duplicate": "nearly like another row",
+}
+ASKING = {
+    "asks": "asking",
+    "asks, small words aside,": "asking, small words aside,",
+    "holds": "holding",
+    NEAR_RULES[0]: "nearly asking",
+    NEAR_RULES[1]: "holding nearly all of",
 }
 
 
@@ -41,16 +49,18 @@ def describe_large_losses(inputs: Inputs) -> Iterator[str]:
     for row in itertools.chain.from_iterable(inputs.drop_logs):
         alike = _reason_of(row)
         reasons[row.file][alike] += 1
-        wordings.setdefault(alike, REASONS.get(row.kind) or row.reason)
+        wordings.setdefault(alike, REASONS.get(row.kind) or f"({row.reason})")
     for name, number in sizes.items():
         num_gone = reasons[name].total()
         if num_gone > LARGE_SHARE * number:
             commonest = reasons[name].most_common()
+            # A last reason is told in the place of "other reasons".
+            num_shown = NUM_REASONS + (len(commonest) == NUM_REASONS + 1)
             shown = "; ".join(
                 f"{count} {wordings[reason] if NUMBERS in reason else reason}"
-                for reason, count in commonest[:NUM_REASONS]
+                for reason, count in commonest[:num_shown]
             )
-            others = sum(count for _, count in commonest[NUM_REASONS:])
+            others = sum(count for _, count in commonest[num_shown:])
             more = f"; and {others} for other reasons" if others else ""
             yield (
                 f"warning: {num_gone} of the {number} rows of {name} are left out "
@@ -91,8 +101,8 @@ def _reason_of(row: DroppedRow) -> str:
     """The reason without what is the row's own."""
     rule, is_question, _ = row.reason.partition(" the question ")
     if row.kind == "contaminated" and is_question:
-        return f"({rule}) an evaluation question"
-    return REASONS.get(row.kind) or re.sub(r"\d+", NUMBERS, row.reason)
+        return f"{ASKING.get(rule, rule)} an evaluation question"
+    return REASONS.get(row.kind) or f"({re.sub(r'[0-9]+', NUMBERS, row.reason)})"
 
 
 def _many_near(dropped: DropLog) -> Iterator[str]:

@@ -191,7 +191,7 @@ def describe_formats(plan: Plan) -> Iterator[str]:
 
 def describe_train_on(plan: Plan) -> str:
     value, given = plan.rendering.train_on_what.value, plan.config.data.train_on
-    source = "data.train_on" if given else "resolved from null"
+    source = "data.train_on" if given else "by default"
     if given is None and value != "all_assistant_messages":
         source += ", since the chat format writes earlier answers otherwise than they are sampled"
     return f"trained on: {value} ({source})"

@@ -209,9 +209,9 @@ def _chat_format(inputs: Inputs, kept: Mapping[str, Any]) -> ChatFormat:
         of_start = kept.get("renderer_of_start")
         chosen = choose_format(explicit or of_start, inputs.model_path)
         if explicit is None and of_start is not None:
-            chosen = replace(chosen, source="resolved from null: that of what the run starts from")
+            chosen = replace(chosen, source="by default: that of what the run starts from")
         return chosen
-    source = f"{'renderer_name' if explicit else 'resolved from null'}, as recorded"
+    source = f"{'renderer_name' if explicit else 'by default'}, as recorded"
     return ChatFormat(name, load_renderer(name, inputs.model_path), source)
 
 
@@ -237,7 +237,7 @@ def _grader_format(
     if name is None and "service" in kept and "train_on" not in kept:
         name = former_name(grader)  # of a run that began before it was recorded
     if name is not None:
-        return ChatFormat(name, load_renderer(name, grader), "resolved from null, as recorded")
+        return ChatFormat(name, load_renderer(name, grader), "by default, as recorded")
     fallback = of_base if grader == inputs.model_path else None
     return choose_format(None, grader, key="evaluation.grader_model", fallback=fallback)
 

@@ -130,13 +130,14 @@ def describe_steps(
 ) -> Iterator[str]:
     """Yield the lines about steps and passes, with a remark on what is hardly meant so."""
     steps = settled.steps
-    source = "warmup_steps" if config.warmup_steps is not None else "resolved from null"
+    num_warmup = settled.schedule.warmup_steps
+    source = "warmup_steps" if config.warmup_steps is not None else "by default"
     of_epochs = f" from num_epochs {config.num_epochs:g}" if config.num_epochs is not None else ""
     yield (
         f"schedule: at most {steps.total} steps "
         f"(max_rounds {steps.max_rounds} x steps_per_round {steps.per_round}{of_epochs}, "
         f"max_steps {steps.max_steps}) of {config.batch_size} examples; "
-        f"warm-up {settled.schedule.warmup_steps} steps ({source})"
+        f"warm-up {num_warmup} step{'s' * (num_warmup != 1)} ({source})"
     )
     told = (f"{one.number:.1f} through the {_rows(one.num_rows)} of {one.source}" for one in passes)
     yield f"passes: at most {', '.join(told)}"

@@ -117,11 +117,11 @@ class Progress:
 
     # --- rounds -------------------------------------------------------------------------------
 
-    def step_line(self, round_no: int, batch: Batch, loss: float) -> None:
+    def step_line(self, round_no: int, batch: Batch, nll: float) -> None:
         """A step, where each of them is asked for."""
         if self._verbose:
             self.line(
-                f"round {round_no} step {batch.step}: loss {loss:.4f}, lr {batch.lr:.3g}, "
+                f"round {round_no} step {batch.step}: loss {nll:.4f}, lr {batch.lr:.3g}, "
                 f"{batch.num_loss_tokens} loss tokens"
             )
 
@@ -152,7 +152,10 @@ class Progress:
         self.line(
             f"round {selection.round}: {shares} examples" + (f"; most from {most}" if most else "")
         )
-        mined = next((pick for pick in selection.picks if pick.weight is not None), None)
+        drawn = [pick for pick in selection.picks if pick.weight is not None]
+        # Of the topic that most are from: the first row drawn may be of one that nothing failed in.
+        of_most = [pick for pick in drawn if topics and (pick.topic or "") == topics[0][0]]
+        mined = next(iter(of_most or drawn), None)
         if mined is not None and mined.file is not None and mined.line_no is not None:
             place = place_text(mined.file, mined.line_no, mined.text)
             self.line(f"  for example {place}: {one_line(mined.reason, 100)}")
@@ -260,18 +263,18 @@ class Steps:
         self._sent.append(time.monotonic())
         self._set(replace(self._now, oldest=self._sent[0]))
 
-    def done(self, batch: Batch, loss: float) -> None:
+    def done(self, batch: Batch, nll: float) -> None:
         """The oldest step in flight has come back."""
         if self._sent:
             self._sent.popleft()
         before, spent = self._now, self._now.num_spent
-        self._progress.step_line(before.round_no, batch, loss)
+        self._progress.step_line(before.round_no, batch, nll)
         self._set(
             replace(
                 before,
                 num_done=before.num_done + 1,
                 since=time.monotonic(),
-                last=StepDone(loss, batch.lr),
+                last=StepDone(nll, batch.lr),
                 num_tokens=before.num_tokens + batch.num_tokens,
                 oldest=self._sent[0] if self._sent else None,
                 num_spent=None if spent is None else spent + batch.num_tokens,
@@ -290,7 +293,7 @@ def steps_text(
     round_no: int, steps: Sequence[dict[str, Any]], width: int, *, has_blocks: bool
 ) -> str:
     """A round's steps: the course of the loss, the rate, and how much was trained on."""
-    losses = [step["nll"] for step in steps]  # by token, as in the page and in what is diagnosed
+    losses = [step["nll"] for step in steps]  # as the diagnosis and the page have it
     rates = dict.fromkeys(f"{step['lr']:.3g}" for step in (steps[0], steps[-1]))
     num_tokens = sum(step.get("num_loss_tokens", 0) for step in steps)
     head = f"round {round_no}: {len(steps)} step{'s' * (len(steps) > 1)}, loss "

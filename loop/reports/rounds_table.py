@@ -52,7 +52,7 @@ def rounds_of(store: RunStore) -> list[RoundRow]:
             RoundRow(
                 result.round,
                 result,
-                [step["nll"] for step in steps],  # as the page has them, by token
+                [step["nll"] for step in steps],  # as the diagnosis and the page have it
                 [step["lr"] for step in steps],
                 "" if decision is None else decision.action,
                 last is not None and last.best_round == result.round > 0,

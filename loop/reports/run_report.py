@@ -110,6 +110,8 @@ def _recommendation(
             f"- Warning: what the run began with scored higher ({baseline.score:.4f}). By its "
             f"score {store.baseline_name} is the better one{where}."
         )
+    elif best.score <= baseline.score:
+        yield f"- No round scored above {store.baseline_name}: nothing is gained yet."
     if store.num_rounds > 1:
         yield (
             "- The highest of several noisy scores is too high on average; the sealed test had no "

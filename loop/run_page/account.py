@@ -12,7 +12,7 @@ from urllib.parse import quote
 from ledger.records import Usage
 from loop.reports.console import PROGRAM, command_for
 from loop.reports.lines import money
-from loop.run_page.viewed import Viewed
+from loop.run_page.viewed import Viewed, is_on_this_machine
 from pages.document import (
     Block,
     Bullets,
@@ -68,13 +68,19 @@ def usage_section(view: Viewed) -> Section:
     note = "Read and sampled: questions and answers of evaluations, and losses before a round."
     blocks: list[Block] = [
         Table("Used", columns, rows, is_folded=len(rows) > MOST_OPEN, note=note),
-        Paragraph(
-            "Without budget.prices in the settings no cost is known."
-            if view.cost_usd is None
-            else f"{money(view.cost_usd, PLACES)} in all, by the settings' prices (budget.prices)."
-        ),
+        Paragraph(_cost_sentence(view)),
     ]
     return Section("Tokens and cost", blocks, anchor="usage")
+
+
+def _cost_sentence(view: Viewed) -> str:
+    if view.cost_usd is not None:
+        return (
+            f"{money(view.cost_usd, PLACES)} in all, by the prices in the settings (budget.prices)."
+        )
+    if is_on_this_machine(view.store):
+        return "It cost no money: the run was on this machine, and no service asked for any."
+    return "Without budget.prices in the settings no cost is known."
 
 
 USING = ("measured", "selected", "step", "test_measured", "rehearsed")
@@ -92,7 +98,8 @@ def _less(one: Usage, other: Usage) -> Usage:
 def _cells(view: Viewed, used: Usage) -> list[str]:
     cost = view.cost_of(used)
     tokens = (used.train_tokens, used.prompt_tokens, used.sampled_tokens)
-    dollars = "not known" if cost is None else money(cost, PLACES).removeprefix("$")
+    free = "none" if is_on_this_machine(view.store) else "not known"
+    dollars = free if cost is None else money(cost, PLACES).removeprefix("$")
     return [*(f"{number:,}" for number in tokens), f"{used.minutes:.2f}", dollars]
 
 
@@ -141,7 +148,7 @@ def _environment_table(view: Viewed) -> Table:
     versions = recorded.get("versions")
     rows = [
         ["service", _said(resolved.get("service"))],
-        ["address", _said(resolved.get("base_url"), "none: on this machine, or the public one")],
+        ["address", _said(resolved.get("base_url"), _usual_address(view))],
         ["base model", _said(recorded["files"].get("base_model"))],
         ["chat format", _said(resolved.get("renderer_name"))],
         ["agreement with the model's template", _said(resolved.get("chat_template"))],
@@ -163,6 +170,10 @@ def _environment_table(view: Viewed) -> Table:
     return Table("Environment", [Column("what"), Column("as recorded")], rows)
 
 
+def _usual_address(view: Viewed) -> str:
+    return "none: on this machine" if is_on_this_machine(view.store) else "the public one"
+
+
 NOT_RECORDED = "not recorded"
 
 
@@ -174,7 +185,7 @@ def _again(view: Viewed) -> Iterator[Block]:
     recorded = view.store.settled_config()
     file = Path(recorded["config_file"])
     again = file.with_name(f"{view.config['run_name']}-again.json")
-    local = " --local" if recorded["resolved"].get("service") == "embedded" else ""
+    local = " --local" if is_on_this_machine(view.store) else ""
     if view.store.is_evaluation:
         names = " ".join(shlex.quote(str(one["label"])) for one in recorded["evaluate"])
         local = f" --evaluate {names}{local}"

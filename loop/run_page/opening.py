@@ -9,11 +9,12 @@ from typing import Literal
 
 from errors import one_line
 from ledger.records import Checkpoint
+from ledger.store import RunStore
 from loop.reports.console import PROGRAM, resume_command, shown_python
 from loop.reports.run_report import stayed_sealed
 from loop.reports.what_next import what_next
 from loop.run_page.answers import ANSWERS
-from loop.run_page.viewed import Standing, Viewed, standing_of
+from loop.run_page.viewed import Standing, Viewed, is_on_this_machine, standing_of
 from loop.run_page.wording import gain_of
 from pages.document import Block, Bullets, Code, Lead, Link, Links, Paragraph, Section, Tile, Tiles
 from pages.document import Verdict as Shown
@@ -56,8 +57,9 @@ def _verdict(
         return Shown(word, f"{so_far}, on {_questions(best)}.{end}", _tone_of(standing))
     verdict = judge(best, baseline, view.gate)
     below = ""
-    if is_below_baseline(best, baseline):
-        below = f" It scores below what the run began with ({baseline.score:.4f})."
+    if best.score <= baseline.score:
+        where = "below" if is_below_baseline(best, baseline) else "no higher than"
+        below = f" It scores {where} what the run began with ({baseline.score:.4f})."
     sealed = sealed_text(view)
     if decision.action == "stop_passed":
         score, threshold = beside(best.score, view.gate.threshold, is_met=True)
@@ -179,16 +181,25 @@ def _next(view: Viewed) -> Iterator[Block]:
         yield Bullets(steps)
     checkpoint = store.checkpoint(decision.best_round)
     assert checkpoint is not None, "a run stops after a trained round"
-    best, baseline = store.result(decision.best_round), store.result(0)
-    assert best is not None and baseline is not None, "a run stops after evaluations"
-    is_passed = decision.action == "stop_passed" and store.is_within_limits(best.round)
-    is_passed = is_passed and not is_below_baseline(best, baseline)
-    what = "Use the weights" if is_passed else "The best weights so far"
-    yield Paragraph(f"{what} of round {decision.best_round}: {checkpoint.sampler_path}")
+    yield Paragraph(f"{_what_of_weights(store, decision)}: {checkpoint.sampler_path}")
     yield from _weights(view, checkpoint)
     answers = [Link("every question with its answer", f"#{ANSWERS}")]
     answers.append(Link("what is still answered wrong", "#tasks"))
     yield Links("To judge for yourself:", answers)
+
+
+def _what_of_weights(store: RunStore, decision: Decision) -> str:
+    """What to make of the best round's weights."""
+    best, baseline = store.result(decision.best_round), store.result(0)
+    assert best is not None and baseline is not None, "a run that stops has measured both"
+    if best.score <= baseline.score:
+        return (
+            f"No round scored above {store.baseline_name}, so there is nothing to use yet. The "
+            f"weights of round {best.round} are kept, to look at"
+        )
+    if decision.action == "stop_passed" and store.is_within_limits(best.round):
+        return f"Use the weights of round {best.round}"
+    return f"Not good enough yet; the best weights so far, of round {best.round}"
 
 
 def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:
@@ -196,23 +207,25 @@ def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:
     store = view.store
     folder = weights_folder(checkpoint.sampler_path or "")
     if not (store.run_dir / folder).is_dir():
-        is_here = store.settled_config()["resolved"].get("service") == "embedded"
         elsewhere = "They are on the service that the run was on; its own tools download them."
         gone = "Their folder is not in this run directory any more."
-        yield Paragraph(gone if is_here else elsewhere)
+        yield Paragraph(gone if is_on_this_machine(store) else elsewhere)
         return
     href = "/".join(_quoted(part) for part in folder.parts) + "/"
     yield Links("The adapter, in PEFT's layout:", [Link(str(folder), href)])
     served, recorded = checkpoint.base_model, store.settled_config()["files"]["base_model"]
     if Path(recorded).is_absolute() and recorded != served:  # it is found from any folder
         served = f"{served}={recorded}"
+    is_here = PROGRAM.parent == Path.cwd()
+    kept = store.run_dir / "checkpoints"
+    place = str(kept if is_here else kept.resolve())  # it is started in the other folder
     yield Code(
         [
             f"{shown_python()} -m local_tinker --base-model {shlex.quote(served)} "
-            f"--checkpoint-dir {shlex.quote(str(store.run_dir / 'checkpoints'))}"
+            f"--checkpoint-dir {shlex.quote(place)}"
         ]
     )
-    where = "" if PROGRAM.parent == Path.cwd() else f" Start it in {PROGRAM.parent}."
+    where = "" if is_here else f" Start it in {PROGRAM.parent}."
     yield Paragraph(
         f"This serves them to any program of the Tinker SDK.{where} docs/adapter.md has the lines "
         "that load the adapter with PEFT, merge it into the model and save that."

@@ -17,6 +17,7 @@ from loop.run_page.rounds import rounds_section, score_figure, tasks_section
 from loop.run_page.selections import selections_section, shown_section
 from loop.run_page.topics import topics_section
 from loop.run_page.viewed import Viewed, viewed
+from loop.run_page.words import words_section
 from pages.document import Beside, Block, Document, Section
 from pages.html import Behaviour, html_page
 
@@ -75,6 +76,7 @@ def _of_run(view: Viewed, answers: Section) -> Iterator[Block]:
     yield sealed_section(view, sealed_text(view))
     yield usage_section(view)
     yield environment_section(view)
+    yield words_section()
     yield answers  # the last: it is long, and would push away whatever followed
 
 
@@ -84,4 +86,5 @@ def _of_evaluation(view: Viewed, answers: Section) -> Iterator[Block]:
     yield data_section(view)
     yield usage_section(view)
     yield environment_section(view)
+    yield words_section()
     yield answers  # the last: it is long, and would push away whatever followed

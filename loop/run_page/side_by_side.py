@@ -33,6 +33,7 @@ from loop.run_page.side_by_side_tables import (
     tasks_section,
     topics_section,
 )
+from loop.run_page.viewed import is_on_this_machine
 from pages.document import Block, Document, Paragraph
 from scores.results import EvalResult
 
@@ -211,6 +212,7 @@ def _told(one: Named) -> Told:
         sentence=None if decision is None else decision.sentence,
         usage=usage,
         cost_usd=_cost(store, usage),
+        is_local=is_on_this_machine(store),
         num_steps=sum(1 for _ in store.events("step")),
         num_rounds=store.num_rounds,
     )

@@ -51,7 +51,10 @@ class Pair(NamedTuple):
         both = f"{self.one} and {self.other}"
         if self.mean is None:
             return f"{both} are not compared: {self.why_not}."
-        told = "differ" if self.is_told_apart else "cannot be told apart"
+        told = "cannot be told apart"
+        if self.is_told_apart:
+            told = "differ"
+            both = f"{self.one} scores {'higher' if self.mean > 0 else 'lower'} than {self.other}"
         by_holm = "" if self.p_holm is None else " by Holm"
         return (
             f"{both}: these two checkpoints {told}: {self.mean:+.4f} "

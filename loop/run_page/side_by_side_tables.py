@@ -49,6 +49,7 @@ class Told:
     sentence: str | None
     usage: Usage
     cost_usd: float | None  # None without a price table
+    is_local: bool  # on this machine, where nothing is paid for
     num_steps: int
     num_rounds: int
 
@@ -318,11 +319,11 @@ def topics_section(sides: Sequence[Side]) -> Iterator[Section]:
             cells.append(
                 NOT_MEASURED
                 if score is None
-                else f"{1 - score.num_failures / score.n:.2f} of {score.n:,}"
+                else f"{1 - score.num_failures / score.n:.2f} (n={score.n:,})"
             )
         rows.append([one_line(topic, TEXT_CHARS), *cells])
     is_folded = len(rows) > MAX_UNFOLDED
-    note = "The mean score, and of how many questions; a topic of few says little."
+    note = "The mean score, and n, the number of answers; a topic of few says little."
     table = Table("Score by topic", columns, rows, is_folded=is_folded, note=note)
     yield Section("Topics", [table], anchor="topics")
 
@@ -359,7 +360,8 @@ def cost_section(told: Sequence[Told]) -> Section:
     rows = []
     for one in of_runs.values():
         used = one.usage
-        cost = "no prices given" if one.cost_usd is None else money(one.cost_usd).removeprefix("$")
+        free = "none" if one.is_local else "no prices given"
+        cost = free if one.cost_usd is None else money(one.cost_usd).removeprefix("$")
         counts = (
             one.num_rounds,
             one.num_steps,

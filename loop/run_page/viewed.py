@@ -52,6 +52,11 @@ def viewed(store: RunStore) -> Viewed:
     return Viewed(store, config, gate_of(settings), cost_usd(settings, store.usage()), settings)
 
 
+def is_on_this_machine(store: RunStore) -> bool:
+    """Whether the embedded service trained and asked, so that nobody was paid for it."""
+    return store.settled_config()["resolved"].get("service") == "embedded"
+
+
 def standing_of(store: RunStore) -> Standing:
     """Where a run stands, as its last event and its lock have it."""
     event = store.newest_event
