@@ -104,11 +104,15 @@ def test_a_reader_that_leaves_at_the_very_end_loses_what_it_would_have_read_alon
     assert workspace.events("run")[-1]["type"] == "run_finished"
 
 
+@pytest.mark.parametrize(
+    ("flags", "start"),
+    [([], "run: reading"), (["--json"], '{"type": "message", "text": "run: rea')],
+)
 def test_a_reader_that_leaves_before_the_run_began_is_told_by_the_alert(
-    workspace: Workspace, alert: list[str]
+    workspace: Workspace, alert: list[str], flags: list[str], start: str
 ) -> None:
-    words = [*workspace.arguments("run"), *alert]
-    assert leave_after(words, "run: reading", workspace.folder) == 130
+    words = [*workspace.arguments("run"), *flags, *alert]
+    assert leave_after(words, start, workspace.folder) == 130
     assert json.loads((workspace.folder / "alert.json").read_text())["run_dir"] is None
     assert not (workspace.folder / "run").exists()
 
