@@ -73,7 +73,7 @@ def _cost_sentence(view: Viewed) -> str:
     if view.cost_usd is not None:
         return f"${view.cost_usd:,.4f} in all, by the prices in the settings (budget.prices)."
     if is_on_this_machine(view.store):
-        return "It cost no money: the run was on this machine, and no service asked for any."
+        return "The run was on this machine, so these tokens cost nothing."
     return "Without budget.prices in the settings no cost is known."
 
 
