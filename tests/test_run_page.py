@@ -184,7 +184,7 @@ def test_tokens_are_added_up_by_round_and_in_all(real: Real) -> None:
         counts = [int(cell.replace(",", "")) for cell in cells[:3]]
         assert counts == [used[name][key] for key in ("trained", "read", "sampled")], name
         assert cells[4] == "none"
-    assert "It cost no money: the run was on this machine" in real.pages[1]
+    assert "The run was on this machine, so these tokens cost nothing." in real.pages[1]
 
 
 def test_topics_are_counted_from_the_answers(real: Real) -> None:

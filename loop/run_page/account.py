@@ -79,7 +79,7 @@ def _cost_sentence(view: Viewed) -> str:
             f"{money(view.cost_usd, PLACES)} in all, by the prices in the settings (budget.prices)."
         )
     if is_on_this_machine(view.store):
-        return "It cost no money: the run was on this machine, and no service asked for any."
+        return "The run was on this machine, so these tokens cost nothing."
     return "Without budget.prices in the settings no cost is known."
 
 
