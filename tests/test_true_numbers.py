@@ -13,6 +13,7 @@ import pytest
 import run_records as records
 from ledger.glance import LedgerWatch
 from ledger.store import RunStore
+from loop.plan_page.earlier import newest_alike
 from loop.reports.lines import money
 from loop.reports.progress import steps_text
 from loop.reports.rounds_table import rounds_of
@@ -235,3 +236,12 @@ def test_a_test_that_was_not_come_to_is_not_said_to_be_kept_sealed(tmp_path: Pat
     store = records.begun(tmp_path / "run")
     records.rounds(store)
     assert "evaluation.test_on is pass" not in page_in(store)
+
+
+def test_a_score_of_other_questions_is_not_told_of_the_plan(tmp_path: Path) -> None:
+    records.finished(tmp_path / "run").close()
+    config = records.settings_of(Shape())
+    same = newest_alike(tmp_path, config, "m", {})
+    changed = newest_alike(tmp_path, config, "m", {records.TASK: "another sha256"})
+    assert same is not None and same.baseline == pytest.approx(0.1)
+    assert changed is not None and (changed.speed, changed.baseline) == (same.speed, None)
