@@ -151,7 +151,7 @@ class Telling:
             self._tracker = None
             text = one_line(f"{type(error).__name__}: {error}")
             problem = self._cleaned(text)[:MAX_PROBLEM_CHARS]
-        if self._lock is None:  # another process is at it, and keeps what it knows
+        if self._lock is None:  # another process is at it, or the directory cannot be written
             return standing(self.run_dir, self.kind)._replace(problem=problem)
         now = self._standing(told, problem)
         try:
