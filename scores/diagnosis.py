@@ -36,7 +36,7 @@ RISING_FRAC = 0.02  # of a held-out loss: a smaller rise is none
 MIN_ROWS = 5  # of a held-out file, before its rise is named
 MIN_QUESTIONS = 5  # of a topic, before it is named
 MAX_TOPICS = 3
-FELL_ALPHA = 0.05  # one-sided, of each topic by itself
+FELL_ALPHA = 0.05  # one-sided, of all topics together
 SURE = 0.99  # one-sided, of every comparison
 DIVERGED_STEPS = 20  # of which half or more are bad; a spike that a run recovers from is shorter
 
@@ -333,8 +333,9 @@ def _topics_without_gain(baseline: EvalResult, result: EvalResult) -> str | None
 
 
 def _topics_that_fell(before: EvalResult, result: EvalResult) -> str | None:
-    """The topics of which answers that were right are not any more, beyond chance by the sign test
-    of each topic for itself; None where there are none. Gains elsewhere hide them in the score."""
+    """The topics of which answers that were right are not any more, beyond chance by sign tests
+    that share one error (Bonferroni); None where there are none. Gains elsewhere hide them in the
+    score."""
     moved: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for task in result.scored_tasks:
         earlier = before.task(task.name)
@@ -347,7 +348,7 @@ def _topics_that_fell(before: EvalResult, result: EvalResult) -> str | None:
     for topic, pairs in sorted(moved.items()):
         better, worse = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
         # Of two sides, as the exact test has them: 0.1 is an error of 0.05 on the one asked about.
-        if worse > better and mcnemar_exact(better, worse) <= 2 * FELL_ALPHA:
+        if worse > better and mcnemar_exact(better, worse) <= 2 * FELL_ALPHA / len(moved):
             had, has = sum(a for a, _ in pairs), sum(b for _, b in pairs)
             fallen.append(f"{topic} ({has:g} of {len(pairs)}, {had:g} before)")
     more = len(fallen) - MAX_TOPICS
