@@ -193,7 +193,11 @@ def command(
         assert "Traceback" not in said and "Unexpected" not in said, said
         assert all(c.isprintable() or c == "\n" for c in output.out + output.err), said
         if code == 2:
-            assert output.err.splitlines()[-1].startswith("error: "), said
+            last = output.err.splitlines()[-1]
+            is_error = last.startswith("error: ")
+            if name.endswith("json"):
+                is_error = json.loads(last)["type"] == "error"
+            assert is_error, said
         return code, said
 
     yield run
