@@ -576,9 +576,20 @@ def time_limit() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def said_in(err: str) -> str:
+    """What the JSON lines of standard error say, as a person would be told."""
+    lines = map(json.loads, err.splitlines())
+    return "".join(
+        f"error: {one['message']}\n" if one["type"] == "error" else f"{one['text']}\n"
+        for one in lines
+    )
+
+
 def flaw_of(outcome: Outcome, *, is_json: bool) -> str | None:
     """What is wrong with how a config was answered; None where nothing is."""
     exit_code, out, err = outcome
+    if is_json:
+        err = said_in(err)
     if "Traceback" in err or "Unexpected" in err:
         return "a crash"
     if exit_code not in (0, 2):

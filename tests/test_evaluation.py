@@ -361,7 +361,7 @@ def test_truncated_answers_never_pass(workspace: Workspace, capsys: pytest.Captu
     }
     assert workspace.run("run", "--gate", **changes) == 3
     printed = capsys.readouterr()
-    assert printed.out.startswith("Target not met: 0.5000 >= 0, but 6 of 6 answers were truncated")
+    assert "\nTarget not met: 0.5000 >= 0, but 6 of 6 answers were truncated" in printed.out
 
 
 def test_the_longest_answer_that_was_asked_for_is_on_record(
