@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from errors import ConfigError
+from errors import ConfigError, one_line
 from settings.config_file import as_shown, read_object
 
 KEY = "budget.prices"
@@ -28,7 +28,7 @@ def with_prices(raw: dict[str, Any], folder: Path, where: str) -> dict[str, Any]
             if file.is_file():
                 table = {"source": file.name, **read_object(file, KEY, "table of prices")}
                 return {**raw, "budget": {**budget, "prices": table}}
-    tried = " and ".join(map(str, candidates))
+    tried = " and ".join(one_line(str(file)) for file in candidates)
     raise ConfigError(
         f"{where}: {KEY} names {as_shown(given)!r}, but there is no such file. Looked at {tried}. "
         "Give the path of a JSON table of prices, or the table itself."
