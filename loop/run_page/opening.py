@@ -84,6 +84,8 @@ def _verdict(
         f"Round {best.round}, {which}, scored {score_text(best)} on {_questions(best)}: {why}; "
         f"{sealed}.{below}{end}"
     )
+    if not view.gate.stops:  # such as a study's trial, which is there to be compared
+        return Shown("Below the threshold.", text, "open")
     return Shown("Not good enough.", text, "bad")
 
 
