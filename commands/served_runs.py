@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -79,10 +79,10 @@ class ServedRuns:
         ]
         return listed, studies, listing.is_whole
 
-    def _found(self) -> Listing:
+    def _found(self, *, anew: bool = False) -> Listing:
         with self._looking:
             now = time.monotonic()
-            if self._listing is None or now - self._listing[0] > LISTED_FOR_S:
+            if anew or self._listing is None or now - self._listing[0] > LISTED_FOR_S:
                 self._listing = now, runs_below(self.folder)
                 present = {found.run_dir for found in self._listing[1].found}
                 self._watches = {k: v for k, v in self._watches.items() if k in present}
@@ -107,16 +107,21 @@ class ServedRuns:
 
     # --- one run
 
+    def _runs(self) -> Iterator[Found]:
+        """The runs as they were listed, and as they are now: one may have begun since."""
+        yield from self._found().found
+        yield from self._found(anew=True).found
+
     def find(self, run_id: str) -> Found:
         """The run of this id. Raises `Unknown`."""
-        for found in self._found().found:
+        for found in self._runs():
             if found.run_id == run_id:
                 return found
         raise Unknown(f"There is no run {run_id!r} here (any more).")
 
     def split(self, path: str) -> tuple[Found, str]:
         """The run that a path begins with, and what comes after it. Raises `Unknown`."""
-        for found in self._found().found:
+        for found in self._runs():
             if path == found.run_id or path.startswith(f"{found.run_id}/"):
                 return found, path[len(found.run_id) :]
         raise Unknown(f"There is no run {path!r} here (any more).")

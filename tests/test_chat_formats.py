@@ -578,9 +578,7 @@ def test_a_dry_run_says_what_was_compared(
         "chat template: equal to the renderer's, token by token, in a prompt"
     )
     assert any(one.startswith("rows without reasoning: ") for one in told)
-    assert any(
-        one.startswith("trained on: last_assistant_message (resolved from n") for one in told
-    )
+    assert any(one.startswith("trained on: last_assistant_message (by default") for one in told)
     assert workspace.run("run", "--dry-run", data={"train_on": "all_tokens"}) == 2
     assert "data.train_on is all_tokens" in capsys.readouterr().err
 

@@ -748,7 +748,7 @@ def test_the_tokens_said_before_the_first_step_are_an_upper_bound(
     }
     assert workspace.run("run", **changes) == 0
     told = capsys.readouterr().err
-    said = re.search(r"about ([\d,]+) trained, ([\d,]+) prompt and ([\d,]+) sampled", told)
+    said = re.search(r"about ([\d,]+) trained, at most ([\d,]+) prompt and ([\d,]+) sampled", told)
     assert said is not None
     trained, prompt, sampled = (int(number.replace(",", "")) for number in said.groups())
     used = workspace.store("run").usage()

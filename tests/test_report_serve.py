@@ -408,6 +408,13 @@ def test_runs_come_go_and_break_while_it_serves(running: Served) -> None:
     assert "No runs in" in running.get("/").text
 
 
+def test_a_run_that_began_a_moment_ago_is_found(running: Served) -> None:
+    for name in ("one", "two"):  # each within the second for which the list stands
+        running.get("/")
+        made_run(running.folder / name)
+        assert running.get(f"/run/{name}/state.json").status_code == 200
+
+
 def test_hostile_names_are_text(running: Served) -> None:
     for number, words in enumerate(HOSTILE):
         name = words.replace("\ud800", "").replace("\x00", "")

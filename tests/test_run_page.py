@@ -125,7 +125,7 @@ def test_the_page_after_a_round_tells_of_what_there_is(real: Real) -> None:
 
 def test_what_is_long_stands_last(real: Real) -> None:
     for page in real.pages:
-        assert re.findall(r'<h2 id="([^"]*)"', page)[-2:] == ["environment", "answers"]
+        assert re.findall(r'<h2 id="([^"]*)"', page)[-2:] == ["words", "answers"]
 
 
 def test_scores_are_those_of_the_evaluations(real: Real) -> None:

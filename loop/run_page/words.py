@@ -9,7 +9,7 @@ WORDS = {
     "model as it was before",
     "dev questions": "those of eval_tasks, asked after every round; decisions follow them, so "
     "the best round's score is a little too high",
-    "sealed test": "other questions, asked once at the end, that no decision rests on",
+    "sealed test": "other questions, opened once, at the end, that no decision rests on",
     "score": "the mean over the questions, from 0 to 1; n is how many were asked",
     "[a, b]": "the 95% interval: what the score would be over endless such questions lies in such "
     "an interval in 95 of 100 cases",
