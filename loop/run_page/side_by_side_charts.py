@@ -70,7 +70,7 @@ def _scores(curves_R: Sequence[Curves]) -> Figure:
         Column("run"),
         Column("round", True),
         Column("score", True),
-        Column("95 % interval", True),
+        Column("95% interval", True),
         Column("questions", True),
     ]
     rows = [
@@ -84,7 +84,7 @@ def _scores(curves_R: Sequence[Curves]) -> Figure:
         for curves in curves_R
         for number, head in curves.scores.items()
     ]
-    description = "Round 0 is what a run began with. The bars are 95 % intervals of each score."
+    description = "Round 0 is what a run began with. The bars are 95% intervals of each score."
     limits = Span(0.0, 1.0)
     rounds = sorted({number for curves in curves_R for number in curves.scores})
     every = -(-len(rounds) // MAX_ROUND_TICKS)
