@@ -44,7 +44,8 @@ _ACTING = re.compile(
 # What GitHub looks for in the text once its Markdown is read, so that a backslash does not help:
 # who is told of it, issues and commits, of other repositories as well, and names of emoji.
 _LINKED = re.compile(
-    r"""(?<![a-z0-9_])@(?=[a-z0-9]) | @(?=[0-9a-f]{7,40}\b)
+    r"""(?P<weights>tinker://[a-z0-9_.:/+-]+)  # is copied from where it stands, so as it is
+    | (?<![a-z0-9_])@(?=[a-z0-9]) | @(?=[0-9a-f]{7,40}\b)
     | \#(?=[0-9]) | (?<![a-z0-9_])GH-(?=[0-9])
     | :(?!\d\dz:)(?=(?:[a-z0-9_+-]*[a-z+-][a-z0-9_+-]*|100|1234):)  # but for times: 03:04:05Z:
     """,
@@ -65,8 +66,12 @@ def markdown(document: Document) -> str:
 
 def inline(text: str) -> str:
     """A text inside a line or a cell of a table."""
-    unlinked = _LINKED.sub(rf"\g<0>{_NOTHING}", one_line(text))
+    unlinked = _LINKED.sub(_broken_off, one_line(text))
     return isolated(_ACTING.sub(r"\\\g<0>", unlinked))
+
+
+def _broken_off(found: re.Match[str]) -> str:
+    return found.group() if found["weights"] else f"{found.group()}{_NOTHING}"
 
 
 def at_start(text: str) -> str:

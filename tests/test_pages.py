@@ -380,6 +380,12 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
+def test_a_path_of_weights_can_be_copied_from_markdown() -> None:
+    path = "tinker://0f41:train:0/sampler_weights/round_02"
+    assert inline(f"Round 2: {path}.") == f"Round 2: {path.replace('://', chr(92) + '://')}."
+    assert "\u200b" in inline(":cat: x") and "\u200b" not in inline("at 03:04:05Z: x")
+
+
 def test_colours_keep_their_contrast_in_light_and_dark() -> None:
     light, dark = STYLE.split("@media (prefers-color-scheme: dark)")
     dark = dark.split("} }")[0]
