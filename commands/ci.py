@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from errors import ConfigError, one_line
 from pages.document import Block, Bullets, Column, Document, Paragraph, Section, Table
 from pages.markdown import markdown
-from scores.results import LEVEL, score_difference
+from scores.results import LEVEL, Moved, moved_questions, score_difference
 from scores.wording import interval_text, score_text
 from storage.files import append_line, write_whole
 
@@ -118,29 +118,16 @@ def summary_of_evaluation(store: RunStore, comparisons: Sequence[Comparison], na
     return Summary(title, passed, sentences, lines, turned, judged, usage, store.run_dir)
 
 
-class Turned(NamedTuple):
-    """A question that is answered worse than before."""
-
-    before: SampleResult
-    after: SampleResult
-
-
-def worse_and_better(before: EvalResult, after: EvalResult) -> tuple[list[Turned], int]:
+def worse_and_better(before: EvalResult, after: EvalResult) -> tuple[list[Moved], int]:
     """The questions of scored tasks and guards that are answered worse, and how many better."""
-    worse, num_better = [], 0
-    for task in after.tasks:
-        other = before.task(task.name)
-        if other is None:
-            continue
-        first = {sample.id: sample for sample in reversed(other.samples)}
-        for sample in {one.id: one for one in reversed(task.samples)}.values():
-            if sample.id not in first:
-                continue
-            change = task.scores[sample.id] - other.scores[sample.id]
-            num_better += change > 0
-            if change < 0:
-                worse.append(Turned(first[sample.id], sample))
-    return sorted(worse, key=lambda one: one.after.id), num_better
+    moved = [
+        one
+        for task in after.tasks
+        if (other := before.task(task.name)) is not None
+        for one in moved_questions(task, other)
+    ]
+    worse = [one for one in moved if one.change < 0]
+    return sorted(worse, key=lambda one: one.after.id), len(moved) - len(worse)
 
 
 # --- Markdown -------------------------------------------------------------------------------------

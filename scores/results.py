@@ -34,6 +34,7 @@ from scores.intervals import (
 )
 from storage.stored_json import Count, Measure, Share, record_of
 
+SAME_SCORE = 1e-12  # scores that are nearer than this are equal
 LEVEL = 0.95  # of every interval that is shown or stored
 Role = Literal["score", "guard", "report"]
 
@@ -391,6 +392,29 @@ def task_difference(after: TaskResult, before: TaskResult, level: float) -> Pair
         is_repeated=max(after.num_repeats, before.num_repeats) > 1,
         level=level,
     )
+
+
+class Moved(NamedTuple):
+    """A question that two evaluations of a task scored differently on; of repeats the first."""
+
+    before: SampleResult
+    after: SampleResult
+    change: float  # of its score, a mean over repeats
+
+
+def moved_questions(after: TaskResult, before: TaskResult) -> list[Moved]:
+    """The questions that both were asked and whose score is another one, in their order before."""
+    first, second = _first_asked(before), _first_asked(after)
+    found = []
+    for question, was in before.scores.items():
+        change = after.scores.get(question, was) - was
+        if abs(change) > SAME_SCORE:
+            found.append(Moved(first[question], second[question], change))
+    return found
+
+
+def _first_asked(task: TaskResult) -> dict[str, SampleResult]:
+    return {sample.id: sample for sample in reversed(task.samples)}
 
 
 class ScoreDifference(NamedTuple):

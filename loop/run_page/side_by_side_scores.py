@@ -14,10 +14,17 @@ from typing import Any, NamedTuple
 from errors import one_line
 from scores.comparisons import Answers, difference, holm
 from scores.intervals import Interval, PairedDifference
-from scores.results import LEVEL, EvalResult, SampleResult, TaskResult, task_difference
+from scores.results import (
+    LEVEL,
+    SAME_SCORE,
+    EvalResult,
+    SampleResult,
+    TaskResult,
+    moved_questions,
+    task_difference,
+)
 from scores.wording import ALPHA, interval_text, p_digits
 
-ROUNDING = 1e-12  # scores that are nearer than this are equal
 SMALLEST_P = 1e-4  # below, p hangs on the far end of a distribution, of which questions say nothing
 VALUE_CHARS = 40
 
@@ -151,7 +158,7 @@ def _pair(one: Side, other: Side) -> Pair:
         one.label,
         other.label,
         "",
-        mean=0.0 if abs(moved.mean) <= ROUNDING else moved.mean,
+        mean=0.0 if abs(moved.mean) <= SAME_SCORE else moved.mean,
         interval=moved.interval,
         p_value=moved.p_value,
         method=moved.method,
@@ -229,7 +236,7 @@ def headline(sides: Sequence[Side], pairs: Sequence[Pair]) -> str:
     with_best = [pair for pair in compared if best.label in (pair.one, pair.other)]
     apart = [_other(pair, best.label) for pair in with_best if pair.is_told_apart]
     alike = [_other(pair, best.label) for pair in with_best if not pair.is_told_apart]
-    same = [one.label for one in sides if best.result.score - one.result.score <= ROUNDING]
+    same = [one.label for one in sides if best.result.score - one.result.score <= SAME_SCORE]
     head = "has the highest score" if len(same) == 1 else "share the highest score"
     it = "it" if len(same) == 1 else best.label
     told = [f"{it} is told apart from {listed(apart)}"] if apart else []
@@ -284,30 +291,21 @@ def changes_of(name: str, before: EvalResult, after: EvalResult) -> Changes:
     same (`other_task` is empty)."""
     was, now = before.task(name), after.task(name)
     assert was is not None and now is not None, "both were asked the task"
-    first, second = _by_id(was.samples), _by_id(now.samples)
-    gained, lost, num_right, num_other = [], [], 0, 0
-    for id_, one in was.scores.items():
-        other = now.scores[id_]
-        if abs(one - other) <= ROUNDING:
-            num_right += one >= 1
-            num_other += one < 1
-            continue
-        asked = first[id_]
+    moved = {one.before.id: one for one in moved_questions(now, was)}
+    same = [score for question, score in was.scores.items() if question not in moved]
+    gained, lost = [], []
+    for id_, one in moved.items():
         found = Changed(
-            asked.question,
-            " or ".join(asked.expected),
-            one,
-            other,
-            _answer(asked),
-            _answer(second[id_]),
+            one.before.question,
+            " or ".join(one.before.expected),
+            was.scores[id_],
+            now.scores[id_],
+            _answer(one.before),
+            _answer(one.after),
         )
-        (gained if other > one else lost).append(found)
-    return Changes(name, num_right, num_other, gained, lost)
-
-
-def _by_id(samples: Sequence[SampleResult]) -> dict[str, SampleResult]:
-    """The first of each question's repeats."""
-    return {sample.id: sample for sample in reversed(samples)}
+        (gained if one.change > 0 else lost).append(found)
+    num_right = sum(score >= 1 for score in same)
+    return Changes(name, num_right, len(same) - num_right, gained, lost)
 
 
 def _answer(sample: SampleResult) -> str:
