@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ledger.run_directory import Event
+from ledger.store import RunStore
 from loop.run_page.thinning import MOST_MARKERS, spread, stretch, thinned
 from loop.run_page.viewed import Viewed
 from loop.run_page.wording import loss_text
 from pages.charts import Begin, LineChart, Point, Series
 from pages.document import Beside, Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Scale, Span
+from scores.results import EvalResult
 
 MOST_BEGINS = 12
 MOST_HELD_OUT = 6  # files; more curves cannot be told apart
@@ -30,7 +32,8 @@ class HeldOutAt(NamedTuple):
 
 def curves_section(view: Viewed) -> Section:
     """The loss of each step above its learning rate, over the same steps."""
-    steps, held_out = list(view.store.events("step")), held_out_of(view)
+    store = view.store
+    steps, held_out = list(store.events("step")), held_out_of(store, store.results())
     blocks: list[Block]
     if not steps:
         blocks = [Paragraph("No step has been taken.")]
@@ -40,18 +43,18 @@ def curves_section(view: Viewed) -> Section:
         loss = _loss_figure(view, steps, held_out, (ends, begins))
         rate = _rate_figure(steps, (ends, begins))
         between = Paragraph("The learning rate over the same steps:")
-        blocks = [Beside([loss, between, rate], [_rounds_table(view, steps)])]
+        blocks = [Beside([loss, between, rate], [_rounds_table(steps, held_out)])]
     return Section("Loss and learning rate", blocks, anchor="curves")
 
 
-def held_out_of(view: Viewed) -> dict[str, list[HeldOutAt]]:
-    """The held-out losses by their name, those inside of rounds and those at their ends."""
-    store = view.store
+def held_out_of(store: RunStore, results: Iterable[EvalResult]) -> dict[str, list[HeldOutAt]]:
+    """The held-out losses by their name, those inside of rounds and those that these results have
+    at the ends of theirs."""
     found: dict[str, dict[int, HeldOutAt]] = {}
-    for result in store.results():
-        for point in store.held_out_points(result.round):
-            at = HeldOutAt(point.step, point.nll, result.round)
-            found.setdefault(point.name, {})[point.step] = at
+    for event in store.events("held_out"):
+        at = HeldOutAt(event["step"], event["nll"], event["round"])
+        found.setdefault(event["task"], {})[at.step] = at
+    for result in results:
         checkpoint = store.checkpoint(result.round)
         step = 0 if checkpoint is None else checkpoint.step
         for loss in result.held_out:
@@ -177,11 +180,10 @@ def _steps_table(view: Viewed, steps: Sequence[Event]) -> Table:
     return Table("Steps", columns, rows, is_folded=True, note=note)
 
 
-def _rounds_table(view: Viewed, steps: Sequence[Event]) -> Table:
+def _rounds_table(steps: Sequence[Event], held_out: Mapping[str, list[HeldOutAt]]) -> Table:
     by_round: dict[int, list[float]] = {}
     for one in steps:
         by_round.setdefault(one["round"], []).append(one["nll"])
-    held_out = held_out_of(view)
     names = list(held_out)[:MOST_HELD_OUT]
     lasts = {name: {at.round: at.nll for at in held_out[name]} for name in names}
     rows = []

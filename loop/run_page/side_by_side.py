@@ -19,6 +19,7 @@ from ledger.records import Usage
 from ledger.references import named_round
 from ledger.store import RunStore
 from loop.planning.plan import cost_usd
+from loop.run_page.curves import held_out_of
 from loop.run_page.folders import refuse_other_folders
 from loop.run_page.side_by_side_charts import AtStep, Curves, curves_section
 from loop.run_page.side_by_side_scores import Pair, Side, headline, pairs_of
@@ -225,28 +226,18 @@ def _cost(store: RunStore, usage: Usage) -> float | None:
 
 def _curves(one: Named) -> Curves:
     store = one.store
-    held_out: dict[str, list[AtStep]] = {}
-    for event in store.events("held_out"):
-        held_out.setdefault(event["task"], []).append(AtStep(event["step"], event["nll"]))
     compared = None if one.round is None else store.result(one.round)
-    if compared is not None and compared.held_out:  # then each round's end has one too
-        for event in store.events("evaluated"):
-            result = store.result(event["round"])
-            for loss in () if result is None else result.held_out:
-                at = AtStep(_step_of(event), loss.nll)
-                held_out.setdefault(loss.name, []).append(at)
+    # Where this round has one, the end of each has; else they need not be read for it.
+    ends = store.results() if compared is not None and compared.held_out else ()
+    held_out = held_out_of(store, ends)
     steps = list(store.events("step"))
     return Curves(
         one.run_label,
         {event["round"]: _head(store, event) for event in store.events("evaluated")},
         [AtStep(event["step"], event["nll"]) for event in steps],
-        {name: sorted(set(points)) for name, points in held_out.items()},
+        {name: [AtStep(at.step, at.nll) for at in found] for name, found in held_out.items()},
         [AtStep(event["step"], event["lr"]) for event in steps],
     )
-
-
-def _step_of(event: dict[str, Any]) -> int:
-    return event["step"] or 0
 
 
 def _head(store: RunStore, event: dict[str, Any]) -> Head:
