@@ -10,7 +10,7 @@ from loop.run_page.answers import answers_at
 from loop.run_page.opening import standing_text
 from loop.run_page.rounds import SCORE_AXIS, SCORE_COLUMNS, scores_cells
 from loop.run_page.thinning import spread
-from loop.run_page.viewed import Viewed, standing_of
+from loop.run_page.viewed import Viewed
 from loop.run_page.wording import gain_of, gain_text
 from pages.charts import Level, LineChart, Point, Series
 from pages.document import (
@@ -42,7 +42,7 @@ def labels_of(view: Viewed) -> dict[int, str]:
 
 def lead_of_evaluation(view: Viewed) -> list[Lead]:
     """Which of the checkpoints pass."""
-    compared, standing = _compared(view), standing_of(view.store)
+    compared, standing = _compared(view), view.standing
     if not compared or standing.kind != "finished":
         num_done, num = len(view.store.results()), len(labels_of(view))
         text = f"{num_done} of {num} checkpoints are measured. {standing_text(view, standing)}"
@@ -82,7 +82,7 @@ def checkpoints_sections(view: Viewed) -> list[Block]:
 
 def _next(view: Viewed) -> Iterator[Section]:
     """How an evaluation that is not finished goes on."""
-    if standing_of(view.store).kind not in ("finished", "going_on"):
+    if view.standing.kind not in ("finished", "going_on"):
         said = "Go on with the evaluation; what was measured is not measured again:"
         command = Code([resume_command(view.store.run_dir)])
         yield Section("What to do next", [Paragraph(said), command], anchor="next")

@@ -14,7 +14,7 @@ from loop.reports.console import PROGRAM, resume_command, shown_python
 from loop.reports.run_report import stayed_sealed
 from loop.reports.what_next import what_next
 from loop.run_page.answers import ANSWERS
-from loop.run_page.viewed import Standing, Viewed, is_on_this_machine, standing_of
+from loop.run_page.viewed import Standing, Viewed, is_on_this_machine
 from loop.run_page.wording import gain_of
 from pages.document import Block, Bullets, Code, Lead, Link, Links, Paragraph, Section, Tile, Tiles
 from pages.document import Verdict as Shown
@@ -32,7 +32,7 @@ RULES = {
 
 def lead_of(view: Viewed) -> list[Lead]:
     """The verdict, and the figures that it rests on."""
-    store, decision, standing = view.store, view.store.last_decision(), standing_of(view.store)
+    store, decision, standing = view.store, view.store.last_decision(), view.standing
     baseline = store.result(0)
     if decision is None or baseline is None:
         text = "No round has been decided. " + standing_text(view, standing)
@@ -111,7 +111,7 @@ def sealed_text(view: Viewed) -> str:
         return "the sealed test was opened and its result is not complete"
     if not evaluation["test_tasks"]:
         return "there is no sealed test"
-    if standing_of(store).kind != "finished":
+    if view.standing.kind != "finished":
         return "the sealed test has not been asked"
     return stayed_sealed(evaluation["test_on"]).replace("Sealed test: it", "the sealed test", 1)
 
@@ -170,7 +170,7 @@ def next_section(view: Viewed) -> Section:
 
 
 def _next(view: Viewed) -> Iterator[Block]:
-    store, decision, standing = view.store, view.store.last_decision(), standing_of(view.store)
+    store, decision, standing = view.store, view.store.last_decision(), view.standing
     if standing.kind == "going_on":
         yield Paragraph("Wait: this page is written again after each round.")
         return

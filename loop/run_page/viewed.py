@@ -21,6 +21,14 @@ ENDED: dict[str, Kind] = {
 }
 
 
+class Standing(NamedTuple):
+    """Where a run stands: `left` is one that nobody is at work on and that has not said why."""
+
+    kind: Kind
+    detail: str  # why it failed; empty where there is nothing to say
+    time: str  # of the last event, UTC; empty of a run that was not begun
+
+
 class Viewed(NamedTuple):
     """A run directory with the gate and the cost that its settings give; all is read from it."""
 
@@ -29,17 +37,10 @@ class Viewed(NamedTuple):
     gate: Gate
     cost_usd: float | None  # None without a price table
     settings: TrainingConfig
+    standing: Standing
 
     def cost_of(self, usage: Usage) -> float | None:
         return cost_usd(self.settings, usage)
-
-
-class Standing(NamedTuple):
-    """Where a run stands: `left` is one that nobody is at work on and that has not said why."""
-
-    kind: Kind
-    detail: str  # why it failed; empty where there is nothing to say
-    time: str  # of the last event, UTC; empty of a run that was not begun
 
 
 def viewed(store: RunStore) -> Viewed:
@@ -49,7 +50,8 @@ def viewed(store: RunStore) -> Viewed:
     """
     settings = config_schema.validate(store.settled_config()["config"], str(store.run_dir))
     config = settings.model_dump(mode="json")
-    return Viewed(store, config, gate_of(settings), cost_usd(settings, store.usage()), settings)
+    cost = cost_usd(settings, store.usage())
+    return Viewed(store, config, gate_of(settings), cost, settings, standing_of(store))
 
 
 def is_on_this_machine(store: RunStore) -> bool:
