@@ -60,8 +60,9 @@ def replay(store: RunStore, config: TrainingConfig, keys: Keys) -> list[str]:
 
 def ending_of(store: RunStore) -> str:
     """How a run that nobody is at work on has ended; one that was killed was interrupted."""
-    events = [event for event in store.effective() if event["type"] != "evalops"]
-    return ENDINGS.get(events[-1]["type"], "interrupted")
+    event = store.newest_event
+    assert event is not None, "the run has begun"
+    return ENDINGS.get(event["type"], "interrupted")
 
 
 class Line(NamedTuple):
