@@ -32,7 +32,6 @@ async def complete_evidence(run: Run, decision: Decision) -> None:
     finally:  # there is a report, also where an evaluation failed
         config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.usage())
         write_report(store, plan.gate, config, decision, cost_usd)
-        run.show_page()
 
 
 async def ask_test_of_winner(run: Run, round_no: int) -> None:
