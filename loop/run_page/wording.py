@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scores.intervals import PairedDifference
 from scores.results import (
     LEVEL,
     EvalResult,
@@ -41,12 +42,10 @@ def change_text(after: TaskResult, before: TaskResult | None) -> str:
     """By how much a task's score moved, with its interval; empty where that is not known."""
     if before is None or not after.scores.keys() & before.scores.keys():
         return ""
-    moved = task_difference(after, before, LEVEL)
-    shown = f"{moved.mean:+.4f} {interval_text(moved.interval, signed=True)}"
-    return shown + p_value_text(moved.p_value)
+    return gain_text(task_difference(after, before, LEVEL))
 
 
-def gain_text(moved: ScoreDifference | None) -> str:
+def gain_text(moved: ScoreDifference | PairedDifference | None) -> str:
     if moved is None:
         return "not known"
     shown = f"{moved.mean:+.4f} {interval_text(moved.interval, signed=True)}"
