@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
@@ -115,7 +116,9 @@ def _led_here(before: TextIO, redacted: Callable[[str], str]) -> Iterator[JsonLi
         return
     reading, writing = os.pipe()
     # As it was when the command began, whatever becomes of the number.
-    stream = JsonLines(os.fdopen(os.dup(number), "w", encoding="ascii"), redacted, number)
+    target = os.fdopen(os.dup(number), "w", encoding="ascii")
+    stream = JsonLines(target, redacted, number)
+    weakref.finalize(stream, target.close)  # whoever still holds the stream may write to it
     os.dup2(writing, number)
     os.close(writing)
     thread = threading.Thread(target=_tell_all, args=(reading, stream.beside()), daemon=True)
