@@ -61,6 +61,14 @@ class RunStoreError(InputError):
     """A run directory cannot be used: not empty, not a run, damaged, or of another config."""
 
 
+class ExportError(LoopError):
+    """An export could not be made, or does not do what the checkpoint does; nothing is left."""
+
+
+class RegistryError(InputError):
+    """A registry cannot be used, or a name means nothing in it."""
+
+
 class TrackerError(LoopError):
     """A tracker could not be told of all of a run. The run does not depend on it."""
 

@@ -1,0 +1,21 @@
+"""The chat template that writes a conversation as the renderer did, proven on samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServedTemplate:
+    """A template for transformers, vLLM and llama.cpp, and the same for Ollama where there is one.
+
+    `limits` are sentences on what it does not write as the renderer does (tool calls, say).
+    """
+
+    jinja: str
+    go: str | None  # None where Ollama's language cannot say the same
+    stop_texts: tuple[str, ...]
+    stop_ids: tuple[int, ...]
+    origin: str  # "the model's own" or how it was made
+    proven_on: tuple[str, ...]  # names of the conversations that are equal, token by token
+    limits: tuple[str, ...] = ()
