@@ -82,7 +82,7 @@ NUM_FILES = {
     "user_code": 4,
 }
 # Of these, no room is made.
-GUESTS = ("local_tinker", "demo_model", "evals", "examples", "benchmarks", "tests")
+GUESTS = ("local_tinker", "demo_model", "evals", "examples", "benchmarks", "findings", "tests")
 
 
 def name_of(path: Path) -> str:
