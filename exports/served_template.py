@@ -24,3 +24,4 @@ class ServedTemplate:
     limits: tuple[str, ...] = ()
     opens_with_bos: bool = False
     no_go: str = ""  # why there is none for Ollama
+    go_limits: tuple[str, ...] = ()  # what Ollama alone writes otherwise
