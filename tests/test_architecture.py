@@ -59,7 +59,7 @@ RANKS: dict[str, float] = {
 NUM_FILES = {
     "commands": 16,
     "evaluation": 13,
-    "exports": 9,
+    "exports": 22,
     "grading": 15,
     "ledger": 12,
     "loop.plan_page": 14,
@@ -74,7 +74,7 @@ NUM_FILES = {
     "scores": 12,
     "services": 7,
     "settings": 8,
-    "storage": 4,
+    "storage": 5,
     "studies.design": 18,
     "studies.findings": 9,
     "studies.reports": 7,
