@@ -55,9 +55,12 @@ class Subject:
         return {"label": self.label, "path": self.path, "weights": self.weights, **of_run}
 
 
-def find_subjects(names: Sequence[str], runs_dir: Path) -> list[Subject]:
-    """The checkpoints that are meant, in the order given. Raises `InputError` children."""
-    subjects = [_find(name, runs_dir) for name in names]
+def find_subjects(
+    names: Sequence[str], runs_dir: Path, key: str = "--evaluate"
+) -> list[Subject]:
+    """The checkpoints that are meant, in the order given; `key` is what errors begin with. Raises
+    `InputError` children."""
+    subjects = [_find(name, runs_dir, key) for name in names]
     _refuse_repeated(names, subjects)
     return subjects
 
@@ -104,11 +107,11 @@ def _refuse_repeated(names: Sequence[str], subjects: Sequence[Subject]) -> None:
                 )
 
 
-def _find(name: str, runs_dir: Path) -> Subject:
+def _find(name: str, runs_dir: Path, key: str) -> Subject:
     if name.startswith("tinker://"):
         return _find_path(name, runs_dir)
-    found = _find_round(f"--evaluate {name}", name, [Path()])
-    return _of_round(found.store, found.round, name)
+    found = _find_round(f"{key} {name}", name, [Path()])
+    return _of_round(found.store, found.round, name, key)
 
 
 class NamedRound(NamedTuple):
@@ -181,12 +184,13 @@ class StartPoint(NamedTuple):
     checkpoint: Checkpoint | None = None
 
 
-def find_start(name: str, folders: Sequence[Path]) -> StartPoint:
-    """The state that `start_from` means, relative names looked for in the folders, in their order.
+def find_start(name: str, folders: Sequence[Path], key: str | None = None) -> StartPoint:
+    """The state that `start_from` means, relative names looked for in the folders, in their order;
+    `key` is what errors begin with.
 
     Raises `InputError` children.
     """
-    key = f"start_from {name}"
+    key = key or f"start_from {name}"
     if name.startswith("tinker://"):
         for store in _stores([folder / "runs" for folder in folders]):
             for one in store.checkpoints():
@@ -245,11 +249,13 @@ def _find_path(path: str, runs_dir: Path) -> Subject:
     return Subject(path, path)
 
 
-def _of_round(store: RunStore, round_no: int, label: str) -> Subject:
+def _of_round(
+    store: RunStore, round_no: int, label: str, key: str = "--evaluate"
+) -> Subject:
     resolved = store.settled_config()
     checkpoint = store.checkpoint(round_no)
     if checkpoint is None and (round_no > 0 or store.origin is not None):
-        raise _no_weights(f"--evaluate {label}", store, round_no)
+        raise _no_weights(f"{key} {label}", store, round_no)
     path = None if checkpoint is None else checkpoint.sampler_path
     return Subject(
         label=label,
