@@ -139,7 +139,8 @@ def unknown_columns(fields: Mapping[str, Any]) -> list[str]:
     for key in unknown:
         meant = _meant(key)
         if meant is not None and meant not in given:
-            raise ValueError(f'"{_shown(key)}" is no column here; did you mean "{meant}"?')
+            called = as_text(str(key))[:MAX_SHOWN]
+            raise ValueError(f'"{called}" is no column here; did you mean "{meant}"?')
         if key in IN_CONTEXT:
             raise ValueError(
                 f'"{key}" changes what is asked; write "prompt" as the list of messages that the '
