@@ -93,7 +93,7 @@ def rows_in(taken: Taken, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def said(prompt: Any, response: str | None = None, score: Any = None, **more: Any) -> dict:
+def said(prompt: Any, response: Any = None, score: Any = None, **more: Any) -> dict:
     row = {"prompt": prompt, "response": response, "score": score, **more}
     return {key: value for key, value in row.items() if value is not None}
 
@@ -192,7 +192,7 @@ def test_what_ratings_say_holds_for_any_of_them(house: Path, made: Workspace) ->
     for number in range(25):
         rows = []
         for _ in range(draw.randint(1, 30)):
-            row = {"prompt": f"Prompt {draw.randint(1, 3)} of day {number}?"}
+            row: dict[str, Any] = {"prompt": f"Prompt {draw.randint(1, 3)} of day {number}?"}
             if draw.random() < 0.9:
                 row["response"] = draw.choice(["a", "b", "c ", "c"])
                 if draw.random() < 0.8:
