@@ -12,8 +12,8 @@ from typing import Any
 from errors import LoopError
 from evaluation.measuring import Measuring, measure, rehearse_tasks
 from evaluation.tasks import EvalTask, protocol_of
-from ledger.adapter_files import adapter_digests, adapter_folder
 from ledger.records import Checkpoint
+from ledger.registry_weights import digests_of_weights
 from ledger.store import RunStore
 from loop.rounds.run import Run
 from loop.rounds.session import sampling_client
@@ -115,10 +115,9 @@ async def weights_asked(run: Run, path: str | None) -> dict[str, str] | None:
     """The sha256 of the files that are about to be measured, so that a later reader can tell
     whether what lies under the path is that still. None where the service keeps them, and of the
     base model, whose files the data manifest has."""
-    folder = None
-    if path is not None and run.checkpoint_dir is not None:
-        folder = adapter_folder(run.checkpoint_dir, path)
-    return None if folder is None else await asyncio.to_thread(adapter_digests, folder)
+    if path is None or run.weights_dir is None:
+        return None
+    return await asyncio.to_thread(digests_of_weights, run.weights_dir, path)
 
 
 def _is_of_all_measured(store: RunStore, number: int) -> bool:

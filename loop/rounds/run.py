@@ -61,7 +61,7 @@ class Run:
     clients: Clients
     base_url: str | None
     keys: Keys
-    checkpoint_dir: Path | None = None  # of the weights, where they are files on this machine
+    weights_dir: Path | None = None  # the run directory that holds them, where they are files here
     evalops: Deliverer | None = None
     limits: Budget | None = None
     alert: Alert = ignore_alert

@@ -120,7 +120,7 @@ async def connected(
     """Open a session on the service, and finish it whatever happens."""
     base_url, keys, here = place.choice.base_url, place.keys, None
     if place.service is not None:
-        here = place.checkpoint_dir
+        here = place.checkpoint_dir.parent
         base_url = place.service.base_url
         keys = replace(keys, tinker=place.service.open_folder(place.checkpoint_dir))
         if place.start_dir is not None:
