@@ -61,7 +61,7 @@ NUM_FILES = {
     "evaluation": 13,
     "exports": 6,
     "grading": 15,
-    "ledger": 15,
+    "ledger": 16,
     "loop.plan_page": 14,
     "loop.planning": 17,
     "loop.reports": 12,
