@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from errors import ConfigError, RegistryError
-from ledger.registry_file import CHAMPION, PREFIX, Promoted, Registry
+from ledger.registry_file import CHAMPION, PREFIX, Promoted, Registry, Results
+from ledger.registry_names import run_of
 from ledger.registry_writing import Who, writing
 from ledger.store import RunStore
-from promotion.feedback_questions import Questions, known_of, training_examples
+from promotion.feedback_questions import Questions, RunKnowledge, known_of, training_examples
 from promotion.feedback_rows import Rated, RatedFile, read_feedback
 from promotion.feedback_sorting import (
     Answer,
@@ -43,6 +44,7 @@ from rows.places import row_lines
 from rows.row_keys import TO_ANSWER
 from rows.sources import Source, as_text, sha256_of
 from storage.folders import folder_aside, refuse_occupied, write_plain
+from storage.stored_json import record_of
 
 POOL, PREFERENCES = "pool.jsonl", "preferences.jsonl"
 LEFT_OUT, SIMILAR, SUMMARY = "left_out.jsonl", "similar.jsonl", "feedback.json"
@@ -150,8 +152,13 @@ def take(given: FeedbackFile) -> Taken:
     _refuse_taken(registry, entry, sha256, given.file)
     folder = _free_folder(given, registry, entry.name, sha256)
     read = read_feedback(source, _entries(registry, entry), entry.reference)
-    named = [one for one in registry.entries if one.reference in {row.entry for row in read.rows}]
-    runs = [known_of(run_of(registry, one)) for one in named]
+    named = {row.entry for row in read.rows}
+    runs = [
+        known
+        for one in registry.entries
+        if one.reference in named
+        for known in _knowledge(registry, one)
+    ]
     kept, dropped, similar = _without_questions(read.rows, Questions(runs), source.name)
     found = sort_rows(kept, given.right_from, source.name)
     beside = beside_training(found.asked, training_examples(runs))
@@ -222,17 +229,19 @@ def _entries(registry: Registry, usual: Promoted) -> Callable[[str], str | None]
     return entry_of
 
 
-def run_of(registry: Registry, entry: Promoted) -> RunStore:
-    """The run that an entry is of. Raises `RegistryError` where it is gone."""
-    run_dir = registry.folder / entry.run_dir
-    if run_dir.is_dir():
-        run = RunStore.open(run_dir)
-        if run.has_started and run.run_id == entry.run_id:
-            return run
-    raise RegistryError(
-        f"{entry.reference}: its run {entry.run_id} is not at {run_dir}, so what its evaluations "
-        "ask cannot be told, and nothing can be kept out of the rows. Put the run back there."
-    )
+def _knowledge(registry: Registry, entry: Promoted) -> list[RunKnowledge]:
+    """What the run of an entry knows, and the evaluation outside of it that it was promoted on.
+    Raises `RegistryError` where either is gone."""
+    problems: list[str] = []
+    run = run_of(registry, entry, problems)
+    if run is None:
+        raise RegistryError(
+            f"{entry.reference}: what the evaluations of its run {entry.run_id} ask cannot be told "
+            f"({'; '.join(problems)}), so nothing can be kept out of the rows. Put the run back."
+        )
+    outside = record_of(Results, entry.results).evaluation_dir
+    evaluations = [] if outside is None else [RunStore.open(registry.folder / outside)]
+    return [known_of(one) for one in (run, *evaluations)]
 
 
 def _refuse_taken(registry: Registry, entry: Promoted, sha256: str, file: Path) -> None:
