@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FILE = "registry.jsonl"  # beside runs/
 MAX_REASON = 500
-CUT_WORDS = ("--then",)  # of these arguments only the program is recorded
+CUT_WORD = "--then"  # of this argument only the program is recorded
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -272,20 +272,30 @@ def _tell_change(args: argparse.Namespace, changed: Changed) -> int:
 
 
 def _who(args: argparse.Namespace, keys: Keys) -> Who:
-    """Who gave the command, and the command, without keys and without what a --then is told."""
+    """Who gave the command, and the command."""
     from ledger.registry_writing import who
 
-    if args.by is not None and not one_line(args.by):
+    return who(_by(args, keys), _command_line(args, keys))
+
+
+def _by(args: argparse.Namespace, keys: Keys) -> str | None:
+    by = None if args.by is None else one_line(keys.redacted(args.by), MAX_REASON)
+    if by == "":
         raise ConfigError("--by is empty. Say who does it, or leave it out for the user's name.")
+    return by
+
+
+def _command_line(args: argparse.Namespace, keys: Keys) -> list[str]:
+    """The command as it is recorded, without keys and without what a --then is told."""
     words = [keys.redacted(word) for word in args.words]
     for number, word in enumerate(words):
         key, is_joined, value = word.partition("=")
-        if key in CUT_WORDS and is_joined:
+        is_cut = len(key) > len("--t") and CUT_WORD.startswith(key)
+        if is_cut and is_joined:
             words[number] = f"{key}={_program(value)}"
-        elif word in CUT_WORDS and number + 1 < len(words):
+        elif is_cut and number + 1 < len(words):
             words[number + 1] = _program(words[number + 1])
-    by = None if args.by is None else one_line(keys.redacted(args.by), MAX_REASON)
-    return who(by, ["registry.py", *words])
+    return ["registry.py", *words]
 
 
 def _program(command: str) -> str:
@@ -344,6 +354,33 @@ def verify(args: argparse.Namespace, keys: Keys) -> int:
 # --- promote, compare, feedback -------------------------------------------------------------------
 
 
+def promote(args: argparse.Namespace, keys: Keys) -> int:
+    """Make a checkpoint an entry, unless something speaks against it; 3 where it was refused."""
+    with Starting():
+        from promotion.notices import parse_then
+        from promotion.promoting import promote as promoted
+        from promotion.weighing import Request
+
+    request = Request(
+        checkpoint=args.checkpoint,
+        name=args.name,
+        registry=args.registry,
+        command=_command_line(args, keys),
+        alias=args.alias,
+        by=_by(args, keys),
+        force=_reason("--force", args.force, keys),
+        then=None if args.then is None else parse_then(args.then),
+        may_evaluate=not args.no_evaluate,
+    )
+    outcome = promoted(request, keys, lambda line: tell(line, file=sys.stderr))
+    if args.json:
+        say(json.dumps(outcome.to_json(), indent=1))
+        return outcome.exit_code
+    for line in outcome.lines:
+        tell(line)
+    return outcome.exit_code
+
+
 def feedback(args: argparse.Namespace, keys: Keys) -> int:
     """Take rated answers from production as rows for the next run."""
     with Starting():
@@ -363,6 +400,7 @@ def feedback(args: argparse.Namespace, keys: Keys) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace, Keys], int]] = {
     "list": list_entries,
     "show": show,
+    "promote": promote,
     "alias": alias,
     "retire": retire,
     "feedback": feedback,
