@@ -50,6 +50,11 @@ def alias_problem(alias: str) -> str | None:
     return name_problem(alias)
 
 
+def is_version(reference: str) -> bool:
+    """Whether a name of a registry is one that never moves."""
+    return re.fullmatch(f"{PREFIX}[a-z0-9._-]+@[1-9][0-9]*", reference) is not None
+
+
 def _name(text: str) -> str:
     if (problem := name_problem(text)) is not None:
         raise ValueError(problem)
