@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from promotion.evidence import Measurement
+from errors import RegistryError
+from ledger.registry_file import PREFIX, Registry
+from promotion.evidence import Candidate, Measurement, find_candidate, held_entry
 from scores.intervals import PairedDifference
 from scores.results import (
     LEVEL,
@@ -215,3 +218,71 @@ def _short(value: Any) -> str:
 
 def _names(tasks: Mapping[str, Any]) -> str:
     return ", ".join(sorted(tasks)) or "none"
+
+
+# --- two names of a command line ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came of comparing two checkpoints: a pairing, or why there is none."""
+
+    label: str
+    other: str
+    pairing: Pairing | None
+    why_not: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()  # the files that were compared
+
+    @property
+    def lines(self) -> list[str]:
+        if self.pairing is None:
+            return [
+                f"{self.label} cannot be compared with {self.other}: {'; '.join(self.why_not)}."
+            ]
+        return [self.pairing.sentence, *(f"  {one.sentence}" for one in self.pairing.tasks)]
+
+    def to_json(self) -> dict[str, Any]:
+        pairing = None if self.pairing is None else self.pairing.to_json()
+        names = {"checkpoint": self.label, "against": self.other}
+        return {**names, "comparison": pairing, "why_not": list(self.why_not),
+                "files": list(self.places)}  # fmt: skip
+
+
+def compare_names(one: str, other: str, registry: Path, folders: Sequence[Path]) -> Compared:
+    """How the first checkpoint stands to the second, by what was measured of each already; nothing
+    is sampled. Names are those of a command line, also of the registry. Raises `InputError`
+    children."""
+    first, second = (_known(name, registry, folders) for name in (one, other))
+    both = comparable_pair(first.measured, second.measured)
+    if both is not None:
+        mine, theirs = both
+        pairing = pair(first.label, mine.result, second.label, theirs.result)
+        return Compared(first.label, second.label, pairing, (), (mine.where, theirs.where))
+    reasons = [
+        f"nothing that was measured of {held.label} counts"
+        + (f": {held.candidate.why_unmeasured}" if held.candidate.why_unmeasured else "")
+        for held in (first, second)
+        if not held.measured
+    ]
+    if not reasons:
+        asked = why_incomparable(first.measured[0].result, second.measured[0].result)
+        reasons = [f"they were measured otherwise, {reason}" for reason in asked]
+    return Compared(first.label, second.label, None, tuple(reasons))
+
+
+class _Known(NamedTuple):
+    label: str
+    candidate: Candidate
+    measured: tuple[Measurement, ...]
+
+
+def _known(name: str, path: Path, folders: Sequence[Path]) -> _Known:
+    if not name.startswith(PREFIX):
+        found = find_candidate(name, folders, path)
+        return _Known(found.label, found, found.measured)
+    registry = Registry.read(path)
+    entry = registry.find(name)
+    held = held_entry(registry, entry, folders)
+    if held.candidate is None:
+        raise RegistryError(held.why_not)
+    return _Known(entry.reference, held.candidate, held.measured)

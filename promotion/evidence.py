@@ -54,12 +54,17 @@ class Measurement:
 class Candidate:
     """A checkpoint, its weights as they lie there now, and what was measured of exactly those."""
 
-    label: str
+    subject: Subject
     store: RunStore
     checkpoint: Checkpoint
     digests: dict[str, str] | None  # of its files; None where a service keeps them
     measured: tuple[Measurement, ...]
     why_unmeasured: str = ""  # why the run's own evaluation does not count
+
+    @property
+    def label(self) -> str:
+        """As it was named."""
+        return self.subject.label
 
     @property
     def service(self) -> str:
@@ -97,10 +102,10 @@ class Candidate:
         return theirs in ((self.store.run_id, self.weights), (self.store.run_id, self.sampler_path))
 
 
-def find_candidate(name: str, folders: Sequence[Path]) -> Candidate:
+def find_candidate(name: str, folders: Sequence[Path], registry: Path) -> Candidate:
     """The checkpoint that a command line names; evaluations outside its run are looked for in the
     `folders`, and beside the run. Raises `InputError` children."""
-    (subject,) = find_subjects([name], Path("runs"))
+    (subject,) = find_subjects([name], Path("runs"), registry)
     if subject.run_dir is None:
         raise ConfigError(
             f"{name}: no run below ./runs has saved these weights, so nothing tells what they are "
@@ -129,7 +134,7 @@ def candidate_of(subject: Subject, folders: Sequence[Path]) -> Candidate:
                 f"{subject.label}: its weights are not there any more: {folder} has none. Restore "
                 "the folder from a copy, or name another round."
             )
-    found = Candidate(subject.label, store, checkpoint, digests, ())
+    found = Candidate(subject, store, checkpoint, digests, ())
     why_not, result = _why_not_own(found), store.result(checkpoint.round)
     own = [] if why_not or result is None else [Measurement(store, checkpoint.round, result)]
     outside = sorted(_outside(found, folders), key=lambda one: one.store.run_dir.name, reverse=True)
@@ -209,20 +214,11 @@ class Held:
 def held_entry(registry: Registry, entry: Promoted, folders: Sequence[Path]) -> Held:
     """An entry with what was measured of exactly its weights: first what it was promoted on, where
     that file is still the one."""
-    run_dir = registry.folder / entry.run_dir
-    name = f"{run_dir}@round_{entry.round:02d}"
     try:
-        (subject,) = find_subjects([name], Path("runs"))
-        candidate = candidate_of(subject, folders)
+        candidate = find_candidate(entry.reference, folders, registry.path)
         recorded = _recorded(registry, entry, candidate)
     except LoopError as error:
         return Held(entry, why_not=str(error))
-    if candidate.store.run_id != entry.run_id or not candidate.is_same_weights(entry):
-        return Held(
-            entry,
-            why_not=f"{name} holds other weights now than those that were promoted as "
-            f"{entry.reference}",
-        )
     others = [one for one in candidate.measured if recorded is None or one.where != recorded.where]
     measured = (*others,) if recorded is None else (recorded, *others)
     return Held(entry, candidate, measured, candidate.why_unmeasured)

@@ -15,8 +15,9 @@ import tinker
 
 from errors import LoopError, ServiceError
 from ledger.records import Checkpoint, seconds_of
+from ledger.registry_file import Promoted, Registry
+from ledger.registry_names import locate
 from ledger.registry_weights import CHECKPOINTS, weights_dir
-from ledger.store import RunStore
 from loop.rounds.keeping import CARE_LIMIT_S
 from promotion.evidence import Candidate
 from promotion.rules import Objection
@@ -93,19 +94,25 @@ async def _keep_on_service(candidate: Candidate, paths: list[str], keys: Keys) -
             await rest.set_checkpoint_ttl_from_tinker_path(path, None)
 
 
-def let_go(store: RunStore, checkpoint: Checkpoint, reference: str) -> str:
-    """Note that a registry does not need the weights any more; how to be rid of them."""
-    paths = paths_of(checkpoint)
-    store.record_let_go(paths, reference)
-    others = sorted({one for path in paths for one in store.promoted_paths().get(path, ())})
+def key_of(registry: Registry, entry: Promoted) -> str:
+    """An entry's name among all registries of this machine."""
+    return f"{entry.reference} of {registry.path.resolve()}"
+
+
+def let_go(registry: Registry, entry: Promoted) -> str:
+    """Note that a registry does not need an entry's weights any more; how to be rid of them. Raises
+    `LoopError` where its run is not found."""
+    found = locate(registry.path, entry.reference)
+    store, paths = found.store, paths_of(found.checkpoint)
+    store.record_let_go(paths, key_of(registry, entry))
+    held = store.promoted_paths()
+    others = sorted({one for path in paths for one in held.get(path, ())})
     if others:
-        return f"Its weights stay: they are {', '.join(others)} as well."
-    if store.settled_config()["resolved"]["service"] == "embedded":
+        return f"Its weights are {', '.join(others)} as well, and are kept."
+    if entry.weights_sha256 is not None:
         folders = ", ".join(str(weights_dir(store.run_dir, path)) for path in paths)
-        return (
-            f"Its weights stay where they are, without expiry. To be rid of them remove {folders}."
-        )
+        return f"Its weights have no expiry. To be rid of them, remove {folders}."
     return (
-        "Its weights stay on the service, without expiry. To be rid of them: tinker checkpoint "
-        f"delete {' '.join(paths)}; or let them expire: tinker checkpoint set-ttl."
+        "Its weights have no expiry on the service. To be rid of them: tinker checkpoint delete "
+        f"{' '.join(paths)}; tinker checkpoint set-ttl lets them expire."
     )
