@@ -266,7 +266,7 @@ def compare_names(one: str, other: str, registry: Path, folders: Sequence[Path])
     ]
     if not reasons:
         asked = why_incomparable(first.measured[0].result, second.measured[0].result)
-        reasons = [f"they were measured otherwise, {reason}" for reason in asked]
+        reasons = [f"they were measured otherwise ({'; '.join(asked)})"]
     return Compared(first.label, second.label, None, tuple(reasons))
 
 
