@@ -16,10 +16,8 @@ from ledger.registry_file import Promoted, Registry
 from ledger.registry_weights import digests_of_weights
 from ledger.registry_writing import (
     RegistryWriter,
-    Who,
     refuse_alias,
     refuse_name,
-    who,
     writing,
 )
 from promotion.comparing import Pairing
@@ -102,18 +100,16 @@ class Outcome:
 def promote(request: Request, keys: Keys, say: Callable[[str], None]) -> Outcome:
     """Promote a checkpoint, or refuse it; either is on disk when this returns. `say` is told what
     takes long before it begins. Raises `LoopError` where neither could be done."""
-    request = _redacted(request, keys)
     refuse_name(request.name)
     refuse_alias(request.alias)
     if request.force is not None and not request.force.strip():
         raise ConfigError("--force: the reason is empty. Say in a few words why it is promoted.")
-    by = who(request.by, request.command)
     with writing(request.registry) as writer:
         registry = writer.registry
         candidate = find_candidate(request.checkpoint, folders_of(registry), registry.path)
         before = entry_at(registry, request.name, request.alias)
         case = Case(request, registry, candidate, before, keys, say)
-        outcome = _decide(case, writer, by)
+        outcome = _decide(case, writer)
         registry = writer.registry
     if outcome.promoted is not None and request.then is not None:
         problem = _run_then(request, registry, outcome, say)
@@ -121,18 +117,7 @@ def promote(request: Request, keys: Keys, say: Callable[[str], None]) -> Outcome
     return outcome
 
 
-def _redacted(request: Request, keys: Keys) -> Request:
-    """The request without keys in what is recorded of it."""
-    force, by = request.force, request.by
-    return replace(
-        request,
-        command=[keys.redacted(word) for word in request.command],
-        force=None if force is None else keys.redacted(force),
-        by=None if by is None else keys.redacted(by),
-    )
-
-
-def _decide(case: Case, writer: RegistryWriter, by: Who) -> Outcome:
+def _decide(case: Case, writer: RegistryWriter) -> Outcome:
     """Promote it where nothing is against it, or where a reason is given; else record why not."""
     request, candidate, before = case.request, case.candidate, case.before
     found = weigh(case)
@@ -148,7 +133,7 @@ def _decide(case: Case, writer: RegistryWriter, by: Who) -> Outcome:
     )
     gone = [one.said for one in found.objections if one.kind == "gone"]
     if found.objections and (request.force is None or gone):
-        writer.refuse(_refusal(case, found, by))
+        writer.refuse(_refusal(case, found))
     if gone and request.force is not None:
         raise RegistryError(
             f"{candidate.label}: {'; '.join(gone)}. No reason brings them back, so nothing was "
@@ -161,10 +146,10 @@ def _decide(case: Case, writer: RegistryWriter, by: Who) -> Outcome:
         outcome = replace(outcome, notes=(*outcome.notes, "--force was not needed"))
     notes = outcome.notes
     grounds = Grounds(found.judged.measurement, found.against, outcome.objections, forced, notes)
-    return _write(case, writer, outcome, grounds, by)
+    return _write(case, writer, outcome, grounds)
 
 
-def _refusal(case: Case, found: Weighed, by: Who) -> dict[str, Any]:
+def _refusal(case: Case, found: Weighed) -> dict[str, Any]:
     """What the registry keeps of a promotion that was refused."""
     candidate, measured = case.candidate, found.judged.measurement
     return {
@@ -180,16 +165,14 @@ def _refusal(case: Case, found: Weighed, by: Who) -> dict[str, Any]:
         "against": found.against,
         "notes": found.notes,
         "forced": case.request.force,
-        **by._asdict(),
+        **case.request.who._asdict(),
     }
 
 
 # --- writing it down ------------------------------------------------------------------------------
 
 
-def _write(
-    case: Case, writer: RegistryWriter, outcome: Outcome, grounds: Grounds, by: Who
-) -> Outcome:
+def _write(case: Case, writer: RegistryWriter, outcome: Outcome, grounds: Grounds) -> Outcome:
     """Keep the weights from expiring, and then promote them."""
     candidate, store = case.candidate, case.candidate.store
     is_here = candidate.digests is not None
@@ -198,7 +181,7 @@ def _write(
             f"{candidate.label}: its files were changed while it was looked at, so nothing was "
             "promoted. Find out by what, and promote it again."
         )
-    entry = entry_of(writer.registry, case.request.name, candidate, grounds, by)
+    entry = entry_of(writer.registry, case.request.name, candidate, grounds, case.request.who)
     kept = keep(candidate, case.keys)
     paths = paths_of(candidate.checkpoint)
     # Before the entry: a kill between the two leaves weights that are kept for nothing, and no

@@ -9,6 +9,7 @@ from typing import Any
 
 from errors import LoopError
 from ledger.registry_file import CHAMPION, Promoted, Registry
+from ledger.registry_writing import Who
 from ledger.run_directory import is_locked
 from promotion.comparing import Pairing, comparable_pair, pair, why_incomparable
 from promotion.entry import place_from, summary_of
@@ -28,10 +29,9 @@ class Request:
     checkpoint: str
     name: str
     registry: Path
-    command: Sequence[str]
+    who: Who  # and which command, without keys
     alias: str = CHAMPION
-    by: str | None = None  # None: the user of the operating system
-    force: str | None = None
+    force: str | None = None  # why it is promoted whatever speaks against it
     then: Sequence[str] | None = None  # a command, as `notices.parse_then` gives it
     may_evaluate: bool = True
 
