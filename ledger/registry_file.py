@@ -127,6 +127,8 @@ class Promoted:
     forced: str | None = None  # the reason, where it was promoted all the same
     notes: list[str] = field(default_factory=list)
     weights: str | None = None  # `RunStore.weights_of(sampler_path)`: which ones lie there
+    # What a promotion without a reason would have been refused for, with the numbers.
+    objections: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def reference(self) -> str:
