@@ -14,6 +14,7 @@ from ledger.store import RunStore
 from loop.planning.models import model_change, model_config, model_digests
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+NOWHERE = Path("not-downloaded")  # until it is
 CHECKPOINTS = "checkpoints"  # of a run directory: the embedded service's weights
 
 
@@ -51,13 +52,13 @@ class Asked(NamedTuple):
     runs_dir: Path = Path("runs")
 
 
-def find_source(asked: Asked, download_dir: Path) -> Source:
-    """The checkpoint that is meant; one that is on a service is not downloaded yet, and will be to
-    `download_dir`. Raises `InputError` children."""
+def find_source(asked: Asked) -> Source:
+    """The checkpoint that is meant; of one that is on a service the adapter is nowhere yet. Raises
+    `InputError` children."""
     key = f"export {asked.name}"
     point = _find_point(asked, key)
     if point.store is None or point.checkpoint is None:
-        return _of_no_run(asked, point, download_dir)
+        return _of_no_run(asked, point)
     store, checkpoint = point.store, point.checkpoint
     if checkpoint.sampler_path is None:
         raise ConfigError(
@@ -76,7 +77,7 @@ def find_source(asked: Asked, download_dir: Path) -> Source:
     return Source(
         label=asked.name,
         sampler_path=checkpoint.sampler_path,
-        adapter_dir=_adapter_dir(store, checkpoint, key) if is_embedded else download_dir,
+        adapter_dir=_adapter_dir(store, checkpoint, key) if is_embedded else NOWHERE,
         base_dir=base.directory,
         base_name=settled["config"].get("base_model") or settled["files"]["base_model"],
         base_sha256=base.sha256,
@@ -223,7 +224,7 @@ def _cached(name: str, key: str) -> Path:
 # --- of no run ------------------------------------------------------------------------------------
 
 
-def _of_no_run(asked: Asked, point: _Point, download_dir: Path) -> Source:
+def _of_no_run(asked: Asked, point: _Point) -> Source:
     """A path on Tinker or on a compatible service that no run below ./runs has."""
     missing = [
         word
@@ -241,7 +242,7 @@ def _of_no_run(asked: Asked, point: _Point, download_dir: Path) -> Source:
     return Source(
         label=asked.name,
         sampler_path=point.state_path.replace("/weights/", "/sampler_weights/"),
-        adapter_dir=download_dir,
+        adapter_dir=NOWHERE,
         base_dir=directory,
         base_name=asked.base_model,
         base_sha256=model_digests(directory),

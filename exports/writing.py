@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from errors import ConfigError, ExportError
-from exports.merged import Merge, base_dtype, merge, unembedding_of
+from exports.asking import asked_by
+from exports.merged import Merge, own_dtype, merge, unembedding_of
 from exports.peft_folder import read_adapter, write_adapter, write_part
 from exports.served_template import ServedTemplate
 from exports.source import Source
@@ -42,8 +44,6 @@ def write_weights(
 
 
 def _with_notes(written: Written, *notes: str) -> Written:
-    from dataclasses import replace
-
     return replace(written, notes=(*written.notes, *notes))
 
 
@@ -88,7 +88,7 @@ def _folded(source: Source, wanted: Wanted, template: ServedTemplate, folder: Pa
         )
     with emptied(folder / ".head") as part:
         write_part(source.adapter_dir, part, base_place(source), head, is_head=True)
-        done = merge(source.base_dir, part, base, base_dtype(source.base_dir))
+        done = merge(source.base_dir, part, base, own_dtype(source.base_dir))
     write_part(source.adapter_dir, folder, str(wanted.out / BASE), head, is_head=False)
     copy_plain(base / "config.json", folder / "config.json")
     notes = [
@@ -102,7 +102,7 @@ def _folded(source: Source, wanted: Wanted, template: ServedTemplate, folder: Pa
 
 
 def _merged(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path) -> Written:
-    dtype = wanted.dtype or base_dtype(source.base_dir)
+    dtype = wanted.dtype or own_dtype(source.base_dir)
     done = merge(source.base_dir, source.adapter_dir, folder, dtype)
     notes = (*done.notes, *_files_beside(source, template, folder))
     return Written(source.base_dir, dtype=dtype, notes=notes)
@@ -114,13 +114,13 @@ def _gguf(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path
     quantization = wanted.quantization or DEFAULT_QUANTIZATION
     with _merged_aside(source, template, folder) as (model_dir, done):
         file = folder / f"model-{quantization}.gguf"
-        write_gguf(model_dir, file, quantization, template.jinja)
+        limits = write_gguf(model_dir, file, quantization, template.jinja)
     write_plain(folder / "chat_template.jinja", template.jinja.encode())
     return Written(
         source.base_dir,
         quantization=quantization,
         gguf=file,
-        notes=(*done.notes, f"written as {quantization}"),
+        notes=(*done.notes, f"written as {quantization}", *limits),
         packages=("gguf", "xllamacpp"),
     )
 
@@ -130,8 +130,8 @@ def _ollama(source: Source, wanted: Wanted, template: ServedTemplate, folder: Pa
 
     written = _gguf(source, wanted, template, folder)
     assert written.gguf is not None, "just written"
-    settings = generation_settings(source.base_dir, template, evaluation_of(source))
-    write_plain(folder / MODELFILE, modelfile(written.gguf.name, template, settings).encode())
+    text = modelfile(template, written.gguf.name, asked_by(source))
+    write_plain(folder / MODELFILE, text.encode())
     return written
 
 
@@ -143,14 +143,14 @@ def _gguf_adapter(source: Source, wanted: Wanted, template: ServedTemplate, fold
     quantization = wanted.quantization or DEFAULT_QUANTIZATION
     adapter, base = folder / "adapter.gguf", folder / f"base-{quantization}.gguf"
     write_gguf_adapter(source.adapter_dir, source.base_dir, adapter)
-    write_gguf(source.base_dir, base, quantization, template.jinja)
+    limits = write_gguf(source.base_dir, base, quantization, template.jinja)
     write_plain(folder / "chat_template.jinja", template.jinja.encode())
     return Written(
         source.base_dir,
         quantization=quantization,
         gguf=base,
         gguf_adapter=adapter,
-        notes=(f"{base.name} is the untouched base model, which {adapter.name} is loaded on",),
+        notes=(f"{base.name} is the untouched base model, which {adapter.name} is loaded on", *limits),
         packages=("gguf", "xllamacpp"),
     )
 
@@ -169,17 +169,9 @@ def _merged_aside(
 def _files_beside(source: Source, template: ServedTemplate, folder: Path) -> list[str]:
     """Tokenizer, chat template and generation settings."""
     notes = copy_tokenizer(source.base_dir, folder, template)
-    settings = generation_settings(source.base_dir, template, evaluation_of(source))
+    settings = generation_settings(source.base_dir, template, asked_by(source))
     write_generation_settings(folder, settings)
     return notes
-
-
-def evaluation_of(source: Source) -> dict | None:
-    """The run's settings of `evaluation`; None of a path of no known run."""
-    if source.store is None:
-        return None
-    found = source.store.settled_config()["config"].get("evaluation")
-    return found if isinstance(found, dict) else None
 
 
 def write_texts(folder: Path, texts: dict[str, str]) -> None:

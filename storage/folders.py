@@ -67,10 +67,12 @@ def folder_aside(target: Path) -> Iterator[Path]:
 
 
 def _publish(aside: Path, target: Path) -> None:
-    """Make all that the folder holds durable, then its name."""
+    """Make all that the folder holds durable and as readable as itself, then its name."""
+    readable = aside.stat().st_mode & 0o666  # some libraries write for their user alone
     for folder, _, files in os.walk(aside):
         for name in files:
             with open(Path(folder) / name, "rb") as file:
+                os.fchmod(file.fileno(), readable)
                 os.fsync(file.fileno())
         sync_folder(Path(folder))
     try:
