@@ -17,7 +17,7 @@ from exports.publishing import CARD, export_record, write_record, write_sums
 from exports.room import refuse_no_room
 from exports.source import Asked, Source, find_source
 from exports.wanted import LLAMA_CPP, Wanted, Written, refuse_options
-from exports.writing import write_texts, write_weights
+from exports.writing import BASE, base_place, write_texts, write_weights
 from storage.folders import emptied, folder_aside, refuse_occupied
 
 if TYPE_CHECKING:
@@ -40,11 +40,12 @@ class Made:
     checks: tuple[Check, ...]
     sums: dict[str, str]  # sha256 by file
     record: dict[str, Any]  # export.json
+    base: str  # what an adapter is loaded on
+    gguf: str | None = None  # the name of the file that llama.cpp loads
+    advice: str | None = None  # on serving the adapter
 
 
-def make_export(
-    asked: Asked, wanted: Wanted, env: Mapping[str, str], progress: Progress
-) -> Made:
+def make_export(asked: Asked, wanted: Wanted, env: Mapping[str, str], progress: Progress) -> Made:
     """Make an export, whole or not at all.
 
     Raises `InputError` children before anything costs, and other `LoopError`s where it fails.
@@ -105,7 +106,16 @@ def _fill(
     record = export_record(source, wanted, written, checks)
     write_texts(folder, texts_beside(source, wanted, written, template, checks))
     write_record(folder, record)
-    return Made(source, wanted, tuple(checks), {}, record)
+    return Made(
+        source,
+        wanted,
+        tuple(checks),
+        {},
+        record,
+        base=str(wanted.out / BASE) if wanted.fold_unembed else base_place(source),
+        gguf=None if written.gguf is None else written.gguf.name,
+        advice=advice_on(source, wanted),
+    )
 
 
 # --- the check ------------------------------------------------------------------------------------
@@ -122,9 +132,7 @@ def check_written(
         return check(loaded, reference, noise)
 
 
-def _noise(
-    source: Source, wanted: Wanted, written: Written, reference: Reference
-) -> Noise | None:
+def _noise(source: Source, wanted: Wanted, written: Written, reference: Reference) -> Noise | None:
     """How far rounding as in this export moves the checkpoint's figures by itself."""
     from exports.loaded_transformers import rounding_noise
 
@@ -159,6 +167,24 @@ def refuse_failed(wanted: Wanted, checks: Sequence[Check]) -> None:
             f"{wanted.out}: the export does not do what the checkpoint does, so none was written: "
             f"{len(failed)} of {len(checks)} checks failed. {why}"
         )
+
+
+def advice_on(source: Source, wanted: Wanted) -> str | None:
+    """What of an adapter servers are known to refuse, and what helps; None where nothing is."""
+    from exports.using import served_adapter
+    from loop.plan_page.serving import NO, YES, ways_of
+
+    if wanted.format != "peft":
+        return None
+    adapter = served_adapter(source, wanted)
+    vllm = next(way for way in ways_of(adapter) if way.how.startswith("vLLM"))
+    if not adapter.train_unembed or vllm.verdict == YES:
+        return None
+    said = "does not take this adapter" if vllm.verdict == NO else "may not take this adapter"
+    return (
+        f"vLLM {said}: {vllm.why}. --fold-unembed merges that part into a copy of the base model "
+        "and leaves an adapter without it; --format merged needs no adapter at all."
+    )
 
 
 # --- what is written beside the weights -----------------------------------------------------------

@@ -50,6 +50,7 @@ class Asked(NamedTuple):
     base_model: str | None = None  # a directory, where the base has moved
     renderer: str | None = None  # of a path that belongs to no known run
     runs_dir: Path = Path("runs")
+    registry: Path | None = None  # beside the runs where none is given
 
 
 def find_source(asked: Asked) -> Source:
@@ -75,7 +76,7 @@ def find_source(asked: Asked) -> Source:
     is_embedded = resolved["service"] == "embedded"
     base = _base_of(asked, store, key)
     return Source(
-        label=asked.name,
+        label=point.name or asked.name,
         sampler_path=checkpoint.sampler_path,
         adapter_dir=_adapter_dir(store, checkpoint, key) if is_embedded else NOWHERE,
         base_dir=base.directory,
@@ -88,7 +89,7 @@ def find_source(asked: Asked) -> Source:
         base_url=resolved.get("base_url"),
         state_path=checkpoint.state_path,
         base_is_hub=base.is_hub,
-        notes=base.notes,
+        notes=(*point.notes, *base.notes),
     )
 
 
@@ -98,6 +99,8 @@ class _Point(NamedTuple):
     state_path: str
     store: RunStore | None = None
     checkpoint: Checkpoint | None = None
+    name: str | None = None  # that it has for good, where an alias was given
+    notes: tuple[str, ...] = ()
 
 
 def _find_point(asked: Asked, key: str) -> _Point:
@@ -105,7 +108,7 @@ def _find_point(asked: Asked, key: str) -> _Point:
     is evaluated."""
     if asked.name.startswith("tinker://"):
         return _Point(*find_start(asked.name, [asked.runs_dir.parent], key=key))
-    (subject,) = find_subjects([asked.name], asked.runs_dir, key="export")
+    (subject,) = find_subjects([asked.name], asked.runs_dir, asked.registry, key="export")
     assert subject.run_dir is not None and subject.round is not None, "it was named by its run"
     store = RunStore.open(subject.run_dir)
     checkpoint = store.checkpoint(subject.round)
@@ -115,7 +118,7 @@ def _find_point(asked: Asked, key: str) -> _Point:
             f"it is {subject.base_model} itself. Name a trained round, as RUN_DIR@round_01, or "
             "RUN_DIR@best."
         )
-    return _Point(checkpoint.state_path, store, checkpoint)
+    return _Point(checkpoint.state_path, store, checkpoint, subject.label, subject.notes)
 
 
 def _adapter_dir(store: RunStore, checkpoint: Checkpoint, key: str) -> Path:

@@ -32,9 +32,7 @@ def sections_of(
 ) -> list[Section]:
     """The ways to use an export, as the card shows them."""
     base = str(wanted.out / "base") if wanted.fold_unembed else base_place(source)
-    served = Served(
-        wanted.format, base, served_adapter(source, wanted), template, asked_by(source)
-    )
+    served = Served(wanted.format, base, served_adapter(source, wanted), template, asked_by(source))
     if written.gguf_adapter is not None and written.gguf is not None:
         served = served._replace(gguf=written.gguf_adapter.name, base_gguf=written.gguf.name)
     elif written.gguf is not None:

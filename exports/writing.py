@@ -135,7 +135,9 @@ def _ollama(source: Source, wanted: Wanted, template: ServedTemplate, folder: Pa
     return written
 
 
-def _gguf_adapter(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path) -> Written:
+def _gguf_adapter(
+    source: Source, wanted: Wanted, template: ServedTemplate, folder: Path
+) -> Written:
     """The adapter and the base model that it is loaded on, which llama.cpp wants as GGUF too."""
     from exports.gguf_adapter import write_gguf_adapter
     from exports.gguf_model import write_gguf
@@ -150,7 +152,10 @@ def _gguf_adapter(source: Source, wanted: Wanted, template: ServedTemplate, fold
         quantization=quantization,
         gguf=base,
         gguf_adapter=adapter,
-        notes=(f"{base.name} is the untouched base model, which {adapter.name} is loaded on", *limits),
+        notes=(
+            f"{base.name} is the untouched base model, which {adapter.name} is loaded on",
+            *limits,
+        ),
         packages=("gguf", "xllamacpp"),
     )
 
