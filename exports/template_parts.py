@@ -21,6 +21,7 @@ ROLES = SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 # No word of any format, and nothing that a tokenizer joins with what is around it.
 _MARKS = tuple(f"Qx{letter}zxQ" for letter in "abcde")
 _SPACE = " \n"
+_ESCAPES = (("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r"))
 REFUSED_TURN = "This chat format takes a system turn first, then questions and answers."
 REFUSED_TOOLS = "This chat template has no place for tools."
 
@@ -232,7 +233,7 @@ def go_of(parts: Parts) -> str | None:
 
 def go_limits(parts: Parts) -> list[str]:
     """What Ollama's language has no word for: it cannot change a content."""
-    limits: list[str] = []
+    limits = ["two turns of one role in a row are joined into one"]
     if trimmed := [role for role in ROLES if getattr(parts, role).is_trimmed]:
         whose = ", ".join(trimmed)
         limits.append(f"white space around a content is kept, where training takes it off: {whose}")
@@ -243,11 +244,14 @@ def go_limits(parts: Parts) -> list[str]:
 
 def _go_text(text: str) -> str:
     """As an expression, so that neither trimming nor a delimiter in it matters."""
-    return f'{{{{- "{escaped(text)}" -}}}}' if text else ""
+    if not text:
+        return ""
+    said = (c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped(text))
+    return f'{{{{- "{"".join(said)}" -}}}}'
 
 
 def escaped(text: str) -> str:
     """Between double quotes, in Jinja and in Go alike."""
-    for plain, written in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\t", "\\t")):
+    for plain, written in (("\\", "\\\\"), ('"', '\\"'), *_ESCAPES):
         text = text.replace(plain, written)
     return text

@@ -105,7 +105,7 @@ def served_template(base_dir: Path, renderer_name: str) -> ServedTemplate:
     """
     renderer = load_renderer(renderer_name, str(base_dir))
     tokenizer = load_tokenizer(str(base_dir))
-    expected = _expected(renderer)
+    expected = expected_prompts(renderer)
     own = _own_template(tokenizer)
     tried_own = None if own is None else _try(own, expected, tokenizer)
     parts, problem = _parts(renderer, renderer_name)
@@ -139,7 +139,7 @@ def _own_template(tokenizer: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _expected(renderer: Renderer) -> dict[str, list[int]]:
+def expected_prompts(renderer: Renderer) -> dict[str, list[int]]:
     """What the renderer writes for each conversation that it takes."""
     reads = reads_think_tags(renderer)
     expected: dict[str, list[int]] = {}
