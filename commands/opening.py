@@ -77,6 +77,11 @@ class OpenedSettings(NamedTuple):
 
 def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
     """Find out from the command line which settings and which run directory are meant."""
+    if args.registry is not None and args.evaluate is None:
+        raise ConfigError(
+            "--registry is where --evaluate looks up registry:NAME@3, and there is no --evaluate. "
+            "Leave it out; start_from looks in the config's folder and in this one."
+        )
     if args.resume is None:
         if args.config is None:
             raise ConfigError(_no_config(args))

@@ -5,11 +5,13 @@ What was superseded by a resumption lies on the service all the same, and is cou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
 from ledger.records import Checkpoint, SavedWeights
 from ledger.run_directory import Event, RunDirectory
+
+WEIGHTS = "weights_sha256"  # of what was measured: the files that it lies in, by name
 
 
 class SavedWeightsRecords(RunDirectory):
@@ -84,6 +86,33 @@ class SavedWeightsRecords(RunDirectory):
         """The newest state to go on from, inside a round or at its end."""
         saves = self._usable_saves()
         return self._record(Checkpoint, saves[-1]) if saves else None
+
+    def steps_taken(self) -> int:
+        """Optimizer steps in the newest saved weights."""
+        checkpoint = self.last_checkpoint()
+        return 0 if checkpoint is None else checkpoint.step
+
+    def lineage(self, round_no: int) -> list[int]:
+        """The rounds that a round's weights came from, the baseline first."""
+        rounds: list[int] = []
+        while round_no > 0:
+            decided = self._last("decided", round_no - 1)
+            is_rollback = decided is not None and decided["action"] == "rollback"
+            round_no = decided["best_round"] if decided and is_rollback else round_no - 1
+            rounds.append(round_no)
+        return rounds[::-1]
+
+    def measured_weights(
+        self, round_no: int, tasks: Collection[str]
+    ) -> list[dict[str, str] | None]:
+        """The sha256 of the files that these tasks were measured on, each that there is once; None
+        where it was not recorded."""
+        found: list[dict[str, str] | None] = []
+        for event in self.events("measured", round_no):
+            weights = event.get(WEIGHTS)
+            if weights not in found and not set(event["tasks"]).isdisjoint(tasks):
+                found.append(weights)
+        return found
 
     def checkpoints(self) -> list[Checkpoint]:
         """What can be gone on from or evaluated, oldest first."""
