@@ -8,7 +8,7 @@ benchmarks/export_fresh.py, which a user could have written, in an environment t
 transformers, peft and xllamacpp alone, in an empty folder. Its greedy answers to the 100 questions
 are held against the tokens that the service itself samples at temperature 0; how many are identical
 is printed, and where an export is refused, why. That an export which fails its own check leaves no
-folder is looked at as well. The adapter in GGUF is put on the base model in GGUF (f32).
+folder is looked at as well.
 
 Writes below its work folder alone: a temporary one, or DIR, whose `environment/` is made once.
 Prints Markdown.
@@ -55,7 +55,7 @@ FORMS = (
     Form("gguf f32", ("--format", "gguf", "--quantization", "f32"), "gguf"),
     Form("gguf f16", ("--format", "gguf", "--quantization", "f16"), "gguf"),
     Form("gguf q8_0", ("--format", "gguf", "--quantization", "q8_0"), "gguf"),
-    Form("gguf-adapter", ("--format", "gguf-adapter"), "gguf-adapter"),
+    Form("gguf-adapter", ("--format", "gguf-adapter", "--quantization", "f32"), "gguf-adapter"),
     Form("ollama", ("--format", "ollama", "--quantization", "f32"), "gguf"),
 )
 
@@ -151,16 +151,11 @@ def cell_of(row: Row, form: Form, made: Trained, python: Path, work: Path) -> Ce
 def _load_arguments(form: Form, out: Path, made: Trained) -> list[str]:
     if form.loaded_as in ("peft", "merged"):
         return [form.loaded_as, str(out)]
+    if form.loaded_as == "gguf-adapter":
+        (base,) = out.glob("base-*.gguf")
+        return ["gguf", f"{base}+{out / 'adapter.gguf'}"]
     (file,) = out.glob("*.gguf")
-    if form.loaded_as == "gguf":
-        return ["gguf", str(file)]
-    base = made.folder / "base.gguf"
-    if not base.is_file():
-        from exports.gguf_model import write_gguf
-
-        template = (out / "chat_template.jinja").read_text(encoding="utf-8")
-        write_gguf(made.model_dir, base, "f32", template)
-    return ["gguf", f"{base}+{file}"]
+    return ["gguf", str(file)]
 
 
 # --- the table ------------------------------------------------------------------------------------
