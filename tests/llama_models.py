@@ -32,6 +32,18 @@ PIECES = {
     "llama-3": CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + REST,
     "qwen-2": CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + REST,
 }
+# llama.cpp's Jinja has no `index` of lists.
+QWEN_TEMPLATE = QWEN3_TEMPLATE.replace(
+    """\
+{%- for message in messages if message.role == "user" %}
+{%- set last.question = messages.index(message) %}
+""",
+    """\
+{%- for message in messages %}
+{%- set last.question = loop.index0 if message.role == "user" else last.question %}
+""",
+)
+assert QWEN_TEMPLATE != QWEN3_TEMPLATE
 # What the merges are learned from: enough that words, numbers, code and other scripts are cut.
 CORPUS = [
     "The capital of France is Paris, and what is the capital of the other country?",
@@ -121,7 +133,7 @@ def make_tokenizer(cut: Cut) -> PreTrainedTokenizerFast:
         bos_token=None if is_qwen else special[0],
         eos_token="<|im_end|>" if is_qwen else "<|eot_id|>",
     )
-    fast.chat_template = QWEN3_TEMPLATE if is_qwen else LLAMA3_TEMPLATE
+    fast.chat_template = QWEN_TEMPLATE if is_qwen else LLAMA3_TEMPLATE
     return fast
 
 
