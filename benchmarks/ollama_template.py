@@ -44,8 +44,7 @@ class Asked(NamedTuple):
 
 def fitting_dirs(folder: Path) -> Iterator[tuple[str, Path]]:
     """Each renderer with the first tokenizer of the tests that it fits."""
-    from chat_models import SHAPES, make_tokenizer_dir
-
+    from chat_models import SHAPES, make_tokenizer_dir  # pyright: ignore[reportMissingImports]
     from errors import ConfigError
     from rows.chat_formats import MARKERS, choose_format
 
@@ -74,7 +73,7 @@ def asked_of(name: str, directory: Path) -> Iterator[Asked]:
     renderer = load_renderer(name, str(directory))
     tokenizer: Any = renderer.tokenizer
     expected = expected_prompts(renderer)
-    bos = str(tokenizer.bos_token) if served.opens_with_bos else ""
+    bos = str(tokenizer.bos_token) if served.reader_adds_bos else ""
     for one in (*MAIN, *FURTHER):
         if one.name in expected:
             yield Asked(

@@ -207,8 +207,8 @@ def _jinja_text(text: str, parts: Parts) -> str:
     return "(" + ' + strftime_now("%Y-%m-%d") + '.join(pieces) + ")"
 
 
-def go_of(parts: Parts) -> str | None:
-    """For Ollama, which puts the token that begins a text there by itself.
+def go_of(parts: Parts, *, with_bos: bool) -> str | None:
+    """For Ollama; `with_bos` where it does not put the token that begins a text there by itself.
 
     None where the prompt has the day's date, which its language is not known to have.
     """
@@ -220,6 +220,7 @@ def go_of(parts: Parts) -> str | None:
     )
     opening = _go_text(parts.opening)
     return (
+        f"{_go_text(parts.bos if with_bos else '')}"
         "{{- range $i, $m := .Messages }}"
         f'{{{{- if eq $m.Role "system" }}}}{system}'
         f"{{{{- else }}}}"

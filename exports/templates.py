@@ -190,7 +190,11 @@ def _served(tried: _Tried, origin: str, renderer: Renderer, parts: Parts | None)
     limits = [f"{name}: {why}" for name, why in tried.unequal.items()]
     if origin != OWN:
         limits.append("calls of tools: the template refuses them")
-    go = None if parts is None else go_of(parts)
+    bos = str(tokenizer.bos_token or "")
+    prompt = renderer.build_generation_prompt([{"role": USER, "content": "?"}]).to_ints()
+    opens_with_bos = bool(bos) and prompt[:1] == [tokenizer.bos_token_id]
+    reader_adds_bos = opens_with_bos and _adds_bos(tokenizer)
+    go = None if parts is None else go_of(parts, with_bos=not reader_adds_bos)
     no_go = ""
     if go is None:
         no_go = (
@@ -198,8 +202,6 @@ def _served(tried: _Tried, origin: str, renderer: Renderer, parts: Parts | None)
             if parts is not None
             else "what the model's own template writes cannot be said in parts"
         )
-    bos = str(tokenizer.bos_token or "")
-    prompt = renderer.build_generation_prompt([{"role": USER, "content": "?"}]).to_ints()
     return ServedTemplate(
         jinja=tried.jinja,
         go=go,
@@ -208,10 +210,18 @@ def _served(tried: _Tried, origin: str, renderer: Renderer, parts: Parts | None)
         origin=origin,
         proven_on=tried.equal,
         limits=(*limits, CONTROL_TOKENS),
-        opens_with_bos=bool(bos) and prompt[:1] == [tokenizer.bos_token_id],
+        opens_with_bos=opens_with_bos,
+        reader_adds_bos=reader_adds_bos,
+        plain_jinja=None if parts is None else jinja_of(parts),
         no_go=no_go,
         go_limits=() if parts is None or go is None else tuple(go_limits(parts)),
     )
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether plain text gets the token that begins one, and nothing else."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return tokenizer("a")["input_ids"] == [tokenizer.bos_token_id, *plain]
 
 
 def _first_of_main(tried: _Tried) -> str:
