@@ -23,7 +23,9 @@ from exports.gguf_model import need_gguf
 from exports.gguf_tokenizer import NORMAL
 from exports.loaded import Loaded
 
-CONTEXT = 4096  # tokens of a prompt and its answer; what they are kept in is as large as the model's
+CONTEXT = (
+    4096  # tokens of a prompt and its answer; what they are kept in is as large as the model's
+)
 REQUEST_S = 600.0  # a prompt of a large model on few processors
 START_S = 60.0
 START_S_A_GIGABYTE = 60.0  # from a slow disk
