@@ -50,7 +50,7 @@ CORPUS = [
     "12 plus 345 is 357; 2024 minus 1999 is 25. It's what we'd call a sum, they're sure.",
     "def add(first, second):\n    return first + second\n\n\nprint(add(1, 22))\n",
     "user\n\nassistant\n\nsystem\n\nAnswer in one word. What colour is the sky? Blue.",
-    "stra\u00dfe caf\u00e9 na\u00efve \u4f60\u597d\u4e16\u754c \u043f\u0440\u0438\u0432\u0435\u0442",
+    "stra\u00dfe caf\u00e9 na\u00efve \u4f60\u597d\u4e16\u754c",
 ]
 
 
