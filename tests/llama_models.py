@@ -4,9 +4,11 @@ models are, with the marker tokens of their chats. Made from a seed, without tra
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 import transformers
 from tokenizers import (
@@ -23,6 +25,11 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from model_dirs import LLAMA3_TEMPLATE, LLAMA_TOKENS, QWEN3_TEMPLATE, QWEN_ADDED, QWEN_TOKENS
+
+needs_llama_cpp = pytest.mark.skipif(
+    not (find_spec("gguf") and find_spec("xllamacpp")),
+    reason="requirements-gguf.txt is not installed",
+)
 
 Cut = Literal["gpt-2", "llama-3", "qwen-2"]
 

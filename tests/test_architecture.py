@@ -59,7 +59,7 @@ RANKS: dict[str, float] = {
 NUM_FILES = {
     "commands": 16,
     "evaluation": 13,
-    "exports": 6,
+    "exports": 13,
     "grading": 15,
     "ledger": 12,
     "loop.plan_page": 14,
