@@ -61,7 +61,7 @@ NUM_FILES = {
     "evaluation": 13,
     "exports": 39,
     "grading": 15,
-    "ledger": 15,
+    "ledger": 16,
     "loop.plan_page": 14,
     "loop.planning": 17,
     "loop.reports": 12,
@@ -69,7 +69,11 @@ NUM_FILES = {
     "loop.run_page": 24,
     "loop.tracking": 12,
     "pages": 10,
-    "promotion": 2,
+<<<<<<< HEAD
+    "promotion": 14,
+=======
+    "promotion": 14,
+>>>>>>> 845b84458d695ee66018e78bb9930e14e58e06e4
     "rows": 20,
     "scores": 12,
     "services": 7,
