@@ -4,9 +4,11 @@ models are, with the marker tokens of their chats. Made from a seed, without tra
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 import transformers
 from tokenizers import (
@@ -24,6 +26,11 @@ from transformers import PreTrainedTokenizerFast
 
 from model_dirs import LLAMA3_TEMPLATE, LLAMA_TOKENS, QWEN3_TEMPLATE, QWEN_ADDED, QWEN_TOKENS
 
+needs_llama_cpp = pytest.mark.skipif(
+    not (find_spec("gguf") and find_spec("xllamacpp")),
+    reason="requirements-gguf.txt is not installed",
+)
+
 Cut = Literal["gpt-2", "llama-3", "qwen-2"]
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -32,13 +39,25 @@ PIECES = {
     "llama-3": CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + REST,
     "qwen-2": CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + REST,
 }
+# llama.cpp's Jinja has no `index` of lists.
+QWEN_TEMPLATE = QWEN3_TEMPLATE.replace(
+    """\
+{%- for message in messages if message.role == "user" %}
+{%- set last.question = messages.index(message) %}
+""",
+    """\
+{%- for message in messages %}
+{%- set last.question = loop.index0 if message.role == "user" else last.question %}
+""",
+)
+assert QWEN_TEMPLATE != QWEN3_TEMPLATE
 # What the merges are learned from: enough that words, numbers, code and other scripts are cut.
 CORPUS = [
     "The capital of France is Paris, and what is the capital of the other country?",
     "12 plus 345 is 357; 2024 minus 1999 is 25. It's what we'd call a sum, they're sure.",
     "def add(first, second):\n    return first + second\n\n\nprint(add(1, 22))\n",
     "user\n\nassistant\n\nsystem\n\nAnswer in one word. What colour is the sky? Blue.",
-    "stra\u00dfe caf\u00e9 na\u00efve \u4f60\u597d\u4e16\u754c \u043f\u0440\u0438\u0432\u0435\u0442",
+    "stra\u00dfe caf\u00e9 na\u00efve \u4f60\u597d\u4e16\u754c",
 ]
 
 
@@ -121,7 +140,7 @@ def make_tokenizer(cut: Cut) -> PreTrainedTokenizerFast:
         bos_token=None if is_qwen else special[0],
         eos_token="<|im_end|>" if is_qwen else "<|eot_id|>",
     )
-    fast.chat_template = QWEN3_TEMPLATE if is_qwen else LLAMA3_TEMPLATE
+    fast.chat_template = QWEN_TEMPLATE if is_qwen else LLAMA3_TEMPLATE
     return fast
 
 
