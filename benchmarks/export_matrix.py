@@ -212,7 +212,7 @@ def run(work: Path, rows: Sequence[Row], forms: Sequence[Form]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], metavar="ROW")
     parser.add_argument("--formats", nargs="+", choices=[f.name for f in FORMS], metavar="FORMAT")
     parser.add_argument("--work", type=Path, metavar="DIR")
