@@ -141,7 +141,7 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
     store.refuse_impossible_ledger()
     recorded = store.settled_config()
     if given is None:
-        given, moved = _recorded_config(store, recorded, args.overrides)
+        given, moved = recorded_config(store, recorded, args.overrides)
         notes += moved
     where = str(run_dir) if args.config is None else str(given.file)
     model_dir = find_model_dir(given)
@@ -176,7 +176,7 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
     return opened if store.has_started or evaluated is not None else with_start(opened)
 
 
-def _recorded_config(
+def recorded_config(
     store: RunStore, recorded: dict[str, Any], overrides: list[str]
 ) -> tuple[LoadedConfig, list[str]]:
     """The settings that a run recorded, where its files lie now; a line where that is elsewhere."""

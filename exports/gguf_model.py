@@ -79,7 +79,7 @@ def write_gguf(
     about = about or About(name=model_dir.name)
     shape = read_shape(model_dir)
     tokens = read_tokens(model_dir, shape.vocab_size, chat_template, about.stop_ids)
-    with open_weights(weight_files(model_dir)) as weights, _new_writer(out, shape.arch) as writer:
+    with open_weights(weight_files(model_dir)) as weights, new_writer(out, shape.arch) as writer:
         has_head = check_complete(shape, weights, model_dir)
         _describe(writer, shape, quantization, about)
         add_tokens(writer, tokens, chat_template)
@@ -100,9 +100,9 @@ def _limits(tokens: GgufTokens, plain: int, quantization: Quantization) -> Itera
 
 
 @contextlib.contextmanager
-def _new_writer(out: Path, arch: str) -> Iterator[Any]:
+def new_writer(out: Path, arch: str) -> Iterator[Any]:
     """A writer of the file, which is gone again unless all of it was written."""
-    from gguf import GGUFWriter
+    from gguf import GGUFWriter  # pyright: ignore[reportMissingImports]
 
     writer = GGUFWriter(None, arch)
     try:
@@ -120,7 +120,7 @@ def _new_writer(out: Path, arch: str) -> Iterator[Any]:
 
 
 def _describe(writer: Any, shape: Shape, quantization: Quantization, about: About) -> None:
-    from gguf import GGML_QUANT_VERSION
+    from gguf import GGML_QUANT_VERSION  # pyright: ignore[reportMissingImports]
 
     writer.add_type("model")
     for text, add in (
@@ -150,7 +150,7 @@ def _describe(writer: Any, shape: Shape, quantization: Quantization, about: Abou
 
 
 def _describe_rope(writer: Any, shape: Shape) -> None:
-    from gguf import RopeScalingType
+    from gguf import RopeScalingType  # pyright: ignore[reportMissingImports]
 
     rope = shape.rope
     writer.add_rope_dimension_count(shape.head_dim)
@@ -194,8 +194,8 @@ def _write(
 ) -> int:
     """Write the file, one tensor in memory at a time; returns how many matrices stay f32."""
     import numpy as np
-    from gguf import GGMLQuantizationType, quants
-    from gguf.quants import quant_shape_to_byte_shape
+    from gguf import GGMLQuantizationType, quants  # pyright: ignore[reportMissingImports]
+    from gguf.quants import quant_shape_to_byte_shape  # pyright: ignore[reportMissingImports]
 
     kinds: dict[str, GGMLQuantizationType] = {}
     plain = 0

@@ -153,7 +153,9 @@ def _refusals(described: dict[str, Any]) -> Iterator[str]:
         )
     if lacking := set(_byte_letters()) - set(model["vocab"]):
         yield f"has no token for {len(lacking)} of the {NUM_BYTES} bytes"
-    if any(" " in part for merge in model["merges"] if not isinstance(merge, str) for part in merge):
+    if any(
+        " " in part for merge in model["merges"] if not isinstance(merge, str) for part in merge
+    ):
         yield "merges tokens with spaces in them"
     for token in described["added_tokens"]:
         if odd := [key for key in ("lstrip", "rstrip", "single_word") if token.get(key)]:

@@ -67,7 +67,7 @@ def _layer(shape: Shape, layer: str, one: Any, names: Any) -> Iterator[Wanted]:
 
 def _gguf_names(shape: Shape) -> Any:
     """From the module's name of transformers to llama.cpp's, by the table of the gguf package."""
-    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map  # pyright: ignore[reportMissingImports]
 
     arch = next(a for a in MODEL_ARCH if MODEL_ARCH_NAMES[a] == shape.arch)
     table = get_tensor_name_map(arch, shape.num_layers)

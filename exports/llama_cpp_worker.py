@@ -6,17 +6,19 @@ address is the one line on its standard output; llama.cpp's own words go to its 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
+from typing import Any
 
 
 def serve() -> None:
     asked = json.loads(sys.stdin.readline())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # llama.cpp may write to either
-    import xllamacpp
-
+    # Optional, and without types.
+    xllamacpp: Any = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = asked["gguf"]
     if asked["adapter"] is not None:

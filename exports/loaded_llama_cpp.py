@@ -23,12 +23,14 @@ from exports.gguf_model import need_gguf
 from exports.gguf_tokenizer import NORMAL
 from exports.loaded import Loaded
 
-CONTEXT = 4096  # tokens of a prompt and its answer; what they are kept in is as large as the model's
+CONTEXT = (
+    4096  # tokens of a prompt and its answer; what they are kept in is as large as the model's
+)
 REQUEST_S = 600.0  # a prompt of a large model on few processors
 START_S = 60.0
 START_S_A_GIGABYTE = 60.0  # from a slow disk
 SMALL_BYTES = 64 * 2**20  # of a model that several threads would only wait for each other on
-LOG_CHARS = 600  # of llama.cpp's last words in an error
+LOG_CHARS = 600  # of llama.cpp's words in an error
 BROKEN = "\ufffd"  # what a part of a character is read as
 FEW = 256  # of the likeliest tokens, among which the one that is asked for mostly is
 CERTAIN = 1e4  # added to a logit, no other token is taken
@@ -113,7 +115,7 @@ def _last_words(log: IO[bytes]) -> str:
     text = os.pread(log.fileno(), 2**20, max(0, os.fstat(log.fileno()).st_size - 2**20))
     lines = text.decode(errors="replace").splitlines()
     told = [line for line in lines if " E " in line or "Error" in line] or lines[-3:]
-    return f"Its words: {one_line(' '.join(told)[-LOG_CHARS:])}" if told else "It said nothing."
+    return f"Its words: {one_line(' '.join(told), LOG_CHARS)}" if told else "It said nothing."
 
 
 class _Server:
@@ -239,7 +241,7 @@ class _Vocabulary:
     """Which tokens of a GGUF file are whole characters and no markers."""
 
     def __init__(self, gguf: Path) -> None:
-        from gguf import GGUFReader
+        from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
         from tokenizers import decoders
 
         reader = GGUFReader(gguf)

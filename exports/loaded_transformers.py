@@ -18,9 +18,10 @@ from exports.self_check import Noise, difference
 if TYPE_CHECKING:
     import torch
 
-Rounding = Literal["float32", "bfloat16", "float16", "gguf-f16", "gguf-q8_0"]
+Rounding = Literal["float32", "bfloat16", "float16", "gguf-f32", "gguf-f16", "gguf-q8_0"]
 
 LIBRARIES = ("transformers", "peft")
+SMALL_MODEL_PARAMETERS = 20_000_000  # below it, threads wait for each other longer than they work
 Q8_0_BLOCK = 32  # values that share one scale
 # What these libraries say of weights that are not where they look for them, or are left over.
 ABOUT_KEYS = re.compile(
@@ -47,7 +48,7 @@ class TransformersExport:
         import torch
 
         ids = torch.tensor([list(prompt)])
-        with torch.inference_mode():
+        with torch.inference_mode(), _few_threads(self.model):
             made = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -84,12 +85,26 @@ def model_logprobs(model: Any, tokens: Sequence[int]) -> list[float]:
     import torch
 
     ids = torch.tensor([list(tokens)])
-    with torch.inference_mode():
+    with torch.inference_mode(), _few_threads(model):
         logits_TV = model(input_ids=ids, use_cache=False).logits[0, :-1]
         if logits_TV.dtype != torch.float64:
             logits_TV = logits_TV.float()
         logprobs_TV = logits_TV.log_softmax(-1)
         return logprobs_TV.gather(-1, ids[0, 1:, None]).squeeze(-1).tolist()
+
+
+@contextlib.contextmanager
+def _few_threads(model: Any) -> Iterator[None]:
+    """One thread for a small model, which is many times as fast on a machine that has other work."""
+    import torch
+
+    before = torch.get_num_threads()
+    is_small = sum(one.numel() for one in model.parameters()) < SMALL_MODEL_PARAMETERS
+    torch.set_num_threads(1 if is_small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -291,8 +306,8 @@ def rounding_noise(
 
     Base and adapter are taken from where they lie, so that a wrong export cannot widen it. For
     float32 the same is computed in float64. For GGUF the merged matrices are rounded as its format
-    says and computed with in float32. A service that computes in bfloat16 is off by that itself,
-    and then that is added.
+    says and computed with in float32; `gguf-f32` rounds nothing. A service that computes in
+    bfloat16 is off by that itself, and then that is added.
     """
     import torch
 
@@ -301,15 +316,18 @@ def rounding_noise(
     exact = [model_logprobs(model, tokens) for tokens in texts]
     apart = []
     if reference.precision != "float32" and rounding != "bfloat16":
-        apart.append((_moved(base_dir, adapter_dir, torch.bfloat16, texts), "the service's own"))
+        apart.append(
+            (_moved(base_dir, adapter_dir, torch.bfloat16, texts), "the service's bfloat16")
+        )
     if rounding in ("gguf-f16", "gguf-q8_0"):
         how = f"rounding the merged weights to {rounding.removeprefix('gguf-')}"
         model = _merged(model)
         round_weights(model, rounding)
         apart.append(([model_logprobs(model, tokens) for tokens in texts], how))
     else:
-        dtype = torch.float64 if rounding == "float32" else getattr(torch, rounding)
-        how = "computing in float32" if rounding == "float32" else f"{rounding} of the same weights"
+        is_exact = rounding in ("float32", "gguf-f32")
+        dtype = torch.float64 if is_exact else getattr(torch, rounding)
+        how = "computing in float32" if is_exact else f"computing in {rounding}"
         del model
         apart.append((_moved(base_dir, adapter_dir, dtype, texts), how))
     found = [difference(exact, one) for one, _ in apart]

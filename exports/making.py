@@ -17,17 +17,25 @@ from exports.publishing import CARD, export_record, write_record, write_sums
 from exports.room import refuse_no_room
 from exports.source import Asked, Source, find_source
 from exports.wanted import LLAMA_CPP, Wanted, Written, refuse_options
-from exports.writing import BASE, base_place, write_texts, write_weights
+from exports.writing import write_texts, write_weights
 from storage.folders import emptied, folder_aside, refuse_occupied
 
 if TYPE_CHECKING:
     from exports.loaded import Loaded
     from exports.reference import Reference
+    from exports.loaded_transformers import Rounding
     from exports.self_check import Noise
     from exports.served_template import ServedTemplate
     from loop.reports.progress import Progress
 
 ADAPTER = Path("adapter")  # in the folder of what is downloaded
+# What is not among them is not rounded.
+ROUNDINGS: dict[str, Rounding] = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "gguf-f16": "gguf-f16",
+    "gguf-q8_0": "gguf-q8_0",
+}
 DOWNLOADED = ".download"  # in the folder aside, and gone before it appears
 
 
@@ -91,6 +99,7 @@ def _fill(
     """Write all of an export, and hold it against the service before it is called finished."""
     from exports.gathering import gather_reference
     from exports.templates import served_template
+    from exports.using import advice_on, base_of
 
     with _timed(progress, f"the chat template of {source.renderer}"):
         template = served_template(source.base_dir, source.renderer)
@@ -112,7 +121,7 @@ def _fill(
         tuple(checks),
         {},
         record,
-        base=str(wanted.out / BASE) if wanted.fold_unembed else base_place(source),
+        base=base_of(source, wanted),
         gguf=None if written.gguf is None else written.gguf.name,
         advice=advice_on(source, wanted),
     )
@@ -136,10 +145,16 @@ def _noise(source: Source, wanted: Wanted, written: Written, reference: Referenc
     """How far rounding as in this export moves the checkpoint's figures by itself."""
     from exports.loaded_transformers import rounding_noise
 
-    rounding = f"gguf-{written.quantization}" if wanted.format in LLAMA_CPP else written.dtype
-    if rounding in (None, "float32", "gguf-f32"):
+    rounding = ROUNDINGS.get(_precision(wanted, written))
+    if rounding is None:
         return None
     return rounding_noise(source.base_dir, source.adapter_dir, rounding, reference)
+
+
+def _precision(wanted: Wanted, written: Written) -> str:
+    if wanted.format in LLAMA_CPP:
+        return f"gguf-{written.quantization}"
+    return written.dtype or "float32"
 
 
 @contextlib.contextmanager
@@ -169,24 +184,6 @@ def refuse_failed(wanted: Wanted, checks: Sequence[Check]) -> None:
         )
 
 
-def advice_on(source: Source, wanted: Wanted) -> str | None:
-    """What of an adapter servers are known to refuse, and what helps; None where nothing is."""
-    from exports.using import served_adapter
-    from loop.plan_page.serving import NO, YES, ways_of
-
-    if wanted.format != "peft":
-        return None
-    adapter = served_adapter(source, wanted)
-    vllm = next(way for way in ways_of(adapter) if way.how.startswith("vLLM"))
-    if not adapter.train_unembed or vllm.verdict == YES:
-        return None
-    said = "does not take this adapter" if vllm.verdict == NO else "may not take this adapter"
-    return (
-        f"vLLM {said}: {vllm.why}. --fold-unembed merges that part into a copy of the base model "
-        "and leaves an adapter without it; --format merged needs no adapter at all."
-    )
-
-
 # --- what is written beside the weights -----------------------------------------------------------
 
 
@@ -200,8 +197,9 @@ def texts_beside(
     """The card, and the files that mirror the run's training."""
     from exports.card import card_of
     from exports.mirror import training_files
-    from exports.using import sections_of
+    from exports.using import serving_of
 
-    sections = sections_of(source, wanted, written, template)
-    card = card_of(source, wanted.format, template, sections, checks, written.notes)
+    serving = serving_of(source, wanted, written, template)
+    notes = [*source.notes, *written.notes]
+    card = card_of(source, wanted.format, template, serving, checks, notes)
     return {CARD: card, **training_files(source)}

@@ -174,7 +174,7 @@ def _with_adapter(model: Any, adapter_dir: Path) -> Any:
     there = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if odd := sorted(there ^ set(read_adapter(adapter_dir).names)):
         raise ExportError(
-            f"{adapter_dir}: the adapter does not fit the base model, which has not the same layers: "
+            f"{adapter_dir}: the adapter does not fit the base model, which has other layers: "
             f"{_named(odd)}. Name the model that it was trained on with --base-model."
         )
     return adapted

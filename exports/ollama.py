@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from errors import ExportError
 from exports.served_template import ServedTemplate
 
+MAX_CONTEXT = 8192  # Ollama takes the memory for all of it at once; raised by whoever needs more
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -53,7 +54,7 @@ def modelfile(template: ServedTemplate, gguf_name: str, asked: AnswerSettings) -
     if asked.max_tokens is not None:
         lines.append(f"PARAMETER num_predict {asked.max_tokens}")
     if asked.context is not None:
-        lines.append(f"PARAMETER num_ctx {asked.context}")
+        lines.append(f"PARAMETER num_ctx {min(asked.context, MAX_CONTEXT)}")
     return "\n".join(lines) + "\n"
 
 

@@ -63,6 +63,11 @@ def _agree(file: Path, template: ServedTemplate) -> list[str]:
     ]
 
 
+def names_its_class(base_dir: Path) -> bool:
+    """Whether a tokenizer is loaded without the model's config.json beside it."""
+    return isinstance(_object_in(base_dir / CONFIG).get("tokenizer_class"), str)
+
+
 def generation_settings(
     base_dir: Path, template: ServedTemplate, asked: AnswerSettings
 ) -> dict[str, Any]:

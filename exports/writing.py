@@ -16,6 +16,7 @@ from exports.source import Source
 from exports.tokenizer_files import (
     copy_tokenizer,
     generation_settings,
+    names_its_class,
     write_generation_settings,
 )
 from exports.wanted import DEFAULT_QUANTIZATION, Wanted, Written
@@ -57,18 +58,21 @@ def _peft(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path
     if wanted.fold_unembed:
         return _folded(source, wanted, template, folder)
     write_adapter(source.adapter_dir, folder, base_place(source))
-    # A tokenizer may be read otherwise without the model's type beside it.
-    copy_plain(source.base_dir / "config.json", folder / "config.json")
     notes = [
         f"loaded on the base model at {base_place(source)}, which adapter_config.json names; where "
         "it lies elsewhere it is known by its sha256 in export.json"
     ]
     adapter = read_adapter(source.adapter_dir)
-    if unembedding_of(source.base_dir) in adapter.modules:
+    has_head = unembedding_of(source.base_dir) in adapter.modules
+    if has_head:
         notes.append(
-            "the adapter changes the unembedding as well: load it with PeftModel.from_pretrained, "
-            "as AutoModelForCausalLM.from_pretrained leaves that part out"
+            "the adapter changes the unembedding as well: load it with PeftModel.from_pretrained; "
+            "AutoModelForCausalLM.from_pretrained would leave that part out, and refuses this "
+            "folder because the base model's config.json is in it"
         )
+    # Beside an adapter that file makes transformers look for whole weights, and find none.
+    if has_head or not names_its_class(source.base_dir):
+        copy_plain(source.base_dir / "config.json", folder / "config.json")
     if adapter.has_experts:
         notes.append(
             "the adapter changes experts, in a layout of PEFT's own: servers do not take it; "
@@ -90,7 +94,8 @@ def _folded(source: Source, wanted: Wanted, template: ServedTemplate, folder: Pa
         write_part(source.adapter_dir, part, base_place(source), head, is_head=True)
         done = merge(source.base_dir, part, base, own_dtype(source.base_dir))
     write_part(source.adapter_dir, folder, str(wanted.out / BASE), head, is_head=False)
-    copy_plain(base / "config.json", folder / "config.json")
+    if not names_its_class(source.base_dir):
+        copy_plain(base / "config.json", folder / "config.json")
     notes = [
         f"the adapter's part on the unembedding ({head}) was merged into the base model in {BASE}/, "
         "and the adapter beside it is without it: the two belong together",

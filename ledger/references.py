@@ -119,10 +119,10 @@ def recorded_subjects(
 
 def _refuse_repeated(names: Sequence[str], subjects: Sequence[Subject]) -> None:
     for position, subject in enumerate(subjects):
-        for other in subjects[:position]:
+        for earlier, other in zip(names, subjects[:position], strict=False):
             if (subject.path, subject.base_model) == (other.path, other.base_model):
                 raise ConfigError(
-                    f"--evaluate: {names[position]} is the same checkpoint as {other.label}. Name "
+                    f"--evaluate: {names[position]} is the same checkpoint as {earlier}. Name "
                     "each once."
                 )
 

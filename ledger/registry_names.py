@@ -58,6 +58,12 @@ def locate(path: Path, name: str) -> Located:
     )
 
 
+def run_of(registry: Registry, entry: Promoted, problems: list[str]) -> RunStore | None:
+    """The run that an entry is of, wherever it lies now and whatever became of its weights; None
+    where it is gone, with the reasons added to the problems."""
+    return next(_stores_of(registry, entry, problems), None)
+
+
 def _place_of(registry: Registry, entry: Promoted) -> Path:
     """Where the run lay when it was promoted; an absolute place stays one."""
     return registry.folder / entry.run_dir

@@ -4,9 +4,11 @@ models are, with the marker tokens of their chats. Made from a seed, without tra
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 import transformers
 from tokenizers import (
@@ -23,6 +25,11 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from model_dirs import LLAMA3_TEMPLATE, LLAMA_TOKENS, QWEN3_TEMPLATE, QWEN_ADDED, QWEN_TOKENS
+
+needs_llama_cpp = pytest.mark.skipif(
+    not (find_spec("gguf") and find_spec("xllamacpp")),
+    reason="requirements-gguf.txt is not installed",
+)
 
 Cut = Literal["gpt-2", "llama-3", "qwen-2"]
 
@@ -50,7 +57,7 @@ CORPUS = [
     "12 plus 345 is 357; 2024 minus 1999 is 25. It's what we'd call a sum, they're sure.",
     "def add(first, second):\n    return first + second\n\n\nprint(add(1, 22))\n",
     "user\n\nassistant\n\nsystem\n\nAnswer in one word. What colour is the sky? Blue.",
-    "stra\u00dfe caf\u00e9 na\u00efve \u4f60\u597d\u4e16\u754c \u043f\u0440\u0438\u0432\u0435\u0442",
+    "stra\u00dfe caf\u00e9 na\u00efve \u4f60\u597d\u4e16\u754c",
 ]
 
 
