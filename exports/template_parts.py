@@ -8,6 +8,7 @@ the same tokens is proven elsewhere (exports/templates.py); nothing here is trus
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,13 @@ _NOT_IN_PARTS = (
 )
 
 
+def write_prompt(renderer: Renderer, messages: list[Any]) -> list[int]:
+    """The tokens that a renderer writes to sample from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a system turn beside a format's own
+        return list(renderer.build_generation_prompt(messages).to_ints())
+
+
 class _Asked:
     """A renderer, asked for what it writes around the contents of a conversation."""
 
@@ -99,10 +107,10 @@ class _Asked:
         self._renderer, self._name = renderer, name
 
     def text(self, turns: Sequence[tuple[str, Any]]) -> str:
-        messages: list[Any] = [{"role": role, "content": content} for role, content in turns]
-        tokens = self._renderer.build_generation_prompt(messages).to_ints()
+        messages = [{"role": role, "content": content} for role, content in turns]
+        tokens = write_prompt(self._renderer, messages)
         tokenizer: Any = self._renderer.tokenizer
-        return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+        return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     def __call__(self, turns: Sequence[tuple[str, str]]) -> list[str]:
         """The texts before, between and after the contents, one more than there are turns."""

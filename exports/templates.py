@@ -22,6 +22,7 @@ from exports.template_parts import (
     go_of,
     jinja_of,
     parts_of,
+    write_prompt,
 )
 from rows.chat_formats import load_renderer, load_tokenizer
 from rows.chat_templates import Pair, read_prompts, text_of
@@ -146,7 +147,7 @@ def expected_prompts(renderer: Renderer) -> dict[str, list[int]]:
     for one in (*MAIN, *FURTHER):
         messages = [_as_trained(message, reads) for message in one.messages]
         try:
-            expected[one.name] = list(renderer.build_generation_prompt(messages).to_ints())
+            expected[one.name] = write_prompt(renderer, messages)
         except ValueError:  # a conversation that it refuses is proven of no template
             continue
     return expected
@@ -191,7 +192,7 @@ def _served(tried: _Tried, origin: str, renderer: Renderer, parts: Parts | None)
     if origin != OWN:
         limits.append("calls of tools: the template refuses them")
     bos = str(tokenizer.bos_token or "")
-    prompt = renderer.build_generation_prompt([{"role": USER, "content": "?"}]).to_ints()
+    prompt = write_prompt(renderer, [{"role": USER, "content": "?"}])
     opens_with_bos = bool(bos) and prompt[:1] == [tokenizer.bos_token_id]
     reader_adds_bos = opens_with_bos and _adds_bos(tokenizer)
     go = None if parts is None else go_of(parts, with_bos=not reader_adds_bos)
