@@ -295,14 +295,21 @@ def build_prompt(
 ) -> tinker.ModelInput:
     """The tokens that ask, in a chat format, with a system prompt put before the turns. Raises
     `ValueError` for what the format cannot say."""
-    rest = turns
-    if system_prompt is not None:
-        has_own = bool(turns) and turns[0].role == "system"
-        said = joined_prompt(system_prompt, turns[0].content) if has_own else system_prompt
-        rest = [Turn("system", said), *turns[has_own:]]
     return renderer.build_generation_prompt(
-        [{"role": turn.role, "content": turn.content} for turn in rest]
+        [
+            {"role": turn.role, "content": turn.content}
+            for turn in turns_asked(turns, system_prompt)
+        ]
     )
+
+
+def turns_asked(turns: Sequence[Turn], system_prompt: str | None) -> list[Turn]:
+    """A question's turns with the system prompt for all questions before them."""
+    if system_prompt is None:
+        return list(turns)
+    has_own = bool(turns) and turns[0].role == "system"
+    said = joined_prompt(system_prompt, turns[0].content) if has_own else system_prompt
+    return [Turn("system", said), *turns[has_own:]]
 
 
 def joined_prompt(system_prompt: str, of_question: str) -> str:

@@ -3,8 +3,8 @@
 All of it is read from the run that trained the checkpoint. What was not measured is said to be so,
 and of a checkpoint of no known run it is said that nothing is known of its results. Front matter as
 Hugging Face reads it stands above; a model index is left out, as its results are looked up by the
-hub's names of data sets, which no run has. Places on the disk are not written: cards are given
-away.
+hub's names of data sets, which no run has. Places on the disk are not written, but for those in the
+commands that serve it: cards are given away.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
@@ -26,7 +26,6 @@ from exports.source import Source
 from pages.document import (
     Block,
     Bullets,
-    Code,
     Column,
     Document,
     Paragraph,
@@ -52,47 +51,36 @@ LICENSE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 
 
-class HowTo(Protocol):
-    """A way to use an export: a heading, some sentences, and lines to be typed."""
-
-    @property
-    def title(self) -> str: ...
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def commands(self) -> Sequence[str]: ...
-
-
 def card_of(
     source: Source,
     format: str,
     template: ServedTemplate | None,
-    sections: Sequence[HowTo],
+    serving: str,
     checks: Sequence[Check],
     notes: Sequence[str] = (),
 ) -> str:
     """The card in Markdown, with the front matter that Hugging Face reads.
 
-    `notes` are sentences on how it was made: which merge, what was folded, which dtype.
+    `serving` is Markdown with headings of the third level: how it is served. `notes` are
+    sentences on how it was made: which merge, what was folded, which dtype.
     """
     story = story_of(source)
     name = "Exported checkpoint" if story is None else str(story.config["run_name"])
     title = name if story is None else f"{name}, round {story.checkpoint.round}"
-    blocks: list[Block] = [*_opening(source, format, story)]
+    above: list[Block] = [*_opening(source, format, story)]
     if story is not None:
-        blocks += [results_section(story), decision_section(story)]
-    blocks.append(failures_section(story))
-    blocks.append(_use_section(template, sections))
-    blocks.append(_model_section(source, format, story, notes))
+        above += [results_section(story), decision_section(story)]
+    above += [failures_section(story), _use_section(template)]
+    below: list[Block] = [_model_section(source, format, story, notes)]
     if story is not None:
-        blocks += [training_section(story), data_section(story)]
-    blocks.append(_checks_section(checks))
+        below += [training_section(story), data_section(story)]
+    below.append(_checks_section(checks))
     if story is not None:
-        blocks.append(_evidence_section(story))
-    text = markdown(Document(title, blocks))
-    return f"---\n{front_matter(source, format, story)}---\n\n{shorter(text, source, story)}"
+        below.append(_evidence_section(story))
+    first = shorter(markdown(Document(title, above)), source, story)
+    _, _, rest = shorter(markdown(Document(title, below)), source, story).partition("\n\n")
+    parts = [first, *([f"{serving.strip()}\n"] if serving.strip() else []), rest]
+    return f"---\n{front_matter(source, format, story)}---\n\n" + "\n".join(parts)
 
 
 # --- front matter ---------------------------------------------------------------------------------
@@ -176,29 +164,19 @@ def _base_name(source: Source) -> str:
     return hub_name_of(source) or Path(source.base_name).name or source.base_name
 
 
-def _use_section(template: ServedTemplate | None, sections: Sequence[HowTo]) -> Section:
-    blocks: list[Block] = []
+def _use_section(template: ServedTemplate | None) -> Section:
+    title = "How to use it"
     if template is None:
-        blocks.append(
-            Paragraph("No chat template is in this folder, so prompts are to be written by hand.")
-        )
-    else:
-        proven = ", ".join(template.proven_on) or "nothing"
-        stops = ", ".join(repr(text) for text in template.stop_texts) or "none"
-        blocks.append(
-            Paragraph(
-                f"The chat template writes a conversation as it was written in training (proven "
-                f"token by token on: {proven}); it is {template.origin}. Answers end at: {stops}."
-            )
-        )
-        if template.limits:
-            blocks.append(Bullets(template.limits))
-    for one in sections:
-        inside: list[Block] = [Paragraph(text) for text in one.text.split("\n\n") if text.strip()]
-        if one.commands:
-            inside.append(Code([line for text in one.commands for line in text.split("\n")]))
-        blocks.append(Section(one.title, inside))
-    return Section("How to use it", blocks)
+        text = "No chat template is in this folder, so prompts are to be written by hand."
+        return Section(title, [Paragraph(text)])
+    proven = ", ".join(template.proven_on) or "nothing"
+    stops = ", ".join(repr(text) for text in template.stop_texts) or "none"
+    text = (
+        "The chat template writes a conversation as it was written in training (proven token by "
+        f"token on: {proven}); it is {template.origin}. Answers end at: {stops}."
+    )
+    limits = [Bullets(template.limits)] if template.limits else []
+    return Section(title, [Paragraph(text), *limits])
 
 
 def _model_section(

@@ -33,8 +33,23 @@ class Merge(NamedTuple):
     notes: tuple[str, ...]
 
 
-def base_dtype(base_dir: Path) -> str:
-    """The widest dtype of a base model's weights, which holds all of them without rounding.
+def own_dtype(base_dir: Path) -> str:
+    """What a base model is loaded in by itself: what its config.json says, or its weights have,
+    whichever is wider. Raises `ExportError` as `weights_dtype` does."""
+    of_weights = weights_dtype(base_dir)
+    config = model_config(base_dir, "base_model")
+    inner = config.get("text_config")
+    named = [
+        one.get(key)
+        for one in (config, inner if isinstance(inner, dict) else {})
+        for key in ("dtype", "torch_dtype")
+    ]
+    said = next((name for name in named if name in DTYPES), of_weights)
+    return of_weights if said == of_weights else "float32"
+
+
+def weights_dtype(base_dir: Path) -> str:
+    """The dtype of a base model's weights, float32 where there are several.
 
     Raises `ExportError` for weights that are quantized, or no safetensors.
     """
@@ -67,7 +82,7 @@ def merge(base_dir: Path, adapter_dir: Path, folder: Path, dtype: str) -> Merge:
     import torch
 
     # A base of the wanted dtype is added to in place; any other is summed in float32 first.
-    of_base = base_dtype(base_dir)
+    of_base = weights_dtype(base_dir)
     model = load_base(base_dir, dtype if dtype == of_base else "float32")
     is_untied = _untie_if_needed(model, adapter_dir)
     merged = _with_adapter(model, adapter_dir).merge_and_unload()
@@ -159,7 +174,7 @@ def _with_adapter(model: Any, adapter_dir: Path) -> Any:
     there = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if odd := sorted(there ^ set(read_adapter(adapter_dir).names)):
         raise ExportError(
-            f"{adapter_dir}: the adapter does not fit the base model, which has not the same layers: "
+            f"{adapter_dir}: the adapter does not fit the base model, which has other layers: "
             f"{_named(odd)}. Name the model that it was trained on with --base-model."
         )
     return adapted
@@ -173,8 +188,10 @@ def _named(names: list[str]) -> str:
 def _save(model: Any, folder: Path) -> None:
     """Write weights, in safetensors alone and in the layout of the base model's own files."""
     from safetensors import SafetensorError
+    from transformers import GenerationConfig
 
-    model.generation_config = None  # written by its own file, of what the run evaluated with
+    # What the base model's says may be refused, and another is written in its place anyway.
+    model.generation_config = GenerationConfig()
     try:
         model.save_pretrained(folder, max_shard_size=SHARD)
     except SafetensorError as error:

@@ -72,14 +72,8 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def adapter_config(adapter: Adapter, base: str) -> dict[str, Any]:
-    """The adapter's own settings, with the place of its base model where loaders look for it.
-
-    Some services name no layers; they are those that the tensors are of.
-    """
-    config = {**adapter.config, BASE_KEY: base, "inference_mode": True}
-    if not config.get("target_modules") and not config.get("target_parameters"):
-        config["target_modules"] = sorted({one.rsplit(".", 1)[-1] for one in adapter.modules})
-    return config
+    """The adapter's own settings, with the place of its base model where loaders look for it."""
+    return {**adapter.config, BASE_KEY: base, "inference_mode": True}
 
 
 def write_adapter(source_dir: Path, folder: Path, base: str) -> None:
@@ -118,7 +112,7 @@ def write_part(
             "unembedding cannot be left out. Use --format merged."
         )
     leaf = unembedding.rsplit(".", 1)[-1]
-    heads = [name for name in modules if name == unembedding or name == leaf]
+    heads = [name for name in modules if name in (unembedding, leaf)]
     config["target_modules"] = heads if is_head else [one for one in modules if one not in heads]
     if is_head:
         config["target_parameters"] = None

@@ -14,6 +14,7 @@ from ledger.store import RunStore
 from loop.planning.models import model_change, model_config, model_digests
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+NOWHERE = Path("not-downloaded")  # until it is
 CHECKPOINTS = "checkpoints"  # of a run directory: the embedded service's weights
 
 
@@ -49,15 +50,16 @@ class Asked(NamedTuple):
     base_model: str | None = None  # a directory, where the base has moved
     renderer: str | None = None  # of a path that belongs to no known run
     runs_dir: Path = Path("runs")
+    registry: Path | None = None  # beside the runs where none is given
 
 
-def find_source(asked: Asked, download_dir: Path) -> Source:
-    """The checkpoint that is meant; one that is on a service is not downloaded yet, and will be to
-    `download_dir`. Raises `InputError` children."""
+def find_source(asked: Asked) -> Source:
+    """The checkpoint that is meant; of one that is on a service the adapter is nowhere yet. Raises
+    `InputError` children."""
     key = f"export {asked.name}"
     point = _find_point(asked, key)
     if point.store is None or point.checkpoint is None:
-        return _of_no_run(asked, point, download_dir)
+        return _of_no_run(asked, point)
     store, checkpoint = point.store, point.checkpoint
     if checkpoint.sampler_path is None:
         raise ConfigError(
@@ -74,9 +76,9 @@ def find_source(asked: Asked, download_dir: Path) -> Source:
     is_embedded = resolved["service"] == "embedded"
     base = _base_of(asked, store, key)
     return Source(
-        label=asked.name,
+        label=point.name or asked.name,
         sampler_path=checkpoint.sampler_path,
-        adapter_dir=_adapter_dir(store, checkpoint, key) if is_embedded else download_dir,
+        adapter_dir=_adapter_dir(store, checkpoint, key) if is_embedded else NOWHERE,
         base_dir=base.directory,
         base_name=settled["config"].get("base_model") or settled["files"]["base_model"],
         base_sha256=base.sha256,
@@ -87,7 +89,7 @@ def find_source(asked: Asked, download_dir: Path) -> Source:
         base_url=resolved.get("base_url"),
         state_path=checkpoint.state_path,
         base_is_hub=base.is_hub,
-        notes=base.notes,
+        notes=(*point.notes, *base.notes),
     )
 
 
@@ -97,6 +99,8 @@ class _Point(NamedTuple):
     state_path: str
     store: RunStore | None = None
     checkpoint: Checkpoint | None = None
+    name: str | None = None  # that it has for good, where an alias was given
+    notes: tuple[str, ...] = ()
 
 
 def _find_point(asked: Asked, key: str) -> _Point:
@@ -104,7 +108,7 @@ def _find_point(asked: Asked, key: str) -> _Point:
     is evaluated."""
     if asked.name.startswith("tinker://"):
         return _Point(*find_start(asked.name, [asked.runs_dir.parent], key=key))
-    (subject,) = find_subjects([asked.name], asked.runs_dir, key="export")
+    (subject,) = find_subjects([asked.name], asked.runs_dir, asked.registry, key="export")
     assert subject.run_dir is not None and subject.round is not None, "it was named by its run"
     store = RunStore.open(subject.run_dir)
     checkpoint = store.checkpoint(subject.round)
@@ -114,7 +118,7 @@ def _find_point(asked: Asked, key: str) -> _Point:
             f"it is {subject.base_model} itself. Name a trained round, as RUN_DIR@round_01, or "
             "RUN_DIR@best."
         )
-    return _Point(checkpoint.state_path, store, checkpoint)
+    return _Point(checkpoint.state_path, store, checkpoint, subject.label, subject.notes)
 
 
 def _adapter_dir(store: RunStore, checkpoint: Checkpoint, key: str) -> Path:
@@ -223,7 +227,7 @@ def _cached(name: str, key: str) -> Path:
 # --- of no run ------------------------------------------------------------------------------------
 
 
-def _of_no_run(asked: Asked, point: _Point, download_dir: Path) -> Source:
+def _of_no_run(asked: Asked, point: _Point) -> Source:
     """A path on Tinker or on a compatible service that no run below ./runs has."""
     missing = [
         word
@@ -241,7 +245,7 @@ def _of_no_run(asked: Asked, point: _Point, download_dir: Path) -> Source:
     return Source(
         label=asked.name,
         sampler_path=point.state_path.replace("/weights/", "/sampler_weights/"),
-        adapter_dir=download_dir,
+        adapter_dir=NOWHERE,
         base_dir=directory,
         base_name=asked.base_model,
         base_sha256=model_digests(directory),

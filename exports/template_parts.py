@@ -8,6 +8,7 @@ the same tokens is proven elsewhere (exports/templates.py); nothing here is trus
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ ROLES = SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 # No word of any format, and nothing that a tokenizer joins with what is around it.
 _MARKS = tuple(f"Qx{letter}zxQ" for letter in "abcde")
 _SPACE = " \n"
+_ESCAPES = (("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r"))
 REFUSED_TURN = "This chat format takes a system turn first, then questions and answers."
 REFUSED_TOOLS = "This chat template has no place for tools."
 
@@ -91,6 +93,13 @@ _NOT_IN_PARTS = (
 )
 
 
+def write_prompt(renderer: Renderer, messages: list[Any]) -> list[int]:
+    """The tokens that a renderer writes to sample from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a system turn beside a format's own
+        return list(renderer.build_generation_prompt(messages).to_ints())
+
+
 class _Asked:
     """A renderer, asked for what it writes around the contents of a conversation."""
 
@@ -98,10 +107,10 @@ class _Asked:
         self._renderer, self._name = renderer, name
 
     def text(self, turns: Sequence[tuple[str, Any]]) -> str:
-        messages: list[Any] = [{"role": role, "content": content} for role, content in turns]
-        tokens = self._renderer.build_generation_prompt(messages).to_ints()
+        messages = [{"role": role, "content": content} for role, content in turns]
+        tokens = write_prompt(self._renderer, messages)
         tokenizer: Any = self._renderer.tokenizer
-        return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+        return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     def __call__(self, turns: Sequence[tuple[str, str]]) -> list[str]:
         """The texts before, between and after the contents, one more than there are turns."""
@@ -206,8 +215,8 @@ def _jinja_text(text: str, parts: Parts) -> str:
     return "(" + ' + strftime_now("%Y-%m-%d") + '.join(pieces) + ")"
 
 
-def go_of(parts: Parts) -> str | None:
-    """For Ollama, which puts the token that begins a text there by itself.
+def go_of(parts: Parts, *, with_bos: bool) -> str | None:
+    """For Ollama; `with_bos` where it does not put the token that begins a text there by itself.
 
     None where the prompt has the day's date, which its language is not known to have.
     """
@@ -219,6 +228,7 @@ def go_of(parts: Parts) -> str | None:
     )
     opening = _go_text(parts.opening)
     return (
+        f"{_go_text(parts.bos if with_bos else '')}"
         "{{- range $i, $m := .Messages }}"
         f'{{{{- if eq $m.Role "system" }}}}{system}'
         f"{{{{- else }}}}"
@@ -232,7 +242,7 @@ def go_of(parts: Parts) -> str | None:
 
 def go_limits(parts: Parts) -> list[str]:
     """What Ollama's language has no word for: it cannot change a content."""
-    limits: list[str] = []
+    limits = ["two turns of one role in a row are joined into one"]
     if trimmed := [role for role in ROLES if getattr(parts, role).is_trimmed]:
         whose = ", ".join(trimmed)
         limits.append(f"white space around a content is kept, where training takes it off: {whose}")
@@ -243,11 +253,14 @@ def go_limits(parts: Parts) -> list[str]:
 
 def _go_text(text: str) -> str:
     """As an expression, so that neither trimming nor a delimiter in it matters."""
-    return f'{{{{- "{escaped(text)}" -}}}}' if text else ""
+    if not text:
+        return ""
+    said = (c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped(text))
+    return f'{{{{- "{"".join(said)}" -}}}}'
 
 
 def escaped(text: str) -> str:
     """Between double quotes, in Jinja and in Go alike."""
-    for plain, written in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\t", "\\t")):
+    for plain, written in (("\\", "\\\\"), ('"', '\\"'), *_ESCAPES):
         text = text.replace(plain, written)
     return text

@@ -22,6 +22,7 @@ from exports.template_parts import (
     go_of,
     jinja_of,
     parts_of,
+    write_prompt,
 )
 from rows.chat_formats import load_renderer, load_tokenizer
 from rows.chat_templates import Pair, read_prompts, text_of
@@ -105,7 +106,7 @@ def served_template(base_dir: Path, renderer_name: str) -> ServedTemplate:
     """
     renderer = load_renderer(renderer_name, str(base_dir))
     tokenizer = load_tokenizer(str(base_dir))
-    expected = _expected(renderer)
+    expected = expected_prompts(renderer)
     own = _own_template(tokenizer)
     tried_own = None if own is None else _try(own, expected, tokenizer)
     parts, problem = _parts(renderer, renderer_name)
@@ -139,14 +140,14 @@ def _own_template(tokenizer: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _expected(renderer: Renderer) -> dict[str, list[int]]:
+def expected_prompts(renderer: Renderer) -> dict[str, list[int]]:
     """What the renderer writes for each conversation that it takes."""
     reads = reads_think_tags(renderer)
     expected: dict[str, list[int]] = {}
     for one in (*MAIN, *FURTHER):
         messages = [_as_trained(message, reads) for message in one.messages]
         try:
-            expected[one.name] = list(renderer.build_generation_prompt(messages).to_ints())
+            expected[one.name] = write_prompt(renderer, messages)
         except ValueError:  # a conversation that it refuses is proven of no template
             continue
     return expected
@@ -190,7 +191,11 @@ def _served(tried: _Tried, origin: str, renderer: Renderer, parts: Parts | None)
     limits = [f"{name}: {why}" for name, why in tried.unequal.items()]
     if origin != OWN:
         limits.append("calls of tools: the template refuses them")
-    go = None if parts is None else go_of(parts)
+    bos = str(tokenizer.bos_token or "")
+    prompt = write_prompt(renderer, [{"role": USER, "content": "?"}])
+    opens_with_bos = bool(bos) and prompt[:1] == [tokenizer.bos_token_id]
+    reader_adds_bos = opens_with_bos and _adds_bos(tokenizer)
+    go = None if parts is None else go_of(parts, with_bos=not reader_adds_bos)
     no_go = ""
     if go is None:
         no_go = (
@@ -198,8 +203,6 @@ def _served(tried: _Tried, origin: str, renderer: Renderer, parts: Parts | None)
             if parts is not None
             else "what the model's own template writes cannot be said in parts"
         )
-    bos = str(tokenizer.bos_token or "")
-    prompt = renderer.build_generation_prompt([{"role": USER, "content": "?"}]).to_ints()
     return ServedTemplate(
         jinja=tried.jinja,
         go=go,
@@ -208,10 +211,18 @@ def _served(tried: _Tried, origin: str, renderer: Renderer, parts: Parts | None)
         origin=origin,
         proven_on=tried.equal,
         limits=(*limits, CONTROL_TOKENS),
-        opens_with_bos=bool(bos) and prompt[:1] == [tokenizer.bos_token_id],
+        opens_with_bos=opens_with_bos,
+        reader_adds_bos=reader_adds_bos,
+        plain_jinja=None if parts is None else jinja_of(parts),
         no_go=no_go,
         go_limits=() if parts is None or go is None else tuple(go_limits(parts)),
     )
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether plain text gets the token that begins one, and nothing else."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return tokenizer("a")["input_ids"] == [tokenizer.bos_token_id, *plain]
 
 
 def _first_of_main(tried: _Tried) -> str:

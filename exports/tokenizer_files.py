@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import ExportError
+from exports.ollama import AnswerSettings
 from exports.served_template import ServedTemplate
 from loop.planning.models import TOKENIZER_FILES
 from storage.folders import copy_plain, write_plain
@@ -62,8 +63,13 @@ def _agree(file: Path, template: ServedTemplate) -> list[str]:
     ]
 
 
+def names_its_class(base_dir: Path) -> bool:
+    """Whether a tokenizer is loaded without the model's config.json beside it."""
+    return isinstance(_object_in(base_dir / CONFIG).get("tokenizer_class"), str)
+
+
 def generation_settings(
-    base_dir: Path, template: ServedTemplate, evaluation: Mapping[str, Any] | None
+    base_dir: Path, template: ServedTemplate, asked: AnswerSettings
 ) -> dict[str, Any]:
     """What generation_config.json holds: stop tokens, and sampling as the run evaluated.
 
@@ -74,15 +80,11 @@ def generation_settings(
         known = _object_in(base_dir / name)
         settings |= {key: known[key] for key in TAKEN_OVER if known.get(key) is not None}
     settings["eos_token_id"] = list(template.stop_ids)
-    if evaluation is None:
-        return settings
-    temperature = evaluation.get("temperature")
-    if isinstance(temperature, int | float):
-        settings["do_sample"] = temperature > 0
-        if temperature > 0:
-            settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-    if isinstance(evaluation.get("max_tokens"), int):
-        settings["max_new_tokens"] = evaluation["max_tokens"]
+    settings["do_sample"] = asked.temperature > 0
+    if asked.temperature > 0:
+        settings |= {"temperature": asked.temperature, "top_k": 0, "top_p": 1.0}
+    if asked.max_tokens is not None:
+        settings["max_new_tokens"] = asked.max_tokens
     return settings
 
 

@@ -9,10 +9,11 @@ from typing import Literal, get_args
 from errors import ConfigError
 
 Format = Literal["peft", "merged", "gguf", "gguf-adapter", "ollama"]
+Quantization = Literal["f32", "f16", "q8_0"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 LLAMA_CPP: tuple[Format, ...] = ("gguf", "gguf-adapter", "ollama")  # needs requirements-gguf.txt
-QUANTIZATIONS = ("f32", "f16", "q8_0")
-DEFAULT_QUANTIZATION = "f16"
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+DEFAULT_QUANTIZATION: Quantization = "f16"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Wanted:
 
     format: Format
     out: Path  # where the folder appears, absolute
-    quantization: str | None = None
+    quantization: Quantization | None = None
     dtype: str | None = None
     fold_unembed: bool = False
 
@@ -32,7 +33,7 @@ class Written:
 
     base_dir: Path  # the model that an adapter is loaded on
     dtype: str | None = None  # of merged weights
-    quantization: str | None = None
+    quantization: Quantization | None = None
     gguf: Path | None = None  # the model that llama.cpp loads
     gguf_adapter: Path | None = None
     notes: tuple[str, ...] = ()
@@ -48,20 +49,10 @@ def refuse_options(wanted: Wanted) -> None:
         raise ConfigError(f"--dtype is for --format merged, and not for {of_format}. Leave it out.")
     if wanted.fold_unembed and wanted.format != "peft":
         raise ConfigError(
-            f"--fold-unembed leaves an adapter beside a changed base model, which is --format peft, "
-            f"and not {of_format}. Leave it out."
+            f"--fold-unembed leaves an adapter beside a changed base model, and {of_format} has no "
+            "adapter. Leave it out, or give --format peft."
         )
     if wanted.format in LLAMA_CPP:
-        _refuse_without_packages(of_format)
+        from exports.gguf_model import need_gguf
 
-
-def _refuse_without_packages(of_format: str) -> None:
-    """Raise `ConfigError` where the optional packages are not there."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("gguf", "xllamacpp") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"{of_format} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'}"
-            " not installed here. Install them with: pip install -r requirements-gguf.txt"
-        )
+        need_gguf()

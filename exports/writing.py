@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from errors import ConfigError, ExportError
-from exports.merged import Merge, base_dtype, merge, unembedding_of
+from exports.asking import asked_by
+from exports.merged import Merge, own_dtype, merge, unembedding_of
 from exports.peft_folder import read_adapter, write_adapter, write_part
 from exports.served_template import ServedTemplate
 from exports.source import Source
 from exports.tokenizer_files import (
+    TEMPLATE,
     copy_tokenizer,
     generation_settings,
+    names_its_class,
     write_generation_settings,
 )
 from exports.wanted import DEFAULT_QUANTIZATION, Wanted, Written
 from storage.folders import copy_plain, emptied, write_plain
 
+if TYPE_CHECKING:
+    from exports.gguf_model import About
+
 BASE = "base"  # the folder of a base model whose unembedding was changed
 MODELFILE = "Modelfile"
+PACKAGES = ("gguf", "xllamacpp")  # that take part where llama.cpp's files are written
 
 
 def write_weights(
@@ -42,8 +51,6 @@ def write_weights(
 
 
 def _with_notes(written: Written, *notes: str) -> Written:
-    from dataclasses import replace
-
     return replace(written, notes=(*written.notes, *notes))
 
 
@@ -57,18 +64,21 @@ def _peft(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path
     if wanted.fold_unembed:
         return _folded(source, wanted, template, folder)
     write_adapter(source.adapter_dir, folder, base_place(source))
-    # A tokenizer may be read otherwise without the model's type beside it.
-    copy_plain(source.base_dir / "config.json", folder / "config.json")
     notes = [
         f"loaded on the base model at {base_place(source)}, which adapter_config.json names; where "
         "it lies elsewhere it is known by its sha256 in export.json"
     ]
     adapter = read_adapter(source.adapter_dir)
-    if unembedding_of(source.base_dir) in adapter.modules:
+    has_head = unembedding_of(source.base_dir) in adapter.modules
+    if has_head:
         notes.append(
-            "the adapter changes the unembedding as well: load it with PeftModel.from_pretrained, "
-            "as AutoModelForCausalLM.from_pretrained leaves that part out"
+            "the adapter changes the unembedding as well: load it with PeftModel.from_pretrained; "
+            "AutoModelForCausalLM.from_pretrained would leave that part out, and refuses this "
+            "folder because the base model's config.json is in it"
         )
+    # Beside an adapter that file makes transformers look for whole weights, and find none.
+    if has_head or not names_its_class(source.base_dir):
+        copy_plain(source.base_dir / "config.json", folder / "config.json")
     if adapter.has_experts:
         notes.append(
             "the adapter changes experts, in a layout of PEFT's own: servers do not take it; "
@@ -88,9 +98,10 @@ def _folded(source: Source, wanted: Wanted, template: ServedTemplate, folder: Pa
         )
     with emptied(folder / ".head") as part:
         write_part(source.adapter_dir, part, base_place(source), head, is_head=True)
-        done = merge(source.base_dir, part, base, base_dtype(source.base_dir))
+        done = merge(source.base_dir, part, base, own_dtype(source.base_dir))
     write_part(source.adapter_dir, folder, str(wanted.out / BASE), head, is_head=False)
-    copy_plain(base / "config.json", folder / "config.json")
+    if not names_its_class(source.base_dir):
+        copy_plain(base / "config.json", folder / "config.json")
     notes = [
         f"the adapter's part on the unembedding ({head}) was merged into the base model in {BASE}/, "
         "and the adapter beside it is without it: the two belong together",
@@ -102,7 +113,7 @@ def _folded(source: Source, wanted: Wanted, template: ServedTemplate, folder: Pa
 
 
 def _merged(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path) -> Written:
-    dtype = wanted.dtype or base_dtype(source.base_dir)
+    dtype = wanted.dtype or own_dtype(source.base_dir)
     done = merge(source.base_dir, source.adapter_dir, folder, dtype)
     notes = (*done.notes, *_files_beside(source, template, folder))
     return Written(source.base_dir, dtype=dtype, notes=notes)
@@ -112,17 +123,38 @@ def _gguf(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path
     from exports.gguf_model import write_gguf
 
     quantization = wanted.quantization or DEFAULT_QUANTIZATION
+    refuse_for_llama_cpp(source, template)  # before the work of merging
     with _merged_aside(source, template, folder) as (model_dir, done):
         file = folder / f"model-{quantization}.gguf"
-        write_gguf(model_dir, file, quantization, template.jinja)
-    write_plain(folder / "chat_template.jinja", template.jinja.encode())
+        limits = write_gguf(model_dir, file, quantization, template.jinja, _about(source, template))
+    write_plain(folder / TEMPLATE, template.jinja.encode())
     return Written(
         source.base_dir,
         quantization=quantization,
         gguf=file,
-        notes=(*done.notes, f"written as {quantization}"),
-        packages=("gguf", "xllamacpp"),
+        notes=(*done.notes, f"written as {quantization}", *limits),
+        packages=PACKAGES,
     )
+
+
+def refuse_for_llama_cpp(source: Source, template: ServedTemplate) -> None:
+    """Raise `ExportError` for an architecture or a tokenizer that llama.cpp would read otherwise."""
+    from exports.gguf_shape import read_shape
+    from exports.gguf_tokenizer import read_tokens
+
+    shape = read_shape(source.base_dir)
+    read_tokens(source.base_dir, shape.vocab_size, template.jinja, template.stop_ids)
+
+
+def _about(source: Source, template: ServedTemplate, *, own_head: bool = False) -> About:
+    """What a GGUF file says of itself; no place on this machine is in it."""
+    from exports.gguf_model import About
+
+    name = Path(source.base_name).name
+    if source.store is not None and source.checkpoint is not None:
+        name = f"{source.store.settled_config()['config'].get('run_name', name)}"
+        name += f", round {source.checkpoint.round}"
+    return About(name=name, stop_ids=template.stop_ids, own_head=own_head)
 
 
 def _ollama(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path) -> Written:
@@ -130,28 +162,38 @@ def _ollama(source: Source, wanted: Wanted, template: ServedTemplate, folder: Pa
 
     written = _gguf(source, wanted, template, folder)
     assert written.gguf is not None, "just written"
-    settings = generation_settings(source.base_dir, template, evaluation_of(source))
-    write_plain(folder / MODELFILE, modelfile(written.gguf.name, template, settings).encode())
+    text = modelfile(template, written.gguf.name, asked_by(source))
+    write_plain(folder / MODELFILE, text.encode())
     return written
 
 
-def _gguf_adapter(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path) -> Written:
+def _gguf_adapter(
+    source: Source, wanted: Wanted, template: ServedTemplate, folder: Path
+) -> Written:
     """The adapter and the base model that it is loaded on, which llama.cpp wants as GGUF too."""
     from exports.gguf_adapter import write_gguf_adapter
     from exports.gguf_model import write_gguf
 
     quantization = wanted.quantization or DEFAULT_QUANTIZATION
     adapter, base = folder / "adapter.gguf", folder / f"base-{quantization}.gguf"
-    write_gguf_adapter(source.adapter_dir, source.base_dir, adapter)
-    write_gguf(source.base_dir, base, quantization, template.jinja)
-    write_plain(folder / "chat_template.jinja", template.jinja.encode())
+    refuse_for_llama_cpp(source, template)
+    done = write_gguf_adapter(source.adapter_dir, source.base_dir, adapter)
+    about = _about(source, template, own_head=done.needs_own_head)
+    limits = write_gguf(source.base_dir, base, quantization, template.jinja, about)
+    write_plain(folder / TEMPLATE, template.jinja.encode())
+    notes = [f"{base.name} is the untouched base model, which {adapter.name} is loaded on"]
+    if done.needs_own_head:
+        notes.append(
+            "the adapter changes the unembedding, which the base model ties to its embedding: it "
+            f"fits {base.name} alone, where the unembedding is written as a matrix of its own"
+        )
     return Written(
         source.base_dir,
         quantization=quantization,
         gguf=base,
         gguf_adapter=adapter,
-        notes=(f"{base.name} is the untouched base model, which {adapter.name} is loaded on",),
-        packages=("gguf", "xllamacpp"),
+        notes=(*notes, *limits),
+        packages=PACKAGES,
     )
 
 
@@ -169,17 +211,9 @@ def _merged_aside(
 def _files_beside(source: Source, template: ServedTemplate, folder: Path) -> list[str]:
     """Tokenizer, chat template and generation settings."""
     notes = copy_tokenizer(source.base_dir, folder, template)
-    settings = generation_settings(source.base_dir, template, evaluation_of(source))
+    settings = generation_settings(source.base_dir, template, asked_by(source))
     write_generation_settings(folder, settings)
     return notes
-
-
-def evaluation_of(source: Source) -> dict | None:
-    """The run's settings of `evaluation`; None of a path of no known run."""
-    if source.store is None:
-        return None
-    found = source.store.settled_config()["config"].get("evaluation")
-    return found if isinstance(found, dict) else None
 
 
 def write_texts(folder: Path, texts: dict[str, str]) -> None:

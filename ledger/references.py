@@ -68,7 +68,6 @@ def find_subjects(
     names: Sequence[str],
     runs_dir: Path,
     registry: Path | None = None,
-    *,
     key: str = "--evaluate",
 ) -> list[Subject]:
     """The checkpoints that are meant, in the order given; names of a registry are of the one beside

@@ -32,6 +32,8 @@ def refuse_occupied(key: str, target: Path) -> None:
             )
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: {target} cannot be used: {error}. Name another place.") from None
+    if "\0" in str(target):
+        raise ConfigError(f"{key}: a folder's name has no NUL character. Name another place.")
     if not target.name or target.name in (".", ".."):
         raise ConfigError(f"{key}: {target} names no new folder. Give it a name of its own.")
 
@@ -67,10 +69,12 @@ def folder_aside(target: Path) -> Iterator[Path]:
 
 
 def _publish(aside: Path, target: Path) -> None:
-    """Make all that the folder holds durable, then its name."""
+    """Make all that the folder holds durable and as readable as itself, then its name."""
+    readable = aside.stat().st_mode & 0o666  # some libraries write for their user alone
     for folder, _, files in os.walk(aside):
         for name in files:
             with open(Path(folder) / name, "rb") as file:
+                os.fchmod(file.fileno(), readable)
                 os.fsync(file.fileno())
         sync_folder(Path(folder))
     try:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
@@ -24,12 +24,6 @@ from study_records import HOSTILE
 TEMPLATE = ServedTemplate(
     "{{ messages }}", None, ("<|eot_id|>",), (5,), "made for llama3", ("one question",), ("No.",)
 )
-
-
-class Section(NamedTuple):
-    title: str
-    text: str
-    commands: tuple[str, ...]
 
 
 def source_of(
@@ -53,7 +47,7 @@ def card(source: Source, **changes: Any) -> str:
     given: dict[str, Any] = {
         "format": "peft",
         "template": TEMPLATE,
-        "sections": [Section("vLLM", "It refuses it.", ("vllm serve .",))],
+        "serving": "### vLLM\n\n    vllm serve .",
         "checks": [Check("tokens", True, "50 of 50 texts are equal.")],
     }
     return card_of(source, **(given | changes))
@@ -100,7 +94,7 @@ def test_a_round_that_is_not_the_best_is_said_to_be_none(run: RunStore) -> None:
 
 
 def test_of_a_checkpoint_of_no_known_run_nothing_is_known() -> None:
-    text = card(source_of(None), checks=[], template=None, sections=[])
+    text = card(source_of(None), checks=[], template=None, serving="")
     assert "nothing is known of how it was trained, nor of what it was measured to do" in text
     assert "None is known, because nothing is" in text
     assert "was not loaded again and compared" in text
@@ -172,7 +166,6 @@ def test_nothing_in_a_card_acts(tmp_path: Path, hostile: str) -> None:
     written = card(
         source,
         template=template,
-        sections=[Section(text, text, (text, "```"))],
         checks=[Check(text, False, text)],
         notes=[text],
     )
