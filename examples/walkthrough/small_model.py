@@ -2,8 +2,8 @@
 
     python examples/walkthrough/small_model.py FOLDER
 
-It has the shape, the kind of tokenizer and the chat template of Qwen2.5, and 0.15 million parameters
-for 494 million. It stands in for a model that was downloaded: it can tell what a ticket is about,
+It has the shape, the kind of tokenizer and the chat template of Qwen2.5, with 0.15 million
+parameters for 494 million. It stands in for a model that was downloaded: it can tell what a ticket is about,
 of other things than those of the task, and answers in words of its own.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from tickets import DESKS, OPENINGS
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -52,7 +52,6 @@ def chats(number: int, seed: int = 0) -> list[tuple[str, str]]:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE, with the words of tickets and desks."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECES), "isolated"),
