@@ -10,6 +10,7 @@ What names mean is what a replay gives. This file reads; `registry_writing` writ
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -266,8 +267,9 @@ class Registry:
                 "somebody else's. Name the file itself with --registry FILE."
             )
         with file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
+            is_registry = os.fstat(file.fileno()).st_size <= MAX_BYTES
+            content = file.read() if is_registry else b""
+        if not is_registry:
             raise RegistryError(
                 f"{path}: it has more than {MAX_BYTES // 2**20} MiB, which no registry comes to. "
                 "Name the registry with --registry FILE."

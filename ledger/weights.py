@@ -87,6 +87,11 @@ class SavedWeightsRecords(RunDirectory):
                     held.remove(note.reference)
         return {path: references for path, references in found.items() if references}
 
+    def trained_ids(self) -> frozenset[str]:
+        """The rows that the run's steps were made of."""
+        steps = self.events("step")
+        return frozenset(one for event in steps for one in event.get("example_ids", ()))
+
     def kept_paths(self) -> list[str]:
         """Weights without expiry; what was superseded since counts as well, it is still there."""
         kept: dict[str, None] = {}

@@ -14,7 +14,8 @@ from promotion.staleness import stale_reasons
 from storage.stored_json import record_of
 
 WIDTH = 80
-BY_CHARS = 10
+BY_CHARS = 8
+MAX_COLUMN = 16  # of names; a longer one has a line of its own
 MAX_DETAIL = 400
 
 
@@ -68,8 +69,8 @@ def shown_of(registry: Registry, entry: Promoted) -> Shown:
 
 def table(shown: Sequence[Shown]) -> list[str]:
     """A row an entry, in so many columns that a terminal has; a long name has a line of its own."""
-    longest = max((columns_of(one.entry.key) for one in shown), default=0)
-    width = min(max(longest, len("name")), WIDTH - len(_HEAD) - 9)
+    lengths = (columns_of(one.entry.key) for one in shown)
+    width = max((n for n in lengths if n <= MAX_COLUMN), default=len("name"))
     lines = [f"{'name':<{width}} {_HEAD} aliases".rstrip()]
     for one in shown:
         key, cells, marks = one.entry.key, _cells(one), ", ".join(one.marks)
@@ -85,14 +86,14 @@ def table(shown: Sequence[Shown]) -> list[str]:
     return lines
 
 
-_HEAD = f"{'score':<20} {'n':>5} {'when':<10} {'by':<{BY_CHARS}}"
+_HEAD = f"{'score':<19} {'n':>5} {'when':<10} {'by':<{BY_CHARS}}"
 
 
 def _cells(one: Shown) -> str:
     score, number = _score(one.results), "" if one.results.n is None else str(one.results.n)
     by = cut(one_line(one.entry.promoted_by), BY_CHARS)
     by += " " * (BY_CHARS - columns_of(by))
-    return f"{score:<20} {number:>5} {one.entry.time[:10]} {by}"
+    return f"{score:<19} {number:>5} {one.entry.time[:10]} {by}"
 
 
 def _score(results: Results) -> str:
@@ -101,6 +102,25 @@ def _score(results: Results) -> str:
     low, high = results.interval or (None, None)
     interval = "[unknown]" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
     return f"{results.score:.4f} {interval}"
+
+
+def refused_of(registry: Registry, name: str | None) -> list[Event]:
+    """The promotions that were refused, of a name or of all, oldest first."""
+    events = (event for event in registry.events if event["type"] == "refused")
+    return [event for event in events if name in (None, event.get("name"))]
+
+
+def refusal_line(event: Event) -> str:
+    """What was refused, when, to whom and why."""
+    objections = event.get("objections")
+    why = [
+        str(one["said"])
+        for one in (objections if isinstance(objections, list) else ())
+        if isinstance(one, dict) and "said" in one
+    ]
+    what = one_line(f"{event.get('checkpoint')} as {event.get('name')}", MAX_DETAIL)
+    by = one_line(str(event.get("by")), MAX_DETAIL)
+    return f"{event['time']} {what}, by {by}: {one_line('; '.join(why)) or 'no reason recorded'}"
 
 
 # --- one entry ------------------------------------------------------------------------------------
