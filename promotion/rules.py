@@ -59,7 +59,7 @@ def judge_candidate(candidate: Candidate) -> Judged:
         notes.append(f"measured outside its run, in {measurement.store.run_dir}")
     objections = [
         *_of_gate(candidate, measurement, gate),
-        *_of_guards(candidate, measurement),
+        *guard_objections(measurement.result, candidate.baseline, candidate.gate),
         *_of_limits(candidate),
     ]
     fresh = [freshness(store) for store in _stores(candidate, measurement)]
@@ -132,15 +132,17 @@ def _unasked(measurement: Measurement) -> list[str]:
     return [name for name in needed if name not in measurement.result.names]
 
 
-def _of_guards(candidate: Candidate, measurement: Measurement) -> Iterator[Objection]:
-    baseline, gate = candidate.baseline, candidate.gate
+def guard_objections(
+    result: EvalResult, baseline: EvalResult | None, gate: Gate
+) -> Iterator[Objection]:
+    """Guards that fell by more than they may, or of which that is not known."""
     if not gate.guards:
         return
     unknown = [n for n in gate.guards if baseline is None or baseline.task(n) is None]
     if unknown or baseline is None:
         names = ", ".join(unknown or gate.guards)
         yield Objection("guard", f"what guard {names} fell from was not measured by its run")
-    elif (broken := broken_guard(measurement.result, baseline, gate)) is not None:
+    elif (broken := broken_guard(result, baseline, gate)) is not None:
         yield Objection("guard", broken)
 
 
