@@ -62,6 +62,7 @@ def make_export(asked: Asked, wanted: Wanted, env: Mapping[str, str], progress: 
     """
     refuse_options(wanted)
     refuse_occupied("OUT", wanted.out)
+    progress.live("looking up the checkpoint, and reading its base model's files")
     source = find_source(asked)
     progress.line(f"{source.label}: {_told(source)}")
     touches_base = wanted.format != "peft" or wanted.fold_unembed
