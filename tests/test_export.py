@@ -318,7 +318,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
 
 def test_a_folder_that_was_filled_meanwhile_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(StorageError), folder_aside(out) as folder:
+    with pytest.raises(StorageError, match="meanwhile, and is kept"), folder_aside(out) as folder:
         (folder / "mine").write_text("x")
         out.mkdir()
         (out / "other").write_text("y")
