@@ -7,6 +7,7 @@ ASKED.json holds `conversations` (lists of messages) and `max_tokens`; ANSWERS.j
 of each greedy answer, without what ends it.
 """
 
+# pyright: reportAttributeAccessIssue=false
 import json
 import os
 import sys
