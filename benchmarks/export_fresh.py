@@ -52,11 +52,13 @@ def by_llama_cpp(files, asked):
     params.use_jinja, params.port = True, 0
     if adapter:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0)]
-    address = xllamacpp.Server(params).listening_address
+    server = xllamacpp.Server(params)  # which ends with this name
 
     def post(path, **fields):
         body = json.dumps(fields).encode()
-        request = urllib.request.Request(address + path, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            server.listening_address + path, body, {"Content-Type": "application/json"}
+        )
         return json.load(urllib.request.urlopen(request))
 
     for messages in asked["conversations"]:
