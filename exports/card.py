@@ -153,7 +153,7 @@ def _opening(source: Source, format: str, story: Story | None) -> Iterator[Block
     checkpoint = story.checkpoint
     made = (
         f"It was trained by run {story.store.run_id}: round {checkpoint.round}, "
-        f"{checkpoint.step} optimizer steps."
+        f"{checkpoint.step:,} optimizer step{'s' * (checkpoint.step != 1)}."
     )
     yield Paragraph(f"{of} {made}")
     yield Paragraph(story.headline, is_lead=True)
