@@ -11,6 +11,7 @@ of each greedy answer, without what ends it.
 import json
 import os
 import sys
+import traceback
 import urllib.request
 from pathlib import Path
 
@@ -71,9 +72,14 @@ def by_llama_cpp(files, asked):
 
 kind, folder, asked_file, answers_file, *dtype = sys.argv[1:]
 asked = json.loads(Path(asked_file).read_text())
-if kind == "gguf":
-    answers = list(by_llama_cpp(folder, asked))
-else:
-    answers = list(by_transformers(kind, folder, asked, dtype[0] if dtype else "auto"))
-Path(answers_file).write_text(json.dumps(answers))
-os._exit(0)  # llama.cpp's server is a thread of this process
+try:
+    if kind == "gguf":
+        answers = list(by_llama_cpp(folder, asked))
+    else:
+        answers = list(by_transformers(kind, folder, asked, dtype[0] if dtype else "auto"))
+    Path(answers_file).write_text(json.dumps(answers))
+except Exception:
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)  # llama.cpp's server is a thread of this process, and would go on
+os._exit(0)
