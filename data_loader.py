@@ -177,7 +177,7 @@ class _Problems:
         if not number or (on_bad_row == "skip" and number <= MAX_REJECTED_SHARE * num_rows):
             return
         groups = sorted(self._lines.items(), key=lambda item: item[1][0])
-        shown = "; ".join(f"{_ranges(lines)}: {reason}" for reason, lines in groups[:MAX_GROUPS])
+        shown = "; ".join(f"{lines_text(lines)}: {reason}" for reason, lines in groups[:MAX_GROUPS])
         left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
         more = f"; and {left} more of other kinds" if left else ""
         guess = guess_columns(found)
@@ -196,7 +196,7 @@ class _Problems:
         )
 
 
-def _ranges(lines: Sequence[int]) -> str:
+def lines_text(lines: Sequence[int]) -> str:
     """Line numbers, those that follow each other drawn together."""
     ranges: list[list[int]] = []
     for line in lines:

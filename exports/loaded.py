@@ -14,11 +14,15 @@ class Loaded(Protocol):
         ...
 
     def greedy(self, prompt: Sequence[int], max_tokens: int, stop: Sequence[int]) -> list[int]:
-        """The likeliest tokens one by one, up to and with the first of the stop tokens."""
+        """The likeliest tokens one by one, up to and with the first of the stop tokens.
+
+        An export that has stop tokens of its own in its files ends by these, and not by `stop`.
+        """
         ...
 
     def tokens_of(self, text: str) -> list[int]:
-        """A plain text in tokens, without what is put around one."""
+        """A plain text in tokens, without what is put around one; no word of it is read as a
+        special token (transformers: `split_special_tokens`, llama.cpp: `parse_special` false)."""
         ...
 
     def prompt_of(self, messages: Sequence[Mapping[str, str]]) -> list[int]:

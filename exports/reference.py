@@ -32,3 +32,8 @@ class Reference:
     texts: tuple[tuple[str, tuple[int, ...]], ...]  # sample texts and their tokens in training
     max_tokens: int  # of an answer
     stop: tuple[int, ...]  # token ids that end an answer
+    stop_texts: tuple[str, ...] = ()  # texts that do, of a format whose turns no token ends
+    untouched: tuple[tuple[float, ...], ...] = ()  # the base model's log-probabilities of `scored`
+    precision: str = "float32"  # that the service computes in, as far as it is known
+    origin: str = ""  # where the conversations are from, in a sentence
+    notes: tuple[str, ...] = ()  # what of the run could not be asked, and why

@@ -67,6 +67,11 @@ CONTEXT = (
     "the answer may rest on it, and the form of the row has no place for it; put it into the "
     'question, or name it in data.columns as "input" beside "instruction" and "output"'
 )
+TO_ANSWER = "to_answer"  # marks what `registry.py feedback` found no right answer for
+_UNANSWERED = (
+    "it is a prompt that was answered wrongly, and waits for a right answer; write that beside it "
+    'as "correction" and give the file to registry.py feedback'
+)
 _EITHER_WAY = "it can mean to train or not to; say it as weight 0 or 1"
 REFUSED = {
     **dict.fromkeys(
@@ -92,6 +97,7 @@ REFUSED = {
         CONTEXT,
     ),
     **dict.fromkeys(("mask", "masked", "is_masked", "ignore", "no_loss"), _EITHER_WAY),
+    TO_ANSWER: _UNANSWERED,
 }  # fmt: skip
 _NOT_IN_A_MESSAGE = "it belongs beside the messages, in the row"
 REFUSED_IN_MESSAGE = {

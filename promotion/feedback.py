@@ -1,0 +1,467 @@
+"""`registry.py feedback`: what people said of a checkpoint's answers, as rows for the next run.
+
+    pool.jsonl              rows with a right answer, by topic, for `mining.pool_file`
+    NAME_to_answer.jsonl    prompts that were answered wrongly, for a person; no run takes them
+    preferences.jsonl       a better and a worse answer to one prompt, for preference training
+    left_out.jsonl          rows that went nowhere, and why; similar.jsonl those that are only near
+                            what an evaluation asks, and were taken
+    feedback.json           what was taken, from which file, into what
+
+Nothing that an evaluation of the entry's run asks gets in, by the rule that training rows are held
+to. The folder appears whole, and then the registry has an event of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import ConfigError, RegistryError
+from ledger.registry_file import CHAMPION, PREFIX, Promoted, Registry, Results
+from ledger.registry_names import run_of
+from ledger.registry_writing import Who, writing
+from ledger.store import RunStore
+from promotion.feedback_questions import Questions, RunKnowledge, known_of, training_examples
+from promotion.feedback_rows import Rated, RatedFile, read_feedback
+from promotion.feedback_sorting import (
+    Answer,
+    Asked,
+    Beside,
+    Pair,
+    Sorted,
+    beside_training,
+    conversation_ids,
+    sort_rows,
+)
+from rows.examples import DroppedRow
+from rows.places import row_lines
+from rows.row_keys import TO_ANSWER
+from rows.sources import Source, as_text, sha256_of
+from storage.folders import folder_aside, refuse_occupied, write_plain
+from storage.stored_json import record_of
+
+POOL, PREFERENCES = "pool.jsonl", "preferences.jsonl"
+LEFT_OUT, SIMILAR, SUMMARY = "left_out.jsonl", "similar.jsonl", "feedback.json"
+FOLDER = "feedback"  # beside the registry
+EVENT = "feedback"
+FOLDER_CHARS = 12  # of the file's sha256
+MAX_LISTED = 20  # topics and columns in a line
+
+
+@dataclass(frozen=True)
+class FeedbackFile:
+    """A file of rated answers, the entry that they are of, and who gives it."""
+
+    name: str  # `registry:support@3`, `registry:support@champion`, `registry:champion`, `support`
+    file: Path
+    registry: Path  # the file
+    who: Who
+    out: Path | None = None  # a folder; None: one beside the registry
+    right_from: float = 1.0  # the score from which an answer counts as right (`--right-from`)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of the rows, and where it was written."""
+
+    entry: str
+    file: str
+    sha256: str
+    folder: Path
+    right_from: float
+    counts: Mapping[str, int]
+    versions: Mapping[str, int]  # entry -> rows that are of it
+    topics: Mapping[str, int]  # topic -> rows of the pool; "" for those without one
+    notes: Sequence[str]
+    files: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "folder": str(self.folder)}
+
+    def lines(self) -> list[str]:
+        """What is said of it, a line a fact."""
+        counts, folder = self.counts, self.folder
+        said = [f"{as_text(self.file)}: {_many(counts['rows'], 'row')}, of {self.entry}"]
+        others = {key: number for key, number in self.versions.items() if key != self.entry}
+        said[0] += "".join(f", {number} of {key}" for key, number in others.items())
+        said += self.notes
+        topics = _listed([f"{topic or 'no topic'} {n}" for topic, n in self.topics.items()])
+        of_topics = f" ({topics})" if set(self.topics) - {""} else ""
+        said.append(f"right answers: {counts['pool']}{of_topics}")
+        if counts["pool"]:
+            said[-1] += f"; set mining.pool_file to {folder / POOL}"
+        if counts["conflicts"]:
+            said.append(
+                f"  {counts['conflicts']} of them to prompts that training rows answer otherwise "
+                f"({SUMMARY} has each)"
+            )
+        if counts["known"]:
+            said.append(f"  {counts['known']} of them stand in the training rows already")
+        said.append(f"prompts that wait for a right answer: {counts['to_answer']}")
+        if counts["to_answer"]:
+            said[-1] += f'; fill in "correction" in {folder / self._to_answer} and give it again'
+        said.append(
+            f"pairs of a better and a worse answer: {counts['preferences']}; "
+            f"{counts['ties']} as good as the best of their prompt make none"
+        )
+        left = [f"{counts[kind]} {word}" for kind, word in LEFT_WORDS.items() if counts[kind]]
+        if left:
+            said.append(f"left out: {', '.join(left)} ({folder / LEFT_OUT} has each)")
+        if counts["repeated"]:
+            said.append(f"{_many(counts['repeated'], 'row')} said again what another one says")
+        if counts["similar"]:
+            said.append(
+                f"taken, and similar to what an evaluation asks: {counts['similar']} "
+                f"({folder / SIMILAR} has each)"
+            )
+        return said
+
+    @property
+    def _to_answer(self) -> str:
+        return next(one for one in self.files if one.endswith(f"_{TO_ANSWER}.jsonl"))
+
+
+LEFT_WORDS = {
+    "contaminated": "asked by an evaluation",
+    "disputed": "called right and wrong",
+    "unrated": "without score and correction",
+}
+
+
+def take(given: FeedbackFile) -> Taken:
+    """Sort the rows of a file and write them for the next run.
+
+    Raises `RegistryError`, `DataError` or `ConfigError` for what cannot be taken; nothing is
+    written then. A file that was taken already is refused as long as its folder is there.
+    """
+    if not 0 < given.right_from <= 1:
+        raise ConfigError(
+            f"--right-from {given.right_from:g}: answers are right from a score above 0 and up to "
+            "1. Give such a number, or leave it out for 1."
+        )
+    registry = Registry.read(given.registry)
+    entry = entry_meant(registry, given.name)
+    source = Source(as_text(given.file.name), given.file)
+    sha256 = sha256_of(source)
+    _refuse_taken(registry, entry, sha256, given.file)
+    folder = _free_folder(given, registry, entry.name, sha256)
+    read = read_feedback(source, _entries(registry, entry), entry.reference)
+    named = {row.entry for row in read.rows}
+    runs = [
+        known
+        for one in registry.entries
+        if one.reference in named
+        for known in _knowledge(registry, one)
+    ]
+    kept, dropped, similar = _without_questions(read.rows, Questions(runs), source.name)
+    found = sort_rows(kept, given.right_from, source.name)
+    beside = beside_training(found.asked, training_examples(runs))
+    if sha256_of(source) != sha256:
+        raise RegistryError(
+            f"{source}: it was written to while it was read. Give it again once it is finished."
+        )
+    left_out = sorted([*dropped, *found.left_out], key=lambda row: row.line_no)
+    contents = _contents(entry, source.name, found, left_out, similar)
+    notes = [*_notes(given.name, entry, read, found), *(note for run in runs for note in run.notes)]
+    counts = _counts(read, found, left_out, similar, beside)
+    taken = Taken(
+        entry.reference,
+        str(given.file),
+        sha256,
+        folder,
+        given.right_from,
+        counts,
+        dict(Counter(row.entry for row in read.rows)),
+        _topics(found),
+        notes,
+        sorted(contents),
+    )
+    contents[SUMMARY] = json.dumps(_summary(taken, beside), indent=1, ensure_ascii=False) + "\n"
+    _write(given, taken, contents)
+    return taken
+
+
+# --- which entry ----------------------------------------------------------------------------------
+
+
+def entry_meant(registry: Registry, name: str) -> Promoted:
+    """The entry that a name means; a name alone is its champion, or the newest without one."""
+    text = name.removeprefix(PREFIX)
+    if "@" in text or text not in registry.names:
+        return registry.find(name)
+    newest = next(one for one in reversed(registry.entries) if one.name == text)
+    return registry.alias_of(text, CHAMPION) or newest
+
+
+def _entries(registry: Registry, usual: Promoted) -> Callable[[str], str | None]:
+    """What rows may call an entry, by what it means; None of the usual one's bare name."""
+    known: dict[str, Promoted] = {}
+    for one in registry.entries:
+        for called in (one.reference, one.key, one.sampler_path, one.state_path):
+            known[called] = one
+    for called in (usual.reference, usual.key, usual.sampler_path, usual.state_path):
+        known[called] = usual
+
+    def entry_of(value: str) -> str | None:
+        if value.removeprefix(PREFIX) == usual.name:
+            return None
+        found = known.get(value)
+        if found is None:
+            _, at, word = value.removeprefix(PREFIX).partition("@")
+            aliases = {alias for _, alias in registry.aliases()}
+            why = "is no entry of this registry"
+            if (word if at else value.removeprefix(PREFIX)) in aliases:
+                why = "is an alias, which moves; a row has to say the version that answered"
+            raise ValueError(f"{as_text(value)[:80]!r} {why}")
+        if found.name != usual.name:
+            raise ValueError(
+                f"{value[:80]!r} is of {found.name}, and not of {usual.name}; give its rows in a "
+                "file of their own"
+            )
+        return found.reference
+
+    return entry_of
+
+
+def _knowledge(registry: Registry, entry: Promoted) -> list[RunKnowledge]:
+    """What the run of an entry knows, and the evaluation outside of it that it was promoted on.
+    Raises `RegistryError` where either is gone."""
+    problems: list[str] = []
+    run = run_of(registry, entry, problems)
+    if run is None:
+        raise RegistryError(
+            f"{entry.reference}: what the evaluations of its run {entry.run_id} ask cannot be told "
+            f"({'; '.join(problems)}), so nothing can be kept out of the rows. Put the run back."
+        )
+    outside = record_of(Results, entry.results).evaluation_dir
+    evaluations = [] if outside is None else [RunStore.open(registry.folder / outside)]
+    return [known_of(one) for one in (run, *evaluations)]
+
+
+def _refuse_taken(registry: Registry, entry: Promoted, sha256: str, file: Path) -> None:
+    for event in registry.events:
+        if event["type"] != EVENT or (event.get("name"), event.get("sha256")) != (
+            entry.name,
+            sha256,
+        ):
+            continue
+        folder = registry.folder / str(event.get("folder"))
+        if folder.is_dir():
+            raise RegistryError(
+                f"{file}: these rows were taken for {entry.name} at {event['time']}, into "
+                f"{folder}. Nothing is done twice; remove that folder to take them again."
+            )
+
+
+# --- what may not get in --------------------------------------------------------------------------
+
+
+def _without_questions(
+    rows: Sequence[Rated], questions: Questions, file: str
+) -> tuple[list[Rated], list[DroppedRow], list[DroppedRow]]:
+    """The rows that ask nothing that an evaluation asks, those that do, and those that are near."""
+    kept: list[Rated] = []
+    dropped: list[DroppedRow] = []
+    similar: list[DroppedRow] = []
+    for row in rows:
+        turns = [(one.role, one.text) for one in row.prompt.messages]
+        turns += [("assistant", answer) for answer in row.answers]
+        ids = {one for answer in row.answers for one in conversation_ids(row.prompt, answer)}
+        hit = questions.find_in(sorted(ids) or [""], turns)
+        if hit is None or hit.kind == "similar":
+            kept.append(row)
+        if hit is not None:
+            text, other = (one or None for one in (hit.text, hit.other))
+            into = dropped if hit.kind == "contaminated" else similar
+            into.append(DroppedRow(file, row.line_no, hit.kind, hit.reason, text, other))
+    return kept, dropped, similar
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def _contents(
+    entry: Promoted,
+    file: str,
+    found: Sorted,
+    left_out: Sequence[DroppedRow],
+    similar: Sequence[DroppedRow],
+) -> dict[str, str]:
+    """The files of the folder, those without a row left away."""
+    pool = [_pool_row(one, answer, file) for one in found.asked for answer in one.right]
+    to_answer = [_to_answer_row(one, file) for one in found.asked if one.is_failed]
+    contents = {
+        POOL: _json_lines(pool),
+        f"{entry.name}_{TO_ANSWER}.jsonl": _json_lines(to_answer),
+        PREFERENCES: _json_lines(_preference_row(pair, file) for pair in found.pairs),
+        LEFT_OUT: "".join(row_lines(left_out)),
+        SIMILAR: "".join(row_lines(similar)),
+    }
+    return {name: text for name, text in contents.items() if text}
+
+
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _of_topic(asked: Asked) -> dict[str, str]:
+    return {} if asked.topic is None else {"topic": asked.topic}
+
+
+def _from(answer: Answer, file: str) -> dict[str, Any]:
+    """Where an answer is to be looked up."""
+    labels = {
+        key: value
+        for key in ("id", "time")
+        if (value := getattr(answer.votes[0].row, key)) is not None
+    }
+    return {"file": file, "lines": answer.lines, "entry": answer.entry, **labels}
+
+
+def _pool_row(asked: Asked, answer: Answer, file: str) -> dict[str, Any]:
+    return {
+        "prompt": asked.prompt.given,
+        "completion": answer.text,
+        **_of_topic(asked),
+        FOLDER: _from(answer, file),
+    }
+
+
+def _to_answer_row(asked: Asked, file: str) -> dict[str, Any]:
+    """A prompt with the best of its wrong answers, in the form that feedback is read in."""
+    wrong = max(asked.answers, key=lambda one: one.worth or 0.0, default=None)
+    row = next((vote.row for vote in wrong.votes), None) if wrong else asked.rows[0]
+    assert row is not None, "an answer has a vote, and a prompt a row"
+    response = {} if wrong is None else {"response": wrong.text, "score": wrong.worth}
+    return {
+        "prompt": asked.prompt.given,
+        **response,
+        "correction": "",
+        **_of_topic(asked),
+        "checkpoint": row.entry,
+        TO_ANSWER: f"{file} line {row.line_no}",
+    }
+
+
+def _preference_row(pair: Pair, file: str) -> dict[str, Any]:
+    """In messages throughout, which trainers take as they are."""
+    messages = [{"role": one.role, "content": one.content} for one in pair.asked.prompt.messages]
+    given = pair.asked.prompt.given
+    return {
+        "prompt": messages if isinstance(given, str) else given,
+        "chosen": [{"role": "assistant", "content": pair.chosen.text}],
+        "rejected": [{"role": "assistant", "content": pair.rejected.text}],
+        FOLDER: {
+            "chosen": {**_from(pair.chosen, file), "score": pair.chosen.worth},
+            "rejected": {**_from(pair.rejected, file), "score": pair.rejected.worth},
+        },
+    }
+
+
+def _write(given: FeedbackFile, taken: Taken, contents: Mapping[str, str]) -> None:
+    """Let the folder appear, then the event of it: what the registry tells of is there."""
+    with writing(given.registry) as writer:
+        entry = writer.registry.find(taken.entry)
+        _refuse_taken(writer.registry, entry, taken.sha256, given.file)
+        with folder_aside(taken.folder) as aside:
+            for name, text in contents.items():
+                write_plain(aside / name, text.encode())
+        folder = taken.folder.absolute()
+        inside = folder.is_relative_to(writer.registry.folder)
+        place = folder.relative_to(writer.registry.folder) if inside else folder
+        writer.record(
+            EVENT,
+            {
+                "name": entry.name,
+                "entry": taken.entry,
+                "file": as_text(taken.file),
+                "sha256": taken.sha256,
+                "folder": as_text(str(place)),
+                "files": {
+                    name: hashlib.sha256(text.encode()).hexdigest()
+                    for name, text in contents.items()
+                },
+                "right_from": taken.right_from,
+                "counts": dict(taken.counts),
+                "versions": dict(taken.versions),
+                **given.who._asdict(),
+            },
+        )
+
+
+def _free_folder(given: FeedbackFile, registry: Registry, name: str, sha256: str) -> Path:
+    """Where the folder is to appear. One without an event of it, as a kill leaves, is let be."""
+    if given.out is not None:
+        refuse_occupied("--out", given.out)
+        return given.out
+    first = registry.folder / FOLDER / name / sha256[:FOLDER_CHARS]
+    numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([first], numbered) if not one.exists())
+
+
+# --- what is said of it ---------------------------------------------------------------------------
+
+
+def _notes(name: str, entry: Promoted, read: RatedFile, found: Sorted) -> list[str]:
+    notes = []
+    if name.removeprefix(PREFIX) != entry.key:
+        notes.append(f"{name} means {entry.reference}")
+    if read.unused:
+        columns = [f"{as_text(key)[:80]} ({_many(n, 'row')})" for key, n in read.unused.items()]
+        notes.append(f"columns that are not used: {_listed(columns)}")
+    if found.num_several_topics:
+        notes.append(
+            f"{_many(found.num_several_topics, 'prompt')} with rows of different topics: the "
+            "first one counts"
+        )
+    return notes
+
+
+def _counts(
+    read: RatedFile,
+    found: Sorted,
+    left_out: Sequence[DroppedRow],
+    similar: Sequence[DroppedRow],
+    beside: Beside,
+) -> dict[str, int]:
+    kinds = Counter(row.kind for row in left_out)
+    return {
+        "rows": len(read.rows),
+        "pool": sum(len(one.right) for one in found.asked),
+        "to_answer": sum(one.is_failed for one in found.asked),
+        "preferences": len(found.pairs),
+        "ties": found.num_ties,
+        **{kind: kinds[kind] for kind in LEFT_WORDS},
+        "repeated": found.num_repeated,
+        "similar": len(similar),
+        "conflicts": len(beside.conflicts),
+        "known": len(beside.known),
+    }
+
+
+def _topics(found: Sorted) -> dict[str, int]:
+    topics = Counter[str]()
+    for one in found.asked:
+        if one.right:
+            topics[one.topic or ""] += len(one.right)
+    return dict(topics)
+
+
+def _summary(taken: Taken, beside: Beside) -> dict[str, Any]:
+    """What `feedback.json` holds."""
+    return {**taken.to_json(), "conflicts": sorted(set(beside.conflicts.values()))}
+
+
+def _listed(words: Sequence[str]) -> str:
+    more = len(words) - MAX_LISTED
+    return ", ".join(words[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
