@@ -1,5 +1,6 @@
 # Make .venv with the pinned requirements, where it is missing or they have changed. Sourced by
-# run_demo.sh and run_tests.sh from the repository's folder; sets VENV_PYTHON.
+# run_demo.sh and run_tests.sh from the repository's folder; sets VENV_PYTHON. ensure_gguf adds what
+# GGUF files need.
 
 find_python() {
     local candidate
@@ -34,4 +35,19 @@ ensure_venv() {
         return 1
     fi
     echo "$wanted" >"$stamp"
+}
+
+ensure_gguf() {
+    local wanted stamp=.venv/.installed-gguf
+    wanted="$("$VENV_PYTHON" -c 'import hashlib; print(hashlib.sha256(open("requirements-gguf.txt", "rb").read()).hexdigest())')"
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    echo "Installing requirements-gguf.txt into .venv (once; 35 MB) ..." >&2
+    if "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements-gguf.txt; then
+        echo "$wanted" >"$stamp"
+    else
+        echo "requirements-gguf.txt could not be installed; see pip's message above. The tests that load" >&2
+        echo "GGUF files are skipped." >&2
+    fi
 }

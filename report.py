@@ -170,7 +170,7 @@ def write_one(args: argparse.Namespace) -> None:
     from storage.files import write_whole
 
     (name,) = args.runs
-    run_dir, _ = named_round(name, name, [Path()])
+    run_dir, *_ = named_round(name, name, [Path()])
     if str(run_dir) != name and not Path(name).exists():
         raise ConfigError(
             f"{name}: a page is of a whole run. Give {run_dir} alone, or another checkpoint to "

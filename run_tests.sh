@@ -18,6 +18,7 @@ for argument in "$@"; do
 done
 . ./ensure_venv.sh
 ensure_venv
+ensure_gguf
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

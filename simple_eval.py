@@ -28,6 +28,7 @@ from rows.rendering import Rendering
 from rows.sources import Row, Source, is_text, read_rows, sha256_of
 from scores.results import SampleResult
 from storage.journal import Journal
+from user_code.finding import code_of
 from user_code.own_graders import OwnGrader, Verdict, grader_files, is_own_grader, load_own_graders
 
 if TYPE_CHECKING:
@@ -140,11 +141,24 @@ def load_questions(name: str, path: Path) -> QuestionTask:
         )
     if not questions:
         raise DataError(f"{path}: the file holds no question. Give one JSON object per line.")
-    sha256 = sha256_of(source)
     graders, code = load_own_graders(path, (question.grader for question in questions))
-    if code:
-        sha256 = hashlib.sha256(json.dumps([sha256, *sorted(code.values())]).encode()).hexdigest()
+    sha256 = _digest(sha256_of(source), code)
     return QuestionTask(name, path, sha256, tuple(questions), graders, code)
+
+
+def digest_of(path: Path) -> str:
+    """The `sha256` that a question file would be loaded with; no grader's code is run. Raises
+    `DataError` and `OSError`."""
+    code: dict[str, str] = {}
+    for file in grader_files_of(path):
+        code |= code_of(file)
+    return _digest(sha256_of(Source(path.name, path)), code)
+
+
+def _digest(of_file: str, code: Mapping[str, str]) -> str:
+    if not code:
+        return of_file
+    return hashlib.sha256(json.dumps([of_file, *sorted(code.values())]).encode()).hexdigest()
 
 
 def _lines(numbers: Sequence[int]) -> str:

@@ -20,24 +20,29 @@ from errors import ConfigError
 LIMIT_S = 10.0
 
 
-def parse_command(text: str) -> list[str]:
-    """The words of a command. Raises `ConfigError` when it is none."""
+def parse_command(text: str, flag: str = "--alert") -> list[str]:
+    """The words of a command, which `flag` gives. Raises `ConfigError` when it is none."""
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ConfigError(f"--alert {text}: not a command: {error}.") from None
+        raise ConfigError(f"{flag} {text}: not a command: {error}.") from None
     if not words:
-        raise ConfigError("--alert: the command is empty. Give a program and its arguments.")
+        raise ConfigError(f"{flag}: the command is empty. Give a program and its arguments.")
     if shutil.which(words[0]) is None:
         raise ConfigError(
-            f"--alert {text}: {words[0]!r} is no program that can be run. Give one and its "
+            f"{flag} {text}: {words[0]!r} is no program that can be run. Give one and its "
             "arguments; no shell reads them, so for pipes and variables name a script."
         )
     return words
 
 
-def send_alert(words: Sequence[str], message: Mapping[str, Any]) -> str | None:
-    """Run the command; returns what went wrong with it, or None."""
+def send_alert(
+    words: Sequence[str],
+    message: Mapping[str, Any],
+    what: str = "the alert command",
+    limit_s: float = LIMIT_S,
+) -> str | None:
+    """Run the command; returns what went wrong with it, or None. `what` is what it is called."""
     try:
         process = subprocess.Popen(
             words,
@@ -47,15 +52,15 @@ def send_alert(words: Sequence[str], message: Mapping[str, Any]) -> str | None:
             start_new_session=True,  # so that what it has started can be stopped with it
         )
     except (OSError, ValueError) as error:
-        return f"the alert command {words[0]} could not be run: {error}"
+        return f"{what} {words[0]} could not be run: {error}"
     try:
-        process.communicate(json.dumps(message).encode() + b"\n", LIMIT_S)
+        process.communicate(json.dumps(message).encode() + b"\n", limit_s)
     except subprocess.TimeoutExpired:
-        return f"the alert command {words[0]} took longer than {LIMIT_S:g} s and was stopped"
+        return f"{what} {words[0]} took longer than {limit_s:g} s and was stopped"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode != 0:
-        return f"the alert command {words[0]} ended with exit code {process.returncode}"
+        return f"{what} {words[0]} ended with exit code {process.returncode}"
     return None

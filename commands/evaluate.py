@@ -76,7 +76,10 @@ def evaluate_checkpoints(
     store = settings.store
     progress.lines(settings.notes)
     named = settings.evaluated
-    subjects = recorded_subjects(named, store) if store else find_subjects(named, Path("runs"))
+    if store is not None:
+        subjects = recorded_subjects(named, store)
+    else:
+        subjects = find_subjects(named, Path("runs"), args.registry)
     settled = settle_evaluation(args, settings, session, subjects)
     if args.dry_run:
         session.end_live_line()
@@ -140,6 +143,7 @@ def settle_evaluation(
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
     lines += [describe_resolution(gate, inputs.scored_sizes), *describe_formats(plan)]
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
+    lines += [note for subject in subjects for note in subject.notes]
     return SettledEvaluation(choice, plan, gate, lines)
 
 

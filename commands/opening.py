@@ -77,6 +77,11 @@ class OpenedSettings(NamedTuple):
 
 def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
     """Find out from the command line which settings and which run directory are meant."""
+    if args.registry is not None and args.evaluate is None:
+        raise ConfigError(
+            "--registry is where --evaluate looks up registry:NAME@3, and there is no --evaluate. "
+            "Leave it out; start_from looks in the config's folder and in this one."
+        )
     if args.resume is None:
         if args.config is None:
             raise ConfigError(_no_config(args))
@@ -136,7 +141,7 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
     store.refuse_impossible_ledger()
     recorded = store.settled_config()
     if given is None:
-        given, moved = _recorded_config(store, recorded, args.overrides)
+        given, moved = recorded_config(store, recorded, args.overrides)
         notes += moved
     where = str(run_dir) if args.config is None else str(given.file)
     model_dir = find_model_dir(given)
@@ -171,7 +176,7 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
     return opened if store.has_started or evaluated is not None else with_start(opened)
 
 
-def _recorded_config(
+def recorded_config(
     store: RunStore, recorded: dict[str, Any], overrides: list[str]
 ) -> tuple[LoadedConfig, list[str]]:
     """The settings that a run recorded, where its files lie now; a line where that is elsewhere."""

@@ -107,6 +107,8 @@ class _Measured(_OfRound):
     num_samples: Count = 0
     latency_ms: Measure | None = None
     digests: dict[str, str] = {}  # of each task; versions before had none
+    # Of the files that were measured; None where none are here, and of versions before.
+    weights_sha256: dict[str, str] | None = None
 
 
 class _Evaluated(_OfRound):

@@ -177,6 +177,7 @@ class _Evaluated:
     round: Count | None
     run_id: str | None = None  # older evaluations have not recorded these
     weights: str | None = None
+    promoted_sha256: dict[str, str] | None = None  # where a registry's name stood for it
 
 
 @dataclass(frozen=True)

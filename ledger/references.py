@@ -1,8 +1,9 @@
 """Checkpoints as a command line or a setting names them, found in their run directories.
 
 A checkpoint is named `RUN_DIR` or `RUN_DIR@best` (what the run recommends), `RUN_DIR@round_02`
-(`round_00` is the untouched model, or what the run was started from), or `tinker://...`: sampler
-weights to evaluate, a state to train on from.
+(`round_00` is the untouched model, or what the run was started from), `registry:NAME@3`,
+`registry:NAME@ALIAS` or `registry:ALIAS` (what was promoted), or `tinker://...`: sampler weights to
+evaluate, a state to train on from.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import ConfigError, RunStoreError
 from ledger.records import Checkpoint, ModelFiles
+from ledger.registry_file import REGISTRY
+from ledger.registry_names import is_registry_name, locate, registry_in, weights_problem
 from ledger.run_directory import RunDirectory
 from ledger.store import RunStore
 from scores.results import EvalResult
+
+PROMOTED = "promoted_sha256"  # key of a checkpoint's record, where a registry's name stood for it
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Subject:
     baseline: EvalResult | None = None  # of the untouched model, in that run
     model_name: str | None = None  # what the base model was called on the run's service
     model_files: ModelFiles | None = None  # None also where the run did not record them
+    promoted_sha256: dict[str, str] | None = None  # of the files that a registry's name stands for
+    notes: tuple[str, ...] = ()  # what is to be said of its name
 
     @property
     def checkpoint_dir(self) -> Path | None:
@@ -52,12 +59,22 @@ class Subject:
         """What names the checkpoint for good, whatever its run becomes and from wherever."""
         run_dir = None if self.run_dir is None else str(self.run_dir.resolve())
         of_run = {"run_dir": run_dir, "run_id": self.run_id, "round": self.round}
-        return {"label": self.label, "path": self.path, "weights": self.weights, **of_run}
+        promoted = {} if self.promoted_sha256 is None else {PROMOTED: self.promoted_sha256}
+        named = {"label": self.label, "path": self.path, "weights": self.weights}
+        return {**named, **of_run, **promoted}
 
 
-def find_subjects(names: Sequence[str], runs_dir: Path) -> list[Subject]:
-    """The checkpoints that are meant, in the order given. Raises `InputError` children."""
-    subjects = [_find(name, runs_dir) for name in names]
+def find_subjects(
+    names: Sequence[str],
+    runs_dir: Path,
+    registry: Path | None = None,
+    key: str = "--evaluate",
+) -> list[Subject]:
+    """The checkpoints that are meant, in the order given; names of a registry are of the one beside
+    the runs where no other is given, and `key` is what errors begin with. Raises `InputError`
+    children."""
+    registry = runs_dir.parent / REGISTRY if registry is None else registry
+    subjects = [_find(name, runs_dir, registry, key) for name in names]
     _refuse_repeated(names, subjects)
     return subjects
 
@@ -90,37 +107,57 @@ def recorded_subjects(
                 f"evaluation began: its weights are {subject.weights}, and were "
                 f"{record['weights']}. Start a new evaluation."
             )
-        subjects.append(subject)
+        problem = weights_problem(run_dir, record.get(PROMOTED), path)
+        if problem is not None:
+            raise ConfigError(
+                f"{label}: the evaluation began on weights that were promoted, and in {run_dir} "
+                f"{problem}. Put them back, or start a new evaluation."
+            )
+        subjects.append(replace(subject, promoted_sha256=record.get(PROMOTED)))
     return subjects
 
 
 def _refuse_repeated(names: Sequence[str], subjects: Sequence[Subject]) -> None:
     for position, subject in enumerate(subjects):
-        for other in subjects[:position]:
+        for earlier, other in zip(names, subjects[:position], strict=False):
             if (subject.path, subject.base_model) == (other.path, other.base_model):
                 raise ConfigError(
-                    f"--evaluate: {names[position]} is the same checkpoint as {other.label}. Name "
+                    f"--evaluate: {names[position]} is the same checkpoint as {earlier}. Name "
                     "each once."
                 )
 
 
-def _find(name: str, runs_dir: Path) -> Subject:
+def _find(name: str, runs_dir: Path, registry: Path, key: str) -> Subject:
     if name.startswith("tinker://"):
         return _find_path(name, runs_dir)
-    found = _find_round(f"--evaluate {name}", name, [Path()])
-    return _of_round(found.store, found.round, name)
+    if is_registry_name(name):
+        found = locate(registry, name)
+        entry = found.entry
+        # An alias moves; what is recorded and shown is the name that does not.
+        subject = _of_round(found.store, entry.round, entry.reference, key)
+        return replace(subject, promoted_sha256=entry.weights_sha256, notes=found.notes)
+    found = _find_round(f"{key} {name}", name, [Path()])
+    return _of_round(found.store, found.round, name, key)
 
 
 class NamedRound(NamedTuple):
-    """A run directory and a round of it as a name means them; None for its best."""
+    """A run directory and a round of it as a name means them; None for its best. `notes` are to be
+    said of the name."""
 
     run_dir: Path
     round: int | None
+    notes: tuple[str, ...] = ()
 
 
 def named_round(key: str, name: str, folders: Sequence[Path]) -> NamedRound:
-    """What `RUN_DIR`, `RUN_DIR@best` and `RUN_DIR@round_02` mean, the directory looked for in the
-    folders; `key` is what errors begin with. Raises `ConfigError` for another word behind `@`."""
+    """What `RUN_DIR`, `RUN_DIR@best`, `RUN_DIR@round_02` and a registry's names mean, looked for in
+    the folders; `key` is what errors begin with.
+
+    Raises `ConfigError` for another word behind `@`, and `RegistryError`.
+    """
+    if is_registry_name(name):
+        found = locate(registry_in(folders), name)
+        return NamedRound(found.store.run_dir, found.entry.round, found.notes)
     match = re.fullmatch(r"(.+)@(best|round_(\d{1,9}))", name, re.DOTALL)
     run_dir = _in_one_of(folders, name if match is None else match[1])
     before, at, after = name.rpartition("@")
@@ -141,7 +178,7 @@ class _Found(NamedTuple):
 def _find_round(key: str, name: str, folders: Sequence[Path]) -> _Found:
     """The run and the round that a name means, its directory looked for in the folders; `key` is
     what errors begin with."""
-    run_dir, number = named_round(key, name, folders)
+    run_dir, number, _ = named_round(key, name, folders)
     store = RunStore.open(run_dir)
     if store.is_evaluation:
         raise ConfigError(
@@ -174,19 +211,25 @@ def _in_one_of(folders: Sequence[Path], name: str) -> Path:
 
 
 class StartPoint(NamedTuple):
-    """A state to train on from, and the run that saved it; a path alone where none is known."""
+    """A state to train on from, and the run that saved it; a path alone where none is known.
+
+    `name` is what a registry calls it for good, and `notes` are to be said of the name given.
+    """
 
     state_path: str
     store: RunStore | None = None
     checkpoint: Checkpoint | None = None
+    name: str | None = None
+    notes: tuple[str, ...] = ()
 
 
-def find_start(name: str, folders: Sequence[Path]) -> StartPoint:
-    """The state that `start_from` means, relative names looked for in the folders, in their order.
+def find_start(name: str, folders: Sequence[Path], key: str | None = None) -> StartPoint:
+    """The state that `start_from` means, relative names looked for in the folders, in their order;
+    `key` is what errors begin with.
 
     Raises `InputError` children.
     """
-    key = f"start_from {name}"
+    key = key or f"start_from {name}"
     if name.startswith("tinker://"):
         for store in _stores([folder / "runs" for folder in folders]):
             for one in store.checkpoints():
@@ -198,6 +241,13 @@ def find_start(name: str, folders: Sequence[Path]) -> StartPoint:
                 f"that was saved with them: {name.replace('/sampler_weights/', '/weights/')}."
             )
         return StartPoint(name)
+    if is_registry_name(name):
+        at = locate(registry_in(folders), name)
+        state_path = at.checkpoint.state_path
+        problem = weights_problem(at.store.run_dir, at.entry.weights_sha256, state_path)
+        if problem is not None:
+            raise ConfigError(f"{key}: in {at.store.run_dir} {problem}. Name another entry.")
+        return StartPoint(state_path, at.store, at.checkpoint, at.entry.reference, at.notes)
     found = _find_round(key, name, folders)
     checkpoint = found.store.checkpoint(found.round)
     if checkpoint is None and found.round == 0:
@@ -245,11 +295,11 @@ def _find_path(path: str, runs_dir: Path) -> Subject:
     return Subject(path, path)
 
 
-def _of_round(store: RunStore, round_no: int, label: str) -> Subject:
+def _of_round(store: RunStore, round_no: int, label: str, key: str = "--evaluate") -> Subject:
     resolved = store.settled_config()
     checkpoint = store.checkpoint(round_no)
     if checkpoint is None and (round_no > 0 or store.origin is not None):
-        raise _no_weights(f"--evaluate {label}", store, round_no)
+        raise _no_weights(f"{key} {label}", store, round_no)
     path = None if checkpoint is None else checkpoint.sampler_path
     return Subject(
         label=label,

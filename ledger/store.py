@@ -47,6 +47,7 @@ from ledger.records import (
 )
 from ledger.run_directory import CONFIG, LEDGER, RUN_ID, Event
 from ledger.sealing import SealedEvaluations, digests_of
+from ledger.weights import WEIGHTS
 from rows.examples import DroppedRow
 from rows.places import DROPPED, SIMILAR, row_lines
 from scores.decision import Decision
@@ -92,11 +93,6 @@ class RunStore(SealedEvaluations):
     def baseline_name(self) -> str:
         """What round 0 measures."""
         return "the untouched model" if self.origin is None else self.origin.parent.name
-
-    def trained_ids(self) -> frozenset[str]:
-        """The rows that the run's steps were made of."""
-        steps = self.events("step")
-        return frozenset(one for event in steps for one in event.get("example_ids", ()))
 
     def manifest(self) -> Manifest:
         """What the run began with."""
@@ -169,17 +165,32 @@ class RunStore(SealedEvaluations):
         self.append("step", round=round_no, step=batch.step, **fields, loss=loss, nll=nll)
 
     def record_measured(
-        self, round_no: int, new: Measured, step: int, latency_ms: float | None = None
+        self,
+        round_no: int,
+        new: Measured,
+        step: int,
+        latency_ms: float | None = None,
+        weights: dict[str, str] | None = None,
     ) -> None:
         """Add to what has been measured of a round, so that none of it is measured twice.
 
-        `latency_ms` is the mean over the requests of this process, None where it made none. A
+        `latency_ms` is the mean over the requests of this process, None where it made none;
+        `weights` the sha256 of the files that were measured, None where they are not here. A
         result that is there already stays one: its score is of tasks measured before.
         """
         name = self._add_measured(round_no, new)
-        self._append_measured("measured", round_no, step, name, new, latency_ms)
+        latency_ms = None if latency_ms is None else round(latency_ms, 3)
+        told = {"latency_ms": latency_ms, WEIGHTS: weights}
+        self._append_measured("measured", round_no, step, name, new, told)
 
-    def record_taken(self, round_no: int, taken: Measured, step: int, source: RunStore) -> None:
+    def record_taken(
+        self,
+        round_no: int,
+        taken: Measured,
+        step: int,
+        source: RunStore,
+        weights: dict[str, str] | None = None,
+    ) -> None:
         """Add what another run has measured of the same weights, with its logs; it costs nothing
         here."""
         for task in taken.tasks:
@@ -195,6 +206,7 @@ class RunStore(SealedEvaluations):
             digests=digests_of(taken),
             taken_from=os.path.relpath(source.run_dir, self.run_dir),
             taken_from_run=source.run_id,
+            **{WEIGHTS: weights},
         )
 
     def _add_measured(self, round_no: int, new: Measured) -> str:
@@ -229,10 +241,13 @@ class RunStore(SealedEvaluations):
         """Break the seal, before the first sample: from now on this is the checkpoint it judged."""
         self.append("test_opened", round=round_no, checkpoint=checkpoint, test_hash=test_hash)
 
-    def record_test_measured(self, round_no: int, new: Measured, step: int) -> None:
+    def record_test_measured(
+        self, round_no: int, new: Measured, step: int, weights: dict[str, str] | None = None
+    ) -> None:
         """Add to what the sealed test has measured."""
         self.write_json(TEST_FILE, (self.test_measured() + new).to_json())
-        self._append_measured("test_measured", round_no, step, TEST_FILE, new)
+        told = {"latency_ms": None, WEIGHTS: weights}
+        self._append_measured("test_measured", round_no, step, TEST_FILE, new, told)
 
     def record_test(self, result: EvalResult, step: int) -> None:
         self.write_json(TEST_FILE, result.to_json())
@@ -245,7 +260,7 @@ class RunStore(SealedEvaluations):
         step: int,
         file: str,
         measured: Measured,
-        latency_ms: float | None = None,
+        told: dict[str, Any],
     ) -> None:
         samples = [sample for task in measured.tasks for sample in task.samples]
         self.append(
@@ -257,9 +272,9 @@ class RunStore(SealedEvaluations):
             + sum(loss.num_prompt_tokens for loss in measured.held_out),
             num_sampled_tokens=sum(sample.num_sampled_tokens for sample in samples),
             num_samples=len(samples) + sum(loss.n for loss in measured.held_out),
-            latency_ms=None if latency_ms is None else round(latency_ms, 3),
             file=file,
             digests=digests_of(measured),
+            **told,
         )
 
     def _append_result(self, event_type: str, result: EvalResult, step: int, file: str) -> None:
@@ -435,11 +450,6 @@ class RunStore(SealedEvaluations):
         """Score per evaluated round, the baseline included."""
         return {event["round"]: event["score"] for event in self.events("evaluated")}
 
-    def steps_taken(self) -> int:
-        """Optimizer steps in the newest saved weights."""
-        checkpoint = self.last_checkpoint()
-        return 0 if checkpoint is None else checkpoint.step
-
     def last_lr(self, round_no: int) -> float | None:
         """The learning rate of a round's last step; None for the baseline."""
         event = self._last("step", round_no)
@@ -448,16 +458,6 @@ class RunStore(SealedEvaluations):
     def losses(self, round_no: int) -> list[float]:
         """Training loss per token of each step of a round."""
         return [event["nll"] for event in self.events("step", round_no)]
-
-    def lineage(self, round_no: int) -> list[int]:
-        """The rounds that a round's weights came from, the baseline first."""
-        rounds: list[int] = []
-        while round_no > 0:
-            decided = self._last("decided", round_no - 1)
-            is_rollback = decided is not None and decided["action"] == "rollback"
-            round_no = decided["best_round"] if decided and is_rollback else round_no - 1
-            rounds.append(round_no)
-        return rounds[::-1]
 
     def held_out_points(self, round_no: int) -> list[HeldOutPoint]:
         """The held-out losses measured inside a round."""

@@ -5,11 +5,29 @@ What was superseded by a resumption lies on the service all the same, and is cou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
 
-from ledger.records import Checkpoint, SavedWeights
-from ledger.run_directory import Event, RunDirectory
+from errors import RunStoreError
+from ledger.records import Checkpoint, SavedWeights, Stamp, WeightsPath
+from ledger.run_directory import Event, RunDirectory, now
+from storage.files import append_line, read_lines
+from storage.stored_json import parse_object, record_of
+
+WEIGHTS = "weights_sha256"  # of what was measured: the files that it lies in, by name
+PROMOTIONS = "promotions.jsonl"
+
+
+@dataclass(frozen=True)
+class _Promotion:
+    """A line of promotions.jsonl."""
+
+    time: Stamp
+    what: Literal["promoted", "let_go"]
+    paths: list[WeightsPath]
+    reference: str
 
 
 class SavedWeightsRecords(RunDirectory):
@@ -36,6 +54,44 @@ class SavedWeightsRecords(RunDirectory):
         if self._last("care_failed", round_no) is None:
             self.append("care_failed", round=round_no, detail=detail)
 
+    def record_promoted(self, paths: Sequence[str], reference: str) -> None:
+        """A registry has these weights: they have no expiry, whatever the run recommends. It is
+        noted beside the ledger, since it is no event of the run, which may be at work."""
+        self._note_promotion("promoted", paths, reference)
+
+    def record_let_go(self, paths: Sequence[str], reference: str) -> None:
+        """A registry does not need these weights any more."""
+        self._note_promotion("let_go", paths, reference)
+
+    def _note_promotion(self, what: str, paths: Sequence[str], reference: str) -> None:
+        note = {"time": now(), "what": what, "paths": list(paths), "reference": reference}
+        read_lines(self.run_dir / PROMOTIONS, repair=True)  # a power cut may have torn the last
+        append_line(self.run_dir / PROMOTIONS, json.dumps(note))
+
+    def promoted_paths(self) -> dict[str, list[str]]:
+        """Weights that registries have, and as what. Raises `RunStoreError`."""
+        found: dict[str, list[str]] = {}
+        for line in read_lines(self.run_dir / PROMOTIONS, repair=False).complete:
+            try:
+                note = record_of(_Promotion, parse_object(line))
+            except ValueError as error:
+                raise RunStoreError(
+                    f"{self.run_dir / PROMOTIONS}: a line of it is no note of a promotion: "
+                    f"{error}. The file was changed by something else; restore it from a copy."
+                ) from None
+            for path in note.paths:
+                held = found.setdefault(path, [])
+                if note.what == "promoted" and note.reference not in held:
+                    held.append(note.reference)
+                elif note.what == "let_go" and note.reference in held:
+                    held.remove(note.reference)
+        return {path: references for path, references in found.items() if references}
+
+    def trained_ids(self) -> frozenset[str]:
+        """The rows that the run's steps were made of."""
+        steps = self.events("step")
+        return frozenset(one for event in steps for one in event.get("example_ids", ()))
+
     def kept_paths(self) -> list[str]:
         """Weights without expiry; what was superseded since counts as well, it is still there."""
         kept: dict[str, None] = {}
@@ -61,6 +117,7 @@ class SavedWeightsRecords(RunDirectory):
         for event in self._all_events:
             if event["type"] in ("checkpoint_kept", "checkpoint_released"):
                 expiries |= dict.fromkeys(event["paths"], event["expires_at"])
+        expiries |= dict.fromkeys(self.promoted_paths(), None)
         current = {event["seq"] for event in self.events("checkpoint")}
         saved = []
         for event in self._all_events:
@@ -84,6 +141,33 @@ class SavedWeightsRecords(RunDirectory):
         """The newest state to go on from, inside a round or at its end."""
         saves = self._usable_saves()
         return self._record(Checkpoint, saves[-1]) if saves else None
+
+    def steps_taken(self) -> int:
+        """Optimizer steps in the newest saved weights."""
+        checkpoint = self.last_checkpoint()
+        return 0 if checkpoint is None else checkpoint.step
+
+    def lineage(self, round_no: int) -> list[int]:
+        """The rounds that a round's weights came from, the baseline first."""
+        rounds: list[int] = []
+        while round_no > 0:
+            decided = self._last("decided", round_no - 1)
+            is_rollback = decided is not None and decided["action"] == "rollback"
+            round_no = decided["best_round"] if decided and is_rollback else round_no - 1
+            rounds.append(round_no)
+        return rounds[::-1]
+
+    def measured_weights(
+        self, round_no: int, tasks: Collection[str]
+    ) -> list[dict[str, str] | None]:
+        """The sha256 of the files that these tasks were measured on, each that there is once; None
+        where it was not recorded."""
+        found: list[dict[str, str] | None] = []
+        for event in self.events("measured", round_no):
+            weights = event.get(WEIGHTS)
+            if weights not in found and not set(event["tasks"]).isdisjoint(tasks):
+                found.append(weights)
+        return found
 
     def checkpoints(self) -> list[Checkpoint]:
         """What can be gone on from or evaluated, oldest first."""

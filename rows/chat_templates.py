@@ -124,11 +124,39 @@ def _apply(tokenizer: Any, probe: Probe) -> list[int]:
         return _applied(tokenizer, messages, probe)
 
 
+def read_prompts(
+    tokenizer: Any, conversations: Mapping[str, Sequence[Mapping[str, str]]]
+) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """The prompts that a tokenizer's chat template writes, and of the others why it does not.
+
+    All are written within `LIMIT_S`.
+    """
+    tokens: dict[str, list[int]] = {}
+    refused: dict[str, str] = {}
+    ends_at = time.monotonic() + LIMIT_S
+    for name, turns in conversations.items():
+        messages: list[dict[str, Any]] = [dict(turn) for turn in turns]
+        written = _stopped_at(ends_at, lambda given=messages: _written(tokenizer, given))
+        if written is None:
+            refused[name] = f"it has not ended within {LIMIT_S:g} s, and was stopped"
+        elif (error := written.exception()) is not None:
+            refused[name] = f"it fails with {type(error).__name__}: {_first_line(error)}"
+        else:
+            tokens[name] = written.result()
+    return tokens, refused
+
+
 def _applied(tokenizer: Any, messages: list[dict[str, Any]], probe: Probe) -> list[int]:
+    return _written(tokenizer, messages, is_prompt=probe.is_prompt)
+
+
+def _written(
+    tokenizer: Any, messages: list[dict[str, Any]], *, is_prompt: bool = True
+) -> list[int]:
     return list(
         tokenizer.apply_chat_template(
             messages,
-            add_generation_prompt=probe.is_prompt,
+            add_generation_prompt=is_prompt,
             tokenize=True,
             return_dict=False,
         )

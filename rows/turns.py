@@ -35,18 +35,27 @@ class Abilities:
 
 def abilities_of(renderer: Renderer) -> Abilities:
     """Ask a renderer what it can express."""
-    from tinker_cookbook.renderers.qwen3 import Qwen3InstructRenderer
-
-    parts = [{"type": "thinking", "thinking": "zyx"}, {"type": "text", "text": "b"}]
-    reasoned = _said(renderer, [_ASKED, {"role": "assistant", "content": parts}]) or ""
-    if isinstance(renderer, Qwen3InstructRenderer):
-        reasoned = ""  # it writes the tags, but no model whose format this is has seen them
     return Abilities(
         takes_tools=_takes_tools(renderer),
-        takes_reasoning="zyx" in reasoned,
-        reads_think_tags=all(tag in reasoned for tag in (OPEN, CLOSE)),
+        takes_reasoning="zyx" in _reasoned(renderer),
+        reads_think_tags=reads_think_tags(renderer),
         has_prefill=_has_prefill(renderer),
     )
+
+
+def reads_think_tags(renderer: Renderer) -> bool:
+    """Whether it writes reasoning as `<think>`, so that such text in an answer is that."""
+    return all(tag in _reasoned(renderer) for tag in (OPEN, CLOSE))
+
+
+def _reasoned(renderer: Renderer) -> str:
+    """An answer with reasoning; empty where the format has no place for it."""
+    from tinker_cookbook.renderers.qwen3 import Qwen3InstructRenderer
+
+    if isinstance(renderer, Qwen3InstructRenderer):
+        return ""  # it writes the tags, but no model whose format this is has seen them
+    parts = [{"type": "thinking", "thinking": "zyx"}, {"type": "text", "text": "b"}]
+    return _said(renderer, [_ASKED, {"role": "assistant", "content": parts}]) or ""
 
 
 def _said(renderer: Renderer, messages: Sequence[Any]) -> str | None:

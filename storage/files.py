@@ -15,8 +15,9 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from errors import StorageError
 
@@ -138,7 +139,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     )
 
 
-def open_plain(path: Path) -> IO[bytes] | None:
+def open_plain(path: Path) -> BufferedReader | None:
     """Open a file that is one, and neither a link nor a pipe; None for anything else."""
     try:
         # Without waiting, which a pipe would do.
@@ -168,3 +169,16 @@ def read_lines(path: Path, *, repair: bool) -> Lines:
     if torn and repair:
         os.truncate(path, len(complete) + len(newline))
     return Lines(complete.split(b"\n") if newline else [], len(torn))
+
+
+def cut_to(path: Path, size: int) -> None:
+    """Cut what comes after so many bytes off a file, durably. Raises `StorageError`."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        try:
+            os.ftruncate(descriptor, size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise storage_error(path, error) from error

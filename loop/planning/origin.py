@@ -41,6 +41,7 @@ class Start:
     base_model: str | None  # a model directory or a hub name, as that run resolved it
     model_files: ModelFiles | None
     weights_dir: Path | None  # where the embedded service finds them
+    notes: tuple[str, ...] = ()  # what is to be said of their name
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def find_origin(loaded: LoadedConfig) -> Start | None:
         return Start(key, origin, Lineage(), None, None, None, None, None)
     settled, lineage = store.settled_config(), lineage_of(store)
     parent = Ancestor(
-        name=name,
+        name=point.name or name,
         state_path=path,
         run_id=store.run_id,
         run_dir=str(store.run_dir.resolve()),
@@ -83,6 +84,7 @@ def find_origin(loaded: LoadedConfig) -> Start | None:
         base_model=settled["files"]["base_model"],
         model_files=store.manifest().base_model,
         weights_dir=store.run_dir.resolve() / "checkpoints",
+        notes=point.notes,
     )
     _refuse_other_shape(start, loaded)
     _refuse_missing_weights(start, store)
@@ -199,7 +201,8 @@ def checked_origin(
     refuse_other_base(start, inputs)
     known = refuse_known_questions(start.key, start.lineage, inputs.tasks, inputs.test_tasks)
     of_path = start.origin.unknown if inputs.test_tasks else []
-    return replace(start.origin, unknown=[*of_path, *known.unknown], warnings=known.warnings)
+    warnings = [*start.notes, *known.warnings]
+    return replace(start.origin, unknown=[*of_path, *known.unknown], warnings=warnings)
 
 
 def refuse_other_files(start: Start | None, plan: Plan) -> list[str]:

@@ -37,7 +37,7 @@ def tokens_of(plan: Plan) -> RunTokens:
         every = config.evaluation.held_out_every_steps
         if every is not None and task.layer == 1:
             times += plan.steps.total // every
-        per_time = _eval_tokens(plan, task)
+        per_time = eval_tokens(plan, task)
         num_prompt += times * per_time.num_prompt
         num_sampled += times * per_time.num_sampled
         if task.needs_rehearsal:
@@ -45,8 +45,8 @@ def tokens_of(plan: Plan) -> RunTokens:
             num_sampled += _max_tokens(plan, task)
     num_prompt += _num_mining_tokens(plan, num_rounds)
     for task in plan.test_tasks:
-        num_prompt += _eval_tokens(plan, task).num_prompt
-        num_sampled += _eval_tokens(plan, task).num_sampled
+        num_prompt += eval_tokens(plan, task).num_prompt
+        num_sampled += eval_tokens(plan, task).num_sampled
     tables = plan.train, plan.pool
     num_examples = sum(len(table.examples) for table in tables)
     mean_tokens = sum(sum(table.num_tokens) for table in tables) / num_examples
@@ -81,19 +81,19 @@ def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
     return num_tokens
 
 
-class _EvalTokens(NamedTuple):
+class EvalTokens(NamedTuple):
     num_prompt: int
     num_sampled: int
 
 
-def _eval_tokens(plan: Plan, task: EvalTask) -> _EvalTokens:
+def eval_tokens(plan: Plan, task: EvalTask) -> EvalTokens:
     """Tokens of measuring a task once, at the most."""
     if isinstance(task.work, HeldOutFile):
         infos = [plan.rendering[example.id].info for example in task.work.examples]
-        return _EvalTokens(sum(info.num_tokens + 1 for info in infos), 0)
+        return EvalTokens(sum(info.num_tokens + 1 for info in infos), 0)
     num_prompt = sum(_num_prompt_tokens(plan, one) for one in task.asked)
     repeats = plan.sampling.num_repeats
-    return _EvalTokens(repeats * num_prompt, repeats * task.n * _max_tokens(plan, task))
+    return EvalTokens(repeats * num_prompt, repeats * task.n * _max_tokens(plan, task))
 
 
 def _num_prompt_tokens(plan: Plan, asked: Asked) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Mapping
@@ -12,6 +13,7 @@ from errors import LoopError
 from evaluation.measuring import Measuring, measure, rehearse_tasks
 from evaluation.tasks import EvalTask, protocol_of
 from ledger.records import Checkpoint
+from ledger.registry_weights import digests_of_weights
 from ledger.store import RunStore
 from loop.rounds.run import Run
 from loop.rounds.session import sampling_client
@@ -69,8 +71,10 @@ async def measure_and_record(
         if left := take_paid(run, number, step, missing, protocol):
             total = sum(task.num_requests(plan.sampling.num_repeats) for task in left)
             place = await measuring(run, number, label, path, total - len(journal))
+            weights = await weights_asked(run, path)
             async for new in measure(left, place, journal):
-                store.record_measured(number, new, step, run.stopwatch.take_mean_ms())
+                latency_ms = run.stopwatch.take_mean_ms()
+                store.record_measured(number, new, step, latency_ms, weights)
         result = eval_result(number, path, store.measured(number), protocol)
         store.record_result(result, step)
         run.sharing.offer(store, result)
@@ -100,10 +104,20 @@ def take_paid(
             tuple(one.called(task.name, task.layer, task.role) for one in found.tasks),
             tuple(replace(one, name=task.name) for one in found.held_out),
         )
-        store.record_taken(number, taken, step, source)
+        (weights, *others) = source.measured_weights(paid.number, {paid.task})
+        store.record_taken(number, taken, step, source, None if others else weights)
         run.progress.line(f"{task.name}: taken from {source.run_dir}, which measured the same")
         left.remove(task)
     return left
+
+
+async def weights_asked(run: Run, path: str | None) -> dict[str, str] | None:
+    """The sha256 of the files that are about to be measured, so that a later reader can tell
+    whether what lies under the path is that still. None where the service keeps them, and of the
+    base model, whose files the data manifest has."""
+    if path is None or run.weights_dir is None:
+        return None
+    return await asyncio.to_thread(digests_of_weights, run.weights_dir, path)
 
 
 def _is_of_all_measured(store: RunStore, number: int) -> bool:

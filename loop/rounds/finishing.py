@@ -7,7 +7,7 @@ from evaluation.measuring import measure
 from evaluation.tasks import protocol_of
 from ledger.records import Checkpoint
 from loop.reports.run_report import stayed_sealed, write_report
-from loop.rounds.evaluating import evaluate, measuring
+from loop.rounds.evaluating import evaluate, measuring, weights_asked
 from loop.rounds.run import Run
 from scores.decision import Decision
 from scores.results import eval_result, protocol_hash
@@ -71,8 +71,9 @@ async def ask_sealed_test(run: Run, checkpoint: Checkpoint) -> None:
     total = sum(task.num_requests(plan.sampling.num_repeats) for task in missing)
     journal = store.test_journal(path)
     place = await measuring(run, round_no, "sealed test", path, total - len(journal))
+    weights = await weights_asked(run, path)
     async for new in measure(missing, place, journal):
-        store.record_test_measured(round_no, new, checkpoint.step)
+        store.record_test_measured(round_no, new, checkpoint.step, weights)
     journal.discard()
     result = eval_result(round_no, path, store.test_measured(), protocol)
     store.record_test(result, checkpoint.step)

@@ -2,8 +2,9 @@
 
 The rule: every save expires `checkpoint_ttl_days` after it was made, so what a killed or forgotten
 run leaves behind vanishes by itself. The recommended round's weights have no expiry as long as
-they are recommended. States inside a round are deleted once the round's own is saved. A run does
-not depend on any of it: it gets a bounded time, and that it failed is recorded and said.
+they are recommended, and those that a registry has none at all. States inside a round are deleted
+once the round's own is saved. A run does not depend on any of it: it gets a bounded time, and that
+it failed is recorded and said.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import tinker
 
 from config_schema import TrainingConfig
+from errors import RunStoreError
 from ledger.records import Checkpoint
 from ledger.run_directory import stamp_in
 from loop.rounds.run import Run
@@ -37,17 +39,19 @@ def care_for(
     best: Checkpoint,
     kept: Collection[str],
     deleted: Collection[str],
+    promoted: Collection[str] = (),
 ) -> Care:
     """What is to be done once a round is decided, `best` being what it recommends.
 
-    `kept` are the paths that have no expiry now, `deleted` those that are gone.
+    `kept` are the paths that have no expiry now, `deleted` those that are gone, and `promoted`
+    those that a registry has.
     """
     wanted = [path for path in (best.state_path, best.sampler_path) if path is not None]
     ended = {one.round for one in checkpoints if one.sampler_path is not None}
     inside = [one for one in checkpoints if one.sampler_path is None and one.round in ended]
     return Care(
         keep=[path for path in wanted if path not in kept],
-        release=[path for path in kept if path not in wanted],
+        release=[path for path in kept if path not in wanted and path not in promoted],
         delete=[one.state_path for one in inside if one.state_path not in deleted],
     )
 
@@ -74,7 +78,12 @@ async def care_for_checkpoints(run: Run, decision: Decision) -> None:
     if best is None or decision != store.last_decision():  # nothing trained, or a round gone by
         return
     saved = [one for one in store.checkpoints() if one.round <= round_no]
-    care = care_for(saved, best, store.kept_paths(), store.deleted_paths())
+    try:
+        promoted = store.promoted_paths()
+    except RunStoreError as error:  # the run does not depend on it
+        _say_failed(run, round_no, str(error))
+        return
+    care = care_for(saved, best, store.kept_paths(), store.deleted_paths(), promoted)
     if not any(care):
         return
     rest, ttl = run.clients.rest, ttl_seconds(run.plan.config)
@@ -106,12 +115,16 @@ async def care_for_checkpoints(run: Run, decision: Decision) -> None:
         except tinker.TinkerError as error:
             refusals.append(f"{type(error).__name__}: {error}")
     if refusals:
-        said = run.keys.redacted("; ".join(refusals))
-        store.record_care_failed(round_no, said)
-        run.progress.line(
-            f"warning: the service did not change how long weights are kept: {said}. They may "
-            "expire as --list shows; export what you need before."
-        )
+        _say_failed(run, round_no, "; ".join(refusals))
+
+
+def _say_failed(run: Run, round_no: int, why: str) -> None:
+    said = run.keys.redacted(why)
+    run.store.record_care_failed(round_no, said)
+    run.progress.line(
+        f"warning: the service did not change how long weights are kept: {said}. They may "
+        "expire as --list shows; export what you need before."
+    )
 
 
 async def delete_checkpoint(rest: tinker.RestClient, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_selector import mined_table
@@ -60,6 +61,7 @@ class Run:
     clients: Clients
     base_url: str | None
     keys: Keys
+    weights_dir: Path | None = None  # the run directory that holds them, where they are files here
     evalops: Deliverer | None = None
     limits: Budget | None = None
     alert: Alert = ignore_alert

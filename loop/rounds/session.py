@@ -118,8 +118,9 @@ async def connected(
     plan: Plan, store: RunStore, progress: Progress, place: Place
 ) -> AsyncIterator[Run]:
     """Open a session on the service, and finish it whatever happens."""
-    base_url, keys = place.choice.base_url, place.keys
+    base_url, keys, here = place.choice.base_url, place.keys, None
     if place.service is not None:
+        here = place.checkpoint_dir.parent
         base_url = place.service.base_url
         keys = replace(keys, tinker=place.service.open_folder(place.checkpoint_dir))
         if place.start_dir is not None:
@@ -127,7 +128,7 @@ async def connected(
     progress.live(f"waiting for the service at {base_url or 'Tinker'}")
     with _explained(base_url):
         clients = open_clients(base_url, keys.tinker)
-    run = Run(plan, store, progress, clients, base_url, keys)
+    run = Run(plan, store, progress, clients, base_url, keys, here)
     progress.num_spent = lambda: store.usage().tokens
     stop_on_signals(run)
     status = "errored"

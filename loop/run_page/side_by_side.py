@@ -72,7 +72,7 @@ def find_named(names: Sequence[str]) -> list[Named]:
     found = []
     stores: dict[Path, RunStore] = {}
     for name in names:
-        run_dir, number = named_round(name, name, [Path()])
+        run_dir, number, _ = named_round(name, name, [Path()])
         key = run_dir.resolve()
         store = stores[key] = stores.get(key) or _opened(name, run_dir)
         found.append((name, run_dir, store, _round_of(name, store, number)))

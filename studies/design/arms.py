@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from config_schema import TrainingConfig, validate
+from ledger.registry_file import PREFIX
 from studies.design.expansion import Trial, given_in, leaves_of, overlap
 from studies.design.experiment import ArmEntry, Study
 from studies.design.tinker_trials import TinkerConfigs, named
 from studies.design.yaml_file import as_value, shown
 
 SAME_FOR_ALL = ("base_model", "renderer_name", "evaluation")
-CHECKPOINT = re.compile(r"[^@]+(@(best|round_\d+))?|tinker://[^@\s]+")
+CHECKPOINT = re.compile(r"[^@]+(@(best|round_\d+))?|tinker://[^@\s]+|registry:[^@\s]+@[1-9]\d*")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _files_of(configs: TinkerConfigs, first: Trial, arm: ArmEntry) -> ArmFiles:
 
 def _found(study: Study, arm: ArmEntry) -> str | None:
     """A checkpoint by a name that holds from any folder; the best one where it does not say."""
-    if arm.checkpoint is None or arm.checkpoint.startswith("tinker://"):
+    if arm.checkpoint is None or arm.checkpoint.startswith(("tinker://", PREFIX)):
         return arm.checkpoint
     run_dir, _, which = arm.checkpoint.partition("@")
     return f"{normpath(study.folder / run_dir)}@{which or 'best'}"
@@ -94,7 +95,7 @@ def _check_arms(configs: TinkerConfigs) -> None:
             raise study.file.error(
                 (*place, "checkpoint"),
                 f"study.arms.{number}.checkpoint is {as_value(arm.checkpoint)}. Give RUN_DIR@best, "
-                "RUN_DIR@round_02 or tinker://...",
+                "RUN_DIR@round_02, registry:NAME@3 or tinker://...",
             )
         asked = _prompt_of(configs, arm), _found(study, arm)
         if asked in seen:

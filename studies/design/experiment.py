@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from errors import ConfigError
+from ledger.registry_file import PREFIX, is_version
 from settings.groups import BudgetSettings, Name, Settings
 from studies.design.paths import is_file, is_folder, is_there
 from studies.design.yaml_file import YamlFile, as_value, read_yaml, shown
@@ -275,13 +276,28 @@ def _check_arms(study: Study) -> None:
     for number, arm in enumerate(arms):
         if arm.checkpoint is None or arm.checkpoint.startswith("tinker://"):
             continue
+        if arm.checkpoint.startswith(PREFIX):
+            if (problem := moves(f"study.arms.{number}.checkpoint", arm.checkpoint)) is not None:
+                raise study.file.error((*place, number, "checkpoint"), problem)
+            continue
         run_dir = study.folder / arm.checkpoint.partition("@")[0]
         if not is_folder(run_dir):
             raise study.file.error(
                 (*place, number, "checkpoint"),
                 f"study.arms.{number}.checkpoint names {shown(arm.checkpoint)}, but {run_dir} is "
-                "no folder. Give RUN_DIR@best, RUN_DIR@round_02 or tinker://...",
+                "no folder. Give RUN_DIR@best, RUN_DIR@round_02, registry:NAME@3 or tinker://...",
             )
+
+
+def moves(key: str, name: str) -> str | None:
+    """Why a name of a registry cannot be that of a study, whose runs begin at different times; None
+    where it can."""
+    if is_version(name):
+        return None
+    return (
+        f"{key} names {shown(name)}, which may mean another checkpoint when a later run begins. "
+        "Give the one that stays, as registry:NAME@3; registry.py show says which it is."
+    )
 
 
 def refuse_twice(names: Sequence[str], place: tuple[str, ...], file: YamlFile) -> None:

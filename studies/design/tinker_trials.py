@@ -16,10 +16,11 @@ from typing import Any
 
 from config_schema import TrainingConfig, check, describe_settings
 from errors import ConfigError
+from ledger.registry_file import PREFIX
 from settings.config_file import read_object
 from settings.price_file import with_prices
 from studies.design.expansion import OVERRIDE, Given, Trial, TrialText, given_in, leaves_of, overlap
-from studies.design.experiment import Study, nearest
+from studies.design.experiment import Study, moves, nearest
 from studies.design.moved_files import (
     FILE_KEYS,
     MODEL_KEYS,
@@ -178,14 +179,8 @@ class TinkerConfigs:
                 "path starts at the study's folder.",
                 None,
             )
-        start = config.start_from
-        if start is not None and "://" not in start and self._find(start.partition("@")[0]) is None:
-            raise self._refused(
-                "start_from",
-                f"start_from names {shown(start)}, but there is no such folder. A path starts at "
-                "the study's folder.",
-                None,
-            )
+        if (problem := self._start_problem(config.start_from)) is not None:
+            raise self._refused("start_from", problem, None)
         own = [("eval_tasks", name) for name in config.eval_tasks if not self.tasks]
         for key, name in [*own, *((TEST_TASKS, name) for name in config.evaluation.test_tasks)]:
             file = task_file(name)
@@ -196,6 +191,18 @@ class TinkerConfigs:
                     "Put the file there; a path starts at the study's folder.",
                     None,
                 )
+
+    def _start_problem(self, start: str | None) -> str | None:
+        if start is None or start.startswith("tinker://"):
+            return None
+        if start.startswith(PREFIX):
+            return moves("start_from", start)
+        if self._find(start.partition("@")[0]) is None:
+            return (
+                f"start_from names {shown(start)}, but there is no such folder. A path starts at "
+                "the study's folder."
+            )
+        return None
 
     def _find(self, name: str) -> Path | None:
         try:

@@ -1,0 +1,209 @@
+"""An export made from beginning to end: found, written aside, checked, and only then named."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unicodedata import is_normalized
+
+from errors import ExportError
+from exports.check import Check
+from exports.downloading import download, refuse_unreachable
+from exports.merged import own_dtype
+from exports.publishing import CARD, export_record, write_record, write_sums
+from exports.room import refuse_no_room
+from exports.source import Asked, Source, find_source
+from exports.tokenizer_files import normalizes
+from exports.wanted import LLAMA_CPP, Wanted, Written, refuse_options
+from exports.writing import write_texts, write_weights
+from storage.folders import emptied, folder_aside, refuse_occupied
+
+if TYPE_CHECKING:
+    from exports.loaded import Loaded
+    from exports.loaded_transformers import Rounding
+    from exports.reference import Reference
+    from exports.self_check import Noise
+    from exports.served_template import ServedTemplate
+    from loop.reports.progress import Progress
+
+ADAPTER = Path("adapter")  # in the folder of what is downloaded
+# What is not among them is not rounded.
+ROUNDINGS: dict[str, Rounding] = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "gguf-f16": "gguf-f16",
+    "gguf-q8_0": "gguf-q8_0",
+}
+DOWNLOADED = ".download"  # in the folder aside, and gone before it appears
+
+
+@dataclass(frozen=True)
+class Made:
+    """An export that is there, and what was found of it."""
+
+    source: Source
+    wanted: Wanted
+    checks: tuple[Check, ...]
+    sums: dict[str, str]  # sha256 by file
+    record: dict[str, Any]  # export.json
+    base: str  # what an adapter is loaded on
+    gguf: str | None = None  # the name of the file that llama.cpp loads
+    advice: str | None = None  # on serving the adapter
+
+
+def make_export(asked: Asked, wanted: Wanted, env: Mapping[str, str], progress: Progress) -> Made:
+    """Make an export, whole or not at all.
+
+    Raises `InputError` children before anything costs, and other `LoopError`s where it fails.
+    """
+    refuse_options(wanted)
+    refuse_occupied("OUT", wanted.out)
+    source = find_source(asked)
+    progress.line(f"{source.label}: {_told(source)}")
+    touches_base = wanted.format != "peft" or wanted.fold_unembed
+    refuse_no_room(source, wanted, own_dtype(source.base_dir) if touches_base else None)
+    if source.is_downloaded:
+        refuse_unreachable(source, env)
+    with folder_aside(wanted.out) as folder:
+        with emptied(folder / DOWNLOADED) as downloads:
+            if source.is_downloaded:
+                source = replace(source, adapter_dir=downloads / ADAPTER)
+                with _timed(progress, f"downloading {source.state_path}"):
+                    download(source, env, downloads)
+            filled = _fill(source, wanted, env, progress, folder)
+        return replace(filled, sums=write_sums(folder))
+
+
+def _told(source: Source) -> str:
+    """What is exported, in a line."""
+    checkpoint = source.checkpoint
+    where = "" if checkpoint is None else f"round {checkpoint.round}, {checkpoint.step} steps, "
+    return f"{where}{source.sampler_path} on {source.base_name}, renderer {source.renderer}"
+
+
+@contextlib.contextmanager
+def _timed(progress: Progress, what: str) -> Iterator[None]:
+    """Say what is done, and how long it took."""
+    began = time.monotonic()
+    progress.live(what)
+    yield
+    progress.line(f"{what}: {time.monotonic() - began:.1f} s")
+
+
+def _fill(
+    source: Source, wanted: Wanted, env: Mapping[str, str], progress: Progress, folder: Path
+) -> Made:
+    """Write all of an export, and hold it against the service before it is called finished."""
+    from exports.gathering import gather_reference
+    from exports.templates import served_template
+    from exports.using import advice_on, base_of
+
+    with _timed(progress, f"the chat template of {source.renderer}"):
+        template = served_template(source.base_dir, source.renderer)
+    progress.line(f"chat template: {template.origin}")
+    with _timed(progress, f"writing {wanted.format}"):
+        written = write_weights(source, wanted, template, folder)
+    with _timed(progress, "asking the service"):
+        reference = gather_reference(source, env, progress)
+    with _timed(progress, "loading the export and comparing it"):
+        checks = check_written(source, wanted, written, reference, folder)
+    refuse_failed(wanted, checks)
+    record = export_record(source, wanted, written, checks)
+    write_texts(folder, texts_beside(source, wanted, written, template, checks))
+    write_record(folder, record)
+    return Made(
+        source,
+        wanted,
+        tuple(checks),
+        {},
+        record,
+        base=base_of(source, wanted),
+        gguf=None if written.gguf is None else written.gguf.name,
+        advice=advice_on(source, wanted),
+    )
+
+
+# --- the check ------------------------------------------------------------------------------------
+
+
+def check_written(
+    source: Source, wanted: Wanted, written: Written, reference: Reference, folder: Path
+) -> list[Check]:
+    """What comes of each comparison with the service, of the export as a user loads it."""
+    from exports.self_check import check
+
+    noise = _noise(source, wanted, written, reference)
+    if wanted.format in LLAMA_CPP and normalizes(source.base_dir):
+        # llama.cpp does not bring a text into this form, which a note says; such ones are left out.
+        texts = tuple(pair for pair in reference.texts if is_normalized("NFC", pair[0]))
+        reference = replace(reference, texts=texts)
+    with _loaded(wanted, written, folder) as loaded:
+        return check(loaded, reference, noise)
+
+
+def _noise(source: Source, wanted: Wanted, written: Written, reference: Reference) -> Noise | None:
+    """How far rounding as in this export moves the checkpoint's figures by itself."""
+    from exports.loaded_transformers import rounding_noise
+
+    rounding = ROUNDINGS.get(_precision(wanted, written))
+    if rounding is None:
+        return None
+    return rounding_noise(source.base_dir, source.adapter_dir, rounding, reference)
+
+
+def _precision(wanted: Wanted, written: Written) -> str:
+    if wanted.format in LLAMA_CPP:
+        return f"gguf-{written.quantization}"
+    return written.dtype or "float32"
+
+
+@contextlib.contextmanager
+def _loaded(wanted: Wanted, written: Written, folder: Path) -> Iterator[Loaded]:
+    """The export, loaded by what a user would load it with."""
+    if wanted.format in LLAMA_CPP:
+        from exports.loaded_llama_cpp import open_llama_cpp
+
+        assert written.gguf is not None, "these formats have one"
+        with open_llama_cpp(written.gguf, written.gguf_adapter) as loaded:
+            yield loaded
+        return
+    from exports.loaded_transformers import open_transformers
+
+    base_dir = written.base_dir if wanted.format == "peft" else None
+    yield open_transformers(folder, base_dir, wanted.format)
+
+
+def refuse_failed(wanted: Wanted, checks: Sequence[Check]) -> None:
+    """Raise `ExportError` where the export does not do what the checkpoint does."""
+    failed = [one for one in checks if not one.passed]
+    if failed or not checks:
+        why = " ".join(one.sentence for one in failed) or "Nothing could be compared."
+        raise ExportError(
+            f"{wanted.out}: the export does not do what the checkpoint does, so none was written: "
+            f"{len(failed)} of {len(checks)} checks failed. {why}"
+        )
+
+
+# --- what is written beside the weights -----------------------------------------------------------
+
+
+def texts_beside(
+    source: Source,
+    wanted: Wanted,
+    written: Written,
+    template: ServedTemplate,
+    checks: Sequence[Check],
+) -> dict[str, str]:
+    """The card, and the files that mirror the run's training."""
+    from exports.card import card_of
+    from exports.mirror import training_files
+    from exports.using import serving_of
+
+    serving = serving_of(source, wanted, written, template)
+    notes = [*source.notes, *written.notes]
+    card = card_of(source, wanted.format, template, serving, checks, notes)
+    return {CARD: card, **training_files(source)}

@@ -1,0 +1,230 @@
+"""How an export is served, as sections of Markdown with commands.
+
+What servers are known to take of an adapter stands in loop/plan_page/serving.py; here are the
+commands for the files at hand. The self-check loads an export in transformers or in llama.cpp;
+vLLM and Ollama were not run here, and that is said beside their commands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from exports.ollama import AnswerSettings
+from exports.served_template import ServedTemplate
+from loop.plan_page.serving import NO, UNKNOWN, YES, Adapter, ways_of
+
+NAME = "tuned"  # what the commands call the model
+QUESTION = "Which colour has a clear sky?"
+VLLM_RANKS = (16, 32, 64, 128, 256)  # of those that --max-lora-rank takes
+VERDICTS = {
+    YES: "It is known to take",
+    NO: "It does not take",
+    UNKNOWN: "It is not known to take",
+}
+NUM_CONTEXT = 4096  # of a command that has to name a length; the model's own may not fit in memory
+
+
+class Served(NamedTuple):
+    """What is served: one of the formats, and the files that the commands name."""
+
+    format: str  # peft, merged, gguf, gguf-adapter or ollama
+    base: str  # the base model's directory or hub name
+    adapter: Adapter
+    template: ServedTemplate
+    asked: AnswerSettings
+    gguf: str = "model.gguf"  # the model's, or the adapter's file in the folder
+    base_gguf: str = "BASE.gguf"  # what an adapter in GGUF is put on
+
+
+def how_to_serve(served: Served) -> str:
+    """Markdown: a section (`### ...`) for each program, with its commands and what it cannot do."""
+    has_gguf = served.format in ("gguf", "gguf-adapter", "ollama")
+    sections = [
+        ("transformers", _not_here("peft or merged") if has_gguf else _transformers(served)),
+        ("vLLM", _not_here("merged") if has_gguf else _vllm(served)),
+        ("llama.cpp", _llama_cpp(served) if has_gguf else _not_here("gguf")),
+        ("Ollama", _ollama(served)),
+        ("What each of them has to be told", _told(served)),
+    ]
+    opening = "Commands are run in this folder."
+    return "\n\n".join([opening, *(_section(title, lines) for title, lines in sections)]) + "\n"
+
+
+def _section(title: str, lines: Iterator[str]) -> str:
+    return "\n\n".join([f"### {title}", *lines])
+
+
+def _not_here(formats: str) -> Iterator[str]:
+    yield f"Not from this folder: export with `--format {formats}`."
+
+
+def _block(language: str, lines: list[str]) -> str:
+    """A block of code, whatever backticks a name in it has."""
+    text = "\n".join(lines)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+# --- transformers ---------------------------------------------------------------------------------
+
+
+def _transformers(served: Served) -> Iterator[str]:
+    is_adapter = served.format == "peft"
+    yield "Loaded so when this folder was made, and compared with the service that trained it."
+    loaded = ['model = AutoModelForCausalLM.from_pretrained(".")']
+    if is_adapter:
+        loaded = [
+            f"base = AutoModelForCausalLM.from_pretrained({served.base!r})",
+            'model = PeftModel.from_pretrained(base, ".")',
+        ]
+    yield _block(
+        "python",
+        [
+            *(["from peft import PeftModel"] if is_adapter else []),
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'tokenizer = AutoTokenizer.from_pretrained(".")',
+            *loaded,
+            f'messages = [{{"role": "user", "content": {QUESTION!r}}}]',
+            "prompt = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            ")",
+            f"answer = model.generate(**prompt, {', '.join(_generating(served))})",
+            'tokens = answer[0, prompt["input_ids"].shape[1] :]',
+            "print(tokenizer.decode(tokens, skip_special_tokens=True))",
+        ],
+    )
+    if is_adapter and served.adapter.train_unembed:
+        yield (
+            "Never by `AutoModelForCausalLM.from_pretrained` on an adapter: it leaves the "
+            "unembedding's part out with no more than a line in a log. It refuses this folder, "
+            "because the base model's config.json is in it."
+        )
+
+
+def _generating(served: Served) -> Iterator[str]:
+    asked, template = served.asked, served.template
+    if asked.temperature > 0:
+        yield f"do_sample=True, temperature={asked.temperature!r}, top_k=0, top_p=1.0"
+    else:
+        yield "do_sample=False"
+    if asked.max_tokens is not None:
+        yield f"max_new_tokens={asked.max_tokens}"
+    if template.stop_ids:
+        yield f"eos_token_id={list(template.stop_ids)!r}"
+    if texts := _spelt_stops(template):
+        yield f"stop_strings={texts!r}, tokenizer=tokenizer"
+
+
+def _spelt_stops(template: ServedTemplate) -> list[str]:
+    """The ends of an answer that are no tokens, so that no file can name them."""
+    return [] if template.stop_ids else list(template.stop_texts)
+
+
+# --- servers --------------------------------------------------------------------------------------
+
+
+def _vllm(served: Served) -> Iterator[str]:
+    yield "vLLM was not run here."
+    told = ["--chat-template chat_template.jinja", "--generation-config ."]
+    if served.format == "merged":
+        yield _block("bash", [f"vllm serve . --served-model-name {NAME} {' '.join(told)}"])
+        yield _request(served, 8000)
+        return
+    way = next(one for one in ways_of(served.adapter) if one.how.startswith("vLLM"))
+    remedy = f" What helps: {way.remedy}." if way.remedy else ""
+    yield f"{VERDICTS[way.verdict]} this adapter: {way.why}.{remedy}"
+    rank = next((one for one in VLLM_RANKS if one >= served.adapter.rank), served.adapter.rank)
+    yield _block(
+        "bash",
+        [
+            f"vllm serve {shlex.quote(served.base)} --tokenizer . --enable-lora "
+            f"--max-lora-rank {rank} --lora-modules {NAME}=. {' '.join(told)}"
+        ],
+    )
+    yield _request(served, 8000)
+
+
+def _llama_cpp(served: Served) -> Iterator[str]:
+    yield "Loaded by llama.cpp when this folder was made, and compared with the service."
+    model = f"-m {shlex.quote(served.gguf)}"
+    if served.format == "gguf-adapter":
+        model = f"-m {shlex.quote(served.base_gguf)} --lora {shlex.quote(served.gguf)}"
+    length = min(served.asked.context or NUM_CONTEXT, NUM_CONTEXT)
+    yield _block("bash", [f"llama-server {model} --jinja -c {length} --port 8080"])
+    yield _request(served, 8080)
+    yield (
+        "The check kept keys and values in float32. llama-server keeps them in float16 unless it "
+        "is told `--cache-type-k f32 --cache-type-v f32 --flash-attn off`; two answers that were "
+        "near each other may then change places."
+    )
+
+
+def _request(served: Served, port: int) -> str:
+    asked = served.asked
+    sent: dict[str, Any] = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": asked.temperature,
+    }
+    if asked.temperature > 0:
+        sent |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    if asked.max_tokens is not None:
+        sent["max_tokens"] = asked.max_tokens
+    if texts := _spelt_stops(served.template):
+        sent["stop"] = texts
+    body = json.dumps(sent).replace("'", "\\u0027")  # which would end the shell's quotes
+    address = f"http://127.0.0.1:{port}/v1/chat/completions"
+    return _block("bash", [f"curl {address} -H 'Content-Type: application/json' -d '{body}'"])
+
+
+def _ollama(served: Served) -> Iterator[str]:
+    template = served.template
+    if template.go is None:
+        yield f"Not this model: {template.no_go}, which the template of a Modelfile cannot say."
+        return
+    if served.format != "ollama":
+        yield from _not_here("ollama")
+        return
+    yield "Ollama was not run here; the template in `Modelfile` says the same in Go's language."
+    yield _block("bash", [f"ollama create {NAME} -f Modelfile", f"ollama run {NAME}"])
+    if template.go_limits:
+        yield "\n".join(["Written otherwise than in training:", "", *_bullets(template.go_limits)])
+
+
+def _bullets(sentences: tuple[str, ...]) -> list[str]:
+    return [f"- {one}" for one in sentences]
+
+
+# --- what is common -------------------------------------------------------------------------------
+
+
+def _told(served: Served) -> Iterator[str]:
+    template, asked = served.template, served.asked
+    ends = ", ".join(f"`{json.dumps(text)}`" for text in template.stop_texts)
+    if template.stop_ids:
+        yield (
+            f"Answers end at {ends}, which are the tokens "
+            f"{', '.join(map(str, template.stop_ids))}; generation_config.json or the GGUF file "
+            "names them."
+        )
+    else:
+        yield (
+            f"Answers end at the text {ends}, which is no token: no file can say so, and without "
+            "it in each request (`stop`, in transformers `stop_strings`) the model goes on with a "
+            "question of its own. The space that an answer begins with belongs to the format."
+        )
+    how = f"temperature {asked.temperature:g}"
+    if asked.max_tokens is not None:
+        how += f", at most {asked.max_tokens} tokens"
+    yield f"The run asked its questions with {how}; its results hold for that."
+    if template.origin != "the model's own":
+        yield (
+            "The chat template in this folder takes the place of the base model's own, which "
+            "writes prompts otherwise than this model was trained on. A server that is started on "
+            "the base model's folder has to be given it."
+        )
