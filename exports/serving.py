@@ -44,7 +44,7 @@ def how_to_serve(served: Served) -> str:
     """Markdown: a section (`### ...`) for each program, with its commands and what it cannot do."""
     has_gguf = served.format in ("gguf", "gguf-adapter", "ollama")
     sections = [
-        ("transformers", _not_here("peft or merged") if has_gguf else _transformers(served)),
+        ("transformers", _not_here("peft", "merged") if has_gguf else _transformers(served)),
         ("vLLM", _not_here("merged") if has_gguf else _vllm(served)),
         ("llama.cpp", _llama_cpp(served) if has_gguf else _not_here("gguf")),
         ("Ollama", _ollama(served)),
@@ -58,8 +58,9 @@ def _section(title: str, lines: Iterator[str]) -> str:
     return "\n\n".join([f"### {title}", *lines])
 
 
-def _not_here(formats: str) -> Iterator[str]:
-    yield f"Not from this folder: export with `--format {formats}`."
+def _not_here(*formats: str) -> Iterator[str]:
+    named = " or ".join(f"`--format {one}`" for one in formats)
+    yield f"Not from this folder: export with {named}."
 
 
 def _block(language: str, lines: list[str]) -> str:

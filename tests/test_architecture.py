@@ -69,11 +69,7 @@ NUM_FILES = {
     "loop.run_page": 24,
     "loop.tracking": 12,
     "pages": 10,
-<<<<<<< HEAD
     "promotion": 14,
-=======
-    "promotion": 14,
->>>>>>> 845b84458d695ee66018e78bb9930e14e58e06e4
     "rows": 20,
     "scores": 12,
     "services": 7,
