@@ -36,6 +36,7 @@ sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "benchmarks")]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TINKER_TELEMETRY", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models so small only wait for a second one
 
 from export_models import MAX_TOKENS, ROWS, Row, Trained, called, trained  # noqa: E402
 
@@ -106,7 +107,8 @@ def answers_of(python: Path, work: Path, arguments: Sequence[str]) -> list[list[
     """Run the user's script in an empty folder. Raises `RuntimeError` with what it wrote."""
     with tempfile.TemporaryDirectory(dir=work) as empty:
         out = Path(empty) / "answers.json"
-        kept = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
+        names = ("PATH", "LANG", "OMP_NUM_THREADS")
+        kept = {key: os.environ[key] for key in names if key in os.environ}
         env = {**kept, "HF_HUB_OFFLINE": "1", "HF_HOME": str(Path(empty) / "hub")}
         command = [str(python), "-I", str(FRESH), *arguments[:3], str(out), *arguments[3:]]
         done = subprocess.run(
@@ -212,7 +214,7 @@ def run(work: Path, rows: Sequence[Row], forms: Sequence[Form]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], metavar="ROW")
     parser.add_argument("--formats", nargs="+", choices=[f.name for f in FORMS], metavar="FORMAT")
     parser.add_argument("--work", type=Path, metavar="DIR")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ REPO = Path(__file__).resolve().parent.parent
 NUM_ROWS = 60
 MAX_TOKENS = 16
 DEMO = "demo"
+UNTIED = "llama_untied"  # with Llama 3's tokenizer, where the tests' has GPT-2's
 
 
 class Row(NamedTuple):
@@ -29,11 +31,12 @@ class Row(NamedTuple):
 
 ROWS = (
     Row("demo model", DEMO, renderer="llama3"),
-    Row("Llama", "llama", renderer="llama3"),
-    Row("Llama, no unembedding", "llama", False, renderer="llama3"),
+    Row("Llama", UNTIED),
+    Row("Llama, no unembedding", UNTIED, False),
     Row("Llama, tied", "llama_tied"),
     Row("Llama, tied, no unembedding", "llama_tied", False),
-    Row("Llama, bfloat16", "llama", dtype="bfloat16", renderer="llama3"),
+    Row("Llama, bfloat16", UNTIED, dtype="bfloat16"),
+    Row("Llama, GPT-2's tokenizer", "llama", renderer="llama3"),
     Row("Qwen2, tied", "qwen2"),
     Row("Qwen3", "qwen3"),
     Row("Qwen3, no unembedding", "qwen3", False),
@@ -61,8 +64,13 @@ def make_model(row: Row, folder: Path) -> Path:
     if row.kind == DEMO:
         shutil.copytree(REPO / "demo_model", directory, ignore=shutil.ignore_patterns("*.py"))
         return directory
-    from llama_models import make_llama_model  # pyright: ignore[reportMissingImports] (of tests/)
+    from llama_models import (  # pyright: ignore[reportMissingImports] (of tests/)
+        KINDS,
+        Kind,
+        make_llama_model,
+    )
 
+    KINDS.setdefault(UNTIED, Kind("Llama", "llama-3", {"num_key_value_heads": 4}, num_padded=7))
     make_llama_model(directory, row.kind)
     if row.dtype != "float32":
         import torch
@@ -81,7 +89,7 @@ def trained(row: Row, folder: Path) -> Trained:
     (folder / "rows.jsonl").write_text("\n".join(pool[:NUM_ROWS]) + "\n", encoding="utf-8")
     shutil.copy(REPO / "evals" / "simple_qa.jsonl", folder / "questions.jsonl")
     config: dict[str, Any] = {
-        "run_name": row.name.replace(", ", "-").replace(" ", "-"),
+        "run_name": re.sub(r"\W+", "-", row.name),
         "base_model": "model",
         "train_file": "rows.jsonl",
         "eval_tasks": ["qa:questions.jsonl"],

@@ -105,18 +105,20 @@ def new_writer(out: Path, arch: str) -> Iterator[Any]:
     from gguf import GGUFWriter  # pyright: ignore[reportMissingImports]
 
     writer = GGUFWriter(None, arch)
+    writer.path = out
+    is_whole = False
     try:
-        writer.path = out
         yield writer
         writer.close()
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            writer.close()
-        with contextlib.suppress(OSError):
-            out.unlink()
-        if isinstance(error, OSError):
-            raise storage_error(out, error) from error
-        raise
+        is_whole = True
+    except OSError as error:
+        raise storage_error(out, error) from error
+    finally:
+        if not is_whole:
+            with contextlib.suppress(OSError):
+                writer.close()
+            with contextlib.suppress(OSError):
+                out.unlink()
 
 
 def _describe(writer: Any, shape: Shape, quantization: Quantization, about: About) -> None:

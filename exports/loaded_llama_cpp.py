@@ -232,8 +232,8 @@ class _LlamaCpp:
         return self._tokens(self._server.ask("/apply-template", asked)["prompt"], adds=True)
 
     def _tokens(self, text: str, *, adds: bool) -> list[int]:
-        # Markers in the text are read as markers, as the tokenizer of the model does.
-        asked = {"content": text, "add_special": adds, "parse_special": True}
+        # In a prompt markers are markers; in a plain text they are words like any other.
+        asked = {"content": text, "add_special": adds, "parse_special": adds}
         return self._server.ask("/tokenize", asked)["tokens"]
 
 

@@ -22,8 +22,8 @@ from storage.folders import emptied, folder_aside, refuse_occupied
 
 if TYPE_CHECKING:
     from exports.loaded import Loaded
-    from exports.reference import Reference
     from exports.loaded_transformers import Rounding
+    from exports.reference import Reference
     from exports.self_check import Noise
     from exports.served_template import ServedTemplate
     from loop.reports.progress import Progress

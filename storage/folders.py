@@ -32,6 +32,8 @@ def refuse_occupied(key: str, target: Path) -> None:
             )
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: {target} cannot be used: {error}. Name another place.") from None
+    if "\0" in str(target):
+        raise ConfigError(f"{key}: a folder's name has no NUL character. Name another place.")
     if not target.name or target.name in (".", ".."):
         raise ConfigError(f"{key}: {target} names no new folder. Give it a name of its own.")
 

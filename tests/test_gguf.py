@@ -68,6 +68,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     return of
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """More would wait for each other, on matrices of this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def some_tokens(size: int, number: int) -> list[int]:
     """Any tokens, markers, parts of characters and rows without a token among them."""
     chance = random.Random(number)
