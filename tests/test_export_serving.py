@@ -95,7 +95,7 @@ def test_hostile_names_stay_inside_their_quotes() -> None:
     commands = [shlex.split(command) for command in blocks(text, "bash")]
     assert ODD in commands[0]
     assert json.loads(commands[1][-1])["stop"] == [ODD]
-    assert "Never by `AutoModelForCausalLM.from_pretrained`" in text
+    assert "PEFT alone loads all of it" in text
     assert "It is not known to take this adapter" in text and "What helps: " in text
 
 
@@ -123,6 +123,16 @@ def test_code_for_transformers_answers(
     with contextlib.redirect_stdout(printed):
         exec(compile(blocks(text, "python")[0], "card", "exec"), {})
     assert printed.getvalue().endswith("\n")
+
+
+def test_stops_that_are_no_tokens_are_settings_all_the_same(tmp_path: Path) -> None:
+    """An empty list of tokens would break transformers' `generate`."""
+    from exports.tokenizer_files import generation_settings
+
+    settings = generation_settings(tmp_path, COLON, AnswerSettings())
+    assert "eos_token_id" not in settings and settings["stop_strings"] == ["\n\nUser:"]
+    tokens = generation_settings(tmp_path, replace(COLON, stop_ids=(3,)), AnswerSettings())
+    assert tokens["eos_token_id"] == [3] and "stop_strings" not in tokens
 
 
 # --- the mirror -----------------------------------------------------------------------------------
