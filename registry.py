@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-FILE = "registry.jsonl"  # beside runs/
+FILE, RUNS = "registry.jsonl", "runs"  # beside each other
 MAX_REASON = 500
 CUT_WORD = "--then"  # of this argument only the program is recorded
 
@@ -48,12 +48,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listed = _command(commands, "list", "show what was promoted, and what it is called")
     listed.add_argument("--name", metavar="NAME", help="of this name alone")
+    listed.add_argument(
+        "--refused", action="store_true", help="show the promotions that were refused, and why"
+    )
     shown = _command(commands, "show", "show all of one entry")
     shown.add_argument("entry", metavar="ENTRY", help="NAME@3, NAME@ALIAS or ALIAS")
     _add_promote(commands)
-    compared = _command(commands, "compare", "hold a checkpoint against another, both as measured")
-    compared.add_argument("first", metavar="CHECKPOINT", help="what the other is compared with")
-    compared.add_argument("second", metavar="CHECKPOINT", help="RUN_DIR@round_02, registry:NAME@3")
+    compared = _command(
+        commands, "compare", "hold a checkpoint against another, as both were measured"
+    )
+    compared.add_argument("one", metavar="CHECKPOINT", help="RUN_DIR@round_02, registry:NAME@3")
+    compared.add_argument("other", metavar="AGAINST", help="the checkpoint that it is held against")
     moved = _changing(commands, "alias", "let an alias stand for an entry, or remove it")
     moved.add_argument("entry", metavar="ENTRY", help="NAME@3 or NAME@ALIAS; NAME with --remove")
     moved.add_argument("alias", metavar="ALIAS", help="for example staging")
@@ -169,25 +174,32 @@ def list_entries(args: argparse.Namespace, keys: Keys) -> int:
     """Show what was promoted; 1 where that is not all that the registry should have."""
     registry = _looked_at(args.registry)
     with Starting():
-        from promotion.showing import shown_of, table
+        from promotion.showing import refusal_line, refused_of, shown_of, table
 
-    entries = registry.entries
-    if args.name is not None:
-        entries = tuple(one for one in entries if one.name == args.name)
-        if not entries and registry.problem is None:
-            known = ", ".join(registry.names) or "no name yet"
-            raise ConfigError(
-                f"--name {args.name}: nothing was promoted as that. {args.registry} knows {known}."
-            )
-    shown = [shown_of(registry, one) for one in entries]
+    entries = [one for one in registry.entries if args.name in (None, one.name)]
+    refused = refused_of(registry, args.name)
+    if args.name is not None and not entries and not refused and registry.problem is None:
+        known = ", ".join(registry.names) or "no name yet"
+        raise ConfigError(
+            f"--name {args.name}: nothing was promoted as that. {args.registry} knows {known}."
+        )
     if args.json:
         about = {"registry": str(args.registry), "problem": registry.problem, "head": registry.head}
-        say(json.dumps({**about, "entries": [one.to_json() for one in shown]}, indent=1))
-    elif shown:
-        for line in table(shown):
+        shown = [shown_of(registry, one).to_json() for one in entries]
+        say(json.dumps({**about, "entries": shown, "refused": refused}, indent=1))
+        return _said_of(registry)
+    if args.refused:
+        for event in refused:
+            tell(refusal_line(event))
+    else:
+        for line in table([shown_of(registry, one) for one in entries]) if entries else ():
             say(line)
-    elif registry.problem is None:
-        tell(f"{args.registry}: nothing was promoted yet.")
+        if not entries and registry.problem is None:
+            tell(f"{args.registry}: nothing was promoted yet.")
+    if (refused or args.refused) and registry.problem is None:
+        last = f", the last on {refused[-1]['time'][:10]}" if refused else ""
+        how = "" if args.refused or not refused else "; --refused shows why"
+        tell(f"promotions that were refused: {len(refused)}{last}{how}")
     return _said_of(registry)
 
 
@@ -275,14 +287,10 @@ def _who(args: argparse.Namespace, keys: Keys) -> Who:
     """Who gave the command, and the command."""
     from ledger.registry_writing import who
 
-    return who(_by(args, keys), _command_line(args, keys))
-
-
-def _by(args: argparse.Namespace, keys: Keys) -> str | None:
     by = None if args.by is None else one_line(keys.redacted(args.by), MAX_REASON)
     if by == "":
         raise ConfigError("--by is empty. Say who does it, or leave it out for the user's name.")
-    return by
+    return who(by, _command_line(args, keys))
 
 
 def _command_line(args: argparse.Namespace, keys: Keys) -> list[str]:
@@ -365,9 +373,8 @@ def promote(args: argparse.Namespace, keys: Keys) -> int:
         checkpoint=args.checkpoint,
         name=args.name,
         registry=args.registry,
-        command=_command_line(args, keys),
+        who=_who(args, keys),
         alias=args.alias,
-        by=_by(args, keys),
         force=_reason("--force", args.force, keys),
         then=None if args.then is None else parse_then(args.then),
         may_evaluate=not args.no_evaluate,
@@ -379,6 +386,21 @@ def promote(args: argparse.Namespace, keys: Keys) -> int:
     for line in outcome.lines:
         tell(line)
     return outcome.exit_code
+
+
+def compare(args: argparse.Namespace, keys: Keys) -> int:
+    """Say how one checkpoint stands to another as both were measured; 1 where nobody can tell."""
+    with Starting():
+        from promotion.comparing import compare_names
+
+    runs_dirs = [args.registry.parent / RUNS, Path(RUNS)]
+    found = compare_names(args.one, args.other, args.registry, runs_dirs)
+    if args.json:
+        say(json.dumps(found.to_json(), indent=1))
+    else:
+        for line in found.lines:
+            tell(line)
+    return 0 if found.pairing is not None else 1
 
 
 def feedback(args: argparse.Namespace, keys: Keys) -> int:
@@ -401,6 +423,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Keys], int]] = {
     "list": list_entries,
     "show": show,
     "promote": promote,
+    "compare": compare,
     "alias": alias,
     "retire": retire,
     "feedback": feedback,

@@ -95,7 +95,7 @@ def model_logprobs(model: Any, tokens: Sequence[int]) -> list[float]:
 
 @contextlib.contextmanager
 def _few_threads(model: Any) -> Iterator[None]:
-    """One thread for a small model, which is many times as fast on a machine that has other work."""
+    """One thread for a small model: many times as fast where the machine has other work."""
     import torch
 
     before = torch.get_num_threads()
@@ -135,6 +135,8 @@ def open_transformers(folder: Path, base_dir: Path | None, kind: str) -> Transfo
 @contextlib.contextmanager
 def _strictly(folder: Path) -> Iterator[None]:
     """What is loaded inside is loaded without a word about keys; other words pass as they do."""
+    from safetensors import SafetensorError
+
     heard: list[str] = []
 
     class Listener(logging.Handler):
@@ -154,15 +156,18 @@ def _strictly(folder: Path) -> Iterator[None]:
     except ExportError:
         raise
     # What these libraries raise for files that are not what they should be: no list of it exists.
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        raise _unloadable(folder, error) from error
-    except ArithmeticError as error:
+    except (
+        *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
+        *(ArithmeticError, SafetensorError),
+    ) as error:
         raise _unloadable(folder, error) from error
     finally:
         for one, (level, handlers) in zip(loggers, before, strict=True):
             one.setLevel(level)
             one.handlers[:] = handlers
-    said = [*heard, *(str(one.message) for one in warned)]
+    # What was left open before says so whenever it is collected, and tells nothing of the files.
+    of_files = (one for one in warned if not issubclass(one.category, ResourceWarning))
+    said = [*heard, *(str(one.message) for one in of_files)]
     about = [s for s in said if ABOUT_KEYS.search(s) and not NOT_ABOUT_KEYS.search(s)]
     if about:
         raise ExportError(
@@ -238,7 +243,10 @@ def _refuse_lost_tensors(model: Any, adapter_dir: Path) -> None:
             f"{file}: {len(absent)} LoRA matrices of the model are not in it: {_named(absent)}."
         )
     changed = [
-        name for name, one in stored.items() if not torch.equal(one, there[name].to(one.dtype))
+        name
+        for name, one in stored.items()
+        if one.shape != there[name].shape
+        or not torch.allclose(one, there[name].to(one.dtype), rtol=0, atol=0, equal_nan=True)
     ]
     if changed:
         raise ExportError(f"{file}: these tensors are loaded with other bits: {_named(changed)}.")
@@ -339,6 +347,9 @@ def _moved(
     base_dir: Path, adapter_dir: Path, dtype: torch.dtype, texts: Sequence[Sequence[int]]
 ) -> list[list[float]]:
     model = _load_adapter(base_dir, adapter_dir, dtype).to(dtype)
+    base = model.get_base_model()
+    if base._can_set_experts_implementation():  # the default kernel knows no float64
+        base.set_experts_implementation("eager")
     return [model_logprobs(model, tokens) for tokens in texts]
 
 
@@ -351,6 +362,8 @@ def _merged(model: Any) -> Any:
     layer = getattr(head, "base_layer", head)
     if layer.weight is base.get_input_embeddings().weight:
         layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        base.config.get_text_config().tie_word_embeddings = False
+        base.config.tie_word_embeddings = False
     return model.merge_and_unload()
 
 

@@ -100,8 +100,9 @@ def _transformers(served: Served) -> Iterator[str]:
     )
     if is_adapter and served.adapter.train_unembed:
         yield (
-            "Never by `AutoModelForCausalLM.from_pretrained` on this folder: it leaves the "
-            "unembedding's part of the adapter out with no more than a line in a log."
+            "Never by `AutoModelForCausalLM.from_pretrained` on an adapter: it leaves the "
+            "unembedding's part out with no more than a line in a log. It refuses this folder, "
+            "because the base model's config.json is in it."
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from errors import ConfigError, ExportError
 from exports.asking import asked_by
@@ -14,6 +15,7 @@ from exports.peft_folder import read_adapter, write_adapter, write_part
 from exports.served_template import ServedTemplate
 from exports.source import Source
 from exports.tokenizer_files import (
+    TEMPLATE,
     copy_tokenizer,
     generation_settings,
     names_its_class,
@@ -22,8 +24,12 @@ from exports.tokenizer_files import (
 from exports.wanted import DEFAULT_QUANTIZATION, Wanted, Written
 from storage.folders import copy_plain, emptied, write_plain
 
+if TYPE_CHECKING:
+    from exports.gguf_model import About
+
 BASE = "base"  # the folder of a base model whose unembedding was changed
 MODELFILE = "Modelfile"
+PACKAGES = ("gguf", "xllamacpp")  # that take part where llama.cpp's files are written
 
 
 def write_weights(
@@ -117,17 +123,38 @@ def _gguf(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path
     from exports.gguf_model import write_gguf
 
     quantization = wanted.quantization or DEFAULT_QUANTIZATION
+    refuse_for_llama_cpp(source, template)  # before the work of merging
     with _merged_aside(source, template, folder) as (model_dir, done):
         file = folder / f"model-{quantization}.gguf"
-        limits = write_gguf(model_dir, file, quantization, template.jinja)
-    write_plain(folder / "chat_template.jinja", template.jinja.encode())
+        limits = write_gguf(model_dir, file, quantization, template.jinja, _about(source, template))
+    write_plain(folder / TEMPLATE, template.jinja.encode())
     return Written(
         source.base_dir,
         quantization=quantization,
         gguf=file,
         notes=(*done.notes, f"written as {quantization}", *limits),
-        packages=("gguf", "xllamacpp"),
+        packages=PACKAGES,
     )
+
+
+def refuse_for_llama_cpp(source: Source, template: ServedTemplate) -> None:
+    """Raise `ExportError` for an architecture or a tokenizer that llama.cpp would read otherwise."""
+    from exports.gguf_shape import read_shape
+    from exports.gguf_tokenizer import read_tokens
+
+    shape = read_shape(source.base_dir)
+    read_tokens(source.base_dir, shape.vocab_size, template.jinja, template.stop_ids)
+
+
+def _about(source: Source, template: ServedTemplate, *, own_head: bool = False) -> About:
+    """What a GGUF file says of itself; no place on this machine is in it."""
+    from exports.gguf_model import About
+
+    name = Path(source.base_name).name
+    if source.store is not None and source.checkpoint is not None:
+        name = f"{source.store.settled_config()['config'].get('run_name', name)}"
+        name += f", round {source.checkpoint.round}"
+    return About(name=name, stop_ids=template.stop_ids, own_head=own_head)
 
 
 def _ollama(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path) -> Written:
@@ -149,19 +176,24 @@ def _gguf_adapter(
 
     quantization = wanted.quantization or DEFAULT_QUANTIZATION
     adapter, base = folder / "adapter.gguf", folder / f"base-{quantization}.gguf"
-    write_gguf_adapter(source.adapter_dir, source.base_dir, adapter)
-    limits = write_gguf(source.base_dir, base, quantization, template.jinja)
-    write_plain(folder / "chat_template.jinja", template.jinja.encode())
+    refuse_for_llama_cpp(source, template)
+    done = write_gguf_adapter(source.adapter_dir, source.base_dir, adapter)
+    about = _about(source, template, own_head=done.needs_own_head)
+    limits = write_gguf(source.base_dir, base, quantization, template.jinja, about)
+    write_plain(folder / TEMPLATE, template.jinja.encode())
+    notes = [f"{base.name} is the untouched base model, which {adapter.name} is loaded on"]
+    if done.needs_own_head:
+        notes.append(
+            "the adapter changes the unembedding, which the base model ties to its embedding: it "
+            f"fits {base.name} alone, where the unembedding is written as a matrix of its own"
+        )
     return Written(
         source.base_dir,
         quantization=quantization,
         gguf=base,
         gguf_adapter=adapter,
-        notes=(
-            f"{base.name} is the untouched base model, which {adapter.name} is loaded on",
-            *limits,
-        ),
-        packages=("gguf", "xllamacpp"),
+        notes=(*notes, *limits),
+        packages=PACKAGES,
     )
 
 

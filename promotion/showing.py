@@ -104,6 +104,25 @@ def _score(results: Results) -> str:
     return f"{results.score:.4f} {interval}"
 
 
+def refused_of(registry: Registry, name: str | None) -> list[Event]:
+    """The promotions that were refused, of a name or of all, oldest first."""
+    events = (event for event in registry.events if event["type"] == "refused")
+    return [event for event in events if name in (None, event.get("name"))]
+
+
+def refusal_line(event: Event) -> str:
+    """What was refused, when, to whom and why."""
+    objections = event.get("objections")
+    why = [
+        str(one["said"])
+        for one in (objections if isinstance(objections, list) else ())
+        if isinstance(one, dict) and "said" in one
+    ]
+    what = one_line(f"{event.get('checkpoint')} as {event.get('name')}", MAX_DETAIL)
+    by = one_line(str(event.get("by")), MAX_DETAIL)
+    return f"{event['time']} {what}, by {by}: {one_line('; '.join(why)) or 'no reason recorded'}"
+
+
 # --- one entry ------------------------------------------------------------------------------------
 
 

@@ -234,6 +234,7 @@ def test_clients_are_made_in_one_place() -> None:
         "loop.rounds.session",
         "commands.evaluate",
         "exports.gathering",
+        "promotion.keeping",
     }
 
 
