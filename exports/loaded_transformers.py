@@ -56,6 +56,7 @@ class TransformersExport:
                 do_sample=False,
                 max_new_tokens=max_tokens,
                 pad_token_id=0,  # pads the shorter of several answers, and this is one
+                tokenizer=self.tokenizer,  # for stops that are texts
             )
         return made[0, len(prompt) :].tolist()
 
