@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from loop.reports.progress import Progress
 
 ADAPTER = Path("adapter")  # in the folder of what is downloaded
-# What is not among them is not rounded.
 ROUNDINGS: dict[str, Rounding] = {
+    "float32": "float32",
+    "gguf-f32": "gguf-f32",
     "bfloat16": "bfloat16",
     "float16": "float16",
     "gguf-f16": "gguf-f16",
@@ -150,9 +151,7 @@ def _noise(source: Source, wanted: Wanted, written: Written, reference: Referenc
     """How far rounding as in this export moves the checkpoint's figures by itself."""
     from exports.loaded_transformers import rounding_noise
 
-    rounding = ROUNDINGS.get(_precision(wanted, written))
-    if rounding is None:
-        return None
+    rounding = ROUNDINGS[_precision(wanted, written)]
     return rounding_noise(source.base_dir, source.adapter_dir, rounding, reference)
 
 
@@ -174,8 +173,7 @@ def _loaded(wanted: Wanted, written: Written, folder: Path) -> Iterator[Loaded]:
         return
     from exports.loaded_transformers import open_transformers
 
-    base_dir = written.base_dir if wanted.format == "peft" else None
-    yield open_transformers(folder, base_dir, wanted.format)
+    yield open_transformers(folder, written.base_dir, wanted.format)
 
 
 def refuse_failed(wanted: Wanted, checks: Sequence[Check]) -> None:

@@ -12,9 +12,10 @@ settings, and the loss (of each row the mean over its loss tokens; of a step the
 
 Not the same: the base model is rounded to 4 bits, so this is another model (--no-quantization
 trains on it as it is); weights and activations may be held in other types; the adapter of a run on
-another service than the embedded one began with other random numbers. Rows with tools, images or weights of messages are refused, and control
-tokens spelt out in a text are read as such, where the run read them as text. A run that went on
-from other weights begins here with --adapter FOLDER. What else differs stands in `run.json`.
+another service than the embedded one began with other random numbers. Rows with tools, images or
+weights of messages are refused, and control tokens spelt out in a text are read as such, where the
+run read them as text. A run that went on from other weights begins here with --adapter FOLDER. What
+else differs stands in `run.json`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def how_to_serve(served: Served) -> str:
     """Markdown: a section (`### ...`) for each program, with its commands and what it cannot do."""
     has_gguf = served.format in ("gguf", "gguf-adapter", "ollama")
     sections = [
-        ("transformers", _not_here("peft or merged") if has_gguf else _transformers(served)),
+        ("transformers", _not_here("peft", "merged") if has_gguf else _transformers(served)),
         ("vLLM", _not_here("merged") if has_gguf else _vllm(served)),
         ("llama.cpp", _llama_cpp(served) if has_gguf else _not_here("gguf")),
         ("Ollama", _ollama(served)),
@@ -58,8 +58,9 @@ def _section(title: str, lines: Iterator[str]) -> str:
     return "\n\n".join([f"### {title}", *lines])
 
 
-def _not_here(formats: str) -> Iterator[str]:
-    yield f"Not from this folder: export with `--format {formats}`."
+def _not_here(*formats: str) -> Iterator[str]:
+    named = " or ".join(f"`--format {one}`" for one in formats)
+    yield f"Not from this folder: export with {named}."
 
 
 def _block(language: str, lines: list[str]) -> str:
@@ -100,9 +101,8 @@ def _transformers(served: Served) -> Iterator[str]:
     )
     if is_adapter and served.adapter.train_unembed:
         yield (
-            "Never by `AutoModelForCausalLM.from_pretrained` on an adapter: it leaves the "
-            "unembedding's part out with no more than a line in a log. It refuses this folder, "
-            "because the base model's config.json is in it."
+            "PEFT alone loads all of it: `AutoModelForCausalLM.from_pretrained` on an adapter leaves "
+            "the unembedding's part out, or refuses the folder."
         )
 
 
@@ -208,15 +208,16 @@ def _told(served: Served) -> Iterator[str]:
     ends = ", ".join(f"`{json.dumps(text)}`" for text in template.stop_texts)
     if template.stop_ids:
         yield (
-            f"Answers end at {ends}, which are the tokens "
-            f"{', '.join(map(str, template.stop_ids))}; generation_config.json or the GGUF file "
-            "names them."
+            f"Answers end at {ends}, in tokens {', '.join(map(str, template.stop_ids))}, as "
+            "generation_config.json or the GGUF file says."
         )
     else:
         yield (
-            f"Answers end at the text {ends}, which is no token: no file can say so, and without "
-            "it in each request (`stop`, in transformers `stop_strings`) the model goes on with a "
-            "question of its own. The space that an answer begins with belongs to the format."
+            f"Answers end at the text {ends}, which is no token. transformers reads it in "
+            "generation_config.json and then wants a tokenizer to find it with (`tokenizer=...`, of "
+            "a pipeline as well); a server has to be told in each request (`stop`), or the model "
+            "goes on with a question of its own. The space that an answer begins with belongs to "
+            "the format."
         )
     how = f"temperature {asked.temperature:g}"
     if asked.max_tokens is not None:
@@ -224,7 +225,7 @@ def _told(served: Served) -> Iterator[str]:
     yield f"The run asked its questions with {how}; its results hold for that."
     if template.origin != "the model's own":
         yield (
-            "The chat template in this folder takes the place of the base model's own, which "
-            "writes prompts otherwise than this model was trained on. A server that is started on "
-            "the base model's folder has to be given it."
+            "A server that is started on the base model's folder has to be given the chat template "
+            "in this one: the base model's own, where it has one, writes some prompts otherwise "
+            "than this model was trained on."
         )

@@ -84,7 +84,10 @@ def generation_settings(
     for name in ("config.json", GENERATION):  # the second knows better
         known = _object_in(base_dir / name)
         settings |= {key: known[key] for key in TAKEN_OVER if known.get(key) is not None}
-    settings["eos_token_id"] = list(template.stop_ids)
+    if template.stop_ids:
+        settings["eos_token_id"] = list(template.stop_ids)
+    else:  # an empty list breaks `generate`, which says with this what it needs: a tokenizer
+        settings["stop_strings"] = list(template.stop_texts)
     settings["do_sample"] = asked.temperature > 0
     if asked.temperature > 0:
         settings |= {"temperature": asked.temperature, "top_k": 0, "top_p": 1.0}

@@ -184,7 +184,8 @@ def odd_renderer() -> Iterator[str]:
     class Numbered(RoleColonRenderer):
         def render_message(self, message: Any, ctx: Any) -> Any:
             content = f"{ctx.idx + 1}. {message['content']}"
-            return super().render_message({**message, "content": content}, ctx)
+            said: Any = {**message, "content": content}
+            return super().render_message(said, ctx)
 
     register_renderer("numbered", lambda tokenizer, *_: Numbered(tokenizer))
     yield "numbered"
@@ -211,9 +212,8 @@ def test_parts_keep_special_tokens_whole(tokenizer_dirs: dict[str, Path]) -> Non
 
 def test_llama_cpp_writes_the_same_prompts(llama_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    from exports.loaded_llama_cpp import open_llama_cpp
-
     from exports.gguf_model import write_gguf
+    from exports.loaded_llama_cpp import open_llama_cpp
 
     served = served_template(llama_dir, "llama3")
     assert served.origin != OWN
@@ -294,9 +294,8 @@ def test_go_template_holds_nothing_that_a_modelfile_leaves_out(tmp_path: Path) -
 
     class Marked(RoleColonRenderer):
         def render_message(self, message: Any, ctx: Any) -> Any:
-            return super().render_message(
-                {**message, "content": '\u200b"\\ ' + message["content"]}, ctx
-            )
+            said: Any = {**message, "content": '\u200b"\\ ' + message["content"]}
+            return super().render_message(said, ctx)
 
     register_renderer("marked", lambda tokenizer, *_: Marked(tokenizer))
     try:
