@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config_schema import TrainingConfig, validate
-from errors import ConfigError, LoopError, RegistryError
+from errors import ConfigError, LoopError
 from ledger.records import Checkpoint
 from ledger.references import Subject, find_subjects
 from ledger.registry_file import Promoted, Registry
@@ -242,14 +242,3 @@ def _recorded(registry: Registry, entry: Promoted, candidate: Candidate) -> Meas
         if result is not None and digest_of(store.run_dir / match[0]) == sha256:
             return Measurement(store, int(match[1]), result)
     return None
-
-
-def entry_at(registry: Registry, name: str, alias: str) -> Promoted | None:
-    """What a promotion of this name is held against. Raises `RegistryError` where it is retired."""
-    found = registry.alias_of(name, alias)
-    if found is not None and registry.is_retired(found):
-        raise RegistryError(
-            f"registry:{name}@{alias} is {found.reference}, which is retired. Let the alias stand "
-            "for another entry first: registry.py alias."
-        )
-    return found

@@ -7,11 +7,13 @@ whose threshold nobody set has none to miss, which is said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from config_schema import TrainingConfig
+from ledger.store import RunStore
 from promotion.evidence import Candidate, Measurement
 from promotion.staleness import freshness
 from scores.decision import Gate, broken_guard, judge
@@ -26,7 +28,7 @@ class Objection(NamedTuple):
 
     kind: str
     said: str
-    figures: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    figures: Mapping[str, Any] = MappingProxyType({})
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "said": self.said, **self.figures}
@@ -86,7 +88,7 @@ def has_no_threshold(gate: Gate) -> bool:
     return gate.threshold == 0 or (not gate.stops and gate.threshold == DEFAULT_THRESHOLD)
 
 
-def _stores(candidate: Candidate, measurement: Measurement) -> list[Any]:
+def _stores(candidate: Candidate, measurement: Measurement) -> list[RunStore]:
     return [candidate.store, measurement.store] if measurement.is_outside else [candidate.store]
 
 
@@ -96,7 +98,7 @@ def _not_measured(candidate: Candidate) -> Objection:
     return Objection(
         "not_measured",
         f"its gate did not measure these weights: {why}. Measure them by the settings of the run, "
-        f"with --config FILE --evaluate {run}, and promote it then",
+        f"trainer_with_eval.py --config FILE --evaluate {run}, and promote it then",
     )
 
 
