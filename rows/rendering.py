@@ -18,7 +18,7 @@ from errors import DataError
 from rows.chat_formats import resolve_train_on
 from rows.control_tokens import guard
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable, find_example
-from rows.turns import CLOSE, abilities_of, turns_of
+from rows.turns import CLOSE, abilities_of, taking_marks, turns_of
 
 if TYPE_CHECKING:
     import tinker
@@ -73,6 +73,7 @@ class Rendering:
         self._renderer = renderer
         self._abilities = abilities_of(renderer)
         self._tokenizer = guard(renderer)
+        self._marking = taking_marks(renderer)
         self._stops = [one for one in renderer.get_stop_sequences() if isinstance(one, str)]
         self._max_seq_length = max_seq_length
         self.train_on_what = resolve_train_on(renderer, train_on)
@@ -223,7 +224,7 @@ class Rendering:
                 {**message, "trainable": position == number}
                 for position, message in enumerate(messages)
             ]
-            return self._renderer.build_supervised_example(marked, TrainOnWhat.CUSTOMIZED)
+            return self._marking.build_supervised_example(marked, TrainOnWhat.CUSTOMIZED)
 
         model_input, _ = masked(None)
         tokens, weights = model_input.to_ints(), torch.zeros(model_input.length)

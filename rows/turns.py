@@ -6,6 +6,7 @@ where none is, some read `<think>` in plain text. So it is asked, with a few sho
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rows.examples import Example, Message
 
 if TYPE_CHECKING:
+    import tinker
+    import torch
     from tinker_cookbook.renderers import Renderer
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -84,10 +87,35 @@ def _has_prefill(renderer: Renderer) -> bool:
 
     messages: list[Any] = [{**_ASKED, "trainable": False}]
     messages += [{"role": "assistant", "content": "b", "trainable": True}]
-    model_input, weights = renderer.build_supervised_example(messages, TrainOnWhat.CUSTOMIZED)
+    marked = taking_marks(renderer)
+    model_input, weights = marked.build_supervised_example(messages, TrainOnWhat.CUSTOMIZED)
     prompt = renderer.build_generation_prompt([_ASKED]).to_ints()  # pyright: ignore[reportArgumentType]
     is_start = model_input.to_ints()[: len(prompt)] == prompt
     return is_start and bool(weights[: len(prompt)].sum() > 0)
+
+
+def taking_marks(renderer: Renderer) -> Renderer:
+    """The renderer, which takes messages that say of themselves whether they are trained.
+
+    The system turns that some formats put first (gpt-oss, Kimi, Nemotron 3) carry no such mark, and
+    the cookbook's check of marks fails on them. They are never trained.
+    """
+    from tinker_cookbook.renderers import Renderer, TrainOnWhat
+
+    class Marking(Renderer):
+        """Stands between a format, which adds its turn, and what renders all turns."""
+
+        def build_supervised_example(
+            self, messages: list[Any], train_on_what: Any = TrainOnWhat.LAST_ASSISTANT_MESSAGE
+        ) -> tuple[tinker.ModelInput, torch.Tensor]:
+            if train_on_what == TrainOnWhat.CUSTOMIZED:
+                messages = [{"trainable": False, **message} for message in messages]
+            return super().build_supervised_example(messages, train_on_what)
+
+    kinds: Any = type(renderer), Marking
+    marking = copy.copy(renderer)
+    marking.__class__ = type("Marking", kinds, {})  # pyright: ignore[reportAttributeAccessIssue]
+    return marking
 
 
 # --- messages -------------------------------------------------------------------------------------

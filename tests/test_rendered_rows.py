@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chat_models import SHAPES, make_tokenizer_dir
 from data_loader import load_examples
 from rows.chat_formats import load_renderer
 from rows.examples import DroppedRow
@@ -121,6 +122,25 @@ def test_weights_of_messages_are_relative_within_the_row(formats: Any) -> None:
     assert formats("llama3").marked(row) == expected
     alone = turns("q", {"content": "some", "weight": 0.5})
     assert formats("llama3").marked(alone) == llama3("q", "[some]")
+
+
+# Their system turn is put first by the format itself.
+OWN_TURN = {
+    "nemotron3": "Nemotron 3 Nano, Super",
+    "gpt_oss_medium_reasoning": "gpt-oss",
+    "kimi_k2": "Kimi-K2-Thinking",
+    "kimi_k25": "Kimi-K2-Thinking",
+}
+
+
+@pytest.mark.parametrize("name", OWN_TURN)
+def test_formats_with_a_turn_of_their_own_take_weights_too(name: str, tmp_path: Path) -> None:
+    make_tokenizer_dir(tmp_path / "model", SHAPES[OWN_TURN[name]])
+    chat_format = Format(name, tmp_path / "model", tmp_path, None)
+    plain = chat_format.marked(turns("q", "a", "r", "other"))
+    weighted = turns("q", {"content": "a", "weight": 0}, "r", {"content": "other", "weight": 0.5})
+    assert chat_format.marked(weighted) == plain
+    assert plain.count("[") == 1 and "other" in plain.split("[")[1]
 
 
 def test_a_rows_weight_multiplies_the_mean_over_its_tokens(formats: Any) -> None:
