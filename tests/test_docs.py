@@ -37,7 +37,7 @@ DOCUMENTS = [
 AFTER_THE_DEMO = "docs/export.md"  # its example reads the demo's run
 NOTHING_TO_TYPE = "docs/comparison.md"
 WALKTHROUGH = (
-    "docs/walkthrough.md"  # which is run from its first block to its last, by its own test
+    "docs/walkthrough.md"  # run from its first block to its last by a test of its own
 )
 EXAMPLES = [page for page in PAGES if page not in (AFTER_THE_DEMO, NOTHING_TO_TYPE, WALKTHROUGH)]
 COMMANDS = {
