@@ -69,7 +69,7 @@ NUM_FILES = {
     "loop.run_page": 24,
     "loop.tracking": 12,
     "pages": 10,
-    "promotion": 14,
+    "promotion": 18,
     "rows": 20,
     "scores": 12,
     "services": 7,
