@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import ConfigError, RegistryError
+from errors import ConfigError, RegistryError, one_line
 from ledger.registry_file import CHAMPION, PREFIX, Promoted, Registry, Results
 from ledger.registry_names import run_of
 from ledger.registry_writing import Who, writing
@@ -52,6 +52,7 @@ FOLDER = "feedback"  # beside the registry
 EVENT = "feedback"
 FOLDER_CHARS = 12  # of the file's sha256
 MAX_LISTED = 20  # topics and columns in a line
+MAX_SHOWN = 60  # characters of one
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,13 @@ class Taken:
     def lines(self) -> list[str]:
         """What is said of it, a line a fact."""
         counts, folder = self.counts, self.folder
-        said = [f"{as_text(self.file)}: {_many(counts['rows'], 'row')}, of {self.entry}"]
+        said = [f"{one_line(as_text(self.file))}: {_many(counts['rows'], 'row')}, of {self.entry}"]
         others = {key: number for key, number in self.versions.items() if key != self.entry}
         said[0] += "".join(f", {number} of {key}" for key, number in others.items())
         said += self.notes
-        topics = _listed([f"{topic or 'no topic'} {n}" for topic, n in self.topics.items()])
+        topics = _listed(
+            [f"{one_line(topic, MAX_SHOWN) or 'no topic'} {n}" for topic, n in self.topics.items()]
+        )
         of_topics = f" ({topics})" if set(self.topics) - {""} else ""
         said.append(f"right answers: {counts['pool']}{of_topics}")
         if counts["pool"]:
@@ -413,7 +416,10 @@ def _notes(name: str, entry: Promoted, read: RatedFile, found: Sorted) -> list[s
     if name.removeprefix(PREFIX) != entry.key:
         notes.append(f"{name} means {entry.reference}")
     if read.unused:
-        columns = [f"{as_text(key)[:80]} ({_many(n, 'row')})" for key, n in read.unused.items()]
+        columns = [
+            f"{one_line(as_text(key), MAX_SHOWN)} ({_many(n, 'row')})"
+            for key, n in read.unused.items()
+        ]
         notes.append(f"columns that are not used: {_listed(columns)}")
     if found.num_several_topics:
         notes.append(

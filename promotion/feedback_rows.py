@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data_loader import lines_text
-from errors import DataError
+from errors import DataError, one_line
 from rows.examples import Message, make_record
 from rows.forms import read_form
 from rows.row_keys import CONTEXT_KEYS, REFUSED, SYSTEM_KEYS, TO_ANSWER
@@ -139,7 +139,7 @@ def unknown_columns(fields: Mapping[str, Any]) -> list[str]:
     for key in unknown:
         meant = _meant(key)
         if meant is not None and meant not in given:
-            called = as_text(str(key))[:MAX_SHOWN]
+            called = one_line(as_text(str(key)), MAX_SHOWN)
             raise ValueError(f'"{called}" is no column here; did you mean "{meant}"?')
         if key in IN_CONTEXT:
             raise ValueError(

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 
 import evalops_client
 import export
+import registry
 import report
 import study
 import trainer_with_eval
@@ -35,11 +36,15 @@ DOCUMENTS = [
 ]
 AFTER_THE_DEMO = "docs/export.md"  # its example reads the demo's run
 NOTHING_TO_TYPE = "docs/comparison.md"
-EXAMPLES = [page for page in PAGES if page not in (AFTER_THE_DEMO, NOTHING_TO_TYPE)]
+WALKTHROUGH = (
+    "docs/walkthrough.md"  # run from its first block to its last by a test of its own
+)
+EXAMPLES = [page for page in PAGES if page not in (AFTER_THE_DEMO, NOTHING_TO_TYPE, WALKTHROUGH)]
 COMMANDS = {
     "trainer_with_eval.py": trainer_with_eval.main,
     "evalops_client.py": evalops_client.main,
     "export.py": export.main,
+    "registry.py": registry.main,
     "study.py": study.main,
     "report.py": report.main,
 }

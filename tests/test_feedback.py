@@ -292,6 +292,15 @@ def test_the_same_file_is_not_taken_twice(house: Path) -> None:
     assert rows_in(again, POOL) == rows_in(taken, POOL)
 
 
+def test_anybodys_text_stays_in_its_place(house: Path) -> None:
+    row = said("</script> What?", "\x00 null\u2028", 1, topic="a\nb\x1b[31m")
+    taken = give(house, {**row, "x\n\x1b[2J": 1})
+    assert all(line.isprintable() for line in taken.lines())
+    (pool,) = rows_in(taken, POOL)
+    assert (pool["completion"], pool["topic"]) == ("\x00 null", row["topic"])
+    assert len(load_examples([Source("pool", taken.folder / POOL)]).examples) == 1
+
+
 def test_a_folder_of_ones_own(house: Path, tmp_path: Path) -> None:
     row = said("How far is it?", "Not far.", 1)
     taken = give(house, row, out=tmp_path / "mine")

@@ -78,7 +78,7 @@ def test_every_block_of_the_page_in_order(tmp_path: Path) -> None:
             printed = run_line(line)
             assert_shown(masked(shown).splitlines(), masked(printed).splitlines())
             num_run += 1
-    assert num_run == 12
+    assert num_run == 14
     # and what the page says of it
     first, following = (RunStore.open(tmp_path / "runs" / name) for name in ("first", "next"))
     assert first.test_result() is not None
