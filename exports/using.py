@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exports.asking import asked_by
+from exports.answer_settings import asked_by
 from exports.merged import unembedding_of
 from exports.peft_folder import read_adapter
 from exports.served_template import ServedTemplate
