@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +24,7 @@ from loop.reports.console import Starting, drop, open_missing_streams, say, tell
 if TYPE_CHECKING:
     from exports.making import Made
 
-USES = {
-    "peft": "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {out!r})",
-    "merged": "AutoModelForCausalLM.from_pretrained({out!r})",
-    "gguf": "llama-server --model {out}/{gguf} --jinja",
-    "gguf-adapter": "llama-server --model {out}/{gguf} --lora {out}/adapter.gguf --jinja",
-    "ollama": "ollama create NAME --file {out}/Modelfile",
-}
+CARD = "README.md"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -137,11 +132,27 @@ def report(args: argparse.Namespace, made: Made) -> None:
     for note in made.record["notes"]:
         tell(f"note: {note}")
     for one in made.checks:
-        tell(f"{one.name}: {one.sentence}")
+        tell(f"ok: {one.sentence}")
     if made.advice is not None:
         tell(made.advice)
     tell(f"Wrote {len(made.sums) + 1} files to {args.out}; sha256sum -c SHA256SUMS checks them.")
-    say(f"Use it: {USES[args.format].format(out=str(args.out), base=made.base, gguf=made.gguf)}")
+    say(f"Use it: {use_of(made, args.out)}")
+
+
+def use_of(made: Made, out: Path) -> str:
+    """The one line that loads an export."""
+    folder = shlex.quote(str(out))
+    model = shlex.quote(str(out / (made.gguf or "")))
+    adapter = shlex.quote(str(out / "adapter.gguf"))
+    uses = {
+        "peft": f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({made.base!r}), "
+        f"{str(out)!r})",
+        "merged": f"AutoModelForCausalLM.from_pretrained({str(out)!r})",
+        "gguf": f"llama-server --model {model} --jinja",
+        "gguf-adapter": f"llama-server --model {model} --lora {adapter} --jinja",
+        "ollama": f"cd {folder} && ollama create NAME --file Modelfile",
+    }
+    return f"{uses[made.wanted.format]} ({CARD} has the rest)"
 
 
 def report_failure(args: argparse.Namespace, error: Exception) -> int:

@@ -7,9 +7,11 @@ ASKED.json holds `conversations` (lists of messages) and `max_tokens`; ANSWERS.j
 of each greedy answer, without what ends it.
 """
 
+# pyright: reportAttributeAccessIssue=false
 import json
 import os
 import sys
+import traceback
 import urllib.request
 from pathlib import Path
 
@@ -51,11 +53,13 @@ def by_llama_cpp(files, asked):
     params.use_jinja, params.port = True, 0
     if adapter:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0)]
-    address = xllamacpp.Server(params).listening_address
+    server = xllamacpp.Server(params)  # which ends with this name
 
     def post(path, **fields):
         body = json.dumps(fields).encode()
-        request = urllib.request.Request(address + path, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            server.listening_address + path, body, {"Content-Type": "application/json"}
+        )
         return json.load(urllib.request.urlopen(request))
 
     for messages in asked["conversations"]:
@@ -68,9 +72,14 @@ def by_llama_cpp(files, asked):
 
 kind, folder, asked_file, answers_file, *dtype = sys.argv[1:]
 asked = json.loads(Path(asked_file).read_text())
-if kind == "gguf":
-    answers = list(by_llama_cpp(folder, asked))
-else:
-    answers = list(by_transformers(kind, folder, asked, dtype[0] if dtype else "auto"))
-Path(answers_file).write_text(json.dumps(answers))
-os._exit(0)  # llama.cpp's server is a thread of this process
+try:
+    if kind == "gguf":
+        answers = list(by_llama_cpp(folder, asked))
+    else:
+        answers = list(by_transformers(kind, folder, asked, dtype[0] if dtype else "auto"))
+    Path(answers_file).write_text(json.dumps(answers))
+except Exception:
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)  # llama.cpp's server is a thread of this process, and would go on
+os._exit(0)

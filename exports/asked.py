@@ -1,8 +1,8 @@
 """What a checkpoint is asked for the self-check: questions of its run, and sample texts.
 
 The questions are those of the run's evaluation, as its files hold them while they say what was
-asked, else as its evals do; where it has none, the rows that it trained on; of no run that is known
-here, built-in ones. What the sealed test asks is never taken, and no code of a task is run.
+asked, else as its evals do; where neither can be read, rows that it trained on; of no run that is
+known here, built-in ones. What the sealed test asks is never taken, and no code of a task is run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ledger.finding import config_file_of
 from ledger.store import RunStore
 from loop.planning.row_files import load_rows
 from rows.examples import Example
-from rows.sources import Source, read_rows
+from rows.sources import Source, is_text, read_rows
 from scores.results import SampleResult
 from settings.task_names import is_inspect_task
 from simple_eval import (
@@ -78,7 +78,7 @@ def asked_of(source: Exported) -> Asked:
     origin = "questions of the run's evaluation"
     if not questions:
         questions = list(_of_rows(source.store, notes))
-        origin = "rows that the run trained on, since its evaluation asks no questions"
+        origin = "rows of the run's training, since no question of its evaluation can be read"
     if not questions:
         questions = list(BUILT_IN)
         origin = "built-in questions, since neither questions nor rows of the run can be read"
@@ -136,11 +136,11 @@ def _of_task(
         turns: tuple[Turn, ...] = (Turn("user", sample.question),)
         if one is not None and one.question == sample.question:
             turns = one.turns
-        elif not sample.question.strip():
+        elif not (sample.question.strip() and is_text(sample.question)):
             continue
         else:
             num_alone += 1
-        answer = sample.expected[0] if sample.expected else "Yes."
+        answer = next((text for text in sample.expected if text and is_text(text)), "Yes.")
         yield AskedQuestion(sample.id, (name, sample.topic), turns, answer)
     if num_alone:
         notes.append(

@@ -153,7 +153,7 @@ def _opening(source: Source, format: str, story: Story | None) -> Iterator[Block
     checkpoint = story.checkpoint
     made = (
         f"It was trained by run {story.store.run_id}: round {checkpoint.round}, "
-        f"{checkpoint.step} optimizer steps."
+        f"{checkpoint.step:,} optimizer step{'s' * (checkpoint.step != 1)}."
     )
     yield Paragraph(f"{of} {made}")
     yield Paragraph(story.headline, is_lead=True)
@@ -175,8 +175,10 @@ def _use_section(template: ServedTemplate | None) -> Section:
         "The chat template writes a conversation as it was written in training (proven token by "
         f"token on: {proven}); it is {template.origin}. Answers end at: {stops}."
     )
-    limits = [Bullets(template.limits)] if template.limits else []
-    return Section(title, [Paragraph(text), *limits])
+    blocks: list[Block] = [Paragraph(text)]
+    if template.limits:
+        blocks += [Paragraph("What it does not write as in training:"), Bullets(template.limits)]
+    return Section(title, blocks)
 
 
 def _model_section(
@@ -199,8 +201,13 @@ def _model_section(
     facts = [f"Format: {format}.", f"Chat format in training: {source.renderer}."]
     if story is not None:
         facts.append(f"{story.lora_text}.")
-    blocks.append(Bullets([*facts, *notes]))
+    blocks.append(Bullets([*facts, *map(_as_sentence, notes)]))
     return Section("Model", blocks)
+
+
+def _as_sentence(text: str) -> str:
+    end = "" if text.endswith((".", "!", "?")) else "."
+    return f"{text[:1].upper()}{text[1:]}{end}"
 
 
 def _checks_section(checks: Sequence[Check]) -> Section:

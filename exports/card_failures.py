@@ -97,16 +97,15 @@ def _weak_topics(story: Story, result: EvalResult) -> Iterator[str]:
 
 def _contamination(story: Story) -> Iterator[str]:
     manifest = story.manifest
-    if (number := manifest.num_dropped.get("contaminated", 0)) > 0:
+    if number := manifest.num_dropped.get("contaminated", 0):
         yield (
-            f"{number:,} rows of the data asked a question of an evaluation. They were left out "
-            "of training."
+            f"Rows of the data that asked a question of an evaluation: {number:,}. They were left "
+            "out of training."
         )
-    similar = manifest.num_similar + manifest.num_dropped.get("similar", 0)  # older runs' place
-    if similar:
+    if number := manifest.num_similar + manifest.num_dropped.get("similar", 0):  # older runs' place
         yield (
-            f"{similar:,} rows of the data are near a question of an evaluation without asking "
-            "it, and could be trained on: on such questions the score may be too high."
+            "Rows of the data that are near a question of an evaluation without asking it: "
+            f"{number:,}. They could be trained on, so on such questions the score may be too high."
         )
 
 

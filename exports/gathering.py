@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 MAX_SCORED_TOKENS = 512  # of a conversation; the rest of a longer one is cut off
 NUM_AT_ONCE = 64  # requests
+READ_BACK = ("What is the capital of France?", "75 km\nok")  # that any tokenizer can write
 NUM_LOOK_ALIKES = 8  # texts that hold what looks like a token of the chat format
 
 
@@ -135,18 +136,20 @@ def prompts_of(asked: Asked, renderer: Renderer, base_dir: Path) -> Prompts:
     context = limits_of(base_dir).context
     longest = min(MAX_SCORED_TOKENS, context - 1 if context else MAX_SCORED_TOKENS)
     room = None if context is None else context - asked.max_tokens
-    notes, left_out = list(asked.notes), 0
-    usable: list[tuple[AskedQuestion, tuple[int, ...]]] = []
-    for one in asked.questions:
-        prompt = _prompt(renderer, one.turns)
-        if prompt is None or (room is not None and len(prompt) > room):
-            left_out += 1
-        else:
-            usable.append((one, prompt))
-    if left_out:
+    notes = list(asked.notes)
+
+    def fitting(candidates: Sequence[AskedQuestion]) -> list[tuple[AskedQuestion, tuple[int, ...]]]:
+        prompts = ((one, _prompt(renderer, one.turns)) for one in candidates)
+        return [(one, p) for one, p in prompts if p and (room is None or len(p) <= room)]
+
+    # Twice as many as are asked, for some may not be fit; not all of a very large task.
+    candidates = spread(asked.questions, lambda one: one.group[0], 2 * NUM_QUESTIONS)
+    usable = fitting(candidates)
+    if left_out := len(candidates) - len(usable):
         notes.append(
-            f"{left_out} questions are left out: they hold a word that is a token of the chat "
-            "format, which a served template reads as one, or leave no room for an answer."
+            f"{left_out} of {len(candidates)} questions are left out: they hold a word that is a "
+            "token of the chat format, which a served template reads as one, or leave no room for "
+            "an answer."
         )
     if not usable:
         raise ExportError(
@@ -154,7 +157,10 @@ def prompts_of(asked: Asked, renderer: Renderer, base_dir: Path) -> Prompts:
             f"answer have to fit the model's context of {context} tokens, and hold no token of the "
             "chat format. Without an answer of the service there is nothing to check an export by."
         )
-    conversations = spread([one for one, _ in usable], lambda one: one.group, NUM_CONVERSATIONS)
+    notes += _not_read_back(guard(renderer))
+    of_topics = spread(asked.questions, lambda one: one.group, 2 * NUM_CONVERSATIONS)
+    conversations = [one for one, _ in fitting(of_topics)] or [one for one, _ in usable]
+    conversations = spread(conversations, lambda one: one.group, NUM_CONVERSATIONS)
     scored = [_conversation(renderer, one, longest) for one in conversations]
     extra = (_conversation(renderer, one, longest) for one in BUILT_IN)
     while len(scored) < NUM_CONVERSATIONS and (more := next(extra, None)) is not None:
@@ -175,7 +181,7 @@ def _prompt(renderer: Renderer, turns: Sequence[Turn]) -> tuple[int, ...] | None
         return None
     try:
         return tuple(build_prompt(renderer, turns).to_ints())
-    except ValueError:
+    except (ValueError, TypeError):  # of what is no text, the latter
         return None
 
 
@@ -185,7 +191,7 @@ def _conversation(renderer: Renderer, one: AskedQuestion, longest: int) -> tuple
     messages: list[Any] = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         tokens = renderer.build_supervised_example(messages)[0].to_ints()
-    except ValueError:
+    except (ValueError, TypeError):
         return None
     return tuple(tokens[:longest]) if len(tokens) > 1 else None
 
@@ -215,10 +221,26 @@ def _plain_tokens(text: str, tokenizer: Guarded) -> tuple[int, ...] | None:
     options = {"add_special_tokens": False}
     try:
         trained = tokenizer.encode(tokenizer.marked(text), **options)
-    except ValueError:
+    except (ValueError, TypeError):
         return None
     plain = tokenizer.encode(text, split_special_tokens=True, **options)
     return tuple(trained) if list(trained) == list(plain) else None
+
+
+def _not_read_back(tokenizer: Guarded) -> list[str]:
+    """That the tokenizer of training loses part of plain texts, which an export can only repeat.
+
+    transformers reads a byte-level tokenizer that calls itself LlamaTokenizer so, for one.
+    """
+    for text in READ_BACK:
+        found = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
+        if str(found).strip() != text:
+            return [
+                f"The tokenizer, as training loaded it, reads {text!a} back as {str(found)!a}: the "
+                "model was trained and measured so, and the export answers so. Check "
+                "tokenizer_class in the base model's tokenizer_config.json."
+            ]
+    return []
 
 
 def _stops(renderer: Renderer) -> list[str] | list[int]:

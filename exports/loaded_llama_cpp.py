@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import mmap
 import os
 import secrets
 import select
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,8 @@ START_S_A_GIGABYTE = 60.0  # from a slow disk
 SMALL_BYTES = 64 * 2**20  # of a model that several threads would only wait for each other on
 LOG_CHARS = 600  # of llama.cpp's words in an error
 BROKEN = "\ufffd"  # what a part of a character is read as
-FEW = 256  # of the likeliest tokens, among which the one that is asked for mostly is
+FEW, MANY = 256, 8192  # of the likeliest tokens, among which the one asked for mostly is
+ARRAY, INT32 = 9, 5  # types of a GGUF file
 CERTAIN = 1e4  # added to a logit, no other token is taken
 
 _WORKER = Path(__file__).with_name("llama_cpp_worker.py")
@@ -149,15 +152,15 @@ class _LlamaCpp:
     def __init__(self, server: _Server, gguf: Path, context: int) -> None:
         self._server = server
         self._context = context
-        self._vocabulary = _Vocabulary(gguf)
+        self._vocabulary = _Vocabulary(gguf, server)
 
     def logprobs(self, tokens: Sequence[int]) -> list[float]:
         """The natural log-probability of each token but the first, given those before it.
 
         llama.cpp says it of the tokens that it generates, before any sampler, so it is made to
-        generate these, by a grammar that allows nothing else. Of markers, which can end a
-        generation, and of parts of characters, which no grammar takes, it is read from what it says
-        of all tokens that could have stood there.
+        generate these, by a grammar that allows nothing else. No grammar takes markers, which can
+        end a generation, nor parts of characters: the former are made certain one by one, and of
+        the latter, of which nothing is said, it is read from what could have stood there instead.
         """
         found: list[float] = []
         places = range(1, len(tokens))
@@ -166,14 +169,22 @@ class _LlamaCpp:
         ):
             steps = list(run)
             if is_plain:
-                found += self._generated(tokens[: steps[0]], [tokens[i] for i in steps])
-            else:
-                found += (self._offered(tokens[:i], tokens[i]) for i in steps)
+                wanted = [tokens[i] for i in steps]
+                grammar = "root ::= " + " ".join(f"<[{token}]>" for token in wanted)
+                found += self._generated(tokens[: steps[0]], wanted, {"grammar": grammar})
+                continue
+            for i in steps:
+                if self._vocabulary.is_marker(tokens[i]):
+                    certain = {"logit_bias": [[tokens[i], CERTAIN]]}
+                    found += self._generated(tokens[:i], [tokens[i]], certain)
+                else:
+                    found.append(self._offered(tokens[:i], tokens[i]))
         return found
 
-    def _generated(self, before: Sequence[int], wanted: list[int]) -> list[float]:
-        grammar = "root ::= " + " ".join(f"<[{token}]>" for token in wanted)
-        answer = self._generate(before, len(wanted), {"n_probs": 1, "grammar": grammar})
+    def _generated(
+        self, before: Sequence[int], wanted: list[int], forced: dict[str, Any]
+    ) -> list[float]:
+        answer = self._generate(before, len(wanted), {"n_probs": 1, **forced})
         told = answer.get("completion_probabilities", [])
         if [step["id"] for step in told] != wanted:
             raise self._server.failed(
@@ -185,7 +196,7 @@ class _LlamaCpp:
     def _offered(self, before: Sequence[int], wanted: int) -> float:
         """What it says of one token while it generates another, which is sure to be said."""
         bias = [[self._vocabulary.a_plain_one(), CERTAIN]]
-        for number in (FEW, self._vocabulary.size):  # all of a large vocabulary is a long answer
+        for number in (FEW, MANY, self._vocabulary.size):  # all of a large one is a long answer
             answer = self._generate(before, 1, {"n_probs": number, "logit_bias": bias})
             for step in answer.get("completion_probabilities", []):
                 for offered in step["top_logprobs"]:
@@ -238,25 +249,42 @@ class _LlamaCpp:
 
 
 class _Vocabulary:
-    """Which tokens of a GGUF file are whole characters and no markers."""
+    """Which tokens of a loaded file are whole characters and no markers."""
 
-    def __init__(self, gguf: Path) -> None:
-        from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
-        from tokenizers import decoders
+    def __init__(self, gguf: Path, server: _Server) -> None:
+        self._types = _token_types(gguf)
+        self._server = server
+        self._is_whole: dict[int, bool] = {}
 
-        reader = GGUFReader(gguf)
-        self._texts = reader.get_field("tokenizer.ggml.tokens")
-        self._types = reader.get_field("tokenizer.ggml.token_type")
-        assert self._texts is not None and self._types is not None, gguf
-        self.size = len(self._types.data)
-        self._decoder = decoders.ByteLevel()
+    @property
+    def size(self) -> int:
+        return len(self._types)
+
+    def is_marker(self, token: int) -> bool:
+        return 0 <= token < self.size and self._types[token] != NORMAL
+
+    def is_whole(self, token: int) -> bool:
+        if token not in self._is_whole:
+            text = self._server.ask("/detokenize", {"tokens": [token]})["content"]
+            self._is_whole[token] = BROKEN not in text and "\0" not in text
+        return self._is_whole[token]
 
     def is_plain(self, token: int) -> bool:
-        assert self._texts is not None and self._types is not None
-        if self._types.contents(token) != NORMAL:
-            return False
-        text = self._decoder.decode([self._texts.contents(token)])
-        return BROKEN not in text and "\0" not in text
+        return not self.is_marker(token) and self.is_whole(token)
 
     def a_plain_one(self) -> int:
         return next(token for token in range(self.size) if self.is_plain(token))
+
+
+def _token_types(gguf: Path) -> Sequence[int]:
+    """The array `tokenizer.ggml.token_type` of a GGUF file: its name, two types, length, numbers.
+
+    The package's reader takes many seconds for all the strings of a large vocabulary.
+    """
+    name = b"tokenizer.ggml.token_type"
+    start = struct.pack("<Q", len(name)) + name + struct.pack("<II", ARRAY, INT32)
+    with open(gguf, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = content.find(start) + len(start)
+        assert place >= len(start), gguf
+        (number,) = struct.unpack_from("<Q", content, place)
+        return struct.unpack_from(f"<{number}i", content, place + 8)

@@ -22,6 +22,7 @@ Rounding = Literal["float32", "bfloat16", "float16", "gguf-f32", "gguf-f16", "gg
 
 LIBRARIES = ("transformers", "peft")
 SMALL_MODEL_PARAMETERS = 20_000_000  # below it, threads wait for each other longer than they work
+MAX_EXACT_PARAMETERS = 500_000_000  # in float64, 4 GB
 Q8_0_BLOCK = 32  # values that share one scale
 # What these libraries say of weights that are not where they look for them, or are left over.
 ABOUT_KEYS = re.compile(
@@ -100,12 +101,16 @@ def _few_threads(model: Any) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    is_small = sum(one.numel() for one in model.parameters()) < SMALL_MODEL_PARAMETERS
+    is_small = _num_parameters(model) < SMALL_MODEL_PARAMETERS
     torch.set_num_threads(1 if is_small else before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _num_parameters(model: Any) -> int:
+    return sum(one.numel() for one in model.parameters())
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -310,8 +315,9 @@ def _vocabulary(tokenizer: Any) -> dict[str, str]:
 
 def rounding_noise(
     base_dir: Path, adapter_dir: Path, rounding: Rounding, reference: Reference
-) -> Noise:
-    """How far the checkpoint's log-probabilities move when its weights are rounded so.
+) -> Noise | None:
+    """How far the checkpoint's log-probabilities move when its weights are rounded so; None for
+    float32 of a large model, which is not computed in float64 as well.
 
     Base and adapter are taken from where they lie, so that a wrong export cannot widen it. For
     float32 the same is computed in float64. For GGUF the merged matrices are rounded as its format
@@ -321,27 +327,28 @@ def rounding_noise(
     import torch
 
     model = _load_adapter(base_dir, adapter_dir, torch.float32)
+    is_large = _num_parameters(model) > MAX_EXACT_PARAMETERS
     texts = [one.tokens for one in reference.scored]
     exact = [model_logprobs(model, tokens) for tokens in texts]
-    apart = []
-    if reference.precision != "float32" and rounding != "bfloat16":
-        apart.append(
-            (_moved(base_dir, adapter_dir, torch.bfloat16, texts), "the service's bfloat16")
-        )
+    moved: dict[str, list[list[float]]] = {}
     if rounding in ("gguf-f16", "gguf-q8_0"):
-        how = f"rounding the merged weights to {rounding.removeprefix('gguf-')}"
         model = _merged(model)
         round_weights(model, rounding)
-        apart.append(([model_logprobs(model, tokens) for tokens in texts], how))
-    else:
-        is_exact = rounding in ("float32", "gguf-f32")
-        dtype = torch.float64 if is_exact else getattr(torch, rounding)
-        how = "computing in float32" if is_exact else f"computing in {rounding}"
-        del model
-        apart.append((_moved(base_dir, adapter_dir, dtype, texts), how))
-    found = [difference(exact, one) for one, _ in apart]
-    words = " and ".join(how for _, how in apart)
-    return Noise(sum(one.mean for one in found), sum(one.largest for one in found), words)
+        how = f"rounding the merged weights to {rounding.removeprefix('gguf-')}"
+        moved[how] = [model_logprobs(model, tokens) for tokens in texts]
+    del model
+    if rounding in ("bfloat16", "float16"):
+        how = f"computing in {rounding}"
+        moved[how] = _moved(base_dir, adapter_dir, getattr(torch, rounding), texts)
+    elif rounding in ("float32", "gguf-f32") and not is_large:
+        moved["computing in float32"] = _moved(base_dir, adapter_dir, torch.float64, texts)
+    if reference.precision != "float32" and rounding != "bfloat16":
+        moved["the service's bfloat16"] = _moved(base_dir, adapter_dir, torch.bfloat16, texts)
+    if not moved:
+        return None
+    found = [difference(exact, one) for one in moved.values()]
+    how = " and ".join(moved)
+    return Noise(sum(one.mean for one in found), sum(one.largest for one in found), how)
 
 
 def _moved(

@@ -7,7 +7,9 @@ shared matrix would change the input embedding as well.
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,7 +197,13 @@ def _save(model: Any, folder: Path) -> None:
     try:
         model.save_pretrained(folder, max_shard_size=SHARD)
     except SafetensorError as error:
-        raise OSError(28 if "No space" in str(error) else 5, str(error), str(folder)) from error
+        raise OSError(_errno_in(str(error)), str(error), str(folder)) from error
+
+
+def _errno_in(text: str) -> int:
+    """Why the disk refused, as the writer of safetensors says it."""
+    found = re.search(r"os error (\d+)", text)
+    return errno.EIO if found is None else int(found[1])
 
 
 def _config_of(base_dir: Path, model: Any, dtype: str) -> bytes:

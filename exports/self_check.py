@@ -256,11 +256,11 @@ def check_answers(loaded: Loaded, reference: Reference, limits: Limits) -> Check
     sentence = f"{num - len(partings)} of {num} greedy answers are the service's, token by token."
     if ties:
         sentence += (
-            f" {len(ties)} part from it at ties: there the two tokens' log-probabilities are "
-            f"{max(ties):.2g} apart at most, and {limits.tie:.2g} is within the rounding of both."
+            f" Different at ties: {len(ties)}, where the two tokens' log-probabilities are at most "
+            f"{max(ties):.2g} apart, and {limits.tie:.2g} is within the rounding of both."
         )
     if wrong:
-        sentence += f" {len(wrong)} are other answers; the first: {_told(wrong[0], limits)}"
+        sentence += f" Other answers: {len(wrong)}; the first: {_told(wrong[0], limits)}"
     return Check("greedy answers", not wrong, sentence, figures)
 
 

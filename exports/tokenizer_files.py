@@ -68,6 +68,11 @@ def names_its_class(base_dir: Path) -> bool:
     return isinstance(_object_in(base_dir / CONFIG).get("tokenizer_class"), str)
 
 
+def normalizes(base_dir: Path) -> bool:
+    """Whether a tokenizer changes a text before it cuts it, as Qwen's does."""
+    return _object_in(base_dir / "tokenizer.json").get("normalizer") is not None
+
+
 def generation_settings(
     base_dir: Path, template: ServedTemplate, asked: AnswerSettings
 ) -> dict[str, Any]:

@@ -7,6 +7,7 @@ as its process lives. What a killed process left is removed by the next that wri
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -14,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from errors import ConfigError
+from errors import ConfigError, StorageError
 from storage.files import REFUSALS, storage_error, sync_folder
 
 MARK = ".unfinished-"
@@ -80,6 +81,11 @@ def _publish(aside: Path, target: Path) -> None:
     try:
         os.rename(aside, target)  # an empty folder gives way
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise StorageError(
+                f"{target}: something else was put there meanwhile, and is kept; what was to be "
+                "there was not. Name a new folder."
+            ) from error
         raise _refused(target, error) from error
     sync_folder(target.parent)
 

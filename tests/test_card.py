@@ -75,7 +75,7 @@ def test_a_card_has_the_numbers_of_the_run(run: RunStore) -> None:
     assert "| 2 | 3 | 6 | 120 | 0.0005 | 0.5000 to 0.3333 |" in text
     assert "| train_file | train.jsonl | 10 | " + "a" * 64 in text
     assert "1 rejected (could not be used), 2 duplicate" in text
-    assert "1 rows of the data asked a question of an evaluation" in text
+    assert "Rows of the data that asked a question of an evaluation: 1." in text
     assert "Weak topic: topic 3 plain" in text and "Merged once." in text
     assert "nll:held.jsonl" in text and run.run_id in text and "vllm serve ." in text
     assert "| tokens | holds | 50 of 50 texts are equal. |" in text

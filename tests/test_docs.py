@@ -13,6 +13,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 import evalops_client
+import export
 import report
 import study
 import trainer_with_eval
@@ -32,12 +33,13 @@ DOCUMENTS = [
     "benchmarks/RESULTS.md",
     *PAGES,
 ]
-AFTER_THE_DEMO = "docs/adapter.md"  # its example reads the demo's run
+AFTER_THE_DEMO = "docs/export.md"  # its example reads the demo's run
 NOTHING_TO_TYPE = "docs/comparison.md"
 EXAMPLES = [page for page in PAGES if page not in (AFTER_THE_DEMO, NOTHING_TO_TYPE)]
 COMMANDS = {
     "trainer_with_eval.py": trainer_with_eval.main,
     "evalops_client.py": evalops_client.main,
+    "export.py": export.main,
     "study.py": study.main,
     "report.py": report.main,
 }
@@ -84,6 +86,14 @@ def test_help_is_the_parsers(monkeypatch: pytest.MonkeyPatch) -> None:
     with redirect_stdout(printed), pytest.raises(SystemExit):
         trainer_with_eval.parse_arguments(["--help"])
     assert block("docs/commands.md", "help").split() == printed.getvalue().split()
+
+
+def test_the_page_of_exports_shows_their_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    printed = io.StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit):
+        export.parse_arguments(["--help"])
+    assert block("docs/export.md", "help").split() == printed.getvalue().split()
 
 
 def test_the_services_page_shows_its_usage_and_every_route(

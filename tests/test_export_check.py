@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import local_tinker
+import run_records
+from config_schema import TrainingConfig
 from errors import ExportError
-from exports.asked import BUILT_IN, asked_of, spread
+from exports.asked import BUILT_IN, Asked, asked_of, spread
 from exports.check import Check
-from exports.gathering import gather_reference, place_of
+from exports.gathering import gather_reference, place_of, prompts_of
 from exports.loaded_transformers import (
     TransformersExport,
     _load_adapter,
@@ -32,7 +34,7 @@ from exports.loaded_transformers import (
     rounding_noise,
 )
 from exports.reference import Reference
-from exports.self_check import Noise, check, check_answers, difference, limits_for
+from exports.self_check import Noise, check, check_answers, check_logprobs, difference, limits_for
 from exports.source import Source
 from ledger.records import Checkpoint
 from ledger.store import RunStore
@@ -40,6 +42,7 @@ from loop.reports.progress import Progress
 from model_dirs import make_model_dir
 from rows.chat_formats import load_renderer
 from sdk_client import ADAM, checkpoint_dir, using
+from test_loop import Workspace
 
 FAMILIES = {  # name -> family of tests/model_dirs, tied, renderer
     "llama": ("llama", False, "llama3"),
@@ -113,8 +116,6 @@ def recorded_run(run_dir: Path, base: Path, renderer: str, paths: Sequence[str])
     store.append("run_started", run_id="run", config_hash="-", started_from=None)
     for number, path in enumerate(paths, start=1):
         state = path.replace("/sampler_weights/", "/weights/")
-        shape: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 32}
-        flags = {"train_attn": True, "train_mlp": True, "train_unembed": True}
         store.record_checkpoint(
             Checkpoint(
                 round=number,
@@ -122,10 +123,13 @@ def recorded_run(run_dir: Path, base: Path, renderer: str, paths: Sequence[str])
                 state_path=state,
                 sampler_path=path,
                 base_model=base.parent.name,
+                lora_rank=4,
+                lora_alpha=32,
+                train_attn=True,
+                train_mlp=True,
+                train_unembed=True,
                 renderer=renderer,
                 expires_at=None,
-                **shape,
-                **flags,
             )
         )
     return store
@@ -152,7 +156,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
                 paths = []
                 for number in (1, 2):
                     steps = []
-                    for _ in range(12):
+                    for _ in range(12 if name == "llama" else 4):
                         steps += [run.forward_backward(data, "cross_entropy"), run.optim_step(ADAM)]
                     for step in steps:
                         await step
@@ -242,7 +246,7 @@ def changed_tensors(change: Callable[[str, torch.Tensor], torch.Tensor | None]) 
 
 
 def changed_json(name: str, **changes: Any) -> Any:
-    def apply(folder: Path, one: Trained) -> None:
+    def apply(folder: Path, one: Trained | None) -> None:
         held = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps({**held, **changes}))
 
@@ -446,7 +450,7 @@ def test_merged_weights_that_lack_a_tensor_or_have_one_too_many(
 # --- rounded --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rounding", ["bfloat16", "float16", "gguf-f16", "gguf-q8_0"])
+@pytest.mark.parametrize("rounding", ["bfloat16", "gguf-f16", "gguf-q8_0"])
 def test_a_rounded_export_passes_and_a_wrong_one_does_not(
     trained: dict[str, Trained], tmp_path: Path, rounding: Any
 ) -> None:
@@ -467,11 +471,11 @@ def test_a_rounded_export_passes_and_a_wrong_one_does_not(
     figures = right[3].figures
     assert figures["num_wrong"] == 0
     assert figures["num"] == figures["num_identical"] + figures["num_at_ties"]  # pyright: ignore
-    for number, what in enumerate(("B permuted", "a layer zeroed", "alpha doubled", "head lost")):
+    for number, what in enumerate(("B permuted", "a layer zeroed", "head lost")):
         wrong = adapter_export(one, tmp_path / f"adapter_{number}")
         WRONG_ADAPTERS[what][0](wrong, one)
         made = rounded(tmp_path / f"wrong_{number}", wrong)
-        assert "log-probabilities" in failing(check(made, one.reference, noise)), what
+        assert not check_logprobs(made, one.reference, limits_for(noise)).passed, what
 
 
 def test_q8_0_rounds_to_127_steps_of_a_block() -> None:
@@ -615,6 +619,75 @@ def test_where_the_question_file_is_gone_rows_or_built_in_ones_are_asked(
     assert "gone.jsonl" in found.notes[0] and "rows cannot be read" in found.notes[1]
     unknown = asked_of(replace(source, store=None, checkpoint=None))
     assert unknown.questions == BUILT_IN and "not known here" in unknown.origin
+
+
+def test_what_the_evals_hold_is_asked_where_the_file_changed(
+    llama_dir: Path, tmp_path: Path
+) -> None:
+    """Of a run whose file is gone, or says something else by now, and whose texts are hostile."""
+    shape = run_records.Shape(num_questions=3, text="</script>\u2028\u202e <|eot_id|> e\u0301")
+    store = run_records.finished(tmp_path / "run", shape)
+    source = Source("r", None, tmp_path, llama_dir, "m", {}, "llama3", store, store.checkpoint(1))
+    gone = asked_of(source)
+    assert [one.id for one in gone.questions] == [f"{run_records.TASK}/{n}" for n in range(3)]
+    assert not any(run_records.SECRET in turn.content for q in gone.questions for turn in q.turns)
+    assert "3 of 3 questions are asked as the evals hold them" in gone.notes[-1]
+
+    recorded = [one.turns[-1].content for one in gone.questions]
+    rows = [
+        {"id": "0", "question": recorded[0], "answer": "x", "system": "Be short."},
+        {"id": "1", "question": "Another by now", "answer": "x"},
+    ]
+    (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    held = json.loads((tmp_path / "run/config.resolved.json").read_text())
+    held["files"][f"eval_tasks.{run_records.TASK}"] = str(tmp_path / "dev.jsonl")
+    held["config"]["evaluation"]["system_prompt"] = "Be kind."
+    (tmp_path / "run/config.resolved.json").write_text(json.dumps(held))
+    changed = asked_of(replace(source, store=RunStore.open(tmp_path / "run")))
+    assert [one.turns[-1].content for one in changed.questions] == recorded
+    assert [one.turns[0].content for one in changed.questions] == [
+        *("Be kind.\n\nBe short.", "Be kind.", "Be kind."),
+    ]
+    assert "2 of 3" in changed.notes[-1]
+    renderer = load_renderer("llama3", str(llama_dir))
+    # Each holds a token of the chat format, which no served template could keep apart from one.
+    with pytest.raises(ExportError, match="None of 3 questions"):
+        prompts_of(changed, renderer, llama_dir)
+
+
+def test_a_run_whose_questions_are_unknown_is_asked_its_rows(workspace: Workspace) -> None:
+    """Of a run that was killed before its baseline, and whose question file is gone; questions that
+    leave no room for an answer are left out."""
+    rows = [{"instruction": f"Say {n} " + "so " * n * n, "output": str(n)} for n in range(30)]
+    workspace.write_rows("train.jsonl", rows)
+    model_dir = Path(workspace.settings["base_model"])
+    changes = {"eval_tasks": ["qa:gone.jsonl"]}
+    config = TrainingConfig.model_validate({**workspace.settings, **changes})
+    resolved = {
+        "config": config.model_dump(mode="json"),
+        "config_file": str(workspace.folder / "config.json"),
+        "resolved": {"renderer_name": "llama3", "learning_rate": 0.1, "warmup_steps": 0,
+                     "service": "embedded"},
+        "files": {"base_model": str(model_dir)},
+    }  # fmt: skip
+    store = RunStore.create(workspace.folder / "run", resolved)
+    source = Source("r", None, model_dir, model_dir, "m", {}, "llama3", store, None)
+    asked = asked_of(source)
+    assert asked.origin.startswith("rows of the run's training") and len(asked.questions) == 30
+    assert asked.questions[1].turns[0].content.startswith("Say 1 so")
+    prompts = prompts_of(asked, load_renderer("llama3", str(model_dir)), model_dir)
+    assert len(prompts.conversations) == 20 and 3 < len(prompts.questions) < 30
+    assert "left out" in prompts.notes[-1]
+    longest = max(map(len, prompts.conversations))
+    assert longest < 512  # the model's context
+
+
+def test_a_tokenizer_that_loses_spaces_is_told_of(tmp_path: Path) -> None:
+    base = make_model_dir(tmp_path / "base", "llama")
+    changed_json("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")(base, None)
+    asked = Asked(BUILT_IN, "built in")
+    prompts = prompts_of(asked, load_renderer("llama3", str(base)), base)
+    assert "WhatisthecapitalofFrance?" in prompts.notes[-1]
 
 
 def test_groups_take_turns_and_items_keep_their_order() -> None:

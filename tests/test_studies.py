@@ -372,7 +372,7 @@ def test_names_of_tasks_stand_for_them_in_settings(folder: Path) -> None:
         ("question:", "questoin:", 4, ["questoin", "did you mean question?"]),
         ("variables:", "variabels:", 5, ["variabels", "did you mean variables?"]),
         ("tasks_dir: evals/", "tasks_dir: tasks/", 14, ["no folder", "Make it"]),
-        ("tasks_dir: evals/", "merge_adapters: true", 14, ["merge_adapters", "adapter.md"]),
+        ("tasks_dir: evals/", "merge_adapters: true", 14, ["merge_adapters", "export.py"]),
         ("tasks_dir: evals/", "model_format: hf", 14, ["model_format", "Write adapter"]),
         ("tasks_dir: evals/", "checkpoint: first", 14, ["'last' or 'best'"]),
         ("evaluation:", "output:\n  results_dir: ../x\nevaluation:", 14, ["results_dir"]),

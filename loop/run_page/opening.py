@@ -229,8 +229,8 @@ def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:
     )
     where = "" if is_here else f" Start it in {PROGRAM.parent}."
     yield Paragraph(
-        f"This serves them to any program of the Tinker SDK.{where} docs/adapter.md has the lines "
-        "that load the adapter with PEFT, merge it into the model and save that."
+        f"This serves them to any program of the Tinker SDK.{where} For other programs export.py "
+        "writes them as a folder that it loads and checks (docs/export.md)."
     )
 
 

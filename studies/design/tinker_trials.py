@@ -390,7 +390,7 @@ def _check_evaluation(study: Study) -> None:
         raise error(
             ("evaluation", "merge_adapters"),
             "evaluation.merge_adapters is true, but weights are sampled as an adapter on their "
-            "base model here. Write false; docs/adapter.md shows how to merge one afterwards.",
+            "base model here. Write false; export.py merges one afterwards.",
         )
     if evaluation.model_format == "hf":
         raise error(
