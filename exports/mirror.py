@@ -127,7 +127,7 @@ def data_files(manifest: Manifest, config: Mapping[str, Any]) -> list[DataFile]:
 
 
 def _columns(key: str, config: Mapping[str, Any]) -> dict[str, str]:
-    """The columns of a source, its own or those of all; a key ends in `[1]` where there are more."""
+    """The columns of a source, its own or those of all; of several a key ends in `[1]`, say."""
     found: Any = config
     name, _, number = key.partition("[")
     for part in name.split("."):
