@@ -90,7 +90,7 @@ def spread(items: Sequence[T], group_of: Callable[[T], Hashable], number: int) -
     groups: dict[Hashable, list[int]] = {}
     for place, item in enumerate(items):
         groups.setdefault(group_of(item), []).append(place)
-    turns = max(map(len, groups.values()), default=0)
+    turns = min(max(map(len, groups.values()), default=0), number)  # each gives one at least
     in_turn = [places[turn] for turn in range(turns) for places in groups.values()
                if turn < len(places)]  # fmt: skip
     return [items[place] for place in sorted(in_turn[:number])]

@@ -320,8 +320,8 @@ def rounding_noise(
     float32 of a large model, which is not computed in float64 as well.
 
     Base and adapter are taken from where they lie, so that a wrong export cannot widen it. For
-    float32 the same is computed in float64. For GGUF the merged matrices are rounded as its format
-    says and computed with in float32; `gguf-f32` rounds nothing. A service that computes in
+    float32 the same is computed in float64. For GGUF the merged matrices, and what is multiplied
+    with them, are rounded as its format says; `gguf-f32` rounds nothing. A service that computes in
     bfloat16 is off by that itself, and then that is added.
     """
     import torch
@@ -334,7 +334,7 @@ def rounding_noise(
     if rounding in ("gguf-f16", "gguf-q8_0"):
         model = _merged(model)
         round_weights(model, rounding)
-        how = f"rounding the merged weights to {rounding.removeprefix('gguf-')}"
+        how = f"computing in {rounding.removeprefix('gguf-')} as llama.cpp does"
         moved[how] = [model_logprobs(model, tokens) for tokens in texts]
     del model
     if rounding in ("bfloat16", "float16"):
@@ -376,13 +376,20 @@ def _merged(model: Any) -> Any:
 
 
 def round_weights(model: Any, rounding: Rounding) -> None:
-    """Round the matrices of a model as a GGUF file holds them; vectors stay in float32 there."""
+    """Round the matrices of a model as a GGUF file holds them, and from now on what each linear
+    layer is given, as llama.cpp does before it multiplies. Vectors stay in float32 there."""
+    import torch
+
+    def rounded(values: torch.Tensor) -> torch.Tensor:
+        is_q8 = rounding == "gguf-q8_0" and values.shape[-1] % Q8_0_BLOCK == 0
+        return q8_0(values) if is_q8 else values.half().float()
+
     for parameter in {id(one): one for one in model.parameters()}.values():
-        if parameter.ndim < 2:
-            continue
-        is_q8 = rounding == "gguf-q8_0" and parameter.shape[-1] % Q8_0_BLOCK == 0
-        weights = parameter.data
-        parameter.data = q8_0(weights) if is_q8 else weights.half().float()
+        if parameter.ndim >= 2:
+            parameter.data = rounded(parameter.data)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, given: (rounded(given[0]), *given[1:]))
 
 
 def q8_0(weights: torch.Tensor) -> torch.Tensor:
