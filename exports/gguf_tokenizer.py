@@ -94,6 +94,8 @@ def read_tokens(
     ends = _ends(tokenizer, model_dir, stop_ids)
     if not ends:  # llama.cpp would take token 11
         raise _refused(model_dir, "names no token that ends an answer")
+    if outside := [end for end in ends if not 0 <= end < vocab_size]:
+        raise _refused(model_dir, f"ends answers with token {outside[0]}, of {vocab_size}")
     if len(ends) > MAX_ENDS:
         limits.append(
             f"llama.cpp is told of {MAX_ENDS} tokens that end an answer, and of "
@@ -244,18 +246,26 @@ def _added_around(tokenizer: Any, chat_template: str) -> tuple[bool, list[str]]:
     It does so to every prompt of a chat too, after taking one off that the template wrote. So it is
     told to only where the tokenizer begins plain text and the template begins a chat like that.
     """
+    from jinja2 import TemplateError
+
     begin = tokenizer.bos_token_id
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     if whole == plain:
         return False, []
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "a"}],
-        chat_template=chat_template,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-    )
+    try:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "a"}],
+            chat_template=chat_template,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+    except TemplateError as error:
+        raise ExportError(
+            f"The chat template cannot write a question without a system text: {error}. Nothing "
+            "was written."
+        ) from error
     if begin is not None and whole == [begin, *plain] and chat[:1] == [begin]:
         return True, []
     where = whole.index(plain[0]) if plain[0] in whole else 0
@@ -284,7 +294,10 @@ def _model_ends(model_dir: Path) -> list[int]:
         path = model_dir / name
         if not path.is_file():
             continue
-        given = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        try:
+            given = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError) as error:
+            raise ExportError(f"{path}: cannot be read: {error}. Nothing was written.") from error
         if isinstance(given, int):
             return [given]
         if isinstance(given, list):

@@ -128,10 +128,14 @@ def open_weights(files: list[Path]) -> Iterator[Weights]:
             try:
                 file = stack.enter_context(safe_open(path, framework="pt"))
             except (OSError, SafetensorError) as error:
-                raise ExportError(f"{path}: cannot be read: {error}. Nothing written.") from error
+                raise ExportError(
+                    f"{path}: cannot be read: {error}. Nothing was written."
+                ) from error
             for name in file.keys():  # noqa: SIM118  (it is no dict)
                 if name in opened:
-                    raise ExportError(f"{path}: {name} is in another file too. Nothing written.")
+                    raise ExportError(
+                        f"{path}: {name} is in another file too. Nothing was written."
+                    )
                 opened[name] = file
         yield Weights(files[0].parent, opened)
 
@@ -140,8 +144,15 @@ def weight_files(model_dir: Path) -> list[Path]:
     """The files that transformers loads. Raises `ExportError` where there are none."""
     index = model_dir / "model.safetensors.index.json"
     if index.is_file():
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return [model_dir / name for name in sorted(set(places.values()))]
+        try:
+            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(places.values()))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ExportError(
+                f"{index}: cannot be read: {error!r}. Nothing was written."
+            ) from error
+        if names:
+            return [model_dir / name for name in names]
     single = model_dir / "model.safetensors"
     if single.is_file():
         return [single]

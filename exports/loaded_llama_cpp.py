@@ -25,9 +25,7 @@ from exports.gguf_model import need_gguf
 from exports.gguf_tokenizer import NORMAL
 from exports.loaded import Loaded
 
-CONTEXT = (
-    4096  # tokens of a prompt and its answer; what they are kept in is as large as the model's
-)
+CONTEXT = 4096  # tokens of a prompt and its answer
 REQUEST_S = 600.0  # a prompt of a large model on few processors
 START_S = 60.0
 START_S_A_GIGABYTE = 60.0  # from a slow disk
@@ -36,6 +34,7 @@ LOG_CHARS = 600  # of llama.cpp's words in an error
 BROKEN = "\ufffd"  # what a part of a character is read as
 FEW, MANY = 256, 8192  # of the likeliest tokens, among which the one asked for mostly is
 ARRAY, INT32 = 9, 5  # types of a GGUF file
+LEAST = -1e30  # a logarithm below it is llama.cpp's of 0
 CERTAIN = 1e4  # added to a logit, no other token is taken
 
 _WORKER = Path(__file__).with_name("llama_cpp_worker.py")
@@ -52,6 +51,9 @@ def open_llama_cpp(
     `ConfigError` where the packages are not installed.
     """
     need_gguf()
+    for path in (gguf, adapter):
+        if path is not None and not path.is_file():
+            raise ExportError(f"{path}: there is no such file, so llama.cpp cannot load it.")
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-s", "-P", str(_WORKER)],
@@ -192,7 +194,7 @@ class _LlamaCpp:
                 f"asked for the tokens {wanted} it has generated {answer.get('tokens')}, so their "
                 "probabilities are not known."
             )
-        return [float(step["logprob"]) for step in told]
+        return [self._logprob(step) for step in told]
 
     def _offered(self, before: Sequence[int], wanted: int) -> float:
         """What it says of one token while it generates another, which is sure to be said."""
@@ -202,8 +204,17 @@ class _LlamaCpp:
             for step in answer.get("completion_probabilities", []):
                 for offered in step["top_logprobs"]:
                     if offered["id"] == wanted:
-                        return float(offered["logprob"])
+                        return self._logprob(offered)
         raise self._server.failed(f"it says no probability of token {wanted}.")
+
+    def _logprob(self, step: dict[str, Any]) -> float:
+        """It keeps probabilities, in 32 bits, so that of a very unlikely token is 0."""
+        if step["logprob"] < LEAST:
+            raise self._server.failed(
+                f"it rounds the probability of token {step['id']} to 0, so its logarithm is not "
+                "known."
+            )
+        return float(step["logprob"])
 
     def greedy(self, prompt: Sequence[int], max_tokens: int, stop: Sequence[int]) -> list[int]:
         """The likeliest tokens one by one, up to and with the first of the stop tokens."""
@@ -285,7 +296,9 @@ def _token_types(gguf: Path) -> Sequence[int]:
     name = b"tokenizer.ggml.token_type"
     start = struct.pack("<Q", len(name)) + name + struct.pack("<II", ARRAY, INT32)
     with open(gguf, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        place = content.find(start) + len(start)
-        assert place >= len(start), gguf
+        found = content.find(start)
+        if found < 0:
+            raise ExportError(f"{gguf}: it does not say what kinds of tokens it has.")
+        place = found + len(start)
         (number,) = struct.unpack_from("<Q", content, place)
         return struct.unpack_from(f"<{number}i", content, place + 8)

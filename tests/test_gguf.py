@@ -271,6 +271,10 @@ REFUSED = {
         ),
         "lstrip",
     ),
+    "ends outside": (
+        ("generation_config.json", lambda config: config.update(eos_token_id=99999)),
+        "ends answers with token 99999",
+    ),
     "no bytes": (
         ("tokenizer.json", lambda described: described["model"]["vocab"].pop("!")),
         "no token for 1 of the 256 bytes",
