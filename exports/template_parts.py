@@ -51,7 +51,8 @@ class Parts:
 
 
 def parts_of(renderer: Renderer, name: str, *, reads_think_tags: bool) -> Parts:
-    """The parts that a renderer writes. Raises `ExportError` where it does not write in parts."""
+    """The parts that a renderer writes. Raises `ExportError`, with the reason alone, where it does
+    not write in parts."""
     one, two, three, four, five = _MARKS
     day = datetime.date.today().isoformat()
     ask = _Asked(renderer, name)
@@ -86,11 +87,7 @@ def parts_of(renderer: Renderer, name: str, *, reads_think_tags: bool) -> Parts:
     )
 
 
-_NOT_IN_PARTS = (
-    "No chat template can be made from the renderer {name}: it writes {what}, which is not a text "
-    "around each turn. Export with a model whose own chat template agrees with the renderer, or "
-    "train with a renderer that has one."
-)
+_NOT_IN_PARTS = "none can be made from {name}, which writes {what}, and not a text around each turn"
 
 
 def write_prompt(renderer: Renderer, messages: list[Any]) -> list[int]:

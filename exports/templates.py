@@ -236,7 +236,8 @@ def _refusal(base_dir: Path, name: str, problem: str, own: _Tried | None) -> str
         has_own = "its own chat template" + _first_of_main(own).removeprefix("one made from it")
     return (
         f"The renderer {name} of this checkpoint cannot be served with {base_dir} by any chat "
-        f"template that was tried: {has_own}; {problem.rstrip('.')}. A server would write prompts "
-        "that the model was not trained on. Sample from it with the renderer itself (report.py, "
-        "trainer_with_eval.py --evaluate), or train with another renderer_name."
+        f"template that was tried: {has_own}; {problem}. A server would write prompts that the "
+        "model was not trained on. Train with another renderer_name, one that agrees with the "
+        "model's chat template; this checkpoint can be evaluated here, with trainer_with_eval.py "
+        "--evaluate."
     )
