@@ -40,9 +40,11 @@ def send_alert(
     words: Sequence[str],
     message: Mapping[str, Any],
     what: str = "the alert command",
-    limit_s: float = LIMIT_S,
+    limit_s: float | None = None,
 ) -> str | None:
-    """Run the command; returns what went wrong with it, or None. `what` is what it is called."""
+    """Run the command; returns what went wrong with it, or None. `what` is what it is called, and
+    `limit_s` how long it may take (None: as an alert)."""
+    limit_s = LIMIT_S if limit_s is None else limit_s
     try:
         process = subprocess.Popen(
             words,

@@ -10,17 +10,18 @@ path and the event that saved it. The run's own evaluation counts first, then th
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config_schema import TrainingConfig, validate
-from errors import ConfigError, LoopError, RegistryError
+from errors import ConfigError, LoopError
 from ledger.records import Checkpoint
 from ledger.references import Subject, find_subjects
 from ledger.registry_file import Promoted, Registry
 from ledger.registry_weights import digest_of, digests_of_weights, weights_dir
-from ledger.run_directory import CONFIG, EVALUATED, LEDGER
+from ledger.run_directory import CONFIG, EVALUATED
 from ledger.store import RunStore
 from loop.planning.plan import gate_of
 from scores.decision import Gate
@@ -180,9 +181,11 @@ def _outside(candidate: Candidate, folders: Sequence[Path]) -> Iterator[Measurem
     places = [candidate.store.run_dir.resolve().parent, *folders]
     for folder in dict.fromkeys(place.resolve() for place in places):
         for config in folder.glob(f"*/{CONFIG}"):
-            with contextlib.suppress(LoopError):  # damaged, or of another program
+            with contextlib.suppress(LoopError, OSError):  # damaged, or of another program
+                if f'"{EVALUATED}"'.encode() not in config.read_bytes():
+                    continue  # of many runs none is read further
                 store = RunStore.open(config.parent)
-                if store.is_evaluation and (store.run_dir / LEDGER).is_file():
+                if store.is_evaluation and store.has_started:
                     yield from _of_evaluation(candidate, store)
 
 
@@ -228,22 +231,14 @@ def _recorded(registry: Registry, entry: Promoted, candidate: Candidate) -> Meas
     """What the entry was promoted on; None where its file was changed since."""
     outside = entry.results.get("evaluation_dir")
     file, sha256 = entry.results.get("file"), entry.results.get("file_sha256")
-    store = candidate.store
-    if isinstance(outside, str):
-        store = RunStore.open(registry.folder / outside)
-    if not isinstance(file, str) or digest_of(store.run_dir / file) != sha256:
+    match = re.fullmatch(r"evals/(?:round|checkpoint)_(\d{1,9})\.json", str(file))
+    if match is None:
         return None
-    number = int(file.rpartition("_")[2].removesuffix(".json"))
-    result = store.result(number)
-    return None if result is None else Measurement(store, number, result)
-
-
-def entry_at(registry: Registry, name: str, alias: str) -> Promoted | None:
-    """What a promotion of this name is held against. Raises `RegistryError` where it is retired."""
-    found = registry.alias_of(name, alias)
-    if found is not None and registry.is_retired(found):
-        raise RegistryError(
-            f"registry:{name}@{alias} is {found.reference}, which is retired. Let the alias stand "
-            "for another entry first: registry.py alias."
-        )
-    return found
+    with contextlib.suppress(LoopError):  # gone, or damaged since
+        store = candidate.store
+        if isinstance(outside, str):
+            store = RunStore.open(registry.folder / outside)
+        result = store.result(int(match[1]))
+        if result is not None and digest_of(store.run_dir / match[0]) == sha256:
+            return Measurement(store, int(match[1]), result)
+    return None

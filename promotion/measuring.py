@@ -33,6 +33,7 @@ from loop.planning.models import find_model_dir
 from loop.planning.resumption import refuse_other_code
 from loop.planning.tasks import task_code
 from loop.planning.tokens import eval_tokens
+from loop.reports.console import how_to_continue
 from loop.rounds.session import open_service
 from loop.run_page.page import keep_page
 from promotion.evidence import Candidate, Measurement
@@ -50,7 +51,7 @@ def measure_again(champion: Candidate, like: Measurement, folder: Path, keys: Ke
 def _measured(
     champion: Candidate, like: Measurement, folder: Path, session: Session
 ) -> Measurement:
-    subject, args = champion.subject, _arguments(champion)
+    subject, args = champion.subject, _arguments()
     settings, notes = _settings(champion, like.store, folder)
     progress = begin_progress(args, settings, session)
     progress.lines(notes)
@@ -71,13 +72,15 @@ def _measured(
 
 @contextlib.contextmanager
 def _kept(session: Session) -> Iterator[None]:
-    """Write a failure into the directory of the evaluation, and let go of it at the end."""
+    """Write a failure into the directory of the evaluation, say how to go on with it, and let go of
+    it at the end."""
     try:
         yield
     except LoopError as error:
         if session.store is not None and session.is_running:
             message = session.keys.redacted(describe_failure(error))
             record_failure(session.store, error, message)
+            error.args = (f"{error} {how_to_continue(session.store.run_dir)}",)
         raise
     finally:
         session.end_live_line()
@@ -85,24 +88,27 @@ def _kept(session: Session) -> Iterator[None]:
             session.store.close()
 
 
-def _arguments(champion: Candidate) -> argparse.Namespace:
-    """The command line that would do the same."""
-    words = ["--evaluate", champion.label]
-    return trainer_with_eval.parse_arguments(words)
+def _arguments() -> argparse.Namespace:
+    """The command line of an evaluation, of which the flags alone are looked at."""
+    return trainer_with_eval.parse_arguments(["--evaluate", "champion"])
 
 
 def _settings(
     champion: Candidate, store: RunStore, folder: Path
 ) -> tuple[OpenedSettings, list[str]]:
-    """The settings that the other was measured by, with the champion's own base model.
+    """The settings that the other was measured by, with the champion's own base model, format
+    and service.
 
     Raises `RunStoreError` where the code of its tasks is not what it was.
     """
-    model = champion.store.settled_config()["files"]["base_model"]
+    began = champion.store.settled_config()
+    model = began["files"]["base_model"]
+    address = began["resolved"].get("base_url") or began["config"].get("base_url")
     if Path(model).is_absolute() and not Path(model).is_dir():
         model = store.settled_config()["files"]["base_model"]  # it was moved, with both runs
     overrides = [
         f"base_model={json.dumps(model)}",
+        f"base_url={json.dumps(address)}",
         f"renderer_name={json.dumps(champion.checkpoint.renderer)}",
         'gate.rule="mean"',  # nothing is judged, and one checkpoint is paired with none
         "tracking.trackers=[]",

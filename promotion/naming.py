@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from errors import RegistryError
+from errors import LoopError, RegistryError
 from ledger.registry_file import CHAMPION, PREFIX, Promoted, Registry
 from ledger.registry_writing import RegistryWriter, Who, refuse_alias, writing
 
@@ -87,6 +87,8 @@ def _refuse_unforced(name: str, alias: str, was: Promoted | None, forced: str | 
 
 def retire(path: Path, reference: str, reason: str, who: Who) -> Changed:
     """Take an entry out of use. Raises `RegistryError`; nothing is changed then."""
+    from promotion.keeping import let_go  # which loads the SDK
+
     Registry.read(path).find(reference)
     with writing(path) as writer:
         registry = writer.registry
@@ -102,10 +104,11 @@ def retire(path: Path, reference: str, reason: str, who: Who) -> Changed:
                 f"registry.py alias {entry.name}@N {aliases[0]}, or take it away with --remove."
             )
         writer.retire(entry, reason, who)
-        sentence = (
-            f"{entry.reference} is retired. Its weights are left alone: {entry.sampler_path} and "
-            f"{entry.state_path} of the run in {entry.run_dir} can be let go of now."
-        )
+        try:
+            said = let_go(writer.registry, entry)
+        except LoopError as error:  # the run may be gone, and is not needed any more
+            said = f"Its weights were not found: {error}"
+        sentence = f"{entry.reference} is retired. {said}"
         record = {"reference": entry.reference, "reason": reason, "run_dir": entry.run_dir}
         paths = {"sampler_path": entry.sampler_path, "state_path": entry.state_path}
         return Changed.by(writer, sentence, **record, **paths)

@@ -22,7 +22,7 @@ from ledger.registry_writing import (
 )
 from promotion.comparing import Pairing
 from promotion.entry import Grounds, entry_of, summary_of
-from promotion.evidence import entry_at, find_candidate
+from promotion.evidence import find_candidate
 from promotion.keeping import keep, key_of, paths_of
 from promotion.notices import message_of, notify
 from promotion.rules import Objection
@@ -107,7 +107,7 @@ def promote(request: Request, keys: Keys, say: Callable[[str], None]) -> Outcome
     with writing(request.registry) as writer:
         registry = writer.registry
         candidate = find_candidate(request.checkpoint, folders_of(registry), registry.path)
-        before = entry_at(registry, request.name, request.alias)
+        before = registry.alias_of(request.name, request.alias)
         case = Case(request, registry, candidate, before, keys, say)
         outcome = _decide(case, writer)
         registry = writer.registry

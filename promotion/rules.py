@@ -7,11 +7,13 @@ whose threshold nobody set has none to miss, which is said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from config_schema import TrainingConfig
+from ledger.store import RunStore
 from promotion.evidence import Candidate, Measurement
 from promotion.staleness import freshness
 from scores.decision import Gate, broken_guard, judge
@@ -26,7 +28,7 @@ class Objection(NamedTuple):
 
     kind: str
     said: str
-    figures: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    figures: Mapping[str, Any] = MappingProxyType({})
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "said": self.said, **self.figures}
@@ -59,7 +61,7 @@ def judge_candidate(candidate: Candidate) -> Judged:
         notes.append(f"measured outside its run, in {measurement.store.run_dir}")
     objections = [
         *_of_gate(candidate, measurement, gate),
-        *_of_guards(candidate, measurement),
+        *guard_objections(measurement.result, candidate.baseline, candidate.gate),
         *_of_limits(candidate),
     ]
     fresh = [freshness(store) for store in _stores(candidate, measurement)]
@@ -86,7 +88,7 @@ def has_no_threshold(gate: Gate) -> bool:
     return gate.threshold == 0 or (not gate.stops and gate.threshold == DEFAULT_THRESHOLD)
 
 
-def _stores(candidate: Candidate, measurement: Measurement) -> list[Any]:
+def _stores(candidate: Candidate, measurement: Measurement) -> list[RunStore]:
     return [candidate.store, measurement.store] if measurement.is_outside else [candidate.store]
 
 
@@ -96,7 +98,7 @@ def _not_measured(candidate: Candidate) -> Objection:
     return Objection(
         "not_measured",
         f"its gate did not measure these weights: {why}. Measure them by the settings of the run, "
-        f"with --config FILE --evaluate {run}, and promote it then",
+        f"trainer_with_eval.py --config FILE --evaluate {run}, and promote it then",
     )
 
 
@@ -132,15 +134,17 @@ def _unasked(measurement: Measurement) -> list[str]:
     return [name for name in needed if name not in measurement.result.names]
 
 
-def _of_guards(candidate: Candidate, measurement: Measurement) -> Iterator[Objection]:
-    baseline, gate = candidate.baseline, candidate.gate
+def guard_objections(
+    result: EvalResult, baseline: EvalResult | None, gate: Gate
+) -> Iterator[Objection]:
+    """Guards that fell by more than they may, or of which that is not known."""
     if not gate.guards:
         return
     unknown = [n for n in gate.guards if baseline is None or baseline.task(n) is None]
     if unknown or baseline is None:
         names = ", ".join(unknown or gate.guards)
         yield Objection("guard", f"what guard {names} fell from was not measured by its run")
-    elif (broken := broken_guard(measurement.result, baseline, gate)) is not None:
+    elif (broken := broken_guard(result, baseline, gate)) is not None:
         yield Objection("guard", broken)
 
 

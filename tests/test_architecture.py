@@ -229,7 +229,12 @@ def test_clients_are_made_in_one_place() -> None:
     making = {name for name, tree in TREES.items() if calls_in(tree).intersection(clients)}
     assert making == {"services.sdk"}
     using = {name for name, tree in TREES.items() if "services.sdk" in imports_of(tree)}
-    assert using == {"loop.rounds.run", "loop.rounds.session", "commands.evaluate"}
+    assert using == {
+        "loop.rounds.run",
+        "loop.rounds.session",
+        "commands.evaluate",
+        "promotion.keeping",
+    }
 
 
 def test_the_embedded_service_is_started_in_one_place() -> None:
