@@ -85,6 +85,8 @@ def counting(candidate: Candidate) -> Measurement | None:
 def has_no_threshold(gate: Gate) -> bool:
     """Whether no pass was asked for: 0, which everything reaches, or the default of a run that was
     to train all its rounds, as the trials of most studies."""
+    if gate.rule == "paired":  # which asks for a gain, whatever the threshold
+        return False
     return gate.threshold == 0 or (not gate.stops and gate.threshold == DEFAULT_THRESHOLD)
 
 

@@ -27,7 +27,7 @@ from promotion.evidence import find_candidate
 from promotion.keeping import let_go
 from promotion.notices import parse_then
 from promotion.promoting import Outcome, promote
-from promotion.rules import guard_objections, judge_candidate
+from promotion.rules import guard_objections, has_no_threshold, judge_candidate
 from promotion.staleness import freshness, stale_reasons
 from promotion.weighing import Request
 from run_records import finished
@@ -484,6 +484,20 @@ def test_a_guard_of_the_run_broke() -> None:
     for unknown in (None, result({"t": [0.0] * 10})):
         (said,) = guard_objections(after, unknown, gate)
         assert said.said == "what guard g fell from was not measured by its run"
+
+
+@pytest.mark.parametrize(
+    ("gate", "has_none"),
+    [
+        ({"threshold": 0.0}, True),
+        ({"threshold": 0.85, "stops": False}, True),  # nobody set it
+        ({"threshold": 0.85}, False),
+        ({"threshold": 0.5, "stops": False}, False),
+        ({"threshold": 0.0, "rule": "paired"}, False),  # a gain is asked for
+    ],
+)
+def test_a_run_without_threshold(gate: dict[str, Any], has_none: bool) -> None:
+    assert has_no_threshold(replace(Gate(0.5, 3, 100, 1.0), **gate)) == has_none
 
 
 def test_partial_credit_is_paired_as_scipy_does() -> None:
