@@ -132,7 +132,7 @@ def report(args: argparse.Namespace, made: Made) -> None:
     for note in made.record["notes"]:
         tell(f"note: {note}")
     for one in made.checks:
-        tell(f"{one.name}: {one.sentence}")
+        tell(f"ok: {one.sentence}")
     if made.advice is not None:
         tell(made.advice)
     tell(f"Wrote {len(made.sums) + 1} files to {args.out}; sha256sum -c SHA256SUMS checks them.")

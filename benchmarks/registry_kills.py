@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/registry_kills.py [--kills 200] [--seed 0] [--json FILE]
 
 Processes promote and move aliases, one event after the other, and say of each that it is recorded
-once the registry has said so. Each is killed: by SIGKILL at a random moment, or amid a line, after
-a random number of its bytes, by the limit of the system on the size of files. What one has left
+once the registry has said so. Each is killed: by SIGKILL at a random moment, of the commands of
+registry.py or of what they write by, or amid a line, after a random number of its bytes, by the
+limit of the system on the size of files. What one has left
 behind the next goes on with. After each kill, and once while the process is at work, the registry
 is read as any reader does, and held against what was said:
 
@@ -37,11 +38,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         kills = run_kills(Path(name), args.kills, args.seed)
     torn = sum(one.num_torn_bytes > 0 for one in kills)
-    ways = Counter(one.how for one in kills)
+    ways, said = Counter(one.how for one in kills), Counter[str]()
+    for one in kills:
+        said[one.how] += one.num_said
     print(
-        f"{len(kills)} kills ({ways['moment']} at a random moment, {ways['amid']} amid a line), "
-        f"{sum(one.num_said for one in kills)} events said to be recorded before; after {torn} of "
-        "them half a line was left, which no reader took for one"
+        f"{len(kills)} kills ({ways['command']} of commands, {ways['moment']} of what writes, "
+        f"{ways['amid']} of it amid a line), "
+        f"{said.total()} events said to be recorded before ({said['command']} by commands); after "
+        f"{torn} of them half a line was left, which no reader took for one"
     )
     failed = [one for one in kills if one.problems]
     for one in failed[:10]:

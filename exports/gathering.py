@@ -96,13 +96,14 @@ def gather_reference(source: Source, env: Mapping[str, str], progress: Progress)
 
 
 def place_of(source: Source, env: Mapping[str, str]) -> ServiceChoice:
-    """Where the checkpoint's weights are: on the service of its run."""
+    """Where the checkpoint's weights are: on the service of its run, which TINKER_BASE_URL may say
+    that it has moved."""
     kept: Mapping[str, Any] = {}
     if source.store is not None:
         kept = source.store.settled_config()["resolved"]
     begun_on = kept.get("service")
     return choose_service(
-        kept.get("base_url"),
+        None if env.get("TINKER_BASE_URL") else kept.get("base_url"),
         source.base_name,
         None,
         env,

@@ -77,6 +77,11 @@ def write_gguf(
     """
     need_gguf()
     about = about or About(name=model_dir.name)
+    if not chat_template.strip():
+        raise ExportError(
+            f"{model_dir}: there is no chat template to write, and without one llama.cpp takes "
+            "another model's. Nothing was written."
+        )
     shape = read_shape(model_dir)
     tokens = read_tokens(model_dir, shape.vocab_size, chat_template, about.stop_ids)
     with open_weights(weight_files(model_dir)) as weights, new_writer(out, shape.arch) as writer:
@@ -131,7 +136,7 @@ def _describe(writer: Any, shape: Shape, quantization: Quantization, about: Abou
         (about.source, writer.add_source_url),
     ):
         if text:
-            add(text)
+            add(text.encode(errors="replace").decode())  # a folder's name may be no text
     writer.add_file_type(FILE_TYPES[quantization])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_vocab_size(shape.vocab_size)

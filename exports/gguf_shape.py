@@ -20,13 +20,13 @@ INSTEAD = (
 )
 
 
+@dataclass(frozen=True)
 class Family:
     """Of one class of transformers: llama.cpp's name, and what sets its weights apart."""
 
-    def __init__(self, arch: str, *, permutes: bool = False, norms_heads: bool = False) -> None:
-        self.arch = arch
-        self.permutes = permutes  # llama.cpp turns pairs of neighbours, transformers of halves
-        self.norms_heads = norms_heads  # q_norm and k_norm
+    arch: str
+    permutes: bool = False  # llama.cpp turns pairs of neighbours, transformers of halves
+    norms_heads: bool = False  # q_norm and k_norm
 
 
 FAMILIES = {

@@ -99,6 +99,11 @@ def read_tokens(
             f"llama.cpp is told of {MAX_ENDS} tokens that end an answer, and of "
             f"{', '.join(texts[i] for i in ends[MAX_ENDS:])} it is not: give them as stop strings."
         )
+    if (both := _overlapping([token["content"] for token in added])) is not None:
+        limits.append(
+            f"The marker {both[0]!r} ends as {both[1]!r} begins: of two that share characters in a "
+            "text llama.cpp takes the longer one and the tokenizer the first."
+        )
     if described["normalizer"] is not None:
         limits.append(
             "Text is not brought into Unicode's form NFC before it is cut, as the tokenizer does: "
@@ -189,6 +194,16 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...]:
             case _:
                 steps.append(json.dumps(part)[:300])
     return tuple(steps)
+
+
+def _overlapping(markers: Sequence[str]) -> tuple[str, str] | None:
+    """A marker whose end is the beginning of one, maybe of itself; and that one."""
+    beginnings = {marker[:i]: marker for marker in markers for i in range(1, len(marker))}
+    for marker in markers:
+        for i in range(1, len(marker)):
+            if marker[i:] in beginnings:
+                return marker, beginnings[marker[i:]]
+    return None
 
 
 def _byte_letters() -> list[str]:

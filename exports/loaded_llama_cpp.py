@@ -79,7 +79,7 @@ def open_llama_cpp(
                 )
             with httpx.Client(
                 base_url=address,
-                headers={"Authorization": f"Bearer {key}"},
+                headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
                 timeout=REQUEST_S,
                 trust_env=False,  # no proxy stands between
             ) as http:
@@ -134,7 +134,8 @@ class _Server:
 
     def ask(self, route: str, question: dict[str, Any]) -> dict[str, Any]:
         try:
-            answer = self._http.post(route, json=question)
+            # In ASCII: half a surrogate pair, which is no text, is refused rather than unsendable.
+            answer = self._http.post(route, content=json.dumps(question))
             if answer.status_code == httpx.codes.OK:
                 return answer.json()
             why = f"it refuses {route} with {answer.status_code}: {one_line(answer.text, 300)}"

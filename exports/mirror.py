@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -34,6 +34,7 @@ class DataFile:
 
     path: str
     sha256: str
+    columns: dict[str, str] = field(default_factory=dict)  # our name of a column -> the file's
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,8 @@ def lora_config(source: Source) -> dict[str, Any]:
 def _mirrored(source: Source, store: RunStore, checkpoint: Checkpoint) -> dict[str, Any]:
     settled = store.settled_config()
     config: Mapping[str, Any] = settled["config"]
-    files = data_files(store.manifest())
+    files = data_files(store.manifest(), config)
     steps = list(mirrored_steps(store, checkpoint, files))
-    data = config.get("data")
-    columns = data.get("columns") if isinstance(data, dict) else None
     return {
         "run_id": settled.get("run_id"),
         "checkpoint": {"round": checkpoint.round, "step": checkpoint.step},
@@ -94,9 +93,8 @@ def _mirrored(source: Source, store: RunStore, checkpoint: Checkpoint) -> dict[s
             "eps": ADAM_EPS,
             "weight_decay": config.get("weight_decay"),
         },
-        "columns": columns or {},
         # Where they lay is nobody's business; they are known by their sha256.
-        "files": [{"name": PurePath(file.path).name, "sha256": file.sha256} for file in files],
+        "files": [{**asdict(file), "path": PurePath(file.path).name} for file in files],
         "steps": [asdict(step) for step in steps],
         "notes": list(_notes(store, checkpoint, steps)),
     }
@@ -104,9 +102,12 @@ def _mirrored(source: Source, store: RunStore, checkpoint: Checkpoint) -> dict[s
 
 def _notes(store: RunStore, checkpoint: Checkpoint, steps: list[MirroredStep]) -> Iterator[str]:
     if (origin := store.origin) is not None:
-        taken = " and its optimizer's state" if origin.with_optimizer else ""
-        yield f"it went on from {origin.chain}{taken}; give that adapter with --adapter"
-    if len(steps) != checkpoint.step:
+        parent = origin.parent
+        which = "" if parent.run_id is None else f" of run {parent.run_id}, round {parent.round}"
+        taken = " and the optimizer's state" if origin.with_optimizer else ""
+        yield f"it went on from other weights{which}{taken}; give that adapter with --adapter"
+    is_straight = len(store.lineage(checkpoint.round)) == checkpoint.round  # none rolled back
+    if is_straight and len(steps) != checkpoint.step:
         yield f"{len(steps)} of its {checkpoint.step} steps are in its ledger"
     without = sum(step.rows is None for step in steps)
     if without:
@@ -116,13 +117,27 @@ def _notes(store: RunStore, checkpoint: Checkpoint, steps: list[MirroredStep]) -
         )
 
 
-def data_files(manifest: Manifest) -> list[DataFile]:
+def data_files(manifest: Manifest, config: Mapping[str, Any]) -> list[DataFile]:
     """The JSON-lines files that rows were taken from; the others have no lines to name."""
     return [
-        DataFile(file.path, file.sha256)
+        DataFile(file.path, file.sha256, _columns(key, config))
         for key, file in manifest.files.items()
         if key.startswith(DATA_FILES) and PurePath(file.path).suffix in JSON_LINES
     ]
+
+
+def _columns(key: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of a source, its own or those of all; of several a key ends in `[1]`, say."""
+    found: Any = config
+    name, _, number = key.partition("[")
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if isinstance(found, list):
+        place = int(number[:-1]) if number[:-1].isdecimal() else 0
+        found = found[place] if place < len(found) else None
+    own = found.get("columns") if isinstance(found, Mapping) else None
+    data = config.get("data")
+    return dict(own or (data.get("columns") if isinstance(data, Mapping) else None) or {})
 
 
 def mirrored_steps(

@@ -121,10 +121,10 @@ def _steps(run: dict[str, Any], arguments: argparse.Namespace) -> Iterator[Step]
     if arguments.other_data or any(step["rows"] is None for step in run["steps"]):
         yield from _shuffled(run, arguments)
         return
-    expected = [file["name"] for file in run["files"]]
+    expected = [file["path"] for file in run["files"]]
     names = arguments.data or [name for name in expected if Path(name).is_file()]
     found = {hashlib.sha256(Path(name).read_bytes()).hexdigest(): name for name in names}
-    missing = [file["name"] for file in run["files"] if file["sha256"] not in found]
+    missing = [file["path"] for file in run["files"] if file["sha256"] not in found]
     if missing:
         raise SystemExit(
             f"{', '.join(missing)}: no data file here has the sha256 that the run recorded for it, "
@@ -132,8 +132,9 @@ def _steps(run: dict[str, Any], arguments: argparse.Namespace) -> Iterator[Step]
             "rows, without the run's batches, with --other-data."
         )
     lines = [_lines(found[file["sha256"]]) for file in run["files"]]
+    columns = [file["columns"] for file in run["files"]]
     for step in run["steps"]:
-        rows = [_row(lines[file][line - 1], line, run["columns"]) for file, line in step["rows"]]
+        rows = [_row(lines[file][line - 1], line, columns[file]) for file, line in step["rows"]]
         yield Step(step["lr"], rows, step["nll"])
 
 
@@ -145,7 +146,7 @@ def _shuffled(run: dict[str, Any], arguments: argparse.Namespace) -> Iterator[St
             "files as JSON lines with --data FILE --other-data."
         )
     rows = [
-        _row(line, number, run["columns"])
+        _row(line, number, {})
         for name in arguments.data
         for number, line in enumerate(_lines(name), 1)
         if line.strip()

@@ -101,8 +101,8 @@ def _transformers(served: Served) -> Iterator[str]:
     )
     if is_adapter and served.adapter.train_unembed:
         yield (
-            "PEFT alone loads all of it: `AutoModelForCausalLM.from_pretrained` on an adapter leaves "
-            "the unembedding's part out, or refuses the folder."
+            "PEFT alone loads all of it: `AutoModelForCausalLM.from_pretrained` on an adapter "
+            "leaves the unembedding's part out, or refuses the folder."
         )
 
 
@@ -214,10 +214,10 @@ def _told(served: Served) -> Iterator[str]:
     else:
         yield (
             f"Answers end at the text {ends}, which is no token. transformers reads it in "
-            "generation_config.json and then wants a tokenizer to find it with (`tokenizer=...`, of "
-            "a pipeline as well); a server has to be told in each request (`stop`), or the model "
-            "goes on with a question of its own. The space that an answer begins with belongs to "
-            "the format."
+            "generation_config.json and then wants a tokenizer to find it with (`tokenizer=...`, "
+            "of a pipeline as well); a server has to be told in each request (`stop`), or the "
+            "model goes on with a question of its own. The space that an answer begins with "
+            "belongs to the format."
         )
     how = f"temperature {asked.temperature:g}"
     if asked.max_tokens is not None:

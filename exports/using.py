@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exports.asking import asked_by
+from exports.answer_settings import asked_by
 from exports.merged import unembedding_of
 from exports.peft_folder import read_adapter
 from exports.served_template import ServedTemplate
@@ -48,7 +48,9 @@ def advice_on(source: Source, wanted: Wanted) -> str | None:
     if not adapter.train_unembed or vllm.verdict == YES:
         return None
     said = "does not take this adapter" if vllm.verdict == NO else "may not take this adapter"
-    return (
-        f"vLLM {said}: {vllm.why}. --fold-unembed merges that part into a copy of the base model "
-        "and leaves an adapter without it; --format merged needs no adapter at all."
+    fold = (
+        "--fold-unembed merges that part into a copy of the base model and leaves an adapter "
+        "without it; "
     )
+    helps = "" if adapter.has_experts else fold
+    return f"vLLM {said}: {vllm.why}. {helps}--format merged needs no adapter at all."

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errors import ConfigError, ExportError
-from exports.asking import asked_by
-from exports.merged import Merge, own_dtype, merge, unembedding_of
+from exports.answer_settings import asked_by
+from exports.merged import Merge, merge, own_dtype, unembedding_of
 from exports.peft_folder import read_adapter, write_adapter, write_part
 from exports.served_template import ServedTemplate
 from exports.source import Source
@@ -47,11 +47,7 @@ def write_weights(
         "ollama": lambda: _ollama(source, wanted, template, folder),
     }
     written = writers[wanted.format]()
-    return _with_notes(written, *zero)
-
-
-def _with_notes(written: Written, *notes: str) -> Written:
-    return replace(written, notes=(*written.notes, *notes))
+    return replace(written, notes=(*written.notes, *zero))
 
 
 def base_place(source: Source) -> str:
@@ -103,8 +99,8 @@ def _folded(source: Source, wanted: Wanted, template: ServedTemplate, folder: Pa
     if not names_its_class(source.base_dir):
         copy_plain(base / "config.json", folder / "config.json")
     notes = [
-        f"the adapter's part on the unembedding ({head}) was merged into the base model in {BASE}/, "
-        "and the adapter beside it is without it: the two belong together",
+        f"the adapter's part on the unembedding ({head}) was merged into the base model in "
+        f"{BASE}/, and the adapter beside it is without it: the two belong together",
         *done.notes,
         *_files_beside(source, template, folder),
     ]
@@ -125,7 +121,7 @@ def _gguf(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path
     quantization = wanted.quantization or DEFAULT_QUANTIZATION
     refuse_for_llama_cpp(source, template)  # before the work of merging
     with _merged_aside(source, template, folder) as (model_dir, done):
-        file = folder / f"model-{quantization}.gguf"
+        file = folder / gguf_name(wanted)
         limits = write_gguf(model_dir, file, quantization, template.jinja, _about(source, template))
     write_plain(folder / TEMPLATE, template.jinja.encode())
     return Written(
@@ -138,7 +134,7 @@ def _gguf(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path
 
 
 def refuse_for_llama_cpp(source: Source, template: ServedTemplate) -> None:
-    """Raise `ExportError` for an architecture or a tokenizer that llama.cpp would read otherwise."""
+    """Raise `ExportError` for an architecture or a tokenizer that llama.cpp reads otherwise."""
     from exports.gguf_shape import read_shape
     from exports.gguf_tokenizer import read_tokens
 
@@ -160,11 +156,15 @@ def _about(source: Source, template: ServedTemplate, *, own_head: bool = False) 
 def _ollama(source: Source, wanted: Wanted, template: ServedTemplate, folder: Path) -> Written:
     from exports.ollama import modelfile
 
+    # Before the work of merging: not every template can be said in Ollama's language.
+    text = modelfile(template, gguf_name(wanted), asked_by(source))
     written = _gguf(source, wanted, template, folder)
-    assert written.gguf is not None, "just written"
-    text = modelfile(template, written.gguf.name, asked_by(source))
     write_plain(folder / MODELFILE, text.encode())
     return written
+
+
+def gguf_name(wanted: Wanted) -> str:
+    return f"model-{wanted.quantization or DEFAULT_QUANTIZATION}.gguf"
 
 
 def _gguf_adapter(
@@ -222,4 +222,4 @@ def write_texts(folder: Path, texts: dict[str, str]) -> None:
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ExportError(f"{name}: this name leads out of the export.")
-        write_plain(path, text.encode())
+        write_plain(path, text.encode("utf-8", "backslashreplace"))  # half a surrogate pair

@@ -86,7 +86,7 @@ def _stores_of(registry: Registry, entry: Promoted, problems: list[str]) -> Iter
     seen = {place.resolve()}
     for folder in dict.fromkeys((registry.folder / "runs", Path("runs").absolute())):
         for run_dir in _run_dirs(folder):
-            with contextlib.suppress(RunStoreError):  # damaged, or of somebody else
+            with contextlib.suppress(RunStoreError, OSError):  # damaged, or of somebody else
                 if run_dir.resolve() not in seen and is_of(store := RunStore.open(run_dir), entry):
                     seen.add(run_dir.resolve())
                     yield store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ def _cells(one: Shown) -> str:
 
 def _score(results: Results) -> str:
     if results.score is None:
-        return "no score"
+        return "not measured"
     low, high = results.interval or (None, None)
     interval = "[unknown]" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
     return f"{results.score:.4f} {interval}"
@@ -113,11 +114,8 @@ def refused_of(registry: Registry, name: str | None) -> list[Event]:
 def refusal_line(event: Event) -> str:
     """What was refused, when, to whom and why."""
     objections = event.get("objections")
-    why = [
-        str(one["said"])
-        for one in (objections if isinstance(objections, list) else ())
-        if isinstance(one, dict) and "said" in one
-    ]
+    listed = objections if isinstance(objections, list) else []
+    why = [_said(one) for one in listed if isinstance(one, dict)]
     what = one_line(f"{event.get('checkpoint')} as {event.get('name')}", MAX_DETAIL)
     by = one_line(str(event.get("by")), MAX_DETAIL)
     return f"{event['time']} {what}, by {by}: {one_line('; '.join(why)) or 'no reason recorded'}"
@@ -132,6 +130,8 @@ def describe(registry: Registry, one: Shown) -> Iterator[str]:
     yield f"{entry.reference}, promoted on {entry.time} by {one_line(entry.promoted_by)}"
     if entry.forced is not None:
         yield f"promoted all the same: {one_line(entry.forced)}"
+    for objection in entry.objections:
+        yield f"in spite of: {one_line(_said(objection))}"
     yield f"aliases: {', '.join(one.aliases) or 'none'}"
     if one.retired is not None:
         yield f"retired: {one_line(one.retired)}"
@@ -159,7 +159,7 @@ def describe(registry: Registry, one: Shown) -> Iterator[str]:
     yield f"started from: {'the base model' if entry.parent is None else one_line(entry.parent)}"
     if entry.against is not None:
         yield f"compared with: {one_line(_said(entry.against), MAX_DETAIL)}"
-    yield f"command: {one_line(' '.join(entry.command), MAX_DETAIL)}"
+    yield f"command: {one_line(shlex.join(entry.command), MAX_DETAIL)}"
     for note in entry.notes:
         yield f"note: {one_line(note)}"
     for event in history_of(registry, entry):
@@ -167,6 +167,8 @@ def describe(registry: Registry, one: Shown) -> Iterator[str]:
 
 
 def _measured(results: Results) -> str:
+    if results.score is None:
+        return "not measured"
     number = "unknown" if results.n is None else results.n
     protocol = one_line(results.protocol_hash or "unknown", 80)
     return f"{_score(results)}, n={number}, protocol {protocol}"
@@ -174,9 +176,9 @@ def _measured(results: Results) -> str:
 
 def _said(record: dict[str, Any]) -> str:
     """The sentence in a record where it has one, or else its fields."""
-    sentence = record.get("sentence")
-    if isinstance(sentence, str):
-        return sentence
+    for key in ("sentence", "said"):
+        if isinstance(record.get(key), str):
+            return record[key]
     return ", ".join(f"{key} {value}" for key, value in record.items())
 
 

@@ -4,6 +4,7 @@ what it had said. benchmarks/registry_kills.py does it at length.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -13,23 +14,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import promotion.naming
+import promotion.notices
+import promotion.promoting
+import promotion.weighing  # noqa: F401 (all of them before anything forks, so that it starts at once)
+import registry
 from ledger.registry_chain import hash_of
 from ledger.registry_file import CHAMPION, Promoted, Registry
 from ledger.registry_writing import RegistryWriter, Who, writing
 from ledger.run_directory import now
+from registry_records import with_weights
+from run_records import finished
 
+How = Literal["moment", "amid", "command"]
+RUN = "runs/r"
 KILLS_OF_A_FILE = 10  # then another one is begun, so that reading it stays quick
-AMID_SHARE = 0.4  # of the kills: amid a line
-MAX_WORK_S = 0.12  # until a process is killed
+WEIGHTS: dict[How, float] = {"moment": 0.4, "amid": 0.3, "command": 0.3}  # of the kills
+MAX_WORK_S = {"moment": 0.12, "command": 0.5}  # until a process is killed
 MAX_LINE_BYTES = 900  # a line of these processes has about as many
 LIMIT_S = 20.0  # for one that is to end by itself
 BY = Who("benchmark", ["registry_kills.py"])
 
 
 class Kill(NamedTuple):
-    """How a process was ended, what it had said, and what of it was wrong then."""
+    """How a process was ended, what it had said, and what of it was wrong then.
 
-    how: Literal["moment", "amid"]
+    `command` is at a random moment of registry.py, which promotes and moves aliases; the others
+    call what it writes by, and so are more often killed while they write.
+    """
+
+    how: How
     num_said: int
     num_torn_bytes: int
     problems: list[str]
@@ -72,6 +86,21 @@ def write_on(path: Path, said: int, dice: random.Random) -> None:
         os.write(said, f"{len(registry.events) - 1} {registry.head}\n".encode())
 
 
+def command_on(path: Path, said: int, dice: random.Random) -> None:
+    """Give commands that promote and move aliases until this process is killed."""
+    run_dir = path.parent / RUN
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        while True:
+            num = Registry.look(path).next_version("support") - 1
+            words = ["promote", f"{run_dir}@round_{dice.randint(1, 2):02d}", "support"]
+            if num and dice.random() < 0.5:
+                words = ["alias", f"support@{dice.randint(1, num)}", dice.choice(["a", CHAMPION])]
+            code = registry.main([*words, "--force", "a test", "--registry", str(path)])
+            if code == 0:
+                found = Registry.look(path)
+                os.write(said, f"{len(found.events) - 1} {found.head}\n".encode())
+
+
 def write_one(writer: RegistryWriter, dice: random.Random) -> None:
     registry, name = writer.registry, dice.choice(["support", "triage"])
     newest = registry.next_version(name) - 1
@@ -82,7 +111,7 @@ def write_one(writer: RegistryWriter, dice: random.Random) -> None:
     writer.move_alias(entry, dice.choice([CHAMPION, "staging"]), BY, "a benchmark")
 
 
-def killed(path: Path, how: Literal["moment", "amid"], dice: random.Random) -> Kill:
+def killed(path: Path, how: How, dice: random.Random) -> Kill:
     """Let a process write, kill it, and hold what it left against what it had said."""
     reader, said = os.pipe()
     seed, size = dice.random(), path.stat().st_size if path.exists() else 0
@@ -96,13 +125,15 @@ def killed(path: Path, how: Literal["moment", "amid"], dice: random.Random) -> K
             resource.setrlimit(resource.RLIMIT_FSIZE, (cut_at, cut_at))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
-            write_on(path, said, random.Random(seed))
+            work = command_on if how == "command" else write_on
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+                work(path, said, random.Random(seed))
         finally:
             os._exit(1)
     os.close(said)
     problems: list[str] = []
-    if how == "moment":
-        time.sleep(dice.uniform(0, MAX_WORK_S))
+    if how != "amid":
+        time.sleep(dice.uniform(0, MAX_WORK_S[how]))
         problems += read_problems(path)  # while it is at work
         os.kill(pid, signal.SIGKILL)
     code = end_of(pid)
@@ -160,9 +191,10 @@ def lost(path: Path, promised: Sequence[Sequence[str]]) -> list[str]:
 def run_kills(folder: Path, number: int, seed: int) -> list[Kill]:
     """So many kills, each of a process that goes on with what the one before has left."""
     dice, kills = random.Random(seed), list[Kill]()
+    with_weights(finished(folder / RUN))
     for one in range(number):
         path = folder / f"registry_{one // KILLS_OF_A_FILE}.jsonl"
-        how: Literal["moment", "amid"] = "amid" if dice.random() < AMID_SHARE else "moment"
+        (how,) = dice.choices(list[How](WEIGHTS), list(WEIGHTS.values()))
         kills.append(killed(path, how, dice))
         if one % KILLS_OF_A_FILE == KILLS_OF_A_FILE - 1 or one == number - 1:
             with writing(path) as writer:  # the lock is free, and what was torn is cut off

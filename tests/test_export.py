@@ -13,14 +13,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 import export
 from conftest import REPO
-from errors import ConfigError, ExportError, LoopError, StorageError
+from errors import ConfigError, ExportError, LoopError, ServiceError, StorageError
 from exports.check import Check
+from exports.downloading import download
 from exports.gathering import gather_reference
 from exports.making import check_written, refuse_failed
 from exports.room import refuse_no_room
@@ -33,6 +35,9 @@ from model_dirs import make_model_dir
 from run_records import Shape, begun, evaluated
 from storage.folders import MARK, folder_aside, refuse_occupied
 from test_loop import Workspace
+
+if TYPE_CHECKING:
+    import local_tinker
 
 FILES = {"README.md", "SHA256SUMS", "export.json", "chat_template.jinja", "tokenizer.json"}
 
@@ -339,3 +344,37 @@ def test_ctrl_c_leaves_nothing(there: Path, tmp_path: Path) -> None:
     assert process.returncode == 130, said
     assert "Nothing was written" in said
     assert not list(tmp_path.iterdir())
+
+
+# --- from a service -------------------------------------------------------------------------------
+
+
+def test_a_service_that_gives_nothing_out_is_quoted(
+    there: Path, tmp_path: Path, service: local_tinker.Service
+) -> None:
+    source = find_source(Asked("runs/one"))
+    state = "tinker://0123456789abcdef:train:0/weights/round_01"
+    remote = replace(
+        source, service="compatible", base_url=service.base_url, state_path=state, store=None
+    )
+    with pytest.raises(ConfigError, match="TINKER_API_KEY is not set"):
+        download(remote, {}, tmp_path)
+    with pytest.raises(ServiceError, match=f"did not give {state} out"):
+        download(remote, {"TINKER_API_KEY": service.open_folder(there / "checkpoints")}, tmp_path)
+    assert "TINKER_API_KEY" not in os.environ
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_on_a_service_is_downloaded_by_its_state(there: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(there / "runs" / "one", copy)
+    settled = json.loads((copy / "config.resolved.json").read_text())
+    settled["resolved"] |= {"service": "compatible", "base_url": "http://127.0.0.1:9"}
+    (copy / "config.resolved.json").write_text(json.dumps(settled))
+    source = find_source(Asked(str(copy)))
+    assert source.is_downloaded and source.base_url == "http://127.0.0.1:9"
+    assert source.state_path is not None and "/weights/" in source.state_path
+    path = find_source(Asked("tinker://x:train:0/weights/y", str(there / "model"), "llama3"))
+    assert path.is_downloaded and path.sampler_path == "tinker://x:train:0/sampler_weights/y"
+    assert export.main([str(copy), str(tmp_path / "out"), "--format", "peft"]) == 2  # no key
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import local_tinker
 import run_records
 from config_schema import TrainingConfig
-from errors import ExportError
+from errors import ConfigError, ExportError, ServiceError
 from exports.asked import BUILT_IN, Asked, asked_of, spread
 from exports.check import Check
 from exports.gathering import gather_reference, place_of, prompts_of
@@ -695,6 +695,37 @@ def test_groups_take_turns_and_items_keep_their_order() -> None:
     assert spread(items, lambda one: one[0], 4) == ["a1", "a2", "b1", "c1"]
     assert spread(items, lambda one: one[0], 9) == items
     assert spread([], lambda one: one, 3) == []
+
+
+def test_a_compatible_service_is_asked_with_the_key(
+    trained: dict[str, Trained], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it computes in is not known, so bfloat16's noise is granted; the key is said nowhere."""
+    one, key = trained["llama"], "tml-" + "k" * 20
+    assert one.source.store is not None
+    held = shutil.copytree(one.source.store.run_dir, tmp_path / "run")
+    said = json.loads((held / "config.resolved.json").read_text())
+    with local_tinker.start([("llama", str(one.base))]) as service:
+        service.open_folder(held / "checkpoints", key)
+        said["resolved"] |= {"service": "compatible", "base_url": service.base_url}
+        (held / "config.resolved.json").write_text(json.dumps(said))
+        source = replace(one.source, store=RunStore.open(held))
+        env = {"TINKER_API_KEY": key}
+        found = gather_reference(source, env, Progress(verbose=False))
+        with pytest.raises(ServiceError, match="refuses") as caught:
+            gather_reference(
+                replace(source, sampler_path="tinker://gone:train:0/sampler_weights/none"),
+                env,
+                Progress(verbose=False),
+            )
+    assert key not in str(caught.value) + capsys.readouterr().err
+    assert replace(found, service="embedded", precision="float32") == one.reference
+    assert (found.service, found.precision) == ("compatible", "bfloat16")
+    noise = rounding_noise(one.base, source.adapter_dir, "float32", found)
+    assert noise is not None and "the service's bfloat16" in noise.how
+    assert noise.mean > 100 * one.noise.mean
+    with pytest.raises(ConfigError, match="Nothing answers"):
+        gather_reference(source, env, Progress(verbose=False))
 
 
 def test_a_checkpoint_is_asked_for_where_its_run_was(trained: dict[str, Trained]) -> None:

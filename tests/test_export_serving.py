@@ -15,12 +15,21 @@ from typing import Any
 
 import pytest
 
-from exports.mirror import CONFIG, RUN, SCRIPT, DataFile, mirrored_steps, training_files
+from exports.mirror import (
+    CONFIG,
+    RUN,
+    SCRIPT,
+    DataFile,
+    data_files,
+    mirrored_steps,
+    training_files,
+)
 from exports.ollama import AnswerSettings
 from exports.served_template import ServedTemplate
 from exports.serving import NAME, Served, how_to_serve
 from exports.source import Asked, Source, find_source
 from exports.templates import served_template
+from ledger.records import manifest_from_json
 from loop.plan_page.serving import Adapter
 from test_loop import Workspace
 
@@ -154,13 +163,37 @@ def test_config_is_the_adapters_and_names_no_folder_of_data(
     config = LoraConfig(**json.loads((tmp_path / CONFIG).read_text()))
     assert (config.r, config.lora_alpha, config.inference_mode) == (4, 32, False)
     assert {"lm_head", "q_proj"} <= set(config.target_modules or [])
-    assert [file["name"] for file in told["files"]] == ["train.jsonl", "pool.jsonl"]
+    assert [file["path"] for file in told["files"]] == ["train.jsonl", "pool.jsonl"]
     assert told["renderer"] == "llama3" and told["adam"]["betas"] == [0.9, 0.95]
     steps = list(run.store("run").events("step"))
     assert [(one["round"], one["step"], one["lr"]) for one in told["steps"]] == [
         (one["round"], one["step"], one["lr"]) for one in steps
     ]
     assert told["notes"] == []
+
+
+def test_columns_are_those_of_each_source() -> None:
+    paths = {
+        "train_file[0]": "/a/one.jsonl",
+        "train_file[1]": "/a/two.jsonl",
+        "train_file[2]": "/a/three.csv",
+        "val_file": "/a/four.jsonl",
+        "mining.pool_file": "/a/five.jsonl",
+    }
+    files = {key: {"path": path, "sha256": "0" * 64} for key, path in paths.items()}
+    manifest = manifest_from_json({"files": files, "eval_tasks": {}})
+    own = {"file": "two.jsonl", "columns": {"output": "answer"}}
+    config = {
+        "train_file": ["one.jsonl", own, "three.csv"],
+        "data": {"columns": {"output": "said"}},
+        "mining": {"pool_file": "five.jsonl"},
+    }
+    found = {file.path: file.columns for file in data_files(manifest, config)}
+    assert found == {
+        "/a/one.jsonl": {"output": "said"},
+        "/a/two.jsonl": {"output": "answer"},
+        "/a/five.jsonl": {"output": "said"},
+    }
 
 
 def train(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -38,6 +39,7 @@ TEXTS = [
     "<|im_start|>user\n<think>x</think><|eot_id|>",
     "",
 ]
+TEMPLATE = "{{ messages[0].content }}"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 'Hi <b> & "x"\n'}]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -291,6 +293,57 @@ def test_what_llama_cpp_would_read_otherwise_is_refused_by_name(
     assert not list(out.parent.iterdir())
 
 
+def test_a_file_says_all_that_would_be_guessed_otherwise(
+    made: Callable[[str], Made], tmp_path: Path
+) -> None:
+    gguf = importlib.import_module("gguf")
+    one = made("llama")
+    folder = shutil.copytree(one.folder, tmp_path / "model")
+    edit(
+        folder / "tokenizer.json",
+        lambda described: described["added_tokens"].extend(
+            [added_token("<a>", one, 0), added_token(">cdef", one, 1)]
+        ),
+    )
+    about = About("a name", "apache-2.0", "https://example.org/base", stop_ids=(3, 2))
+    limits = write_gguf(folder, tmp_path / "model.gguf", "f32", TEMPLATE, about)
+    assert ["ends as '>cdef' begins" in limit for limit in limits] == [True]
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    said = {name.removeprefix("tokenizer."): field.contents() for name, field in fields.items()}
+    expected = {
+        "general.name": "a name",
+        "general.license": "apache-2.0",
+        "general.source.url": "https://example.org/base",
+        "llama.context_length": 512,
+        "llama.rope.freq_base": 10000.0,
+        "llama.attention.key_length": 16,
+        "ggml.pre": "gpt-2",
+        "ggml.bos_token_id": 0,
+        "ggml.eos_token_id": 3,
+        "ggml.eot_token_id": 2,
+        "ggml.add_bos_token": False,
+        "ggml.add_eos_token": False,
+        "chat_template": TEMPLATE,
+    }
+    assert {name: said[name] for name in expected} == expected
+    size = len(one.tokenizer)
+    assert said["ggml.tokens"][size : size + 3] == ["<a>", ">cdef", f"[UNUSED{size + 2}]"]
+    assert said["ggml.token_type"][size : size + 3] == [4, 3, 5]
+    assert said["ggml.token_type"][:5] == [3, 3, 3, 3, 1]
+
+
+def added_token(text: str, made: Made, place: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": len(made.tokenizer) + place, "content": text, "special": place == 1, **flags}
+
+
+def test_a_file_without_a_chat_template_is_not_written(
+    made: Callable[[str], Made], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match="no chat template"):
+        write_gguf(made("llama").folder, tmp_path / "out.gguf", "f32", " \n")
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "words"),
     [
@@ -307,14 +360,14 @@ def test_settings_of_other_kinds_are_refused_by_name(
     folder = shutil.copytree(made(kind).folder, tmp_path / "model")
     edit(folder / "config.json", lambda config: config.update(settings))
     with pytest.raises(ExportError) as refused:
-        write_gguf(folder, tmp_path / "out.gguf", "f32", "")
+        write_gguf(folder, tmp_path / "out.gguf", "f32", TEMPLATE)
     assert words in str(refused.value)
 
 
 def test_the_demo_models_tokenizer_is_refused(tmp_path: Path) -> None:
     demo = Path(__file__).parent.parent / "demo_model"
     with pytest.raises(ExportError, match="add_prefix_space") as refused:
-        write_gguf(demo, tmp_path / "out.gguf", "f32", "")
+        write_gguf(demo, tmp_path / "out.gguf", "f32", TEMPLATE)
     assert "--format merged" in str(refused.value)
 
 
@@ -392,7 +445,7 @@ def test_a_crash_of_llama_cpp_is_an_error(made: Callable[[str], Made], tmp_path:
 def test_a_disk_that_refuses_leaves_no_file(made: Callable[[str], Made], tmp_path: Path) -> None:
     one = made("llama")
     with pytest.raises(StorageError, match="the disk refused"):
-        write_gguf(one.folder, tmp_path / "none" / "model.gguf", "f32", "")
+        write_gguf(one.folder, tmp_path / "none" / "model.gguf", "f32", TEMPLATE)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,6 +352,8 @@ def test_of_two_writers_one_is_refused_at_once(holder: int, folder: Path, comman
     code, _, err = command("alias", "support@1", "staging")
     assert code == 2
     assert f"another promotion is at work (process {holder})" in err
+    code, _, err = command("promote", "runs/r@round_01", "support", "--force", "both at once")
+    assert code == 2 and f"another promotion is at work (process {holder})" in err
     assert FILE.read_bytes() == before
     assert command("list")[0] == command("verify")[0] == 0  # readers need not wait
     os.kill(holder, signal.SIGKILL)
@@ -389,6 +391,7 @@ def test_threads_are_kept_apart_as_well(folder: Path) -> None:
 def test_kills_lose_nothing_that_was_said_to_be_recorded(tmp_path: Path) -> None:
     kills = run_kills(tmp_path, 10, seed=3)
     assert [one.problems for one in kills] == [[]] * 10
+    assert {one.how for one in kills} == {"moment", "amid", "command"}
     assert sum(one.num_said for one in kills) > 0
     assert any(one.num_torn_bytes for one in kills)  # a line was cut short, as a power cut does
 
@@ -540,7 +543,7 @@ def test_the_list_fits_a_terminal(folder: Path, command: Any) -> None:
     from loop.reports.lines import columns_of
 
     assert max(map(columns_of, lines)) <= 80
-    assert "\x1b" not in out and "no score" in out and "FORCED" in out
+    assert "\x1b" not in out and "not measured" in out and "FORCED" in out
     code, out, _ = command("list", "--name", "support")
     assert code == 0 and "xxx" not in out
     code, _, err = command("list", "--name", "other")
@@ -632,6 +635,33 @@ def test_who_gives_a_command_may_have_bytes_that_are_no_text(folder: Path) -> No
     with writing(FILE) as writer:
         writer.move_alias(writer.registry.find("support@1"), "b", who("x\udcff", ["\udcff"]))
     assert Registry.read(FILE).events[-1]["command"] == ["\\udcff"]
+
+
+def test_refused_promotions_are_recorded_and_listed(folder: Path, command: Any) -> None:
+    code, out, _ = command("promote", "runs/r@round_01", "triage", "--by", "ops")
+    assert code == 3 and "is not promoted as triage" in out
+    code, out, _ = command("list")
+    assert code == 0 and "promotions that were refused: 1" in out
+    code, out, _ = command("list", "--refused", "--name", "triage")
+    assert code == 0 and "runs/r@round_01 as triage, by ops: " in out
+    code, out, _ = command("list", "--refused", "--json")
+    (event,) = json.loads(out)["refused"]
+    assert event["type"] == "refused" and event["command"][:2] == ["registry.py", "promote"]
+    with writing(FILE) as writer:  # whatever a refusal holds, it is shown
+        for objections in (None, [], [1], [{"x": "\x1b"}], "x"):
+            writer.refuse({"objections": objections})
+    code, out, _ = command("list", "--refused")
+    assert code == 0 and "no reason recorded" in out and "\x1b" not in out
+
+
+def test_two_checkpoints_are_compared_as_they_were_measured(folder: Path, command: Any) -> None:
+    code, out, _ = command("compare", "registry:support@1", "registry:champion")
+    assert code == 0 and "registry:support@2" in out
+    code, out, _ = command("compare", "registry:champion", "registry:support@1", "--json")
+    compared = json.loads(out)
+    assert code == 0 and compared["against"] == "registry:support@1" and compared["comparison"]
+    code, _, err = command("compare", "registry:support@7", "registry:support@1")
+    assert code == 2 and "support has versions 1 to 2" in err
 
 
 # --- verify ---------------------------------------------------------------------------------------

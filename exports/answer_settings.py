@@ -17,7 +17,8 @@ def asked_by(source: Source) -> AnswerSettings:
     evaluation: Any = source.store.settled_config()["config"].get("evaluation")
     evaluation = evaluation if isinstance(evaluation, dict) else {}
     temperature = evaluation.get("temperature")
-    result = source.store.result(source.checkpoint.round)
+    # A checkpoint that was not evaluated is asked as the start of its run was.
+    result = source.store.result(source.checkpoint.round) or source.store.result(0)
     tasks = [] if result is None else result.tasks
     asked = [task.max_tokens for task in tasks if task.max_tokens is not None]
     return AnswerSettings(
