@@ -128,12 +128,11 @@ def cell_of(row: Row, form: Form, made: Trained, python: Path, work: Path) -> Ce
 
     out = made.folder / "exports" / form.name.replace(" ", "_")
     out.parent.mkdir(exist_ok=True)
-    begun = time.monotonic()
+    begun, before = time.monotonic(), set(out.parent.iterdir())
     said = called(main, [f"{made.run_dir}@best", str(out), *form.options], may_fail=True)
     num_asked = len(made.answers)
     if said.code:
-        left = sorted(one.name for one in out.parent.iterdir() if one.name.startswith(out.name))
-        if left:
+        if left := sorted(one.name for one in set(out.parent.iterdir()) - before):
             raise SystemExit(f"{row.name}, {form.name}: exit {said.code}, and it left {left}")
         why = said.stderr.strip().split("error: ", 1)[-1].replace(str(made.folder), "DIR")
         return Cell(row.name, form.name, None, num_asked, time.monotonic() - begun, why)

@@ -94,7 +94,7 @@ def trained(row: Row, folder: Path) -> Trained:
         "train_file": "rows.jsonl",
         "eval_tasks": ["qa:questions.jsonl"],
         "learning_rate": 0.003,
-        "steps_per_round": 20,
+        "steps_per_round": 10,
         "max_rounds": 2,
         "eval_threshold": 1.0,
         "train_unembed": row.train_unembed,

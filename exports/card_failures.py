@@ -148,4 +148,5 @@ def _wrong_text(sample: SampleResult) -> str:
     got = "no answer, by an error" if sample.error is not None else None
     got = got or one_line(sample.answer or "", MOST_CHARS) or "an empty answer"
     flaws = "".join(f", {n}" for n in ("truncated", "malformed") if getattr(sample, n))
-    return f"{one_line(sample.question, MOST_CHARS)} Expected: {expected}. Got: {got}{flaws}."
+    text = f"{one_line(sample.question, MOST_CHARS)} Expected: {expected}. Got: {got}{flaws}"
+    return text if text.endswith(".") else f"{text}."

@@ -14,10 +14,15 @@ from markdown_it import MarkdownIt
 
 import run_records
 from exports.card import card_of, hub_name_of, license_of
+from exports.card_failures import failures_section
+from exports.card_results import results_section
+from exports.card_story import story_of
 from exports.check import Check
 from exports.served_template import ServedTemplate
 from exports.source import Source
 from ledger.store import RunStore
+from pages.document import Document
+from pages.markdown import markdown
 from run_records import SECRET, Shape
 from study_records import HOSTILE
 
@@ -91,6 +96,31 @@ def test_a_round_that_is_not_the_best_is_said_to_be_none(run: RunStore) -> None:
     assert "The sealed test was asked of round 2 and not of this checkpoint" in text
     assert "not the round that the run recommends, round 2 (0.9000 on the dev questions)" in text
     assert "| 2 | 3 |" not in text, "what came after it is no training of it"
+
+
+def test_guards_are_told_one_by_one(run: RunStore) -> None:
+    story = story_of(source_of(run, 1))
+    assert story is not None
+    gate = dataclasses.replace(story.view.gate, guards={run_records.TASK: 0.1, "other": 0.0})
+    # The better round in the place of the start: a fall from 0.9 to 0.4.
+    fallen = dataclasses.replace(story, view=story.view._replace(gate=gate), baseline=run.result(2))
+    sections = [results_section(fallen), failures_section(fallen)]
+    text = markdown(Document("t", sections))
+    assert "qa:dev.jsonl: broken; 0.9000 to 0.4000, may fall by 0.1 (n=20)." in text
+    assert "other: not measured on this checkpoint." in text
+    assert "A guard is broken: guard qa:dev.jsonl fell by 0.5000 from 0.9000" in text
+    assert "The untouched model scored higher: 0.9000 against 0.4000." in text
+
+
+def test_of_a_run_that_went_back_the_rounds_that_were_left_are_no_part(tmp_path: Path) -> None:
+    shape = Shape(shares=(0.1, 0.8, 0.2, 0.85), threshold=0.95, num_questions=60, is_sealed=False)
+    store = run_records.begun(tmp_path / "run", shape)
+    run_records.rounds(store, shape)
+    store.close()
+    decision = store.decision(2)
+    assert decision is not None and decision.action == "rollback"
+    text = card(source_of(store, 3))
+    assert re.findall(r"^\| (\d+) \| 3 \|", text, re.M) == ["1", "3"]
 
 
 def test_of_a_checkpoint_of_no_known_run_nothing_is_known() -> None:
