@@ -296,10 +296,7 @@ def build_prompt(
     """The tokens that ask, in a chat format, with a system prompt put before the turns. Raises
     `ValueError` for what the format cannot say."""
     return renderer.build_generation_prompt(
-        [
-            {"role": turn.role, "content": turn.content}
-            for turn in turns_asked(turns, system_prompt)
-        ]
+        [{"role": turn.role, "content": turn.content} for turn in turns_asked(turns, system_prompt)]
     )
 
 

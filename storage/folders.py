@@ -23,7 +23,7 @@ _LEFT = re.compile(rf"\..+{re.escape(MARK)}(\d{{1,10}})")
 
 
 def refuse_occupied(key: str, target: Path) -> None:
-    """Raise `ConfigError` where a folder cannot appear: something is there, or it cannot be made."""
+    """Raise `ConfigError` where a folder cannot appear: one is there, or it cannot be made."""
     try:
         if target.is_symlink() or (target.exists() and not target.is_dir()):
             raise ConfigError(f"{key}: {target} is there, and is no folder. Name another place.")

@@ -36,9 +36,7 @@ DOCUMENTS = [
 ]
 AFTER_THE_DEMO = "docs/export.md"  # its example reads the demo's run
 NOTHING_TO_TYPE = "docs/comparison.md"
-WALKTHROUGH = (
-    "docs/walkthrough.md"  # run from its first block to its last by a test of its own
-)
+WALKTHROUGH = "docs/walkthrough.md"  # run from its first block to its last by a test of its own
 EXAMPLES = [page for page in PAGES if page not in (AFTER_THE_DEMO, NOTHING_TO_TYPE, WALKTHROUGH)]
 COMMANDS = {
     "trainer_with_eval.py": trainer_with_eval.main,

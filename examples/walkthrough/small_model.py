@@ -3,8 +3,8 @@
     python examples/walkthrough/small_model.py FOLDER
 
 It has the shape, the kind of tokenizer and the chat template of Qwen2.5, with 0.15 million
-parameters for 494 million. It stands in for a model that was downloaded: it can tell what a ticket is about,
-of other things than those of the task, and answers in words of its own.
+parameters for 494 million. It stands in for a model that was downloaded: it can tell what a ticket
+is about, of other things than those of the task, and answers in words of its own.
 """
 
 from __future__ import annotations
