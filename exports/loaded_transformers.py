@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from errors import ExportError, one_line
 from exports.reference import Reference
 from exports.self_check import Noise, difference
+from rows.chat_formats import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,8 @@ def open_transformers(folder: Path, base_dir: Path | None, kind: str) -> Transfo
         model = _load_model(folder, "auto")
     tokenizer = _load_tokenizer(folder)
     if base_dir is not None:
-        refuse_other_vocabulary(folder, tokenizer, _load_tokenizer(base_dir))
+        # The export's as a user loads it, the base model's as training did.
+        refuse_other_vocabulary(folder, tokenizer, load_tokenizer(str(base_dir)))
     return TransformersExport(model, tokenizer)
 
 
