@@ -24,8 +24,8 @@ from storage.folders import emptied, folder_aside, refuse_occupied
 
 if TYPE_CHECKING:
     from exports.loaded import Loaded
-    from exports.loaded_transformers import Rounding
     from exports.reference import Reference
+    from exports.rounding import Rounding
     from exports.self_check import Noise
     from exports.served_template import ServedTemplate
     from loop.reports.progress import Progress
@@ -182,7 +182,7 @@ def longest_of(reference: Reference) -> int:
 
 def _noise(source: Source, wanted: Wanted, written: Written, reference: Reference) -> Noise | None:
     """How far rounding as in this export moves the checkpoint's figures by itself."""
-    from exports.loaded_transformers import rounding_noise
+    from exports.rounding import rounding_noise
 
     rounding = ROUNDINGS[_precision(wanted, written)]
     return rounding_noise(source.base_dir, source.adapter_dir, rounding, reference)

@@ -59,7 +59,7 @@ RANKS: dict[str, float] = {
 NUM_FILES = {
     "commands": 16,
     "evaluation": 13,
-    "exports": 39,
+    "exports": 40,
     "grading": 15,
     "ledger": 16,
     "loop.plan_page": 14,
