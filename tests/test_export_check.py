@@ -577,6 +577,13 @@ def test_an_answer_at_a_tie_is_told_from_another_answer(trained: dict[str, Train
         gaps["value"] = gap
         answers = check_answers(loaded, reference, limits_for(noise))
         assert not answers.passed and answers.figures["num_wrong"] == num
+    # A wide gap is rounding's where the rounded checkpoint has it too, and else it is not.
+    gaps["value"] = 2 * limit
+    answers = check_answers(loaded, reference, limits_for(noise._replace(rounded=loaded.logprobs)))
+    assert answers.passed and answers.figures["num_as_rounded"] == num
+    other = limits_for(noise._replace(rounded=lambda tokens: [-1.0]))
+    answers = check_answers(loaded, reference, other)
+    assert not answers.passed and "prefers the latter by 0" in answers.sentence
     longer = Replayed(reference, answer=lambda found: [*found, 5])
     assert "goes on after" in failing(check(longer, reference))["greedy answers"]
     shorter = Replayed(reference, answer=lambda found: found[:-1])
