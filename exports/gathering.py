@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 MAX_SCORED_TOKENS = 512  # of a conversation; the rest of a longer one is cut off
 NUM_AT_ONCE = 64  # requests
-READ_BACK = ("What is the capital of France?", "75 km\nok")  # that any tokenizer can write
 NUM_LOOK_ALIKES = 8  # texts that hold what looks like a token of the chat format
 
 
@@ -158,7 +157,6 @@ def prompts_of(asked: Asked, renderer: Renderer, base_dir: Path) -> Prompts:
             f"answer have to fit the model's context of {context} tokens, and hold no token of the "
             "chat format. Without an answer of the service there is nothing to check an export by."
         )
-    notes += _not_read_back(guard(renderer))
     of_topics = spread(asked.questions, lambda one: one.group, 2 * NUM_CONVERSATIONS)
     conversations = [one for one, _ in fitting(of_topics)] or [one for one, _ in usable]
     conversations = spread(conversations, lambda one: one.group, NUM_CONVERSATIONS)
@@ -226,22 +224,6 @@ def _plain_tokens(text: str, tokenizer: Guarded) -> tuple[int, ...] | None:
         return None
     plain = tokenizer.encode(text, split_special_tokens=True, **options)
     return tuple(trained) if list(trained) == list(plain) else None
-
-
-def _not_read_back(tokenizer: Guarded) -> list[str]:
-    """That the tokenizer of training loses part of plain texts, which an export can only repeat.
-
-    transformers reads a byte-level tokenizer that calls itself LlamaTokenizer so, for one.
-    """
-    for text in READ_BACK:
-        found = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
-        if str(found).strip() != text:
-            return [
-                f"The tokenizer, as training loaded it, reads {text!a} back as {str(found)!a}: the "
-                "model was trained and measured so, and the export answers so. Check "
-                "tokenizer_class in the base model's tokenizer_config.json."
-            ]
-    return []
 
 
 def _stops(renderer: Renderer) -> list[str] | list[int]:

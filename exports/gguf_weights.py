@@ -14,6 +14,7 @@ from errors import ExportError
 from exports.gguf_shape import INSTEAD, Shape
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ROUTER = "mlp.gate.weight"  # which experts take a token; in float32 in every file
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def _layer(shape: Shape, layer: str, one: Any, names: Any) -> Iterator[Wanted]:
         yield one(f"{layer}self_attn.k_norm.weight")
     yield one(f"{layer}post_attention_layernorm.weight")
     if shape.num_experts:
-        yield one(f"{layer}mlp.gate.weight")
+        yield one(f"{layer}{ROUTER}")
     for part in ("gate", "up", "down"):
         if not shape.num_experts:
             yield one(f"{layer}mlp.{part}_proj.weight")

@@ -92,7 +92,8 @@ def open_llama_cpp(
 
 
 def _names(gguf: Path, adapter: Path | None) -> str:
-    return str(gguf) if adapter is None else f"{adapter} on {gguf}"
+    # By name alone: while an export is made it lies in a folder that nobody will find.
+    return gguf.name if adapter is None else f"{adapter.name} on {gguf.name}"
 
 
 def _started(process: subprocess.Popen[str], asked: dict[str, Any], limit_s: float) -> str | None:

@@ -9,21 +9,16 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from errors import ExportError, one_line
-from exports.reference import Reference
-from exports.self_check import Noise, difference
+from rows.chat_formats import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
 
-Rounding = Literal["float32", "bfloat16", "float16", "gguf-f32", "gguf-f16", "gguf-q8_0"]
-
 LIBRARIES = ("transformers", "peft")
 SMALL_MODEL_PARAMETERS = 20_000_000  # below it, threads wait for each other longer than they work
-MAX_EXACT_PARAMETERS = 500_000_000  # in float64, 4 GB
-Q8_0_BLOCK = 32  # values that share one scale
 # What these libraries say of weights that are not where they look for them, or are left over.
 ABOUT_KEYS = re.compile(
     r"missing|unexpected|newly init|mismatch|not (been )?(used|load|tie)|NOT tie|size",
@@ -101,7 +96,7 @@ def _few_threads(model: Any) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    is_small = _num_parameters(model) < SMALL_MODEL_PARAMETERS
+    is_small = num_parameters(model) < SMALL_MODEL_PARAMETERS
     torch.set_num_threads(1 if is_small else before)
     try:
         yield
@@ -109,7 +104,7 @@ def _few_threads(model: Any) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _num_parameters(model: Any) -> int:
+def num_parameters(model: Any) -> int:
     return sum(one.numel() for one in model.parameters())
 
 
@@ -127,14 +122,15 @@ def open_transformers(folder: Path, base_dir: Path | None, kind: str) -> Transfo
 
     if kind == "peft":
         assert base_dir is not None, "an adapter is loaded on its base"
-        model = _load_adapter(base_dir, folder, torch.float32)
+        model = load_adapter(base_dir, folder, torch.float32)
         model.generation_config = _generation_config(folder)
     else:
         _refuse_adapter_files(folder)
         model = _load_model(folder, "auto")
     tokenizer = _load_tokenizer(folder)
     if base_dir is not None:
-        refuse_other_vocabulary(folder, tokenizer, _load_tokenizer(base_dir))
+        # The export's as a user loads it, the base model's as training did.
+        refuse_other_vocabulary(folder, tokenizer, load_tokenizer(str(base_dir)))
     return TransformersExport(model, tokenizer)
 
 
@@ -216,7 +212,7 @@ def _load_model(folder: Path, dtype: torch.dtype | str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _load_adapter(base_dir: Path, adapter_dir: Path, dtype: torch.dtype) -> Any:
+def load_adapter(base_dir: Path, adapter_dir: Path, dtype: torch.dtype) -> Any:
     """Base and adapter by `PeftModel`: what transformers makes of an adapter's folder on its own
     lacks the head's part."""
     from peft import PeftModel
@@ -308,93 +304,3 @@ def _vocabulary(tokenizer: Any) -> dict[str, str]:
                  if getattr(token, k)]  # fmt: skip
         known[token.content] = f"{number} ({', '.join(['added', *flags])})"
     return known
-
-
-# --- what rounding does ---------------------------------------------------------------------------
-
-
-def rounding_noise(
-    base_dir: Path, adapter_dir: Path, rounding: Rounding, reference: Reference
-) -> Noise | None:
-    """How far the checkpoint's log-probabilities move when its weights are rounded so; None for
-    float32 of a large model, which is not computed in float64 as well.
-
-    Base and adapter are taken from where they lie, so that a wrong export cannot widen it. For
-    float32 the same is computed in float64. For GGUF the merged matrices, and what is multiplied
-    with them, are rounded as its format says; `gguf-f32` rounds nothing. A service that computes in
-    bfloat16 is off by that itself, and then that is added.
-    """
-    import torch
-
-    model = _load_adapter(base_dir, adapter_dir, torch.float32)
-    is_large = _num_parameters(model) > MAX_EXACT_PARAMETERS
-    texts = [one.tokens for one in reference.scored]
-    exact = [model_logprobs(model, tokens) for tokens in texts]
-    moved: dict[str, list[list[float]]] = {}
-    if rounding in ("gguf-f16", "gguf-q8_0"):
-        model = _merged(model)
-        round_weights(model, rounding)
-        how = f"computing in {rounding.removeprefix('gguf-')} as llama.cpp does"
-        moved[how] = [model_logprobs(model, tokens) for tokens in texts]
-    del model
-    if rounding in ("bfloat16", "float16"):
-        how = f"computing in {rounding}"
-        moved[how] = _moved(base_dir, adapter_dir, getattr(torch, rounding), texts)
-    elif rounding in ("float32", "gguf-f32") and not is_large:
-        moved["computing in float32"] = _moved(base_dir, adapter_dir, torch.float64, texts)
-    if reference.precision != "float32" and rounding != "bfloat16":
-        moved["the service's bfloat16"] = _moved(base_dir, adapter_dir, torch.bfloat16, texts)
-    if not moved:
-        return None
-    found = [difference(exact, one) for one in moved.values()]
-    how = " and ".join(moved)
-    return Noise(sum(one.mean for one in found), sum(one.largest for one in found), how)
-
-
-def _moved(
-    base_dir: Path, adapter_dir: Path, dtype: torch.dtype, texts: Sequence[Sequence[int]]
-) -> list[list[float]]:
-    model = _load_adapter(base_dir, adapter_dir, dtype).to(dtype)
-    base = model.get_base_model()
-    if base._can_set_experts_implementation():  # the default kernel knows no float64
-        base.set_experts_implementation("eager")
-    return [model_logprobs(model, tokens) for tokens in texts]
-
-
-def _merged(model: Any) -> Any:
-    """The adapter merged into the base, a tied head untied first, which merging changes alone."""
-    import torch
-
-    base = model.get_base_model()
-    head = base.get_output_embeddings()
-    layer = getattr(head, "base_layer", head)
-    if layer.weight is base.get_input_embeddings().weight:
-        layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-        base.config.get_text_config().tie_word_embeddings = False
-        base.config.tie_word_embeddings = False
-    return model.merge_and_unload()
-
-
-def round_weights(model: Any, rounding: Rounding) -> None:
-    """Round the matrices of a model as a GGUF file holds them, and from now on what each linear
-    layer is given, as llama.cpp does before it multiplies. Vectors stay in float32 there."""
-    import torch
-
-    def rounded(values: torch.Tensor) -> torch.Tensor:
-        is_q8 = rounding == "gguf-q8_0" and values.shape[-1] % Q8_0_BLOCK == 0
-        return q8_0(values) if is_q8 else values.half().float()
-
-    for parameter in {id(one): one for one in model.parameters()}.values():
-        if parameter.ndim >= 2:
-            parameter.data = rounded(parameter.data)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda _, given: (rounded(given[0]), *given[1:]))
-
-
-def q8_0(weights: torch.Tensor) -> torch.Tensor:
-    """Weights as 8-bit whole numbers with a float16 scale for each block of 32, and back."""
-    blocks = weights.reshape(-1, Q8_0_BLOCK)
-    scale = blocks.abs().amax(dim=1, keepdim=True) / 127
-    inverse = scale.reciprocal().masked_fill(scale == 0, 0.0)
-    return ((blocks * inverse).round() * scale.half().float()).reshape(weights.shape)

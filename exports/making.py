@@ -24,8 +24,8 @@ from storage.folders import emptied, folder_aside, refuse_occupied
 
 if TYPE_CHECKING:
     from exports.loaded import Loaded
-    from exports.loaded_transformers import Rounding
     from exports.reference import Reference
+    from exports.rounding import Rounding
     from exports.self_check import Noise
     from exports.served_template import ServedTemplate
     from loop.reports.progress import Progress
@@ -39,6 +39,10 @@ ROUNDINGS: dict[str, Rounding] = {
     "gguf-f16": "gguf-f16",
     "gguf-q8_0": "gguf-q8_0",
 }
+IN_PLACE_OF_OWN = (
+    "the chat template is {origin}, in the place of the model's own, with which llama.cpp does not "
+    "write the prompts of training: {why}"
+)
 DOWNLOADED = ".download"  # in the folder aside, and gone before it appears
 
 
@@ -112,7 +116,15 @@ def _fill(
     with _timed(progress, "asking the service"):
         reference = gather_reference(source, env, progress)
     with _timed(progress, "loading the export and comparing it"):
-        checks = check_written(source, wanted, written, reference, folder)
+        checks, problem = compare(source, wanted, written, reference, folder)
+    if problem is not None and template.plain is not None and wanted.format in LLAMA_CPP:
+        template = template.plain
+        with _timed(progress, f"writing it again, with the chat template {template.origin}"):
+            written = write_weights(source, wanted, template, folder)
+            checks, again = compare(source, wanted, written, reference, folder)
+        if again is None:
+            notes = (*written.notes, IN_PLACE_OF_OWN.format(origin=template.origin, why=problem))
+            written = replace(written, notes=notes)
     refuse_failed(wanted, checks)
     record = export_record(source, wanted, written, checks)
     write_texts(folder, texts_beside(source, wanted, written, template, checks))
@@ -132,6 +144,21 @@ def _fill(
 # --- the check ------------------------------------------------------------------------------------
 
 
+def compare(
+    source: Source, wanted: Wanted, written: Written, reference: Reference, folder: Path
+) -> tuple[list[Check], str | None]:
+    """The checks, and why the chat template may be to blame where they fail: llama.cpp has an
+    engine of its own for templates, and does not even load a file whose template it cannot read."""
+    try:
+        checks = check_written(source, wanted, written, reference, folder)
+    except ExportError as error:
+        if "template" not in str(error):
+            raise
+        return [Check("loading", False, str(error))], str(error)
+    failed = (one.sentence for one in checks if one.name == "prompts" and not one.passed)
+    return checks, next(failed, None)
+
+
 def check_written(
     source: Source, wanted: Wanted, written: Written, reference: Reference, folder: Path
 ) -> list[Check]:
@@ -143,13 +170,19 @@ def check_written(
         # llama.cpp does not bring a text into this form, which a note says; such ones are left out.
         texts = tuple(pair for pair in reference.texts if is_normalized("NFC", pair[0]))
         reference = replace(reference, texts=texts)
-    with _loaded(wanted, written, folder) as loaded:
+    with _loaded(wanted, written, folder, longest_of(reference)) as loaded:
         return check(loaded, reference, noise)
+
+
+def longest_of(reference: Reference) -> int:
+    """How many tokens the longest comparison takes, a prompt with its answer. Pure."""
+    answers = (len(one.prompt) + reference.max_tokens for one in reference.answers)
+    return max((*answers, *(len(one.tokens) for one in reference.scored)), default=0)
 
 
 def _noise(source: Source, wanted: Wanted, written: Written, reference: Reference) -> Noise | None:
     """How far rounding as in this export moves the checkpoint's figures by itself."""
-    from exports.loaded_transformers import rounding_noise
+    from exports.rounding import rounding_noise
 
     rounding = ROUNDINGS[_precision(wanted, written)]
     return rounding_noise(source.base_dir, source.adapter_dir, rounding, reference)
@@ -162,13 +195,14 @@ def _precision(wanted: Wanted, written: Written) -> str:
 
 
 @contextlib.contextmanager
-def _loaded(wanted: Wanted, written: Written, folder: Path) -> Iterator[Loaded]:
-    """The export, loaded by what a user would load it with."""
+def _loaded(wanted: Wanted, written: Written, folder: Path, longest: int) -> Iterator[Loaded]:
+    """The export, loaded by what a user would load it with; `longest` is what it will be asked."""
     if wanted.format in LLAMA_CPP:
-        from exports.loaded_llama_cpp import open_llama_cpp
+        from exports.loaded_llama_cpp import CONTEXT, open_llama_cpp
 
         assert written.gguf is not None, "these formats have one"
-        with open_llama_cpp(written.gguf, written.gguf_adapter) as loaded:
+        context = max(CONTEXT, longest + 1)
+        with open_llama_cpp(written.gguf, written.gguf_adapter, context=context) as loaded:
             yield loaded
         return
     from exports.loaded_transformers import open_transformers

@@ -15,9 +15,12 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from exports.source import Source
+from exports.tokenizer_files import AS_IN_FILE
 from hyperparam_utils import ADAM_BETAS, ADAM_EPS
 from ledger.records import Checkpoint, Manifest
 from ledger.store import RunStore
+from local_tinker.tokenizer import reading_note
+from rows.chat_formats import load_tokenizer
 from storage.stored_json import parse_object
 
 FOLDER = "training"
@@ -84,6 +87,7 @@ def _mirrored(source: Source, store: RunStore, checkpoint: Checkpoint) -> dict[s
         "checkpoint": {"round": checkpoint.round, "step": checkpoint.step},
         "base_model": source.base_name,
         "renderer": checkpoint.renderer,
+        "tokenizer": _tokenizer_class(source),
         "train_on": settled["resolved"].get("train_on") or "all_assistant_messages",
         "max_seq_length": config.get("max_seq_length"),
         "batch_size": config.get("batch_size"),
@@ -98,6 +102,12 @@ def _mirrored(source: Source, store: RunStore, checkpoint: Checkpoint) -> dict[s
         "steps": [asdict(step) for step in steps],
         "notes": list(_notes(store, checkpoint, steps)),
     }
+
+
+def _tokenizer_class(source: Source) -> str:
+    """What of transformers reads the tokenizer as the run did."""
+    note = reading_note(load_tokenizer(str(source.base_dir)))
+    return "AutoTokenizer" if note is None else AS_IN_FILE
 
 
 def _notes(store: RunStore, checkpoint: Checkpoint, steps: list[MirroredStep]) -> Iterator[str]:

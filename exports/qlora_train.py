@@ -209,10 +209,11 @@ class _Rendered:
     """Rows in tokens, and the weight of each token in the loss."""
 
     def __init__(self, base: str, run: dict[str, Any]) -> None:
+        import transformers
         from tinker_cookbook.renderers import TrainOnWhat, get_renderer
-        from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        # AutoTokenizer, but where that loses the spaces of texts.
+        tokenizer = getattr(transformers, run["tokenizer"]).from_pretrained(base)
         self.renderer = get_renderer(run["renderer"], tokenizer, model_name=base)
         self.train_on = TrainOnWhat(run["train_on"])
         self.max_length: int = run["max_seq_length"]

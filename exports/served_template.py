@@ -24,7 +24,8 @@ class ServedTemplate:
     limits: tuple[str, ...] = ()
     opens_with_bos: bool = False  # prompts begin with the token that begins a text
     reader_adds_bos: bool = False  # the reader of a GGUF file puts it there, also for Ollama
-    # Made from the renderer in plain constructs, for an engine that does not run the model's own.
-    plain_jinja: str | None = None
+    # Of a model's own: one made from the renderer in plain constructs, for an engine that does not
+    # run it; None where none is proven.
+    plain: ServedTemplate | None = None
     no_go: str = ""  # why there is none for Ollama
     go_limits: tuple[str, ...] = ()  # what Ollama alone writes otherwise

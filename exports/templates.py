@@ -7,7 +7,7 @@ after it has written sample conversations exactly as the renderer does, token by
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,14 +112,17 @@ def served_template(base_dir: Path, renderer_name: str) -> ServedTemplate:
     parts, problem = _parts(renderer, renderer_name)
     made = None if parts is None else _try(jinja_of(parts), expected, tokenizer)
     if made is not None and not made.is_proven:
-        problem, parts = _first_of_main(made), None
+        problem, made, parts = _first_of_main(made), None, None
+    plain = None
+    if made is not None:
+        plain = _served(made, MADE.format(name=renderer_name), renderer, parts)
     if tried_own is not None and tried_own.is_proven:
-        is_better = parts is None or made is None or tried_own.num_further <= made.num_further
+        is_better = made is None or tried_own.num_further <= made.num_further
         if is_better:
-            return _served(tried_own, OWN, renderer, parts)
-    if parts is None or made is None:
+            return replace(_served(tried_own, OWN, renderer, parts), plain=plain)
+    if plain is None:
         raise ExportError(_refusal(base_dir, renderer_name, problem, tried_own))
-    return _served(made, MADE.format(name=renderer_name), renderer, parts)
+    return plain
 
 
 def _parts(renderer: Renderer, name: str) -> tuple[Parts | None, str]:
@@ -213,7 +216,6 @@ def _served(tried: _Tried, origin: str, renderer: Renderer, parts: Parts | None)
         limits=(*limits, CONTROL_TOKENS),
         opens_with_bos=opens_with_bos,
         reader_adds_bos=reader_adds_bos,
-        plain_jinja=None if parts is None else jinja_of(parts),
         no_go=no_go,
         go_limits=() if parts is None or go is None else tuple(go_limits(parts)),
     )

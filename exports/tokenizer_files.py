@@ -2,7 +2,8 @@
 
 Saving a loaded tokenizer again would leave keys out and write others. transformers takes
 `chat_template.jinja` before the key `chat_template` of `tokenizer_config.json`; llama.cpp's tools
-and others take the key first, so where there is one it is written to say the same.
+and others take the key first, so where there is one it is written to say the same. A class that
+would lose the spaces of texts (local_tinker/tokenizer.py) is replaced by the one that was trained.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from typing import Any
 from errors import ExportError
 from exports.ollama import AnswerSettings
 from exports.served_template import ServedTemplate
+from local_tinker.tokenizer import reading_note
 from loop.planning.models import TOKENIZER_FILES
+from rows.chat_formats import load_tokenizer
 from storage.folders import copy_plain, write_plain
 
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 TEMPLATE_KEY = "chat_template"
+CLASS_KEY, AS_IN_FILE = "tokenizer_class", "PreTrainedTokenizerFast"
 # Not among what tells one model from another, but read all the same where they are.
 ALSO_READ = ("merges.json", "normalizer.json", "special_tokens.json", "spiece.vocab")
 GENERATION = "generation_config.json"
@@ -40,27 +44,38 @@ def copy_tokenizer(base_dir: Path, folder: Path, template: ServedTemplate) -> li
     for path in sorted(files):
         copy_plain(path, folder / path.name)
     write_plain(folder / TEMPLATE, template.jinja.encode())
-    return _agree(folder / CONFIG, template)
+    is_read_as_file = reading_note(load_tokenizer(str(base_dir))) is not None
+    return _agree(folder / CONFIG, template, is_read_as_file=is_read_as_file)
 
 
-def _agree(file: Path, template: ServedTemplate) -> list[str]:
-    """Let a template inside tokenizer_config.json say what the file beside it says."""
+def _agree(file: Path, template: ServedTemplate, *, is_read_as_file: bool) -> list[str]:
+    """Let tokenizer_config.json say what the files beside it say: its template, where it has one,
+    and its class, where another was trained."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(
             f"{file.name} of the base model is not JSON: {error}. Give a complete model directory."
         ) from None
-    if not isinstance(config, dict) or config.get(TEMPLATE_KEY) in (None, template.jinja):
+    if not isinstance(config, dict):
         return []
-    config[TEMPLATE_KEY] = template.jinja
+    notes: list[str] = []
+    if config.get(TEMPLATE_KEY) not in (None, template.jinja):
+        config[TEMPLATE_KEY] = template.jinja
+        notes.append(
+            f"the base model's own chat template in {CONFIG} was replaced by the one in {TEMPLATE},"
+            " which is the training's"
+        )
+    if is_read_as_file:
+        notes.append(
+            f"{CLASS_KEY} in {CONFIG} is {AS_IN_FILE} in the place of {config.get(CLASS_KEY)}, "
+            "with which transformers would lose the spaces of texts"
+        )
+        config[CLASS_KEY] = AS_IN_FILE
+    if not notes:
+        return []
     write_plain(file, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
-    return [
-        f"the base model's own chat template in {CONFIG} was replaced by the one in {TEMPLATE}, "
-        "which is the training's; all other keys are unchanged"
-    ]
+    return [*notes[:-1], f"{notes[-1]}; all other keys are unchanged"]
 
 
 def names_its_class(base_dir: Path) -> bool:

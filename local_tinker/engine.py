@@ -22,12 +22,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from local_tinker import checkpoints, lora, losses
 from local_tinker.checkpoints import CheckpointInfo
 from local_tinker.lora import LORA_ALPHA, LoraShape
+from local_tinker.tokenizer import load_by_auto
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
 
 MAX_LOGITS_ELEMENTS = 64 * 1024 * 1024  # rows x tokens x vocabulary of one forward pass
@@ -131,7 +132,7 @@ class Engine:
         try:
             if max_bytes is not None:
                 _check_size(path, options, dtype.itemsize, max_bytes)
-            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            tokenizer = load_by_auto(path, **options)
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, **options
             )

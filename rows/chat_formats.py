@@ -101,7 +101,11 @@ class ChatFormat:
 
     def lines(self, *, is_trained: bool = True) -> Iterator[str]:
         """What the plan says of it; with what it means for rows, if any are trained."""
+        from local_tinker.tokenizer import reading_note
+
         yield f"renderer: {self.name} ({self.source})"
+        if (note := reading_note(self.renderer.tokenizer)) is not None:
+            yield f"tokenizer: {note}"
         if self.comparison is None:
             return
         yield f"chat template: {self.comparison}"
@@ -110,20 +114,25 @@ class ChatFormat:
 
 
 def load_tokenizer(base_model: str) -> Any:
-    """The tokenizer of a hub model or of a model directory.
+    """The tokenizer of a hub model or of a model directory, read so that texts keep their spaces.
 
-    Raises `TokenizerError` when there is none on this machine or the hub.
+    Raises `TokenizerError` when there is none on this machine or the hub, or it loses spaces.
     """
     from tinker_cookbook.tokenizer_utils import get_tokenizer
-    from transformers import AutoTokenizer
+
+    from local_tinker.tokenizer import TextLostError, keeping_text, load_by_auto
 
     try:
         # A directory not through the cookbook, which loads those with trust_remote_code.
         tokenizer = (
-            AutoTokenizer.from_pretrained(base_model, trust_remote_code=False)
+            load_by_auto(base_model, trust_remote_code=False)
             if _is_dir(base_model)
-            else get_tokenizer(base_model)
+            else keeping_text(get_tokenizer(base_model))
         )
+    except TextLostError as error:
+        raise TokenizerError(
+            f"base_model {base_model!r}: its tokenizer loses text: {error}"
+        ) from None
     # What transformers raises for files that are not what they should be: there is no list of it.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -59,7 +59,7 @@ RANKS: dict[str, float] = {
 NUM_FILES = {
     "commands": 16,
     "evaluation": 13,
-    "exports": 39,
+    "exports": 40,
     "grading": 15,
     "ledger": 16,
     "loop.plan_page": 14,
@@ -252,7 +252,8 @@ def test_broad_excepts_stand_only_at_the_boundaries() -> None:
     """One at the top of the loop and one around each of several runs; one around the code of a task
     and two around that of a grader, which are anybody's; and three in the service's worker:
     whatever a job, the start of a wave or a step of it breaks is the answer of the requests in
-    it. One around the page of a run, and one around its tracker: it goes on without them."""
+    it. One around the page of a run, and one around its tracker: it goes on without them. One
+    around a tokenizer's Rust, which raises nothing more exact."""
     found = []
     for path in (*FILES.values(), *GUEST_FILES):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -266,6 +267,7 @@ def test_broad_excepts_stand_only_at_the_boundaries() -> None:
         *["own_graders.py"] * 2,
         "page.py",
         "telling.py",
+        "tokenizer.py",
         "trainer_with_eval.py",
         *["worker.py"] * 3,
     ]

@@ -21,19 +21,13 @@ import local_tinker
 import run_records
 from config_schema import TrainingConfig
 from errors import ConfigError, ExportError, ServiceError
-from exports.asked import BUILT_IN, Asked, asked_of, spread
+from exports.asked import BUILT_IN, asked_of, spread
 from exports.check import Check
 from exports.gathering import gather_reference, place_of, prompts_of
-from exports.loaded_transformers import (
-    TransformersExport,
-    _load_adapter,
-    _merged,
-    open_transformers,
-    q8_0,
-    round_weights,
-    rounding_noise,
-)
+from exports.loaded_transformers import TransformersExport, load_adapter, open_transformers
 from exports.reference import Reference
+from exports.rounding import RoundedModel, q8_0, rounding_noise
+from exports.rounding import merged as merge_all
 from exports.self_check import Noise, check, check_answers, check_logprobs, difference, limits_for
 from exports.source import Source
 from ledger.records import Checkpoint
@@ -201,8 +195,8 @@ def adapter_export(one: Trained, folder: Path, adapter: Path | None = None) -> P
 def merged_export(
     one: Trained, folder: Path, dtype: torch.dtype = torch.float32, adapter: Path | None = None
 ) -> Path:
-    model = _load_adapter(one.base, adapter or one.source.adapter_dir, torch.float32)
-    merged = _merged(model)
+    model = load_adapter(one.base, adapter or one.source.adapter_dir, torch.float32)
+    merged = merge_all(model)
     merged.config.tie_word_embeddings = False
     merged.to(dtype).save_pretrained(folder)
     beside_weights(one, folder)
@@ -450,6 +444,21 @@ def test_merged_weights_that_lack_a_tensor_or_have_one_too_many(
 # --- rounded --------------------------------------------------------------------------------------
 
 
+class AsLlamaCpp(TransformersExport):
+    """An export that computes as llama.cpp does."""
+
+    def __init__(self, made: TransformersExport, rounding: Any) -> None:
+        super().__init__(made.model, made.tokenizer)
+        object.__setattr__(self, "rounded", RoundedModel(made.model, rounding))
+
+    def logprobs(self, tokens: Sequence[int]) -> list[float]:
+        return self.rounded.logprobs(tokens)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def greedy(self, prompt: Sequence[int], max_tokens: int, stop: Sequence[int]) -> list[int]:
+        with self.rounded.multiplying():  # pyright: ignore[reportAttributeAccessIssue]
+            return super().greedy(prompt, max_tokens, stop)
+
+
 @pytest.mark.parametrize("rounding", ["bfloat16", "gguf-f16", "gguf-q8_0"])
 def test_a_rounded_export_passes_and_a_wrong_one_does_not(
     trained: dict[str, Trained], tmp_path: Path, rounding: Any
@@ -462,9 +471,7 @@ def test_a_rounded_export_passes_and_a_wrong_one_does_not(
         is_gguf = rounding.startswith("gguf")
         dtype = torch.float32 if is_gguf else getattr(torch, rounding)
         made = open_transformers(merged_export(one, folder, dtype, adapter), one.base, "merged")
-        if is_gguf:
-            round_weights(made.model, rounding)
-        return made
+        return AsLlamaCpp(made, rounding) if is_gguf else made
 
     right = check(rounded(tmp_path / "right"), one.reference, noise)
     assert not failing(right)
@@ -570,6 +577,13 @@ def test_an_answer_at_a_tie_is_told_from_another_answer(trained: dict[str, Train
         gaps["value"] = gap
         answers = check_answers(loaded, reference, limits_for(noise))
         assert not answers.passed and answers.figures["num_wrong"] == num
+    # A wide gap is rounding's where the rounded checkpoint has it too, and else it is not.
+    gaps["value"] = 2 * limit
+    answers = check_answers(loaded, reference, limits_for(noise._replace(rounded=loaded.logprobs)))
+    assert answers.passed and answers.figures["num_as_rounded"] == num
+    other = limits_for(noise._replace(rounded=lambda tokens: [-1.0]))
+    answers = check_answers(loaded, reference, other)
+    assert not answers.passed and "prefers the latter by 0" in answers.sentence
     longer = Replayed(reference, answer=lambda found: [*found, 5])
     assert "goes on after" in failing(check(longer, reference))["greedy answers"]
     shorter = Replayed(reference, answer=lambda found: found[:-1])
@@ -680,14 +694,6 @@ def test_a_run_whose_questions_are_unknown_is_asked_its_rows(workspace: Workspac
     assert "left out" in prompts.notes[-1]
     longest = max(map(len, prompts.conversations))
     assert longest < 512  # the model's context
-
-
-def test_a_tokenizer_that_loses_spaces_is_told_of(tmp_path: Path) -> None:
-    base = make_model_dir(tmp_path / "base", "llama")
-    changed_json("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")(base, None)
-    asked = Asked(BUILT_IN, "built in")
-    prompts = prompts_of(asked, load_renderer("llama3", str(base)), base)
-    assert "WhatisthecapitalofFrance?" in prompts.notes[-1]
 
 
 def test_groups_take_turns_and_items_keep_their_order() -> None:

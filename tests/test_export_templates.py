@@ -106,9 +106,10 @@ def test_served_template_writes_what_the_renderer_writes(
         if one.name in served.proven_on:
             found = prompt(served.jinja, tokenizer, one.messages)
             assert found == expected[one.name], one.name
-    assert served.plain_jinja is not None
+    plain = served.plain or served
+    assert plain.origin != OWN
     last = MAIN[4]
-    assert prompt(served.plain_jinja, tokenizer, last.messages) == expected[last.name]
+    assert prompt(plain.jinja, tokenizer, last.messages) == expected[last.name]
     # What differs is said by its name.
     for one in FURTHER:
         is_said = any(limit.startswith(f"{one.name}: ") for limit in served.limits)
