@@ -114,7 +114,7 @@ def _fill(
     with _timed(progress, "loading the export and comparing it"):
         checks = check_written(source, wanted, written, reference, folder)
     refuse_failed(wanted, checks)
-    record = export_record(source, wanted, written, checks)
+    record = export_record(source, wanted, written, template, checks)
     write_texts(folder, texts_beside(source, wanted, written, template, checks))
     write_record(folder, record)
     return Made(
