@@ -152,7 +152,7 @@ def use_of(made: Made, out: Path) -> str:
         "gguf-adapter": f"llama-server --model {model} --lora {adapter} --jinja",
         "ollama": f"cd {folder} && ollama create NAME --file Modelfile",
     }
-    return f"{uses[made.wanted.format]} ({CARD} has the rest)"
+    return f"{uses[made.wanted.format]} ({out / CARD} has the rest)"
 
 
 def report_failure(args: argparse.Namespace, error: Exception) -> int:

@@ -26,6 +26,7 @@ from exports.source import Source
 from pages.document import (
     Block,
     Bullets,
+    Code,
     Column,
     Document,
     Paragraph,
@@ -169,15 +170,19 @@ def _use_section(template: ServedTemplate | None) -> Section:
     if template is None:
         text = "No chat template is in this folder, so prompts are to be written by hand."
         return Section(title, [Paragraph(text)])
-    proven = ", ".join(template.proven_on) or "nothing"
-    stops = ", ".join(repr(text) for text in template.stop_texts) or "none"
+    number = len(template.proven_on)
     text = (
-        "The chat template writes a conversation as it was written in training (proven token by "
-        f"token on: {proven}); it is {template.origin}. Answers end at: {stops}."
+        f"The chat template in this folder, {template.origin}, writes a conversation as it was "
+        f"written in training, token by token. That was tried on {number:,} kinds of conversation, "
+        "which export.json names."
     )
     blocks: list[Block] = [Paragraph(text)]
-    if template.limits:
-        blocks += [Paragraph("What it does not write as in training:"), Bullets(template.limits)]
+    if template.plain_limits:
+        intro = (
+            "Not written quite as in training, so answers to these may be worse than the results "
+            "above (export.json has the exact places):"
+        )
+        blocks += [Paragraph(intro), Bullets(template.plain_limits)]
     return Section(title, blocks)
 
 
@@ -207,7 +212,8 @@ def _model_section(
 
 def _as_sentence(text: str) -> str:
     end = "" if text.endswith((".", "!", "?")) else "."
-    return f"{text[:1].upper()}{text[1:]}{end}"
+    is_name = ":" in text.split(" ", 1)[0]  # registry:champion, which is written so
+    return f"{text if is_name else text[:1].upper() + text[1:]}{end}"
 
 
 def _checks_section(checks: Sequence[Check]) -> Section:
@@ -230,8 +236,8 @@ def _checks_section(checks: Sequence[Check]) -> Section:
 
 def _evidence_section(story: Story) -> Section:
     checkpoint = story.checkpoint
-    facts = [f"Run: {story.store.run_id}.", f"Checkpoint: {checkpoint.sampler_path or 'none'}"]
-    facts.append(f"State to train on from: {checkpoint.state_path}")
+    facts = [f"Run: {story.store.run_id}."]
+    paths = [path for path in (checkpoint.sampler_path, checkpoint.state_path) if path]
     if story.result is not None:
         facts.append(f"Protocol of the evaluation, by its hash: {story.result.protocol_hash}")
     facts.append(f"Settings, sha256: {story.recorded.get('config_hash', 'not recorded')}")
@@ -248,5 +254,7 @@ def _evidence_section(story: Story) -> Section:
                 "data_manifest.json, and report.html with all of it on one page."
             ),
             Bullets(facts),
+            Paragraph("The checkpoint's weights, and the state that training goes on from:"),
+            Code(paths),
         ],
     )

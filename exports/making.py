@@ -126,7 +126,7 @@ def _fill(
             notes = (*written.notes, IN_PLACE_OF_OWN.format(origin=template.origin, why=problem))
             written = replace(written, notes=notes)
     refuse_failed(wanted, checks)
-    record = export_record(source, wanted, written, checks)
+    record = export_record(source, wanted, written, template, checks)
     write_texts(folder, texts_beside(source, wanted, written, template, checks))
     write_record(folder, record)
     return Made(

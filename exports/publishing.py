@@ -12,6 +12,7 @@ from typing import Any
 
 from errors import ExportError
 from exports.check import Check
+from exports.served_template import ServedTemplate
 from exports.source import Source
 from exports.wanted import Wanted, Written
 from storage.folders import write_plain
@@ -20,7 +21,11 @@ EXPORT, SUMS, CARD = "export.json", "SHA256SUMS", "README.md"
 
 
 def export_record(
-    source: Source, wanted: Wanted, written: Written, checks: Sequence[Check]
+    source: Source,
+    wanted: Wanted,
+    written: Written,
+    template: ServedTemplate,
+    checks: Sequence[Check],
 ) -> dict[str, Any]:
     """What export.json holds: what was exported, from what, how, and what the checks found."""
     from importlib.metadata import version
@@ -49,6 +54,14 @@ def export_record(
             "train_unembed": checkpoint.train_unembed,
         },
         "renderer": source.renderer,
+        "chat_template": {
+            "origin": template.origin,
+            "equal_on": list(template.proven_on),
+            "limits": list(template.limits),
+            "ollama_limits": list(template.go_limits),
+            "answers_end_at": list(template.stop_texts),
+            "in_tokens": list(template.stop_ids),
+        },
         "base_model": {
             "name": source.base_name,
             "path": None if source.base_is_hub else str(source.base_dir),

@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from exports.ollama import AnswerSettings
@@ -75,7 +76,12 @@ def _block(language: str, lines: list[str]) -> str:
 
 def _transformers(served: Served) -> Iterator[str]:
     is_adapter = served.format == "peft"
-    yield "Loaded so when this folder was made, and compared with the service that trained it."
+    yield (
+        "Loaded so when this folder was made, and compared with the service that trained it, by "
+        "these versions:"
+    )
+    packages = ("torch", "transformers", *(("peft",) if is_adapter else ()))
+    yield _block("bash", [f"pip install {' '.join(map(_pinned, packages))}"])
     loaded = ['model = AutoModelForCausalLM.from_pretrained(".")']
     if is_adapter:
         loaded = [
@@ -104,6 +110,11 @@ def _transformers(served: Served) -> Iterator[str]:
             "PEFT alone loads all of it: `AutoModelForCausalLM.from_pretrained` on an adapter "
             "leaves the unembedding's part out, or refuses the folder."
         )
+
+
+def _pinned(package: str) -> str:
+    """As pip takes it; a build's own suffix (+cpu) is left out, since no index has it."""
+    return f"{package}=={version(package).partition('+')[0]}"
 
 
 def _generating(served: Served) -> Iterator[str]:
@@ -136,8 +147,9 @@ def _vllm(served: Served) -> Iterator[str]:
         yield _request(served, 8000)
         return
     way = next(one for one in ways_of(served.adapter) if one.how.startswith("vLLM"))
-    remedy = f" What helps: {way.remedy}." if way.remedy else ""
-    yield f"{VERDICTS[way.verdict]} this adapter: {way.why}.{remedy}"
+    yield f"{VERDICTS[way.verdict]} this adapter: {way.why}.{_instead(served)}"
+    if way.verdict != YES:
+        yield "A release that takes it is started so:"
     rank = next((one for one in VLLM_RANKS if one >= served.adapter.rank), served.adapter.rank)
     yield _block(
         "bash",
@@ -149,6 +161,17 @@ def _vllm(served: Served) -> Iterator[str]:
     yield _request(served, 8000)
 
 
+def _instead(served: Served) -> str:
+    """What vLLM takes in the place of an adapter that it may refuse."""
+    adapter = served.adapter
+    way = next(one for one in ways_of(adapter) if one.how.startswith("vLLM"))
+    if way.verdict == YES:
+        return ""
+    can_fold = adapter.train_unembed and not adapter.has_experts
+    fold = ", or with `--format peft --fold-unembed`" if can_fold else ""
+    return f" Export with `--format merged`{fold} instead."
+
+
 def _llama_cpp(served: Served) -> Iterator[str]:
     yield "Loaded by llama.cpp when this folder was made, and compared with the service."
     model = f"-m {shlex.quote(served.gguf)}"
@@ -158,13 +181,47 @@ def _llama_cpp(served: Served) -> Iterator[str]:
     yield _block("bash", [f"llama-server {model} --jinja -c {length} --port 8080"])
     yield _request(served, 8080)
     yield (
+        "Or from Python, without a compiler (`pip install xllamacpp`; export.json has the version "
+        "that was used here):"
+    )
+    yield _block("python", list(_llama_cpp_in_python(served, length)))
+    yield (
         "The check kept keys and values in float32. llama-server keeps them in float16 unless it "
         "is told `--cache-type-k f32 --cache-type-v f32 --flash-attn off`; two answers that were "
         "near each other may then change places."
     )
 
 
+def _llama_cpp_in_python(served: Served, length: int) -> Iterator[str]:
+    """llama.cpp's server inside of a Python process, asked as any other server is."""
+    is_adapter = served.format == "gguf-adapter"
+    yield from ("import json", "import urllib.request", "", "import xllamacpp", "")
+    yield "params = xllamacpp.CommonParams()"
+    yield f"params.model.path = {(served.base_gguf if is_adapter else served.gguf)!r}"
+    if is_adapter:
+        loaded = f"xllamacpp.CommonAdapterLoraInfo({served.gguf!r}, 1.0)"
+        yield f"params.lora_adapters = [{loaded}]"
+    yield "params.use_jinja = True"
+    yield f"params.n_ctx = {length}"
+    yield "params.port = 0  # any that is free"
+    yield "server = xllamacpp.Server(params)"
+    yield "request = urllib.request.Request("
+    yield '    f"{server.listening_address}/v1/chat/completions",'
+    yield f"    json.dumps({_sent(served)!r}).encode(),"
+    yield '    {"Content-Type": "application/json"},'
+    yield ")"
+    yield "with urllib.request.urlopen(request) as reply:"
+    yield '    print(json.load(reply)["choices"][0]["message"]["content"], flush=True)'
+
+
 def _request(served: Served, port: int) -> str:
+    body = json.dumps(_sent(served)).replace("'", "\\u0027")  # which would end the shell's quotes
+    address = f"http://127.0.0.1:{port}/v1/chat/completions"
+    return _block("bash", [f"curl {address} -H 'Content-Type: application/json' -d '{body}'"])
+
+
+def _sent(served: Served) -> dict[str, Any]:
+    """A question as the run's evaluation asked, in the form that all servers take."""
     asked = served.asked
     sent: dict[str, Any] = {
         "model": NAME,
@@ -177,9 +234,7 @@ def _request(served: Served, port: int) -> str:
         sent["max_tokens"] = asked.max_tokens
     if texts := _spelt_stops(served.template):
         sent["stop"] = texts
-    body = json.dumps(sent).replace("'", "\\u0027")  # which would end the shell's quotes
-    address = f"http://127.0.0.1:{port}/v1/chat/completions"
-    return _block("bash", [f"curl {address} -H 'Content-Type: application/json' -d '{body}'"])
+    return sent
 
 
 def _ollama(served: Served) -> Iterator[str]:

@@ -242,7 +242,7 @@ def go_limits(parts: Parts) -> list[str]:
     limits = ["two turns of one role in a row are joined into one"]
     if trimmed := [role for role in ROLES if getattr(parts, role).is_trimmed]:
         whose = ", ".join(trimmed)
-        limits.append(f"white space around a content is kept, where training takes it off: {whose}")
+        limits.append(f"spaces around a message are kept, where training takes them off: {whose}")
     if parts.drops_reasoning:
         limits.append("an earlier answer that is sent back with its reasoning keeps it")
     return limits

@@ -35,10 +35,14 @@ OWN, MADE = "the model's own", "made from the renderer {name}"
 
 
 class Conversation(NamedTuple):
-    """What both sides write: roles and contents, the last one a question."""
+    """What both sides write: roles and contents, the last one a question.
+
+    `plain` is what a card calls such conversations, where they may be written otherwise.
+    """
 
     name: str
     turns: tuple[tuple[str, str], ...]
+    plain: str = ""
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -65,20 +69,47 @@ FURTHER = (
     Conversation(
         "white space around a content",
         ((SYSTEM, " Be kind. \n"), (USER, " Who? \n"), (ASSISTANT, " I. "), (USER, "  Why? ")),
+        "messages that begin or end with spaces or line breaks",
     ),
-    Conversation("line breaks before a content", ((USER, "\n\nWho?"),)),
-    Conversation("an empty answer", (_FIRST[0], (ASSISTANT, ""), _THIRD)),
-    Conversation("an empty question", ((USER, ""),)),
-    Conversation("two questions in a row", (_FIRST[0], _THIRD)),
+    Conversation(
+        "line breaks before a content",
+        ((USER, "\n\nWho?"),),
+        "messages that begin with empty lines",
+    ),
+    Conversation(
+        "an empty answer",
+        (_FIRST[0], (ASSISTANT, ""), _THIRD),
+        "conversations with an empty answer in them",
+    ),
+    Conversation("an empty question", ((USER, ""),), "questions without any text"),
+    Conversation(
+        "two questions in a row",
+        (_FIRST[0], _THIRD),
+        "two messages of the user with no answer between them",
+    ),
     Conversation(
         "an earlier answer with its reasoning",
         (_FIRST[0], (ASSISTANT, "<think>\nThe sky is.\n</think>\n\nBlue."), _THIRD),
+        "conversations that send an earlier answer back with its reasoning",
     ),
 )
-_CUT = "the same text, cut into other tokens than in training"
 CONTROL_TOKENS = (
     "a control token that is spelt out in a content is read as one by a server; in training it was "
     "text"
+)
+
+
+class Unequal(NamedTuple):
+    """Why a conversation is not written as in training: exactly, and in a reader's words."""
+
+    exactly: str
+    plainly: str
+
+
+_NOT_TAKEN = Unequal("the renderer does not take it", "no training in this chat format has any")
+_CUT = Unequal(
+    "the same text, cut into other tokens than in training",
+    "the same text, but cut into other tokens",
 )
 
 
@@ -88,7 +119,7 @@ class _Tried:
 
     jinja: str
     equal: tuple[str, ...]
-    unequal: dict[str, str]
+    unequal: dict[str, Unequal]
 
     @property
     def is_proven(self) -> bool:
@@ -170,15 +201,17 @@ def _try(jinja: str, expected: Mapping[str, Sequence[int]], tokenizer: Any) -> _
     conversations = {one.name: one.messages for one in (*MAIN, *FURTHER)}
     written, refused = read_prompts(tokenizer, conversations)
     equal: list[str] = []
-    unequal: dict[str, str] = {}
+    unequal: dict[str, Unequal] = {}
     for name in conversations:
         if name not in expected:
-            unequal[name] = "the renderer does not take it"
+            unequal[name] = _NOT_TAKEN
         elif name not in written:
-            unequal[name] = f"the template does not write it: {refused[name]}"
+            why = f"the template does not write it: {refused[name]}"
+            unequal[name] = Unequal(why, "the template refuses them")
         elif difference := Pair(written[name], list(expected[name])).difference(tokenizer):
             is_cut = text_of(tokenizer, written[name]) == text_of(tokenizer, expected[name])
-            unequal[name] = _CUT if is_cut else str(difference)
+            otherwise = Unequal(str(difference), "a few characters differ")
+            unequal[name] = _CUT if is_cut else otherwise
         else:
             equal.append(name)
     return _Tried(jinja, tuple(equal), unequal)
@@ -191,7 +224,7 @@ def _served(tried: _Tried, origin: str, renderer: Renderer, parts: Parts | None)
     texts = tuple(
         one if isinstance(one, str) else str(tokenizer.convert_ids_to_tokens(one)) for one in stops
     )
-    limits = [f"{name}: {why}" for name, why in tried.unequal.items()]
+    limits = [f"{name}: {why.exactly}" for name, why in tried.unequal.items()]
     if origin != OWN:
         limits.append("calls of tools: the template refuses them")
     bos = str(tokenizer.bos_token or "")
@@ -214,11 +247,25 @@ def _served(tried: _Tried, origin: str, renderer: Renderer, parts: Parts | None)
         origin=origin,
         proven_on=tried.equal,
         limits=(*limits, CONTROL_TOKENS),
+        plain_limits=_plain_limits(tried, origin),
         opens_with_bos=opens_with_bos,
         reader_adds_bos=reader_adds_bos,
         no_go=no_go,
         go_limits=() if parts is None or go is None else tuple(go_limits(parts)),
     )
+
+
+def _plain_limits(tried: _Tried, origin: str) -> tuple[str, ...]:
+    """The limits in the words of somebody who writes messages, and knows of no token."""
+    plain = {one.name: one.plain or one.name for one in (*MAIN, *FURTHER)}
+    said = [f"{plain[name]}: {why.plainly}" for name, why in tried.unequal.items()]
+    if origin != OWN:
+        said.append("calls of tools: the template refuses them")
+    said.append(
+        "messages that hold a marker of the chat format, such as the one that ends an answer: a "
+        "server may take it for the marker, in training it was text"
+    )
+    return tuple(said)
 
 
 def _adds_bos(tokenizer: Any) -> bool:
@@ -229,7 +276,7 @@ def _adds_bos(tokenizer: Any) -> bool:
 
 def _first_of_main(tried: _Tried) -> str:
     name = next(one.name for one in MAIN if one.name in tried.unequal)
-    return f"one made from it differs in {name}: {tried.unequal[name]}"
+    return f"one made from it differs in {name}: {tried.unequal[name].exactly}"
 
 
 def _refusal(base_dir: Path, name: str, problem: str, own: _Tried | None) -> str:

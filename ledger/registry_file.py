@@ -388,10 +388,12 @@ class Registry:
         raise self._unknown(alias, "no name has this alias")
 
     def _unknown(self, text: str, why: str) -> RegistryError:
-        names = f"It knows {_listed(self.names)}" if self.names else "Nothing was promoted yet"
-        return RegistryError(
-            f"{PREFIX}{text:.200}: {why}. {names} ({self.path}; registry.py list shows it)."
+        known = (
+            f"Promoted in {self.path}: {_listed(self.names)} (registry.py list shows more)"
+            if self.names
+            else f"Nothing was promoted in {self.path} yet"
         )
+        return RegistryError(f"{PREFIX}{text:.200}: {why}. {known}.")
 
 
 def _listed(words: list[str]) -> str:

@@ -98,7 +98,10 @@ class Taken:
         of_topics = f" ({topics})" if set(self.topics) - {""} else ""
         said.append(f"right answers: {counts['pool']}{of_topics}")
         if counts["pool"]:
-            said[-1] += f"; set mining.pool_file to {folder / POOL}"
+            said[-1] += (
+                f"; the next run takes {folder / POOL} as a source of train_file, or as "
+                "mining.pool_file where they are many"
+            )
         if counts["conflicts"]:
             said.append(
                 f"  {counts['conflicts']} of them to prompts that training rows answer otherwise "
@@ -108,7 +111,10 @@ class Taken:
             said.append(f"  {counts['known']} of them stand in the training rows already")
         said.append(f"prompts that wait for a right answer: {counts['to_answer']}")
         if counts["to_answer"]:
-            said[-1] += f'; fill in "correction" in {folder / self._to_answer} and give it again'
+            said[-1] += (
+                f'; fill in "correction" in {folder / self._to_answer} and give that file to this '
+                "command"
+            )
         said.append(
             f"pairs of a better and a worse answer: {counts['preferences']}; "
             f"{counts['ties']} as good as the best of their prompt make none"

@@ -27,7 +27,14 @@ from run_records import SECRET, Shape
 from study_records import HOSTILE
 
 TEMPLATE = ServedTemplate(
-    "{{ messages }}", None, ("<|eot_id|>",), (5,), "made for llama3", ("one question",), ("No.",)
+    "{{ messages }}",
+    None,
+    ("<|eot_id|>",),
+    (5,),
+    "made for llama3",
+    ("one question",),
+    ("No.",),
+    ("No.",),
 )
 
 
@@ -191,7 +198,9 @@ def test_nothing_in_a_card_acts(tmp_path: Path, hostile: str) -> None:
     text = hostile.encode("utf-8", "replace").decode()  # what a ledger can hold
     store = run_records.finished(tmp_path / "run", Shape(text=text))
     store.close()
-    template = dataclasses.replace(TEMPLATE, stop_texts=(text,), limits=(text,), origin=text)
+    template = dataclasses.replace(
+        TEMPLATE, stop_texts=(text,), limits=(text,), plain_limits=(text,), origin=text
+    )
     source = dataclasses.replace(source_of(store, 2, base=text), base_sha256={text: "c" * 64})
     written = card(
         source,

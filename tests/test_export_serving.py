@@ -101,11 +101,18 @@ def test_hostile_names_stay_inside_their_quotes() -> None:
     (code,) = blocks(text, "python")
     compile(code, "card", "exec")
     assert repr(ODD) in code and "temperature=0.7" in code
-    commands = [shlex.split(command) for command in blocks(text, "bash")]
+    installed, *commands = [shlex.split(command) for command in blocks(text, "bash")]
+    assert installed[:2] == ["pip", "install"] and installed[-1].startswith("peft==")
     assert ODD in commands[0]
     assert json.loads(commands[1][-1])["stop"] == [ODD]
     assert "PEFT alone loads all of it" in text
-    assert "It is not known to take this adapter" in text and "What helps: " in text
+    assert "It is not known to take this adapter" in text
+    assert "Export with `--format merged`, or with `--format peft --fold-unembed` instead." in text
+    for format in ("gguf", "gguf-adapter"):
+        text = how_to_serve(Served(format, ODD, adapter, template, AnswerSettings(0.7), ODD, ODD))
+        (code,) = blocks(text, "python")
+        compile(code, "card", "exec")
+        assert code.count(repr(ODD)) == (3 if format == "gguf-adapter" else 2)  # and as the stop
 
 
 def test_model_without_a_go_template_is_refused_for_ollama_by_name() -> None:

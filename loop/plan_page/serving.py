@@ -97,7 +97,8 @@ def _vllm(adapter: Adapter) -> Served:
     if adapter.model_type in QWEN:
         why = (
             "its releases up to early 2026 refuse an adapter on the unembedding of Qwen 2, 2.5 and "
-            "3 (issue 32599, pull request 33234); a later one may take it (48850 says so of 3)"
+            "3 (issue 32599, pull request 33234); a later one may take it (pull request 48850 says "
+            "so of Qwen 3)"
         )
         return Served(how, NO, why, f"{NO_UNEMBED}, or {merge}")
     if (adapter.model_type or "").startswith(QWEN_3_5):
