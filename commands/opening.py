@@ -159,6 +159,8 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
             f"--resume {args.resume}: {run_dir} is an evaluation of checkpoints, which has no "
             "rounds to go back to. Give the directory alone."
         )
+    if back_to is not None:
+        store.refuse_losing_promoted(back_to)
     # Before a run has started nothing is recorded, and --config names code as for a new one.
     if store.has_started or args.config is None:
         notes += refuse_other_code(store, task_code(given), given.directory)

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from errors import RegistryError, RunStoreError
 from ledger.records import Checkpoint
-from ledger.registry_file import PREFIX, REGISTRY, Promoted, Registry
-from ledger.registry_weights import digests_of_weights
+from ledger.registry_file import PREFIX, REGISTRY, Promoted, Registry, Results
+from ledger.registry_weights import digest_of, digests_of_weights
 from ledger.run_directory import CONFIG
 from ledger.store import RunStore
+from storage.stored_json import record_of
 
 
 class Located(NamedTuple):
@@ -62,6 +63,22 @@ def run_of(registry: Registry, entry: Promoted, problems: list[str]) -> RunStore
     """The run that an entry is of, wherever it lies now and whatever became of its weights; None
     where it is gone, with the reasons added to the problems."""
     return next(_stores_of(registry, entry, problems), None)
+
+
+def measured_in(registry: Registry, entry: Promoted, run_dir: Path) -> Path:
+    """The directory of what an entry was promoted on: its run's, or that of an evaluation outside
+    it, wherever that lies now; where it lay at first, if it is found nowhere."""
+    results = record_of(Results, entry.results)
+    if results.evaluation_dir is None:
+        return run_dir
+    place = registry.folder / results.evaluation_dir
+    if (place / CONFIG).is_file() or results.file is None or results.file_sha256 is None:
+        return place
+    for folder in dict.fromkeys((registry.folder / "runs", Path("runs").absolute())):
+        for found in _run_dirs(folder):
+            if digest_of(found / results.file) == results.file_sha256:
+                return found
+    return place
 
 
 def _place_of(registry: Registry, entry: Promoted) -> Path:

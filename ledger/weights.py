@@ -87,6 +87,28 @@ class SavedWeightsRecords(RunDirectory):
                     held.remove(note.reference)
         return {path: references for path, references in found.items() if references}
 
+    def refuse_losing_promoted(self, back_to: int) -> None:
+        """Raise `RunStoreError` where going back to the end of a round would take promoted weights
+        back, whose names would mean nothing from then on."""
+        held = self.promoted_paths()
+        lost = {
+            reference: event["round"]
+            for event in self.events("checkpoint")
+            for path in (event["state_path"], event["sampler_path"])
+            for reference in held.get(path, ())
+            if event["round"] > back_to
+        }
+        if not lost:
+            return
+        shown = ", ".join(f"round {number} is {reference}" for reference, number in lost.items())
+        raise RunStoreError(
+            f"{self.run_dir}: going back to the end of round {back_to} would train what was "
+            f"promoted again: {shown}. Nothing was changed. Start a new run from there, with "
+            f"start_from: {self.run_dir}@round_{back_to:02d}; or retire what is not needed any "
+            f"more (registry.py retire); or go back in a copy of the directory without its "
+            f"{PROMOTIONS}."
+        )
+
     def trained_ids(self) -> frozenset[str]:
         """The rows that the run's steps were made of."""
         steps = self.events("step")

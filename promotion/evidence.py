@@ -20,6 +20,7 @@ from errors import ConfigError, LoopError
 from ledger.records import Checkpoint
 from ledger.references import Subject, find_subjects
 from ledger.registry_file import Promoted, Registry
+from ledger.registry_names import measured_in
 from ledger.registry_weights import digest_of, digests_of_weights, weights_dir
 from ledger.run_directory import CONFIG, EVALUATED
 from ledger.store import RunStore
@@ -229,15 +230,14 @@ def held_entry(registry: Registry, entry: Promoted, folders: Sequence[Path]) -> 
 
 def _recorded(registry: Registry, entry: Promoted, candidate: Candidate) -> Measurement | None:
     """What the entry was promoted on; None where its file was changed since."""
-    outside = entry.results.get("evaluation_dir")
     file, sha256 = entry.results.get("file"), entry.results.get("file_sha256")
     match = re.fullmatch(r"evals/(?:round|checkpoint)_(\d{1,9})\.json", str(file))
     if match is None:
         return None
     with contextlib.suppress(LoopError):  # gone, or damaged since
-        store = candidate.store
-        if isinstance(outside, str):
-            store = RunStore.open(registry.folder / outside)
+        store, place = candidate.store, measured_in(registry, entry, candidate.store.run_dir)
+        if place != store.run_dir:
+            store = RunStore.open(place)
         result = store.result(int(match[1]))
         if result is not None and digest_of(store.run_dir / match[0]) == sha256:
             return Measurement(store, int(match[1]), result)

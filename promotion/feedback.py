@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from errors import ConfigError, RegistryError, one_line
-from ledger.registry_file import CHAMPION, PREFIX, Promoted, Registry, Results
-from ledger.registry_names import run_of
+from ledger.registry_file import CHAMPION, PREFIX, Promoted, Registry
+from ledger.registry_names import measured_in, run_of
 from ledger.registry_writing import Who, writing
 from ledger.store import RunStore
 from promotion.feedback_questions import Questions, RunKnowledge, known_of, training_examples
@@ -44,7 +44,6 @@ from rows.places import row_lines
 from rows.row_keys import TO_ANSWER
 from rows.sources import Source, as_text, sha256_of
 from storage.folders import folder_aside, refuse_occupied, write_plain
-from storage.stored_json import record_of
 
 POOL, PREFERENCES = "pool.jsonl", "preferences.jsonl"
 LEFT_OUT, SIMILAR, SUMMARY = "left_out.jsonl", "similar.jsonl", "feedback.json"
@@ -248,8 +247,8 @@ def _knowledge(registry: Registry, entry: Promoted) -> list[RunKnowledge]:
             f"{entry.reference}: what the evaluations of its run {entry.run_id} ask cannot be told "
             f"({'; '.join(problems)}), so nothing can be kept out of the rows. Put the run back."
         )
-    outside = record_of(Results, entry.results).evaluation_dir
-    evaluations = [] if outside is None else [RunStore.open(registry.folder / outside)]
+    place = measured_in(registry, entry, run.run_dir)
+    evaluations = [] if place == run.run_dir else [RunStore.open(place)]
     return [known_of(one) for one in (run, *evaluations)]
 
 

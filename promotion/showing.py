@@ -57,7 +57,7 @@ def shown_of(registry: Registry, entry: Promoted) -> Shown:
     retired, stale, unknown = registry.retired(entry), [], None
     if retired is None:
         try:
-            stale = stale_reasons(entry, registry.folder)
+            stale = stale_reasons(registry, entry)
         except LoopError as error:
             unknown = str(error)
     results = record_of(Results, entry.results)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import simple_eval
-from errors import LoopError
+from errors import LoopError, RegistryError
 from grading.graders import GRADING
 from ledger.finding import config_file_of
-from ledger.registry_file import Promoted
+from ledger.registry_file import Promoted, Registry
+from ledger.registry_names import measured_in, run_of
 from ledger.store import RunStore
 from rows.sources import HUB_PREFIX, Source, sha256_of
 from settings.task_names import SPLIT_TASK
@@ -63,18 +64,20 @@ def freshness(store: RunStore) -> Freshness:
     return Freshness(stale, unchecked)
 
 
-def stale_reasons(of: RunStore | Promoted, folder: Path = Path()) -> list[str]:
-    """Why the results of a run, or of an entry of the registry in `folder`, tell of something else
-    than what lies there now; empty where they do not.
+def stale_reasons(registry: Registry, entry: Promoted) -> list[str]:
+    """Why an entry's results tell of something else than what lies there now; empty where they do
+    not. Its run is found wherever it lies.
 
     Raises `LoopError` where the run, or the evaluation outside it, cannot be read.
     """
-    if isinstance(of, RunStore):
-        return freshness(of).stale
-    stale = freshness(RunStore.open(folder / of.run_dir)).stale
-    outside = of.results.get("evaluation_dir")
-    if isinstance(outside, str):
-        stale += freshness(RunStore.open(folder / outside)).stale
+    problems: list[str] = []
+    run = run_of(registry, entry, problems)
+    if run is None:
+        raise RegistryError(f"{'; '.join(problems)}.")
+    stale = freshness(run).stale
+    place = measured_in(registry, entry, run.run_dir)
+    if place != run.run_dir:
+        stale += freshness(RunStore.open(place)).stale
     return list(dict.fromkeys(stale))
 
 

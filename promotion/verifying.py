@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from errors import LoopError
 from ledger.registry_file import Promoted, Registry, Results
-from ledger.registry_names import problem_of, run_of
+from ledger.registry_names import measured_in, problem_of, run_of
 from ledger.registry_weights import digest_of, weights_dir
 from ledger.store import MANIFEST, RunStore
 from storage.stored_json import record_of
@@ -93,9 +93,9 @@ def _findings(registry: Registry, entry: Promoted) -> Iterator[Finding]:
         return
     yield Finding("run", "ok", str(store.run_dir))
     yield _weights(store, entry)
-    yield _results("evaluation", registry, store, entry.results)
+    yield _results("evaluation", measured_in(registry, entry, store.run_dir), entry.results)
     if entry.sealed_test is not None:
-        yield _results("sealed test", registry, store, entry.sealed_test)
+        yield _results("sealed test", store.run_dir, entry.sealed_test)
     yield _file("data", store.run_dir / MANIFEST, entry.data_sha256)
 
 
@@ -113,13 +113,10 @@ def _weights(store: RunStore, entry: Promoted) -> Finding:
     return Finding("weights", "ok", str(folder))
 
 
-def _results(what: str, registry: Registry, store: RunStore, results: dict[str, Any]) -> Finding:
+def _results(what: str, folder: Path, results: dict[str, Any]) -> Finding:
     looked_up = record_of(Results, results)
     if looked_up.file is None or looked_up.file_sha256 is None:
         return Finding(what, "not read", "the entry names no file")
-    folder = store.run_dir
-    if looked_up.evaluation_dir is not None:
-        folder = registry.folder / looked_up.evaluation_dir
     return _file(what, folder / looked_up.file, looked_up.file_sha256)
 
 

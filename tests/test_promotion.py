@@ -115,7 +115,7 @@ def test_the_first_promotion_says_all_that_tells_what_it_is(folder: Path) -> Non
     assert entry.base_sha256 and "model.safetensors" in entry.base_sha256
     assert (entry.parent, entry.against, entry.forced) == (None, None, None)
     assert (entry.promoted_by, entry.command) == ("a test", ["registry.py", "promote"])
-    assert stale_reasons(entry, Path()) == []
+    assert stale_reasons(Registry.read(FILE), entry) == []
     assert "there was no support@champion before" in outcome.lines[1]
 
 
@@ -250,7 +250,7 @@ def test_results_of_other_questions_or_rows_are_stale(folder: Path) -> None:
     questions, rows = Path("questions.jsonl").read_text(), Path("train.jsonl").read_text()
     Path("questions.jsonl").write_text(questions.replace("place 3", "place 33"))
     Path("train.jsonl").write_text(f"{rows}\n")
-    found = stale_reasons(store)
+    found = freshness(store).stale
     assert len(found) == 2
     assert found[0].startswith("the questions of qa:questions.jsonl changed since")
     outcome = ask_for("runs/r")
@@ -258,13 +258,13 @@ def test_results_of_other_questions_or_rows_are_stale(folder: Path) -> None:
     Path("questions.jsonl").write_text(questions)
     manifest = Path("runs/r/data_manifest.json")
     manifest.write_text(manifest.read_text().replace("/train.jsonl", "/gone.jsonl"))
-    assert stale_reasons(RunStore.open(Path("runs/r"))) == []  # what is gone is no change
+    assert freshness(RunStore.open(Path("runs/r"))).stale == []  # what is gone is no change
     outcome = ask_for("runs/r")
     assert outcome.exit_code == 0
     assert any("not checked for changes: the rows of train_file" in one for one in outcome.notes)
     Path("questions.jsonl").write_text("{")
     entry = Registry.read(FILE).find("registry:champion")
-    assert len(stale_reasons(entry, Path())) == 1
+    assert len(stale_reasons(Registry.read(FILE), entry)) == 1
 
 
 def test_graders_of_the_user_are_part_of_what_was_asked(tmp_path: Path) -> None:
