@@ -93,12 +93,14 @@ def _overfitting(story: Story, result: EvalResult) -> Iterator[str]:
 def _weak_topics(story: Story, result: EvalResult) -> Iterator[str]:
     """The topics that score lower than the whole, the weakest first."""
     reports = story.store.topics(result.round) or []
-    weak = [one for one in reports if one.score < result.score][:MOST_TOPICS]
-    for one in weak:
+    weak = [one for one in reports if one.score < result.score]
+    for one in weak[:MOST_TOPICS]:
         yield (
             f"Weak topic: {one_line(one.topic, MOST_CHARS)}, {one.score:.2f} "
             f"{interval_text(one.interval)} on {one.n:,} question{'s' * (one.n != 1)}."
         )
+    if (more := len(weak) - MOST_TOPICS) > 0:
+        yield f"Topics that score lower than the whole as well: {more:,}."
 
 
 def _contamination(story: Story) -> Iterator[str]:

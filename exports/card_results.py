@@ -76,13 +76,20 @@ def _tasks_table(result: EvalResult, baseline: EvalResult | None) -> Table:
                 "not measured" if before is None else f"{before.score:.4f}",
                 f"{task.score:.4f} {interval_text(task.interval)}",
                 change_text(task, before) or "not known",
-                f"{task.n:,}",
+                _questions(task),
                 _flaws(task),
             ]
         )
     columns = [Column("task"), Column("before"), Column("score"), Column("change")]
     columns += [Column("questions", True), Column("answers that were not whole")]
     return Table("By task", columns, rows)
+
+
+def _questions(task: TaskResult) -> str:
+    """How many there are; those of a cluster are not independent."""
+    if task.num_clusters is None:
+        return f"{task.n:,}"
+    return f"{task.n:,} in {task.num_clusters:,} cluster{'s' * (task.num_clusters != 1)}"
 
 
 def _flaws(task: TaskResult) -> str:

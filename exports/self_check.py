@@ -201,9 +201,7 @@ def check_logprobs(loaded: Loaded, reference: Reference, limits: Limits) -> Chec
 def _beside(value: float, limit: float) -> tuple[str, str]:
     """A figure and its limit, with digits enough to see whether it keeps to it."""
     texts = ((f"{value:.{digits}g}", f"{limit:.{digits}g}") for digits in range(2, 18))
-    return next(
-        both for both in texts if (float(both[0]) <= float(both[1])) == (value <= limit)
-    )
+    return next(both for both in texts if (float(both[0]) <= float(both[1])) == (value <= limit))
 
 
 def _too_little(limits: Limits) -> str:
