@@ -152,9 +152,11 @@ def _opening(source: Source, format: str, story: Story | None) -> Iterator[Block
         )
         return
     checkpoint = story.checkpoint
+    origin = story.store.origin
+    after = "" if origin is None else f", on from {origin.parent}"
     made = (
         f"It was trained by run {story.store.run_id}: round {checkpoint.round}, "
-        f"{checkpoint.step:,} optimizer step{'s' * (checkpoint.step != 1)}."
+        f"{checkpoint.step:,} optimizer step{'s' * (checkpoint.step != 1)}{after}."
     )
     yield Paragraph(f"{of} {made}")
     yield Paragraph(story.headline, is_lead=True)

@@ -10,8 +10,8 @@ from loop.reports.run_report import GAP_FACTOR
 from pages.document import Block, Bullets, Paragraph, Section
 from scores.decision import flaw_warning, is_below_baseline, judge
 from scores.diagnosis import last_quarter
-from scores.results import EvalResult, SampleResult
-from scores.wording import interval_text
+from scores.results import SAME_SCORE, EvalResult, SampleResult
+from scores.wording import interval_text, scores_apart
 
 MOST_TOPICS = 5
 MOST_ANSWERS = 5
@@ -43,12 +43,10 @@ def _failures(story: Story) -> Iterator[str]:
         if not verdict.passed:
             yield f"It does not pass its gate: {verdict.objection or verdict.numbers}."
         if is_below_baseline(result, baseline):
-            yield (
-                f"{_capital(story.start_name)} scored higher: {baseline.score:.4f} against "
-                f"{result.score:.4f}."
-            )
-        elif result.score <= baseline.score:
-            yield f"It scores no higher than {story.start_name}: nothing is gained."
+            higher, own = scores_apart(baseline.score, result.score)
+            yield f"{_capital(story.start_name)} scored higher: {higher} against {own}."
+        elif result.score - baseline.score <= SAME_SCORE:
+            yield f"It scores no higher than {story.start_name}: by the score nothing is gained."
     if story.guard_broken is not None:
         yield f"A guard is broken: {story.guard_broken}."
     if not story.store.is_within_limits(result.round):
@@ -64,7 +62,15 @@ def _failures(story: Story) -> Iterator[str]:
         yield from (f"Not known of the sealed test: {what}." for what in origin.unknown)
         yield from (f"{_capital(what)}." for what in origin.warnings if what)
     num_wrong = len({one.id for one in result.samples if one.score < 1})
-    yield f"{num_wrong:,} of {result.n:,} dev questions were not answered right."
+    yield f"{num_wrong:,} of {result.n:,} dev questions were {_not_right(result)}."
+
+
+def _not_right(result: EvalResult) -> str:
+    """What is said of questions with a sample below 1."""
+    repeats = max(task.num_repeats for task in result.scored_tasks)
+    is_graded = any(0 < one.score < 1 for one in result.samples)
+    how = "not answered wholly right" if is_graded else "not answered right"
+    return how if repeats == 1 else f"{how} each of the {repeats} times that they were asked"
 
 
 def _capital(text: str) -> str:
@@ -87,12 +93,14 @@ def _overfitting(story: Story, result: EvalResult) -> Iterator[str]:
 def _weak_topics(story: Story, result: EvalResult) -> Iterator[str]:
     """The topics that score lower than the whole, the weakest first."""
     reports = story.store.topics(result.round) or []
-    weak = [one for one in reports if one.score < result.score][:MOST_TOPICS]
-    for one in weak:
+    weak = [one for one in reports if one.score < result.score]
+    for one in weak[:MOST_TOPICS]:
         yield (
             f"Weak topic: {one_line(one.topic, MOST_CHARS)}, {one.score:.2f} "
             f"{interval_text(one.interval)} on {one.n:,} question{'s' * (one.n != 1)}."
         )
+    if (more := len(weak) - MOST_TOPICS) > 0:
+        yield f"Topics that score lower than the whole as well: {more:,}."
 
 
 def _contamination(story: Story) -> Iterator[str]:
@@ -138,7 +146,8 @@ def _wrong_answers(result: EvalResult) -> Iterator[Block]:
     if not wrong:
         return
     shown = list(wrong.values())[:MOST_ANSWERS]
-    yield Paragraph(f"{len(shown)} of the {len(wrong):,} dev questions that were answered wrong:")
+    those = f"{len(wrong):,} dev questions that were {_not_right(result)}"
+    yield Paragraph(f"{len(shown)} of the {those}:")
     yield Bullets([_wrong_text(sample) for sample in shown])
 
 

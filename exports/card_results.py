@@ -26,14 +26,25 @@ def _results(story: Story) -> Iterator[Block]:
         return
     yield _scores_table(story, result)
     yield Paragraph(
-        "The score is the mean over the dev questions, those asked after every round, from 0 to "
-        "1. The checkpoint was chosen by them, so its score there is a little too high on average; "
-        "a sealed test has no part in any choice."
+        f"{_what_the_score_is(result)} Where a run has several rounds it recommends one by them, "
+        "so that one's score there is too high on average, nobody measured by how much; a sealed "
+        "test has no part in any choice."
     )
     yield _tasks_table(result, baseline)
     yield from _guards(story, result)
     yield from _held_out(result, baseline)
     yield from _how_asked(story, result)
+
+
+def _what_the_score_is(result: EvalResult) -> str:
+    number = len(result.scored_tasks)
+    of = "the dev questions, those asked after every round"
+    if number == 1:
+        return f"The score is the mean over {of}, from 0 to 1."
+    return (
+        f"The score is the mean of the scores of {number} tasks, whatever their numbers of "
+        f"questions; each is the mean over its part of {of}, from 0 to 1."
+    )
 
 
 def _scores_table(story: Story, result: EvalResult) -> Table:
@@ -65,13 +76,20 @@ def _tasks_table(result: EvalResult, baseline: EvalResult | None) -> Table:
                 "not measured" if before is None else f"{before.score:.4f}",
                 f"{task.score:.4f} {interval_text(task.interval)}",
                 change_text(task, before) or "not known",
-                f"{task.n:,}",
+                _questions(task),
                 _flaws(task),
             ]
         )
     columns = [Column("task"), Column("before"), Column("score"), Column("change")]
     columns += [Column("questions", True), Column("answers that were not whole")]
     return Table("By task", columns, rows)
+
+
+def _questions(task: TaskResult) -> str:
+    """How many there are; those of a cluster are not independent."""
+    if task.num_clusters is None:
+        return f"{task.n:,}"
+    return f"{task.n:,} in {task.num_clusters:,} cluster{'s' * (task.num_clusters != 1)}"
 
 
 def _flaws(task: TaskResult) -> str:

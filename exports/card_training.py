@@ -47,8 +47,9 @@ def _training(story: Story) -> Iterator[Block]:
             f"Batches of {config['batch_size']:,} examples of at most "
             f"{config['max_seq_length']:,} tokens, weight decay {decay:g}, "
             f"{'unknown' if warmup is None else warmup} warm-up steps, seed {config['seed']}.",
-            f"The learning rate began at {resolved['learning_rate']:g}, and was multiplied by "
-            f"{config['lr_decay']:g} after each round that missed.",
+            f"The learning rate: {resolved['learning_rate']:g}, times {config['lr_decay']:g} after "
+            f"each round that missed, times warm-up and a cosine over {config['max_steps']:,} "
+            f"steps; at least {config['min_lr']:g}.",
             f"Service: {service}.",
             _used(story, trained),
         ]

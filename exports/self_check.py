@@ -4,7 +4,8 @@ What may differ, and why:
 
 - An export is held against a control: what rounding alone does to the checkpoint itself, as it lies
   on disk, in the export's precision (for float32: against float64). Log-probabilities may be off by
-  `OF_NOISE` times that, for an export sums in another order, with another kernel, and is merged.
+  `OF_NOISE` times that and the floors, for an export sums in another order, with another kernel,
+  and is merged.
 - Where no control was measured, an export has to agree with the service as float32 does (`EXACT`).
 - Answers are equal token by token. One that parts from the service's where the two tokens' own
   log-probabilities are as close as rounding leaves them is a tie and no fault; it is counted all
@@ -76,11 +77,14 @@ def _explained(name: str, work: Callable[[], Check]) -> Check:
 def limits_for(noise: Noise | None) -> Limits:
     """The limits that a measured noise makes; those of float32 without one. Pure."""
     if noise is None:
-        why = "what float32 leaves open"
+        why = "what float32 leaves open in any model; it was not measured on this one"
         return Limits(EXACT_MEAN, EXACT_LARGEST, TIE_OF_MEAN * EXACT_MEAN, why)
     mean = OF_NOISE * noise.mean + FLOOR_MEAN
     largest = OF_NOISE * noise.largest + FLOOR_LARGEST
-    why = f"{OF_NOISE} times what {noise.how} changes"
+    why = (
+        f"{OF_NOISE} times what {noise.how} changes, {noise.mean:.2g} and {noise.largest:.2g}, and "
+        f"{FLOOR_MEAN:g} and {FLOOR_LARGEST:g} more"
+    )
     return Limits(mean, largest, TIE_OF_MEAN * mean, why, noise.rounded)
 
 
@@ -184,10 +188,12 @@ def check_logprobs(loaded: Loaded, reference: Reference, limits: Limits) -> Chec
         "limit_mean": limits.mean,
         "limit_largest": limits.largest,
     }
+    mean, limit_mean = _beside(apart.mean, limits.mean)
+    largest, limit_largest = _beside(apart.largest, limits.largest)
     sentence = (
         f"Of {apart.num_tokens} tokens in {len(scored)} conversations the log-probabilities are "
-        f"{apart.mean:.2g} off the service's on average and {apart.largest:.2g} at most; allowed "
-        f"are {limits.mean:.2g} and {limits.largest:.2g} ({limits.why})."
+        f"{mean} off the service's on average and {largest} at most; allowed are {limit_mean} and "
+        f"{limit_largest} ({limits.why})."
     )
     if reference.untouched:
         effect = difference(scored, reference.untouched)
@@ -195,6 +201,12 @@ def check_logprobs(loaded: Loaded, reference: Reference, limits: Limits) -> Chec
         sentence += f" The adapter itself moves them by {effect.mean:.2g} on average"
         sentence += "." if effect.mean > limits.mean else _too_little(limits)
     return Check(name, passed, sentence, figures)
+
+
+def _beside(value: float, limit: float) -> tuple[str, str]:
+    """A figure and its limit, with digits enough to see whether it keeps to it."""
+    texts = ((f"{value:.{digits}g}", f"{limit:.{digits}g}") for digits in range(2, 18))
+    return next(both for both in texts if (float(both[0]) <= float(both[1])) == (value <= limit))
 
 
 def _too_little(limits: Limits) -> str:

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 
 from scores.intervals import Interval
-from scores.results import EvalResult, HeldOutLoss, TaskResult
+from scores.results import SAME_SCORE, EvalResult, HeldOutLoss, TaskResult
 
 
 def score_text(one: EvalResult | TaskResult) -> str:
@@ -16,12 +16,31 @@ def score_text(one: EvalResult | TaskResult) -> str:
 def interval_text(interval: Interval | None, *, signed: bool = False) -> str:
     if interval is None:
         return "[unknown]"
-    shape = "+.2f" if signed else ".2f"
-    return f"[{interval.low:{shape}}, {interval.high:{shape}}]"
+    if signed:  # of a difference, where the side of 0 that an end lies on says all
+        return f"[{signed_text(interval.low, 2)}, {signed_text(interval.high, 2)}]"
+    return f"[{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def signed_text(value: float, digits: int = 4) -> str:
+    """A difference of scores with so many decimals, or as many as show that it is not 0."""
+    value = 0.0 if abs(value) <= SAME_SCORE else value  # which has no sign
+    shown = f"{value:+.{digits}f}"
+    return f"{value:+.1g}" if value and float(shown) == 0 else shown
+
+
+def scores_apart(score: float, other: float) -> tuple[str, str]:
+    """Two scores with four decimals, or as many as show that they are not the same."""
+    if abs(score - other) <= SAME_SCORE:
+        return f"{score:.4f}", f"{other:.4f}"
+    texts = ((f"{score:.{digits}f}", f"{other:.{digits}f}") for digits in range(4, 18))
+    return next(both for both in texts if both[0] != both[1])
 
 
 def p_value_text(p_value: float | None) -> str:
-    return "" if p_value is None else f", p = {p_digits(p_value)}"
+    if p_value is None:
+        return ""
+    # A p is never 0; what is below the smallest number is rounded to it.
+    return f", p = {p_digits(p_value)}" if p_value > 0 else ", p < 1e-300"
 
 
 def p_digits(p_value: float) -> str:

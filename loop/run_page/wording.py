@@ -11,7 +11,7 @@ from scores.results import (
     score_difference,
     task_difference,
 )
-from scores.wording import interval_text, p_value_text
+from scores.wording import interval_text, p_value_text, signed_text
 
 MOST_CHARS = 240
 
@@ -48,5 +48,5 @@ def change_text(after: TaskResult, before: TaskResult | None) -> str:
 def gain_text(moved: ScoreDifference | PairedDifference | None) -> str:
     if moved is None:
         return "not known"
-    shown = f"{moved.mean:+.4f} {interval_text(moved.interval, signed=True)}"
+    shown = f"{signed_text(moved.mean)} {interval_text(moved.interval, signed=True)}"
     return shown + p_value_text(moved.p_value)
