@@ -39,6 +39,7 @@ class Served(NamedTuple):
     asked: AnswerSettings
     gguf: str = "model.gguf"  # the model's, or the adapter's file in the folder
     base_gguf: str = "BASE.gguf"  # what an adapter in GGUF is put on
+    half_dtype: str | None = None  # of an adapter's base model, where transformers loads it so
 
 
 def how_to_serve(served: Served) -> str:
@@ -84,15 +85,20 @@ def _transformers(served: Served) -> Iterator[str]:
     yield _block("bash", [f"pip install {' '.join(map(_pinned, packages))}"])
     loaded = ['model = AutoModelForCausalLM.from_pretrained(".")']
     if is_adapter:
+        # As the check loads it: transformers would take the base model's own precision, and its
+        # own settings, where a penalty on repetitions may stand that the run did not have.
+        precise = "" if served.half_dtype is None else ', dtype="float32"'
         loaded = [
-            f"base = AutoModelForCausalLM.from_pretrained({served.base!r})",
+            f"base = AutoModelForCausalLM.from_pretrained({served.base!r}{precise})",
             'model = PeftModel.from_pretrained(base, ".")',
+            'model.generation_config = GenerationConfig.from_pretrained(".")',
         ]
+    imported = ["AutoModelForCausalLM", "AutoTokenizer", *(["GenerationConfig"] * is_adapter)]
     yield _block(
         "python",
         [
             *(["from peft import PeftModel"] if is_adapter else []),
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {', '.join(imported)}",
             "",
             'tokenizer = AutoTokenizer.from_pretrained(".")',
             *loaded,
@@ -105,6 +111,15 @@ def _transformers(served: Served) -> Iterator[str]:
             "print(tokenizer.decode(tokens, skip_special_tokens=True))",
         ],
     )
+    yield (
+        "`pipeline` has settings of its own, which it takes before those in generation_config.json "
+        f"(it draws at temperature 0.7): give it `{', '.join(_generating(served))}` in each call."
+    )
+    if is_adapter and served.half_dtype is not None:
+        yield (
+            f"Without `dtype` the base model is loaded in {served.half_dtype}, as its files are: "
+            "half the memory, and two answers that were near each other may change places."
+        )
     if is_adapter and served.adapter.train_unembed:
         yield (
             "PEFT alone loads all of it: `AutoModelForCausalLM.from_pretrained` on an adapter "

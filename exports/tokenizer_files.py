@@ -106,6 +106,9 @@ def generation_settings(
     settings["do_sample"] = asked.temperature > 0
     if asked.temperature > 0:
         settings |= {"temperature": asked.temperature, "top_k": 0, "top_p": 1.0}
+    # An adapter's base model may have a penalty in its own settings, which transformers takes where
+    # these say nothing; nothing is held against what was said already.
+    settings["repetition_penalty"] = 1.0
     if asked.max_tokens is not None:
         settings["max_new_tokens"] = asked.max_tokens
     return settings

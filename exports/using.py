@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from errors import ExportError
 from exports.answer_settings import asked_by
-from exports.merged import unembedding_of
+from exports.merged import own_dtype, unembedding_of
 from exports.peft_folder import read_adapter
 from exports.served_template import ServedTemplate
 from exports.serving import Served, how_to_serve
@@ -22,12 +23,28 @@ def base_of(source: Source, wanted: Wanted) -> str:
 def serving_of(source: Source, wanted: Wanted, written: Written, template: ServedTemplate) -> str:
     """The ways to use an export, as the card shows them."""
     adapter = served_adapter(source, wanted)
-    served = Served(wanted.format, base_of(source, wanted), adapter, template, asked_by(source))
+    served = Served(
+        wanted.format,
+        base_of(source, wanted),
+        adapter,
+        template,
+        asked_by(source),
+        half_dtype=_half_dtype(source),
+    )
     if written.gguf_adapter is not None and written.gguf is not None:
         served = served._replace(gguf=written.gguf_adapter.name, base_gguf=written.gguf.name)
     elif written.gguf is not None:
         served = served._replace(gguf=written.gguf.name)
     return how_to_serve(served)
+
+
+def _half_dtype(source: Source) -> str | None:
+    """What transformers loads the base model in, where that is less than float32."""
+    try:
+        dtype = own_dtype(source.base_dir)
+    except ExportError:  # quantized, or no safetensors: nothing is said of its precision
+        return None
+    return None if dtype == "float32" else dtype
 
 
 def served_adapter(source: Source, wanted: Wanted) -> Adapter:

@@ -8,13 +8,16 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from exports.loaded_transformers import open_transformers
 from exports.mirror import (
     CONFIG,
     RUN,
@@ -126,19 +129,35 @@ def test_model_without_a_go_template_is_refused_for_ollama_by_name() -> None:
 def test_code_for_transformers_answers(
     renderer: str, run: Workspace, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As the run asks: a base model in half precision, whose own settings are other ones."""
     from exports.peft_folder import write_adapter
-    from exports.tokenizer_files import copy_tokenizer
+    from exports.tokenizer_files import (
+        copy_tokenizer,
+        generation_settings,
+        write_generation_settings,
+    )
 
     template = served_template(source.base_dir, renderer)
-    write_adapter(source.adapter_dir, tmp_path, str(source.base_dir))
-    copy_tokenizer(source.base_dir, tmp_path, template)
-    base, asked = str(source.base_dir), AnswerSettings(0.0, 4, 512)
-    text = how_to_serve(Served("peft", base, ADAPTER, template, asked))
-    monkeypatch.chdir(tmp_path)
+    base, asked = tmp_path / "base", AnswerSettings(0.0, 8, 512)
+    folder = tmp_path / "out"
+    shutil.copytree(source.base_dir, base)
+    (base / "generation_config.json").write_text('{"repetition_penalty": 9.0, "top_k": 1}')
+    folder.mkdir()
+    write_adapter(source.adapter_dir, folder, str(base))
+    copy_tokenizer(base, folder, template)
+    write_generation_settings(folder, generation_settings(base, template, asked))
+    text = how_to_serve(Served("peft", str(base), ADAPTER, template, asked, half_dtype="bfloat16"))
+    monkeypatch.chdir(folder)
     printed = io.StringIO()
+    names: dict[str, Any] = {}
     with contextlib.redirect_stdout(printed):
-        exec(compile(blocks(text, "python")[0], "card", "exec"), {})
+        exec(compile(blocks(text, "python")[0], "card", "exec"), names)
     assert printed.getvalue().endswith("\n")
+    assert next(names["model"].parameters()).dtype == torch.float32
+    exported = open_transformers(folder, base, "peft")
+    prompt = names["prompt"]["input_ids"][0].tolist()
+    answer = names["answer"][0, len(prompt) :].tolist()
+    assert answer == exported.greedy(prompt, 8, template.stop_ids)
 
 
 def test_stops_that_are_no_tokens_are_settings_all_the_same(tmp_path: Path) -> None:
