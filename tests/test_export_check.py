@@ -23,7 +23,7 @@ from config_schema import TrainingConfig
 from errors import ConfigError, ExportError, ServiceError
 from exports.asked import BUILT_IN, Asked, asked_of, spread
 from exports.check import Check
-from exports.gathering import gather_reference, place_of, prompts_of
+from exports.gathering import gather_reference, prompts_of
 from exports.loaded_transformers import (
     TransformersExport,
     _load_adapter,
@@ -35,7 +35,7 @@ from exports.loaded_transformers import (
 )
 from exports.reference import Reference
 from exports.self_check import Noise, check, check_answers, check_logprobs, difference, limits_for
-from exports.source import Source
+from exports.source import Source, place_of
 from ledger.records import Checkpoint
 from ledger.store import RunStore
 from loop.reports.progress import Progress
