@@ -20,15 +20,16 @@ from services.keys import TINKER
 from services.place import refuse_silent_address
 
 RAW = "downloaded"  # beside the adapter in PEFT's layout
+NOT_GIVEN = (
+    "If these weights have expired or were deleted there, name another checkpoint. A service that "
+    "gives none out at all may keep them in folders of its own: those of python -m local_tinker "
+    "are adapters in PEFT's layout, which PeftModel.from_pretrained loads as they lie; to have "
+    "them exported and checked here, train on the embedded service (--local)."
+)
 ADVICE = {  # by what a service's error means
     "refused_key": f"Check that {TINKER} is the key of the account that trained it.",
-    "session_lost": "It may have expired or been deleted there; name another checkpoint.",
-    "user_error": (
-        "A service that gives no weights out may keep them in folders of its own: those of "
-        "python -m local_tinker are adapters in PEFT's layout, which PeftModel.from_pretrained "
-        "loads as they lie. To have them exported and checked here, train on the embedded service "
-        "(--local) or on a service that gives them out."
-    ),
+    "session_lost": NOT_GIVEN,
+    "user_error": NOT_GIVEN,
 }
 TRY_AGAIN = "Try again; if it stays so, ask the service's operator."
 
