@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from commands.boundary import describe_failure, sigterm_as_interrupt
 from errors import InputError, Interrupted, LoopError
 from loop.reports.console import Starting, drop, open_missing_streams, say, tell, write_out
+from services.keys import Keys, taken
 
 if TYPE_CHECKING:
     from exports.making import Made
@@ -87,41 +88,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; every failure ends as one paragraph on stderr and an exit code."""
     open_missing_streams()
     args = parse_arguments(argv)
-    try:
-        with sigterm_as_interrupt():
-            with Starting():  # this takes a second, and more on a busy machine
-                import exports.making  # noqa: F401
-            report(args, export(args))
-        write_out()
-        return 0
-    except BrokenPipeError:  # whoever read the output has gone
-        for stream in (sys.stdout, sys.stderr):
-            drop(stream)
-        return 1
-    except (LoopError, OSError) as error:
-        return report_failure(args, error)
-    except KeyboardInterrupt:
-        tell("Interrupted. Nothing was written.", file=sys.stderr)
-        return 130
+    with taken() as keys:  # in nobody else's hands meanwhile, nor in what is printed
+        try:
+            with sigterm_as_interrupt():
+                with Starting():  # this takes a second, and more on a busy machine
+                    import exports.making  # noqa: F401
+                report(args, export(args, keys))
+            write_out()
+            return 0
+        except BrokenPipeError:  # whoever read the output has gone
+            for stream in (sys.stdout, sys.stderr):
+                drop(stream)
+            return 1
+        except (LoopError, OSError) as error:
+            return report_failure(args, keys, error)
+        except KeyboardInterrupt:
+            tell("Interrupted. Nothing was written.", file=sys.stderr)
+            return 130
 
 
-def export(args: argparse.Namespace) -> Made:
-    """Make the export. The keys are in nobody else's hands meanwhile, nor in what is printed."""
+def export(args: argparse.Namespace, keys: Keys) -> Made:
+    """Make the export."""
     from exports.making import make_export
     from exports.source import Asked
     from exports.wanted import Wanted
     from loop.reports.progress import Progress
-    from services.keys import taken
 
     asked = Asked(args.checkpoint, args.base_model, args.renderer, registry=args.registry)
     out = Path.cwd() / args.out
     wanted = Wanted(args.format, out, args.quantization, args.dtype, args.fold_unembed)
-    with taken() as keys:
-        progress = Progress(verbose=args.verbose, redacted=keys.redacted)
-        try:
-            return make_export(asked, wanted, keys.environment, progress)
-        finally:
-            progress.close()
+    progress = Progress(verbose=args.verbose, redacted=keys.redacted)
+    try:
+        return make_export(asked, wanted, keys.environment, progress)
+    finally:
+        progress.close()
 
 
 def report(args: argparse.Namespace, made: Made) -> None:
@@ -155,15 +155,15 @@ def use_of(made: Made, out: Path) -> str:
     return f"{uses[made.wanted.format]} ({out / CARD} has the rest)"
 
 
-def report_failure(args: argparse.Namespace, error: Exception) -> int:
+def report_failure(args: argparse.Namespace, keys: Keys, error: Exception) -> int:
     """Tell the user what failed; the exit code."""
     is_asked = isinstance(error, Interrupted)
-    message = describe_failure(error)
+    message = keys.redacted(describe_failure(error))
     exit_code = 2 if isinstance(error, InputError) else 130 if is_asked else 1
     if args.verbose:
         import traceback
 
-        say("".join(traceback.format_exception(error)), file=sys.stderr)
+        say(keys.redacted("".join(traceback.format_exception(error))), file=sys.stderr)
     tell(f"{'' if is_asked else 'error: '}{message}", file=sys.stderr)
     if args.json:
         say(json.dumps({"error": message, "exit_code": exit_code}))

@@ -164,17 +164,8 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
     # Before a run has started nothing is recorded, and --config names code as for a new one.
     if store.has_started or args.config is None:
         notes += refuse_other_code(store, task_code(given), given.directory)
-    opened = OpenedSettings(
-        given,
-        model_dir,
-        store,
-        run_dir,
-        recorded["resolved"],
-        evaluated,
-        back_to,
-        None,
-        tuple(notes),
-    )
+    kept, said = recorded["resolved"], tuple(notes)
+    opened = OpenedSettings(given, model_dir, store, run_dir, kept, evaluated, back_to, notes=said)
     return opened if store.has_started or evaluated is not None else with_start(opened)
 
 

@@ -9,14 +9,29 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from errors import ConfigError, ExportError, ServiceError
-from exports.source import Source, expiry_of
+from exports.source import Source, expiry_of, place_of
+from services.faults import explain, said_by
 from services.keys import TINKER
+from services.place import refuse_silent_address
 
 RAW = "downloaded"  # beside the adapter in PEFT's layout
+NOT_GIVEN = (
+    "If these weights have expired or were deleted there, name another checkpoint. A service that "
+    "gives none out at all may keep them in folders of its own: those of python -m local_tinker "
+    "are adapters in PEFT's layout, which PeftModel.from_pretrained loads as they lie; to have "
+    "them exported and checked here, train on the embedded service (--local)."
+)
+ADVICE = {  # by what a service's error means
+    "refused_key": f"Check that {TINKER} is the key of the account that trained it.",
+    "session_lost": NOT_GIVEN,
+    "user_error": NOT_GIVEN,
+}
+TRY_AGAIN = "Try again; if it stays so, ask the service's operator."
 
 
 def download(source: Source, env: Mapping[str, str], folder: Path) -> None:
@@ -27,24 +42,40 @@ def download(source: Source, env: Mapping[str, str], folder: Path) -> None:
     from tinker_cookbook import weights
     from tinker_cookbook.exceptions import WeightsDownloadError
 
-    path = source.state_path
+    path, address = source.state_path, refuse_unreachable(source, env)
     assert path is not None, "found with its state"
-    refuse_unreachable(source, env)
     raw = folder / RAW
-    with _signed(env):
+    with _signed(env), warnings.catch_warnings():
+        # Of the SDK to its callers, and the caller is the cookbook.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="tinker_cookbook")
         try:
-            weights.download(tinker_path=path, output_dir=str(raw), base_url=source.base_url)
+            weights.download(tinker_path=path, output_dir=str(raw), base_url=address)
         except WeightsDownloadError as error:
-            cause = "" if error.__cause__ is None else f" ({error.__cause__})"
-            raise ServiceError(
-                f"export {source.label}: the service did not give {path} out: {error}{cause} Check "
-                "that it has not expired and that the key is its owner's, and try again."
-            ) from error
+            raise _not_given(source, address, error) from error
     to_peft(raw, source.base_dir, source.adapter_dir)
 
 
-def refuse_unreachable(source: Source, env: Mapping[str, str]) -> None:
-    """Raise `ConfigError` before anything is asked: no key, or weights that have expired."""
+def _not_given(source: Source, address: str | None, error: Exception) -> ServiceError:
+    """Why there is no download, in the service's own words, and what helps."""
+    said, cause = str(error).rstrip("."), error.__cause__
+    known = None
+    if isinstance(cause, Exception):
+        words = said_by(cause)
+        known = explain(cause, address)
+        # Some errors of the cookbook quote what came before, and some do not.
+        said = said if words in said else f"{said}: {words.rstrip('.')}"
+    advice = ADVICE.get(known.fault if known is not None and known.fault else "", TRY_AGAIN)
+    failed = ServiceError(
+        f"export {source.label}: the service at {address or 'Tinker'} did not give "
+        f"{source.state_path} out: {said}. {advice} Nothing was written."
+    )
+    failed.fault = None if known is None else known.fault
+    return failed
+
+
+def refuse_unreachable(source: Source, env: Mapping[str, str]) -> str | None:
+    """The address of the service, None for Tinker's own. Raises `ConfigError` before anything is
+    asked: no key, weights that have expired, or nothing that listens there."""
     if not env.get(TINKER):
         raise ConfigError(
             f"export {source.label}: its weights are on a service, and {TINKER} is not set. Export "
@@ -56,6 +87,10 @@ def refuse_unreachable(source: Source, env: Mapping[str, str]) -> None:
             f"export {source.label}: {source.state_path} has expired on its service. Name a "
             "checkpoint that is still there."
         )
+    address = place_of(source, env).base_url
+    if address is not None:
+        refuse_silent_address(address)
+    return address
 
 
 def to_peft(raw: Path, base_dir: Path, adapter_dir: Path) -> None:

@@ -25,14 +25,14 @@ from exports.asked import (
     spread,
 )
 from exports.reference import GreedyAnswer, Reference, ScoredText
-from exports.source import Source
+from exports.source import Source, place_of
 from loop.planning.fitting import limits_of
 from loop.rounds.session import hosting
 from rows.chat_formats import load_renderer
 from rows.control_tokens import Guarded, guard
 from services.faults import SDK_ERRORS, explain
 from services.keys import TINKER, redact
-from services.place import ServiceChoice, choose_service
+from services.place import ServiceChoice
 from services.sdk import Clients, open_clients
 from services.watched_client import watched
 from simple_eval import Turn, build_prompt
@@ -92,23 +92,6 @@ def gather_reference(source: Source, env: Mapping[str, str], progress: Progress)
         progress.live("asking the service what the export is held against")
         answered = in_loop(_ask(source, prompts, _stops(renderer), base_url, key))
     return _reference(source, asked, prompts, choice, _stops(renderer), answered)
-
-
-def place_of(source: Source, env: Mapping[str, str]) -> ServiceChoice:
-    """Where the checkpoint's weights are: on the service of its run, which TINKER_BASE_URL may say
-    that it has moved."""
-    kept: Mapping[str, Any] = {}
-    if source.store is not None:
-        kept = source.store.settled_config()["resolved"]
-    begun_on = kept.get("service")
-    return choose_service(
-        None if env.get("TINKER_BASE_URL") else kept.get("base_url"),
-        source.base_name,
-        None,
-        env,
-        local=False,
-        begun_on="embedded" if begun_on == "embedded" else None,
-    )
 
 
 def _serve(service: Any, source: Source) -> str:
@@ -261,8 +244,11 @@ async def _asked_of(
     def redacted(text: str) -> str:
         return redact(text, key or "")
 
-    name, path = _model_name(source), source.sampler_path
-    service = clients.service
+    path, service = source.sampler_path, clients.service
+    name = _model_name(source)
+    if source.checkpoint is None and source.state_path is not None:
+        # Of no known run the service alone knows what it calls the base model.
+        name = (await clients.rest.get_weights_info_by_tinker_path(source.state_path)).base_model
     base = watched(await service.create_sampling_client(None, name), lambda seconds: None, redacted)
     ours = base
     if path is not None:

@@ -78,6 +78,11 @@ def make_export(asked: Asked, wanted: Wanted, env: Mapping[str, str], progress: 
         with emptied(folder / DOWNLOADED) as downloads:
             if source.is_downloaded:
                 source = replace(source, adapter_dir=downloads / ADAPTER)
+                progress.line(
+                    "for the download the service loads the state into a new training session, "
+                    "and exports it encrypted for this machine alone; the session is closed and "
+                    "that export deleted again. What this costs there is not known here"
+                )
                 with _timed(progress, f"downloading {source.state_path}"):
                     download(source, env, downloads)
             filled = _fill(source, wanted, env, progress, folder)

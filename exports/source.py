@@ -12,6 +12,7 @@ from ledger.records import Checkpoint, ModelFiles, seconds_of
 from ledger.references import find_start, find_subjects
 from ledger.store import RunStore
 from loop.planning.models import model_change, model_config, model_digests
+from services.place import ServiceChoice, choose_service, service_of_run
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 NOWHERE = Path("not-downloaded")  # until it is
@@ -32,7 +33,6 @@ class Source:
     store: RunStore | None
     checkpoint: Checkpoint | None
     service: str = "embedded"  # or compatible or tinker: where the weights are
-    base_url: str | None = None  # of a compatible service, as its run was on it
     state_path: str | None = None  # what a service lets be downloaded
     base_is_hub: bool = False  # base_dir is the hub client's cache
     notes: tuple[str, ...] = field(default=())  # what of it could not be told
@@ -86,7 +86,6 @@ def find_source(asked: Asked) -> Source:
         store=store,
         checkpoint=checkpoint,
         service=resolved["service"],
-        base_url=resolved.get("base_url"),
         state_path=checkpoint.state_path,
         base_is_hub=base.is_hub,
         notes=(*point.notes, *base.notes),
@@ -256,6 +255,13 @@ def _of_no_run(asked: Asked, point: _Point) -> Source:
         state_path=point.state_path,
         notes=("of no run that is known here, so what it was trained on is not known",),
     )
+
+
+def place_of(source: Source, env: Mapping[str, str]) -> ServiceChoice:
+    """The service that has the checkpoint's weights. Raises `ConfigError` without a key for it."""
+    if source.store is not None:
+        return service_of_run(source.store.settled_config(), env)
+    return choose_service(None, source.base_name, None, env, local=False)
 
 
 def expiry_of(source: Source) -> float | None:

@@ -299,7 +299,7 @@ class _Known(NamedTuple):
 
 def _known(name: str, path: Path, folders: Sequence[Path]) -> _Known:
     if not name.startswith(PREFIX):
-        found = find_candidate(name, folders, path)
+        found = find_candidate(name, folders, path, key="compare")
         return _Known(found.label, found, found.measured)
     registry = Registry.read(path)
     entry = registry.find(name)

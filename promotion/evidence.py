@@ -104,10 +104,12 @@ class Candidate:
         return theirs in ((self.store.run_id, self.weights), (self.store.run_id, self.sampler_path))
 
 
-def find_candidate(name: str, folders: Sequence[Path], registry: Path) -> Candidate:
+def find_candidate(
+    name: str, folders: Sequence[Path], registry: Path, key: str = "promote"
+) -> Candidate:
     """The checkpoint that a command line names; evaluations outside its run are looked for in the
-    `folders`, and beside the run. Raises `InputError` children."""
-    (subject,) = find_subjects([name], Path("runs"), registry)
+    `folders`, and beside the run. `key` is what errors begin with. Raises `InputError` children."""
+    (subject,) = find_subjects([name], Path("runs"), registry, key)
     if subject.run_dir is None:
         raise ConfigError(
             f"{name}: no run below ./runs has saved these weights, so nothing tells what they are "
@@ -219,7 +221,7 @@ def held_entry(registry: Registry, entry: Promoted, folders: Sequence[Path]) -> 
     """An entry with what was measured of exactly its weights: first what it was promoted on, where
     that file is still the one."""
     try:
-        candidate = find_candidate(entry.reference, folders, registry.path)
+        candidate = find_candidate(entry.reference, folders, registry.path, key="the entry")
         recorded = _recorded(registry, entry, candidate)
     except LoopError as error:
         return Held(entry, why_not=str(error))

@@ -22,7 +22,7 @@ from loop.rounds.keeping import CARE_LIMIT_S
 from promotion.evidence import Candidate
 from promotion.rules import Objection
 from services.keys import Keys
-from services.place import choose_service
+from services.place import service_of_run
 from services.sdk import rest_client
 
 
@@ -84,10 +84,7 @@ def _keep_files(run_dir: Path, paths: list[str]) -> None:
 
 
 async def _keep_on_service(candidate: Candidate, paths: list[str], keys: Keys) -> None:
-    settled = candidate.store.settled_config()
-    address = settled["resolved"].get("base_url") or settled["config"].get("base_url")
-    model = settled["config"]["base_model"]
-    choice = choose_service(address, model, None, keys.environment, local=False)
+    choice = service_of_run(candidate.store.settled_config(), keys.environment)
     rest = rest_client(choice.base_url, keys.tinker)
     async with asyncio.timeout(CARE_LIMIT_S):
         for path in paths:

@@ -38,6 +38,7 @@ from loop.rounds.session import open_service
 from loop.run_page.page import keep_page
 from promotion.evidence import Candidate, Measurement
 from services.keys import Keys
+from services.place import service_of_run
 
 
 def measure_again(champion: Candidate, like: Measurement, folder: Path, keys: Keys) -> Measurement:
@@ -52,7 +53,7 @@ def _measured(
     champion: Candidate, like: Measurement, folder: Path, session: Session
 ) -> Measurement:
     subject, args = champion.subject, _arguments()
-    settings, notes = _settings(champion, like.store, folder)
+    settings, notes = _settings(champion, like.store, folder, session.keys)
     progress = begin_progress(args, settings, session)
     progress.lines(notes)
     settled = settle_evaluation(args, settings, session, [subject])
@@ -94,7 +95,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _settings(
-    champion: Candidate, store: RunStore, folder: Path
+    champion: Candidate, store: RunStore, folder: Path, keys: Keys
 ) -> tuple[OpenedSettings, list[str]]:
     """The settings that the other was measured by, with the champion's own base model, format
     and service.
@@ -103,7 +104,7 @@ def _settings(
     """
     began = champion.store.settled_config()
     model = began["files"]["base_model"]
-    address = began["resolved"].get("base_url") or began["config"].get("base_url")
+    address = service_of_run(began, keys.environment).base_url
     if Path(model).is_absolute() and not Path(model).is_dir():
         model = store.settled_config()["files"]["base_model"]  # it was moved, with both runs
     overrides = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from errors import ConfigError
@@ -60,6 +60,20 @@ def choose_service(
         "service is set. Export TINKER_API_KEY to use Tinker; or set base_url (or TINKER_BASE_URL) "
         "to a compatible service; or set base_model to a model directory; or add --local to use "
         "this machine and the Hugging Face cache. ./run_demo.sh --local needs none of these."
+    )
+
+
+def service_of_run(settled: Mapping[str, Any], env: Mapping[str, str]) -> ServiceChoice:
+    """Where the weights of a recorded run are: on the service that it was on, of which
+    TINKER_BASE_URL may say that it has another address now. Raises `ConfigError` without a key."""
+    resolved, config = settled["resolved"], settled["config"]
+    return choose_service(
+        None if env.get("TINKER_BASE_URL") else resolved.get("base_url") or config.get("base_url"),
+        config.get("base_model") or settled["files"]["base_model"],
+        None,
+        env,
+        local=False,
+        begun_on="embedded" if resolved["service"] == "embedded" else None,
     )
 
 

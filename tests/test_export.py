@@ -13,14 +13,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import export
+import local_tinker
 from conftest import REPO
 from errors import ConfigError, ExportError, LoopError, ServiceError, StorageError
+from exports import gathering
 from exports.check import Check
 from exports.downloading import download
 from exports.gathering import gather_reference
@@ -30,14 +32,13 @@ from exports.source import Asked, find_source
 from exports.templates import served_template
 from exports.wanted import Wanted
 from exports.writing import write_weights
+from giving_service import EXTERNAL, giving_service
 from loop.reports.progress import Progress
 from model_dirs import make_model_dir
 from run_records import Shape, begun, evaluated
+from sdk_client import checkpoint_dir
 from storage.folders import MARK, folder_aside, refuse_occupied
 from test_loop import Workspace
-
-if TYPE_CHECKING:
-    import local_tinker
 
 FILES = {"README.md", "SHA256SUMS", "export.json", "chat_template.jinja", "tokenizer.json"}
 
@@ -348,33 +349,90 @@ def test_ctrl_c_leaves_nothing(there: Path, tmp_path: Path) -> None:
 
 # --- from a service -------------------------------------------------------------------------------
 
+KEY = "tml-of-the-one-who-trained-it"
+
+
+@pytest.fixture(scope="module")
+def on_service(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The run as if it had been made on a compatible service, and that service's address."""
+    copy = tmp_path_factory.mktemp("on_service") / "runs" / "there"
+    shutil.copytree(run / "runs" / "one", copy)
+    served = copy.parents[1] / "served"
+    shutil.move(copy / "checkpoints", served)
+    with local_tinker.start([(str(run / "model"), str(run / "model"))]) as service:
+        service.open_folder(served, KEY)
+        settled = json.loads((copy / "config.resolved.json").read_text())
+        settled["resolved"] |= {"service": "compatible", "base_url": service.base_url}
+        (copy / "config.resolved.json").write_text(json.dumps(settled))
+        yield copy, service.base_url
+
+
+def exported(run_dir: Path | str, out: Path, *options: str) -> int:
+    return export.main([str(run_dir), str(out), "--format", "peft", *options])
+
+
+def test_a_run_on_a_service_is_downloaded_by_its_state(
+    on_service: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also a path of no known run; by the address that holds now, and with the user's key."""
+    copy, address = on_service
+    source = find_source(Asked(str(copy)))
+    assert source.is_downloaded and source.state_path is not None
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    served = copy.parents[1] / "served"
+    with giving_service(address, served) as giving:
+        monkeypatch.setenv("TINKER_BASE_URL", giving.base_url)
+        assert exported(copy, tmp_path / "out") == 0
+        (recipients,) = giving.saved.values()
+        assert len(recipients) == 1 and not giving.keys  # an address of its own opens each file
+        assert len(giving.deleted) == 1 and EXTERNAL in giving.deleted[0]
+        said = capsys.readouterr()
+        assert "loads the state into a new training session" in said.err
+        assert "DEPRECATED" not in said.err and KEY not in said.err + said.out
+        giving.saved.clear()
+        monkeypatch.setattr(gathering, "NUM_QUESTIONS", 1)
+        model = shutil.copytree(source.base_dir, copy.parents[1] / "moved")  # as nobody calls it
+        options = ["--base-model", str(model), "--renderer", "llama3"]
+        assert exported(source.state_path, tmp_path / "stranger", *options) == 0
+    assert "of no run that is known here" in capsys.readouterr().out
+    sampled = load_file(checkpoint_dir(served, source.state_path) / "adapter_model.safetensors")
+    for name in ("out", "stranger"):
+        found = load_file(tmp_path / name / "adapter_model.safetensors")
+        assert found.keys() == sampled.keys()
+        assert all(torch.equal(found[key], sampled[key]) for key in found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "stranger"]
+
 
 def test_a_service_that_gives_nothing_out_is_quoted(
-    there: Path, tmp_path: Path, service: local_tinker.Service
+    on_service: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    source = find_source(Asked("runs/one"))
-    state = "tinker://0123456789abcdef:train:0/weights/round_01"
-    remote = replace(
-        source, service="compatible", base_url=service.base_url, state_path=state, store=None
+    copy, address = on_service
+    cases = (
+        ({}, 2, "TINKER_API_KEY is not set"),
+        ({"TINKER_API_KEY": KEY}, 1, "use its folder directly'}. If these weights have expired"),
+        ({"TINKER_API_KEY": f"{KEY}x"}, 1, "Check that TINKER_API_KEY is the key of the account"),
+        ({"TINKER_API_KEY": KEY, "TINKER_BASE_URL": "http://127.0.0.1:9"}, 2, "Nothing answers at"),
     )
-    with pytest.raises(ConfigError, match="TINKER_API_KEY is not set"):
-        download(remote, {}, tmp_path)
-    with pytest.raises(ServiceError, match=f"did not give {state} out"):
-        download(remote, {"TINKER_API_KEY": service.open_folder(there / "checkpoints")}, tmp_path)
-    assert "TINKER_API_KEY" not in os.environ
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_run_on_a_service_is_downloaded_by_its_state(there: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(there / "runs" / "one", copy)
-    settled = json.loads((copy / "config.resolved.json").read_text())
-    settled["resolved"] |= {"service": "compatible", "base_url": "http://127.0.0.1:9"}
-    (copy / "config.resolved.json").write_text(json.dumps(settled))
+    for environment, code, part in cases:
+        with monkeypatch.context() as patched:
+            for name, value in environment.items():
+                patched.setenv(name, value)
+            assert exported(copy, tmp_path / "out") == code
+        said = capsys.readouterr().err
+        assert part in said and KEY not in said
+        assert said.count("exports are not needed") <= 1
+        assert not list(tmp_path.iterdir())
     source = find_source(Asked(str(copy)))
-    assert source.is_downloaded and source.base_url == "http://127.0.0.1:9"
-    assert source.state_path is not None and "/weights/" in source.state_path
-    path = find_source(Asked("tinker://x:train:0/weights/y", str(there / "model"), "llama3"))
-    assert path.is_downloaded and path.sampler_path == "tinker://x:train:0/sampler_weights/y"
-    assert export.main([str(copy), str(tmp_path / "out"), "--format", "peft"]) == 2  # no key
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    gone = replace(source, state_path=f"{source.state_path}x")
+    with pytest.raises(
+        ServiceError, match=r"is not stored here'\}\. If these weights have expired or were deleted"
+    ):
+        download(gone, {"TINKER_API_KEY": KEY}, tmp_path)
+    assert "TINKER_API_KEY" not in os.environ
+    assert address in str(source.store and source.store.settled_config()["resolved"])

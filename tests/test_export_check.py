@@ -23,13 +23,13 @@ from config_schema import TrainingConfig
 from errors import ConfigError, ExportError, ServiceError
 from exports.asked import BUILT_IN, asked_of, spread
 from exports.check import Check
-from exports.gathering import gather_reference, place_of, prompts_of
+from exports.gathering import gather_reference, prompts_of
 from exports.loaded_transformers import TransformersExport, load_adapter, open_transformers
 from exports.reference import Reference
 from exports.rounding import RoundedModel, q8_0, rounding_noise
 from exports.rounding import merged as merge_all
 from exports.self_check import Noise, check, check_answers, check_logprobs, difference, limits_for
-from exports.source import Source
+from exports.source import Source, place_of
 from ledger.records import Checkpoint
 from ledger.store import RunStore
 from loop.reports.progress import Progress
