@@ -122,7 +122,7 @@ def test_the_plan_of_the_demo_fits_on_a_page_and_says_what_is_known(
         *("Look at these first", "Model and place", "Rows", "Room in the adapter"),
         *("Steps and learning rate", "Evaluation", "Tokens, time and price"),
         "Usual advice that the settings do not follow",
-        "Can the adapter be used with (no server was tried)",
+        "Can it be used with (vLLM was never run here)",
         *("Next", "not checked:"),
     ]
     told = "\n".join(lines)
@@ -251,13 +251,14 @@ def test_an_adapters_room_is_judged_by_the_method(
     [
         ({"model_type": "llama", "tie_word_embeddings": False}, True, "yes yes yes not known"),
         ({"model_type": "qwen3", "tie_word_embeddings": False}, True, "yes yes no not known"),
-        ({"model_type": "qwen3", "tie_word_embeddings": True}, True, "yes no no not known"),
-        ({"model_type": "qwen3", "tie_word_embeddings": True}, False, "yes yes yes yes"),
-        ({"model_type": "gemma2"}, True, "yes no no no"),
-        ({"model_type": "qwen3_5_text"}, True, "yes not known no not known"),
-        ({"model_type": "mixtral", "num_local_experts": 8}, False, "yes yes no not known"),
-        ({"model_type": 7, "tie_word_embeddings": "x"}, True, "yes not known not known not known"),
-        (None, True, "yes not known not known not known"),
+        ({"model_type": "qwen3", "tie_word_embeddings": True}, True, "yes yes no not known"),
+        ({"model_type": "qwen3", "tie_word_embeddings": True}, False, "yes yes yes not known"),
+        ({"model_type": "gemma2"}, True, "yes yes no no"),
+        ({"model_type": "qwen3_5_text"}, True, "yes yes no no"),
+        ({"model_type": "qwen3_moe", "num_experts": 8}, False, "yes yes no not known"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, False, "yes yes no no"),
+        ({"model_type": 7, "tie_word_embeddings": "x"}, True, "yes yes not known not known"),
+        (None, True, "yes yes not known not known"),
         (None, False, "yes yes not known not known"),
     ],
 )

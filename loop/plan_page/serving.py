@@ -1,8 +1,8 @@
-"""Whether the adapter can be served afterwards, by what is known of the servers; none was tried.
+"""Whether the adapter can be served afterwards, by what is known of the servers.
 
 Sources: vLLM issue 32599 and pull requests 33234 and 48850 (LoRA on the unembedding of Qwen), its
-documents (of Llama) and its Gemma 3; llama.cpp issues 9065 (Gemma 2) and 23047 (Gemma 4); PEFT and
-the cookbook as this project's findings have them. What they do not tell is said to be not known.
+documents (of Llama) and its Gemma 3; of PEFT and llama.cpp what `export.py` does and checks, and
+this project's findings. What they do not tell is said to be not known. vLLM was never run here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ YES, NO, UNKNOWN = "yes", "no", "not known"
 USUAL_RANK = 16  # that vLLM takes by itself
 NO_UNEMBED = "--set train_unembed=false"
 QWEN, QWEN_3_5 = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), "qwen3_5"
-KNOWN_LAYERS = ("llama", "qwen2", "qwen3")  # whose attention and MLP adapters are known to load
+KNOWN_LAYERS = ("llama", "qwen2", "qwen3")  # whose attention and MLP adapters vLLM loads
+IN_GGUF, WITH_EXPERTS = ("llama", "mistral", "qwen2", "qwen3"), "qwen3_moe"  # as exports has them
 
 
 class Served(NamedTuple):
@@ -73,16 +74,10 @@ def _peft(adapter: Adapter) -> Served:
 
 
 def _merged(adapter: Adapter) -> Served:
-    if not adapter.train_unembed or adapter.is_tied is False:
-        return Served("the merged model", YES, "the result is an ordinary model directory")
-    if adapter.is_tied is None:
-        why = "whether embedding and unembedding are one matrix is not known here"
-        return Served("the merged model", UNKNOWN, why, NO_UNEMBED)
-    why = (
-        "only after untying: embedding and unembedding are one matrix here, and merging would "
-        "change both; write the unembedding as its own copy, with tie_word_embeddings false"
-    )
-    return Served("the merged model", NO, why, NO_UNEMBED)
+    why = "export.py --format merged writes an ordinary model directory and loads it"
+    if adapter.train_unembed and adapter.is_tied is not False:
+        why += "; where embedding and unembedding are one matrix, it gives the latter its own first"
+    return Served("the merged model", YES, why)
 
 
 def _vllm(adapter: Adapter) -> Served:
@@ -115,18 +110,17 @@ def _vllm(adapter: Adapter) -> Served:
 
 
 def _llama_cpp(adapter: Adapter) -> Served:
-    how = "llama.cpp (GGUF adapter)"
-    if adapter.has_experts:
-        return Served(how, UNKNOWN, "adapters of experts are in a layout of PEFT's own", "merge it")
-    if adapter.train_unembed and adapter.is_gemma:
-        why = "its converter leaves the unembedding's part out without a word (issue 9065)"
-        return Served(how, NO, why, f"{NO_UNEMBED}, or merge it")
-    if not adapter.train_unembed and adapter.model_type in KNOWN_LAYERS:
-        why = "attention and MLP layers are what its converter takes"
-        return Served(how, YES, why)
-    why = "not every part is converted for every model; compare some answers after converting"
-    remedy = f"{NO_UNEMBED}, or merge it" if adapter.train_unembed else "merge it"
-    return Served(how, UNKNOWN, why, remedy)
+    how, of_experts = "llama.cpp (GGUF)", adapter.has_experts and adapter.model_type == WITH_EXPERTS
+    if of_experts or (adapter.model_type in IN_GGUF and not adapter.has_experts):
+        why = (
+            "export.py --format gguf writes it, and refuses a tokenizer that llama.cpp reads "
+            "otherwise; that is found out when it is exported"
+        )
+        return Served(how, UNKNOWN, why)
+    if adapter.model_type is None:
+        return Served(how, UNKNOWN, "which family the model is of is not known here")
+    why = "export.py writes no GGUF file of this family, as none was held against transformers"
+    return Served(how, NO, why, "vLLM or transformers")
 
 
 def serving_part(view: Planned) -> Part:
@@ -135,7 +129,7 @@ def serving_part(view: Planned) -> Part:
     adapter = adapter_of(view.model, config.lora_rank, train_unembed=config.train_unembed)
     ways = ways_of(adapter)
     facts = {**adapter._asdict(), "ways": [one._asdict() for one in ways]}
-    title = "Can the adapter be used with (no server was tried)"
+    title = "Can it be used with (vLLM was never run here)"
     return Part("serving", title, list(_lines(ways)), facts, [_table(ways)])
 
 
