@@ -18,6 +18,7 @@ WIDTH = 80
 BY_CHARS = 8
 MAX_COLUMN = 16  # of names; a longer one has a line of its own
 MAX_DETAIL = 400
+NOTIFIED = "notified"  # the event of a command that a promotion ran
 
 
 class Shown(NamedTuple):
@@ -193,13 +194,16 @@ def history_of(registry: Registry, entry: Promoted) -> list[Event]:
             and event["name"] == entry.name
             and entry.version in (event["version"], event.get("was"))
         )
-        or (event["type"] not in ("promoted", "alias", "retired") and event.get("entry") in keys)
+        or (
+            event["type"] not in ("promoted", "alias", "retired")
+            and any(event.get(key) in keys for key in ("entry", "reference"))
+        )
     ]
 
 
 def _told(event: Event) -> str:
     by = f", by {one_line(str(event.get('by')), 80)}" if event.get("by") else ""
-    why = event.get("forced") or event.get("reason")
+    why = event.get("forced") or event.get("reason") or event.get("problem")
     because = f": {one_line(str(why), MAX_DETAIL)}" if why else ""
     if event["type"] == "alias" and event["version"] is None:
         return f"{event['alias']} no more{by}{because}"
@@ -207,4 +211,5 @@ def _told(event: Event) -> str:
         was = event.get("was")
         before = "" if was is None else f", which was version {was} before"
         return f"{event['alias']} is version {event['version']}{before}{by}{because}"
-    return f"{event['type']}{by}{because}"
+    done = "the command of --then was run" if event["type"] == NOTIFIED else event["type"]
+    return f"{done}{by}{because}"

@@ -15,7 +15,7 @@ from scipy import stats
 
 import local_tinker
 import trainer_with_eval
-from errors import ConfigError, RegistryError, ServiceError
+from errors import ConfigError, Interrupted, RegistryError, ServiceError
 from ledger.registry_file import Promoted, Registry
 from ledger.registry_weights import digest_of, digests_of_weights, weights_dir
 from ledger.registry_writing import who, writing
@@ -28,6 +28,7 @@ from promotion.keeping import let_go
 from promotion.notices import parse_then
 from promotion.promoting import Outcome, promote
 from promotion.rules import guard_objections, has_no_threshold, judge_candidate
+from promotion.showing import describe, history_of, shown_of
 from promotion.staleness import freshness, stale_reasons
 from promotion.weighing import Request
 from run_records import finished
@@ -424,6 +425,17 @@ def test_a_command_that_fails_leaves_the_promotion(folder: Path) -> None:
     assert last_event()["ok"] is False
     with pytest.raises(ConfigError, match="--then no-such-program"):
         parse_then("no-such-program --now")
+
+
+def test_a_command_that_is_interrupted_leaves_the_promotion_and_says_so(folder: Path) -> None:
+    with pytest.raises(Interrupted, match="is registry:support@1 and support@champion") as asked:
+        ask_for("runs/r", then=parse_then("sh -c 'sleep 0.3; kill -INT $PPID; sleep 60'"))
+    assert "The command of --then, sh was stopped before its end" in str(asked.value)
+    registry = Registry.read(FILE)
+    (event,) = history_of(registry, registry.find("support@1"))
+    assert (event["type"], event["ok"]) == ("notified", False)
+    lines = list(describe(registry, shown_of(registry, registry.find("support@1"))))
+    assert "the command of --then was run: sh was stopped before its end" in lines[-1]
 
 
 # --- comparing, by hand ---------------------------------------------------------------------------
