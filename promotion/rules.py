@@ -125,9 +125,14 @@ def _of_gate(candidate: Candidate, measurement: Measurement, gate: Gate) -> Iter
 
 def asked_roles(result: EvalResult) -> dict[str, str]:
     """The role of each task that a protocol has."""
+    return {name: str(task.get("role")) for name, task in asked_tasks(result).items()}
+
+
+def asked_tasks(result: EvalResult) -> dict[str, dict[str, Any]]:
+    """What a protocol has of each task."""
     tasks = result.protocol.get("tasks")
     found = tasks.items() if isinstance(tasks, dict) else ()
-    return {name: str(task.get("role")) for name, task in found if isinstance(task, dict)}
+    return {name: task for name, task in found if isinstance(task, dict)}
 
 
 def _unasked(measurement: Measurement) -> list[str]:

@@ -23,6 +23,7 @@ from ledger.run_directory import CONFIG, LEDGER
 from ledger.store import RunStore
 from loop.rounds.keeping import care_for
 from promotion.comparing import compare_names, pair, why_incomparable
+from promotion.entry import summary_of
 from promotion.evidence import find_candidate
 from promotion.keeping import let_go
 from promotion.notices import parse_then
@@ -31,6 +32,7 @@ from promotion.rules import guard_objections, has_no_threshold, judge_candidate
 from promotion.showing import describe, history_of, shown_of
 from promotion.staleness import freshness, stale_reasons
 from promotion.weighing import Request
+from registry_records import promoted
 from run_records import finished
 from scores.decision import Gate
 from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
@@ -302,6 +304,26 @@ def with_settings(run_dir: Path, **changes: Any) -> None:
         group, _, name = key.rpartition("__")
         (resolved["config"][group] if group else resolved["config"])[name] = value
     (run_dir / CONFIG).write_text(json.dumps(resolved))
+
+
+def test_a_guard_of_the_champion_cannot_be_left_away_without_a_word(folder: Path) -> None:
+    """A run that asks less would else be free of what the one before was held to."""
+    store = RunStore.open(Path("runs/r"))
+    result = store.result(2)
+    assert result is not None
+    told = summary_of(result)
+    told["tasks"] |= {
+        "qa:guard.jsonl": {"role": "guard", "score": 1.0, "interval": None, "n": 4},
+        "qa:more.jsonl": {"role": "score", "score": 1.0, "interval": None, "n": 4},
+        "qa:seen.jsonl": {"role": "report", "score": 1.0, "interval": None, "n": 4},
+    }
+    promoted(FILE, store, "support", 2, results=told)
+    outcome = ask_for("runs/r@round_01")
+    assert (outcome.exit_code, kinds(outcome)) == (3, ["guard"])
+    assert "registry:support@1 was held to guard qa:guard.jsonl, and this run" in outcome.lines[0]
+    assert any("was promoted on qa:more.jsonl, which this run" in note for note in outcome.notes)
+    outcome = ask_for("runs/r@round_01", force="the guard is not needed any more")
+    assert outcome.exit_code == 0 and outcome.pairing is not None
 
 
 def test_limits_and_a_threshold_that_nobody_set(folder: Path) -> None:
