@@ -306,6 +306,17 @@ def with_settings(run_dir: Path, **changes: Any) -> None:
     (run_dir / CONFIG).write_text(json.dumps(resolved))
 
 
+def test_the_state_to_train_on_from_is_looked_at(folder: Path) -> None:
+    checkpoint = RunStore.open(Path("runs/r")).checkpoint(1)
+    assert checkpoint is not None
+    file = weights_dir(Path("runs/r"), checkpoint.state_path) / "adapter_model.safetensors"
+    for change in (lambda: file.write_bytes(b"of another round"), file.unlink):
+        change()
+        outcome = ask_for("runs/r@round_01")
+        assert (outcome.exit_code, kinds(outcome)) == (3, ["state"])
+    assert "has no adapter_model.safetensors any more" in outcome.lines[0]
+
+
 def test_a_guard_of_the_champion_cannot_be_left_away_without_a_word(folder: Path) -> None:
     """A run that asks less would else be free of what the one before was held to."""
     store = RunStore.open(Path("runs/r"))
