@@ -30,7 +30,7 @@ from promotion.notices import parse_then
 from promotion.promoting import Outcome, promote
 from promotion.rules import guard_objections, has_no_threshold, judge_candidate
 from promotion.showing import describe, history_of, shown_of
-from promotion.staleness import freshness, stale_reasons
+from promotion.staleness import freshness, freshness_of
 from promotion.weighing import Request
 from registry_records import promoted
 from run_records import finished
@@ -118,7 +118,7 @@ def test_the_first_promotion_says_all_that_tells_what_it_is(folder: Path) -> Non
     assert entry.base_sha256 and "model.safetensors" in entry.base_sha256
     assert (entry.parent, entry.against, entry.forced) == (None, None, None)
     assert (entry.promoted_by, entry.command) == ("a test", ["registry.py", "promote"])
-    assert stale_reasons(Registry.read(FILE), entry) == []
+    assert freshness_of(Registry.read(FILE), entry).stale == []
     assert "there was no support@champion before" in outcome.lines[1]
 
 
@@ -267,7 +267,7 @@ def test_results_of_other_questions_or_rows_are_stale(folder: Path) -> None:
     assert any("not checked for changes: the rows of train_file" in one for one in outcome.notes)
     Path("questions.jsonl").write_text("{")
     entry = Registry.read(FILE).find("registry:champion")
-    assert len(stale_reasons(Registry.read(FILE), entry)) == 1
+    assert len(freshness_of(Registry.read(FILE), entry).stale) == 1
 
 
 def test_graders_of_the_user_are_part_of_what_was_asked(tmp_path: Path) -> None:

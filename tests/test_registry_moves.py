@@ -16,7 +16,7 @@ from ledger.registry_weights import digest_of, weights_dir
 from ledger.store import RunStore
 from promotion.entry import summary_of
 from promotion.keeping import key_of, paths_of
-from promotion.showing import shown_of
+from promotion.showing import describe, shown_of
 from promotion.verifying import verify
 from registry_records import promoted, with_weights
 from run_records import Shape, finished
@@ -42,6 +42,8 @@ def test_staleness_is_looked_for_where_the_run_lies_now(folder: Path) -> None:
     registry = Registry.read(FILE)
     shown = shown_of(registry, registry.find("support@2"))
     assert (shown.unknown, shown.stale) == (before.unknown, before.stale) == (None, before.stale)
+    assert any("train.jsonl is not there" in what for what in shown.unchecked)
+    assert any(line.startswith("not checked for changes: ") for line in describe(registry, shown))
     shutil.rmtree("runs/study")
     gone = shown_of(registry, registry.find("support@2"))
     assert gone.unknown is not None and "not a run directory" in gone.unknown
