@@ -129,7 +129,7 @@ def _refuse_repeated(names: Sequence[str], subjects: Sequence[Subject]) -> None:
 
 def _find(name: str, runs_dir: Path, registry: Path, key: str) -> Subject:
     if name.startswith("tinker://"):
-        return _find_path(name, runs_dir)
+        return _find_path(name, runs_dir, key)
     if is_registry_name(name):
         found = locate(registry, name)
         entry = found.entry
@@ -281,11 +281,11 @@ def _no_weights(key: str, store: RunStore, round_no: int) -> ConfigError:
 # --- to evaluate ----------------------------------------------------------------------------------
 
 
-def _find_path(path: str, runs_dir: Path) -> Subject:
+def _find_path(path: str, runs_dir: Path, key: str) -> Subject:
     """A checkpoint by its path; the run it belongs to is looked for below `runs_dir`."""
     if "/weights/" in path:
         raise ConfigError(
-            f"--evaluate {path}: this is a state to train on from. Give the sampler weights that "
+            f"{key} {path}: this is a state to train on from. Give the sampler weights that "
             f"were saved with it: {path.replace('/weights/', '/sampler_weights/')}."
         )
     for store in _stores([runs_dir]):

@@ -107,7 +107,7 @@ class Candidate:
 def find_candidate(name: str, folders: Sequence[Path], registry: Path) -> Candidate:
     """The checkpoint that a command line names; evaluations outside its run are looked for in the
     `folders`, and beside the run. Raises `InputError` children."""
-    (subject,) = find_subjects([name], Path("runs"), registry)
+    (subject,) = find_subjects([name], Path("runs"), registry, "checkpoint")
     if subject.run_dir is None:
         raise ConfigError(
             f"{name}: no run below ./runs has saved these weights, so nothing tells what they are "

@@ -317,6 +317,12 @@ def test_the_state_to_train_on_from_is_looked_at(folder: Path) -> None:
     assert "has no adapter_model.safetensors any more" in outcome.lines[0]
 
 
+@pytest.mark.parametrize("name", ["tinker://s:train:0/weights/round_01", "runs/r@round_09"])
+def test_what_names_no_checkpoint_is_not_called_an_option(name: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^checkpoint {name}: "):
+        ask_for(name)
+
+
 def test_a_guard_of_the_champion_cannot_be_left_away_without_a_word(folder: Path) -> None:
     """A run that asks less would else be free of what the one before was held to."""
     store = RunStore.open(Path("runs/r"))
