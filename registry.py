@@ -156,15 +156,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         except (LoopError, OSError) as error:
             is_asked = isinstance(error, Interrupted)
-            message = keys.redacted(describe_failure(error))
             exit_code = 2 if isinstance(error, InputError) else 130 if is_asked else 1
-            tell(f"{'' if is_asked else 'error: '}{message}", file=sys.stderr)
-            if args.json:
-                say(json.dumps({"error": message, "exit_code": exit_code}))
-            return exit_code
+            return _failed(args, keys.redacted(describe_failure(error)), exit_code)
         except KeyboardInterrupt:
-            tell("Interrupted.", file=sys.stderr)
-            return 130
+            return _failed(args, "Interrupted.", 130)
+
+
+def _failed(args: argparse.Namespace, message: str, exit_code: int) -> int:
+    """Say why the command did not end well; returns the exit code."""
+    tell(f"{'' if exit_code == 130 else 'error: '}{message}", file=sys.stderr)
+    if args.json:
+        say(json.dumps({"error": message, "exit_code": exit_code}))
+    return exit_code
 
 
 # --- list, show -----------------------------------------------------------------------------------

@@ -154,19 +154,24 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
         given = given._replace(config=given.config.model_copy(update=begun_as))
     refuse_other_config(recorded["config"], given, where)
     evaluated = recorded.get(EVALUATED)
-    if evaluated is not None and back_to is not None:
-        raise ConfigError(
-            f"--resume {args.resume}: {run_dir} is an evaluation of checkpoints, which has no "
-            "rounds to go back to. Give the directory alone."
-        )
     if back_to is not None:
-        store.refuse_losing_promoted(back_to)
+        _refuse_going_back(args.resume, store, back_to)
     # Before a run has started nothing is recorded, and --config names code as for a new one.
     if store.has_started or args.config is None:
         notes += refuse_other_code(store, task_code(given), given.directory)
     kept, said = recorded["resolved"], tuple(notes)
     opened = OpenedSettings(given, model_dir, store, run_dir, kept, evaluated, back_to, notes=said)
     return opened if store.has_started or evaluated is not None else with_start(opened)
+
+
+def _refuse_going_back(key: str, store: RunStore, back_to: int) -> None:
+    """Raise where a run cannot go back to the end of a round, or would lose what was promoted."""
+    if store.is_evaluation:
+        raise ConfigError(
+            f"--resume {key}: {store.run_dir} is an evaluation of checkpoints, which has no "
+            "rounds to go back to. Give the directory alone."
+        )
+    store.refuse_losing_promoted(back_to)
 
 
 def recorded_config(

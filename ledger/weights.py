@@ -101,10 +101,11 @@ class SavedWeightsRecords(RunDirectory):
         if not lost:
             return
         shown = ", ".join(f"round {number} is {reference}" for reference, number in lost.items())
+        place = f", with start_from: {self.run_dir}@round_{back_to:02d}" if back_to else ""
         raise RunStoreError(
             f"{self.run_dir}: going back to the end of round {back_to} would train what was "
-            f"promoted again: {shown}. Nothing was changed. Start a new run from there, with "
-            f"start_from: {self.run_dir}@round_{back_to:02d}; or retire what is not needed any "
+            f"promoted again: {shown}. Nothing was changed. Start a new run from there{place}; or "
+            f"retire what is not needed any "
             f"more (registry.py retire); or go back in a copy of the directory without its "
             f"{PROMOTIONS}."
         )

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import ConfigError, RegistryError, one_line
+from errors import ConfigError, LoopError, RegistryError, one_line
 from ledger.registry_file import CHAMPION, PREFIX, Promoted, Registry
 from ledger.registry_names import measured_in, run_of
 from ledger.registry_writing import Who, writing
@@ -39,10 +39,12 @@ from promotion.feedback_sorting import (
     conversation_ids,
     sort_rows,
 )
+from rows.contamination import MIN_HELD, Hit
 from rows.examples import DroppedRow
 from rows.places import row_lines
 from rows.row_keys import TO_ANSWER
 from rows.sources import Source, as_text, sha256_of
+from rows.units import units_of
 from storage.folders import folder_aside, refuse_occupied, write_plain
 
 POOL, PREFERENCES = "pool.jsonl", "preferences.jsonl"
@@ -283,12 +285,24 @@ def _without_questions(
         ids = {one for answer in row.answers for one in conversation_ids(row.prompt, answer)}
         hit = questions.find_in(sorted(ids) or [""], turns)
         if hit is None or hit.kind == "similar":
+            hit = _asked_elsewhere(row, questions) or hit
+        if hit is None or hit.kind == "similar":
             kept.append(row)
         if hit is not None:
             text, other = (one or None for one in (hit.text, hit.other))
             into = dropped if hit.kind == "contaminated" else similar
             into.append(DroppedRow(file, row.line_no, hit.kind, hit.reason, text, other))
     return kept, dropped, similar
+
+
+def _asked_elsewhere(row: Rated, questions: Questions) -> Hit | None:
+    """The question that stands in what nobody asked: an answer, a system message, a label. Training
+    rows are not held to that, but of these rows every text is written somewhere."""
+    texts = [one.text for one in row.prompt.messages if one.role != "user"]
+    texts += [*row.answers, *(one for one in (row.topic, row.id, row.time) if one is not None)]
+    turns = [("user", text) for text in texts if len(units_of(text)) >= MIN_HELD]
+    hit = questions.find_in([""], turns) if turns else None
+    return hit if hit is not None and hit.kind == "contaminated" else None
 
 
 # --- what is written ------------------------------------------------------------------------------
@@ -383,24 +397,34 @@ def _write(given: FeedbackFile, taken: Taken, contents: Mapping[str, str]) -> No
         folder = taken.folder.absolute()
         inside = folder.is_relative_to(writer.registry.folder)
         place = folder.relative_to(writer.registry.folder) if inside else folder
-        writer.record(
-            EVENT,
-            {
-                "name": entry.name,
-                "entry": taken.entry,
-                "file": as_text(taken.file),
-                "sha256": taken.sha256,
-                "folder": as_text(str(place)),
-                "files": {
-                    name: hashlib.sha256(text.encode()).hexdigest()
-                    for name, text in contents.items()
-                },
-                "right_from": taken.right_from,
-                "counts": dict(taken.counts),
-                "versions": dict(taken.versions),
-                **given.who._asdict(),
-            },
-        )
+        try:
+            writer.record(EVENT, _event(given, taken, contents, as_text(str(place))))
+        except LoopError as error:
+            error.args = (
+                f"{error} The rows lie in {taken.folder}, and the registry does not tell of them: "
+                "remove that folder before the command is given again.",
+            )
+            raise
+
+
+def _event(
+    given: FeedbackFile, taken: Taken, contents: Mapping[str, str], folder: str
+) -> dict[str, Any]:
+    """What the registry keeps of it."""
+    return {
+        "name": taken.entry.removeprefix(PREFIX).partition("@")[0],
+        "entry": taken.entry,
+        "file": as_text(taken.file),
+        "sha256": taken.sha256,
+        "folder": folder,
+        "files": {
+            name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()
+        },
+        "right_from": taken.right_from,
+        "counts": dict(taken.counts),
+        "versions": dict(taken.versions),
+        **given.who._asdict(),
+    }
 
 
 def _free_folder(given: FeedbackFile, registry: Registry, name: str, sha256: str) -> Path:

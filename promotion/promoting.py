@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from errors import ConfigError, LoopError, RegistryError
+from errors import ConfigError, Interrupted, LoopError, RegistryError
 from ledger.registry_file import Promoted, Registry
 from ledger.registry_weights import digests_of_weights
 from ledger.registry_writing import (
@@ -203,7 +203,18 @@ def _run_then(
     words, entry = list(request.then or ()), outcome.promoted
     assert entry is not None, "the caller has looked"
     say(f"running the command of --then: {words[0]}")
-    problem = notify(words, message_of(registry, entry, {request.alias: outcome.before}))
+    try:
+        problem = notify(words, message_of(registry, entry, {request.alias: outcome.before}))
+    except KeyboardInterrupt:
+        said = _record_then(request, entry, f"{words[0]} was stopped before its end")
+        raise Interrupted(
+            f"Interrupted. {outcome.lines[0]} The command of --then, {said}."
+        ) from None
+    return _record_then(request, entry, problem)
+
+
+def _record_then(request: Request, entry: Promoted, problem: str | None) -> str | None:
+    """Record what came of the user's command; returns what went wrong, here as well."""
     record = {"reference": entry.reference, "ok": problem is None, "problem": problem}
     try:
         with writing(request.registry) as writer:

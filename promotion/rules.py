@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from config_schema import TrainingConfig
+from ledger.registry_names import weights_problem
 from ledger.store import RunStore
 from promotion.evidence import Candidate, Measurement
 from promotion.staleness import freshness
@@ -63,6 +64,7 @@ def judge_candidate(candidate: Candidate) -> Judged:
         *_of_gate(candidate, measurement, gate),
         *guard_objections(measurement.result, candidate.baseline, candidate.gate),
         *_of_limits(candidate),
+        *_of_state(candidate),
     ]
     fresh = [freshness(store) for store in _stores(candidate, measurement)]
     for reason in dict.fromkeys(one for found in fresh for one in found.stale):
@@ -125,9 +127,14 @@ def _of_gate(candidate: Candidate, measurement: Measurement, gate: Gate) -> Iter
 
 def asked_roles(result: EvalResult) -> dict[str, str]:
     """The role of each task that a protocol has."""
+    return {name: str(task.get("role")) for name, task in asked_tasks(result).items()}
+
+
+def asked_tasks(result: EvalResult) -> dict[str, dict[str, Any]]:
+    """What a protocol has of each task."""
     tasks = result.protocol.get("tasks")
     found = tasks.items() if isinstance(tasks, dict) else ()
-    return {name: str(task.get("role")) for name, task in found if isinstance(task, dict)}
+    return {name: task for name, task in found if isinstance(task, dict)}
 
 
 def _unasked(measurement: Measurement) -> list[str]:
@@ -148,6 +155,14 @@ def guard_objections(
         yield Objection("guard", f"what guard {names} fell from was not measured by its run")
     elif (broken := broken_guard(result, baseline, gate)) is not None:
         yield Objection("guard", broken)
+
+
+def _of_state(candidate: Candidate) -> Iterator[Objection]:
+    """What was saved to train on from holds the same adapter as what was measured."""
+    path, run_dir = candidate.checkpoint.state_path, candidate.store.run_dir
+    if (problem := weights_problem(run_dir, candidate.digests, path)) is not None:
+        said = problem.replace("that was promoted", "that was measured")
+        yield Objection("state", f"nothing could be started from it: {said}", {"path": path})
 
 
 def _of_limits(candidate: Candidate) -> Iterator[Objection]:

@@ -11,13 +11,14 @@ from errors import LoopError, one_line
 from ledger.registry_chain import Event
 from ledger.registry_file import Promoted, Registry, Results
 from loop.reports.lines import columns_of, cut, wrapped
-from promotion.staleness import stale_reasons
+from promotion.staleness import Freshness, freshness_of
 from storage.stored_json import record_of
 
 WIDTH = 80
 BY_CHARS = 8
 MAX_COLUMN = 16  # of names; a longer one has a line of its own
 MAX_DETAIL = 400
+NOTIFIED = "notified"  # the event of a command that a promotion ran
 
 
 class Shown(NamedTuple):
@@ -28,6 +29,7 @@ class Shown(NamedTuple):
     aliases: list[str]
     retired: str | None  # why
     stale: list[str]
+    unchecked: list[str]  # what could not be compared, as a file that is gone
     unknown: str | None  # why it cannot be told whether its results are stale
 
     @property
@@ -47,6 +49,7 @@ class Shown(NamedTuple):
             "aliases": self.aliases,
             "retired": self.retired,
             "stale": self.stale,
+            "not_checked": self.unchecked,
             "staleness_unknown": self.unknown,
         }
         return {**stands, **asdict(self.entry)}
@@ -54,15 +57,16 @@ class Shown(NamedTuple):
 
 def shown_of(registry: Registry, entry: Promoted) -> Shown:
     """How an entry stands now. What is retired is not held against its files any more."""
-    retired, stale, unknown = registry.retired(entry), [], None
+    retired, fresh, unknown = registry.retired(entry), Freshness([], []), None
     if retired is None:
         try:
-            stale = stale_reasons(registry, entry)
+            fresh = freshness_of(registry, entry)
         except LoopError as error:
             unknown = str(error)
     results = record_of(Results, entry.results)
     why = None if retired is None else retired.reason
-    return Shown(entry, results, registry.aliases_of(entry), why, stale, unknown)
+    aliases = registry.aliases_of(entry)
+    return Shown(entry, results, aliases, why, fresh.stale, fresh.unchecked, unknown)
 
 
 # --- a table --------------------------------------------------------------------------------------
@@ -137,6 +141,8 @@ def describe(registry: Registry, one: Shown) -> Iterator[str]:
         yield f"retired: {one_line(one.retired)}"
     for reason in one.stale:
         yield f"stale: {one_line(reason)}"
+    for what in one.unchecked:
+        yield f"not checked for changes: {one_line(what)}"
     if one.unknown is not None:
         yield f"whether its results are stale cannot be told: {one_line(one.unknown)}"
     yield f"checkpoint: round {entry.round} of run {entry.run_id}, {entry.step} steps"
@@ -193,13 +199,16 @@ def history_of(registry: Registry, entry: Promoted) -> list[Event]:
             and event["name"] == entry.name
             and entry.version in (event["version"], event.get("was"))
         )
-        or (event["type"] not in ("promoted", "alias", "retired") and event.get("entry") in keys)
+        or (
+            event["type"] not in ("promoted", "alias", "retired")
+            and any(event.get(key) in keys for key in ("entry", "reference"))
+        )
     ]
 
 
 def _told(event: Event) -> str:
     by = f", by {one_line(str(event.get('by')), 80)}" if event.get("by") else ""
-    why = event.get("forced") or event.get("reason")
+    why = event.get("forced") or event.get("reason") or event.get("problem")
     because = f": {one_line(str(why), MAX_DETAIL)}" if why else ""
     if event["type"] == "alias" and event["version"] is None:
         return f"{event['alias']} no more{by}{because}"
@@ -207,4 +216,5 @@ def _told(event: Event) -> str:
         was = event.get("was")
         before = "" if was is None else f", which was version {was} before"
         return f"{event['alias']} is version {event['version']}{before}{by}{because}"
-    return f"{event['type']}{by}{because}"
+    done = "the command of --then was run" if event["type"] == NOTIFIED else event["type"]
+    return f"{done}{by}{because}"

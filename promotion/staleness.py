@@ -64,9 +64,9 @@ def freshness(store: RunStore) -> Freshness:
     return Freshness(stale, unchecked)
 
 
-def stale_reasons(registry: Registry, entry: Promoted) -> list[str]:
-    """Why an entry's results tell of something else than what lies there now; empty where they do
-    not. Its run is found wherever it lies.
+def freshness_of(registry: Registry, entry: Promoted) -> Freshness:
+    """Hold what an entry was promoted on against what lies there now. Its run is found wherever it
+    lies.
 
     Raises `LoopError` where the run, or the evaluation outside it, cannot be read.
     """
@@ -74,11 +74,13 @@ def stale_reasons(registry: Registry, entry: Promoted) -> list[str]:
     run = run_of(registry, entry, problems)
     if run is None:
         raise RegistryError(f"{'; '.join(problems)}.")
-    stale = freshness(run).stale
     place = measured_in(registry, entry, run.run_dir)
-    if place != run.run_dir:
-        stale += freshness(RunStore.open(place)).stale
-    return list(dict.fromkeys(stale))
+    stores = [run] if place == run.run_dir else [run, RunStore.open(place)]
+    found = [freshness(store) for store in stores]
+    return Freshness(
+        list(dict.fromkeys(one for each in found for one in each.stale)),
+        list(dict.fromkeys(one for each in found for one in each.unchecked)),
+    )
 
 
 def _recorded_files(store: RunStore) -> Iterator[_Recorded]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from errors import LoopError
 from ledger.registry_file import Promoted, Registry, Results
-from ledger.registry_names import measured_in, problem_of, run_of
+from ledger.registry_names import measured_in, problem_of, run_of, weights_problem
 from ledger.registry_weights import digest_of, weights_dir
-from ledger.store import MANIFEST, RunStore
+from ledger.store import MANIFEST, TEST_FILE, RunStore
+from promotion.entry import summary_of
+from scores.results import EvalResult
 from storage.stored_json import record_of
 
-State = Literal["ok", "gone", "changed", "not read"]
-WHAT = ("run", "weights", "evaluation", "sealed test", "data")
+State = Literal["ok", "gone", "changed", "grown", "not read"]
+PARTS = ("tasks", "held_out")  # of an entry's results, by name
 
 
 class Finding(NamedTuple):
@@ -26,7 +29,7 @@ class Finding(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        return self.state in ("ok", "not read")
+        return self.state in ("ok", "grown", "not read")
 
 
 class EntryFindings(NamedTuple):
@@ -101,12 +104,17 @@ def _findings(registry: Registry, entry: Promoted) -> Iterator[Finding]:
 
 def _weights(store: RunStore, entry: Promoted) -> Finding:
     try:
-        problem = problem_of(store, store.checkpoint(entry.round), entry)
+        problem = problem_of(store, store.checkpoint(entry.round), entry) or weights_problem(
+            store.run_dir, entry.weights_sha256, entry.state_path
+        )
     except LoopError as error:
         return Finding("weights", "changed", str(error))
-    folder = weights_dir(store.run_dir, entry.sampler_path)
+    folder, state_folder = (
+        weights_dir(store.run_dir, path) for path in (entry.sampler_path, entry.state_path)
+    )
     if problem is not None:
-        is_gone = entry.weights_sha256 is not None and not folder.is_dir()
+        is_there = folder.is_dir() and state_folder.is_dir()
+        is_gone = entry.weights_sha256 is not None and not is_there
         return Finding("weights", "gone" if is_gone else "changed", problem)
     if entry.weights_sha256 is None:
         return Finding("weights", "not read", f"{entry.sampler_path}: the service keeps the files")
@@ -114,10 +122,62 @@ def _weights(store: RunStore, entry: Promoted) -> Finding:
 
 
 def _results(what: str, folder: Path, results: dict[str, Any]) -> Finding:
+    """Of an evaluation the file, and that the entry says of it what it holds. A run that went on
+    may have measured more tasks of the round since: the file is another one then, and what the
+    entry says has to stand in it."""
     looked_up = record_of(Results, results)
     if looked_up.file is None or looked_up.file_sha256 is None:
         return Finding(what, "not read", "the entry names no file")
-    return _file(what, folder / looked_up.file, looked_up.file_sha256)
+    file = folder / looked_up.file
+    found = _file(what, file, looked_up.file_sha256)
+    if found.state == "gone":
+        return found
+    try:
+        result = _result_in(RunStore.open(folder), looked_up.file)
+    except LoopError as error:
+        return Finding(what, "changed", str(error))
+    other = "it is no evaluation" if result is None else _disagreement(results, result)
+    if other is not None:
+        why = f"{file}: {other}" if found.state == "ok" else f"{found.detail}: {other}"
+        return Finding(what, "changed", why)
+    is_more = result is not None and set() < _said_names(results) < _names(result)
+    if found.state == "changed" and is_more:
+        return Finding(what, "grown", f"{file} has more tasks now, and what the entry says of it")
+    return found
+
+
+def _result_in(store: RunStore, file: str) -> EvalResult | None:
+    """The result that a file of a run or of an evaluation holds, as its ledger has it."""
+    match = re.fullmatch(r"evals/(?:round|checkpoint)_(\d{1,9})\.json", file)
+    if match is not None:
+        return store.result(int(match[1]))
+    return store.test_result() if file == TEST_FILE else None
+
+
+def _disagreement(said: Mapping[str, Any], result: EvalResult) -> str | None:
+    """What an entry says of a result that it does not hold; None where it holds all of it."""
+    now = summary_of(result)
+    for key in ("score", "interval", "n", "protocol_hash"):
+        if key in said and said[key] != now[key]:
+            return f"the entry has {key} {said[key]!r:.80}, and it has {now[key]!r:.80}"
+    for kind in PARTS:
+        for name, figures in _part(said, kind).items():
+            if now[kind].get(name) != figures:
+                return f"the entry has other figures of {name!r:.80}"
+    return None
+
+
+def _names(result: EvalResult) -> set[str]:
+    return {*(task.name for task in result.tasks), *(loss.name for loss in result.held_out)}
+
+
+def _said_names(said: Mapping[str, Any]) -> set[str]:
+    return {name for kind in PARTS for name in _part(said, kind)}
+
+
+def _part(said: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    figures = said.get(kind)
+    return figures if isinstance(figures, dict) else {}
 
 
 def _file(what: str, file: Path, sha256: str) -> Finding:

@@ -16,7 +16,14 @@ from promotion.entry import place_from, summary_of
 from promotion.evidence import Candidate, Held, Measurement, held_entry
 from promotion.keeping import why_gone
 from promotion.measuring import measure_again
-from promotion.rules import Judged, Objection, judge_candidate
+from promotion.rules import (
+    NEEDED,
+    Judged,
+    Objection,
+    asked_roles,
+    asked_tasks,
+    judge_candidate,
+)
 from services.keys import Keys
 
 RUNS = "runs"  # beside a registry
@@ -119,6 +126,7 @@ def _hold_against(case: Case, before: Promoted, found: Weighed) -> None:
     if measurement is None:  # which is an objection already
         found.against = _uncompared(before, "the checkpoint was not measured")
         return
+    _mind_what_is_not_asked(held, measurement, found)
     both = comparable_pair([measurement], held.measured)
     if both is None:
         again = _measured_again(case, held, measurement, found)
@@ -135,6 +143,42 @@ def _hold_against(case: Case, before: Promoted, found: Weighed) -> None:
         found.objections.append(
             Objection("worse", found.pairing.sentence.rstrip("."), found.pairing.to_json())
         )
+
+
+def _mind_what_is_not_asked(held: Held, measurement: Measurement, found: Weighed) -> None:
+    """Object where the champion was held to a guard that the checkpoint's run has not: nothing
+    would tell that it is worse there. Other questions of its score are noted."""
+    missing = _not_asked(held, measurement)
+    guards = [name for name, role in missing.items() if role == "guard"]
+    if guards:
+        said = (
+            f"{held.entry.reference} was held to guard {', '.join(guards)}, and this run asked "
+            "nothing of it in its score and guards"
+        )
+        found.objections.append(Objection("guard", said, {"tasks": guards}))
+    if others := [name for name, role in missing.items() if role == "score"]:
+        found.notes.append(
+            f"{held.entry.reference} was promoted on {', '.join(others)}, which this run did not "
+            "ask in its score"
+        )
+
+
+def _not_asked(held: Held, measurement: Measurement) -> dict[str, str]:
+    """Score tasks and guards that an entry was promoted on and that another checkpoint's run has
+    not, neither by name nor by content; each with its role."""
+    mine, roles = asked_tasks(measurement.result), asked_roles(measurement.result)
+    counted = {name: task for name, task in mine.items() if roles[name] in NEEDED}
+    contents = {task.get("sha256") for task in counted.values()} - {None}
+    theirs = asked_tasks(held.measured[0].result) if held.measured else {}
+    told = held.entry.results.get("tasks")
+    return {
+        name: task["role"]
+        for name, task in (told.items() if isinstance(told, dict) else ())
+        if isinstance(task, dict)
+        and task.get("role") in NEEDED
+        and name not in counted
+        and theirs.get(name, {}).get("sha256") not in contents
+    }
 
 
 def _measured_again(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_loader import load_examples
-from errors import ConfigError, DataError, LoopError, RegistryError
+from errors import ConfigError, DataError, LoopError, RegistryError, StorageError
 from ledger.registry_file import CHAMPION, Promoted, Registry
 from ledger.registry_writing import who, writing
 from ledger.store import RunStore
@@ -19,6 +21,7 @@ from promotion.feedback import POOL, PREFERENCES, FeedbackFile, Taken, take
 from promotion.feedback_rows import score_of
 from rows.sources import Source
 from test_loop import Workspace
+from test_registry import in_child
 
 SEALED = "Which of the forty gates of Marrowgate opens first at dawn"
 SETTINGS = {
@@ -351,6 +354,51 @@ def test_nothing_that_an_evaluation_asks_gets_in(house: Path) -> None:
     assert "marrowgate" not in told.lower()
     assert "asks a question of the sealed test (qa:sealed.jsonl)" in written
     assert dev[0]["question"] in written
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        said("How do you do?", SEALED, 1),
+        said("How do you do?", "x", correction=SEALED),
+        said("How do you do?", "x", 1, topic=SEALED),
+        said("How do you do?", "x", 0, id=SEALED),
+        said("How do you do?", "x", 0, time=SEALED),
+        said([{"role": "system", "content": SEALED}, {"role": "user", "content": "Well?"}], "x", 1),
+    ],
+)
+def test_a_question_gets_in_as_no_other_text_either(row: dict, house: Path) -> None:
+    taken = give(house, row, said("How is the weather?", "Fine.", 1))
+    assert (taken.counts["contaminated"], taken.counts["pool"]) == (1, 1)
+    written = "".join(one.read_text() for one in taken.folder.iterdir())
+    assert "marrowgate" not in (written + "\n".join(taken.lines())).lower()
+
+
+def test_a_kill_between_the_folder_and_its_event_is_gone_on_from(house: Path) -> None:
+    row, file = said("How is the weather?", "Fine.", 1), house / "registry.jsonl"
+    lines = file.read_bytes()
+    first = give(house, row)
+    file.write_bytes(lines)  # as the kill left it
+    second = give(house, row)
+    assert second.folder == first.folder.with_name(f"{first.folder.name}-2")
+    assert rows_in(second, POOL) == rows_in(first, POOL)
+    assert json.loads(file.read_bytes().splitlines()[-1])["folder"].endswith("-2")
+    with pytest.raises(RegistryError, match="were taken for support"):
+        give(house, row)
+
+
+def test_a_full_disk_at_the_event_says_which_folder_is_there(house: Path) -> None:
+    lines = (house / "registry.jsonl").read_bytes()
+
+    def fill() -> None:
+        size = len(lines) + 100
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        with pytest.raises(StorageError, match=r"The rows lie in .*/out, and the registry does no"):
+            give(house, said("How is the weather?", "Fine.", 1), out=house / "out")
+
+    assert in_child(fill) == 0
+    assert (house / "registry.jsonl").read_bytes() == lines and (house / "out").is_dir()
 
 
 def test_questions_that_were_measured_count_where_the_file_was_changed(house: Path) -> None:

@@ -15,7 +15,7 @@ from scipy import stats
 
 import local_tinker
 import trainer_with_eval
-from errors import ConfigError, RegistryError, ServiceError
+from errors import ConfigError, Interrupted, RegistryError, ServiceError
 from ledger.registry_file import Promoted, Registry
 from ledger.registry_weights import digest_of, digests_of_weights, weights_dir
 from ledger.registry_writing import who, writing
@@ -23,13 +23,16 @@ from ledger.run_directory import CONFIG, LEDGER
 from ledger.store import RunStore
 from loop.rounds.keeping import care_for
 from promotion.comparing import compare_names, pair, why_incomparable
+from promotion.entry import summary_of
 from promotion.evidence import find_candidate
 from promotion.keeping import let_go
 from promotion.notices import parse_then
 from promotion.promoting import Outcome, promote
 from promotion.rules import guard_objections, has_no_threshold, judge_candidate
-from promotion.staleness import freshness, stale_reasons
+from promotion.showing import describe, history_of, shown_of
+from promotion.staleness import freshness, freshness_of
 from promotion.weighing import Request
+from registry_records import promoted
 from run_records import finished
 from scores.decision import Gate
 from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
@@ -115,7 +118,7 @@ def test_the_first_promotion_says_all_that_tells_what_it_is(folder: Path) -> Non
     assert entry.base_sha256 and "model.safetensors" in entry.base_sha256
     assert (entry.parent, entry.against, entry.forced) == (None, None, None)
     assert (entry.promoted_by, entry.command) == ("a test", ["registry.py", "promote"])
-    assert stale_reasons(Registry.read(FILE), entry) == []
+    assert freshness_of(Registry.read(FILE), entry).stale == []
     assert "there was no support@champion before" in outcome.lines[1]
 
 
@@ -264,7 +267,7 @@ def test_results_of_other_questions_or_rows_are_stale(folder: Path) -> None:
     assert any("not checked for changes: the rows of train_file" in one for one in outcome.notes)
     Path("questions.jsonl").write_text("{")
     entry = Registry.read(FILE).find("registry:champion")
-    assert len(stale_reasons(Registry.read(FILE), entry)) == 1
+    assert len(freshness_of(Registry.read(FILE), entry).stale) == 1
 
 
 def test_graders_of_the_user_are_part_of_what_was_asked(tmp_path: Path) -> None:
@@ -301,6 +304,43 @@ def with_settings(run_dir: Path, **changes: Any) -> None:
         group, _, name = key.rpartition("__")
         (resolved["config"][group] if group else resolved["config"])[name] = value
     (run_dir / CONFIG).write_text(json.dumps(resolved))
+
+
+def test_the_state_to_train_on_from_is_looked_at(folder: Path) -> None:
+    checkpoint = RunStore.open(Path("runs/r")).checkpoint(1)
+    assert checkpoint is not None
+    file = weights_dir(Path("runs/r"), checkpoint.state_path) / "adapter_model.safetensors"
+    for change in (lambda: file.write_bytes(b"of another round"), file.unlink):
+        change()
+        outcome = ask_for("runs/r@round_01")
+        assert (outcome.exit_code, kinds(outcome)) == (3, ["state"])
+    assert "has no adapter_model.safetensors any more" in outcome.lines[0]
+
+
+@pytest.mark.parametrize("name", ["tinker://s:train:0/weights/round_01", "runs/r@round_09"])
+def test_what_names_no_checkpoint_is_not_called_an_option(name: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^checkpoint {name}: "):
+        ask_for(name)
+
+
+def test_a_guard_of_the_champion_cannot_be_left_away_without_a_word(folder: Path) -> None:
+    """A run that asks less would else be free of what the one before was held to."""
+    store = RunStore.open(Path("runs/r"))
+    result = store.result(2)
+    assert result is not None
+    told = summary_of(result)
+    told["tasks"] |= {
+        "qa:guard.jsonl": {"role": "guard", "score": 1.0, "interval": None, "n": 4},
+        "qa:more.jsonl": {"role": "score", "score": 1.0, "interval": None, "n": 4},
+        "qa:seen.jsonl": {"role": "report", "score": 1.0, "interval": None, "n": 4},
+    }
+    promoted(FILE, store, "support", 2, results=told)
+    outcome = ask_for("runs/r@round_01")
+    assert (outcome.exit_code, kinds(outcome)) == (3, ["guard"])
+    assert "registry:support@1 was held to guard qa:guard.jsonl, and this run" in outcome.lines[0]
+    assert any("was promoted on qa:more.jsonl, which this run" in note for note in outcome.notes)
+    outcome = ask_for("runs/r@round_01", force="the guard is not needed any more")
+    assert outcome.exit_code == 0 and outcome.pairing is not None
 
 
 def test_limits_and_a_threshold_that_nobody_set(folder: Path) -> None:
@@ -424,6 +464,17 @@ def test_a_command_that_fails_leaves_the_promotion(folder: Path) -> None:
     assert last_event()["ok"] is False
     with pytest.raises(ConfigError, match="--then no-such-program"):
         parse_then("no-such-program --now")
+
+
+def test_a_command_that_is_interrupted_leaves_the_promotion_and_says_so(folder: Path) -> None:
+    with pytest.raises(Interrupted, match="is registry:support@1 and support@champion") as asked:
+        ask_for("runs/r", then=parse_then("sh -c 'sleep 0.3; kill -INT $PPID; sleep 60'"))
+    assert "The command of --then, sh was stopped before its end" in str(asked.value)
+    registry = Registry.read(FILE)
+    (event,) = history_of(registry, registry.find("support@1"))
+    assert (event["type"], event["ok"]) == ("notified", False)
+    lines = list(describe(registry, shown_of(registry, registry.find("support@1"))))
+    assert "the command of --then was run: sh was stopped before its end" in lines[-1]
 
 
 # --- comparing, by hand ---------------------------------------------------------------------------
