@@ -115,6 +115,7 @@ def _fill(
         checks = check_written(source, wanted, written, reference, folder)
     refuse_failed(wanted, checks)
     record = export_record(source, wanted, written, checks)
+    record["asked"] = {"questions": reference.origin, "notes": list(reference.notes)}
     write_texts(folder, texts_beside(source, wanted, written, template, checks))
     write_record(folder, record)
     return Made(

@@ -17,6 +17,7 @@ import export
 import recomputed
 import registry
 from exports.gathering import gather_reference
+from exports.reference import OWN_QUESTIONS
 from exports.self_check import Noise, _beside, limits_for
 from exports.source import Asked, find_source
 from loop.reports.progress import Progress
@@ -144,8 +145,9 @@ def test_an_export_is_as_near_to_the_service_as_it_says(there: Path) -> None:
         while len(tokens) < len(one.prompt) + 4 and tokens[-1:] != [reference.stop[0]]:
             tokens.append(int(logits_of(tokens)[-1].argmax()))
         same += tuple(tokens[len(one.prompt) :]) == one.answer
-    checks = json.loads(Path("out/export.json").read_text())["checks"]
-    said = {one["name"]: one["figures"] for one in checks}
+    record = json.loads(Path("out/export.json").read_text())
+    assert record["asked"]["questions"] == reference.origin == OWN_QUESTIONS
+    said = {one["name"]: one["figures"] for one in record["checks"]}
     logprobs, answers = said["log-probabilities"], said["greedy answers"]
     assert (logprobs["num_texts"], logprobs["num_tokens"]) == (20, len(apart))
     assert np.mean(apart) == pytest.approx(logprobs["mean"], abs=1e-6)
