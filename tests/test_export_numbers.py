@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -321,3 +322,17 @@ def test_limits_are_the_sum_that_they_are_said_to_be() -> None:
     assert limits.why == (
         "3 times what computing in float32 changes, 2e-06 and 4e-05, and 1e-05 and 0.0001 more"
     )
+
+
+def test_how_often_a_promotion_is_wrong_is_counted_by_its_own_rule() -> None:
+    from benchmarks.promotion_errors import answers, compared, rates_of
+
+    seeds = range(12)
+    found = [answers(random.Random(seed), 40, 0.0, 0.3) for seed in seeds]
+    for before, after in found:
+        assert compared(after, before).is_worse == (sum(after) < sum(before))
+    assert sum(a != b for one in found for a, b in zip(*one, strict=True)) == pytest.approx(
+        0.3 * 40 * len(seeds), rel=0.25
+    )
+    never = rates_of(random.Random(0), 5, 50, 0.2, 0.2)  # every change is for the better
+    assert (never.refused, never.guard_refused) == (0, 0)
