@@ -48,15 +48,18 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    print(f"{args.times} comparisons a row, n={args.questions}, champion right in {RIGHT:.0%}")
-    print("| candidate | answers changed | refused | let through | called better | as a guard |")
+    print(
+        f"{args.times} comparisons a row, n={args.questions}, the champion right in {RIGHT:.0%}; "
+        f"shares are off by up to {1 / args.times**0.5:.0%} (95 %)\n"
+    )
+    print("| candidate | answers changed | refused | let through | called better | guard refuses |")
     print("|---|---|---|---|---|---|")
     for points in POINTS:
         for changed in CHANGED:
             if abs(points) / 100 <= changed:
                 rng = random.Random(f"{args.seed} {points} {changed}")
                 rates = rates_of(rng, args.times, args.questions, points / 100, changed)
-                print(f"| {_called(points)} | {changed:.0%} | {_cells(rates)} |")
+                print(f"| {_called(points)} | {_percent(changed)} | {_cells(rates)} |")
     return 0
 
 
@@ -106,7 +109,16 @@ def _called(points: int) -> str:
 
 def _cells(rates: Rates) -> str:
     cells = (rates.refused, 1 - rates.refused, rates.called_better, rates.guard_refused)
-    return " | ".join(f"{one:.1%}" for one in cells)
+    return " | ".join(map(_percent, cells))
+
+
+def _percent(share: float) -> str:
+    """In whole percents, which is all that a few hundred comparisons tell."""
+    if 0 < share <= 0.005:
+        return "below 1 %"
+    if 0.995 <= share < 1:
+        return "above 99 %"
+    return f"{share:.0%}".replace("%", " %")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from errors import ConfigError, one_line
 from pages.document import Block, Bullets, Column, Document, Paragraph, Section, Table
 from pages.markdown import markdown
 from scores.results import LEVEL, Moved, moved_questions, score_difference
-from scores.wording import interval_text, score_text
+from scores.wording import interval_text, score_text, signed_text
 from storage.files import append_line, write_whole
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _difference(line: Line) -> str:
     if line.before is None:
         return "-"
     found = score_difference(line.result, line.before, LEVEL)
-    return f"{found.mean:+.4f} {interval_text(found.interval, signed=True)}"
+    return f"{signed_text(found.mean)} {interval_text(found.interval, signed=True)}"
 
 
 def _flaws(result: EvalResult) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from config_schema import LoadedConfig, validate
 from errors import LoopError
+from exports.reference import OWN_QUESTIONS
 from exports.source import Source as Exported
 from ledger.finding import config_file_of
 from ledger.store import RunStore
@@ -75,7 +76,7 @@ def asked_of(source: Exported) -> Asked:
             questions += _of_task(source.store, name, recorded.get(name, []), notes)
     prompt = evaluation.get("system_prompt")
     questions = [one._replace(turns=tuple(turns_asked(one.turns, prompt))) for one in questions]
-    origin = "questions of the run's evaluation"
+    origin = OWN_QUESTIONS
     if not questions:
         questions = list(_of_rows(source.store, notes))
         origin = "rows of the run's training, since no question of its evaluation can be read"

@@ -132,6 +132,7 @@ def _fill(
             written = replace(written, notes=notes)
     refuse_failed(wanted, checks)
     record = export_record(source, wanted, written, template, checks)
+    record["asked"] = {"questions": reference.origin, "notes": list(reference.notes)}
     write_texts(folder, texts_beside(source, wanted, written, template, checks))
     write_record(folder, record)
     return Made(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+OWN_QUESTIONS = "questions of the run's evaluation"  # what is asked where nothing else is said
+
 
 class ScoredText(NamedTuple):
     """A conversation in tokens and the service's log-probability of each token but the first."""

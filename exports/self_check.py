@@ -23,7 +23,7 @@ from typing import NamedTuple
 from errors import ExportError, one_line
 from exports.check import Check
 from exports.loaded import Loaded
-from exports.reference import GreedyAnswer, Reference
+from exports.reference import OWN_QUESTIONS, GreedyAnswer, Reference
 
 OF_NOISE = 3  # both of the mean and of the largest
 # Float32 keeps seven digits; log-probabilities down to -30 that pass dozens of layers keep four.
@@ -275,6 +275,8 @@ def check_answers(loaded: Loaded, reference: Reference, limits: Limits) -> Check
     if num == 0:
         return Check("greedy answers", False, "There were no answers to compare.", figures)
     sentence = f"{num - len(partings)} of {num} greedy answers are the service's, token by token."
+    if reference.origin not in ("", OWN_QUESTIONS):
+        sentence += f" Asked were {reference.origin}."
     if ties:
         sentence += (
             f" Different at ties: {len(ties)}, where the two tokens' log-probabilities are at most "

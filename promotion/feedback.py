@@ -127,7 +127,7 @@ class Taken:
             said.append(f"{_many(counts['repeated'], 'row')} said again what another one says")
         if counts["similar"]:
             said.append(
-                f"taken, and similar to what an evaluation asks: {counts['similar']} "
+                f"taken, and similar to what an evaluation asks: {_many(counts['similar'], 'row')} "
                 f"({folder / SIMILAR} has each)"
             )
         return said
@@ -171,6 +171,8 @@ def take(given: FeedbackFile) -> Taken:
     ]
     kept, dropped, similar = _without_questions(read.rows, Questions(runs), source.name)
     found = sort_rows(kept, given.right_from, source.name)
+    not_taken = {row.line_no for row in found.left_out}
+    similar = [row for row in similar if row.line_no not in not_taken]
     beside = beside_training(found.asked, training_examples(runs))
     if sha256_of(source) != sha256:
         raise RegistryError(

@@ -19,6 +19,7 @@ BY_CHARS = 8
 MAX_COLUMN = 16  # of names; a longer one has a line of its own
 MAX_DETAIL = 400
 NOTIFIED = "notified"  # the event of a command that a promotion ran
+NO_TEST = "none that was asked of these weights"
 
 
 class Shown(NamedTuple):
@@ -91,7 +92,7 @@ def table(shown: Sequence[Shown]) -> list[str]:
     return lines
 
 
-_HEAD = f"{'score':<19} {'n':>5} {'when':<10} {'by':<{BY_CHARS}}"
+_HEAD = f"{'score':<19} {'n':>5} {'when (UTC)':<10} {'by':<{BY_CHARS}}"
 
 
 def _cells(one: Shown) -> str:
@@ -161,7 +162,7 @@ def describe(registry: Registry, one: Shown) -> Iterator[str]:
     yield f"data manifest: sha256 {entry.data_sha256}"
     yield f"score: {_measured(results)}"
     sealed = None if entry.sealed_test is None else record_of(Results, entry.sealed_test)
-    yield f"sealed test: {'not asked' if sealed is None else _measured(sealed)}"
+    yield f"sealed test: {NO_TEST if sealed is None else _measured(sealed)}"
     yield f"started from: {'the base model' if entry.parent is None else one_line(entry.parent)}"
     if entry.against is not None:
         yield f"compared with: {one_line(_said(entry.against), MAX_DETAIL)}"

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 from scores.intervals import Interval
 from scores.results import EvalResult, TaskResult, gate_change
-from scores.wording import beside
+from scores.wording import beside, signed_text
 
 Action = Literal[
     "continue", "rollback", "stop_passed", "stop_budget", "stop_rounds", "stop_plateau"
@@ -219,7 +219,7 @@ def _apply_rule(result: EvalResult, baseline: EvalResult, gate: Gate) -> Verdict
     is_gain = gain.interval.low > gate.margin
     low, margin = beside(gain.interval.low, gate.margin, is_met=is_gain, how=operator.gt, sign="+")
     numbers += (
-        f" and {gain.mean:+.4f} on the baseline, at least {low} "
+        f" and {signed_text(gain.mean)} on the baseline, at least {low} "
         f"{'>' if is_gain else '<='} margin {margin} (paired, {sure})"
     )
     return Verdict(is_reached and is_gain, numbers, None)
@@ -408,8 +408,8 @@ def _fall(history: Sequence[EvalResult], best: int, gate: Gate) -> str | None:
 
 
 def _signed(value: float, interval: Interval | None) -> str:
-    shown = "" if interval is None else f" [{interval[0]:+.4f}, {interval[1]:+.4f}]"
-    return f"{value:+.4f}{shown}"
+    shown = "" if interval is None else f" [{signed_text(interval[0])}, {signed_text(interval[1])}]"
+    return f"{signed_text(value)}{shown}"
 
 
 def best_round(history: Sequence[EvalResult], gate: Gate) -> int:

@@ -85,8 +85,9 @@ def change_of_task(after: dict[str, Any], before: dict[str, Any]) -> Change:
         p_value = float(stats.binomtest(better, changed).pvalue) if changed else 1.0
         low, high = max(-1.0, up - down - half), min(1.0, up - down + half)
         return Change(mean, float(low), float(high), p_value, n)
-    half = float(stats.t.ppf(0.975, n - 1) * moved.std(ddof=1) / np.sqrt(n))
-    p_value = float(stats.ttest_1samp(moved, 0.0).pvalue)
+    stderr = float(moved.std(ddof=1) / np.sqrt(n))
+    half = float(stats.t.ppf(0.975, n - 1)) * stderr
+    p_value = float(2 * stats.t.sf(abs(mean) / stderr, n - 1))
     return Change(mean, max(-1.0, mean - half), min(1.0, mean + half), p_value, n)
 
 

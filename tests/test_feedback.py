@@ -473,3 +473,18 @@ def test_the_next_run_draws_from_the_pool(house: Path, made: Workspace) -> None:
     assert selection is not None
     assert {pick.file for pick in selection.picks} == {POOL}
     assert all("name of star" in (pick.text or "") for pick in selection.picks)
+
+
+def test_a_row_that_is_left_out_is_not_counted_as_taken_and_similar(house: Path) -> None:
+    near = "Which word stands at place {} today?".format
+    taken = give(
+        house,
+        said(near(1), "x", 1),
+        said(near(2), "x", 1),
+        said(near(2), "x", 0),
+        said(near(3), "y"),
+    )
+    listed = [row["line_no"] for row in rows_in(taken, "similar.jsonl")]
+    assert (taken.counts["disputed"], taken.counts["unrated"]) == (2, 1)
+    assert listed == [1] and taken.counts["similar"] == 1
+    assert any("similar to what an evaluation asks: 1 row (" in line for line in taken.lines())

@@ -32,6 +32,7 @@ from scores.wording import (
     p_value_text,
     score_and_n,
     score_text,
+    signed_text,
 )
 
 # --- which ones -----------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def _worse(change: GateChange, against: str, numbers: str) -> str | None:
     if interval is None or interval.high >= 0:
         return None
     return (
-        f"{numbers}, but it is worse than {against} beyond noise: {change.mean:+.4f} "
+        f"{numbers}, but it is worse than {against} beyond noise: {signed_text(change.mean)} "
         f"{interval_text(interval, signed=True)}"
     )
 
@@ -177,7 +178,7 @@ def task_lines(result: EvalResult) -> Iterator[str]:
 
 def _difference_text(difference: ScoreDifference) -> str:
     return (
-        f"{difference.mean:+.4f} {interval_text(difference.interval, signed=True)} "
+        f"{signed_text(difference.mean)} {interval_text(difference.interval, signed=True)} "
         f"({difference.method}{p_value_text(difference.p_value)})"
     )
 
@@ -243,7 +244,7 @@ def _task_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
             cell = score_text(mine)
             if mine is not task:
                 moved = task_difference(mine, task, LEVEL)
-                cell += f", {moved.mean:+.4f} {interval_text(moved.interval, signed=True)}"
+                cell += f", {signed_text(moved.mean)} {interval_text(moved.interval, signed=True)}"
             cells.append(cell)
         yield f"| {task.name} ({task.role}) | {' | '.join(cells)} |"
     for position, loss in enumerate(first.held_out):

@@ -18,7 +18,7 @@ from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
 from scores.decision import Decision, Gate, broken_guard, flaw_warning, is_below_baseline
 from scores.diagnosis import last_quarter
 from scores.results import LEVEL, EvalResult, score_difference, task_difference
-from scores.wording import bits_text, interval_text, p_value_text, score_text
+from scores.wording import bits_text, interval_text, p_value_text, score_text, signed_text
 
 NUM_FAILURES_SHOWN = 10
 NUM_ROWS_SHOWN = 5
@@ -99,7 +99,7 @@ def _recommendation(
     yield f"(to train on from: `{checkpoint.state_path}`)."
     yield ""
     yield (
-        f"- {_why(store, gate, decision)}: {score_text(best)}; {gain.mean:+.4f} "
+        f"- {_why(store, gate, decision)}: {score_text(best)}; {signed_text(gain.mean)} "
         f"{interval_text(gain.interval, signed=True)} on the baseline "
         f"({gain.method}{p_value_text(gain.p_value)})."
     )
@@ -128,7 +128,7 @@ def _recommendation(
             change = task_difference(task, before, LEVEL)
             is_worse = change.interval is not None and change.interval.high < 0
             verdict = "worse beyond noise" if is_worse else "not worse beyond noise"
-            yield f"- Benchmark {task.name}: {change.mean:+.4f} on the baseline, {verdict}."
+            yield f"- Benchmark {task.name}: {signed_text(change.mean)} on the baseline, {verdict}."
     if (flaws := flaw_warning(best)) is not None:
         yield f"- {flaws[0].upper()}{flaws[1:]}."
     training = last_quarter(store.losses(best.round))
@@ -185,7 +185,7 @@ def _tasks(best: EvalResult, baseline: EvalResult) -> Iterator[str]:
         change, was = "", ""
         if before is not None:
             moved = task_difference(task, before, LEVEL)
-            change = f"{moved.mean:+.4f} {interval_text(moved.interval, signed=True)}"
+            change = f"{signed_text(moved.mean)} {interval_text(moved.interval, signed=True)}"
             change += p_value_text(moved.p_value)
             was = f"{before.score:.4f}"
         yield (

@@ -20,7 +20,7 @@ from pages.document import Block, Bullets, Code, Lead, Link, Links, Paragraph, S
 from pages.document import Verdict as Shown
 from scores.decision import Decision, is_below_baseline, judge
 from scores.results import EvalResult
-from scores.wording import beside, interval_text, score_text
+from scores.wording import beside, interval_text, score_text, signed_text
 
 DETAIL_CHARS = 600
 RULES = {
@@ -146,7 +146,7 @@ def _tiles(view: Viewed, best: EvalResult, baseline: EvalResult) -> Tiles:
     if best.round:
         gain = gain_of(best, baseline)
         interval = "" if gain is None else interval_text(gain.interval, signed=True)
-        value = "not known" if gain is None else f"{gain.mean:+.4f}"
+        value = "not known" if gain is None else signed_text(gain.mean)
         tiles.append(Tile("gained by training", value, f"{interval}, same questions"))
     tiles.append(Tile("threshold", f"{gate.threshold:g}", RULES[gate.rule]))
     test = store.test_result()

@@ -23,7 +23,7 @@ from scores.results import (
     moved_questions,
     task_difference,
 )
-from scores.wording import ALPHA, interval_text, p_digits
+from scores.wording import ALPHA, interval_text, p_digits, signed_text
 
 SMALLEST_P = 1e-4  # below, p hangs on the far end of a distribution, of which questions say nothing
 VALUE_CHARS = 40
@@ -64,7 +64,7 @@ class Pair(NamedTuple):
             both = f"{self.one} scores {'higher' if self.mean > 0 else 'lower'} than {self.other}"
         by_holm = "" if self.p_holm is None else " by Holm"
         return (
-            f"{both}: these two checkpoints {told}: {self.mean:+.4f} "
+            f"{both}: these two checkpoints {told}: {signed_text(self.mean)} "
             f"{interval_text(self.interval, signed=True)}, {p_text(self.p_holm)}{by_holm}, "
             f"paired on {self.num_questions} question{'s' * (self.num_questions != 1)}."
         )

@@ -25,7 +25,7 @@ from pages.document import Block, Bullets, Column, Figure, Paragraph, Section, T
 from pages.forest import ForestChart, ForestRow
 from pages.ticks import Axis
 from scores.results import LEVEL, EvalResult, topic_scores
-from scores.wording import ROLE_NAMES, interval_text, score_text
+from scores.wording import ROLE_NAMES, interval_text, score_text, signed_text
 
 INTERVAL = f"{LEVEL:.0%} interval"
 NOT_MEASURED = "not measured"
@@ -124,7 +124,8 @@ def _forest(reference: str, pairs: Sequence[Pair]) -> Figure | Paragraph:
             pair.one,
             pair.mean,
             *((None, None) if pair.interval is None else pair.interval),
-            f"{pair.mean:+.4f} {interval_text(pair.interval, signed=True)}, {p_text(pair.p_holm)}",
+            f"{signed_text(pair.mean)} {interval_text(pair.interval, signed=True)}, "
+            f"{p_text(pair.p_holm)}",
             pair.is_told_apart,
         )
         for pair in shown
@@ -155,7 +156,7 @@ def _pairs_table(pairs: Sequence[Pair]) -> Table:
     rows = [
         [
             f"{pair.one} less {pair.other}",
-            f"{pair.mean:+.4f}",
+            signed_text(pair.mean),
             interval_text(pair.interval, signed=True),
             p_text(pair.p_value).removeprefix("p ").removeprefix("= "),
             p_text(pair.p_holm).removeprefix("p ").removeprefix("= "),
@@ -197,7 +198,7 @@ def tasks_section(sides: Sequence[Side]) -> Iterator[Section]:
         change = ["", "", one.why_not]
         if moved is not None:
             ends = interval_text(moved.interval, signed=True)
-            change = [f"{moved.mean:+.4f} {ends}", p_text(moved.p_value), ""]
+            change = [f"{signed_text(moved.mean)} {ends}", p_text(moved.p_value), ""]
         score = [f"{one.task.score:.4f}", interval_text(one.task.interval), f"{one.task.n:,}"]
         rows.append([f"{one.task.name}{ROLE_NAMES[one.task.role]}", one.label, *score, *change])
     rows.sort(key=lambda row: row[0])
