@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,11 @@ from ledger.registry_file import CHAMPION, PREFIX, Promoted, Registry
 from ledger.registry_names import measured_in, run_of
 from ledger.registry_writing import Who, writing
 from ledger.store import RunStore
+from promotion.feedback_lines import json_lines, pool_row, preference_row, to_answer_row
 from promotion.feedback_questions import Questions, RunKnowledge, known_of, training_examples
 from promotion.feedback_rows import Rated, RatedFile, read_feedback
 from promotion.feedback_sorting import (
-    Answer,
-    Asked,
     Beside,
-    Pair,
     Sorted,
     beside_training,
     conversation_ids,
@@ -318,74 +316,16 @@ def _contents(
     similar: Sequence[DroppedRow],
 ) -> dict[str, str]:
     """The files of the folder, those without a row left away."""
-    pool = [_pool_row(one, answer, file) for one in found.asked for answer in one.right]
-    to_answer = [_to_answer_row(one, file) for one in found.asked if one.is_failed]
+    pool = [pool_row(one, answer, file) for one in found.asked for answer in one.right]
+    to_answer = [to_answer_row(one, file) for one in found.asked if one.is_failed]
     contents = {
-        POOL: _json_lines(pool),
-        f"{entry.name}_{TO_ANSWER}.jsonl": _json_lines(to_answer),
-        PREFERENCES: _json_lines(_preference_row(pair, file) for pair in found.pairs),
+        POOL: json_lines(pool),
+        f"{entry.name}_{TO_ANSWER}.jsonl": json_lines(to_answer),
+        PREFERENCES: json_lines(preference_row(pair, file) for pair in found.pairs),
         LEFT_OUT: "".join(row_lines(left_out)),
         SIMILAR: "".join(row_lines(similar)),
     }
     return {name: text for name, text in contents.items() if text}
-
-
-def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _of_topic(asked: Asked) -> dict[str, str]:
-    return {} if asked.topic is None else {"topic": asked.topic}
-
-
-def _from(answer: Answer, file: str) -> dict[str, Any]:
-    """Where an answer is to be looked up."""
-    labels = {
-        key: value
-        for key in ("id", "time")
-        if (value := getattr(answer.votes[0].row, key)) is not None
-    }
-    return {"file": file, "lines": answer.lines, "entry": answer.entry, **labels}
-
-
-def _pool_row(asked: Asked, answer: Answer, file: str) -> dict[str, Any]:
-    return {
-        "prompt": asked.prompt.given,
-        "completion": answer.text,
-        **_of_topic(asked),
-        FOLDER: _from(answer, file),
-    }
-
-
-def _to_answer_row(asked: Asked, file: str) -> dict[str, Any]:
-    """A prompt with the best of its wrong answers, in the form that feedback is read in."""
-    wrong = max(asked.answers, key=lambda one: one.worth or 0.0, default=None)
-    row = next((vote.row for vote in wrong.votes), None) if wrong else asked.rows[0]
-    assert row is not None, "an answer has a vote, and a prompt a row"
-    response = {} if wrong is None else {"response": wrong.text, "score": wrong.worth}
-    return {
-        "prompt": asked.prompt.given,
-        **response,
-        "correction": "",
-        **_of_topic(asked),
-        "checkpoint": row.entry,
-        TO_ANSWER: f"{file} line {row.line_no}",
-    }
-
-
-def _preference_row(pair: Pair, file: str) -> dict[str, Any]:
-    """In messages throughout, which trainers take as they are."""
-    messages = [{"role": one.role, "content": one.content} for one in pair.asked.prompt.messages]
-    given = pair.asked.prompt.given
-    return {
-        "prompt": messages if isinstance(given, str) else given,
-        "chosen": [{"role": "assistant", "content": pair.chosen.text}],
-        "rejected": [{"role": "assistant", "content": pair.rejected.text}],
-        FOLDER: {
-            "chosen": {**_from(pair.chosen, file), "score": pair.chosen.worth},
-            "rejected": {**_from(pair.rejected, file), "score": pair.rejected.worth},
-        },
-    }
 
 
 def _write(given: FeedbackFile, taken: Taken, contents: Mapping[str, str]) -> None:

@@ -46,17 +46,9 @@ def folder_aside(target: Path) -> Iterator[Path]:
     Raises `StorageError`. Where filling it raises, nothing is left.
     """
     parent = target.parent
+    aside = parent / f".{target.name[:200]}{MARK}{os.getpid()}"
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(parent)
-        aside = parent / f".{target.name[:200]}{MARK}{os.getpid()}"
-        shutil.rmtree(aside, ignore_errors=True)  # of an earlier process with this number
-        aside.mkdir()
-    except (OSError, ValueError) as error:
-        raise _refused(target, error) from error
-    descriptor = os.open(aside, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = _begun(parent, aside, target)
         try:
             yield aside
             _publish(aside, target)
@@ -64,9 +56,24 @@ def folder_aside(target: Path) -> Iterator[Path]:
             if error.errno in REFUSALS:
                 raise _refused(target, error) from error
             raise
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
+    finally:  # also where it is interrupted before anything is in it
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _begun(parent: Path, aside: Path, target: Path) -> int:
+    """Make the folder and hold its lock; returns what holds it."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(parent)
+        shutil.rmtree(aside, ignore_errors=True)  # of an earlier process with this number
+        aside.mkdir()
+        descriptor = os.open(aside, os.O_RDONLY)
+    except (OSError, ValueError) as error:
+        raise _refused(target, error) from error
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
 
 
 def _publish(aside: Path, target: Path) -> None:
