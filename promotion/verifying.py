@@ -14,7 +14,6 @@ from ledger.store import MANIFEST, RunStore
 from storage.stored_json import record_of
 
 State = Literal["ok", "gone", "changed", "not read"]
-WHAT = ("run", "weights", "evaluation", "sealed test", "data")
 
 
 class Finding(NamedTuple):
