@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.boundary import describe_failure, sigterm_as_interrupt
-from errors import InputError, Interrupted, LoopError
+from commands.boundary import Session, report_failure, sigterm_as_interrupt
+from errors import LoopError
 from loop.reports.console import Starting, drop, open_missing_streams, say, tell, write_out
 from services.keys import Keys, taken
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 drop(stream)
             return 1
         except (LoopError, OSError) as error:
-            return report_failure(args, keys, error)
+            return report_failure(args, Session(keys), error)
         except KeyboardInterrupt:
             tell("Interrupted. Nothing was written.", file=sys.stderr)
             return 130
@@ -153,21 +153,6 @@ def use_of(made: Made, out: Path) -> str:
         "ollama": f"cd {folder} && ollama create NAME --file Modelfile",
     }
     return f"{uses[made.wanted.format]} ({out / CARD} has the rest)"
-
-
-def report_failure(args: argparse.Namespace, keys: Keys, error: Exception) -> int:
-    """Tell the user what failed; the exit code."""
-    is_asked = isinstance(error, Interrupted)
-    message = keys.redacted(describe_failure(error))
-    exit_code = 2 if isinstance(error, InputError) else 130 if is_asked else 1
-    if args.verbose:
-        import traceback
-
-        say(keys.redacted("".join(traceback.format_exception(error))), file=sys.stderr)
-    tell(f"{'' if is_asked else 'error: '}{message}", file=sys.stderr)
-    if args.json:
-        say(json.dumps({"error": message, "exit_code": exit_code}))
-    return exit_code
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.boundary import describe_failure, sigterm_as_interrupt
-from errors import ConfigError, InputError, Interrupted, LoopError, one_line
+from commands.boundary import Session, report_failure, sigterm_as_interrupt
+from errors import ConfigError, Interrupted, LoopError, one_line
 from loop.reports.console import Starting, drop, open_missing_streams, say, tell, write_out
 from services.keys import Keys, taken
 
@@ -126,6 +126,7 @@ def _command(commands: Commands, name: str, does: str) -> argparse.ArgumentParse
         help=f"the registry (default: {FILE} here)",
     )
     command.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    command.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     return command
 
 
@@ -155,19 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 drop(stream)
             return 1
         except (LoopError, OSError) as error:
-            is_asked = isinstance(error, Interrupted)
-            exit_code = 2 if isinstance(error, InputError) else 130 if is_asked else 1
-            return _failed(args, keys.redacted(describe_failure(error)), exit_code)
+            return report_failure(args, Session(keys), error)
         except KeyboardInterrupt:
-            return _failed(args, "Interrupted.", 130)
-
-
-def _failed(args: argparse.Namespace, message: str, exit_code: int) -> int:
-    """Say why the command did not end well; returns the exit code."""
-    tell(f"{'' if exit_code == 130 else 'error: '}{message}", file=sys.stderr)
-    if args.json:
-        say(json.dumps({"error": message, "exit_code": exit_code}))
-    return exit_code
+            return report_failure(args, Session(keys), Interrupted("Interrupted."))
 
 
 # --- list, show -----------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from exports.asked import (
 )
 from exports.reference import GreedyAnswer, Reference, ScoredText
 from exports.source import Source, place_of
+from ledger.registry_weights import CHECKPOINTS
 from loop.planning.fitting import limits_of
 from loop.rounds.session import hosting
 from rows.chat_formats import load_renderer
@@ -104,7 +105,7 @@ def _serve(service: Any, source: Source) -> str:
         service.serve_model(_model_name(source), str(source.base_dir))
     except UserError as error:
         raise ConfigError(str(error)) from None
-    return service.open_folder(source.store.run_dir / "checkpoints")
+    return service.open_folder(source.store.run_dir / CHECKPOINTS)
 
 
 def _model_name(source: Source) -> str:

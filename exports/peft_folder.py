@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import ExportError
-from exports.source import ADAPTER_FILES
+from ledger.registry_weights import ADAPTER_FILES
 from storage.folders import copy_plain, write_plain
 
 CONFIG, WEIGHTS = ADAPTER_FILES

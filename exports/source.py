@@ -10,13 +10,12 @@ from typing import NamedTuple
 from errors import ConfigError
 from ledger.records import Checkpoint, ModelFiles, seconds_of
 from ledger.references import find_start, find_subjects
+from ledger.registry_weights import ADAPTER_FILES, weights_dir
 from ledger.store import RunStore
 from loop.planning.models import model_change, model_config, model_digests
 from services.place import ServiceChoice, choose_service, service_of_run
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 NOWHERE = Path("not-downloaded")  # until it is
-CHECKPOINTS = "checkpoints"  # of a run directory: the embedded service's weights
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,7 @@ def _adapter_dir(store: RunStore, checkpoint: Checkpoint, key: str) -> Path:
     """Where the embedded service keeps the weights. Raises `ConfigError` where they are gone."""
     path = checkpoint.sampler_path
     assert path is not None, "the caller has looked"
-    run, kind, name = path.removeprefix("tinker://").split("/")
-    folder = store.run_dir.resolve() / CHECKPOINTS / run.replace(":", "_") / kind / name
+    folder = weights_dir(store.run_dir.resolve(), path)
     if not all((folder / file).is_file() for file in ADAPTER_FILES):
         until = next((one.expires_at for one in store.saved_weights() if one.path == path), None)
         kept = "" if until is None else f"; they were to be kept until {until}"

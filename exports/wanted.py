@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from errors import ConfigError
 
 Format = Literal["peft", "merged", "gguf", "gguf-adapter", "ollama"]
 Quantization = Literal["f32", "f16", "q8_0"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 LLAMA_CPP: tuple[Format, ...] = ("gguf", "gguf-adapter", "ollama")  # needs requirements-gguf.txt
-QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 DEFAULT_QUANTIZATION: Quantization = "f16"
 
 

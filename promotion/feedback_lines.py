@@ -9,6 +9,8 @@ from typing import Any
 from promotion.feedback_sorting import Answer, Asked, Pair
 from rows.row_keys import TO_ANSWER
 
+ORIGIN = "feedback"  # the key of where a row came from
+
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -33,7 +35,7 @@ def pool_row(asked: Asked, answer: Answer, file: str) -> dict[str, Any]:
         "prompt": asked.prompt.given,
         "completion": answer.text,
         **_of_topic(asked),
-        FOLDER: _from(answer, file),
+        ORIGIN: _from(answer, file),
     }
 
 
@@ -61,7 +63,7 @@ def preference_row(pair: Pair, file: str) -> dict[str, Any]:
         "prompt": messages if isinstance(given, str) else given,
         "chosen": [{"role": "assistant", "content": pair.chosen.text}],
         "rejected": [{"role": "assistant", "content": pair.rejected.text}],
-        FOLDER: {
+        ORIGIN: {
             "chosen": {**_from(pair.chosen, file), "score": pair.chosen.worth},
             "rejected": {**_from(pair.rejected, file), "score": pair.rejected.worth},
         },

@@ -69,7 +69,7 @@ NUM_FILES = {
     "loop.run_page": 24,
     "loop.tracking": 12,
     "pages": 10,
-    "promotion": 18,
+    "promotion": 19,
     "rows": 20,
     "scores": 12,
     "services": 7,

@@ -377,7 +377,7 @@ def test_a_run_on_a_service_is_downloaded_by_its_state(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Also a path of no known run; by the address that holds now, and with the user's key."""
+    """By the address that holds now, with the user's key, which no address of a file is given."""
     copy, address = on_service
     source = find_source(Asked(str(copy)))
     assert source.is_downloaded and source.state_path is not None
@@ -392,18 +392,19 @@ def test_a_run_on_a_service_is_downloaded_by_its_state(
         said = capsys.readouterr()
         assert "loads the state into a new training session" in said.err
         assert "DEPRECATED" not in said.err and KEY not in said.err + said.out
-        giving.saved.clear()
-        monkeypatch.setattr(gathering, "NUM_QUESTIONS", 1)
-        model = shutil.copytree(source.base_dir, copy.parents[1] / "moved")  # as nobody calls it
-        options = ["--base-model", str(model), "--renderer", "llama3"]
-        assert exported(source.state_path, tmp_path / "stranger", *options) == 0
-    assert "of no run that is known here" in capsys.readouterr().out
+    # of no known run the service says what it calls the base model
+    model = shutil.copytree(source.base_dir, copy.parents[1] / "moved")
+    stranger = find_source(Asked(source.state_path, str(model), "llama3"))
+    monkeypatch.setattr(gathering, "NUM_QUESTIONS", 1)
+    env = {"TINKER_API_KEY": KEY, "TINKER_BASE_URL": address}
+    reference = gather_reference(stranger, env, Progress(verbose=False))
+    assert "of no run that is known here" in stranger.notes[0] and len(reference.answers) == 1
+    assert reference.untouched[0] != reference.scored[0].logprobs
     sampled = load_file(checkpoint_dir(served, source.state_path) / "adapter_model.safetensors")
-    for name in ("out", "stranger"):
-        found = load_file(tmp_path / name / "adapter_model.safetensors")
-        assert found.keys() == sampled.keys()
-        assert all(torch.equal(found[key], sampled[key]) for key in found)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "stranger"]
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert found.keys() == sampled.keys()
+    assert all(torch.equal(found[key], sampled[key]) for key in found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_a_service_that_gives_nothing_out_is_quoted(

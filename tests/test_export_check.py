@@ -46,9 +46,9 @@ FAMILIES = {  # name -> family of tests/model_dirs, tied, renderer
 }
 QUESTIONS = [
     {"question": f"Which word stands at place {i}?", "answer": "a few words", "topic": "ab"[i % 2]}
-    for i in range(12)
+    for i in range(8)
 ]
-EVALUATION = {"max_tokens": 12}
+EVALUATION = {"max_tokens": 8}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def datums(base: Path, renderer_name: str) -> list[tinker.Datum]:
 
     renderer = load_renderer(renderer_name, str(base))
     made = []
-    for one in QUESTIONS[:8]:
+    for one in QUESTIONS:
         said = [("user", one["question"]), ("assistant", one["answer"])]
         rendered = renderer.build_supervised_example(
             [{"role": role, "content": content} for role, content in said]
@@ -218,8 +218,8 @@ def test_right_exports_pass(trained: dict[str, Trained], tmp_path: Path, name: s
         by_name = {c.name: c.figures for c in checks}
         assert list(by_name) == ["tokens", "prompts", "log-probabilities", "greedy answers"]
         assert by_name["tokens"]["num"] == 50
-        assert by_name["prompts"]["num"] == by_name["greedy answers"]["num"] == 12
-        assert by_name["greedy answers"]["num_identical"] == 12
+        assert by_name["prompts"]["num"] == by_name["greedy answers"]["num"] == len(QUESTIONS)
+        assert by_name["greedy answers"]["num_identical"] == len(QUESTIONS)
         assert by_name["log-probabilities"]["num_texts"] == 20
         mean = by_name["log-probabilities"]["mean"]
         effect = by_name["log-probabilities"]["adapter_mean"]
@@ -612,7 +612,7 @@ def test_the_run_s_own_questions_are_asked_and_never_the_sealed_ones(
     asked = [dict(answer.messages)["user"] for answer in reference.answers]
     assert asked == [question["question"] for question in QUESTIONS]
     assert not any("sealed" in text for text, _ in reference.texts)
-    assert (reference.max_tokens, len(reference.stop), reference.stop_texts) == (12, 1, ())
+    assert (reference.max_tokens, len(reference.stop), reference.stop_texts) == (8, 1, ())
     assert reference.origin == "questions of the run's evaluation"
     assert len(reference.untouched) == len(reference.scored) == 20
     assert reference.answers[0].answer[-1] == reference.stop[0]  # trained to say it and end

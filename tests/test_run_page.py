@@ -23,6 +23,7 @@ from config_schema import load_and_validate_config
 from conftest import REPO
 from data_selector import Pick
 from errors import ConfigError, EvalError, RunStoreError
+from ledger.registry_weights import weights_dir
 from ledger.row_lists import first_rows
 from ledger.store import RunStore
 from loop.planning.inputs import read_inputs
@@ -32,7 +33,6 @@ from loop.reports.progress import Progress
 from loop.rounds.run import Beside
 from loop.rounds.session import open_service
 from loop.rounds.showing import MAX_PIECE_CHARS, MAX_ROW_CHARS, NUM_SHOWN, shortened, shown_picks
-from loop.run_page.opening import weights_folder
 from loop.run_page.page import PAGE, keep_page, page_of
 from loop.run_page.thinning import MOST_POINTS, spread, thinned
 from loop.run_page.viewed import standing_of, viewed
@@ -546,7 +546,7 @@ def test_the_command_that_serves_the_weights_names_places_that_hold_where_it_is_
     store = records.finished(Path("run"), shape)
     checkpoint = store.checkpoint(2)
     assert checkpoint is not None and checkpoint.sampler_path is not None
-    (Path("run") / weights_folder(checkpoint.sampler_path)).mkdir(parents=True)
+    weights_dir(Path("run"), checkpoint.sampler_path).mkdir(parents=True)
     page = Page(made(store))
     (command,) = [line for line in page.text_of("code") if "local_tinker" in line]
     assert f"--checkpoint-dir {tmp_path / 'run' / 'checkpoints'}" in command

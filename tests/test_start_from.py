@@ -445,6 +445,10 @@ def test_a_bare_path_on_a_service(
         assert "these weights have lora_rank 4" in errors(capsys)
         assert workspace.run("new", **{**on_service, "start_from": f"{saved.state_path}x"}) == 2
         assert "the service does not have it" in errors(capsys)
+        with monkeypatch.context() as patched:
+            patched.setenv("TINKER_API_KEY", f"{KEY}x")
+            assert workspace.run("new", **on_service) == 1
+            assert "refuses the key" in errors(capsys)
         assert not (workspace.folder / "new").exists()
         assert workspace.run("new", **on_service) == 0
         assert "of no run that is known here, so what it was trained on is not known" in (

@@ -27,7 +27,7 @@ from loop.planning.plan import Plan
 from loop.reports.console import tell
 from loop.reports.progress import Progress
 from loop.rounds.run import Run
-from services.faults import SDK_ERRORS, explain, is_gone
+from services.faults import SDK_ERRORS, explain, is_gone, said_by
 from services.keys import Keys
 from services.place import Place, ServiceChoice, refuse_silent_address
 from services.sdk import open_clients, rest_client
@@ -89,10 +89,12 @@ async def refuse_unfit_path(
     path = start.origin.parent.state_path
     try:
         info = await rest_client(base_url, keys.tinker).get_weights_info_by_tinker_path(path)
-    except tinker.APIStatusError as error:
-        raise ConfigError(
-            f"{start.key}: the service does not have it: {error}. Check the path."
-        ) from None
+    except SDK_ERRORS as error:
+        if is_gone(error):
+            raise ConfigError(
+                f"{start.key}: the service does not have it: {said_by(error)}. Check the path."
+            ) from None
+        raise explain(error, base_url) or error from error
     if info.base_model != plan.config.base_model:
         raise ConfigError(
             f"{start.key}: its base model is {info.base_model}, the settings' is "

@@ -9,6 +9,7 @@ from typing import Literal
 
 from errors import one_line
 from ledger.records import Checkpoint
+from ledger.registry_weights import weights_dir
 from ledger.store import RunStore
 from loop.reports.console import PROGRAM, resume_command, shown_python
 from loop.reports.run_report import stayed_sealed
@@ -207,7 +208,7 @@ def _what_of_weights(store: RunStore, decision: Decision) -> str:
 def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:
     """Where an adapter lies, and how it is served, where that is on this disk."""
     store = view.store
-    folder = weights_folder(checkpoint.sampler_path or "")
+    folder = weights_dir(Path(), checkpoint.sampler_path or "")
     if not (store.run_dir / folder).is_dir():
         elsewhere = "They are on the service that the run was on; its own tools download them."
         gone = "Their folder is not in this run directory any more."
@@ -232,12 +233,6 @@ def _weights(view: Viewed, checkpoint: Checkpoint) -> Iterator[Block]:
         f"This serves them to any program of the Tinker SDK.{where} For other programs export.py "
         "writes them as a folder that it loads and checks (docs/export.md)."
     )
-
-
-def weights_folder(path: str) -> Path:
-    """Where the embedded service keeps the weights of a path, from the run directory."""
-    run, *rest = path.removeprefix("tinker://").split("/")
-    return Path("checkpoints", run.replace(":", "_"), *rest)
 
 
 def _quoted(part: str) -> str:
