@@ -57,6 +57,7 @@ class Prompts(NamedTuple):
     texts: list[tuple[str, tuple[int, ...]]]
     max_tokens: int
     notes: list[str]
+    origin: str  # of the questions
 
 
 class _Answered(NamedTuple):
@@ -120,7 +121,7 @@ def prompts_of(asked: Asked, renderer: Renderer, base_dir: Path) -> Prompts:
     context = limits_of(base_dir).context
     longest = min(MAX_SCORED_TOKENS, context - 1 if context else MAX_SCORED_TOKENS)
     room = None if context is None else context - asked.max_tokens
-    notes = list(asked.notes)
+    notes, origin = list(asked.notes), asked.origin
 
     def fitting(candidates: Sequence[AskedQuestion]) -> list[tuple[AskedQuestion, tuple[int, ...]]]:
         prompts = ((one, _prompt(renderer, one.turns)) for one in candidates)
@@ -135,11 +136,14 @@ def prompts_of(asked: Asked, renderer: Renderer, base_dir: Path) -> Prompts:
             "token of the chat format, which a served template reads as one, or leave no room for "
             "an answer."
         )
+    if not usable and (usable := fitting(BUILT_IN)):
+        origin = f"built-in questions, since none of the {asked.origin} can be asked"
     if not usable:
         raise ExportError(
-            f"None of {len(asked.questions)} questions ({asked.origin}) can be asked: prompt and "
-            f"answer have to fit the model's context of {context} tokens, and hold no token of the "
-            "chat format. Without an answer of the service there is nothing to check an export by."
+            f"None of {len(asked.questions)} questions ({asked.origin}) can be asked, and no "
+            f"built-in one: prompt and answer have to fit the model's context of {context} tokens. "
+            "Without an answer of the service there is nothing to check an export by; evaluate the "
+            "checkpoint with a smaller evaluation.max_tokens, in a run of its own."
         )
     of_topics = spread(asked.questions, lambda one: one.group, 2 * NUM_CONVERSATIONS)
     conversations = [one for one, _ in fitting(of_topics)] or [one for one, _ in usable]
@@ -154,6 +158,7 @@ def prompts_of(asked: Asked, renderer: Renderer, base_dir: Path) -> Prompts:
         sample_texts(conversations, guard(renderer)),
         asked.max_tokens,
         notes,
+        origin,
     )
 
 
@@ -301,7 +306,7 @@ def _reference(
         stop_texts=tuple(one for one in stop if isinstance(one, str)),
         untouched=tuple(map(tuple, answered.untouched)),
         precision=_precision(choice),
-        origin=one_line(asked.origin),
+        origin=one_line(prompts.origin),
         notes=tuple(prompts.notes),
     )
 

@@ -14,10 +14,8 @@ class Loaded(Protocol):
         ...
 
     def greedy(self, prompt: Sequence[int], max_tokens: int, stop: Sequence[int]) -> list[int]:
-        """The likeliest tokens one by one, up to and with the first of the stop tokens.
-
-        An export that has stop tokens of its own in its files ends by these, and not by `stop`.
-        """
+        """The likeliest tokens one by one, up to and with the first that the export's own files say
+        ends an answer; `stop` are those that should."""
         ...
 
     def tokens_of(self, text: str) -> list[int]:

@@ -218,17 +218,20 @@ class _LlamaCpp:
         return float(step["logprob"])
 
     def greedy(self, prompt: Sequence[int], max_tokens: int, stop: Sequence[int]) -> list[int]:
-        """The likeliest tokens one by one, up to and with the first of the stop tokens."""
+        """The likeliest tokens one by one, as far as the file lets them go.
+
+        llama.cpp takes some tokens for the end of an answer by their look, which the service does
+        not; after one of those it is asked to go on. Where it goes on by itself after one of
+        `stop`, the file does not say that it ends an answer, and all is returned.
+        """
         found: list[int] = []
         while len(found) < max_tokens:
-            left = max_tokens - len(found)
-            new = self._generate([*prompt, *found], left, {})["tokens"]
+            new = self._generate([*prompt, *found], max_tokens - len(found), {})["tokens"]
             if not new:
                 raise self._server.failed(f"it generates nothing after {len(prompt)} tokens.")
-            for token in new:
-                found.append(token)
-                if token in stop:
-                    return found
+            found += new
+            if any(token in stop for token in new):
+                break
         return found
 
     def _generate(self, before: Sequence[int], number: int, more: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def make_export(asked: Asked, wanted: Wanted, env: Mapping[str, str], progress: 
     refuse_no_room(source, wanted, own_dtype(source.base_dir) if touches_base else None)
     if source.is_downloaded:
         refuse_unreachable(source, env)
-    with folder_aside(wanted.out) as folder:
+    with folder_aside(wanted.out) as folder, called(folder, wanted.out):
         with emptied(folder / DOWNLOADED) as downloads:
             if source.is_downloaded:
                 source = replace(source, adapter_dir=downloads / ADAPTER)
@@ -87,6 +87,17 @@ def make_export(asked: Asked, wanted: Wanted, env: Mapping[str, str], progress: 
                     download(source, env, downloads)
             filled = _fill(source, wanted, env, progress, folder)
         return replace(filled, sums=write_sums(folder))
+
+
+@contextlib.contextmanager
+def called(folder: Path, out: Path) -> Iterator[None]:
+    """Let an error name the export, and not the hidden folder that is gone when it is read."""
+    try:
+        yield
+    except ExportError as error:
+        if str(folder) not in str(error):
+            raise
+        raise ExportError(str(error).replace(str(folder), str(out))) from error
 
 
 def _told(source: Source) -> str:

@@ -6,7 +6,6 @@ where none is, some read `<think>` in plain text. So it is asked, with a few sho
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Sequence
@@ -113,8 +112,11 @@ def taking_marks(renderer: Renderer) -> Renderer:
             return super().build_supervised_example(messages, train_on_what)
 
     kinds: Any = type(renderer), Marking
-    marking = copy.copy(renderer)
-    marking.__class__ = type("Marking", kinds, {})  # pyright: ignore[reportAttributeAccessIssue]
+    kind: Any = type("Marking", kinds, {})
+    # Not by `copy`: the cookbook's renderers then load the model's tokenizer once more, by
+    # themselves, with the code that lies beside it.
+    marking = object.__new__(kind)
+    marking.__dict__.update(vars(renderer))
     return marking
 
 

@@ -27,12 +27,27 @@ def refuse_occupied(key: str, target: Path) -> None:
     try:
         if target.is_symlink() or (target.exists() and not target.is_dir()):
             raise ConfigError(f"{key}: {target} is there, and is no folder. Name another place.")
+        for above in target.parents:
+            if above.is_symlink() or above.exists():
+                if not above.is_dir():
+                    raise ConfigError(
+                        f"{key}: {target} cannot be made, since {above} is no folder. Name another "
+                        "place."
+                    )
+                break
         if target.is_dir() and next(target.iterdir(), None) is not None:
             raise ConfigError(
                 f"{key}: {target} is not empty, and nothing is written over. Name a new folder."
             )
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: {target} cannot be used: {error}. Name another place.") from None
+    try:
+        str(target).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{key}: {target!a} is no UTF-8, and the libraries that write weights take nothing "
+            "else. Name another place."
+        ) from None
     if "\0" in str(target):
         raise ConfigError(f"{key}: a folder's name has no NUL character. Name another place.")
     if not target.name or target.name in (".", ".."):

@@ -26,7 +26,7 @@ from exports import gathering
 from exports.check import Check
 from exports.downloading import download
 from exports.gathering import gather_reference
-from exports.making import check_written, refuse_failed
+from exports.making import called, check_written, refuse_failed
 from exports.room import refuse_no_room
 from exports.source import Asked, find_source
 from exports.templates import served_template
@@ -123,6 +123,23 @@ def test_json_prints_one_object(there: Path, capsys: pytest.CaptureFixture[str])
     assert printed["checkpoint"]["round"] == 1
     config = json.loads((there / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(there / "model")
+
+
+def test_an_error_names_the_export_and_not_its_hidden_folder(tmp_path: Path) -> None:
+    aside, out = tmp_path / f".out{MARK}7", tmp_path / "out"
+    with pytest.raises(ExportError) as caught, called(aside, out):
+        raise ExportError(f"{aside}/model.safetensors: it cannot be loaded.")
+    assert str(caught.value) == f"{out}/model.safetensors: it cannot be loaded."
+
+
+OCCUPIED = {"file/below": "is no folder", "bad\udcffname": "is no UTF-8", "file": "is no folder"}
+
+
+@pytest.mark.parametrize("name", OCCUPIED)
+def test_a_place_that_cannot_be_filled_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=OCCUPIED[name]):
+        refuse_occupied("OUT", tmp_path / name)
 
 
 # --- what is found --------------------------------------------------------------------------------

@@ -665,8 +665,12 @@ def test_what_the_evals_hold_is_asked_where_the_file_changed(
     assert "2 of 3" in changed.notes[-1]
     renderer = load_renderer("llama3", str(llama_dir))
     # Each holds a token of the chat format, which no served template could keep apart from one.
-    with pytest.raises(ExportError, match="None of 3 questions"):
-        prompts_of(changed, renderer, llama_dir)
+    prompts = prompts_of(changed, renderer, llama_dir)
+    assert prompts.origin.startswith("built-in questions, since none of the questions of the run")
+    assert {one.id.partition("/")[0] for one, _ in prompts.questions} == {"built-in"}
+    with pytest.raises(ExportError, match="None of 3 questions") as refused:
+        prompts_of(replace(changed, max_tokens=512), renderer, llama_dir)
+    assert "evaluation.max_tokens" in str(refused.value)
 
 
 def test_a_run_whose_questions_are_unknown_is_asked_its_rows(workspace: Workspace) -> None:

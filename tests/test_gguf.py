@@ -137,14 +137,19 @@ def test_an_f32_file_and_an_adapter_on_it_say_what_transformers_says(
         wanted = greedy(one.model, tokens[:8], 12)
         assert loaded.greedy(tokens[:8], 12, []) == wanted
         stop = wanted[5]
-        assert loaded.greedy(tokens[:8], 12, [stop]) == wanted[: wanted.index(stop) + 1]
+        # It does not say that this one ends an answer, so it goes on after it.
+        assert loaded.greedy(tokens[:8], 12, [stop]) == wanted
         for text in TEXTS:
-            plain = one.tokenizer.encode(text, add_special_tokens=False)
+            plain = one.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
             assert loaded.tokens_of(text) == plain, text
         chat = one.tokenizer.apply_chat_template(
             CHAT, add_generation_prompt=True, return_dict=False
         )
         assert loaded.prompt_of(CHAT) == chat
+    stop_ids = About(stop_ids=(stop,))
+    write_gguf(one.folder, tmp_path / "ends.gguf", "f32", one.tokenizer.chat_template, stop_ids)
+    with open_llama_cpp(tmp_path / "ends.gguf", context=CONTEXT) as loaded:
+        assert loaded.greedy(tokens[:8], 12, [stop]) == wanted[: wanted.index(stop) + 1]
     with_adapter = write_adapter(one, tmp_path / "adapter", use_rslora=kind == "qwen3")
     written = write_gguf_adapter(tmp_path / "adapter", one.folder, adapter)
     assert written.alpha == (16 if kind == "qwen3" else 8)
@@ -235,6 +240,13 @@ def tokenizer_with(*place: str, value: Any) -> tuple[str, Callable[[Any], Any]]:
     return "tokenizer.json", change
 
 
+PUNCTUATED = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Punctuation", "behavior": "Isolated"},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    ],
+}
 PREFIXED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 REFUSED = {
     "architecture": (setting(architectures=["GemmaForCausalLM"]), "GemmaForCausalLM"),
@@ -259,8 +271,8 @@ REFUSED = {
     "too few rows": (setting(vocab_size=300), "where the model has 300 rows"),
     "prefix space": (tokenizer_with("pre_tokenizer", value=PREFIXED), "add_prefix_space"),
     "another cut": (
-        tokenizer_with("pre_tokenizer", value={"type": "Whitespace"}),
-        '"type": "Whitespace"',
+        tokenizer_with("pre_tokenizer", value=PUNCTUATED),
+        '"type": "Punctuation"',
     ),
     "normalizer": (tokenizer_with("normalizer", value={"type": "Lowercase"}), "Lowercase"),
     "whole words": (tokenizer_with("model", "ignore_merges", value=True), "ignore_merges"),

@@ -16,7 +16,9 @@ from exports.tokenizer_files import copy_tokenizer
 from local_tinker.engine import Engine
 from local_tinker.tokenizer import CHANGED, KEPT, RUN_TOGETHER, grade_of, worst_loss
 from model_dirs import LLAMA3_TEMPLATE, make_model_dir
-from rows.chat_formats import choose_format, load_tokenizer
+from rows.chat_formats import choose_format, load_renderer, load_tokenizer
+from rows.control_tokens import guard
+from rows.turns import taking_marks
 
 TEXT = "Is it 75 km,\nor 76?"
 CLASS = "tokenizer_class"
@@ -67,6 +69,15 @@ def test_a_byte_level_tokenizer_keeps_its_spaces(
         json.loads((one / "tokenizer_config.json").read_text()) for one in (model, folder)
     )
     assert {**before, CLASS: after[CLASS]} == after
+
+
+def test_rows_with_marks_are_rendered_by_the_tokenizer_that_was_loaded(
+    right: Path, tmp_path: Path
+) -> None:
+    """The cookbook's renderers, copied, load a model's tokenizer anew, and run the code in it."""
+    renderer = load_renderer("llama3", str(renamed(right, tmp_path / "model", None)))
+    guarded = guard(renderer)
+    assert taking_marks(renderer).tokenizer is guarded is renderer.tokenizer
 
 
 def test_a_tokenizer_that_loses_spaces_in_any_reading_is_refused(
