@@ -22,7 +22,9 @@ def base_of(source: Source, wanted: Wanted) -> str:
 def serving_of(source: Source, wanted: Wanted, written: Written, template: ServedTemplate) -> str:
     """The ways to use an export, as the card shows them."""
     adapter = served_adapter(source, wanted)
-    served = Served(wanted.format, base_of(source, wanted), adapter, template, asked_by(source))
+    # The card's commands are run in its folder, which may lie elsewhere by then.
+    base = BASE if wanted.fold_unembed else base_place(source)
+    served = Served(wanted.format, base, adapter, template, asked_by(source))
     if written.gguf_adapter is not None and written.gguf is not None:
         served = served._replace(gguf=written.gguf_adapter.name, base_gguf=written.gguf.name)
     elif written.gguf is not None:
