@@ -41,7 +41,7 @@ from settings.groups import (
     check_sources,
 )
 from settings.price_file import with_prices
-from settings.problems import MAX_PROBLEMS, Problem, Problems, place_of
+from settings.problems import MAX_PROBLEMS, Problem, Problems, message_of, place_of
 from settings.sameness import hash_of
 from settings.table import SettingRow, rows_of, table_of
 from settings.task_names import SPLIT_TASK, check_task_names, is_inspect_task, known_tasks
@@ -469,9 +469,8 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     found = problem["input"]
-    shown = as_shown(json.dumps(found, default=str))
-    message = problem["msg"][0].lower() + problem["msg"][1:].rstrip(".")
-    return f"{key}: {message}; found {shown} ({type_name(found)})."
+    shown = as_shown(json.dumps(found, default=str, ensure_ascii=False))
+    return f"{key}: {message_of(problem)}; found {shown} ({type_name(found)})."
 
 
 def describe_settings() -> Iterator[SettingRow]:

@@ -23,9 +23,10 @@ def base_of(source: Source, wanted: Wanted) -> str:
 def serving_of(source: Source, wanted: Wanted, written: Written, template: ServedTemplate) -> str:
     """The ways to use an export, as the card shows them."""
     adapter = served_adapter(source, wanted)
+    # The card's commands are run in its folder, which may lie elsewhere by then.
     served = Served(
         wanted.format,
-        base_of(source, wanted),
+        BASE if wanted.fold_unembed else base_place(source),
         adapter,
         template,
         asked_by(source),

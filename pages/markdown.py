@@ -32,7 +32,8 @@ from pages.markup import isolated
 # Anywhere in a line. `_` inside of a word, a bracket without a target and `&` without a name are
 # plain text, so that lora_rank, [0.25, 0.75] and R&D stay readable. `$` begins GitHub's formulas.
 _ACTING = re.compile(
-    r"""[\\`*<|~$@]              # escapes, code, emphasis, HTML, cells, deleted text, addresses
+    r"""[\\`*<|~$]               # escapes, code, emphasis, HTML, cells, deleted text, formulas
+    | (?<!\w)@ | @(?=[\w-]+\.\w)  # addresses; none is name@3, which has no domain
     | (?<![^\W_])_ | _(?![^\W_])  # emphasis at the edge of a word
     | \](?=[(\[:]) | \[(?=\^)     # links and what they point to, footnotes
     | &(?=\#?\w+;)                # character references

@@ -51,6 +51,7 @@ class Missed(NamedTuple):
     topics: Sequence[TopicReport]  # of the best round
     trained: Trained
     max_tokens: int | None  # of an answer, as the settings have it
+    has_unused_pool: bool = False  # mining.pool_file of a run that began elsewhere, never drawn
 
 
 class WaysOn(NamedTuple):
@@ -64,10 +65,11 @@ class WaysOn(NamedTuple):
 def next_steps(missed: Missed, ways: WaysOn) -> list[str]:
     """The first few things to try, each a sentence.
 
-    None for a run that met its target, unless what it began with scored higher.
+    None for a run that met its target, unless what it began with scored higher, or rows that it was
+    to learn were never drawn.
     """
     if missed.decision.action == "stop_passed":
-        return list(_after_lower_score(missed, _best_of(missed)))
+        return [*_after_lower_score(missed, _best_of(missed)), *_after_unused_pool(missed)]
     return list(islice(_steps(missed, ways), NUM_STEPS))
 
 
@@ -88,6 +90,7 @@ def _steps(missed: Missed, ways: WaysOn) -> Iterator[str]:
             "rows of what it asks into train_file."
         )
     yield from _after_lower_score(missed, best)
+    yield from _after_unused_pool(missed)
     yield from _after_curves(missed)
     if "too_high" not in missed.kinds:
         yield from _more_rounds(missed, ways)
@@ -122,6 +125,16 @@ def _after_lower_score(missed: Missed, best: EvalResult) -> Iterator[str]:
         f"Keep {baseline} until a run beats it: it scored {start.score:.4f}, and round "
         f"{best.round} {best.score:.4f}.{remedy}"
     )
+
+
+def _after_unused_pool(missed: Missed) -> Iterator[str]:
+    """Rows for later rounds, of a run that went on from a checkpoint and had none."""
+    if missed.has_unused_pool:
+        yield (
+            "Train on the rows of mining.pool_file: none of them was, as rounds draw from it from "
+            f"round 2 on and the run ended with round {missed.decision.round}. Name the file as a "
+            "source of train_file in a new run."
+        )
 
 
 def _after_flaws(missed: Missed, best: EvalResult) -> Iterator[str]:

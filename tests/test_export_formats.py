@@ -21,6 +21,7 @@ from exports.peft_folder import read_adapter
 from exports.served_template import ServedTemplate
 from exports.source import Source
 from exports.tokenizer_files import copy_tokenizer
+from exports.using import serving_of
 from exports.wanted import Wanted
 from exports.writing import write_weights
 from local_tinker.engine import Engine
@@ -169,7 +170,9 @@ def test_a_folded_adapter_has_no_part_on_the_unembedding(
 ) -> None:
     source, out = made[name], tmp_path / "out"
     out.mkdir()
-    written = write_weights(source, Wanted("peft", out, fold_unembed=True), TEMPLATE, out)
+    wanted = Wanted("peft", out, fold_unembed=True)
+    written = write_weights(source, wanted, TEMPLATE, out)
+    assert "from_pretrained('base')" in serving_of(source, wanted, written, TEMPLATE)
     assert "lm_head" not in read_adapter(out).modules
     assert "lm_head" not in read_adapter(out).config["target_modules"]
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["base"]

@@ -114,6 +114,8 @@ def test_served_template_writes_what_the_renderer_writes(
     for one in FURTHER:
         is_said = any(limit.startswith(f"{one.name}: ") for limit in served.limits)
         assert is_said == (one.name not in served.proven_on)
+    assert len(served.plain_limits) == len(served.limits), "each is said on the card as well"
+    assert not any("from token" in limit for limit in served.plain_limits)
     assert served.stop_texts
 
 

@@ -48,6 +48,13 @@ def test_a_run_that_met_its_target_is_advised_nothing() -> None:
     assert next_steps(missed(decision=passed), WAYS) == []
 
 
+def test_a_pool_that_was_never_drawn_from_is_said_to_be_so() -> None:
+    passed = Decision(1, "stop_passed", "Target met.", 1.0, 1, 0)
+    (step,) = next_steps(missed(decision=passed, has_unused_pool=True), WAYS)
+    assert step.startswith("Train on the rows of mining.pool_file: none of them was")
+    assert "the run ended with round 1" in step and "a source of train_file" in step
+
+
 def test_what_the_run_began_with_is_kept_where_it_scored_higher() -> None:
     gate = replace(GATE, threshold=0.5, baseline="runs/p@best")
     passed = Decision(1, "stop_passed", "Target met.", 1.0, 1, 0)

@@ -149,7 +149,7 @@ def test_markdown_keeps_its_shape_whatever_a_text_holds(text: str) -> None:
 
 
 # Of these GitHub looks for names once a backslash is gone; what is no name of its stays as it is.
-AT = "\\@\u200bocto-cat (\\@\u200ba/team) mail\\@host, runs/first\\@round_01"
+AT = "\\@\u200bocto-cat (\\@\u200ba/team) mail@host, runs/first@round_01, a@3. b"
 EMOJI = ":\u200b+1: a:\u200btada:b :\u200b100: 12:30:45 qa:x.jsonl"
 
 
@@ -163,7 +163,7 @@ EMOJI = ":\u200b+1: a:\u200btada:b :\u200b100: 12:30:45 qa:x.jsonl"
         ("[a](b) [c][d] [e]: f [^1]", r"[a\](b) [c\][d] [e\]: f \[^1]"),
         ("$1 and $2", r"\$1 and \$2"),
         ("&lt; &#60;", "\\&lt; &#\u200b60;"),
-        ("@octo-cat (@a/team) mail@host, runs/first@round_01", AT),
+        ("@octo-cat (@a/team) mail@host, runs/first@round_01, a@3. b", AT),
         ("#12 o/r#7 GH-9 a# C#", "#\u200b12 o/r#\u200b7 GH-\u200b9 a# C#".replace("#", "\\#", 1)),
         (":+1: a:tada:b :100: 12:30:45 qa:x.jsonl", EMOJI),
         ("https://a.b www.a.b c@d.e", r"https\://a.b www\.a.b c\@d.e"),

@@ -250,7 +250,7 @@ def test_no_secret_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"mlflow_uri": "http://me:secret@host"}, "MLFLOW_TRACKING_PASSWORD"),
         ({"mlflow_uri": "https://host?token=secret"}, "MLFLOW_TRACKING_TOKEN"),
         ({"mlflow_uri": "./mlruns"}, "sqlite:////FOLDER/mlflow.db"),
-        ({"project": "a/b"}, "should match pattern"),
+        ({"project": "a/b"}, "begins with a letter or digit"),
         ({"project": "registry-x"}, "keeps files of its own under"),
         ({"project": "x_configs"}, "keeps files of its own under"),
     ],

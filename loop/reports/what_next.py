@@ -27,6 +27,7 @@ def what_next(
         topics=store.topics(decision.best_round) or [],
         trained=trained_in(store, decision.round, config),
         max_tokens=config["evaluation"]["max_tokens"],
+        has_unused_pool=_has_unused_pool(store, config, decision.round),
     )
     ways = WaysOn(
         # After the sealed test a run is not trained further.
@@ -34,6 +35,19 @@ def what_next(
         start_from=json.dumps(f"{store.run_dir}@best") if "start_from" in config else None,
     )
     return next_steps(missed, ways)
+
+
+def _has_unused_pool(store: RunStore, config: Mapping[str, Any], last_round: int) -> bool:
+    """Whether a run that went on from a checkpoint has a pool that no round drew from.
+
+    Such a pool is what came back of that checkpoint. Of a run that began with the untouched model
+    it may well not be needed.
+    """
+    if config["mining"]["pool_file"] is None or store.origin is None or last_round < 1:
+        return False
+    selections = (store.selection(round_no) for round_no in range(1, last_round + 1))
+    picks = (pick for one in selections if one is not None for pick in one.picks)
+    return not any(pick.source == "pool" for pick in picks)
 
 
 def trained_in(store: RunStore, round_no: int, config: Mapping[str, Any]) -> Trained:
