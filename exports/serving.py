@@ -177,6 +177,11 @@ def _llama_cpp(served: Served) -> Iterator[str]:
         "is told `--cache-type-k f32 --cache-type-v f32 --flash-attn off`; two answers that were "
         "near each other may then change places."
     )
+    if "<think>" in served.template.jinja:
+        yield (
+            "It gives what stands between `<think>` and `</think>` as `reasoning_content`, apart "
+            "from the answer; `--reasoning-format none` leaves it there."
+        )
 
 
 def _request(served: Served, port: int) -> str:
