@@ -62,7 +62,12 @@ def make_model(directory: Path, shape: Shape) -> None:
     """Random weights of that shape, in bfloat16 on disk."""
     import torch
 
-    from llama_models import KINDS, Kind, make_llama_model, make_tokenizer
+    from llama_models import (  # pyright: ignore[reportMissingImports] (of tests/)
+        KINDS,
+        Kind,
+        make_llama_model,
+        make_tokenizer,
+    )
 
     kind = Kind(
         "Llama",

@@ -76,7 +76,8 @@ try:
     if kind == "gguf":
         answers = list(by_llama_cpp(folder, asked))
     else:
-        answers = list(by_transformers(kind, folder, asked, dtype[0] if dtype else "auto"))
+        usual = "float32" if kind == "peft" else "auto"  # as the card has it
+        answers = list(by_transformers(kind, folder, asked, dtype[0] if dtype else usual))
     Path(answers_file).write_text(json.dumps(answers))
 except Exception:
     traceback.print_exc()

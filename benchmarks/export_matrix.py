@@ -11,7 +11,7 @@ is printed, and where an export is refused, why. That an export which fails its 
 folder is looked at as well.
 
 Writes below its work folder alone: a temporary one, or DIR, whose `environment/` is made once.
-Prints Markdown.
+Prints Markdown, interrupted (Ctrl-C) of what it has by then.
 """
 
 from __future__ import annotations
@@ -194,22 +194,30 @@ def progress(text: str) -> None:
 
 def run(work: Path, rows: Sequence[Row], forms: Sequence[Form]) -> None:
     python = fresh_python(work)
-    cells = []
-    with tempfile.TemporaryDirectory(dir=work) as models:
-        for row in rows:
-            begun = time.monotonic()
-            made = trained(row, Path(models) / re.sub(r"\W+", "_", row.name))
-            num_different = len({tuple(answer) for answer in made.answers})
-            progress(
-                f"{row.name}: trained in {time.monotonic() - begun:.0f} s, score {made.score:.4f}, "
-                f"{num_different} different answers, {made.num_agreeing} of {len(made.answers)} as "
-                "the run's evaluation has them"
-            )
-            for form in forms:
-                cell = cell_of(row, form, made, python, work)
-                progress(f"{row.name}, {form.name}: {cell.short} ({cell.seconds:.0f} s)")
-                cells.append(cell)
-    sys.stdout.write(f"{matrix(cells, forms)}\n\n{by_check(cells)}\n")
+    cells: list[Cell] = []
+    try:
+        with tempfile.TemporaryDirectory(dir=work) as models:
+            for row in rows:
+                _fill(cells, row, forms, python, work, Path(models))
+    finally:
+        sys.stdout.write(f"{matrix(cells, forms)}\n\n{by_check(cells)}\n")
+
+
+def _fill(
+    cells: list[Cell], row: Row, forms: Sequence[Form], python: Path, work: Path, models: Path
+) -> None:
+    begun = time.monotonic()
+    made = trained(row, models / re.sub(r"\W+", "_", row.name))
+    num_different = len({tuple(answer) for answer in made.answers})
+    progress(
+        f"{row.name}: trained in {time.monotonic() - begun:.0f} s, score {made.score:.4f}, "
+        f"{num_different} different answers, {made.num_agreeing} of {len(made.answers)} as "
+        "the run's evaluation has them"
+    )
+    for form in forms:
+        cell = cell_of(row, form, made, python, work)
+        progress(f"{row.name}, {form.name}: {cell.short} ({cell.seconds:.0f} s)")
+        cells.append(cell)
 
 
 def main() -> None:

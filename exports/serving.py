@@ -205,6 +205,11 @@ def _llama_cpp(served: Served) -> Iterator[str]:
         "is told `--cache-type-k f32 --cache-type-v f32 --flash-attn off`; two answers that were "
         "near each other may then change places."
     )
+    if "<think>" in served.template.jinja:
+        yield (
+            "It gives what stands between `<think>` and `</think>` as `reasoning_content`, apart "
+            "from the answer; `--reasoning-format none` leaves it there."
+        )
 
 
 def _llama_cpp_in_python(served: Served, length: int) -> Iterator[str]:

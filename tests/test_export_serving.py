@@ -108,7 +108,7 @@ def test_hostile_names_stay_inside_their_quotes() -> None:
     assert installed[:2] == ["pip", "install"] and installed[-1].startswith("peft==")
     assert ODD in commands[0]
     assert json.loads(commands[1][-1])["stop"] == [ODD]
-    assert "PEFT alone loads all of it" in text
+    assert "PEFT alone loads all of it" in text and "`pipeline` has settings of its own" in text
     assert "It is not known to take this adapter" in text
     assert "Export with `--format merged`, or with `--format peft --fold-unembed` instead." in text
     for format in ("gguf", "gguf-adapter"):
@@ -116,6 +116,15 @@ def test_hostile_names_stay_inside_their_quotes() -> None:
         (code,) = blocks(text, "python")
         compile(code, "card", "exec")
         assert code.count(repr(ODD)) == (3 if format == "gguf-adapter" else 2)  # and as the stop
+
+
+def test_thoughts_of_a_template_that_has_them_are_said_to_come_apart() -> None:
+    thinking = replace(COLON, jinja="{{ '<think>' }}")
+    told = [
+        "reasoning_content" in how_to_serve(Served("gguf", "a", ADAPTER, one, AnswerSettings()))
+        for one in (thinking, COLON)
+    ]
+    assert told == [True, False]
 
 
 def test_model_without_a_go_template_is_refused_for_ollama_by_name() -> None:
