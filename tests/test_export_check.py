@@ -170,7 +170,9 @@ def _gathered(folder: Path, base: Path, name: str, paths: Sequence[str]) -> Trai
     checkpoint = store.checkpoint(2)
     source = Source(name, paths[1], adapter, base, name, {}, renderer, store, checkpoint)
     reference = gather_reference(source, os.environ, Progress(verbose=False))
-    return Trained(source, earlier, reference, rounding_noise(base, adapter, "float32", reference))
+    noise = rounding_noise(base, adapter, "float32", reference)
+    assert noise is not None, "these models are small enough for float64"
+    return Trained(source, earlier, reference, noise)
 
 
 # --- exports, right ones and wrong ones -----------------------------------------------------------
@@ -465,7 +467,7 @@ def test_a_rounded_export_passes_and_a_wrong_one_does_not(
 ) -> None:
     one = trained["llama"]
     noise = rounding_noise(one.base, one.source.adapter_dir, rounding, one.reference)
-    assert noise.mean > one.noise.mean
+    assert noise is not None and noise.mean > one.noise.mean
 
     def rounded(folder: Path, adapter: Path | None = None) -> TransformersExport:
         is_gguf = rounding.startswith("gguf")
