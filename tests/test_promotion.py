@@ -319,7 +319,7 @@ def test_the_state_to_train_on_from_is_looked_at(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tinker://s:train:0/weights/round_01", "runs/r@round_09"])
 def test_what_names_no_checkpoint_is_not_called_an_option(name: str, folder: Path) -> None:
-    with pytest.raises(ConfigError, match=f"^checkpoint {name}: "):
+    with pytest.raises(ConfigError, match=f"^promote {name}: "):
         ask_for(name)
 
 
