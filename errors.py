@@ -7,6 +7,8 @@ other `LoopError` into exit code 1, without a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 SENT_AGAIN = "--resume would send it again"  # in what is said of a request that cannot succeed
 
 
@@ -88,3 +90,9 @@ def one_line(text: str, limit: int | None = None) -> str:
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if limit is None or len(line) <= limit else line[: limit - 3] + "..."
+
+
+def first_of(words: Sequence[str], most: int) -> str:
+    """Names from outside as messages list them: the first, and how many more there are."""
+    more = len(words) - most
+    return ", ".join(words[:most]) + (f" and {more} more" if more > 0 else "")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import ExportError, one_line
+from errors import ExportError, first_of, one_line
 from rows.chat_formats import load_tokenizer
 
 if TYPE_CHECKING:
@@ -255,9 +255,7 @@ def _refuse_lost_tensors(model: Any, adapter_dir: Path) -> None:
 
 
 def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(one_line(name, 120) for name in names[:MAX_KEYS_NAMED])
-    left = len(names) - MAX_KEYS_NAMED
-    return f"{shown} and {left} more" if left > 0 else shown
+    return first_of([one_line(name, 120) for name in names], MAX_KEYS_NAMED)
 
 
 def _refuse_adapter_files(folder: Path) -> None:

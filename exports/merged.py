@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from errors import ExportError
+from errors import ExportError, first_of
 from exports.peft_folder import CONFIG as ADAPTER_CONFIG
 from exports.peft_folder import read_adapter
 from loop.planning.models import model_config
@@ -126,8 +126,8 @@ def load_base(base_dir: Path, dtype: str) -> Any:
         if names := sorted(map(str, told[what])):
             raise ExportError(
                 f"{base_dir}: loading this base model for merging finds {what.replace('_', ' ')}: "
-                f"{_named(names)}. The merged model would not be the one that was trained; use "
-                "--format peft."
+                f"{first_of(names, NUM_NAMED)}. The merged model would not be the one that was "
+                "trained; use --format peft."
             )
     return model.eval().requires_grad_(False)
 
@@ -177,14 +177,9 @@ def _with_adapter(model: Any, adapter_dir: Path) -> Any:
     if odd := sorted(there ^ set(read_adapter(adapter_dir).names)):
         raise ExportError(
             f"{adapter_dir}: the adapter does not fit the base model, which has other layers: "
-            f"{_named(odd)}. Name the model that it was trained on with --base-model."
+            f"{first_of(odd, NUM_NAMED)}. Name the model that it was trained on with --base-model."
         )
     return adapted
-
-
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return ", ".join(names[:NUM_NAMED]) + more
 
 
 def _save(model: Any, folder: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import AfterValidator, Field
 
-from errors import RegistryError
+from errors import RegistryError, first_of
 from ledger.events import OwnFile
 from ledger.records import Stamp, WeightsPath
 from ledger.registry_chain import Event, read_chain
@@ -376,12 +376,13 @@ class Registry:
             assert found is not None, "it was just found"
             return found
         if names:
-            shown = _listed([f"{PREFIX}{name}@{alias}" for name in names])
+            shown = first_of([f"{PREFIX}{name}@{alias}" for name in names], MAX_SHOWN)
             raise self._unknown(alias, f"{len(names)} names have this alias: {shown}. Name one")
         if alias in self._names.versions:
             entries = self._names.versions[alias]
             aliases = [f"{PREFIX}{alias}@{a}" for n, a in sorted(self.aliases()) if n == alias]
-            shown = _listed([*aliases, *(one.reference for one in reversed(entries))])
+            words = [*aliases, *(one.reference for one in reversed(entries))]
+            shown = first_of(words, MAX_SHOWN)
             raise self._unknown(
                 alias, f"a name alone does not tell which of its checkpoints. Give one of {shown}"
             )
@@ -389,13 +390,9 @@ class Registry:
 
     def _unknown(self, text: str, why: str) -> RegistryError:
         known = (
-            f"Promoted in {self.path}: {_listed(self.names)} (registry.py list shows more)"
+            f"Promoted in {self.path}: {first_of(self.names, MAX_SHOWN)} (registry.py list shows "
+            "more)"
             if self.names
             else f"Nothing was promoted in {self.path} yet"
         )
         return RegistryError(f"{PREFIX}{text:.200}: {why}. {known}.")
-
-
-def _listed(words: list[str]) -> str:
-    more = len(words) - MAX_SHOWN
-    return ", ".join(words[:MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")

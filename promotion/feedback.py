@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import ConfigError, LoopError, RegistryError, one_line
+from errors import ConfigError, LoopError, RegistryError, first_of, one_line
 from ledger.registry_file import CHAMPION, PREFIX, Promoted, Registry
 from ledger.registry_names import measured_in, run_of
 from ledger.registry_writing import Who, writing
@@ -91,10 +91,11 @@ class Taken:
         others = {key: number for key, number in self.versions.items() if key != self.entry}
         said[0] += "".join(f", {number} of {key}" for key, number in others.items())
         said += self.notes
-        topics = _listed(
-            [f"{one_line(topic, MAX_SHOWN) or 'no topic'} {n}" for topic, n in self.topics.items()]
-        )
-        of_topics = f" ({topics})" if set(self.topics) - {""} else ""
+        topics = [
+            f"{one_line(topic, MAX_SHOWN) or 'no topic'} {n}" for topic, n in self.topics.items()
+        ]
+        listed = first_of(topics, MAX_LISTED)
+        of_topics = f" ({listed})" if set(self.topics) - {""} else ""
         said.append(f"right answers: {counts['pool']}{of_topics}")
         if counts["pool"]:
             said[-1] += (
@@ -391,7 +392,7 @@ def _notes(name: str, entry: Promoted, read: RatedFile, found: Sorted) -> list[s
             f"{one_line(as_text(key), MAX_SHOWN)} ({_many(n, 'row')})"
             for key, n in read.unused.items()
         ]
-        notes.append(f"columns that are not used: {_listed(columns)}")
+        notes.append(f"columns that are not used: {first_of(columns, MAX_LISTED)}")
     if found.num_several_topics:
         notes.append(
             f"{_many(found.num_several_topics, 'prompt')} with rows of different topics: the "
@@ -433,11 +434,6 @@ def _topics(found: Sorted) -> dict[str, int]:
 def _summary(taken: Taken, beside: Beside) -> dict[str, Any]:
     """What `feedback.json` holds."""
     return {**taken.to_json(), "conflicts": sorted(set(beside.conflicts.values()))}
-
-
-def _listed(words: Sequence[str]) -> str:
-    more = len(words) - MAX_LISTED
-    return ", ".join(words[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _many(number: int, noun: str) -> str:
