@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.boundary import Session, report_failure, sigterm_as_interrupt
-from errors import LoopError
+from errors import Interrupted, LoopError
 from loop.reports.console import Starting, drop, open_missing_streams, say, tell, write_out
 from services.keys import Keys, taken
 
@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (LoopError, OSError) as error:
             return report_failure(args, Session(keys), error)
         except KeyboardInterrupt:
-            tell("Interrupted. Nothing was written.", file=sys.stderr)
-            return 130
+            stopped = Interrupted("Interrupted. Nothing was written.")
+            return report_failure(args, Session(keys), stopped)
 
 
 def export(args: argparse.Namespace, keys: Keys) -> Made:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from exports.check import Check
 from exports.served_template import ServedTemplate
 from exports.source import Source
 from exports.wanted import Wanted, Written
+from ledger.registry_weights import digest_of
 from storage.folders import write_plain
 
 EXPORT, SUMS, CARD = "export.json", "SHA256SUMS", "README.md"
@@ -86,8 +86,8 @@ def write_sums(folder: Path) -> dict[str, str]:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ExportError(f"{path}: an export holds plain files alone, and this is none.")
         if path.is_file() and path != folder / SUMS:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = digest_of(path)
+            assert digest is not None, "a plain file, as looked at above"
             sums[path.relative_to(folder).as_posix()] = digest
     lines = (f"{digest}  {name}\n" for name, digest in sums.items())
     if any("\n" in name or "\\" in name for name in sums):
