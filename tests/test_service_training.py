@@ -14,7 +14,7 @@ from tinker import types
 from transformers import AutoModelForCausalLM
 
 import local_tinker
-from local_tinker.app import CLIENT_CONFIG
+from local_tinker.session_routes import CLIENT_CONFIG
 from sdk_client import (
     ADAM,
     DATA,

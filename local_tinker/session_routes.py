@@ -1,0 +1,120 @@
+"""Routes of sessions: the client's configuration, heartbeats, the page for people."""
+
+from __future__ import annotations
+
+import html
+import logging
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from local_tinker import wire
+from local_tinker.answers import error_response
+from local_tinker.rest import repeat_key
+from local_tinker.state import Repeats, State
+
+logger = logging.getLogger(__name__)
+
+
+CLIENT_CONFIG = {
+    # One request per forward_backward call. Chunks, also in parallel, are served as well, for
+    # clients that send them, but a batch that travels whole is answered with less delay.
+    "parallel_fwdbwd_chunks": False,
+    "fwdbwd_max_chunk_len": 100_000,
+    "fwdbwd_max_chunk_bytes_count": 200_000_000,  # below MAX_TARGET_CELLS in any mixture
+    "proto_compress_fwdbwd": False,
+    "sample_max_concurrent_requests": 2000,
+    "create_model_via_load_weights": True,
+}
+
+
+def add_session_routes(app: FastAPI, state: State) -> None:
+    repeats = Repeats()
+
+    @app.get("/", response_class=HTMLResponse)
+    async def health_page() -> str:
+        return _health_page(state)
+
+    @app.get("/api/v1/healthz")
+    async def healthz() -> Response:
+        if not state.worker.is_alive:
+            return error_response(500, "the compute thread has ended; restart the service")
+        return JSONResponse({"status": "ok"})
+
+    @app.post("/api/v1/client/config")
+    async def client_config() -> dict[str, Any]:
+        return CLIENT_CONFIG
+
+    @app.post("/api/v1/client/dynamic_config")
+    async def dynamic_config() -> dict[str, Any]:
+        return {}
+
+    @app.post("/api/v1/create_session")
+    async def create_session(request: Request) -> dict[str, Any]:
+        def open_session() -> dict[str, Any]:
+            root = state.checkpoint_dirs[request.scope["api_key"]]
+            session = state.add_session(root)
+            logger.info("session %s: opened", session.session_id)
+            return {"session_id": session.session_id}
+
+        return repeats.once(repeat_key(request), open_session)
+
+    @app.post("/api/v1/session_heartbeat")
+    async def heartbeat(body: wire.SessionRequest) -> Response:
+        if body.session_id not in state.sessions:
+            return error_response(410, "this session has ended")
+        state.session(body.session_id)
+        return JSONResponse({})
+
+    @app.post("/api/v1/sessions/{session_id}/finish")
+    async def finish(session_id: str) -> dict[str, Any]:
+        if session_id in state.sessions:
+            state.finish_session(session_id)
+            logger.info("session %s: finished", session_id)
+        return {}
+
+    @app.post("/api/v1/telemetry")
+    async def telemetry() -> dict[str, str]:
+        return {"status": "accepted"}  # never stored
+
+    @app.get("/api/v1/get_server_capabilities")
+    async def capabilities() -> dict[str, Any]:
+        models = [
+            {
+                "model_name": name,
+                "max_context_length": engine.max_context_length,
+                "trainable": True,
+                "sampleable": True,
+            }
+            for name, engine in list(state.engines.items())
+        ]
+        return {"supported_models": models}
+
+
+def _health_page(state: State) -> str:
+    """A page for a person: what is served, and how busy it is. No ids, no keys."""
+    num_jobs, num_samples = state.worker.num_queued
+    mib = 2**20
+    facts = {
+        "compute thread": "running" if state.worker.is_alive else "ENDED: restart the service",
+        "up for": f"{(time.time() - state.started_at) / 60:.0f} min",
+        "base models": ", ".join(sorted(state.engines)) or "none yet",
+        "sessions": len(state.sessions),
+        "training runs": len(state.runs),
+        "samplers": len(state.samplers),
+        "queued": f"{num_jobs} training requests, {num_samples} sample requests",
+        "memory of runs": f"{state.memory.num_run_bytes / mib:.1f} MiB of "
+        f"{state.memory.room_bytes / mib:.0f} MiB that the base models leave",
+    }
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="refresh" content="5"><title>local_tinker</title>'
+        "<style>body{font:16px system-ui;margin:2em}th{text-align:left;padding:.2em 1em .2em 0}"
+        f"</style></head><body><h1>local_tinker</h1><table>{rows}</table></body></html>"
+    )
