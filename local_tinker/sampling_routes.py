@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from local_tinker import checkpoints, wire
-from local_tinker.sampling import check_request
+from local_tinker.sample_requests import check_request
 from local_tinker.state import Sampler, State
 from local_tinker.wire import UserError
 from local_tinker.worker import Result

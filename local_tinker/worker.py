@@ -21,7 +21,9 @@ import torch
 from local_tinker.background import Background
 from local_tinker.checkpoints import StorageError
 from local_tinker.engine import Engine
-from local_tinker.sampling import Row, SampleRequest, Wave, WaveKey
+from local_tinker.sample_requests import SampleRequest, WaveKey
+from local_tinker.sample_rows import Row
+from local_tinker.sampling import Wave
 from local_tinker.wire import NotFound, UserError, sample_response
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,8 @@ from conftest import REPO
 from local_tinker import checkpoints, state, wire
 from local_tinker.__main__ import check_access, parse_size
 from local_tinker.background import Background
-from local_tinker.sampling import Wave, check_request
+from local_tinker.sample_requests import check_request
+from local_tinker.sampling import Wave
 from local_tinker.state import Futures, RunQueue
 from local_tinker.wire import UserError
 from local_tinker.worker import Closed
