@@ -262,7 +262,7 @@ def as_the_service() -> int:
     import torch
 
     from local_tinker.engine import Engine
-    from local_tinker.sampling import MIN_PADDED_LENGTH_TOKENS
+    from local_tinker.sample_requests import MIN_PADDED_LENGTH_TOKENS
 
     engine = Engine.load("demo_model", str(MODEL_DIR), "cpu")
     torch.set_num_threads(engine.num_threads)

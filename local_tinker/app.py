@@ -51,7 +51,7 @@ def make_app(state: State) -> Gate:
     direct = DirectRoutes()
     _add_errors(app, state)
     add_session_routes(app, direct, state)
-    add_future_routes(direct, state)
+    add_future_routes(app, direct, state)
     add_training_routes(app, direct, state)
     add_sampling_routes(app, direct, state)
     add_rest_routes(app, state)

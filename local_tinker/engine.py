@@ -99,7 +99,7 @@ class SamplerAdapter:
 
     name: str
     num_users: int = 0
-    is_stale: bool = False  # overwritten on disk meanwhile
+    is_stale: bool = False  # overwritten on disk, or not wanted any more
 
 
 @dataclass
@@ -408,10 +408,7 @@ class Engine:
                 save_file(on_cpu(state), directory / "optimizer.safetensors")
 
         checkpoints.write(root, target, info, write_files, overwrite=overwrite)
-        if target in self._sampler_adapters:  # overwritten while it was loaded for sampling
-            stale = self._sampler_adapters.pop(target)
-            stale.is_stale = True
-            self._delete_when_unused(stale)
+        self.forget_sampler(target)  # overwritten, perhaps while it was loaded for sampling
 
     def load_run(
         self, run_id: str, directory: Path, *, with_optimizer: bool, user_metadata: dict[str, str]
@@ -501,6 +498,13 @@ class Engine:
             sampler.num_users -= 1
             if sampler.is_stale:
                 self._delete_when_unused(sampler)
+
+    def forget_sampler(self, directory: Path) -> None:
+        """Let go of sampler weights when no wave uses them; what is not in memory is no error."""
+        sampler = self._sampler_adapters.pop(directory, None)
+        if sampler is not None:
+            sampler.is_stale = True
+            self._delete_when_unused(sampler)
 
     def _delete_when_unused(self, sampler: SamplerAdapter) -> None:
         if sampler.num_users == 0:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import Receive
 
 from local_tinker import wire
 from local_tinker.answers import MAX_ERROR_CHARS, Answer, json_answer
@@ -17,24 +21,37 @@ from local_tinker.worker import Closed, Result
 logger = logging.getLogger(__name__)
 
 
-def add_future_routes(direct: DirectRoutes, state: State) -> None:
+def add_future_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
     wakes = Wakes()
 
     @direct.post("/api/v1/retrieve_future")
     async def retrieve_future(call: Call) -> Answer:
         body = wire.RetrieveFuture.model_validate_json(call.body)
-        future, session_id = state.futures.claim(body.request_id)
-        if session_id in state.sessions:
-            state.session(session_id)
-        if not future.done():
-            held = Held()
-            wakes.when_done(future, held.wake)
-            await held.wait(call.receive)
+        future, client = state.futures.claim(body.request_id)
+        if client.session_id in state.sessions:
+            state.session(client.session_id)
+        with state.attendance.holding(client) as hold:
+            hold.is_lost = not await _held(future, call.receive)
+        if hold.is_lost:
+            return json_answer({})  # nobody reads it
         if not future.done() and state.worker.is_alive:
             pending = {"type": "try_again", "request_id": body.request_id, "queue_state": "active"}
             return json_answer(pending, 408)
         state.futures.fetched(body.request_id)
         return _answer(body.request_id, future)
+
+    @app.post("/api/v1/cancel_future")
+    async def cancel_future(body: wire.RetrieveFuture) -> dict[str, Any]:
+        state.cancel_sample(body.request_id)
+        return {}
+
+    async def _held(future: Future[Result], receive: Receive) -> bool:
+        """Wait for a result; False when the client closes its connection meanwhile."""
+        if future.done():
+            return True
+        held = Held()
+        wakes.when_done(future, held.wake)
+        return await held.wait(receive)
 
 
 def _answer(request_id: str, future: Future[Result]) -> Answer:

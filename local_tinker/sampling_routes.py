@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-
 from fastapi import FastAPI
 
 from local_tinker import checkpoints, wire
 from local_tinker.answers import Answer, json_answer
 from local_tinker.direct import Call, DirectRoutes
-from local_tinker.sampling import check_request
+from local_tinker.sample_requests import check_request
 from local_tinker.state import Sampler, State
 from local_tinker.wire import UserError
-from local_tinker.worker import Result
 
 
 def add_sampling_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
@@ -37,13 +34,9 @@ def add_sampling_routes(app: FastAPI, direct: DirectRoutes, state: State) -> Non
     async def asample(call: Call) -> Answer:
         body = wire.Sample.model_validate_json(call.body)
         sampler = state.sampler(body.sampling_session_id)
-
-        def start() -> Future[Result]:
-            request = check_request(sampler.engine, body, sampler.weights)
-            return state.worker.sample(sampler.engine, request)
-
-        key = ("sample", sampler.sampler_id, body.seq_id)
-        request_id = state.futures.once(sampler.session_id, key, start)
+        request_id = state.submit_sample(
+            sampler, body.seq_id, lambda: check_request(sampler.engine, body, sampler.weights)
+        )
         prefix = f"{sampler.sampler_id}:{body.seq_id}"
         sequence_ids = [f"{prefix}:{index}" for index in range(body.num_samples)]
         return json_answer({"request_id": request_id, "sample_sequence_ids": sequence_ids})

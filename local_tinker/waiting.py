@@ -52,7 +52,7 @@ class Held:
 
     def wake(self) -> None:
         self._is_awake = True
-        if self._limit is not None:
+        if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(asyncio.get_running_loop().time())
 
     async def wait(self, receive: Receive, limit_s: float = HOLD_S) -> bool:
