@@ -329,16 +329,19 @@ def read_whole(checkpoint_dir: Path, read: Callable[[], T]) -> T:
 
 def _version(checkpoint_dir: Path) -> tuple[int, int, int]:
     """Another one after each overwrite. Raises `NotFound`."""
-    kind_dir = checkpoint_dir.parent
-    if not checkpoint_dir.is_dir() and kind_dir.name in KINDS:
-        root = kind_dir.parent.parent
-        with owned_if_possible(root) as is_owner:
-            if is_owner:
+    with contextlib.suppress(FileNotFoundError):
+        return _stamp(checkpoint_dir)
+    with contextlib.ExitStack() as held:  # between the renames of an overwrite?
+        if checkpoint_dir.parent.name in KINDS:
+            root = checkpoint_dir.parent.parent.parent
+            if held.enter_context(owned_if_possible(root)):
                 bring_back(checkpoint_dir)
-    try:
-        stat = checkpoint_dir.stat()
-    except FileNotFoundError:
-        raise NotFound(f"checkpoint {checkpoint_dir.name!r} was deleted meanwhile") from None
+        _require(checkpoint_dir)
+        return _stamp(checkpoint_dir)
+
+
+def _stamp(directory: Path) -> tuple[int, int, int]:
+    stat = directory.stat()
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns  # a number alone may be given out again
 
 
@@ -426,22 +429,25 @@ def _still_there(checkpoint_dir: Path) -> Iterator[None]:
 
 def copy(root: Path, source: Path, target: Path, ttl_seconds: int | None) -> None:
     """Copy a checkpoint; the copy has its own expiry."""
-    now = time.time()
-    info = replace(
-        read_whole(source, lambda: read_info(source)),
-        created_at=now,
-        expires_at=None if ttl_seconds is None else now + ttl_seconds,
-    )
+    staged = new_in_scratch(root, "copy")
 
-    def write_files(directory: Path) -> None:
-        def copy_all() -> None:
-            for file in directory.iterdir():  # of a version that is no more
-                file.unlink()
-            shutil.copytree(source, directory, dirs_exist_ok=True)
+    def copy_all() -> None:
+        discard(staged)  # of a version that is no more
+        shutil.copytree(source, staged)
 
-        read_whole(source, copy_all)
+    def move_all(directory: Path) -> None:
+        for file in staged.iterdir():
+            file.rename(directory / file.name)
 
-    write(root, target, info, write_files, overwrite=False)
+    try:
+        with storage(root, f"the copy of {source.name!r}"):
+            read_whole(source, copy_all)
+        now = time.time()
+        expires_at = None if ttl_seconds is None else now + ttl_seconds
+        info = replace(read_info(staged), created_at=now, expires_at=expires_at)
+        write(root, target, info, move_all, overwrite=False)
+    finally:
+        discard(staged)
 
 
 def delete(root: Path, checkpoint_dir: Path, *, only_if_expired: bool = False) -> None:

@@ -63,7 +63,7 @@ def add_download_routes(app: FastAPI, state: State) -> None:
                 "external weights, which a training client's save_weights_external makes of it"
             )
         until = int(time.time()) + LIFETIME_S
-        with _opened(root, directory) as files:
+        with opened(root, directory) as files:
             created_at, names = _created_at(files), sorted(files)
         return {
             "urls": {file: address(request, path, created_at, file, until) for file in names},
@@ -75,7 +75,7 @@ def add_download_routes(app: FastAPI, state: State) -> None:
         """Lead SDKs up to 0.35 to a tar of a checkpoint's adapter."""
         path, root, directory = stored(state, run_id, kind, name)
         until = int(time.time()) + LIFETIME_S
-        with _opened(root, directory) as files:
+        with opened(root, directory) as files:
             where = address(request, path, _created_at(files), ARCHIVE, until)
         return RedirectResponse(where, 302, {"Expires": formatdate(until, usegmt=True)})
 
@@ -85,7 +85,7 @@ def add_download_routes(app: FastAPI, state: State) -> None:
     ) -> Response:
         path, root, directory = stored(state, run_id, kind, name)
         with contextlib.ExitStack() as held:
-            files = held.enter_context(_opened(root, directory))
+            files = held.enter_context(opened(root, directory))
             wanted = _signature(secret, path, _created_at(files), file, expires)
             is_signed = hmac.compare_digest(wanted.encode(), signature.encode(errors="replace"))
             if not is_signed or expires < time.time():
@@ -130,7 +130,7 @@ class _Download(StreamingResponse):
 
 
 @contextlib.contextmanager
-def _opened(root: Path, checkpoint_dir: Path) -> Iterator[dict[str, BufferedReader]]:
+def opened(root: Path, checkpoint_dir: Path) -> Iterator[dict[str, BufferedReader]]:
     """Hold all files of a checkpoint open, of one version of it.
 
     Raises `NotFound` where it is not there any more.
