@@ -429,28 +429,19 @@ class Engine:
 
         Raises `UserError`, and changes nothing, when they do not fit the run.
         """
-        info = checkpoints.read_info(directory)
+        stored = checkpoints.read_weights(directory, with_optimizer=with_optimizer)
+        info = stored.info
         if info.base_model not in (self.name, *self.aliases) or info.shape != run.shape:
             raise UserError(
                 f"checkpoint {directory.name!r} is of {info.base_model} with {info.shape}, the run "
                 f"is of {self.name} with {run.shape}; load it into a new run instead"
             )
-        tensors = {}
-        if with_optimizer:
-            file = directory / "optimizer.safetensors"
-            if not file.is_file():
-                raise UserError(
-                    f"{directory.name!r} has no optimizer state: there is no {file}. "
-                    "Sampler weights hold none; load a weights/ path"
-                )
-            tensors = checkpoints.read_tensors(file)
-        self._load_adapter(run.adapter, directory)
-        run.restore(tensors)
+        self._set_adapter(run.adapter, stored.adapter, directory)
+        run.restore(stored.optimizer)
         run.refusal = None
         run.num_optimizer_steps = info.num_optimizer_steps if with_optimizer else 0
 
-    def _load_adapter(self, adapter: str, directory: Path) -> None:
-        weights = checkpoints.read_tensors(directory / "adapter_model.safetensors")
+    def _set_adapter(self, adapter: str, weights: dict[str, torch.Tensor], directory: Path) -> None:
         result = set_peft_model_state_dict(self._peft, weights, adapter_name=adapter)
         if result.unexpected_keys:
             raise UserError(f"checkpoint {directory.name} does not fit base model {self.name}")
@@ -478,11 +469,12 @@ class Engine:
             return None
         if directory not in self._sampler_adapters:
             name = self._new_adapter_name()
-            shape = checkpoints.read_info(directory).shape
+            stored = checkpoints.read_weights(directory, with_optimizer=False)
+            shape = stored.info.shape
             self._add_adapter(name, lora.make_config(self.model, self.name, shape))
             with contextlib.ExitStack() as undo:
                 undo.callback(self._delete_adapter, name)
-                self._load_adapter(name, directory)
+                self._set_adapter(name, stored.adapter, directory)
                 undo.pop_all()
             self._sampler_adapters[directory] = SamplerAdapter(name)
         sampler = self._sampler_adapters[directory]
