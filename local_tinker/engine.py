@@ -223,7 +223,9 @@ class Engine:
             self._add_adapter(adapter, lora.make_config(self.model, self.name, shape))
         self._activate(adapter)
         parameters = [(n, p) for n, p in self._peft.named_parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW([p for _, p in parameters], lr=0.0, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(
+            [p for _, p in parameters], lr=0.0, weight_decay=0.0, fused=self.device.type == "cpu"
+        )
         return TrainingRun(run_id, adapter, shape, optimizer, parameters, user_metadata)
 
     def _new_adapter_name(self) -> str:
