@@ -19,11 +19,12 @@ from typing import Any
 
 from local_tinker import checkpoints
 from local_tinker.attendance import Attendance
-from local_tinker.engine import Engine, TrainingRun
+from local_tinker.engine import Engine
 from local_tinker.lora import LoraShape
 from local_tinker.memory import RunMemory
 from local_tinker.sample_queue import Client
 from local_tinker.sample_requests import SampleRequest
+from local_tinker.training import TrainingRun
 from local_tinker.wire import NotFound, UserError
 from local_tinker.worker import Closed, Job, Result, Worker
 

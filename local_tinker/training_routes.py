@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 
 from local_tinker import checkpoints, external, wire
-from local_tinker.engine import TrainingRun
 from local_tinker.lora import LoraShape
 from local_tinker.state import Sampler, State
+from local_tinker.training import TrainingRun
 from local_tinker.wire import UserError
 from local_tinker.worker import Result
 
