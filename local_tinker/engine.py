@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from local_tinker import checkpoints, lora, losses
 from local_tinker.checkpoints import CheckpointInfo
 from local_tinker.lora import LORA_ALPHA, LoraShape
-from local_tinker.tokenizer import load_by_auto
+from local_tinker.tokenizer import TextLostError, load_by_auto
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
 
 MAX_LOGITS_ELEMENTS = 64 * 1024 * 1024  # rows x tokens x vocabulary of one forward pass
@@ -138,7 +138,7 @@ class Engine:
             )
         except (OSError, ValueError, SafetensorError) as error:
             first_line = str(error).strip().splitlines()[0]
-            if not Path(path).is_dir():
+            if not (Path(path).is_dir() or isinstance(error, TextLostError)):
                 first_line = "there is no such directory, nor a cached model of that name."
             raise UserError(
                 f"base model {path!r} cannot be loaded on this machine: {first_line} Give a "

@@ -65,7 +65,8 @@ def ask(
             os.dup2(file.fileno(), 0)
         capsys.readouterr()
         code = main(["--chat", name, *words])
-        return Said(code, *capsys.readouterr())
+        printed = capsys.readouterr()
+        return Said(code, printed.out, printed.err)
 
     yield run
     os.dup2(before, 0)
