@@ -55,8 +55,7 @@ def converse(asked: Asked, runner: asyncio.Runner, progress: Progress) -> int:
             continue
         if not question:
             continue
-        progress.live(f"asking, up to {asked.max_tokens} tokens")
-        answers = runner.run(_until_taken_back(asked, question))
+        answers = runner.run(_until_taken_back(asked, question, progress))
         progress.close()
         if isinstance(answers, str):
             _refuse(answers)
@@ -67,9 +66,12 @@ def converse(asked: Asked, runner: asyncio.Runner, progress: Progress) -> int:
             _show(answer)
 
 
-async def _until_taken_back(asked: Asked, question: str) -> dict[str, Answer] | str:
+async def _until_taken_back(
+    asked: Asked, question: str, progress: Progress
+) -> dict[str, Answer] | str:
     """The answers, or why there are none."""
     try:
+        progress.live(f"asking, up to {asked.max_tokens} tokens")
         return await asked.ask(question, asked.next_seed(question))
     except Unanswerable as error:
         return str(error)

@@ -26,7 +26,7 @@ from local_tinker import checkpoints, decoder_weights, lora, losses, training
 from local_tinker.checkpoints import CheckpointInfo
 from local_tinker.decoder_weights import DecoderWeights, LoraPair
 from local_tinker.lora import LORA_ALPHA, LoraShape
-from local_tinker.tokenizer import load_by_auto
+from local_tinker.tokenizer import TextLostError, load_by_auto
 from local_tinker.training import ForwardResult, TrainingRun, on_cpu
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
 
@@ -86,7 +86,7 @@ class Engine:
             )
         except (OSError, ValueError, SafetensorError) as error:
             first_line = str(error).strip().splitlines()[0]
-            if not Path(path).is_dir():
+            if not (Path(path).is_dir() or isinstance(error, TextLostError)):
                 first_line = "there is no such directory, nor a cached model of that name."
             raise UserError(
                 f"base model {path!r} cannot be loaded on this machine: {first_line} Give a "

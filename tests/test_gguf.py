@@ -288,7 +288,7 @@ REFUSED = {
         "ends answers with token 99999",
     ),
     "no bytes": (
-        ("tokenizer.json", lambda described: described["model"]["vocab"].pop("!")),
+        ("tokenizer.json", lambda described: described["model"]["vocab"].pop("\u00ff")),
         "no token for 1 of the 256 bytes",
     ),
 }
