@@ -136,12 +136,15 @@ class Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def service() -> Iterator[Running]:
-    """Start the service in a process of its own; it is stopped whatever happens."""
+def service(base_model: str = BASE_MODEL, device: str = "cpu") -> Iterator[Running]:
+    """Start the service in a process of its own; it is stopped whatever happens.
+
+    `base_model` is a model's folder, or NAME=FOLDER.
+    """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
         checkpoint_dir = Path(folder) / "checkpoints"
-        command = [sys.executable, "-m", "local_tinker", "--base-model", BASE_MODEL]
-        command += ["--checkpoint-dir", str(checkpoint_dir), "--device", "cpu"]
+        command = [sys.executable, "-m", "local_tinker", "--base-model", base_model]
+        command += ["--checkpoint-dir", str(checkpoint_dir), "--device", device]
         environment = {k: v for k, v in os.environ.items() if k != "TINKER_API_KEY"}
         process = subprocess.Popen(
             command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=log, text=True

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from local_tinker import checkpoints
 from local_tinker.answers import error_response
 from local_tinker.checkpoints import StorageError
+from local_tinker.downloads import SIGNED, add_download_routes
 from local_tinker.future_routes import add_future_routes
 from local_tinker.rest import add_rest_routes
 from local_tinker.sampling_routes import add_sampling_routes
@@ -56,6 +57,7 @@ def make_app(state: State) -> FastAPI:
     add_training_routes(app, state)
     add_sampling_routes(app, state)
     add_rest_routes(app, state)
+    add_download_routes(app, state)
     return app
 
 
@@ -83,7 +85,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"] not in PUBLIC_PATHS:
+        if scope["path"] not in PUBLIC_PATHS and not scope["path"].startswith(SIGNED):
             headers = dict(scope["headers"])
             given = headers.get(b"x-api-key", b"")
             # Compare with every key, so that the time taken tells nothing about any of them.

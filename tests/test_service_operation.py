@@ -30,7 +30,9 @@ from conftest import REPO
 from local_tinker import checkpoints, state, wire
 from local_tinker.__main__ import check_access, parse_size
 from local_tinker.background import Background
-from local_tinker.sampling import Wave, check_request
+from local_tinker.sample_queue import Client
+from local_tinker.sample_requests import check_request
+from local_tinker.sampling import Wave
 from local_tinker.state import Futures, RunQueue
 from local_tinker.wire import UserError
 from local_tinker.worker import Closed
@@ -609,9 +611,9 @@ def test_results_are_kept_for_a_while_and_then_forgotten(monkeypatch: pytest.Mon
         made.append(Future())
         return made[-1]
 
-    first = futures.once("s", ("train", "r", 1), make)
-    assert futures.once("s", ("train", "r", 1), make) == first
-    other = futures.once("s", ("train", "r", 2), make)
+    first = futures.once(Client("s"), ("train", "r", 1), make)
+    assert futures.once(Client("s"), ("train", "r", 1), make) == first
+    other = futures.once(Client("s"), ("train", "r", 2), make)
     assert len(made) == 2
     futures.purge()
     assert len(futures) == 2  # neither is done
@@ -734,17 +736,23 @@ def test_a_number_that_never_comes_is_given_up_while_others_keep_coming(
 def test_a_checkpoint_of_another_shape_changes_nothing(
     service: local_tinker.Service, tmp_path: Path
 ) -> None:
-    """The older form of load_weights, into a run that exists."""
+    """The older form of load_weights, into a run that exists: its first request, as on Tinker."""
     with by_hand(service, tmp_path) as (post, run_id), by_hand(service, tmp_path, 8) as (put, big):
         other = put("/save_weights", model_id=big, seq_id=1, path="other")["path"]
-        before = post("/save_weights", model_id=run_id, seq_id=1, path="before")["path"]
-        refused = post("/load_weights", model_id=run_id, seq_id=2, path=other, optimizer=True)
+        refused = post("/load_weights", model_id=run_id, seq_id=1, path=other, optimizer=True)
         assert refused["category"] == "user"
         assert "load it into a new run" in refused["error"]
-        after = post("/save_weights", model_id=run_id, seq_id=3, path="after")["path"]
+        before = post("/save_weights", model_id=run_id, seq_id=2, path="before")["path"]
+        late = post("/load_weights", model_id=run_id, seq_id=3, path=before, optimizer=True)
+        assert "not permitted with seq_id 3" in late["error"]
+        assert "create_training_client_from_state_with_optimizer" in late["error"]
+        after = post("/save_weights", model_id=run_id, seq_id=4, path="after")["path"]
         assert same_bits(adapter_of(tmp_path, before), adapter_of(tmp_path, after))
-        loaded = post("/load_weights", model_id=run_id, seq_id=4, path=before, optimizer=True)
+    with by_hand(service, tmp_path) as (post, run_id):
+        loaded = post("/load_weights", model_id=run_id, seq_id=1, path=before, optimizer=True)
         assert loaded["path"] == before
+        same = post("/save_weights", model_id=run_id, seq_id=2, path="same")["path"]
+        assert same_bits(adapter_of(tmp_path, before), adapter_of(tmp_path, same))
 
 
 def test_one_damaged_checkpoint_does_not_hide_the_others(
