@@ -227,3 +227,31 @@ def test_a_prompt_that_several_samples_share_is_computed_once(
     assert (shared[2].tokens, shared[2].logprobs) == (alone.tokens, alone.logprobs)
     assert shared[0].tokens == alone.tokens
     assert shared[1].tokens != alone.tokens  # another seed
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+def test_no_bit_depends_on_company_when_the_cache_has_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_small: bool
+) -> None:
+    """In every third slot, with windows, beside prompts of other lengths, on two threads."""
+    engine = load(tmp_path / "model", "mistral")
+    monkeypatch.setitem(engine.__dict__, "is_small", is_small)
+    num_slots = engine.num_slots(64, with_prompt_logits=True)
+    prompts = [[(5 + 7 * i) % 250 + 5 for i in range(3 + 5 * (n % 6))] for n in range(num_slots)]
+    own = list(range(40, 60))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    made = []
+    for slot in (None, *range(0, num_slots, 3)):
+        company = [own] if slot is None else [*prompts[:slot], own, *prompts[slot + 1 :]]
+        rows = rows_of(engine, None, company, 40)
+        row = rows[slot or 0] = rows_of(engine, None, [own], 40)[0]
+        wave = Wave(engine, rows)
+        while not row.is_done:
+            wave.advance()
+        wave.close()
+        assert row.scores is not None
+        assert row.scores.logprobs_T is not None
+        made.append((row.tokens, row.logprobs, row.scores.logprobs_T.tobytes()))
+    torch.set_num_threads(before)
+    assert all(one == made[0] for one in made)
