@@ -155,8 +155,8 @@ class Worker:
         for pending in refused:
             _fail(pending.future, error)
 
-    def cancel(self, future: Future[Result], error: Exception) -> None:
-        """Drop a sample request and answer it with an error; one that is answered stays so."""
+    def cancel(self, future: Future[Result], error: Exception) -> bool:
+        """Drop a sample request and answer it with an error; False when no such one is open."""
         with self._changed:
             found = [
                 of_client[future] for of_client in self._unanswered.values() if future in of_client
@@ -164,6 +164,7 @@ class Worker:
             self._drop(found)
         for pending in found:
             _fail(pending.future, error)
+        return bool(found)
 
     def drop_session(self, session_id: str, error: Exception) -> None:
         """Drop the sample requests of a session's clients and answer them with an error."""
@@ -325,14 +326,11 @@ class Worker:
             return
         live.num_done = num_done
         answered = [p for p in live.members if all(row.is_done for row in p.rows)]
-        for pending in answered:
-            _settle(
-                pending.future,
-                functools.partial(_sample_answer, pending),
-            )
         with self._changed:
             for pending in answered:
                 self._forget(pending)
+        for pending in answered:
+            _settle(pending.future, functools.partial(_sample_answer, pending))
         live.members = [p for p in live.members if not p.future.done()]
 
     def _end_unwanted(self) -> None:
