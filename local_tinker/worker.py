@@ -3,8 +3,9 @@
 Nothing else touches torch. A run's jobs run in the order of their submission, the runs take turns,
 and so do training as a whole and sampling as a whole: after a job, sampling gets as long as the
 job took, token by token, so that neither long answers nor a long queue of steps hold up the other.
-What nobody waits for is not computed: rows in a wave end at the next token, and wait with others
-that were set aside for a client that may come back, or are gone.
+What nobody waits for is not computed: samples of a session that has ended are dropped, those of a
+client that is away wait aside until it comes back, and what waves hold of both ends at the next
+token.
 """
 
 from __future__ import annotations
