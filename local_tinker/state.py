@@ -352,7 +352,11 @@ class State:
     def cancel_sample(self, request_id: str) -> None:
         """Drop a sample that its client does not wait for; one that is answered stays so."""
         future, _ = self.futures.claim(request_id)
-        self.worker.cancel(future, UserError("this sample was cancelled by its client"))
+        was_dropped = self.worker.cancel(
+            future, UserError("this sample was cancelled by its client")
+        )
+        if not was_dropped and not future.done():
+            raise UserError(f"request {request_id!r} is no sample; only samples can be cancelled")
 
     @contextlib.contextmanager
     def passing_over_refused(self, run_id: str | None, seq_id: int | None) -> Iterator[None]:
