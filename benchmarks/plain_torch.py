@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
@@ -81,6 +82,7 @@ def as_the_service(base: Base) -> int:
 
 
 def load_adapted(base: Base, folder: Path, *, is_trainable: bool) -> Any:
+    transformers_logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(
         base.model_dir, dtype=getattr(torch, base.dtype)
     )

@@ -32,8 +32,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -41,6 +39,7 @@ from typing import NamedTuple
 import plain_torch
 from plain_torch import Base
 from random_llamas import LLAMA_100M, make_model
+from service_report import Report, fresh_process, tell
 from service_soak import Running
 from service_soak import service as running_service
 from throughput_client import (
@@ -94,53 +93,6 @@ LLAMA_TARGETS = Targets(1.05, 1.0, 1.0, 0.05)
 MEMORY_TARGET = 1.25
 HEARTBEAT_TARGET_MS = 5.0
 RESULT_TARGET_MS = 20.0
-
-
-@dataclass
-class Report:
-    """Rows of the table, sentences below it, and which targets were missed."""
-
-    rows: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
-
-    def add(
-        self, what: str, cells: list[str], value: float, shown: str, target: float | None
-    ) -> None:
-        """Add a row; `value` is held against `target`, and both are of the unit of `shown`."""
-        verdict = "none stated"
-        if target is not None:
-            verdict = f"<= {target:g}: {'met' if value <= target else 'MISSED'}"
-            if value > target:
-                self.missed.append(f"{what}: {shown}, and the target is at most {target:g}")
-        self.rows.append(f"| {' | '.join([what, *cells, verdict])} |")
-
-    def ratio(
-        self, what: str, service: list[float], direct: list[float], target: float, unit: str
-    ) -> None:
-        """Add a ratio of medians; `unit` formats a value of either side."""
-        ratios = [one / other for one, other in zip(service, direct, strict=True)]
-        ratio = median(service) / median(direct)
-        cells = [unit.format(median(values)) for values in (service, direct)]
-        cells += [f"{ratio:.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"]
-        self.add(what, cells, ratio, f"{ratio:.3f} times", target)
-
-    def figure(self, what: str, value: float, unit: str, target: float | None, beside: str) -> None:
-        """Add a figure that is no ratio; `beside` is what it is to be compared with."""
-        shown = unit.format(value)
-        self.add(what, [shown, beside, "", ""], value, shown, target)
-
-    def __str__(self) -> str:
-        head = "| | over the service | directly | ratio | ratios of the runs | target |"
-        return "\n".join([head, "|---|---|---|---|---|---|", *self.rows, "", *self.notes])
-
-
-def fresh_process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"))
-
-
-def tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 # --- both sides do the same -----------------------------------------------------------------------
@@ -393,10 +345,7 @@ def main() -> int:
         PARTS[name](args.repeats, report)
     today = datetime.date.today().isoformat()
     report.notes.append(f"Medians of {args.repeats} runs each, by turns, on {today}.")
-    print(report)
-    for missed in report.missed:
-        print(f"MISSED: {missed}")
-    return 1 if report.missed else 0
+    return report.conclude()
 
 
 if __name__ == "__main__":
