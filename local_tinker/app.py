@@ -24,6 +24,8 @@ from local_tinker import checkpoints
 from local_tinker.answers import error_response
 from local_tinker.checkpoints import StorageError
 from local_tinker.future_routes import add_future_routes
+from local_tinker.openai_routes import OPENAI_PREFIX, make_openai_app, refusal
+from local_tinker.openai_wire import OpenAIError
 from local_tinker.rest import add_rest_routes
 from local_tinker.sampling_routes import add_sampling_routes
 from local_tinker.session_routes import add_session_routes
@@ -56,6 +58,7 @@ def make_app(state: State) -> FastAPI:
     add_training_routes(app, state)
     add_sampling_routes(app, state)
     add_rest_routes(app, state)
+    app.mount(OPENAI_PREFIX, make_openai_app(state))
     return app
 
 
@@ -84,8 +87,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         if scope["path"] not in PUBLIC_PATHS:
-            headers = dict(scope["headers"])
-            given = headers.get(b"x-api-key", b"")
+            is_openai = scope["path"].startswith(f"{OPENAI_PREFIX}/")
+            given = _given_key(dict(scope["headers"]), is_openai)
             # Compare with every key, so that the time taken tells nothing about any of them.
             matches = [
                 key
@@ -93,12 +96,17 @@ class Gate:
                 if hmac.compare_digest(key.encode(), given)
             ]
             if not matches:
-                refusal = error_response(
-                    401,
-                    "X-API-Key is missing or wrong; use the key that the service printed at its "
-                    "start",
+                header = "Authorization: Bearer KEY" if is_openai else "X-API-Key"
+                message = (
+                    f"{header} is missing or wrong; use the key that the service printed at its "
+                    "start"
                 )
-                await refusal(scope, receive, send)
+                wrong_key = (
+                    refusal(OpenAIError(message, status=401, code="invalid_api_key"))
+                    if is_openai
+                    else error_response(401, message)
+                )
+                await wrong_key(scope, receive, send)
                 return
             scope["api_key"] = matches[0]
         is_protobuf = scope["path"] == "/api/v1/forward_backward"
@@ -124,6 +132,14 @@ class Gate:
             if not has_answered:
                 message = f"the request body is larger than {limit} bytes; send less at a time"
                 await error_response(413, message)(scope, receive, send)
+
+
+def _given_key(headers: dict[bytes, bytes], is_openai: bool) -> bytes:
+    """The key of a request: OpenAI's clients send theirs as a bearer token."""
+    if not is_openai:
+        return headers.get(b"x-api-key", b"")
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else b""
 
 
 def _add_errors(app: FastAPI, state: State) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.routing import APIRoute
+from starlette.routing import Mount
 
 import evalops_client
 import export
@@ -116,9 +117,12 @@ def test_the_services_page_shows_its_usage_and_every_route(
     assert printed.getvalue().split()[: len(usage.split())] == usage.split()
     worker = Worker()
     worker.close()
+    app = make_app(State(worker, RunMemory(0)))
+    mounted = [(route.path, route.routes) for route in app.routes if isinstance(route, Mount)]
     routes = [
-        f"{','.join(sorted(route.methods or ()))} {route.path}"
-        for route in make_app(State(worker, RunMemory(0))).routes
+        f"{','.join(sorted(route.methods or ()))} {path}{route.path}"
+        for path, routes in [("", app.routes), *mounted]
+        for route in routes
         if isinstance(route, APIRoute)
     ]
     documented = [block("local_tinker/README.md", part) for part in ("served", "refused")]
