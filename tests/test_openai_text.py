@@ -13,7 +13,6 @@ from chat_models import SHAPES, make_tokenizer
 from conftest import IS_THOROUGH
 from local_tinker.chat_formats import ChatFormat, Rendered, Templated
 from local_tinker.openai_text import (
-    Format,
     Said,
     StreamedText,
     certain,
