@@ -128,7 +128,8 @@ def find_model(state: State, name: str) -> Model:
         info = checkpoints.read_info(weights)
         engine = state.engine_named(info.base_model)
         if base and state.engine_named(base) is not engine:
-            raise OpenAIError(f"model: {path} was trained on {info.base_model}, not on {base}")
+            message = f"model: {path} was trained on {info.base_model}, not on {base}"
+            raise OpenAIError(message, "model")
     except (UserError, NotFound) as error:
         raise OpenAIError(f"model: {error}", "model", status=404, code="model_not_found") from None
     return Model(engine, weights, info.user_metadata.get(RENDERER_KEY))
