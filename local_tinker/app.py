@@ -2,37 +2,43 @@
 
 Every handler acknowledges at once; the work is done behind a future that the client asks for with
 `retrieve_future`. Permanent errors are answered through the future, as `category: user`, or with
-400 / 404: the SDK retries 408, 409, 429 and 5xx, so none of these is ever used for them.
+a status that the SDK does not retry; `answers.py` has these.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_tinker import checkpoints
-from local_tinker.answers import error_response
+from local_tinker.answers import (
+    EXPECTED,
+    OPENAI_PREFIX,
+    BodyTooLarge,
+    Refusal,
+    malformed,
+    refusal,
+)
+from local_tinker.callers import key_refusal, known_key, sdk_refusal
 from local_tinker.checkpoints import StorageError
+from local_tinker.direct import DirectRoutes
 from local_tinker.future_routes import add_future_routes
-from local_tinker.openai_routes import OPENAI_PREFIX, make_openai_app, refusal
-from local_tinker.openai_wire import OpenAIError
+from local_tinker.openai_routes import make_openai_app
 from local_tinker.rest import add_rest_routes
 from local_tinker.sampling_routes import add_sampling_routes
 from local_tinker.session_routes import add_session_routes
 from local_tinker.state import State
 from local_tinker.training_routes import add_training_routes
-from local_tinker.wire import NotFound, UserError
-from local_tinker.worker import Closed
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +48,7 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 PUBLIC_PATHS = ("/", "/api/v1/healthz")  # say that the service is there and how busy it is
 
 
-def make_app(state: State) -> FastAPI:
+def make_app(state: State) -> Gate:
     """Build the application over a state that other code may extend with keys and models."""
 
     @contextlib.asynccontextmanager
@@ -51,15 +57,15 @@ def make_app(state: State) -> FastAPI:
         yield
 
     app = FastAPI(openapi_url=None, lifespan=lifespan, redirect_slashes=False)
-    app.add_middleware(Gate, state=state)
+    direct = DirectRoutes()
     _add_errors(app, state)
-    add_session_routes(app, state)
-    add_future_routes(app, state)
-    add_training_routes(app, state)
-    add_sampling_routes(app, state)
+    add_session_routes(app, direct, state)
+    add_future_routes(app, direct, state)
+    add_training_routes(app, direct, state)
+    add_sampling_routes(app, direct, state)
     add_rest_routes(app, state)
-    app.mount(OPENAI_PREFIX, make_openai_app(state))
-    return app
+    app.mount(OPENAI_PREFIX.rstrip("/"), make_openai_app(state))
+    return Gate(app, direct, state)
 
 
 def _keep_house(state: State) -> None:
@@ -71,120 +77,91 @@ def _keep_house(state: State) -> None:
         loop.run_in_executor(None, checkpoints.clean, root)
 
 
-class _BodyTooLarge(Exception):
-    pass
-
-
 class Gate:
     """Checks the key and bounds the body of every request before anything else reads it."""
 
-    def __init__(self, app: ASGIApp, state: State) -> None:
+    def __init__(self, app: FastAPI, direct: DirectRoutes, state: State) -> None:
         self._app = app
+        self._direct = direct
+        self._guarded_direct = ServerErrorMiddleware(direct, handler=_answer_defect)
         self._state = state
+
+    @property
+    def routes(self) -> list[str]:
+        """Every route, as `GET /path`."""
+        mounted = [(one.path, one.routes) for one in self._app.routes if isinstance(one, Mount)]
+        others = [
+            f"{','.join(sorted(route.methods or ()))} {path}{route.path}"
+            for path, routes in [("", self._app.routes), *mounted]
+            for route in routes
+            if isinstance(route, APIRoute)
+        ]
+        return [f"POST {path}" for path in self._direct.paths] + others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"] not in PUBLIC_PATHS:
-            is_openai = scope["path"].startswith(f"{OPENAI_PREFIX}/")
-            given = _given_key(dict(scope["headers"]), is_openai)
-            # Compare with every key, so that the time taken tells nothing about any of them.
-            matches = [
-                key
-                for key in self._state.checkpoint_dirs
-                if hmac.compare_digest(key.encode(), given)
-            ]
-            if not matches:
-                header = "Authorization: Bearer KEY" if is_openai else "X-API-Key"
-                message = (
-                    f"{header} is missing or wrong; use the key that the service printed at its "
-                    "start"
-                )
-                wrong_key = (
-                    refusal(OpenAIError(message, status=401, code="invalid_api_key"))
-                    if is_openai
-                    else error_response(401, message)
-                )
-                await wrong_key(scope, receive, send)
-                return
-            scope["api_key"] = matches[0]
+        is_direct = self._direct.has(scope)
+        refused = self._check(scope, is_direct)
+        if refused is not None:
+            await refused.answer(scope["path"]).as_response()(scope, receive, send)
+            return
         is_protobuf = scope["path"] == "/api/v1/forward_backward"
-        limit = MAX_BODY_BYTES if is_protobuf else MAX_JSON_BYTES
-        num_bytes, has_answered = 0, False
+        limit, num_bytes = MAX_BODY_BYTES if is_protobuf else MAX_JSON_BYTES, 0
 
         async def bounded_receive() -> Message:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if num_bytes > limit:
-                raise _BodyTooLarge
+                raise BodyTooLarge(limit)
             return message
 
-        async def noting_send(message: Message) -> None:
-            nonlocal has_answered
-            has_answered = True
-            await send(message)
+        app: ASGIApp = self._guarded_direct if is_direct else self._app
+        await app(scope, bounded_receive, send)
 
-        try:
-            await self._app(scope, bounded_receive, noting_send)
-        except _BodyTooLarge:
-            if not has_answered:
-                message = f"the request body is larger than {limit} bytes; send less at a time"
-                await error_response(413, message)(scope, receive, send)
+    def _check(self, scope: Scope, is_direct: bool) -> Refusal | None:
+        """Say what is wrong with who asks; puts the key into the scope."""
+        if scope["path"] not in PUBLIC_PATHS:
+            key = known_key(scope, self._state.checkpoint_dirs)
+            if key is None:
+                return key_refusal(scope)
+            scope["api_key"] = key
+        # What any SDK asks first is none of the direct routes, so these are spared the look.
+        return None if is_direct else sdk_refusal(scope)
 
 
-def _given_key(headers: dict[bytes, bytes], is_openai: bool) -> bytes:
-    """The key of a request: OpenAI's clients send theirs as a bearer token."""
-    if not is_openai:
-        return headers.get(b"x-api-key", b"")
-    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-    return token.strip() if scheme.lower() == b"bearer" else b""
+async def _answer_defect(request: Request, error: Exception) -> Response:
+    path = request.url.path
+    logger.error("%s failed", path, exc_info=error)
+    found = Refusal(400, f"a defect of the service: {type(error).__name__}: {error}")
+    return found.answer(path).as_response()
 
 
 def _add_errors(app: FastAPI, state: State) -> None:
-    @app.exception_handler(UserError)
-    async def on_user_error(_: Request, error: UserError) -> JSONResponse:
-        return error_response(400, str(error))
+    async def on_expected(request: Request, error: Exception) -> Response:
+        if isinstance(error, StorageError):
+            logger.error("%s", error)
+        return refusal(error).answer(request.url.path).as_response()
 
-    @app.exception_handler(Closed)
-    async def on_closed(_: Request, error: Closed) -> JSONResponse:
-        return error_response(400, str(error))
-
-    @app.exception_handler(StorageError)
-    async def on_storage_error(_: Request, error: StorageError) -> JSONResponse:
-        logger.error("%s", error)
-        return error_response(400, str(error))  # a 5xx would be retried for minutes
-
-    @app.exception_handler(Exception)
-    async def on_defect(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s failed", request.url.path, exc_info=error)
-        return error_response(400, f"a defect of the service: {type(error).__name__}: {error}")
-
-    @app.exception_handler(ClientDisconnect)
-    async def on_disconnect(_: Request, __: ClientDisconnect) -> JSONResponse:
-        return error_response(400, "the connection ended within the request")  # nobody reads it
-
-    @app.exception_handler(NotFound)
-    async def on_not_found(_: Request, error: NotFound) -> JSONResponse:
-        return error_response(404, str(error))
+    for kind in EXPECTED:
+        app.add_exception_handler(kind, on_expected)
+    app.add_exception_handler(Exception, _answer_defect)
 
     @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-        if isinstance(error.__cause__, _BodyTooLarge):
-            raise error.__cause__
-        where = f"{request.method} {request.url.path}"
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        path = request.url.path
+        if isinstance(error.__cause__, BodyTooLarge):  # as FastAPI wraps what breaks a body off
+            return await on_expected(request, error.__cause__)
+        where = f"{request.method} {path}"
         if error.status_code in (404, 405):
-            return error_response(
-                404, f"this service has no {where}; local_tinker/README.md lists what it has"
-            )
-        return error_response(error.status_code, f"{where}: {error.detail}")
+            message = f"this service has no {where}; local_tinker/README.md lists what it has"
+            return Refusal(404, message).answer(path).as_response()
+        return Refusal(error.status_code, f"{where}: {error.detail}").answer(path).as_response()
 
     @app.exception_handler(RequestValidationError)
-    async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
         body = error.body if isinstance(error.body, dict) else {}
         state.pass_over(body.get("model_id"), body.get("seq_id"))
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]
-        )
-        return error_response(422, f"the request does not fit the protocol: {problems}")
+        return malformed(error.errors()).answer(request.url.path).as_response()

@@ -182,11 +182,11 @@ class Engine:
         """
         return 1 if self.is_small else DEFAULT_NUM_THREADS
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         return self.model.get_input_embeddings().weight.shape[0]
 
-    @property
+    @functools.cached_property
     def max_context_length(self) -> int:
         config = self.model.config.get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or 1 << 20)

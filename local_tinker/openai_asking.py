@@ -15,6 +15,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response as HttpResponse
 
+from local_tinker.answers import EXPECTED, refusal
 from local_tinker.checkpoints import StorageError
 from local_tinker.choosing import Choice
 from local_tinker.engine import Engine
@@ -33,7 +34,7 @@ from local_tinker.openai_wire import ChatRequest, CompletionRequest, OpenAIError
 from local_tinker.sample_queue import Client, Result
 from local_tinker.sample_requests import SampleRequest, check_request
 from local_tinker.state import State
-from local_tinker.wire import NotFound, Prompt, PromptChunk, Sample, SamplingParams, UserError
+from local_tinker.wire import Prompt, PromptChunk, Sample, SamplingParams, UserError
 from local_tinker.worker import Closed
 
 CHUNK_S = 0.05  # how long a stream gathers tokens, at least, before it reads the answer again
@@ -193,8 +194,8 @@ async def _stream(asking: Asking, shape: Shape) -> AsyncIterator[str]:
         async for chunk in _chunks(asking, shape):
             yield f"data: {json.dumps(chunk)}\n\n"
         yield "data: [DONE]\n\n"
-    except (OpenAIError, UserError, NotFound, StorageError, Closed) as error:
-        yield f"data: {json.dumps(as_openai(error).as_object())}\n\n"
+    except (OpenAIError, *EXPECTED) as error:
+        yield f"data: {as_openai(error).answer().body.decode()}\n\n"
     finally:
         asking.drop()
 
@@ -293,8 +294,9 @@ class _StreamedPrompt:
 
 
 def as_openai(error: Exception) -> OpenAIError:
-    """Any refusal with the status that OpenAI's clients expect: they send 5xx again, twice."""
+    """An expected error with the status that OpenAI's clients go by: they send 5xx again, twice."""
     if isinstance(error, OpenAIError):
         return error
-    status = {UserError: 400, NotFound: 404, Closed: 503}.get(type(error), 500)
-    return OpenAIError(str(error), status=status)
+    found = refusal(error)
+    is_ours = {Closed: 503, StorageError: 500}
+    return OpenAIError(found.message, status=is_ours.get(type(error), found.status))

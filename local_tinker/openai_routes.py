@@ -12,11 +12,11 @@ import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response as HttpResponse
 
 from local_tinker import checkpoints
+from local_tinker.answers import EXPECTED
 from local_tinker.chat_formats import RENDERER_KEY, ChatFormats
 from local_tinker.checkpoints import StorageError
 from local_tinker.openai_answers import ChatShape, Head, TextShape
@@ -26,15 +26,12 @@ from local_tinker.openai_wire import CompletionRequest, OpenAIError, read_chat, 
 from local_tinker.sample_queue import Client
 from local_tinker.state import State
 from local_tinker.wire import NotFound, UserError
-from local_tinker.worker import Closed
 
 logger = logging.getLogger(__name__)
 
-OPENAI_PREFIX = "/oai/api/v1"
-
 
 def make_openai_app(state: State) -> FastAPI:
-    """Build the application that is mounted at `OPENAI_PREFIX`."""
+    """Build the application that is mounted below `OPENAI_PREFIX`."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     formats = ChatFormats()
     _add_openai_errors(app)
@@ -138,27 +135,25 @@ def find_model(state: State, name: str) -> Model:
 # --- errors -------------------------------------------------------------------------------------
 
 
-def refusal(error: OpenAIError) -> JSONResponse:
-    return JSONResponse(error.as_object(), status_code=error.status)
-
-
 def _add_openai_errors(app: FastAPI) -> None:
-    for kind in (OpenAIError, UserError, NotFound, Closed, StorageError):
+    async def on_expected(_: Request, error: Exception) -> HttpResponse:
+        if isinstance(error, StorageError):
+            logger.error("%s", error)
+        return as_openai(error).answer().as_response()
 
-        @app.exception_handler(kind)
-        async def on_refusal(_: Request, error: Exception) -> JSONResponse:
-            return refusal(as_openai(error))
+    for kind in (OpenAIError, *EXPECTED):
+        app.add_exception_handler(kind, on_expected)
 
     @app.exception_handler(Exception)
-    async def on_defect(request: Request, error: Exception) -> JSONResponse:
+    async def on_defect(request: Request, error: Exception) -> HttpResponse:
         logger.error("%s failed", request.url.path, exc_info=error)
         defect = f"a defect of the service: {type(error).__name__}: {error}"
-        return refusal(OpenAIError(defect, status=500))
+        return OpenAIError(defect, status=500).answer().as_response()
 
     @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def on_http_error(request: Request, error: HTTPException) -> HttpResponse:
         where = f"{request.method} {request.url.path}"
         message = f"{where}: {error.detail}"
         if error.status_code in (404, 405):
             message = f"this service has no {where}; local_tinker/README.md lists what it has"
-        return refusal(OpenAIError(message, status=error.status_code))
+        return OpenAIError(message, status=error.status_code).answer().as_response()

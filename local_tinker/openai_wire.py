@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from local_tinker.answers import MAX_ERROR_CHARS
+from local_tinker.answers import OPENAI_PREFIX, Answer, Refusal
 from local_tinker.wire import MAX_STOPS
 
 MAX_CHOICES = 128  # of one prompt, as OpenAI allows
@@ -30,15 +30,8 @@ class OpenAIError(Exception):
         super().__init__(message)
         self.param, self.status, self.code = param, status, code
 
-    def as_object(self) -> dict[str, Any]:
-        return {
-            "error": {
-                "message": str(self)[:MAX_ERROR_CHARS],
-                "type": "invalid_request_error" if self.status < 500 else "server_error",
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+    def answer(self) -> Answer:
+        return Refusal(self.status, str(self), self.code, self.param).answer(OPENAI_PREFIX)
 
 
 class _Harmless(NamedTuple):

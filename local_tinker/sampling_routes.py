@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI
 
 from local_tinker import checkpoints, wire
+from local_tinker.answers import Answer, json_answer
+from local_tinker.direct import Call, DirectRoutes
 from local_tinker.sample_requests import check_request
 from local_tinker.state import Sampler, State
 from local_tinker.wire import UserError
 
 
-def add_sampling_routes(app: FastAPI, state: State) -> None:
+def add_sampling_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
     @app.post("/api/v1/create_sampling_session")
     async def create_sampling_session(body: wire.CreateSamplingSession) -> dict[str, str]:
         state.session(body.session_id)
@@ -30,14 +30,13 @@ def add_sampling_routes(app: FastAPI, state: State) -> None:
             )
         return {"sampling_session_id": sampler_id}
 
-    @app.post("/api/v1/asample")
-    async def asample(body: wire.Sample) -> dict[str, Any]:
+    @direct.post("/api/v1/asample")
+    async def asample(call: Call) -> Answer:
+        body = wire.Sample.model_validate_json(call.body)
         sampler = state.sampler(body.sampling_session_id)
         request_id = state.submit_sample(
             sampler, body.seq_id, lambda: check_request(sampler.engine, body, sampler.weights)
         )
         prefix = f"{sampler.sampler_id}:{body.seq_id}"
-        return {
-            "request_id": request_id,
-            "sample_sequence_ids": [f"{prefix}:{index}" for index in range(body.num_samples)],
-        }
+        sequence_ids = [f"{prefix}:{index}" for index in range(body.num_samples)]
+        return json_answer({"request_id": request_id, "sample_sequence_ids": sequence_ids})

@@ -62,6 +62,10 @@ class Service:
         self._state = State(self._worker, self._memory)
         config = uvicorn.Config(
             make_app(self._state),
+            http="httptools",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
             log_level="critical",
             access_log=False,
             timeout_keep_alive=75,

@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 
 from local_tinker import wire
-from local_tinker.answers import error_response
+from local_tinker.answers import Answer, Refusal, json_answer
+from local_tinker.direct import Call, DirectRoutes
 from local_tinker.rest import repeat_key
 from local_tinker.state import Repeats, State
 
@@ -30,7 +31,7 @@ CLIENT_CONFIG = {
 }
 
 
-def add_session_routes(app: FastAPI, state: State) -> None:
+def add_session_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
     repeats = Repeats()
 
     @app.get("/", response_class=HTMLResponse)
@@ -38,10 +39,11 @@ def add_session_routes(app: FastAPI, state: State) -> None:
         return _health_page(state)
 
     @app.get("/api/v1/healthz")
-    async def healthz() -> Response:
+    async def healthz(request: Request) -> Response:
         if not state.worker.is_alive:
-            return error_response(500, "the compute thread has ended; restart the service")
-        return JSONResponse({"status": "ok"})
+            ended = Refusal(500, "the compute thread has ended; restart the service")
+            return ended.answer(request.url.path).as_response()
+        return json_answer({"status": "ok"}).as_response()
 
     @app.post("/api/v1/client/config")
     async def client_config() -> dict[str, Any]:
@@ -61,12 +63,13 @@ def add_session_routes(app: FastAPI, state: State) -> None:
 
         return repeats.once(repeat_key(request), open_session)
 
-    @app.post("/api/v1/session_heartbeat")
-    async def heartbeat(body: wire.SessionRequest) -> Response:
-        if body.session_id not in state.sessions:
-            return error_response(410, "this session has ended")
-        state.session(body.session_id)
-        return JSONResponse({})
+    @direct.post("/api/v1/session_heartbeat")
+    async def heartbeat(call: Call) -> Answer:
+        session_id = wire.SessionRequest.model_validate_json(call.body).session_id
+        if session_id not in state.sessions:
+            return json_answer({"error": "this session has ended"}, 410)
+        state.session(session_id)
+        return json_answer({})
 
     @app.post("/api/v1/sessions/{session_id}/finish")
     async def finish(session_id: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -16,6 +17,8 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from local_tinker import checkpoints
 from local_tinker.attendance import Attendance
@@ -357,6 +360,20 @@ class State:
             yield
         except (UserError, NotFound):
             self.pass_over(run_id, seq_id)
+            raise
+
+    @contextlib.contextmanager
+    def passing_over_malformed(self, body: bytes) -> Iterator[None]:
+        """Let a run go on after a request that was not understood, if it says which one it was."""
+        try:
+            yield
+        except ValidationError:
+            try:
+                sent = json.loads(body)
+            except (ValueError, RecursionError):  # which is no number of any run
+                sent = None
+            if isinstance(sent, dict):
+                self.pass_over(sent.get("model_id"), sent.get("seq_id"))
             raise
 
     def pass_over(self, run_id: object, seq_id: object) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
 from local_tinker import checkpoints, wire
+from local_tinker.answers import Answer, json_answer
+from local_tinker.direct import Call, DirectRoutes
 from local_tinker.engine import TrainingRun
 from local_tinker.lora import LoraShape
 from local_tinker.state import Sampler, State
@@ -17,7 +19,7 @@ from local_tinker.worker import Result
 logger = logging.getLogger(__name__)
 
 
-def add_training_routes(app: FastAPI, state: State) -> None:
+def add_training_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
     @app.post("/api/v1/create_model")
     async def create_model(body: wire.CreateModel) -> dict[str, str]:
         if body.optimizer_config.type != "adamw":
@@ -47,9 +49,9 @@ def add_training_routes(app: FastAPI, state: State) -> None:
             "lora_rank": run.shape.rank,
         }
 
-    @app.post("/api/v1/forward_backward")
-    async def forward_backward(request: Request) -> dict[str, str]:
-        message = wire.parse_forward_backward(await request.body())
+    @direct.post("/api/v1/forward_backward")
+    async def forward_backward(call: Call) -> Answer:
+        message = wire.parse_forward_backward(call.body)
         engine = state.run(message.model_id).engine
 
         def job(run: TrainingRun) -> Result:
@@ -58,10 +60,13 @@ def add_training_routes(app: FastAPI, state: State) -> None:
             )
             return wire.forward_backward_output(result.loss_sum, result.logprobs)
 
-        return {"request_id": state.submit_in_order(message.model_id, message.seq_id, job)}
+        request_id = state.submit_in_order(message.model_id, message.seq_id, job)
+        return json_answer({"request_id": request_id})
 
-    @app.post("/api/v1/optim_step")
-    async def optim_step(body: wire.OptimStep) -> dict[str, str]:
+    @direct.post("/api/v1/optim_step")
+    async def optim_step(call: Call) -> Answer:
+        with state.passing_over_malformed(call.body):
+            body = wire.OptimStep.model_validate_json(call.body)
         engine = state.run(body.model_id).engine
 
         def job(run: TrainingRun) -> Result:
@@ -69,7 +74,7 @@ def add_training_routes(app: FastAPI, state: State) -> None:
                 raise UserError("optim_step without adam_params: this service has adamw only")
             return {"metrics": engine.optim_step(run, body.adam_params)}
 
-        return {"request_id": state.submit_in_order(body.model_id, body.seq_id, job)}
+        return json_answer({"request_id": state.submit_in_order(body.model_id, body.seq_id, job)})
 
     @app.post("/api/v1/load_weights")
     async def load_weights(body: wire.LoadWeights) -> dict[str, str]:

@@ -102,7 +102,8 @@ async def begin(client: tinker.ServiceClient, name: str, renderer: Any) -> tinke
     example = renderer.build_supervised_example(
         [*ASKED, answer], train_on_what=TrainOnWhat.LAST_ASSISTANT_MESSAGE
     )
-    datum = datum_from_model_input_weights(*example, 512)
+    model_input, weights = example
+    datum = datum_from_model_input_weights(model_input, weights, 512)
     for _ in range(NUM_STEPS):
         run.forward_backward([datum], "cross_entropy")
         run.optim_step(types.AdamParams(learning_rate=1e-2))
@@ -421,7 +422,7 @@ def test_refusals_are_openais(
     message: str,
 ) -> None:
     names = {"STATE": trained.state_path, "BARE": trained.bare_path}
-    request = {"model": "llama", "messages": ASKED, **changes}
+    request: Any = {"model": "llama", "messages": ASKED, **changes}
     model = names.get(request["model"], request["model"])
     request["model"] = model.replace("LLAMA", trained.paths["llama3"])
     with pytest.raises(openai.APIStatusError, match=message) as refused:
