@@ -423,7 +423,7 @@ def test_refusals_are_openais(
 ) -> None:
     names = {"STATE": trained.state_path, "BARE": trained.bare_path}
     request: Any = {"model": "llama", "messages": ASKED, **changes}
-    model = names.get(request["model"], request["model"])
+    model = str(names.get(request["model"], request["model"]))
     request["model"] = model.replace("LLAMA", trained.paths["llama3"])
     with pytest.raises(openai.APIStatusError, match=message) as refused:
         trained.client().chat.completions.create(**request)
