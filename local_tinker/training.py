@@ -20,7 +20,7 @@ from local_tinker.micro_batches import micro_batches
 from local_tinker.target_logprobs import target_logprobs
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
 
-MAX_LOGITS_ELEMENTS = 64 * 1024 * 1024  # rows x tokens x vocabulary of one forward pass
+MAX_PASS_LOGITS = 64 * 1024 * 1024  # rows x tokens x vocabulary of one pass, were all trained
 
 
 class ForwardResult(NamedTuple):
@@ -111,7 +111,7 @@ def _passes(data: tuple[LossDatum, ...], vocab_size: int) -> list[list[int]]:
         places_of[datum.target_tokens.shape[1:]].append(place)
     passes = []
     for shape, places in places_of.items():
-        max_tokens = MAX_LOGITS_ELEMENTS // max((vocab_size, *shape))
+        max_tokens = MAX_PASS_LOGITS // max((vocab_size, *shape))
         lengths = [data[place].input_tokens_N.size for place in places]
         passes += [[places[i] for i in rows] for rows in micro_batches(lengths, max_tokens)]
     return passes
