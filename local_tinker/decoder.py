@@ -26,15 +26,13 @@ from torch.nn import functional
 
 from local_tinker.decoder_weights import DecoderWeights, Layer
 
-MIN_PREFILL_TOKENS = 16
-CHUNK_TOKENS = 256  # of a chunk of prompts, padding included; more do not make a CPU faster
-CUDA_CHUNK_TOKENS = 8192
+MIN_PREFILL_TOKENS = 8
 VIEW_TOKENS = 16
 GROWTH_TOKENS = 64
 
 
 def prefill_length(num_tokens: int) -> int:
-    """What a prompt is padded to: the next of 16, 32, ... 128, then of 8 steps per octave."""
+    """What a prompt is padded to: the next multiple of 8, above 64 tokens 8 steps an octave."""
     step = max(MIN_PREFILL_TOKENS, (1 << (num_tokens - 1).bit_length()) // 8)
     return -(-num_tokens // step) * step
 
@@ -52,9 +50,16 @@ class _Chunk(NamedTuple):
 class Decoding:
     """Slots on their way through a decoder; call `prefill` once, then `decode` for each token."""
 
-    def __init__(self, weights: DecoderWeights, num_slots: int, last_column: int) -> None:
-        """Prompts will end before column `last_column`, which is at least their length."""
+    def __init__(
+        self, weights: DecoderWeights, num_slots: int, last_column: int, chunk_tokens: int
+    ) -> None:
+        """Prompts will end before column `last_column`, which is at least their length.
+
+        `chunk_tokens` is how many tokens, padding included, are prefilled at once, if a prompt has
+        no more.
+        """
         self._weights = weights
+        self._chunk_tokens = chunk_tokens
         self._num_slots = num_slots
         self._column = last_column  # the next one to be written
         self._capacity = 0
@@ -75,7 +80,7 @@ class Decoding:
         self._grow()
         vocab_size = weights.unembedding.weights[0].shape[0]
         logits_BV = torch.zeros((self._num_slots, vocab_size), device=device)
-        for chunk in _chunks(prompts, self._num_slots, device):
+        for chunk in _chunks(prompts, self._num_slots, self._chunk_tokens, device):
             hidden_RTH = self._prefill_chunk(chunk)
             last_RH = hidden_RTH[torch.arange(len(hidden_RTH), device=device), chunk.ends_R]
             logits_BV[chunk.slots_S] = _unembed(weights, last_RH)[chunk.rows_S]
@@ -175,7 +180,7 @@ class Decoding:
 
 
 def _chunks(
-    prompts: Sequence[Sequence[int]], num_slots: int, device: torch.device
+    prompts: Sequence[Sequence[int]], num_slots: int, chunk_tokens: int, device: torch.device
 ) -> Iterator[_Chunk]:
     """Every distinct prompt once, those of one padded length together."""
     slots_of: dict[tuple[int, ...], list[int]] = {}
@@ -184,9 +189,8 @@ def _chunks(
     by_length: dict[int, list[tuple[int, ...]]] = {}
     for prompt in slots_of:
         by_length.setdefault(prefill_length(len(prompt)), []).append(prompt)
-    budget = CUDA_CHUNK_TOKENS if device.type == "cuda" else CHUNK_TOKENS
     for num_tokens, alike in by_length.items():
-        num_rows = max(1, min(budget // num_tokens, num_slots))
+        num_rows = max(1, min(chunk_tokens // num_tokens, num_slots))
         for start in range(0, len(alike), num_rows):
             rows = alike[start : start + num_rows]
             tokens = np.zeros((num_rows, num_tokens), dtype=np.int64)
