@@ -20,6 +20,8 @@ from transformers.utils import logging as transformers_logging
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
+PADDED_PROMPT_TOKENS = 64  # prompts of the benchmarks are about as long; slots depend on it little
+
 
 class Row(NamedTuple):
     """One training sequence as plain lists: inputs, targets and the targets' weights."""
@@ -74,11 +76,10 @@ def peak_mib(pid: int | None = None) -> float:
 def as_the_service(base: Base) -> int:
     """Use as many threads as the service does for this model; returns how many slots it uses."""
     from local_tinker.engine import Engine
-    from local_tinker.sample_requests import MIN_PADDED_LENGTH_TOKENS
 
     engine = Engine.load("model", str(base.model_dir), base.device)
     torch.set_num_threads(engine.num_threads)
-    return engine.num_slots(MIN_PADDED_LENGTH_TOKENS, False)
+    return engine.num_slots(PADDED_PROMPT_TOKENS, False)
 
 
 def load_adapted(base: Base, folder: Path, *, is_trainable: bool) -> Any:
