@@ -13,8 +13,10 @@ from local_tinker import wire
 from local_tinker.answers import MAX_ERROR_CHARS, Answer, json_answer
 from local_tinker.checkpoints import StorageError
 from local_tinker.direct import Call, DirectRoutes
+from local_tinker.futures import CompletionLog, Target
+from local_tinker.sample_queue import Client
 from local_tinker.state import State
-from local_tinker.waiting import Held, Wakes
+from local_tinker.waiting import HOLD_S, Held
 from local_tinker.wire import PROTOBUF, NotFound, UserError
 from local_tinker.worker import Closed, Result
 
@@ -22,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 
 def add_future_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
-    wakes = Wakes()
-
     @direct.post("/api/v1/retrieve_future")
     async def retrieve_future(call: Call) -> Answer:
         body = wire.RetrieveFuture.model_validate_json(call.body)
@@ -50,8 +50,43 @@ def add_future_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
         if future.done():
             return True
         held = Held()
-        wakes.when_done(future, held.wake)
+        state.futures.when_done(future, held.wake)
         return await held.wait(receive)
+
+    @direct.post("/api/v1/retrieve_futures")
+    async def retrieve_futures(call: Call) -> Answer:
+        body = wire.RetrieveFutures.model_validate_json(call.body)
+        target = Target(body.target.sampling_session_id, body.target.cloned_sampler_id)
+        client = Client(state.sampler(target.sampler_id).session_id, target.clone_id)
+        state.futures.forget(target, body.retrieved_request_ids)
+        log = state.futures.log(target, client)
+        log.seen(body.prev_cursor)
+        limit_s = HOLD_S if body.timeout is None else min(body.timeout, HOLD_S)
+        with state.attendance.holding(client) as hold:
+            hold.is_lost = not await _held_for(log, call.receive, limit_s)
+        completions = [_completion(c.request_id, c.has_failed, c.num_bytes) for c in log.unseen]
+        if not state.worker.is_alive:  # each of these is answered with what happened
+            completions += [_completion(i, True, None) for i in state.futures.open_of(target)]
+        return json_answer({"completions": completions, "cursor": log.num_completed})
+
+
+async def _held_for(log: CompletionLog, receive: Receive, limit_s: float) -> bool:
+    """Wait for a completion; False when the client closes its connection meanwhile."""
+    if log.unseen or limit_s == 0:
+        return True
+    held = Held()
+    log.held.add(held)
+    try:
+        return await held.wait(receive, limit_s)
+    finally:
+        log.held.discard(held)
+
+
+def _completion(request_id: str, has_failed: bool, num_bytes: int | None) -> dict[str, Any]:
+    if has_failed:
+        return {"state": "failed", "request_id": request_id}
+    size = {} if num_bytes is None else {"response_payload_uncompressed_size": num_bytes}
+    return {"state": "finished", "request_id": request_id, **size}
 
 
 def _answer(request_id: str, future: Future[Result]) -> Answer:

@@ -15,7 +15,8 @@ from fastapi import FastAPI, Query, Request
 
 from local_tinker import checkpoints, wire
 from local_tinker.checkpoints import CheckpointInfo, TinkerPath
-from local_tinker.state import Repeats, State
+from local_tinker.futures import Repeats
+from local_tinker.state import State
 from local_tinker.wire import NotFound, UserError
 
 Limit = Annotated[int, Query(ge=0, le=10_000)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 
 from local_tinker import checkpoints, wire
@@ -29,6 +31,12 @@ def add_sampling_routes(app: FastAPI, direct: DirectRoutes, state: State) -> Non
                 Sampler(sampler_id, body.session_id, engine, body.model_path, weights)
             )
         return {"sampling_session_id": sampler_id}
+
+    @app.post("/api/v1/join_sampling_session")
+    async def join_sampling_session(body: wire.JoinSamplingSession) -> dict[str, Any]:
+        sampler = state.sampler(body.sampling_session_id)
+        sampler.num_clones += 1
+        return {"type": "join_sampling_session", "client_counter": sampler.num_clones}
 
     @direct.post("/api/v1/asample")
     async def asample(call: Call) -> Answer:

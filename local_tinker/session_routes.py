@@ -13,8 +13,9 @@ from fastapi.responses import HTMLResponse
 from local_tinker import wire
 from local_tinker.answers import Answer, Refusal, json_answer
 from local_tinker.direct import Call, DirectRoutes
+from local_tinker.futures import Repeats
 from local_tinker.rest import repeat_key
-from local_tinker.state import Repeats, State
+from local_tinker.state import State
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,10 @@ CLIENT_CONFIG = {
     "fwdbwd_max_chunk_bytes_count": 200_000_000,  # below MAX_TARGET_CELLS in any mixture
     "proto_compress_fwdbwd": False,
     "sample_max_concurrent_requests": 2000,
+    # One poll for all of a client's samples is served too, for clients that do it. It costs both
+    # sides as much as a request held for each sample does, since results are fetched alike.
+    "sample_use_retrieve_futures": False,
+    "sample_join_sampling_session": True,  # clones get ids that cannot collide
     "create_model_via_load_weights": True,
 }
 

@@ -9,20 +9,19 @@ import asyncio
 import contextlib
 import json
 import logging
-import threading
 import time
 import uuid
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from local_tinker import checkpoints
 from local_tinker.attendance import Attendance
 from local_tinker.engine import Engine
+from local_tinker.futures import Futures, Target
 from local_tinker.lora import LoraShape
 from local_tinker.memory import RunMemory
 from local_tinker.sample_queue import Client
@@ -35,13 +34,9 @@ logger = logging.getLogger(__name__)
 
 MAX_AHEAD = 100_000  # how far a run's request may be ahead of the next one to run
 GAP_S = 10.0  # how long a request waits for a missing lower sequence number
-KEEP_RESULT_S = 60.0  # a result can be fetched again this long after it was fetched first
-KEEP_UNCLAIMED_S = 1800.0  # a result that nobody fetches is kept this long
 SESSION_SILENCE_S = 600.0  # clients send a heartbeat every 10 s, but a debugger may stop one
 MAX_SESSIONS = 10_000
-MAX_PENDING = 100_000  # futures at a time
 CLONE_BLOCK = 1_000_000_000  # the SDK numbers a clone's samples from its id times this
-MAX_REPEATS = 1000  # answers remembered in case their request comes again
 
 
 @dataclass
@@ -114,6 +109,7 @@ class Sampler:
     engine: Engine
     model_path: str | None
     weights: Path | None
+    num_clones: int = 0  # that asked for an id; the first client of a sampler has 0
 
 
 @dataclass
@@ -124,91 +120,6 @@ class Session:
     run_ids: list[str] = field(default_factory=list)
     sampler_ids: list[str] = field(default_factory=list)
     unnamed_saves: list[Path] = field(default_factory=list)
-
-
-@dataclass
-class _Entry:
-    future: Future[Result]
-    client: Client
-    key: Hashable
-    drop_at: float | None = None
-
-
-class Futures:
-    """Results that clients ask for; a repeat of a request finds the future of the first one."""
-
-    def __init__(self) -> None:
-        self._entries: dict[str, _Entry] = {}
-        self._by_key: dict[Hashable, str] = {}
-        self.is_closed = False  # repeats are still answered then, new requests refused
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def once(self, client: Client, key: Hashable, make: Callable[[], Future[Result]]) -> str:
-        """Return the id of the future with this key, made now if the key is new."""
-        if key not in self._by_key:
-            if self.is_closed:
-                raise Closed
-            if len(self._entries) >= MAX_PENDING:
-                raise UserError(
-                    f"{MAX_PENDING} requests are unanswered or unclaimed; fetch results first"
-                )
-            request_id = uuid.uuid4().hex
-            self._entries[request_id] = _Entry(make(), client, key)
-            self._by_key[key] = request_id
-        return self._by_key[key]
-
-    def claim(self, request_id: str) -> tuple[Future[Result], Client]:
-        """Return a future and whose it is."""
-        if request_id not in self._entries:
-            raise NotFound(f"request {request_id!r} is not known here")
-        entry = self._entries[request_id]
-        return entry.future, entry.client
-
-    def fetched(self, request_id: str) -> None:
-        if request_id in self._entries:
-            self._entries[request_id].drop_at = time.monotonic() + KEEP_RESULT_S
-
-    def purge(self, ended_session: str | None = None) -> None:
-        """Drop results fetched or forgotten long ago, and sooner those of an ended session."""
-        now = time.monotonic()
-        for request_id, entry in list(self._entries.items()):
-            if entry.drop_at is None and entry.future.done():
-                has_ended = entry.client.session_id == ended_session
-                entry.drop_at = now + (KEEP_RESULT_S if has_ended else KEEP_UNCLAIMED_S)
-            if entry.drop_at is not None and entry.drop_at <= now:
-                del self._entries[request_id]
-                self._by_key.pop(entry.key, None)
-
-    def fail_all(self, error: Exception) -> None:
-        """Answer whatever is still open with an error."""
-        for entry in list(self._entries.values()):
-            with contextlib.suppress(InvalidStateError):  # it has its answer
-                entry.future.set_exception(error)
-
-
-class Repeats:
-    """Answers to requests that have no number of their own, by the key that is sent with them.
-
-    A client that did not get the answer sends the request again with the same key. Used from
-    several threads: a repeat that comes while the first is at work waits for it.
-    """
-
-    def __init__(self) -> None:
-        self._answers: dict[Hashable, Any] = {}
-        self._lock = threading.Lock()
-
-    def once(self, key: Hashable | None, make: Callable[[], Any]) -> Any:
-        """Return the answer with this key, made now if the key is new; an error is not kept."""
-        if key is None:
-            return make()
-        with self._lock:
-            if key not in self._answers:
-                self._answers[key] = make()
-                if len(self._answers) > MAX_REPEATS:
-                    del self._answers[next(iter(self._answers))]  # the oldest
-            return self._answers[key]
 
 
 class State:
@@ -347,7 +258,8 @@ class State:
         def start() -> Future[Result]:
             return self.worker.sample(sampler.engine, make_request(), client)
 
-        return self.futures.once(client, ("sample", sampler.sampler_id, seq_id), start)
+        key = ("sample", sampler.sampler_id, seq_id)
+        return self.futures.once(client, key, start, Target(sampler.sampler_id, client.clone_id))
 
     def cancel_sample(self, request_id: str) -> None:
         """Drop a sample that its client does not wait for; one that is answered stays so."""
@@ -403,7 +315,7 @@ class State:
             run.queue.release_all()  # also what waits for a number that never came
             self.worker.refuse(run_id, UserError("the session of this run has ended"))
             self._submit_last(run_id, run.engine, self._drop(run_id, session.unnamed_saves))
-        self.futures.purge(session_id)
+        self.futures.end_session(session_id)
 
     def _forget_samplers(self, session: Session) -> None:
         """Forget a session's samplers, and the weights that no other session samples from."""

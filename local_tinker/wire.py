@@ -221,6 +221,30 @@ class RetrieveFuture(Request):
     request_id: Id
 
 
+class FuturesTarget(Request):
+    """One client of a sampling session; clones of the first one have ids of their own."""
+
+    type: Literal["sampling_session"]
+    sampling_session_id: Id
+    cloned_sampler_id: int = Field(default=0, ge=0)
+
+
+class RetrieveFutures(Request):
+    """Ask for what was completed after `prev_cursor`; the results named here are not needed more.
+
+    `timeout` is in seconds; without one the service holds the request as long as it likes.
+    """
+
+    target: FuturesTarget
+    prev_cursor: int = Field(default=0, ge=0)
+    timeout: float | None = Field(default=None, ge=0)
+    retrieved_request_ids: list[Id] = []
+
+
+class JoinSamplingSession(Request):
+    sampling_session_id: Id
+
+
 # --- forward/backward ---------------------------------------------------------------------------
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 import local_tinker
 from fake_evalops import fake_evalops
 from fault_proxy import FAULTS, Fault, FaultPlan, fault_proxy, read_body, read_head
-from local_tinker import state
-from local_tinker.state import Repeats
+from local_tinker import futures as futures_module
+from local_tinker.futures import Repeats
 from local_tinker.wire import UserError
 from sdk_client import PROMPT, checkpoint_dir, new_run, same_bits, sample, train, using
 from test_loop import TOPICS, Workspace
@@ -281,7 +281,7 @@ def test_a_repeat_is_known_by_its_key_and_by_who_sends_it(
 
 
 def test_only_the_latest_answers_are_kept_for_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "MAX_REPEATS", 2)
+    monkeypatch.setattr(futures_module, "MAX_REPEATS", 2)
     numbers, repeats = iter(range(10)), Repeats()
 
     def refuse() -> int:

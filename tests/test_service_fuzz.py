@@ -29,6 +29,8 @@ from tinker.proto import tinker_public_pb2 as pb
 
 from conftest import IS_THOROUGH
 from local_tinker import app as app_module
+from local_tinker import future_routes
+from local_tinker import futures as futures_module
 from local_tinker import state as state_module
 from local_tinker.app import make_app
 from local_tinker.engine import Engine
@@ -321,6 +323,13 @@ def valid_bodies(world: World) -> dict[str, dict[str, Any]]:
         },
         "asample": sample_body(world),
         "retrieve_future": {"request_id": rng.choice([*world.old_futures[-5:], bad_id(rng)])},
+        "retrieve_futures": {
+            "target": {"type": "sampling_session", "sampling_session_id": a_sampler(world)},
+            "prev_cursor": rng.randrange(3),
+            "timeout": 0,
+            "retrieved_request_ids": world.old_futures[-3:],
+        },
+        "join_sampling_session": {"sampling_session_id": a_sampler(world)},
         "weights_info": {"tinker_path": source},
         "copy_weights": {"source_path": source, "ttl_seconds": 60},
         "client/config": {"sdk_version": "0.38.0"},
@@ -346,7 +355,8 @@ JSON_ROUTES = (
     "create_session", "session_heartbeat", "create_model", "get_info", "optim_step", "save_weights",
     "save_weights_for_sampler", "save_weights_external", "load_weights", "create_custom_loss",
     "create_sampling_session", "asample", "retrieve_future", "weights_info", "copy_weights",
-    "client/config", "client/dynamic_config", "telemetry",
+    "client/config", "client/dynamic_config", "telemetry", "retrieve_futures",
+    "join_sampling_session",
 )  # fmt: skip
 # Saves and copies wait for the disk, new runs and loads for the model: drawn less often.
 ROUTE_WEIGHTS = [
@@ -917,7 +927,8 @@ def state(
     monkeypatch.setattr(app_module, "MAX_JSON_BYTES", MAX_JSON_BYTES)
     monkeypatch.setattr(app_module, "MAX_BODY_BYTES", MAX_BODY_BYTES)
     monkeypatch.setattr(state_module, "GAP_S", 0.05)
-    monkeypatch.setattr(state_module, "KEEP_RESULT_S", 0.5)
+    monkeypatch.setattr(future_routes, "HOLD_S", 0.05)  # of a poll that lost its timeout
+    monkeypatch.setattr(futures_module, "KEEP_RESULT_S", 0.5)
     engine = Engine.load("llama", str(llama_dir), "cpu")
     room_bytes = 600_000  # for a few runs of these; the others are parked on disk
     memory = RunMemory(engine.num_base_bytes + room_bytes)

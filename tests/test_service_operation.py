@@ -28,12 +28,14 @@ import forked
 import local_tinker
 from conftest import REPO
 from local_tinker import checkpoints, state, wire
+from local_tinker import futures as futures_module
 from local_tinker.__main__ import check_access, parse_size
 from local_tinker.background import Background
+from local_tinker.futures import Futures
 from local_tinker.sample_queue import Client
 from local_tinker.sample_requests import check_request
 from local_tinker.sampling import Wave
-from local_tinker.state import Futures, RunQueue
+from local_tinker.state import RunQueue
 from local_tinker.wire import UserError
 from local_tinker.worker import Closed
 from sdk_client import (
@@ -603,7 +605,7 @@ def test_a_damaged_description_is_named(service: local_tinker.Service, tmp_path:
 def test_results_are_kept_for_a_while_and_then_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     from concurrent.futures import Future
 
-    monkeypatch.setattr(state, "KEEP_RESULT_S", 0.0)
+    monkeypatch.setattr(futures_module, "KEEP_RESULT_S", 0.0)
     futures = Futures()
     made: list[Future[Any]] = []
 
