@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from local_tinker import checkpoints, lora, losses
+from local_tinker import checkpoints, decoder_weights, lora, losses
 from local_tinker.checkpoints import CheckpointInfo
+from local_tinker.decoder_weights import DecoderWeights, LoraPair
 from local_tinker.lora import LORA_ALPHA, LoraShape
 from local_tinker.tokenizer import load_by_auto
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
@@ -95,11 +96,15 @@ class TrainingRun:
 
 @dataclass
 class SamplerAdapter:
-    """Sampler weights in memory; those that a wave is using stay until it has ended."""
+    """Sampler weights in memory; those that a wave is using stay until it has ended.
 
-    name: str
+    Either a decoder of our own holds them, or an adapter of PEFT does; the base model needs none.
+    """
+
+    decoder: DecoderWeights | None
+    name: str | None = None
     num_users: int = 0
-    is_stale: bool = False  # overwritten on disk meanwhile
+    is_stale: bool = False  # overwritten on disk, or not wanted any more
 
 
 @dataclass
@@ -172,6 +177,17 @@ class Engine:
         if with_prompt_logits:
             slots = min(slots, MAX_LOGITS_ELEMENTS // (padded_length_tokens * self.vocab_size))
         return max(1, slots)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of prompts that are computed at once, beside which a longer prompt is alone.
+
+        It follows from model and device alone. More cost more padding and save no time once the
+        weights' way through memory takes less than the arithmetic, or, of a small model, Python.
+        """
+        if self.device.type == "cuda":
+            return 8192
+        return 256 if self.is_small else 64
 
     @property
     def num_threads(self) -> int:
@@ -408,10 +424,7 @@ class Engine:
                 save_file(on_cpu(state), directory / "optimizer.safetensors")
 
         checkpoints.write(root, target, info, write_files, overwrite=overwrite)
-        if target in self._sampler_adapters:  # overwritten while it was loaded for sampling
-            stale = self._sampler_adapters.pop(target)
-            stale.is_stale = True
-            self._delete_when_unused(stale)
+        self.forget_sampler(target)  # overwritten, perhaps while it was loaded for sampling
 
     def load_run(
         self, run_id: str, directory: Path, *, with_optimizer: bool, user_metadata: dict[str, str]
@@ -475,39 +488,61 @@ class Engine:
 
     # --- sampling -----------------------------------------------------------------------------
 
-    def acquire_sampler(self, directory: Path | None) -> SamplerAdapter | None:
+    def acquire_sampler(self, directory: Path | None) -> SamplerAdapter:
         """Load saved sampler weights (None: the base model) and keep them until their release."""
         if directory is None:
-            return None
+            return SamplerAdapter(self._decoder({}, 0.0, self.name) if self._is_known else None)
         if directory not in self._sampler_adapters:
-            name = self._new_adapter_name()
-            shape = checkpoints.read_info(directory).shape
-            self._add_adapter(name, lora.make_config(self.model, self.name, shape))
-            with contextlib.ExitStack() as undo:
-                undo.callback(self._delete_adapter, name)
-                self._load_adapter(name, directory)
-                undo.pop_all()
-            self._sampler_adapters[directory] = SamplerAdapter(name)
+            self._sampler_adapters[directory] = self._load_sampler(directory)
         sampler = self._sampler_adapters[directory]
         sampler.num_users += 1
         self._sampler_adapters.move_to_end(directory)
         idle = [d for d, other in self._sampler_adapters.items() if other.num_users == 0]
         for directory in idle[: max(0, len(self._sampler_adapters) - MAX_SAMPLER_ADAPTERS)]:
-            self._delete_adapter(self._sampler_adapters.pop(directory).name)
+            self.forget_sampler(directory)
         return sampler
 
-    def release_sampler(self, sampler: SamplerAdapter | None) -> None:
+    @functools.cached_property
+    def _is_known(self) -> bool:
+        return decoder_weights.is_known(self.model)
+
+    def _decoder(self, matrices: dict[str, LoraPair], scaling: float, name: str) -> DecoderWeights:
+        return decoder_weights.read_weights(self.model, matrices, scaling, name)
+
+    def _load_sampler(self, directory: Path) -> SamplerAdapter:
+        shape = checkpoints.read_info(directory).shape
+        if self._is_known:
+            tensors = checkpoints.read_tensors(directory / "adapter_model.safetensors")
+            matrices = decoder_weights.read_lora(tensors, self.device)
+            return SamplerAdapter(self._decoder(matrices, LORA_ALPHA / shape.rank, directory.name))
+        name = self._new_adapter_name()
+        self._add_adapter(name, lora.make_config(self.model, self.name, shape))
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._delete_adapter, name)
+            self._load_adapter(name, directory)
+            undo.pop_all()
+        return SamplerAdapter(None, name)
+
+    def release_sampler(self, sampler: SamplerAdapter) -> None:
+        sampler.num_users -= 1
+        if sampler.is_stale:
+            self._delete_when_unused(sampler)
+
+    def forget_sampler(self, directory: Path) -> None:
+        """Let go of sampler weights when no wave uses them; what is not in memory is no error."""
+        sampler = self._sampler_adapters.pop(directory, None)
         if sampler is not None:
-            sampler.num_users -= 1
-            if sampler.is_stale:
-                self._delete_when_unused(sampler)
+            sampler.is_stale = True
+            self._delete_when_unused(sampler)
 
     def _delete_when_unused(self, sampler: SamplerAdapter) -> None:
-        if sampler.num_users == 0:
+        if sampler.num_users == 0 and sampler.name is not None:
             self._delete_adapter(sampler.name)
 
-    def activate_sampler(self, sampler: SamplerAdapter | None) -> None:
-        self._activate(None if sampler is None else sampler.name)
+    def activate_sampler(self, sampler: SamplerAdapter) -> None:
+        """Let the model's own forward go through these weights."""
+        if sampler.decoder is None:
+            self._activate(sampler.name)
 
 
 def _device(name: str | None) -> torch.device:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from typing import Any
 
 from fastapi import FastAPI
 
 from local_tinker import checkpoints, wire
-from local_tinker.sampling import check_request
+from local_tinker.sample_requests import check_request
 from local_tinker.state import Sampler, State
 from local_tinker.wire import UserError
-from local_tinker.worker import Result
 
 
 def add_sampling_routes(app: FastAPI, state: State) -> None:
@@ -35,13 +33,9 @@ def add_sampling_routes(app: FastAPI, state: State) -> None:
     @app.post("/api/v1/asample")
     async def asample(body: wire.Sample) -> dict[str, Any]:
         sampler = state.sampler(body.sampling_session_id)
-
-        def start() -> Future[Result]:
-            request = check_request(sampler.engine, body, sampler.weights)
-            return state.worker.sample(sampler.engine, request)
-
-        key = ("sample", sampler.sampler_id, body.seq_id)
-        request_id = state.futures.once(sampler.session_id, key, start)
+        request_id = state.submit_sample(
+            sampler, body.seq_id, lambda: check_request(sampler.engine, body, sampler.weights)
+        )
         prefix = f"{sampler.sampler_id}:{body.seq_id}"
         return {
             "request_id": request_id,

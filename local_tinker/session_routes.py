@@ -49,7 +49,7 @@ def add_session_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/api/v1/client/dynamic_config")
     async def dynamic_config() -> dict[str, Any]:
-        return {}
+        return {"sample_cancel_enabled": True}
 
     @app.post("/api/v1/create_session")
     async def create_session(request: Request) -> dict[str, Any]:
@@ -105,6 +105,7 @@ def _health_page(state: State) -> str:
         "training runs": len(state.runs),
         "samplers": len(state.samplers),
         "queued": f"{num_jobs} training requests, {num_samples} sample requests",
+        "set aside": f"{state.worker.num_set_aside} sample requests of clients that went away",
         "memory of runs": f"{state.memory.num_run_bytes / mib:.1f} MiB of "
         f"{state.memory.room_bytes / mib:.0f} MiB that the base models leave",
     }

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from local_tinker import checkpoints
+from local_tinker.attendance import Attendance
 from local_tinker.engine import Engine, TrainingRun
 from local_tinker.lora import LoraShape
 from local_tinker.memory import RunMemory
+from local_tinker.sample_queue import Client
+from local_tinker.sample_requests import SampleRequest
 from local_tinker.wire import NotFound, UserError
 from local_tinker.worker import Closed, Job, Result, Worker
 
@@ -33,6 +36,7 @@ KEEP_UNCLAIMED_S = 1800.0  # a result that nobody fetches is kept this long
 SESSION_SILENCE_S = 600.0  # clients send a heartbeat every 10 s, but a debugger may stop one
 MAX_SESSIONS = 10_000
 MAX_PENDING = 100_000  # futures at a time
+CLONE_BLOCK = 1_000_000_000  # the SDK numbers a clone's samples from its id times this
 MAX_REPEATS = 1000  # answers remembered in case their request comes again
 
 
@@ -66,6 +70,11 @@ class RunQueue:
         is_near = self.next_seq_id <= seq_id <= self.next_seq_id + MAX_AHEAD
         if is_near and seq_id not in self.waiting:
             self.add(seq_id, lambda: None)
+
+    def release_all(self) -> None:
+        """Release what waits, whatever numbers are missing."""
+        while self.waiting:
+            self._advance(skip_gap=True)
 
     def _advance(self, skip_gap: bool = False) -> None:
         before = self.next_seq_id
@@ -116,7 +125,7 @@ class Session:
 @dataclass
 class _Entry:
     future: Future[Result]
-    session_id: str
+    client: Client
     key: Hashable
     drop_at: float | None = None
 
@@ -132,7 +141,7 @@ class Futures:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def once(self, session_id: str, key: Hashable, make: Callable[[], Future[Result]]) -> str:
+    def once(self, client: Client, key: Hashable, make: Callable[[], Future[Result]]) -> str:
         """Return the id of the future with this key, made now if the key is new."""
         if key not in self._by_key:
             if self.is_closed:
@@ -142,16 +151,16 @@ class Futures:
                     f"{MAX_PENDING} requests are unanswered or unclaimed; fetch results first"
                 )
             request_id = uuid.uuid4().hex
-            self._entries[request_id] = _Entry(make(), session_id, key)
+            self._entries[request_id] = _Entry(make(), client, key)
             self._by_key[key] = request_id
         return self._by_key[key]
 
-    def claim(self, request_id: str) -> tuple[Future[Result], str]:
-        """Return a future and its session."""
+    def claim(self, request_id: str) -> tuple[Future[Result], Client]:
+        """Return a future and whose it is."""
         if request_id not in self._entries:
             raise NotFound(f"request {request_id!r} is not known here")
         entry = self._entries[request_id]
-        return entry.future, entry.session_id
+        return entry.future, entry.client
 
     def fetched(self, request_id: str) -> None:
         if request_id in self._entries:
@@ -162,7 +171,7 @@ class Futures:
         now = time.monotonic()
         for request_id, entry in list(self._entries.items()):
             if entry.drop_at is None and entry.future.done():
-                has_ended = entry.session_id == ended_session
+                has_ended = entry.client.session_id == ended_session
                 entry.drop_at = now + (KEEP_RESULT_S if has_ended else KEEP_UNCLAIMED_S)
             if entry.drop_at is not None and entry.drop_at <= now:
                 del self._entries[request_id]
@@ -210,6 +219,7 @@ class State:
         self.runs: dict[str, Run] = {}
         self.samplers: dict[str, Sampler] = {}
         self.futures = Futures()
+        self.attendance = Attendance(worker)
         self.started_at = time.time()
 
     # --- look-ups ---------------------------------------------------------------------------
@@ -294,7 +304,8 @@ class State:
             self.runs[run_id] = Run(run_id, session_id, engine, shape, user_metadata, time.time())
             return future
 
-        return self.futures.once(session_id, key, start)
+        self.attendance.heard(Client(session_id))
+        return self.futures.once(Client(session_id), key, start)
 
     def submit_in_order(
         self, run_id: str, seq_id: int, job: Callable[[TrainingRun], Result]
@@ -303,16 +314,41 @@ class State:
         run = self.run(run_id)
 
         def release(future: Future[Result]) -> None:
-            _chain(
-                self.worker.submit(run_id, run.engine, lambda: job(self.memory.get(run_id))), future
-            )
+            try:
+                submitted = self.worker.submit(
+                    run_id, run.engine, lambda: job(self.memory.get(run_id))
+                )
+            except Closed as error:
+                with contextlib.suppress(InvalidStateError):  # it has its answer
+                    future.set_exception(error)
+            else:
+                _chain(submitted, future)
 
         def start() -> Future[Result]:
             future: Future[Result] = Future()
             run.queue.add(seq_id, lambda: release(future))
             return future
 
-        return self.futures.once(run.session_id, ("train", run_id, seq_id), start)
+        client = Client(run.session_id)
+        self.attendance.heard(client)
+        return self.futures.once(client, ("train", run_id, seq_id), start)
+
+    def submit_sample(
+        self, sampler: Sampler, seq_id: int, make_request: Callable[[], SampleRequest]
+    ) -> str:
+        """Queue a sample; a repeat gets the first one's future."""
+        client = Client(sampler.session_id, seq_id // CLONE_BLOCK)
+        self.attendance.heard(client)
+
+        def start() -> Future[Result]:
+            return self.worker.sample(sampler.engine, make_request(), client)
+
+        return self.futures.once(client, ("sample", sampler.sampler_id, seq_id), start)
+
+    def cancel_sample(self, request_id: str) -> None:
+        """Drop a sample that its client does not wait for; one that is answered stays so."""
+        future, _ = self.futures.claim(request_id)
+        self.worker.cancel(future, UserError("this sample was cancelled by its client"))
 
     @contextlib.contextmanager
     def passing_over_refused(self, run_id: str | None, seq_id: int | None) -> Iterator[None]:
@@ -337,18 +373,34 @@ class State:
         session = self.sessions.pop(session_id, None)
         if session is None:
             return
-        for sampler_id in session.sampler_ids:
-            self.samplers.pop(sampler_id, None)
+        self.attendance.forget(session_id)
+        self.worker.drop_session(session_id, UserError("the session of this sample has ended"))
+        self._forget_samplers(session)
         for run_id in session.run_ids:
             run = self.runs.pop(run_id)
-            drop = self._drop(run_id, session.unnamed_saves)
+            run.queue.release_all()  # also what waits for a number that never came
             self.worker.refuse(run_id, UserError("the session of this run has ended"))
-            if not self.worker.is_alive:
-                drop()  # the service has closed, so nothing else touches the models now
-                continue
-            with contextlib.suppress(Closed):  # it is closing, and the run ends with it
-                self.worker.submit(run_id, run.engine, drop)
+            self._submit_last(run_id, run.engine, self._drop(run_id, session.unnamed_saves))
         self.futures.purge(session_id)
+
+    def _forget_samplers(self, session: Session) -> None:
+        """Forget a session's samplers, and the weights that no other session samples from."""
+        ended = [self.samplers.pop(sampler_id) for sampler_id in session.sampler_ids]
+        in_use = {sampler.weights for sampler in self.samplers.values()}
+        for sampler in ended:
+            if sampler.weights is not None and sampler.weights not in in_use:
+                in_use.add(sampler.weights)  # once
+                self._submit_last(
+                    "samplers", sampler.engine, _forget_weights(sampler.engine, sampler.weights)
+                )
+
+    def _submit_last(self, queue: str, engine: Engine, job: Job) -> None:
+        """Queue what cleans up after a session."""
+        if not self.worker.is_alive:
+            job()  # the service has closed, so nothing else touches the models now
+            return
+        with contextlib.suppress(Closed):  # it is closing, and its memory ends with it
+            self.worker.submit(queue, engine, job)
 
     def _drop(self, run_id: str, unnamed_saves: list[Path]) -> Job:
         def job() -> Result:
@@ -369,14 +421,21 @@ class State:
         self.futures.purge()
 
 
+def _forget_weights(engine: Engine, weights: Path) -> Job:
+    def job() -> Result:
+        engine.forget_sampler(weights)
+        return {}
+
+    return job
+
+
 def _chain(source: Future[Result], target: Future[Result]) -> None:
     def copy(done: Future[Result]) -> None:
         error = done.exception()
-        if target.done():
-            return
-        if error is not None:
-            target.set_exception(error)
-        else:
-            target.set_result(done.result())
+        with contextlib.suppress(InvalidStateError):  # it has its answer
+            if error is not None:
+                target.set_exception(error)
+            else:
+                target.set_result(done.result())
 
     source.add_done_callback(copy)

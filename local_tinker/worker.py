@@ -3,17 +3,20 @@
 Nothing else touches torch. A run's jobs run in the order of their submission, the runs take turns,
 and so do training as a whole and sampling as a whole: after a job, sampling gets as long as the
 job took, token by token, so that neither long answers nor a long queue of steps hold up the other.
+What nobody waits for is not computed: rows in a wave end at the next token, and wait with others
+that were set aside for a client that may come back, or are gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +24,9 @@ import torch
 from local_tinker.background import Background
 from local_tinker.checkpoints import StorageError
 from local_tinker.engine import Engine
-from local_tinker.sampling import Row, SampleRequest, Wave, WaveKey
+from local_tinker.sample_queue import ANYONE, Client, Kind, PendingSample, Result, SampleQueue
+from local_tinker.sample_requests import SampleRequest
+from local_tinker.sampling import Wave
 from local_tinker.wire import NotFound, UserError, sample_response
 
 logger = logging.getLogger(__name__)
@@ -29,10 +34,8 @@ logger = logging.getLogger(__name__)
 GATHER_S = 0.015  # a wave that is not full waits this long for company after the last arrival
 MAX_GATHER_S = 0.3
 MIN_SLICE_S = 0.02  # how long waves are advanced between two jobs, at least
-QUEUE_BEHIND_S = 1.0  # how long samples wait for a wave of their own kind to end
 MAX_WAVES = 4  # each holds a cache of its own
 
-Result = bytes | dict  # protobuf or JSON, as the protocol says for each kind of request
 Job = Callable[[], Result]
 
 
@@ -54,7 +57,7 @@ def _settle(future: Future[Result], work: Callable[[], Result]) -> None:
     except Exception as error:
         _fail(future, error)
     else:
-        if not future.done():
+        with contextlib.suppress(InvalidStateError):  # it was refused meanwhile
             future.set_result(result)
 
 
@@ -62,8 +65,12 @@ def _fail(future: Future[Result], error: Exception) -> None:
     """Answer with an error. Its frames are dropped, or they would hold tensors for half an hour."""
     if not isinstance(error, UserError | NotFound | StorageError | Closed):
         logger.error("a request failed", exc_info=error)
-    if not future.done():
+    with contextlib.suppress(InvalidStateError):  # it was refused meanwhile
         future.set_exception(error.with_traceback(None))
+
+
+def _sample_answer(pending: PendingSample) -> Result:
+    return sample_response([row.result() for row in pending.rows], pending.rows[0].scores)
 
 
 @dataclass
@@ -74,37 +81,11 @@ class _PendingJob:
 
 
 @dataclass
-class _PendingSample:
-    engine: Engine
-    rows: list[Row]
-    future: Future[Result]
-    arrived_at: float
-    num_started: int = 0  # rows that are in a wave or done
-
-    @property
-    def key(self) -> tuple[int, WaveKey]:
-        return id(self.engine), self.rows[0].request.wave_key
-
-    @property
-    def num_slots(self) -> int:
-        return self.rows[0].request.wave_key.num_slots(self.engine)
-
-    def finish_if_done(self) -> None:
-        if not self.future.done() and all(row.is_done for row in self.rows):
-            _settle(self.future, self._response)
-
-    def _response(self) -> Result:
-        return sample_response([row.result() for row in self.rows], self.rows[0].scores)
-
-
-@dataclass
 class _LiveWave:
     wave: Wave
-    members: list[_PendingSample]
-
-    @property
-    def key(self) -> tuple[int, WaveKey]:
-        return id(self.wave.engine), self.wave.key
+    members: list[PendingSample]  # without those that have their answers
+    kind: Kind
+    num_done: int = 0  # rows that had ended when the members were last looked at
 
 
 class Worker:
@@ -112,8 +93,10 @@ class Worker:
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[str, deque[_PendingJob]] = OrderedDict()  # queue name -> jobs
-        self._samples: list[_PendingSample] = []  # with rows that are in no wave yet
-        self._waves: deque[_LiveWave] = deque()
+        self._unanswered: dict[Client, dict[Future[Result], PendingSample]] = {}
+        self._queue = SampleQueue()
+        self._waves: deque[_LiveWave] = deque()  # the compute thread's own
+        self._has_unwanted = False  # samples were dropped or set aside, and waves may hold rows
         self._last_sample_at = 0.0
         self._last_job_s = 0.0
         self._close_at: float | None = None
@@ -127,10 +110,19 @@ class Worker:
 
     @property
     def num_queued(self) -> tuple[int, int]:
-        """Jobs and sample requests that are not finished."""
-        members = {id(p) for live in list(self._waves) for p in live.members}
-        members |= {id(p) for p in list(self._samples)}
-        return sum(len(queue) for queue in list(self._jobs.values())), len(members)
+        """Jobs and sample requests that are not finished, without those that are set aside."""
+        with self._changed:
+            num_jobs = sum(len(queue) for queue in self._jobs.values())
+            return num_jobs, sum(pending.is_wanted for pending in self._all_unanswered())
+
+    @property
+    def num_set_aside(self) -> int:
+        """Sample requests of clients that are away."""
+        with self._changed:
+            return sum(not pending.is_wanted for pending in self._all_unanswered())
+
+    def _all_unanswered(self) -> list[PendingSample]:
+        return [p for of_client in self._unanswered.values() for p in of_client.values()]
 
     def submit(self, queue: str, engine: Engine, job: Job) -> Future[Result]:
         """Queue a job; the jobs of one queue run one at a time in the order of submission."""
@@ -142,14 +134,16 @@ class Worker:
             self._changed.notify()
         return future
 
-    def sample(self, engine: Engine, request: SampleRequest) -> Future[Result]:
+    def sample(
+        self, engine: Engine, request: SampleRequest, client: Client = ANYONE
+    ) -> Future[Result]:
         """Queue a sample request; its rows join the waves that are formed next."""
-        rows = [Row(request, index) for index in range(request.num_samples)]
-        pending = _PendingSample(engine, rows, Future(), time.monotonic())
+        pending = PendingSample(client, engine, request, time.monotonic())
         with self._changed:
             if self._close_at is not None:
                 raise Closed
-            self._samples.append(pending)
+            self._unanswered.setdefault(client, {})[pending.future] = pending
+            self._queue.add(pending)
             self._last_sample_at = pending.arrived_at
             self._changed.notify()
         return pending.future
@@ -160,6 +154,57 @@ class Worker:
             refused = self._jobs.pop(queue, deque())
         for pending in refused:
             _fail(pending.future, error)
+
+    def cancel(self, future: Future[Result], error: Exception) -> None:
+        """Drop a sample request and answer it with an error; one that is answered stays so."""
+        with self._changed:
+            found = [
+                of_client[future] for of_client in self._unanswered.values() if future in of_client
+            ]
+            self._drop(found)
+        for pending in found:
+            _fail(pending.future, error)
+
+    def drop_session(self, session_id: str, error: Exception) -> None:
+        """Drop the sample requests of a session's clients and answer them with an error."""
+        with self._changed:
+            dropped = [p for p in self._all_unanswered() if p.client.session_id == session_id]
+            self._drop(dropped)
+        for pending in dropped:
+            _fail(pending.future, error)
+
+    def _drop(self, dropped: Collection[PendingSample]) -> None:
+        for pending in dropped:
+            pending.is_wanted = False
+            self._queue.remove(pending)
+            self._forget(pending)
+        self._has_unwanted = self._has_unwanted or bool(dropped)
+
+    def _forget(self, pending: PendingSample) -> None:
+        of_client = self._unanswered.get(pending.client, {})
+        of_client.pop(pending.future, None)
+        if not of_client:
+            self._unanswered.pop(pending.client, None)
+
+    def set_aside(self, client: Client) -> int:
+        """Stop working on a client's samples until it is brought back; return how many they are."""
+        with self._changed:
+            own = list(self._unanswered.get(client, {}).values())
+            for pending in own:
+                pending.is_wanted = False
+                self._queue.remove(pending)
+            self._has_unwanted = self._has_unwanted or bool(own)
+        return len(own)
+
+    def bring_back(self, client: Client) -> None:
+        """Go on with a client's samples that were set aside."""
+        with self._changed:
+            for pending in self._unanswered.get(client, {}).values():
+                if not pending.is_wanted:
+                    pending.is_wanted = True
+                    if pending.waiting:
+                        self._queue.add(pending)
+            self._changed.notify()
 
     def close(self, drain_s: float = 0.0, limit_s: float | None = None) -> bool:
         """Work on for at most `drain_s`, refuse what is left with `Closed`, end the thread.
@@ -181,21 +226,20 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._jobs or self._samples or self._waves or self._close_at):
+                while not (self._jobs or self._queue or self._waves or self._close_at):
                     self._changed.wait()
-                is_idle = not (self._jobs or self._samples or self._waves)
+                is_idle = not (self._jobs or self._queue or self._waves)
                 if self._must_end or (is_idle and self._close_at is not None):
                     break
                 job = self._next_job()
             if job is not None:
                 self._run_job(job)
-            if self._samples:
+            if self._queue:
                 self._start_waves()
             if self._waves:
                 self._advance_waves()
         jobs = [pending for queue in self._jobs.values() for pending in queue]
-        in_waves = [pending for live in self._waves for pending in live.members]
-        for pending in (*jobs, *self._samples, *in_waves):
+        for pending in (*jobs, *self._all_unanswered()):
             _fail(pending.future, Closed())
 
     def _next_job(self) -> _PendingJob | None:
@@ -214,80 +258,102 @@ class Worker:
         _settle(pending.future, pending.job)
         self._last_job_s = time.monotonic() - started
 
-    def _start_waves(self) -> None:
-        """Form waves of the samples that wait, oldest first, while there is room for waves.
+    # --- waves ------------------------------------------------------------------------------
 
-        Samples of a kind that has a wave already wait for its end, so that they share the next
-        one; but not for longer than `QUEUE_BEHIND_S`, so that one long answer does not block them.
-        """
+    def _start_waves(self) -> None:
+        """Form waves of the samples that wait, while there is room for waves."""
         if not self._waves:
             self._gather()
-        with self._changed:
-            waiting = list(self._samples)
-        tried = {live.key for live in self._waves}
-        for first in waiting:
-            has_waited = time.monotonic() - first.arrived_at > QUEUE_BEHIND_S
-            if len(self._waves) >= MAX_WAVES or first.num_started == len(first.rows):
-                continue
-            if first.key not in tried or has_waited:
-                tried.add(first.key)
-                self._start_wave([p for p in waiting if p.key == first.key])
-        with self._changed:
-            self._samples = [
-                p for p in self._samples if p.num_started < len(p.rows) and not p.future.done()
-            ]
+        in_flight = Counter(pending.client for live in self._waves for pending in live.members)
+        while len(self._waves) < MAX_WAVES:
+            with self._changed:
+                kind = self._queue.next_kind(
+                    {live.kind for live in self._waves},
+                    in_flight,
+                    MAX_WAVES - len(self._waves),
+                    time.monotonic(),
+                )
+                if kind is None:
+                    return
+                taken = self._queue.take(kind)
+            members = list(taken)
+            in_flight.update(pending.client for pending in members)
+            rows = [row for of_pending in taken.values() for row in of_pending]
+            try:
+                self._waves.append(_LiveWave(Wave(members[0].engine, rows), members, kind))
+            except (
+                Exception
+            ) as error:  # the weights cannot be loaded: that is their samples' answer
+                self._give_up(members, error)
 
-    def _start_wave(self, kin: list[_PendingSample]) -> None:
-        engine = kin[0].engine
-        num_slots = kin[0].num_slots
-        rows: list[Row] = []
-        members: list[_PendingSample] = []
-        for pending in kin:
-            room = num_slots - len(rows)
-            fresh = pending.rows[pending.num_started : pending.num_started + room]
-            if fresh and not pending.future.done():
-                pending.num_started += len(fresh)
-                rows += fresh
-                members.append(pending)
-        if not rows:
-            return
-        try:
-            self._waves.append(_LiveWave(Wave(engine, rows), members))
-        except Exception as error:  # the weights cannot be loaded: that is their samples' answer
-            for pending in members:
-                _fail(pending.future, error)
+    def _give_up(self, members: Collection[PendingSample], error: Exception) -> None:
+        """Answer samples with an error; what they have in other waves ends there."""
+        with self._changed:
+            self._drop(members)
+        for pending in members:
+            _fail(pending.future, error)
 
     def _advance_waves(self) -> None:
         """Advance waves by turns for about as long as the last job took."""
         give_up_at = time.monotonic() + max(MIN_SLICE_S, self._last_job_s)
         self._last_job_s = 0.0
         while self._waves and not self._must_end:
-            live = self._waves.popleft()
+            live = self._waves[0]
             torch.set_num_threads(live.wave.engine.num_threads)
             turn_ends_at = time.monotonic() + MIN_SLICE_S
             try:
-                with contextlib.ExitStack() as at_its_end:
-                    at_its_end.callback(live.wave.close)
-                    while not live.wave.is_done and time.monotonic() < turn_ends_at:
-                        live.wave.advance()
-                        for pending in live.members:
-                            pending.finish_if_done()
-                    # A member may have rows in other waves, so the wave can end before its members.
-                    has_failed = all(pending.future.done() for pending in live.members)
-                    if not live.wave.is_done and not has_failed:
-                        at_its_end.pop_all()
-                        self._waves.append(live)
+                while not (live.wave.is_done or self._has_unwanted):
+                    live.wave.advance()
+                    self._answer_members(live)
+                    if time.monotonic() >= turn_ends_at:
+                        break
             except Exception as error:
-                for pending in live.members:
-                    _fail(pending.future, error)
-            if time.monotonic() >= give_up_at or (self._samples and len(self._waves) < MAX_WAVES):
+                self._give_up(live.members, error)
+                self._waves.popleft().wave.close()
+            else:
+                self._waves.rotate(-1)
+            if self._has_unwanted:
+                self._end_unwanted()
+            self._close_done()
+            if time.monotonic() >= give_up_at or (self._queue and len(self._waves) < MAX_WAVES):
                 return
+
+    def _answer_members(self, live: _LiveWave) -> None:
+        """Answer the samples whose last row has ended; rows may be in other waves, or wait."""
+        num_done = sum(row.is_done for row in live.wave.rows)
+        if num_done == live.num_done:
+            return
+        live.num_done = num_done
+        answered = [p for p in live.members if all(row.is_done for row in p.rows)]
+        for pending in answered:
+            _settle(
+                pending.future,
+                functools.partial(_sample_answer, pending),
+            )
+        with self._changed:
+            for pending in answered:
+                self._forget(pending)
+        live.members = [p for p in live.members if not p.future.done()]
+
+    def _end_unwanted(self) -> None:
+        """End the rows that nobody waits for; those of an away client wait for it with new ones."""
+        with self._changed:
+            self._has_unwanted = False
+            unwanted = {p for live in self._waves for p in live.members if not p.is_wanted}
+            for pending in unwanted:
+                pending.end_rows()
+            for live in self._waves:
+                live.members = [p for p in live.members if p.is_wanted]
+
+    def _close_done(self) -> None:
+        for live in [live for live in self._waves if live.wave.is_done]:
+            self._waves.remove(live)
+            live.wave.close()
 
     def _gather(self) -> None:
         """Wait shortly for arriving samples, unless training waits or a wave is full."""
         give_up_at = time.monotonic() + MAX_GATHER_S
         while time.monotonic() < min(self._last_sample_at + GATHER_S, give_up_at):
-            num_waiting = sum(len(pending.rows) for pending in self._samples)
-            if num_waiting >= self._samples[0].num_slots or self._jobs or self._close_at:
+            if self._queue.fills_a_wave or self._jobs or self._close_at:
                 return
             time.sleep(0.0005)

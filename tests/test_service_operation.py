@@ -30,7 +30,9 @@ from conftest import REPO
 from local_tinker import checkpoints, state, wire
 from local_tinker.__main__ import check_access, parse_size
 from local_tinker.background import Background
-from local_tinker.sampling import Wave, check_request
+from local_tinker.sample_queue import Client
+from local_tinker.sample_requests import check_request
+from local_tinker.sampling import Wave
 from local_tinker.state import Futures, RunQueue
 from local_tinker.wire import UserError
 from local_tinker.worker import Closed
@@ -609,9 +611,9 @@ def test_results_are_kept_for_a_while_and_then_forgotten(monkeypatch: pytest.Mon
         made.append(Future())
         return made[-1]
 
-    first = futures.once("s", ("train", "r", 1), make)
-    assert futures.once("s", ("train", "r", 1), make) == first
-    other = futures.once("s", ("train", "r", 2), make)
+    first = futures.once(Client("s"), ("train", "r", 1), make)
+    assert futures.once(Client("s"), ("train", "r", 1), make) == first
+    other = futures.once(Client("s"), ("train", "r", 2), make)
     assert len(made) == 2
     futures.purge()
     assert len(futures) == 2  # neither is done

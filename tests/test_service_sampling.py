@@ -21,7 +21,9 @@ import local_tinker
 from local_tinker import wire
 from local_tinker.engine import Engine
 from local_tinker.lora import LoraShape
-from local_tinker.sampling import Row, Wave, check_request
+from local_tinker.sample_requests import check_request
+from local_tinker.sample_rows import Row
+from local_tinker.sampling import Wave
 from rows.chat_formats import load_tokenizer
 from sdk_client import ADAM, DATA, PROMPT, new_run, sample, train, using
 
