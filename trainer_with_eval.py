@@ -150,10 +150,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "several the first is what the others are compared with",
     )
     parser.add_argument(
+        "--chat",
+        metavar="CHECKPOINT",
+        help="ask a checkpoint, named as for --evaluate, what you type, as its run asks its "
+        "questions; in a pipe one question a line",
+    )
+    parser.add_argument(
+        "--beside",
+        action="store_true",
+        help="with --chat: show the untouched base model's answer as well",
+    )
+    parser.add_argument(
         "--registry",
         type=Path,
         metavar="FILE",
-        help="with --evaluate: where registry:... is looked up (default: registry.jsonl here)",
+        help="with --evaluate and --chat: where registry:... is looked up (default: "
+        "registry.jsonl here)",
     )
     parser.add_argument(
         "--list",
@@ -213,8 +225,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print the result as one JSON object; meanwhile stderr is JSON lines: each event of "
-        "the ledger, and messages",
+        help="print the result as one JSON object (with --chat one for each question); meanwhile "
+        "stderr is JSON lines: each event of the ledger, and messages",
     )
     parser.add_argument(
         "-v",
@@ -270,7 +282,13 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         from commands.listing import list_checkpoints
 
         return list_checkpoints(args)
+    if args.beside and args.chat is None:
+        raise ConfigError("--beside is for --chat: name a checkpoint to ask, or leave it out.")
     session.starting = Starting()
+    if args.chat is not None:
+        from commands.chat import chat
+
+        return chat(args, session)
     from commands.opening import open_settings
 
     settings = open_settings(args, session)

@@ -32,10 +32,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from random_llamas import Shape, make_model
 
 REPO = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPO), str(REPO / "tests")]
+sys.path.insert(0, str(REPO))
 
 BATCH_SIZE = 8
 LENGTHS = (128, 512)  # tokens of each example
@@ -50,19 +52,6 @@ GIB = 1024**3
 NUM_CORES = len(os.sched_getaffinity(0))
 
 
-class Shape(NamedTuple):
-    """The settings of a Llama model, and the published one that has them."""
-
-    like: str
-    vocab: int
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    key_value_heads: int
-    is_tied: bool
-
-
 SHAPES = {
     "15M": Shape("stories15M", 32_000, 288, 768, 6, 6, 6, True),
     "135M": Shape("SmolLM2-135M", 49_152, 576, 1536, 30, 9, 3, True),
@@ -73,29 +62,6 @@ SHAPES = {
 
 
 # --- one model, in a process of its own -----------------------------------------------------------
-
-
-def make_model(directory: Path, shape: Shape) -> None:
-    """Write a model directory with random weights and a small tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from model_dirs import make_model_dir  # pyright: ignore[reportMissingImports] (of tests/)
-
-    make_model_dir(directory, "llama")  # for its tokenizer; config and weights are overwritten
-    settings: dict[str, Any] = {
-        "vocab_size": shape.vocab,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.key_value_heads,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": shape.is_tied,
-    }
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(directory)
 
 
 def peak_gib() -> float:

@@ -5,7 +5,8 @@
 Starts `python -m local_tinker` on the demo model as a process of its own and drives it with the
 SDK: sampling clients over the base model and over saved weights, each asking the same question
 again and again, beside training runs with their steps pipelined and their weights saved on the
-way. What each run has to give was found out before, with nobody else about; so was what each
+way. Every few seconds another client comes, asks for many long samples and is never heard of again.
+What each run has to give was found out before, with nobody else about; so was what each
 client has to answer, with only the other clients about and for some of them with nobody.
 
 It fails when
@@ -43,6 +44,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple, TypeVar
 
+import httpx
 import numpy as np
 import tinker
 from tinker import types
@@ -55,6 +57,8 @@ MAX_GROWTH = 0.1  # of the resident memory, over the last two thirds of the time
 STEPS_PER_PART = 6  # of a run, all sent before the first result is waited for
 NUM_PARTS = 3  # of a run, with a checkpoint after each
 NUM_CHECKPOINTS = 3  # that the sampling clients sample from, beside the base model
+VANISH_EVERY_S = 5.0  # a client comes, asks and vanishes
+NUM_VANISHED_SAMPLES, VANISHED_TOKENS = 20, 200
 ALONE_EVERY = 10  # one of this many clients is also asked with nobody else about
 ADAM = types.AdamParams(learning_rate=3e-3)
 
@@ -112,6 +116,7 @@ class Tally:
     num_steps: int = 0
     num_runs: int = 0
     num_saves: int = 0
+    num_vanished: int = 0
     run_seconds: list[float] = field(default_factory=list)
     run_seconds_alone: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -136,12 +141,15 @@ class Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def service() -> Iterator[Running]:
-    """Start the service in a process of its own; it is stopped whatever happens."""
+def service(base_model: str = BASE_MODEL, device: str = "cpu") -> Iterator[Running]:
+    """Start the service in a process of its own; it is stopped whatever happens.
+
+    `base_model` is a model's folder, or NAME=FOLDER.
+    """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
         checkpoint_dir = Path(folder) / "checkpoints"
-        command = [sys.executable, "-m", "local_tinker", "--base-model", BASE_MODEL]
-        command += ["--checkpoint-dir", str(checkpoint_dir), "--device", "cpu"]
+        command = [sys.executable, "-m", "local_tinker", "--base-model", base_model]
+        command += ["--checkpoint-dir", str(checkpoint_dir), "--device", device]
         environment = {k: v for k, v in os.environ.items() if k != "TINKER_API_KEY"}
         process = subprocess.Popen(
             command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
@@ -316,6 +324,34 @@ async def save_checkpoints(client: tinker.ServiceClient, tally: Tally) -> list[s
     return paths
 
 
+async def keep_vanishing(running: Running, end_at: float, tally: Tally) -> None:
+    """Clients that ask and then neither wait, nor send heartbeats, nor finish their sessions."""
+    async with httpx.AsyncClient(
+        base_url=f"{running.base_url}/api/v1", headers={"X-API-Key": running.api_key}, timeout=60
+    ) as client:
+
+        async def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+            response = await client.post(path, json=body)
+            if response.status_code != 200:
+                tally.problems.append(f"{path} of a vanishing client: {response.text}")
+            return response.json()
+
+        while time.monotonic() < end_at:
+            session = {"session_id": (await post("/create_session", {}))["session_id"]}
+            opened = {**session, "sampling_session_seq_id": 0, "base_model": BASE_MODEL}
+            sampler_id = (await post("/create_sampling_session", opened))["sampling_session_id"]
+            for number in range(NUM_VANISHED_SAMPLES):
+                body = {
+                    "sampling_session_id": sampler_id,
+                    "seq_id": number,
+                    "prompt": {"chunks": [{"type": "encoded_text", "tokens": [11, 12, 13]}]},
+                    "sampling_params": {"max_tokens": VANISHED_TOKENS, "stop": []},
+                }
+                await post("/asample", body)
+            tally.num_vanished += 1
+            await asyncio.sleep(VANISH_EVERY_S)
+
+
 # --- the whole --------------------------------------------------------------------------------
 
 
@@ -353,6 +389,7 @@ async def drive(
         end_at = started_at + seconds
         async with asyncio.TaskGroup() as group:
             memory = group.create_task(watch_memory(running.pid, started_at, end_at))
+            group.create_task(keep_vanishing(running, end_at, tally))
             for sampler, question, answer in zip(samplers, questions, answers, strict=True):
                 group.create_task(keep_sampling(sampler, question, answer, end_at, tally))
             for seed, outcome in enumerate(alone):
@@ -376,6 +413,7 @@ def report(values: list[tuple[float, float]], seconds: float, tally: Tally) -> b
         "seconds for a run, alone": f"{mean(tally.run_seconds_alone):.1f}",
         "seconds for a run, in company": f"{mean(tally.run_seconds):.1f}",
         "checkpoints": str(tally.num_saves),
+        "clients that vanished": str(tally.num_vanished),
         "resident memory, first": f"{values[0][1]:.0f} MiB",
         "resident memory, last two thirds": f"{late[:, 1].min():.0f} to {late[:, 1].max():.0f} MiB",
         "slope": f"{60 * slope:+.1f} MiB a minute",

@@ -38,8 +38,11 @@ if TYPE_CHECKING:
     from services.place import ServiceChoice
 
 
-def common_renderer(subjects: Sequence[Subject], inputs: Inputs) -> str | None:
-    """The renderer that the checkpoints were trained with; None where none of them tells.
+def common_renderer(
+    subjects: Sequence[Subject], inputs: Inputs, key: str = "--evaluate"
+) -> str | None:
+    """The renderer that the checkpoints were trained with; None where none of them tells. `key` is
+    what errors begin with.
 
     Raises `ConfigError` for checkpoints that one evaluation cannot ask alike: of another base model
     than the config's, or trained with different renderers. Of a directory the files tell
@@ -51,12 +54,12 @@ def common_renderer(subjects: Sequence[Subject], inputs: Inputs) -> str | None:
         is_other = subject.base_model not in (None, model)
         if is_other and not is_moved(subject, inputs.model_dir, digests_of):
             raise ConfigError(
-                f"--evaluate {subject.label}: its base model is {subject.base_model}, the config's "
+                f"{key} {subject.label}: its base model is {subject.base_model}, the config's "
                 f"is {model}. Set base_model to it: one evaluation asks checkpoints of one model."
             )
         if subject.renderer is not None and renderer not in (None, subject.renderer):
             raise ConfigError(
-                f"--evaluate {subject.label}: it was trained with the renderer {subject.renderer}, "
+                f"{key} {subject.label}: it was trained with the renderer {subject.renderer}, "
                 f"and would be asked with {renderer}. Set renderer_name to {subject.renderer}, or "
                 "leave out the checkpoints that were trained with another one."
             )
@@ -292,9 +295,14 @@ async def _measure_each(
 
 
 async def refuse_unknown_paths(
-    subjects: Sequence[Subject], choice: ServiceChoice, config: TrainingConfig, keys: Keys
+    subjects: Sequence[Subject],
+    choice: ServiceChoice,
+    config: TrainingConfig,
+    keys: Keys,
+    key: str = "--evaluate",
 ) -> None:
-    """Raise `ConfigError` for a bare path whose weights are not there, or of another model."""
+    """Raise `ConfigError` for a bare path whose weights are not there, or of another model; `key`
+    is what errors begin with."""
     import tinker
 
     for subject in subjects:
@@ -302,7 +310,7 @@ async def refuse_unknown_paths(
             continue
         if choice.kind == "embedded":
             raise ConfigError(
-                f"--evaluate {subject.path}: no run below ./runs has these weights, and the "
+                f"{key} {subject.path}: no run below ./runs has these weights, and the "
                 "embedded service finds weights by their run. Give RUN_DIR@round_02 instead."
             )
         rest = rest_client(choice.base_url, keys.tinker)
@@ -310,11 +318,11 @@ async def refuse_unknown_paths(
             info = await rest.get_weights_info_by_tinker_path(subject.path)
         except tinker.APIStatusError as error:
             raise ConfigError(
-                f"--evaluate {subject.path}: the service does not have it: {error}. Check the path."
+                f"{key} {subject.path}: the service does not have it: {error}. Check the path."
             ) from None
         if info.base_model != config.base_model:
             raise ConfigError(
-                f"--evaluate {subject.path}: its base model is {info.base_model}, the config's is "
+                f"{key} {subject.path}: its base model is {info.base_model}, the config's is "
                 f"{config.base_model}. Set base_model to it."
             )
 

@@ -79,8 +79,8 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
     """Find out from the command line which settings and which run directory are meant."""
     if args.registry is not None and args.evaluate is None:
         raise ConfigError(
-            "--registry is where --evaluate looks up registry:NAME@3, and there is no --evaluate. "
-            "Leave it out; start_from looks in the config's folder and in this one."
+            "--registry is where --evaluate and --chat look up registry:NAME@3, and there is "
+            "neither. Leave it out; start_from looks in the config's folder and in this one."
         )
     if args.resume is None:
         if args.config is None:
@@ -144,9 +144,7 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
         given, moved = recorded_config(store, recorded, args.overrides)
         notes += moved
     where = str(run_dir) if args.config is None else str(given.file)
-    model_dir = find_model_dir(given)
-    if model_dir is None and given.config.base_model == recorded["config"].get("base_model"):
-        model_dir = _recorded_model_dir(recorded)
+    model_dir = recorded_model_dir(given, recorded)
     model = store.manifest().base_model if store.has_started else None
     if model_dir is not None and model is not None and model.files:
         # Its files tell which model it is, so that another place is no other setting.
@@ -191,9 +189,12 @@ def recorded_config(
     ]
 
 
-def _recorded_model_dir(recorded: dict[str, Any]) -> Path | None:
-    """Where the base model lay, if it does so still: its name may be from another working folder.
-    The sha256 of its files tells whether it is the same."""
+def recorded_model_dir(given: LoadedConfig, recorded: dict[str, Any]) -> Path | None:
+    """The directory of the base model, or where it lay, if it does so still: its name may be from
+    another working folder. The sha256 of its files tells whether it is the same."""
+    model_dir = find_model_dir(given)
+    if model_dir is not None or given.config.base_model != recorded["config"].get("base_model"):
+        return model_dir
     was = Path(recorded["files"]["base_model"])
     return was if was.is_absolute() and (was / "config.json").is_file() else None
 

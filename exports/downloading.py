@@ -21,10 +21,10 @@ from services.place import refuse_silent_address
 
 RAW = "downloaded"  # beside the adapter in PEFT's layout
 NOT_GIVEN = (
-    "If these weights have expired or were deleted there, name another checkpoint. A service that "
-    "gives none out at all may keep them in folders of its own: those of python -m local_tinker "
-    "are adapters in PEFT's layout, which PeftModel.from_pretrained loads as they lie; to have "
-    "them exported and checked here, train on the embedded service (--local)."
+    "If these weights have expired or were deleted there, name another checkpoint. Where the "
+    "service gives none out at all, ask its operator for the adapter; to have one exported and "
+    "checked here, train on a service that does: Tinker, python -m local_tinker or the embedded "
+    "one (--local)."
 )
 ADVICE = {  # by what a service's error means
     "refused_key": f"Check that {TINKER} is the key of the account that trained it.",

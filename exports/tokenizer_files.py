@@ -69,7 +69,7 @@ def _agree(file: Path, template: ServedTemplate, *, is_read_as_file: bool) -> li
     if is_read_as_file:
         notes.append(
             f"{CLASS_KEY} in {CONFIG} is {AS_IN_FILE} in the place of {config.get(CLASS_KEY)}, "
-            "with which transformers would lose the spaces of texts"
+            "with which transformers would read texts otherwise"
         )
         config[CLASS_KEY] = AS_IN_FILE
     if not notes:

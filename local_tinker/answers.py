@@ -51,11 +51,13 @@ class Answer(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """An error in words; `code` is what OpenAI calls it, where it has a name for it."""
+    """An error in words; `code` is what OpenAI calls it, where it has a name for it, and `param`
+    the parameter that is at fault, which its clients are told as well."""
 
     status: int
     message: str
     code: str | None = None
+    param: str | None = None
 
     def answer(self, path: str) -> Answer:
         """In the form that clients of this path read errors in."""
@@ -63,7 +65,8 @@ class Refusal(NamedTuple):
         if not path.startswith(OPENAI_PREFIX):
             return json_answer({"error": message}, self.status)
         kind = "authentication_error" if self.status == 401 else "invalid_request_error"
-        error = {"message": message, "type": kind, "param": None, "code": self.code}
+        kind = kind if self.status < 500 else "server_error"
+        error = {"message": message, "type": kind, "param": self.param, "code": self.code}
         return json_answer({"error": error}, self.status)
 
 

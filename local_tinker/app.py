@@ -17,14 +17,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_tinker import checkpoints
-from local_tinker.answers import EXPECTED, BodyTooLarge, Refusal, malformed, refusal
+from local_tinker.answers import (
+    EXPECTED,
+    OPENAI_PREFIX,
+    BodyTooLarge,
+    Refusal,
+    malformed,
+    refusal,
+)
 from local_tinker.callers import key_refusal, known_key, sdk_refusal
 from local_tinker.checkpoints import StorageError
 from local_tinker.direct import DirectRoutes
+from local_tinker.downloads import SIGNED, add_download_routes
 from local_tinker.future_routes import add_future_routes
+from local_tinker.openai_routes import make_openai_app
 from local_tinker.rest import add_rest_routes
 from local_tinker.sampling_routes import add_sampling_routes
 from local_tinker.session_routes import add_session_routes
@@ -55,6 +65,8 @@ def make_app(state: State) -> Gate:
     add_training_routes(app, direct, state)
     add_sampling_routes(app, direct, state)
     add_rest_routes(app, state)
+    add_download_routes(app, state)
+    app.mount(OPENAI_PREFIX.rstrip("/"), make_openai_app(state))
     return Gate(app, direct, state)
 
 
@@ -79,9 +91,11 @@ class Gate:
     @property
     def routes(self) -> list[str]:
         """Every route, as `GET /path`."""
+        mounted = [(one.path, one.routes) for one in self._app.routes if isinstance(one, Mount)]
         others = [
-            f"{','.join(sorted(route.methods or ()))} {route.path}"
-            for route in self._app.routes
+            f"{','.join(sorted(route.methods or ()))} {path}{route.path}"
+            for path, routes in [("", self._app.routes), *mounted]
+            for route in routes
             if isinstance(route, APIRoute)
         ]
         return [f"POST {path}" for path in self._direct.paths] + others
@@ -111,7 +125,7 @@ class Gate:
 
     def _check(self, scope: Scope, is_direct: bool) -> Refusal | None:
         """Say what is wrong with who asks; puts the key into the scope."""
-        if scope["path"] not in PUBLIC_PATHS:
+        if scope["path"] not in PUBLIC_PATHS and not scope["path"].startswith(SIGNED):
             key = known_key(scope, self._state.checkpoint_dirs)
             if key is None:
                 return key_refusal(scope)

@@ -2,15 +2,22 @@
 
     DIR/<run>/weights/<name>/            state: adapter, optimizer.safetensors, checkpoint.json
     DIR/<run>/sampler_weights/<name>/    adapter and checkpoint.json only
+    DIR/<run>/external_weights/<name>/   files to download, and checkpoint.json
     DIR/.scratch-<pid>/                  what dies with the process: unnamed saves, parked runs
+    DIR/.lock                            who has it may rename what lies in DIR
 
 `<run>` is the run id with ':' replaced. A checkpoint is first written to the scratch folder and
 then renamed, so a reader never meets half of one; a later process finds it again by its path.
+
+Renames, expiries and deletions are made by the folder's owner alone (`placing.py`), one thread of
+one process at a time; files are written, read and removed by anyone at any time, since no file of a
+checkpoint is changed in place. Who misses a checkpoint looks again as the owner.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -20,7 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -28,12 +35,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from local_tinker.lora import LoraShape
+from local_tinker.placing import OLD_PREFIX, bring_back, owned, owned_if_possible, put
 from local_tinker.wire import NotFound, UserError
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["weights", "sampler_weights"]
-KINDS: tuple[Kind, ...] = ("weights", "sampler_weights")
+Kind = Literal["weights", "sampler_weights", "external_weights"]
+LOADABLE: tuple[Kind, ...] = ("weights", "sampler_weights")
+KINDS: tuple[Kind, ...] = (*LOADABLE, "external_weights")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}:train:[0-9]{1,10}")
@@ -41,7 +50,9 @@ _RUN_FOLDER = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,99})_train_([0-9]{1,10})"
 
 INFO_FILE = "checkpoint.json"
 SCRATCH_PREFIX = ".scratch-"
-OLD_PREFIX = ".old-"
+
+T = TypeVar("T")
+_numbers = itertools.count()
 
 
 class StorageError(Exception):
@@ -59,15 +70,22 @@ class TinkerPath(NamedTuple):
         return f"tinker://{self.run_id}/{self.kind}/{self.name}"
 
 
-def parse_path(path: str) -> TinkerPath:
-    """Split a tinker:// path. Raises `UserError` for anything else."""
+def parse_path(path: str, kinds: tuple[Kind, ...] = LOADABLE) -> TinkerPath:
+    """Split a tinker:// path. Raises `UserError` for anything else, and for another kind."""
     parts = path.removeprefix("tinker://").split("/")
-    if not path.startswith("tinker://") or len(parts) != 3 or parts[1] not in KINDS:
-        raise UserError(
-            f"{path!r} is not a checkpoint path; expected tinker://RUN/weights/NAME or "
-            ".../sampler_weights/NAME"
-        )
-    return checked_path(parts[0], parts[1], parts[2])
+    if path.startswith("tinker://") and len(parts) == 3:
+        for kind in kinds:
+            if parts[1] == kind:
+                return checked_path(parts[0], kind, parts[2])
+        if parts[1] in KINDS:
+            raise UserError(
+                f"{path!r} holds files to download, which are not loaded again; name the run's "
+                "weights/ or sampler_weights/ path"
+            )
+    raise UserError(
+        f"{path!r} is not a checkpoint path; expected tinker://RUN/weights/NAME or "
+        ".../sampler_weights/NAME"
+    )
 
 
 def checked_path(run_id: str, kind: Kind, name: str) -> TinkerPath:
@@ -126,6 +144,11 @@ def scratch(root: Path) -> Path:
     return directory
 
 
+def new_in_scratch(root: Path, prefix: str) -> Path:
+    """A path in this process's folder that nothing else is given."""
+    return scratch(root) / f"{prefix}-{time.monotonic_ns()}{next(_numbers):06}"
+
+
 def discard(directory: Path) -> None:
     """Remove a folder that nothing needs any more, if it is there."""
     shutil.rmtree(directory, ignore_errors=True)
@@ -144,12 +167,8 @@ def write(
     Raises `UserError` when it exists already and may not be overwritten, and `StorageError` when
     the disk refuses; what was there before is untouched then.
     """
-    if target.exists() and not overwrite and not read_info(target).is_expired:
-        raise UserError(
-            f"checkpoint {target.name!r} exists already; choose another name or pass overwrite=True"
-        )
     with storage(root, f"checkpoint {target.name!r}"):
-        temporary = scratch(root) / f"write-{time.monotonic_ns()}"
+        temporary, aside = new_in_scratch(root, "write"), new_in_scratch(root, "old")
         temporary.mkdir()
         try:
             write_files(temporary)
@@ -158,14 +177,18 @@ def write(
                 _fsync(file)
             _fsync(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
-            old = target.with_name(OLD_PREFIX + target.name)
-            if target.exists():  # a rename cannot replace a folder; `clean` undoes half of this
-                target.rename(old)
-            temporary.rename(target)
+            with owned(root):
+                bring_back(target)
+                if target.exists() and not overwrite and not read_info(target).is_expired:
+                    raise UserError(
+                        f"checkpoint {target.name!r} exists already; choose another name or pass "
+                        "overwrite=True"
+                    )
+                put(temporary, target, aside)
             _fsync(target.parent)
-            discard(old)
         finally:
             discard(temporary)
+            discard(aside)
 
 
 @contextlib.contextmanager
@@ -194,17 +217,47 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+class Place(NamedTuple):
+    root: Path
+    directory: Path
+
+
 def find(roots: Iterable[Path], path: TinkerPath) -> Path:
     """Return the folder of a checkpoint that exists and has not expired, else raise `UserError`."""
+    place = place_of(roots, path)
+    if place is None:
+        raise UserError(f"{path} is not stored here")
+    return place.directory
+
+
+def place_of(roots: Iterable[Path], path: TinkerPath) -> Place | None:
+    """Where a checkpoint lies, if it is stored. Raises `UserError` when it has expired."""
     for root in roots:
         candidate = folder(root, path)
-        if (candidate / INFO_FILE).is_file():
-            info = read_info(candidate)
-            if info.expires_at is not None and info.is_expired:
-                expiry = time.strftime("%Y-%m-%d %H:%M", time.gmtime(info.expires_at))
-                raise UserError(f"{path} expired at {expiry} UTC")
-            return candidate
-    raise UserError(f"{path} is not stored here")
+        info = _stored_info(root, candidate)
+        if info is None:
+            continue
+        if info.expires_at is not None and info.is_expired:
+            expiry = time.strftime("%Y-%m-%d %H:%M", time.gmtime(info.expires_at))
+            raise UserError(f"{path} expired at {expiry} UTC")
+        return Place(root, candidate)
+    return None
+
+
+def _stored_info(root: Path, checkpoint_dir: Path) -> CheckpointInfo | None:
+    """What is stored beside the weights; None where there is no such checkpoint.
+
+    Raises `UserError` for a file that is damaged.
+    """
+    try:
+        return read_info(checkpoint_dir)
+    except UserError:
+        if not checkpoint_dir.parent.is_dir():
+            return None
+    with owned_if_possible(root) as is_owner:  # between the renames of an overwrite?
+        if is_owner:
+            bring_back(checkpoint_dir)
+        return read_info(checkpoint_dir) if (checkpoint_dir / INFO_FILE).is_file() else None
 
 
 def read_info(checkpoint_dir: Path) -> CheckpointInfo:
@@ -223,7 +276,30 @@ def read_info(checkpoint_dir: Path) -> CheckpointInfo:
         ) from error
 
 
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+class StoredWeights(NamedTuple):
+    info: CheckpointInfo
+    adapter: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]  # empty where it was not asked for
+
+
+def read_weights(checkpoint_dir: Path, *, with_optimizer: bool) -> StoredWeights:
+    """Read a checkpoint, all files of one version. Raises `UserError` or `NotFound`."""
+    optimizer = checkpoint_dir / "optimizer.safetensors"
+
+    def read() -> StoredWeights:
+        info = read_info(checkpoint_dir)
+        if with_optimizer and not optimizer.is_file():
+            raise UserError(
+                f"{checkpoint_dir.name!r} has no optimizer state: there is no {optimizer}. "
+                "Sampler weights hold none; load a weights/ path"
+            )
+        adapter = _read_tensors(checkpoint_dir / "adapter_model.safetensors")
+        return StoredWeights(info, adapter, _read_tensors(optimizer) if with_optimizer else {})
+
+    return read_whole(checkpoint_dir, read)
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file. Raises `UserError` when it is gone or damaged."""
     try:
         return load_file(file)
@@ -231,6 +307,42 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{file} cannot be read: {error}. The checkpoint was deleted meanwhile or is damaged"
         ) from error
+
+
+def read_whole(checkpoint_dir: Path, read: Callable[[], T]) -> T:
+    """What `read` finds in a checkpoint, all of one version of it: it is called again where the
+    checkpoint was overwritten meanwhile.
+
+    Raises `NotFound` where it was deleted meanwhile, and what `read` raises of one that stayed.
+    """
+    while True:
+        before = _version(checkpoint_dir)
+        try:
+            found = read()
+        except (OSError, UserError):
+            if _version(checkpoint_dir) == before:
+                raise
+        else:
+            if _version(checkpoint_dir) == before:
+                return found
+
+
+def _version(checkpoint_dir: Path) -> tuple[int, int, int]:
+    """Another one after each overwrite. Raises `NotFound`."""
+    with contextlib.suppress(FileNotFoundError):
+        return _stamp(checkpoint_dir)
+    with contextlib.ExitStack() as held:  # between the renames of an overwrite?
+        if checkpoint_dir.parent.name in KINDS:
+            root = checkpoint_dir.parent.parent.parent
+            if held.enter_context(owned_if_possible(root)):
+                bring_back(checkpoint_dir)
+        _require(checkpoint_dir)
+        return _stamp(checkpoint_dir)
+
+
+def _stamp(directory: Path) -> tuple[int, int, int]:
+    stat = directory.stat()
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns  # a number alone may be given out again
 
 
 def list_all(
@@ -251,16 +363,29 @@ def _walk(
         if run_id is None or only_run_id not in (None, run_id):
             continue
         for kind in KINDS:
-            for directory in _children(run / kind):
-                if not _NAME.fullmatch(directory.name):
-                    continue
+            for directory in _in_place(root, run / kind):
                 try:
-                    info = read_info(directory)
-                except UserError as error:
-                    if directory.exists():
-                        logger.warning("passed over: %s", error)
+                    info = _stored_info(root, directory)
+                    if info is None and directory.exists():
+                        read_info(directory)  # says what is wrong with it
+                except (UserError, OSError) as error:
+                    logger.warning("passed over: %s", error)
                     continue
-                yield TinkerPath(run_id, kind, directory.name), directory, info
+                if info is not None:
+                    yield TinkerPath(run_id, kind, directory.name), directory, info
+
+
+def _in_place(root: Path, kind_dir: Path) -> list[Path]:
+    """The folders of checkpoints of one kind; what a killed process moved aside is brought back."""
+    if not kind_dir.is_dir():
+        return []
+    with owned_if_possible(root) as is_owner:
+        for old in kind_dir.glob(f"{OLD_PREFIX}*") if is_owner else ():
+            try:
+                bring_back(old.with_name(old.name.removeprefix(OLD_PREFIX)))
+            except OSError as error:
+                logger.warning("%s stays: %s", old, error)
+        return [child for child in _children(kind_dir) if _NAME.fullmatch(child.name)]
 
 
 def _children(directory: Path) -> list[Path]:
@@ -271,12 +396,14 @@ def _children(directory: Path) -> list[Path]:
 
 
 def set_ttl(root: Path, checkpoint_dir: Path, ttl_seconds: int | None) -> None:
-    """Let a checkpoint expire this long from now (None: never)."""
+    """Let a checkpoint expire this long from now (None: never). Raises `NotFound`."""
     expires_at = None if ttl_seconds is None else time.time() + ttl_seconds
-    info = replace(read_info(checkpoint_dir), expires_at=expires_at)
-    temporary = scratch(root) / f"info-{time.monotonic_ns()}"
+    temporary = new_in_scratch(root, "info")
     what = f"the expiry of {checkpoint_dir.name!r}"
-    with storage(root, what), _still_there(checkpoint_dir):
+    with storage(root, what), _still_there(checkpoint_dir), owned(root):
+        bring_back(checkpoint_dir)
+        _require(checkpoint_dir)
+        info = replace(read_info(checkpoint_dir), expires_at=expires_at)
         try:
             _write_info(temporary, info)
             _fsync(temporary)
@@ -285,39 +412,55 @@ def set_ttl(root: Path, checkpoint_dir: Path, ttl_seconds: int | None) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _require(checkpoint_dir: Path) -> None:
+    if not checkpoint_dir.is_dir():
+        raise NotFound(f"checkpoint {checkpoint_dir.name!r} was deleted meanwhile")
+
+
 @contextlib.contextmanager
 def _still_there(checkpoint_dir: Path) -> Iterator[None]:
     """Tell a checkpoint that was deleted meanwhile from a disk that refuses."""
     try:
         yield
     except OSError:
-        if not checkpoint_dir.is_dir():
-            raise NotFound(f"checkpoint {checkpoint_dir.name!r} was deleted meanwhile") from None
+        _require(checkpoint_dir)
         raise
 
 
 def copy(root: Path, source: Path, target: Path, ttl_seconds: int | None) -> None:
     """Copy a checkpoint; the copy has its own expiry."""
-    now = time.time()
-    info = replace(
-        read_info(source),
-        created_at=now,
-        expires_at=None if ttl_seconds is None else now + ttl_seconds,
-    )
+    staged = new_in_scratch(root, "copy")
 
-    def write_files(directory: Path) -> None:
-        with _still_there(source):
-            shutil.copytree(source, directory, dirs_exist_ok=True)
+    def copy_all() -> None:
+        discard(staged)  # of a version that is no more
+        shutil.copytree(source, staged)
 
-    write(root, target, info, write_files, overwrite=False)
+    def move_all(directory: Path) -> None:
+        for file in staged.iterdir():
+            file.rename(directory / file.name)
+
+    try:
+        with storage(root, f"the copy of {source.name!r}"):
+            read_whole(source, copy_all)
+        now = time.time()
+        expires_at = None if ttl_seconds is None else now + ttl_seconds
+        info = replace(read_info(staged), created_at=now, expires_at=expires_at)
+        write(root, target, info, move_all, overwrite=False)
+    finally:
+        discard(staged)
 
 
-def delete(root: Path, checkpoint_dir: Path) -> None:
-    """Remove a checkpoint: out of sight in one step, then file by file."""
-    doomed = scratch(root) / f"old-{time.monotonic_ns()}"
-    with storage(root, f"deleted {checkpoint_dir.name!r}"), _still_there(checkpoint_dir):
-        checkpoint_dir.rename(doomed)
-    discard(doomed)
+def delete(root: Path, checkpoint_dir: Path, *, only_if_expired: bool = False) -> None:
+    """Remove a checkpoint: out of sight in one step, then file by file. Raises `NotFound`."""
+    aside = new_in_scratch(root, "old")
+    try:
+        with storage(root, f"deleted {checkpoint_dir.name!r}"), owned(root):
+            bring_back(checkpoint_dir)
+            _require(checkpoint_dir)
+            if not only_if_expired or read_info(checkpoint_dir).is_expired:
+                checkpoint_dir.rename(aside)
+    finally:
+        discard(aside)
 
 
 def num_bytes(checkpoint_dir: Path) -> int:
@@ -329,23 +472,20 @@ def num_bytes(checkpoint_dir: Path) -> int:
 def clean(root: Path) -> None:
     """Remove what has expired and what killed processes left; undo overwrites cut in half.
 
-    What the disk does not let go of is logged and left.
+    Others may do anything to the folder meanwhile. What the disk does not let go of is logged and
+    left.
     """
     for _, directory, info in _walk(root):
         if info.is_expired:
             try:
-                delete(root, directory)
-            except (StorageError, NotFound) as error:
+                delete(root, directory, only_if_expired=True)
+            except NotFound:
+                continue  # somebody else was first
+            except (StorageError, UserError) as error:
                 logger.warning("an expired checkpoint stays: %s", error)
-    for old in root.glob(f"*/*/{OLD_PREFIX}*"):
-        target = old.with_name(old.name.removeprefix(OLD_PREFIX))
-        if target.exists():
-            discard(old)
-        else:
-            old.rename(target)
-    for directory in root.glob(f"{SCRATCH_PREFIX}*"):
+    for directory in _children(root):
         pid = directory.name.removeprefix(SCRATCH_PREFIX)
-        if pid.isdigit() and not _is_running(int(pid)):
+        if pid != directory.name and pid.isdigit() and not _is_running(int(pid)):
             discard(directory)
 
 

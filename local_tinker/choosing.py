@@ -58,8 +58,8 @@ def choose(logits_BV: torch.Tensor, wishes: Sequence[Wish]) -> list[Choice]:
     choices: dict[int, Choice] = {}
     if greedy:
         normaliser_B1 = logits_BV.logsumexp(dim=-1, keepdim=True)
-        top_B1, tokens_B1 = logits_BV.max(dim=-1, keepdim=True)
-        logprobs_B1 = top_B1 - normaliser_B1
+        tokens_B1 = _argmax(logits_BV)
+        logprobs_B1 = logits_BV.gather(-1, tokens_B1) - normaliser_B1
         likeliest = _likeliest(logits_BV, greedy, normaliser_B1)
         choices |= _gathered(greedy, tokens_B1, logprobs_B1, likeliest)
     if drawing:
@@ -71,6 +71,14 @@ def invert(cumulative_BV: torch.Tensor, uniforms_BK: torch.Tensor) -> torch.Tens
     """Invert cumulative distributions, which need not end at 1, at uniforms in [0, 1)."""
     places = torch.searchsorted(cumulative_BV, uniforms_BK * cumulative_BV[:, -1:], right=True)
     return places.clamp(max=cumulative_BV.shape[-1] - 1)
+
+
+def _argmax(logits_BV: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row, (B, 1)."""
+    if logits_BV.device.type != "cpu":
+        return logits_BV.argmax(dim=-1, keepdim=True)
+    # numpy's takes a twentieth of the time of torch's (2.13, 32 rows of 1,536).
+    return torch.from_numpy(logits_BV.numpy().argmax(axis=-1, keepdims=True))
 
 
 def _draw(logits_BV: torch.Tensor, wishes: list[Wish]) -> dict[int, Choice]:
@@ -109,11 +117,10 @@ def _draw_from_few(
     places_R1 = torch.searchsorted(cumulative_RV, uniforms_B1[slots_R] * mass_R1, right=True)
     places_R1 = torch.minimum(places_R1, last_R1)
     logprobs_RV = torch.where(ranks_1V <= last_R1, logprobs_RV - mass_R1.log(), torch.nan)
+    most = max(wish.topk for wish in wishes)
+    ids, values = ids_RV[:, :most].cpu().numpy(), logprobs_RV[:, :most].cpu().numpy()
     likeliest = {
-        wish.slot: (
-            ids_RV[row, : wish.topk].cpu().numpy(),
-            logprobs_RV[row, : wish.topk].cpu().numpy(),
-        )
+        wish.slot: (ids[row, : wish.topk], values[row, : wish.topk])
         for row, wish in enumerate(wishes)
         if wish.topk
     }

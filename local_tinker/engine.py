@@ -1,21 +1,18 @@
-"""One base model in memory and the LoRA adapters on it: forward, backward, optimizer, save, load.
+"""One base model in memory and the LoRA adapters on it: made, trained, saved, loaded.
 
-Everything here runs on the one compute thread. Losses are plain sums over all positions of all
-datums, as the protocol demands; the client does the normalising.
+Everything here runs on the one compute thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-import math
 import secrets
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +22,12 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from local_tinker import checkpoints, lora, losses
+from local_tinker import checkpoints, decoder_weights, lora, losses, training
 from local_tinker.checkpoints import CheckpointInfo
+from local_tinker.decoder_weights import DecoderWeights, LoraPair
 from local_tinker.lora import LORA_ALPHA, LoraShape
-from local_tinker.tokenizer import load_by_auto
+from local_tinker.tokenizer import TextLostError, load_by_auto
+from local_tinker.training import ForwardResult, TrainingRun, on_cpu
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
 
 MAX_LOGITS_ELEMENTS = 64 * 1024 * 1024  # rows x tokens x vocabulary of one forward pass
@@ -38,66 +37,15 @@ SMALL_MODEL_PARAMETERS = 20_000_000  # below this, threads wait for each other l
 MAX_SAMPLER_ADAPTERS = 8  # least recently used sampler weights are dropped from memory beyond this
 
 
-class ForwardResult(NamedTuple):
-    """The request's loss, and per datum the logprobs of its targets, shaped as they are."""
-
-    loss_sum: float
-    logprobs: list[np.ndarray]
-
-
-@dataclass
-class TrainingRun:
-    """A LoRA adapter that is being trained, with its optimizer."""
-
-    run_id: str
-    adapter: str
-    shape: LoraShape
-    optimizer: torch.optim.AdamW
-    named_parameters: list[tuple[str, torch.nn.Parameter]]
-    user_metadata: dict[str, str]
-    num_optimizer_steps: int = 0
-    refusal: str | None = None  # why the next step must not apply what has been accumulated
-
-    @property
-    def num_bytes(self) -> int:
-        """Weights, gradients and AdamW's two moments."""
-        return 4 * sum(p.numel() * p.element_size() for _, p in self.named_parameters)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything a run is made of, under names that do not depend on the process."""
-        made = {}
-        for name, parameter in self.named_parameters:
-            stable = _stable_name(name, self.adapter)
-            made[f"{stable}.value"] = parameter.detach()
-            if parameter.grad is not None:
-                made[f"{stable}.grad"] = parameter.grad
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                made[f"{stable}.{key}"] = value
-        return made
-
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Set what `tensors` names and forget the rest: gradients and optimizer state."""
-        self.optimizer.state.clear()
-        self.optimizer.zero_grad(set_to_none=True)
-        for name, parameter in self.named_parameters:
-            prefix = f"{_stable_name(name, self.adapter)}."
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if "value" in own:
-                parameter.data.copy_(own.pop("value"))
-            if "grad" in own:
-                parameter.grad = own.pop("grad").to(parameter.device)
-            if own:  # AdamW keeps its step counter on the CPU, the moments beside the parameter
-                self.optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key, value in own.items()
-                }
-
-
 @dataclass
 class SamplerAdapter:
-    """Sampler weights in memory; those that a wave is using stay until it has ended."""
+    """Sampler weights in memory; those that a wave is using stay until it has ended.
 
-    name: str
+    Either a decoder of our own holds them, or an adapter of PEFT does; the base model needs none.
+    """
+
+    decoder: DecoderWeights | None
+    name: str | None = None
     num_users: int = 0
     is_stale: bool = False  # overwritten on disk, or not wanted any more
 
@@ -138,7 +86,7 @@ class Engine:
             )
         except (OSError, ValueError, SafetensorError) as error:
             first_line = str(error).strip().splitlines()[0]
-            if not Path(path).is_dir():
+            if not (Path(path).is_dir() or isinstance(error, TextLostError)):
                 first_line = "there is no such directory, nor a cached model of that name."
             raise UserError(
                 f"base model {path!r} cannot be loaded on this machine: {first_line} Give a "
@@ -172,6 +120,17 @@ class Engine:
         if with_prompt_logits:
             slots = min(slots, MAX_LOGITS_ELEMENTS // (padded_length_tokens * self.vocab_size))
         return max(1, slots)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of prompts that are computed at once, beside which a longer prompt is alone.
+
+        It follows from model and device alone. More cost more padding and save no time once the
+        weights' way through memory takes less than the arithmetic, or, of a small model, Python.
+        """
+        if self.device.type == "cuda":
+            return 8192
+        return 256 if self.is_small else 64
 
     @property
     def num_threads(self) -> int:
@@ -223,7 +182,9 @@ class Engine:
             self._add_adapter(adapter, lora.make_config(self.model, self.name, shape))
         self._activate(adapter)
         parameters = [(n, p) for n, p in self._peft.named_parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW([p for _, p in parameters], lr=0.0, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(
+            [p for _, p in parameters], lr=0.0, weight_decay=0.0, fused=self.device.type == "cpu"
+        )
         return TrainingRun(run_id, adapter, shape, optimizer, parameters, user_metadata)
 
     def _new_adapter_name(self) -> str:
@@ -260,20 +221,7 @@ class Engine:
         for index, datum in enumerate(request.data):
             self._check_datum(request.loss_fn, datum, f"datum {index}")
         self._activate(run.adapter)
-        loss_sum, logprobs = 0.0, []
-        if not request.forward_only:
-            refusal, run.refusal = run.refusal, "a forward_backward since the last step failed"
-        for rows in self._micro_batches(request.data):
-            with torch.set_grad_enabled(not request.forward_only):
-                loss, rows_logprobs = self._loss(rows, request.loss_fn, config)
-            if not request.forward_only:
-                loss.backward()
-            loss_sum += float(loss.detach())
-            logprobs += rows_logprobs
-        if not request.forward_only:
-            is_finite = math.isfinite(loss_sum)
-            run.refusal = refusal if is_finite else f"a loss since the last step is {loss_sum}"
-        return ForwardResult(loss_sum, logprobs)
+        return training.forward_backward(self.model, run, request, config)
 
     def _check_datum(self, loss_fn: str, datum: LossDatum, where: str) -> None:
         self.check_tokens(datum.input_tokens_N, f"{where}: model_input")
@@ -287,81 +235,8 @@ class Engine:
                 f"shape {datum.target_tokens.shape}; several targets are for cross_entropy"
             )
 
-    def _micro_batches(self, data: tuple[LossDatum, ...]) -> list[tuple[LossDatum, ...]]:
-        """Split in order, so that the logits of one forward pass stay within memory.
-
-        The rows of one part have targets of one rank, (N,) or (N, K).
-        """
-        longest = max(datum.input_tokens_N.size for datum in data)
-        widest = max(datum.target_tokens[0].size for datum in data)
-        num_rows = max(1, MAX_LOGITS_ELEMENTS // (longest * max(self.vocab_size, widest)))
-        batches = []
-        for _, group in itertools.groupby(data, key=lambda datum: datum.target_tokens.ndim):
-            rows = tuple(group)
-            batches += [rows[start : start + num_rows] for start in range(0, len(rows), num_rows)]
-        return batches
-
-    def _loss(
-        self, rows: tuple[LossDatum, ...], loss_fn: str, config: dict[str, float]
-    ) -> tuple[torch.Tensor, list[np.ndarray]]:
-        """The loss of one padded batch; right padding is hidden by a mask of zeros."""
-        tokens_BT = _padded([row.input_tokens_N for row in rows])
-        targets = _padded([row.target_tokens for row in rows])
-        is_real_BT = _padded([np.ones(row.input_tokens_N.size, dtype=np.bool_) for row in rows])
-        inputs = {
-            name: _padded([row.inputs[name] for row in rows]).to(self.device)
-            for name in losses.required_inputs(loss_fn)
-        }
-        logits_BTV = self.model(
-            input_ids=tokens_BT.to(self.device),
-            attention_mask=is_real_BT.long().to(self.device),
-            use_cache=False,
-        ).logits
-        logprobs_BTV = torch.log_softmax(logits_BTV.float(), dim=-1)
-        targets_BTK = (targets if targets.ndim == 3 else targets[..., None]).to(self.device)
-        logprobs = logprobs_BTV.gather(-1, targets_BTK).reshape(targets.shape)
-        loss = losses.loss_sum(loss_fn, config, logprobs, inputs, is_real_BT.to(self.device))
-        host = logprobs.detach().cpu().numpy()
-        return loss, [
-            host[(index, *(slice(size) for size in row.target_tokens.shape))].copy()
-            for index, row in enumerate(rows)
-        ]
-
     def optim_step(self, run: TrainingRun, params: AdamParams) -> dict[str, float]:
-        """Take one AdamW step with the accumulated gradients, then clear them.
-
-        Gradients that are not finite, or come from a loss that is not or a pass that failed, are
-        cleared instead; the weights stay as they were.
-        """
-        gradients = [p.grad for _, p in run.named_parameters if p.grad is not None]
-        if not gradients and run.refusal is None:
-            raise UserError(
-                "optim_step without a forward_backward before it: there are no gradients to apply"
-            )
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if params.grad_clip_norm > 0:
-            parameters = [p for _, p in run.named_parameters]
-            torch.nn.utils.clip_grads_with_norm_(parameters, params.grad_clip_norm, norm)
-        refusal = run.refusal or (None if torch.isfinite(norm) else "the gradients are not finite")
-        if refusal is not None:
-            run.refusal = None
-            run.optimizer.zero_grad(set_to_none=True)
-            raise UserError(
-                f"{refusal}, so the optimizer step was refused and its gradients cleared"
-            )
-        for group in run.optimizer.param_groups:
-            group.update(
-                lr=params.learning_rate,
-                betas=(params.beta1, params.beta2),
-                eps=params.eps,
-                weight_decay=params.weight_decay,
-            )
-        try:
-            run.optimizer.step()
-        finally:
-            run.optimizer.zero_grad(set_to_none=True)
-        run.num_optimizer_steps += 1
-        return {"grad_norm": float(norm)}
+        return training.optim_step(run, params)
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -429,28 +304,19 @@ class Engine:
 
         Raises `UserError`, and changes nothing, when they do not fit the run.
         """
-        info = checkpoints.read_info(directory)
+        stored = checkpoints.read_weights(directory, with_optimizer=with_optimizer)
+        info = stored.info
         if info.base_model not in (self.name, *self.aliases) or info.shape != run.shape:
             raise UserError(
                 f"checkpoint {directory.name!r} is of {info.base_model} with {info.shape}, the run "
                 f"is of {self.name} with {run.shape}; load it into a new run instead"
             )
-        tensors = {}
-        if with_optimizer:
-            file = directory / "optimizer.safetensors"
-            if not file.is_file():
-                raise UserError(
-                    f"{directory.name!r} has no optimizer state: there is no {file}. "
-                    "Sampler weights hold none; load a weights/ path"
-                )
-            tensors = checkpoints.read_tensors(file)
-        self._load_adapter(run.adapter, directory)
-        run.restore(tensors)
+        self._set_adapter(run.adapter, stored.adapter, directory)
+        run.restore(stored.optimizer)
         run.refusal = None
         run.num_optimizer_steps = info.num_optimizer_steps if with_optimizer else 0
 
-    def _load_adapter(self, adapter: str, directory: Path) -> None:
-        weights = checkpoints.read_tensors(directory / "adapter_model.safetensors")
+    def _set_adapter(self, adapter: str, weights: dict[str, torch.Tensor], directory: Path) -> None:
         result = set_peft_model_state_dict(self._peft, weights, adapter_name=adapter)
         if result.unexpected_keys:
             raise UserError(f"checkpoint {directory.name} does not fit base model {self.name}")
@@ -472,32 +338,45 @@ class Engine:
 
     # --- sampling -----------------------------------------------------------------------------
 
-    def acquire_sampler(self, directory: Path | None) -> SamplerAdapter | None:
+    def acquire_sampler(self, directory: Path | None) -> SamplerAdapter:
         """Load saved sampler weights (None: the base model) and keep them until their release."""
         if directory is None:
-            return None
+            return SamplerAdapter(self._decoder({}, 0.0, self.name) if self._is_known else None)
         if directory not in self._sampler_adapters:
-            name = self._new_adapter_name()
-            shape = checkpoints.read_info(directory).shape
-            self._add_adapter(name, lora.make_config(self.model, self.name, shape))
-            with contextlib.ExitStack() as undo:
-                undo.callback(self._delete_adapter, name)
-                self._load_adapter(name, directory)
-                undo.pop_all()
-            self._sampler_adapters[directory] = SamplerAdapter(name)
+            self._sampler_adapters[directory] = self._load_sampler(directory)
         sampler = self._sampler_adapters[directory]
         sampler.num_users += 1
         self._sampler_adapters.move_to_end(directory)
         idle = [d for d, other in self._sampler_adapters.items() if other.num_users == 0]
         for directory in idle[: max(0, len(self._sampler_adapters) - MAX_SAMPLER_ADAPTERS)]:
-            self._delete_adapter(self._sampler_adapters.pop(directory).name)
+            self.forget_sampler(directory)
         return sampler
 
-    def release_sampler(self, sampler: SamplerAdapter | None) -> None:
-        if sampler is not None:
-            sampler.num_users -= 1
-            if sampler.is_stale:
-                self._delete_when_unused(sampler)
+    @functools.cached_property
+    def _is_known(self) -> bool:
+        return decoder_weights.is_known(self.model)
+
+    def _decoder(self, matrices: dict[str, LoraPair], scaling: float, name: str) -> DecoderWeights:
+        return decoder_weights.read_weights(self.model, matrices, scaling, name)
+
+    def _load_sampler(self, directory: Path) -> SamplerAdapter:
+        stored = checkpoints.read_weights(directory, with_optimizer=False)
+        shape = stored.info.shape
+        if self._is_known:
+            matrices = decoder_weights.read_lora(stored.adapter, self.device)
+            return SamplerAdapter(self._decoder(matrices, LORA_ALPHA / shape.rank, directory.name))
+        name = self._new_adapter_name()
+        self._add_adapter(name, lora.make_config(self.model, self.name, shape))
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._delete_adapter, name)
+            self._set_adapter(name, stored.adapter, directory)
+            undo.pop_all()
+        return SamplerAdapter(None, name)
+
+    def release_sampler(self, sampler: SamplerAdapter) -> None:
+        sampler.num_users -= 1
+        if sampler.is_stale:
+            self._delete_when_unused(sampler)
 
     def forget_sampler(self, directory: Path) -> None:
         """Let go of sampler weights when no wave uses them; what is not in memory is no error."""
@@ -507,11 +386,13 @@ class Engine:
             self._delete_when_unused(sampler)
 
     def _delete_when_unused(self, sampler: SamplerAdapter) -> None:
-        if sampler.num_users == 0:
+        if sampler.num_users == 0 and sampler.name is not None:
             self._delete_adapter(sampler.name)
 
-    def activate_sampler(self, sampler: SamplerAdapter | None) -> None:
-        self._activate(None if sampler is None else sampler.name)
+    def activate_sampler(self, sampler: SamplerAdapter) -> None:
+        """Let the model's own forward go through these weights."""
+        if sampler.decoder is None:
+            self._activate(sampler.name)
 
 
 def _device(name: str | None) -> torch.device:
@@ -552,21 +433,3 @@ def _check_size(path: str, options: dict[str, Any], itemsize: int, max_bytes: in
             f"{max(0, max_bytes) / 2**20:.1f} MiB of the memory limit are left; raise "
             "--max-memory or serve a smaller model"
         )
-
-
-def _padded(arrays: list[np.ndarray]) -> torch.Tensor:
-    """Stack arrays of shape (N,) or (N, K) into one tensor, zeros behind each."""
-    shape = tuple(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))
-    stacked = np.zeros((len(arrays), *shape), dtype=arrays[0].dtype)
-    for row, array in zip(stacked, arrays, strict=True):
-        row[tuple(slice(size) for size in array.shape)] = array
-    return torch.from_numpy(stacked)
-
-
-def _stable_name(parameter_name: str, adapter: str) -> str:
-    """The parameter's name without the adapter's, which differs from process to process."""
-    return parameter_name.replace(f".{adapter}.", ".")
-
-
-def on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

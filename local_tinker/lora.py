@@ -19,6 +19,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.pytorch_utils import Conv1D
 
+from local_tinker import lora_linear
 from local_tinker.wire import UserError
 
 LORA_ALPHA = 32
@@ -59,13 +60,15 @@ def make_config(model: Any, base_model_name: str, shape: LoraShape) -> LoraConfi
     targets = find_targets(model, shape)
     if shape.train_unembed:
         untie_unembedding(model)
-    return LoraConfig(
+    config = LoraConfig(
         r=shape.rank, lora_alpha=LORA_ALPHA, lora_dropout=0.0, bias="none",
         task_type="CAUSAL_LM", target_modules=targets.modules,
         target_parameters=targets.parameters or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         base_model_name_or_path=base_model_name,
     )  # fmt: skip
+    lora_linear.use_in(config)
+    return config
 
 
 def check_model(model: Any) -> None:

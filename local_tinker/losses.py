@@ -4,9 +4,8 @@ The formulas are the vendor's published ones (its documentation, "Loss Functions
 paper that it comes from. lp is the log-probability of a target under the current policy, q the
 sampler's (input `logprobs`), A the advantage and r = exp(lp - q) their ratio.
 
-Suffixes: B rows, T positions with padding, K targets of one position, N the real positions of all
-rows one after another. Everything is computed on those N, so that padding, whatever stands in it
-and however much there is, cannot touch a value, a gradient, or the order of a sum.
+Suffixes: K targets of one position, N the positions of all rows one after another. There is no
+padding here, so that none can touch a value, a gradient, or the order of a sum.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from local_tinker.wire import UserError
 
 
-class _Real(NamedTuple):
-    """The real positions of all rows; `lengths` says how many of them each row has."""
+class _Rows(NamedTuple):
+    """The positions of all rows; `lengths` says how many of them each row has."""
 
     lp_N: torch.Tensor
     inputs: dict[str, torch.Tensor]
@@ -33,9 +33,9 @@ def _weighted(weights_N: torch.Tensor, values_N: torch.Tensor) -> torch.Tensor:
     return weights_N * torch.where(weights_N != 0, values_N, 0.0)
 
 
-def _log_ratio(real: _Real) -> torch.Tensor:
+def _log_ratio(rows: _Rows) -> torch.Tensor:
     """lp - q, and 0 without gradient where the advantage is 0: its exp must not become inf * 0."""
-    return torch.where(real.inputs["advantages"] != 0, real.lp_N - real.inputs["logprobs"], 0.0)
+    return torch.where(rows.inputs["advantages"] != 0, rows.lp_N - rows.inputs["logprobs"], 0.0)
 
 
 def _clipped(
@@ -52,43 +52,43 @@ def _clipped(
 # --- objectives: what each position adds; the loss is minus their sum ----------------------------
 
 
-def _cross_entropy(real: _Real, config: Mapping[str, float]) -> torch.Tensor:
+def _cross_entropy(rows: _Rows, config: Mapping[str, float]) -> torch.Tensor:
     """weights * lp, with weights of any sign; with K targets per position each has its weight."""
-    return _weighted(real.inputs["weights"], real.lp_N)
+    return _weighted(rows.inputs["weights"], rows.lp_N)
 
 
-def _importance_sampling(real: _Real, config: Mapping[str, float]) -> torch.Tensor:
+def _importance_sampling(rows: _Rows, config: Mapping[str, float]) -> torch.Tensor:
     """r * A: the policy gradient, corrected for a sampler that differs from the policy."""
-    return _log_ratio(real).exp() * real.inputs["advantages"]
+    return _log_ratio(rows).exp() * rows.inputs["advantages"]
 
 
-def _ppo(real: _Real, config: Mapping[str, float]) -> torch.Tensor:
+def _ppo(rows: _Rows, config: Mapping[str, float]) -> torch.Tensor:
     """min(r*A, clip(r, low, high)*A) for each token (PPO: Schulman et al. 2017)."""
-    return _clipped(_log_ratio(real), real.inputs["advantages"], config)
+    return _clipped(_log_ratio(rows), rows.inputs["advantages"], config)
 
 
-def _cispo(real: _Real, config: Mapping[str, float]) -> torch.Tensor:
+def _cispo(rows: _Rows, config: Mapping[str, float]) -> torch.Tensor:
     """detach(clip(r, low, high)) * lp * A (CISPO: MiniMax-M1 2025).
 
     The clipped ratio is a coefficient, so clipped tokens keep a gradient.
     """
-    ratio_N = _log_ratio(real).detach().exp()
+    ratio_N = _log_ratio(rows).detach().exp()
     ratio_N = ratio_N.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
-    return _weighted(ratio_N * real.inputs["advantages"], real.lp_N)
+    return _weighted(ratio_N * rows.inputs["advantages"], rows.lp_N)
 
 
-def _dro(real: _Real, config: Mapping[str, float]) -> torch.Tensor:
+def _dro(rows: _Rows, config: Mapping[str, float]) -> torch.Tensor:
     """lp*A - beta/2 * (lp - q)^2 (DRO: Richemond et al. 2024).
 
-    The square pulls on every real position, also where the advantage is 0.
+    The square pulls on every position, also where the advantage is 0.
     """
-    linear_N = _weighted(real.inputs["advantages"], real.lp_N)
+    linear_N = _weighted(rows.inputs["advantages"], rows.lp_N)
     if config["beta"] == 0:
         return linear_N  # no square at all, rather than 0 * inf
-    return linear_N - 0.5 * config["beta"] * (real.lp_N - real.inputs["logprobs"]).square()
+    return linear_N - 0.5 * config["beta"] * (rows.lp_N - rows.inputs["logprobs"]).square()
 
 
-def _gspo(real: _Real, config: Mapping[str, float]) -> torch.Tensor:
+def _gspo(rows: _Rows, config: Mapping[str, float]) -> torch.Tensor:
     """min(s_t*A, clip(s_t, low, high)*A) (GSPO-token: Zheng et al. 2025).
 
     s = exp(mean of lp - q over the positions of the row where `sequence_ratio_mask` is not 0), and
@@ -98,19 +98,19 @@ def _gspo(real: _Real, config: Mapping[str, float]) -> torch.Tensor:
     The vendor's default thresholds are not verified; 0.8 and 1.2 are ppo's. The paper's own range,
     1 - 3e-4 to 1 + 4e-4, is far narrower, so better set them.
     """
-    advantages_N = real.inputs["advantages"]
-    log_ratio_N = real.lp_N.detach() - real.inputs["logprobs"]
-    in_ratio_N = real.inputs["sequence_ratio_mask"] != 0
+    advantages_N = rows.inputs["advantages"]
+    log_ratio_N = rows.lp_N.detach() - rows.inputs["logprobs"]
+    in_ratio_N = rows.inputs["sequence_ratio_mask"] != 0
     log_s_N = torch.cat(
         [
             (row[in_ratio].mean() if in_ratio.any() else row.new_zeros(())).expand(len(row))
             for row, in_ratio in zip(
-                log_ratio_N.split(real.lengths), in_ratio_N.split(real.lengths), strict=True
+                log_ratio_N.split(rows.lengths), in_ratio_N.split(rows.lengths), strict=True
             )
         ]
     )
     # An infinite lp minus itself would be nan; it has no gradient to hand on.
-    own_N = torch.where(real.lp_N.isfinite(), real.lp_N, 0.0)
+    own_N = torch.where(rows.lp_N.isfinite(), rows.lp_N, 0.0)
     log_s_t_N = torch.where(advantages_N != 0, log_s_N + (own_N - own_N.detach()), 0.0)
     return _clipped(log_s_t_N, advantages_N, config)
 
@@ -126,7 +126,7 @@ class Loss(NamedTuple):
 
     inputs: tuple[str, ...]
     config: dict[str, float | None]
-    objective: Callable[[_Real, Mapping[str, float]], torch.Tensor]
+    objective: Callable[[_Rows, Mapping[str, float]], torch.Tensor]
 
 
 _POLICY = ("logprobs", "advantages")
@@ -186,22 +186,31 @@ def required_inputs(loss_fn: str) -> tuple[str, ...]:
     return LOSSES[loss_fn].inputs
 
 
+def is_trained(
+    loss_fn: str, config: Mapping[str, float], inputs: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Which positions of a row, (N,), can get a gradient from this loss: most others have weight 0.
+
+    `dro` pulls on all of them, unless its beta is 0.
+    """
+    factor = inputs["weights" if loss_fn == "cross_entropy" else "advantages"]
+    if config.get("beta"):
+        return np.ones(len(factor), dtype=np.bool_)
+    return (factor != 0).reshape(len(factor), -1).any(axis=1)
+
+
 def loss_sum(
     loss_fn: str,
     config: Mapping[str, float],
     logprobs: torch.Tensor,
     inputs: Mapping[str, torch.Tensor],
-    is_real: torch.Tensor,
+    lengths: list[int],
 ) -> torch.Tensor:
-    """The loss, summed over the real positions of all rows and normalised by nothing.
+    """The loss, summed over the positions of all rows and normalised by nothing.
 
-    `config` is what `check_loss` gave. `logprobs` is (B, T), or (B, T, K) for cross_entropy, and so
-    are its weights; all other inputs are (B, T). `is_real` is a bool (B, T), False on padding.
+    `config` is what `check_loss` gave. `logprobs` is (N,), or (N, K) for cross_entropy, and so are
+    its weights; all other inputs are (N,). `lengths` says how many of the N each row has.
     """
     loss = LOSSES[loss_fn]
-    real = _Real(
-        lp_N=logprobs[is_real],
-        inputs={name: inputs[name][is_real] for name in loss.inputs},
-        lengths=is_real.sum(dim=1).tolist(),
-    )
-    return -loss.objective(real, config).sum()
+    rows = _Rows(logprobs, {name: inputs[name] for name in loss.inputs}, lengths)
+    return -loss.objective(rows, config).sum()

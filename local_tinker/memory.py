@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from local_tinker import checkpoints
-from local_tinker.engine import Engine, TrainingRun, on_cpu
+from local_tinker.engine import Engine
 from local_tinker.lora import LoraShape
+from local_tinker.training import TrainingRun, on_cpu
 from local_tinker.wire import UserError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Hashable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import FastAPI, Query, Request
 
@@ -22,6 +22,7 @@ from local_tinker.wire import NotFound, UserError
 Limit = Annotated[int, Query(ge=0, le=10_000)]
 Offset = Annotated[int, Query(ge=0)]
 OWNER = "local"
+TYPES = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
 
 
 def add_rest_routes(app: FastAPI, state: State) -> None:
@@ -36,6 +37,23 @@ def repeat_key(request: Request) -> Hashable | None:
     return None if key is None else (request.scope["api_key"], key)
 
 
+class Stored(NamedTuple):
+    """A checkpoint that is there, and the folder of checkpoints that it lies in."""
+
+    path: TinkerPath
+    root: Path
+    directory: Path
+
+
+def stored(state: State, run_id: str, kind: str, name: str) -> Stored:
+    """Find what a route names. Raises `NotFound` when it is not there, `UserError` expired."""
+    path = checkpoints.parse_path(f"tinker://{run_id}/{kind}/{name}", checkpoints.KINDS)
+    place = checkpoints.place_of(state.roots, path)
+    if place is None:
+        raise NotFound(f"{path} is not stored here")
+    return Stored(path, *place)
+
+
 def _time(seconds_since_epoch: float) -> str:
     return datetime.fromtimestamp(seconds_since_epoch, UTC).isoformat()
 
@@ -48,7 +66,7 @@ def _page(items: list[Any], limit: int, offset: int) -> tuple[list[Any], dict[st
 def _describe_checkpoint(path: TinkerPath, directory: Path, info: CheckpointInfo) -> dict[str, Any]:
     return {
         "checkpoint_id": f"{path.kind}/{path.name}",
-        "checkpoint_type": "training" if path.kind == "weights" else "sampler",
+        "checkpoint_type": TYPES[path.kind],
         "time": _time(info.created_at),
         "tinker_path": str(path),
         "size_bytes": checkpoints.num_bytes(directory),
@@ -88,7 +106,7 @@ def _describe_runs(
         kinds = latest.get(run_id, {})
         last = {
             kind: _describe_checkpoint(*kinds[kind]) if kind in kinds else None
-            for kind in checkpoints.KINDS
+            for kind in checkpoints.LOADABLE
         }
         described |= {
             "training_run_id": run_id,
@@ -120,14 +138,6 @@ def _add_run_routes(app: FastAPI, state: State) -> None:
 def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
     repeats = Repeats()
 
-    def stored(run_id: str, kind: str, name: str) -> tuple[Path, TinkerPath, Path]:
-        """The root, path and folder of a checkpoint; `UserError` when it is not there."""
-        path = checkpoints.parse_path(f"tinker://{run_id}/{kind}/{name}")
-        for root in state.roots:
-            if checkpoints.folder(root, path).is_dir():
-                return root, path, checkpoints.find([root], path)
-        raise NotFound(f"{path} is not stored here")
-
     @app.get("/api/v1/training_runs/{run_id}/checkpoints")
     def run_checkpoints(run_id: str) -> dict[str, Any]:
         return {
@@ -149,7 +159,7 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
     @app.delete("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}")
     def delete_checkpoint(run_id: str, kind: str, name: str, request: Request) -> dict[str, Any]:
         def delete() -> dict[str, Any]:
-            root, _, directory = stored(run_id, kind, name)
+            _, root, directory = stored(state, run_id, kind, name)
             checkpoints.delete(root, directory)
             return {}
 
@@ -157,22 +167,26 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
 
     @app.put("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/ttl")
     def set_ttl(run_id: str, kind: str, name: str, body: wire.SetTtl) -> dict[str, Any]:
-        root, _, directory = stored(run_id, kind, name)
+        _, root, directory = stored(state, run_id, kind, name)
         checkpoints.set_ttl(root, directory, body.ttl_seconds)
         return {}
 
     @app.post("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/publish")
     @app.delete("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/publish")
     def publish(run_id: str, kind: str, name: str) -> None:
-        raise UserError("checkpoints stay on this machine; there is nobody to publish them to")
+        path, _, directory = stored(state, run_id, kind, name)
+        raise UserError(
+            f"checkpoints stay on this machine; {path} is the folder {directory}, and there is "
+            "nobody to publish it to"
+        )
 
     @app.post("/api/v1/copy_weights")
     def copy_weights(body: wire.CopyWeights, request: Request) -> dict[str, str]:
         """Copy into a run of its own, which as on Tinker cannot be trained on."""
 
         def copy() -> dict[str, str]:
-            source = checkpoints.parse_path(body.source_path)
-            directory = state.find_checkpoint(body.source_path)
+            source = checkpoints.parse_path(body.source_path, checkpoints.KINDS)
+            directory = checkpoints.find(state.roots, source)
             root = state.checkpoint_dirs[request.scope["api_key"]]
             target = TinkerPath(f"{uuid.uuid4().hex}:train:0", source.kind, source.name)
             checkpoints.copy(root, directory, checkpoints.folder(root, target), body.ttl_seconds)
@@ -182,7 +196,9 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/api/v1/weights_info")
     def weights_info(body: wire.TinkerPathRequest) -> dict[str, Any]:
-        info = checkpoints.read_info(state.find_checkpoint(body.tinker_path))
+        path = checkpoints.parse_path(body.tinker_path, checkpoints.KINDS)
+        directory = checkpoints.find(state.roots, path)
+        info = checkpoints.read_whole(directory, lambda: checkpoints.read_info(directory))
         return {
             "base_model": info.base_model,
             "is_lora": True,
@@ -191,12 +207,6 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
             "train_mlp": info.train_mlp,
             "train_attn": info.train_attn,
         }
-
-    @app.get("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/archive")
-    @app.get("/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}/external_weights_urls")
-    def download(run_id: str, kind: str, name: str) -> None:
-        _, path, directory = stored(run_id, kind, name)
-        raise UserError(f"no download is needed: {path} is the folder {directory} on this machine")
 
 
 def _add_session_routes(app: FastAPI, state: State) -> None:

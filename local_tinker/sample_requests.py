@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from local_tinker.choosing import Choice
 from local_tinker.engine import Engine
 from local_tinker.wire import (
     MAX_PROMPT_CELLS,
@@ -60,6 +62,7 @@ class SampleRequest:
     seed: int
     topk: int
     questions: PromptQuestions | None
+    on_token: Callable[[int, Choice], None] | None = None  # told of each token: sample, choice
 
     @property
     def wave_key(self) -> WaveKey:

@@ -48,6 +48,8 @@ class Row:
             self.stop_reason = "stop"
         elif len(self.tokens) >= self.request.max_tokens:
             self.stop_reason = "length"
+        if self.request.on_token is not None:
+            self.request.on_token(self.index, choice)
 
     def _ends_with_stop_string(self, tokenizer: Any) -> bool:
         """A stop string may cross token borders, so the text of the last tokens is searched."""

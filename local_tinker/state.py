@@ -20,12 +20,13 @@ from pydantic import ValidationError
 
 from local_tinker import checkpoints
 from local_tinker.attendance import Attendance
-from local_tinker.engine import Engine, TrainingRun
+from local_tinker.engine import Engine
 from local_tinker.futures import Futures, Target
 from local_tinker.lora import LoraShape
 from local_tinker.memory import RunMemory
 from local_tinker.sample_queue import Client
 from local_tinker.sample_requests import SampleRequest
+from local_tinker.training import TrainingRun
 from local_tinker.wire import NotFound, UserError
 from local_tinker.worker import Closed, Job, Result, Worker
 
@@ -263,7 +264,11 @@ class State:
     def cancel_sample(self, request_id: str) -> None:
         """Drop a sample that its client does not wait for; one that is answered stays so."""
         future, _ = self.futures.claim(request_id)
-        self.worker.cancel(future, UserError("this sample was cancelled by its client"))
+        was_dropped = self.worker.cancel(
+            future, UserError("this sample was cancelled by its client")
+        )
+        if not was_dropped and not future.done():
+            raise UserError(f"request {request_id!r} is no sample; only samples can be cancelled")
 
     @contextlib.contextmanager
     def passing_over_refused(self, run_id: str | None, seq_id: int | None) -> Iterator[None]:

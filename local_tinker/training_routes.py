@@ -7,12 +7,12 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from local_tinker import checkpoints, wire
+from local_tinker import checkpoints, external, wire
 from local_tinker.answers import Answer, json_answer
 from local_tinker.direct import Call, DirectRoutes
-from local_tinker.engine import TrainingRun
 from local_tinker.lora import LoraShape
 from local_tinker.state import Sampler, State
+from local_tinker.training import TrainingRun
 from local_tinker.wire import UserError
 from local_tinker.worker import Result
 
@@ -79,8 +79,15 @@ def add_training_routes(app: FastAPI, direct: DirectRoutes, state: State) -> Non
     @app.post("/api/v1/load_weights")
     async def load_weights(body: wire.LoadWeights) -> dict[str, str]:
         with state.passing_over_refused(body.model_id, body.seq_id):
+            if body.seq_id not in (None, 1):
+                raise UserError(
+                    f"LoadWeights is not permitted with seq_id {body.seq_id}: as on Tinker a run "
+                    "may load weights in its first request alone; make a new run from the "
+                    "checkpoint, with create_training_client_from_state or "
+                    "create_training_client_from_state_with_optimizer"
+                )
             directory = state.find_checkpoint(body.path)
-            info = checkpoints.read_info(directory)
+            info = checkpoints.read_whole(directory, lambda: checkpoints.read_info(directory))
         if body.session_id is not None and body.model_seq_id is not None:
             engine, metadata = state.engine_named(info.base_model), body.user_metadata
             request_id = state.add_run(
@@ -163,12 +170,24 @@ def add_training_routes(app: FastAPI, direct: DirectRoutes, state: State) -> Non
     @app.post("/api/v1/save_weights_external")
     async def save_weights_external(body: wire.SaveWeights) -> dict[str, str]:
         with state.passing_over_refused(body.model_id, body.seq_id):
-            record = state.run(body.model_id)
-            folder = state.session(record.session_id).checkpoint_dir
-            raise UserError(
-                "exports are not needed here: every checkpoint is a PEFT adapter on this machine, "
-                f"below {folder}; use its folder directly"
-            )
+            path = checkpoints.checked_path(body.model_id, "external_weights", body.path or "")
+            recipients = external.parse_recipients(body.age_encryption_recipients)
+        record = state.run(body.model_id)
+        root = state.session(record.session_id).checkpoint_dir
+
+        def job(run: TrainingRun) -> Result:
+            plain = checkpoints.new_in_scratch(root, "export")
+            try:
+                record.engine.save(run, root, plain, with_optimizer=False)
+                external.write(
+                    root, plain, checkpoints.folder(root, path), body.ttl_seconds, recipients
+                )
+            finally:
+                checkpoints.discard(plain)
+            logger.info("run %s: exported %s", body.model_id, path)
+            return {"path": str(path)}
+
+        return {"request_id": state.submit_in_order(body.model_id, body.seq_id, job)}
 
     @app.post("/api/v1/create_custom_loss")
     async def create_custom_loss() -> None:

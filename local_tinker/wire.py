@@ -121,6 +121,7 @@ class SaveWeights(Request):
     ttl_seconds: TtlSeconds | None = None
     overwrite: bool = False
     user_metadata: Metadata = {}
+    age_encryption_recipients: Annotated[list[str], Field(max_length=10)] = []
 
 
 class LoadWeights(Request):

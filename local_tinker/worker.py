@@ -3,8 +3,9 @@
 Nothing else touches torch. A run's jobs run in the order of their submission, the runs take turns,
 and so do training as a whole and sampling as a whole: after a job, sampling gets as long as the
 job took, token by token, so that neither long answers nor a long queue of steps hold up the other.
-What nobody waits for is not computed: rows in a wave end at the next token, and wait with others
-that were set aside for a client that may come back, or are gone.
+What nobody waits for is not computed: samples of a session that has ended are dropped, those of a
+client that is away wait aside until it comes back, and what waves hold of both ends at the next
+token.
 """
 
 from __future__ import annotations
@@ -155,8 +156,8 @@ class Worker:
         for pending in refused:
             _fail(pending.future, error)
 
-    def cancel(self, future: Future[Result], error: Exception) -> None:
-        """Drop a sample request and answer it with an error; one that is answered stays so."""
+    def cancel(self, future: Future[Result], error: Exception) -> bool:
+        """Drop a sample request and answer it with an error; False when no such one is open."""
         with self._changed:
             found = [
                 of_client[future] for of_client in self._unanswered.values() if future in of_client
@@ -164,6 +165,7 @@ class Worker:
             self._drop(found)
         for pending in found:
             _fail(pending.future, error)
+        return bool(found)
 
     def drop_session(self, session_id: str, error: Exception) -> None:
         """Drop the sample requests of a session's clients and answer them with an error."""
@@ -325,14 +327,11 @@ class Worker:
             return
         live.num_done = num_done
         answered = [p for p in live.members if all(row.is_done for row in p.rows)]
-        for pending in answered:
-            _settle(
-                pending.future,
-                functools.partial(_sample_answer, pending),
-            )
         with self._changed:
             for pending in answered:
                 self._forget(pending)
+        for pending in answered:
+            _settle(pending.future, functools.partial(_sample_answer, pending))
         live.members = [p for p in live.members if not p.future.done()]
 
     def _end_unwanted(self) -> None:

@@ -101,11 +101,12 @@ class ChatFormat:
 
     def lines(self, *, is_trained: bool = True) -> Iterator[str]:
         """What the plan says of it; with what it means for rows, if any are trained."""
-        from local_tinker.tokenizer import reading_note
+        from local_tinker.tokenizer import loss_note, reading_note
 
         yield f"renderer: {self.name} ({self.source})"
-        if (note := reading_note(self.renderer.tokenizer)) is not None:
-            yield f"tokenizer: {note}"
+        for note in (reading_note(self.renderer.tokenizer), loss_note(self.renderer.tokenizer)):
+            if note is not None:
+                yield f"tokenizer: {note}"
         if self.comparison is None:
             return
         yield f"chat template: {self.comparison}"
@@ -116,7 +117,7 @@ class ChatFormat:
 def load_tokenizer(base_model: str) -> Any:
     """The tokenizer of a hub model or of a model directory, read so that texts keep their spaces.
 
-    Raises `TokenizerError` when there is none on this machine or the hub, or it loses spaces.
+    Raises `TokenizerError` when there is none on this machine or the hub, or it loses text.
     """
     from tinker_cookbook.tokenizer_utils import get_tokenizer
 

@@ -96,12 +96,13 @@ class Process:
         cwd: Path | None = None,
         stdout: IO[Any] | int | None = None,
         stderr: IO[Any] | int | None = None,
+        stdin: IO[Any] | None = None,
     ) -> None:
         self.returncode: int | None = None
         self.said: dict[str, IO[str]] = {}  # what is kept for communicate()
         with contextlib.ExitStack() as opened:
             null = opened.enter_context(open(os.devnull, "r+b"))
-            files: list[IO[Any]] = [null]
+            files: list[IO[Any]] = [stdin or null]
             for name, given in (("stdout", stdout), ("stderr", stderr)):
                 if given == subprocess.PIPE:
                     given = self.said[name] = tempfile.TemporaryFile("w+")  # noqa: SIM115

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import termios
+import time
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import forked
@@ -43,6 +47,43 @@ def forked_on_terminal(words: list[str], columns: int, folder: Path) -> tuple[in
     with process:
         written = read_to_its_end(terminal)
         return process.wait(60), written
+
+
+class Typist:
+    """Types on the terminal of a program of ours, and reads what is on it."""
+
+    def __init__(self, terminal: int, process: forked.Process) -> None:
+        self.process = process
+        self.written = b""
+        self._terminal, self._seen = terminal, 0
+
+    def type(self, text: bytes) -> None:
+        os.write(self._terminal, text)
+
+    def wait_for(self, text: bytes, limit_s: float = 120) -> bytes:
+        """What was written since it was last waited, up to this text."""
+        end = time.monotonic() + limit_s
+        while (place := self.written.find(text, self._seen)) < 0:
+            ready, _, _ = select.select([self._terminal], [], [], max(0, end - time.monotonic()))
+            assert ready, f"{text!r} was not written in {limit_s} s: {self.written!r}"
+            self.written += os.read(self._terminal, 65_536)
+        seen, self._seen = self._seen, place + len(text)
+        return self.written[seen : self._seen]
+
+
+@contextlib.contextmanager
+def typing_on_terminal(words: list[str], columns: int, folder: Path) -> Iterator[Typist]:
+    """A program of ours whose three streams are a terminal of so many columns."""
+    terminal, other_end = pty.openpty()
+    resize(other_end, columns)
+    kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "CI", "NO_COLOR")}
+    with os.fdopen(other_end, "r+b", buffering=0) as file:
+        process = forked.Process(
+            *words, env={**kept, "TERM": "xterm"}, cwd=folder, stdin=file, stdout=file, stderr=file
+        )
+        with process:
+            yield Typist(terminal, process)
+    os.close(terminal)
 
 
 def read_to_its_end(terminal: int) -> bytes:

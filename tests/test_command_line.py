@@ -139,6 +139,11 @@ def test_bad_input_is_one_message_and_exit_2(
         (["--resume", "gone"], "not a run directory"),
         (["--resume", __file__, "--config", str(REPO / "demo_config.json")], "not a run directory"),
         (["--resume", "gone", "--run-dir", "x"], "exclude each other"),
+        (["--beside"], "--beside is for --chat"),
+        (["--chat", "gone"], "gone: not a run directory"),
+        (["--chat", "gone", "--gate", "--evaluate", "x"], "--chat stands alone, and --evaluate, "),
+        (["--chat", "gone", "--set", "max_rounds=2"], "max_rounds changes nothing in how"),
+        (["--chat", "tinker://a/sampler_weights/b"], "Give the config that they were trained with"),
     ],
 )
 def test_bad_arguments(capsys: pytest.CaptureFixture, arguments: list[str], part: str) -> None:
@@ -220,7 +225,8 @@ def test_the_command_line_is_frozen() -> None:
     assert flags == {
         *("-h", "--help", "--config", "--set", "--run-dir", "--resume", "--local", "--dry-run"),
         *("--preview", "--gate", "--json", "-v", "--verbose", "--evaluate", "--list", "--alert"),
-        *("--init", "--power", "--summary", "--junit", "--registry"),
+        *("--init", "--power", "--summary", "--junit", "--registry", "--chat"),
+        "--beside",
     }
 
 

@@ -32,7 +32,6 @@ from exports.source import Asked, find_source
 from exports.templates import served_template
 from exports.wanted import Wanted
 from exports.writing import write_weights
-from giving_service import EXTERNAL, giving_service
 from loop.reports.progress import Progress
 from model_dirs import make_model_dir
 from run_records import Shape, begun, evaluated
@@ -394,21 +393,20 @@ def test_a_run_on_a_service_is_downloaded_by_its_state(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By the address that holds now, with the user's key, which no address of a file is given."""
+    """By the address that holds now; what was exported for it is deleted again."""
     copy, address = on_service
     source = find_source(Asked(str(copy)))
     assert source.is_downloaded and source.state_path is not None
     monkeypatch.setenv("TINKER_API_KEY", KEY)
     served = copy.parents[1] / "served"
-    with giving_service(address, served) as giving:
-        monkeypatch.setenv("TINKER_BASE_URL", giving.base_url)
-        assert exported(copy, tmp_path / "out") == 0
-        (recipients,) = giving.saved.values()
-        assert len(recipients) == 1 and not giving.keys  # an address of its own opens each file
-        assert len(giving.deleted) == 1 and EXTERNAL in giving.deleted[0]
-        said = capsys.readouterr()
-        assert "loads the state into a new training session" in said.err
-        assert "DEPRECATED" not in said.err and KEY not in said.err + said.out
+    monkeypatch.setenv("TINKER_BASE_URL", address.replace("127.0.0.1", "localhost"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    assert exported(copy, tmp_path / "out") == 0
+    (exports,) = served.glob("*/external_weights")
+    assert not list(exports.iterdir())
+    said = capsys.readouterr()
+    assert "loads the state into a new training session" in said.err
+    assert "DEPRECATED" not in said.err and KEY not in said.err + said.out
     # of no known run the service says what it calls the base model
     model = shutil.copytree(source.base_dir, copy.parents[1] / "moved")
     stranger = find_source(Asked(source.state_path, str(model), "llama3"))
@@ -424,16 +422,20 @@ def test_a_run_on_a_service_is_downloaded_by_its_state(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_a_service_that_gives_nothing_out_is_quoted(
+def test_a_service_that_does_not_give_it_out_is_quoted(
     on_service: tuple[Path, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     copy, address = on_service
+    source = find_source(Asked(str(copy)))
+    assert source.state_path is not None
+    state = checkpoint_dir(copy.parents[1] / "served", source.state_path)
+    state.rename(state.with_name("elsewhere"))
     cases = (
         ({}, 2, "TINKER_API_KEY is not set"),
-        ({"TINKER_API_KEY": KEY}, 1, "use its folder directly'}. If these weights have expired"),
+        ({"TINKER_API_KEY": KEY}, 1, "is not stored here'}. If these weights have expired"),
         ({"TINKER_API_KEY": f"{KEY}x"}, 1, "Check that TINKER_API_KEY is the key of the account"),
         ({"TINKER_API_KEY": KEY, "TINKER_BASE_URL": "http://127.0.0.1:9"}, 2, "Nothing answers at"),
     )
@@ -444,13 +446,12 @@ def test_a_service_that_gives_nothing_out_is_quoted(
             assert exported(copy, tmp_path / "out") == code
         said = capsys.readouterr().err
         assert part in said and KEY not in said
-        assert said.count("exports are not needed") <= 1
+        assert said.count("is not stored here") <= 1
         assert not list(tmp_path.iterdir())
-    source = find_source(Asked(str(copy)))
-    gone = replace(source, state_path=f"{source.state_path}x")
     with pytest.raises(
         ServiceError, match=r"is not stored here'\}\. If these weights have expired or were deleted"
     ):
-        download(gone, {"TINKER_API_KEY": KEY}, tmp_path)
+        download(source, {"TINKER_API_KEY": KEY}, tmp_path)
+    state.with_name("elsewhere").rename(state)
     assert "TINKER_API_KEY" not in os.environ
     assert address in str(source.store and source.store.settled_config()["resolved"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from local_tinker.losses import LOSSES, check_loss, loss_sum, required_inputs
+from local_tinker.losses import LOSSES, check_loss, is_trained, loss_sum, required_inputs
 from local_tinker.wire import UserError
 
 INF, NAN = math.inf, math.nan
@@ -68,7 +68,7 @@ def reference_row(
     return -total
 
 
-# --- random rows, and their padded batch ----------------------------------------------------------
+# --- random rows, one after another --------------------------------------------------------------
 
 
 def random_rows(seed: int, loss_fn: str, num_targets: int | None = None) -> list[dict]:
@@ -93,38 +93,23 @@ def random_rows(seed: int, loss_fn: str, num_targets: int | None = None) -> list
     return rows
 
 
-def padded(
-    rows: list[dict], dtype: torch.dtype, extra: int = 0, fill: float = 0.0
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-    """`logprobs`, `inputs` and `is_real`, right-padded with `fill`, `extra` columns too wide."""
-    width = max(len(row["lp"]) for row in rows) + extra
-    tensors = {
-        name: torch.full((len(rows), width, *value.shape[1:]), fill, dtype=dtype)
-        for name, value in rows[0].items()
-    }
-    is_real = torch.zeros(len(rows), width, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        is_real[index, : len(row["lp"])] = True
-        for name, value in row.items():
-            tensors[name][index, : len(value)] = torch.tensor(value, dtype=dtype)
-    return tensors.pop("lp").requires_grad_(), tensors, is_real
-
-
 def loss_and_gradients(
     loss_fn: str,
     config: Mapping[str, float],
     rows: list[dict],
     dtype: torch.dtype = torch.float64,
-    extra: int = 0,
-    fill: float = 0.0,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The loss and its gradient for each row; asserts that padding gets a gradient of exactly 0."""
-    logprobs, inputs, is_real = padded(rows, dtype, extra, fill)
-    loss = loss_sum(loss_fn, check_loss(loss_fn, config), logprobs, inputs, is_real)
+    """The loss and its gradient for each row; asserts that none is where `is_trained` says so."""
+    resolved = check_loss(loss_fn, config)
+    arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    tensors = {name: torch.tensor(array, dtype=dtype) for name, array in arrays.items()}
+    logprobs = tensors.pop("lp").requires_grad_()
+    lengths = [len(row["lp"]) for row in rows]
+    loss = loss_sum(loss_fn, resolved, logprobs, tensors, lengths)
     assert loss.shape == ()
     (gradient,) = torch.autograd.grad(loss, logprobs)
-    assert torch.all(gradient[~is_real] == 0)
-    return loss.detach(), [g[: len(row["lp"])] for g, row in zip(gradient, rows, strict=True)]
+    assert torch.all(gradient[~torch.from_numpy(is_trained(loss_fn, resolved, arrays))] == 0)
+    return loss.detach(), list(gradient.split(lengths))
 
 
 def one_row(**values: list[float]) -> list[dict]:
@@ -150,7 +135,7 @@ def test_value_is_the_sum_of_the_rows(
 def test_cross_entropy_with_several_targets_per_position() -> None:
     rows = random_rows(3, "cross_entropy", num_targets=4)
     expected = sum(reference_row("cross_entropy", {}, r["lp"], r["lp"], r) for r in rows)
-    loss, gradients = loss_and_gradients("cross_entropy", {}, rows, extra=2, fill=-INF)
+    loss, gradients = loss_and_gradients("cross_entropy", {}, rows)
     assert float(loss) == pytest.approx(expected, abs=1e-9)
     for gradient, row in zip(gradients, rows, strict=True):
         np.testing.assert_array_equal(gradient, -row["weights"])
@@ -277,19 +262,7 @@ def test_detached_factors_have_no_gradient(loss_fn: str) -> None:
     assert np.abs(gradients[0].numpy() - whole).max() > 0.1
 
 
-# --- padding, and positions that count for nothing ------------------------------------------------
-
-
-@pytest.mark.parametrize(("extra", "fill"), [(0, 0.7), (0, NAN), (1, -INF), (5, 0.0), (300, INF)])
-@every_case
-def test_padding_changes_no_bit(
-    loss_fn: str, config: dict[str, float], extra: int, fill: float
-) -> None:
-    rows = random_rows(5, loss_fn)
-    expected = loss_and_gradients(loss_fn, config, rows, torch.float32)
-    loss, gradients = loss_and_gradients(loss_fn, config, rows, torch.float32, extra, fill)
-    assert torch.equal(loss, expected[0])
-    assert all(torch.equal(a, b) for a, b in zip(gradients, expected[1], strict=True))
+# --- positions that count for nothing -------------------------------------------------------------
 
 
 def test_zero_weight_silences_an_impossible_target() -> None:

@@ -738,17 +738,23 @@ def test_a_number_that_never_comes_is_given_up_while_others_keep_coming(
 def test_a_checkpoint_of_another_shape_changes_nothing(
     service: local_tinker.Service, tmp_path: Path
 ) -> None:
-    """The older form of load_weights, into a run that exists."""
+    """The older form of load_weights, into a run that exists: its first request, as on Tinker."""
     with by_hand(service, tmp_path) as (post, run_id), by_hand(service, tmp_path, 8) as (put, big):
         other = put("/save_weights", model_id=big, seq_id=1, path="other")["path"]
-        before = post("/save_weights", model_id=run_id, seq_id=1, path="before")["path"]
-        refused = post("/load_weights", model_id=run_id, seq_id=2, path=other, optimizer=True)
+        refused = post("/load_weights", model_id=run_id, seq_id=1, path=other, optimizer=True)
         assert refused["category"] == "user"
         assert "load it into a new run" in refused["error"]
-        after = post("/save_weights", model_id=run_id, seq_id=3, path="after")["path"]
+        before = post("/save_weights", model_id=run_id, seq_id=2, path="before")["path"]
+        late = post("/load_weights", model_id=run_id, seq_id=3, path=before, optimizer=True)
+        assert "not permitted with seq_id 3" in late["error"]
+        assert "create_training_client_from_state_with_optimizer" in late["error"]
+        after = post("/save_weights", model_id=run_id, seq_id=4, path="after")["path"]
         assert same_bits(adapter_of(tmp_path, before), adapter_of(tmp_path, after))
-        loaded = post("/load_weights", model_id=run_id, seq_id=4, path=before, optimizer=True)
+    with by_hand(service, tmp_path) as (post, run_id):
+        loaded = post("/load_weights", model_id=run_id, seq_id=1, path=before, optimizer=True)
         assert loaded["path"] == before
+        same = post("/save_weights", model_id=run_id, seq_id=2, path="same")["path"]
+        assert same_bits(adapter_of(tmp_path, before), adapter_of(tmp_path, same))
 
 
 def test_one_damaged_checkpoint_does_not_hide_the_others(

@@ -130,6 +130,12 @@ def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
     if config.data.val_share:  # the one thing that only the training file tells
         data = load_rows(loaded, "train_file", config.train_file)
         tasks = (*tasks, _hold_out_share(config, data)[1])
+    return replace(model_inputs(loaded, model_dir), tasks=tasks, set_aside=unused)
+
+
+def model_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
+    """What asking a model alone needs: no rows and no tasks."""
+    config = loaded.config
     return Inputs(
         loaded=loaded,
         model_dir=model_dir,
@@ -137,13 +143,12 @@ def read_eval_inputs(loaded: LoadedConfig, model_dir: Path | None) -> Inputs:
         files={},
         split=CleanSplit(ExampleTable(), ExampleTable(), DropLog(), DropLog()),
         eval_texts=EvalTexts(()),
-        tasks=tasks,
+        tasks=(),
         test_tasks=(),
         settled=SettledSteps(
             RunSteps(0, 0, 0), Schedule(config.learning_rate, config.min_lr, config.lr_decay, 0, 1)
         ),
         learning_rate_source="not used",
-        set_aside=unused,
     )
 
 

@@ -33,6 +33,17 @@ def tell(text: str, file: TextIO | None = None) -> None:
     say(shown if width is None else wrapped(shown, width, f"{shown_python()} "), stream)
 
 
+def say_row(cells: Iterable[str]) -> None:
+    """Print texts of one line each side by side, with a tab between them."""
+    print("\t".join(map(as_written, cells)))
+
+
+def say_aside(text: str) -> None:
+    """Print what is beside the point to stdout: faint, where there are colours."""
+    begin, end = ("\x1b[2m", "\x1b[0m") if says_in_colour() else ("", "")
+    print(f"{begin}{as_written(text)}{end}")
+
+
 def width_of(stream: IO[str] | None) -> int | None:
     """Columns of the terminal that a stream goes to; None for a pipe or a file."""
     try:

@@ -128,14 +128,14 @@ async def connected(
         if place.start_dir is not None:
             place.service.open_folder(place.start_dir)
     progress.live(f"waiting for the service at {base_url or 'Tinker'}")
-    with _explained(base_url):
+    with explained(base_url):
         clients = open_clients(base_url, keys.tinker)
     run = Run(plan, store, progress, clients, base_url, keys, here)
     progress.num_spent = lambda: store.usage().tokens
     stop_on_signals(run)
     status = "errored"
     try:
-        with _explained(base_url):
+        with explained(base_url):
             yield run
         status = "success"
     except (Interrupted, asyncio.CancelledError) as error:
@@ -157,7 +157,7 @@ async def connected(
 
 
 @contextlib.contextmanager
-def _explained(base_url: str | None) -> Iterator[None]:
+def explained(base_url: str | None) -> Iterator[None]:
     """What the SDK raises about the service becomes a `ServiceError` that says what it means."""
     try:
         yield

@@ -1,0 +1,261 @@
+"""A known decoder's forward pass for samples, in plain torch: prefill of prompts, then decoding.
+
+The numbers are those of transformers with PEFT, to rounding; what is left out is their Python,
+which takes longer than the arithmetic of a small model. Shapes follow from a prompt's own length
+and the number of slots, so that no bit depends on what a sample was batched with:
+
+- Distinct prompts are prefilled once each, in chunks of prompts whose padded lengths are equal. A
+  chunk always has the same number of rows. Padding is on the right, where no token sees it.
+- Keys and values are then moved to the slots that have the prompt, so that it ends at the same
+  column in all of them; every step of decoding writes one more column.
+- Attention reads the columns up to a length of 2 modulo 16. torch's CPU attention gives each thread
+  a scratch buffer of (length + 2 + head size) floats per query, and where that is no multiple of 16
+  bytes, the threads' buffers are aligned differently and their last bits differ (seen with torch
+  2.13 on 2 to 8 threads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from local_tinker.decoder_weights import DecoderWeights, Layer
+
+MIN_PREFILL_TOKENS = 8
+VIEW_TOKENS = 16
+GROWTH_TOKENS = 64
+
+
+def prefill_length(num_tokens: int) -> int:
+    """What a prompt is padded to: the next multiple of 8, above 64 tokens 8 steps an octave."""
+    step = max(MIN_PREFILL_TOKENS, (1 << (num_tokens - 1).bit_length()) // 8)
+    return -(-num_tokens // step) * step
+
+
+class _Chunk(NamedTuple):
+    """Distinct prompts of R rows that are prefilled at once, and the S slots that have them."""
+
+    tokens_RT: Tensor
+    ends_R: Tensor  # the place of each prompt's last token; 0 in rows that idle
+    moves: list[tuple[int, int]]  # from row to slot
+    rows_S: Tensor
+    slots_S: Tensor
+
+
+class Decoding:
+    """Slots on their way through a decoder; call `prefill` once, then `decode` for each token."""
+
+    def __init__(
+        self, weights: DecoderWeights, num_slots: int, last_column: int, chunk_tokens: int
+    ) -> None:
+        """Prompts will end before column `last_column`, which is at least their length.
+
+        `chunk_tokens` is how many tokens, padding included, are prefilled at once, if a prompt has
+        no more.
+        """
+        self._weights = weights
+        self._chunk_tokens = chunk_tokens
+        self._num_slots = num_slots
+        self._column = last_column  # the next one to be written
+        self._capacity = 0
+        self._kv: list[Tensor] = []  # of each layer: (keys and values, slots, heads, columns, size)
+        self._starts_B = torch.zeros(0)  # the column where each slot's prompt begins
+        self._hidden_TH: dict[int, Tensor] = {}  # of the slots whose prompts are scored
+        self._masks: dict[int | None, Tensor] = {}  # by the layers' window: (slots, 1, 1, columns)
+
+    # --- prefill ----------------------------------------------------------------------------------
+
+    def prefill(self, prompts: Sequence[Sequence[int]], scored: Collection[int]) -> Tensor:
+        """Compute the prompts of the first slots; returns the next token's logits of all slots."""
+        weights = self._weights
+        device = weights.embedding_VH.device
+        starts = [self._column - len(prompt) for prompt in prompts]
+        starts += [self._column - 1] * (self._num_slots - len(prompts))
+        self._starts_B = torch.tensor(starts, device=device)
+        self._grow()
+        vocab_size = weights.unembedding.weights[0].shape[0]
+        logits_BV = torch.zeros((self._num_slots, vocab_size), device=device)
+        for chunk in _chunks(prompts, self._num_slots, self._chunk_tokens, device):
+            hidden_RTH = self._prefill_chunk(chunk)
+            last_RH = hidden_RTH[torch.arange(len(hidden_RTH), device=device), chunk.ends_R]
+            logits_BV[chunk.slots_S] = _unembed(weights, last_RH)[chunk.rows_S]
+            for row, slot in chunk.moves:
+                if slot in scored:
+                    self._hidden_TH[slot] = hidden_RTH[row, : len(prompts[slot])].clone()
+        return logits_BV
+
+    def prompt_logits(self, slot: int) -> Tensor:
+        """Logits at each token of a prompt that was to be `scored`; may be called once."""
+        return _unembed(self._weights, self._hidden_TH.pop(slot))
+
+    def _prefill_chunk(self, chunk: _Chunk) -> Tensor:
+        """Hidden states (rows, tokens, size); keys and values go to the slots."""
+        weights, (num_rows, num_tokens) = self._weights, chunk.tokens_RT.shape
+        hidden_NH = functional.embedding(chunk.tokens_RT.view(-1), weights.embedding_VH)
+        rope_2TD = weights.rope.table(num_tokens)[:, :num_tokens, None]
+        # The prompt's end to the column's end. What comes before its begin is hidden in decoding.
+        columns = slice(self._column - num_tokens, self._column)
+        places_T = torch.arange(1 - num_tokens, 1, device=hidden_NH.device)
+        sources_ST = (chunk.ends_R[chunk.rows_S, None] + places_T).clamp(min=0)
+        for layer, kv in zip(weights.layers, self._kv, strict=True):
+            q_RTHD, k_RTHD, v_RTHD = (
+                part.view(num_rows, num_tokens, -1, weights.head_size)
+                for part in layer.qkv.apply(layer.norm.apply(hidden_NH))
+            )
+            q_RTHD, k_RTHD = _placed(layer, q_RTHD, k_RTHD, rope_2TD)
+            for cache_BHCD, made_RTHD in zip(kv, (k_RTHD, v_RTHD), strict=True):
+                moved_STHD = made_RTHD[chunk.rows_S[:, None], sources_ST]
+                cache_BHCD[chunk.slots_S, :, columns] = moved_STHD.transpose(1, 2)
+            attended_RTHD = _attend_to_prompt(layer, q_RTHD, k_RTHD, v_RTHD)
+            hidden_NH = _finish(layer, hidden_NH, attended_RTHD.reshape(num_rows * num_tokens, -1))
+        return weights.norm.apply(hidden_NH).view(num_rows, num_tokens, -1)
+
+    # --- decoding ---------------------------------------------------------------------------------
+
+    def decode(self, tokens_B: Tensor) -> Tensor:
+        """Logits (slots, vocabulary) of what follows one more token of every slot."""
+        weights, num_slots, column = self._weights, self._num_slots, self._column
+        self._column += 1
+        self._grow()
+        self._show(column)
+        num_columns = _up_to(column + 1, VIEW_TOKENS)
+        hidden_BH = functional.embedding(tokens_B, weights.embedding_VH)
+        rope_2BD = weights.rope.table(column + 1)[:, column - self._starts_B, None]
+        masks = {window: mask[..., :num_columns] for window, mask in self._masks.items()}
+        shape_BHGD = (num_slots, weights.num_kv_heads, -1, weights.head_size)
+        for layer, kv in zip(weights.layers, self._kv, strict=True):
+            q_BHD, k_BHD, v_BHD = (
+                part.view(num_slots, -1, weights.head_size)
+                for part in layer.qkv.apply(layer.norm.apply(hidden_BH))
+            )
+            q_BHD, k_BHD = _placed(layer, q_BHD, k_BHD, rope_2BD)
+            kv[0, :, :, column] = k_BHD
+            kv[1, :, :, column] = v_BHD
+            # The query heads of one key head see the same keys: as if they were several tokens.
+            attended_BHGD = functional.scaled_dot_product_attention(
+                q_BHD.view(shape_BHGD),
+                kv[0, :, :, :num_columns],
+                kv[1, :, :, :num_columns],
+                attn_mask=masks[layer.window],
+            )
+            hidden_BH = _finish(layer, hidden_BH, attended_BHGD.reshape(num_slots, -1))
+        return _unembed(weights, weights.norm.apply(hidden_BH))
+
+    def _grow(self) -> None:
+        """Make room for the columns written so far and one view's more."""
+        needed = _up_to(self._column + 1, VIEW_TOKENS)
+        if needed <= self._capacity:
+            return
+        weights, before = self._weights, self._capacity
+        self._capacity = _up_to(needed, GROWTH_TOKENS)
+        if not self._kv:
+            heads = (weights.num_kv_heads, self._capacity, weights.head_size)
+            like = weights.embedding_VH
+            self._kv = [like.new_zeros((2, self._num_slots, *heads)) for _ in weights.layers]
+        else:
+            for index, kv in enumerate(self._kv):
+                self._kv[index] = functional.pad(kv, (0, 0, 0, self._capacity - before))
+        self._masks = {layer.window: self._mask(layer.window) for layer in weights.layers}
+
+    def _mask(self, window: int | None) -> Tensor:
+        """0 at the columns that the last written token sees, minus infinity elsewhere."""
+        columns_C = torch.arange(self._capacity, device=self._starts_B.device)
+        is_seen_BC = (columns_C >= self._starts_B[:, None]) & (columns_C < self._column)
+        if window is not None:
+            is_seen_BC &= columns_C >= self._column - window
+        mask_BC = self._weights.embedding_VH.new_zeros(is_seen_BC.shape)
+        return mask_BC.masked_fill_(~is_seen_BC, -torch.inf)[:, None, None]
+
+    def _show(self, column: int) -> None:
+        """Let the masks show a column, the newest one."""
+        for window, mask in self._masks.items():
+            mask[..., column] = 0.0
+            if window is not None and column >= window:
+                mask[..., column - window] = -torch.inf
+
+
+def _chunks(
+    prompts: Sequence[Sequence[int]], num_slots: int, chunk_tokens: int, device: torch.device
+) -> Iterator[_Chunk]:
+    """Every distinct prompt once, those of one padded length together."""
+    slots_of: dict[tuple[int, ...], list[int]] = {}
+    for slot, prompt in enumerate(prompts):
+        slots_of.setdefault(tuple(prompt), []).append(slot)
+    by_length: dict[int, list[tuple[int, ...]]] = {}
+    for prompt in slots_of:
+        by_length.setdefault(prefill_length(len(prompt)), []).append(prompt)
+    for num_tokens, alike in by_length.items():
+        num_rows = max(1, min(chunk_tokens // num_tokens, num_slots))
+        for start in range(0, len(alike), num_rows):
+            rows = alike[start : start + num_rows]
+            tokens = np.zeros((num_rows, num_tokens), dtype=np.int64)
+            ends = np.zeros(num_rows, dtype=np.int64)
+            for row, prompt in enumerate(rows):
+                tokens[row, : len(prompt)], ends[row] = prompt, len(prompt) - 1
+            moves = [(row, slot) for row, prompt in enumerate(rows) for slot in slots_of[prompt]]
+            rows_S, slots_S = torch.tensor(moves, device=device).unbind(1)
+            yield _Chunk(
+                torch.from_numpy(tokens).to(device),
+                torch.from_numpy(ends).to(device),
+                moves,
+                rows_S,
+                slots_S,
+            )
+
+
+def _unembed(weights: DecoderWeights, hidden_NH: Tensor) -> Tensor:
+    """Logits in float32."""
+    return weights.unembedding.apply(hidden_NH)[0].float()
+
+
+def _placed(layer: Layer, q: Tensor, k: Tensor, rope_2: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys (..., heads, size) with their norms and rotary positions."""
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q, k = layer.q_norm.apply(q), layer.k_norm.apply(k)
+    return _rotated(q, rope_2), _rotated(k, rope_2)
+
+
+def _rotated(heads: Tensor, rope_2: Tensor) -> Tensor:
+    """Halves (a, b) of each head become (a cos - b sin, b cos + a sin)."""
+    cos, signed_sin = rope_2[0], rope_2[1]
+    swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
+    return torch.addcmul(heads * cos, swapped, signed_sin)
+
+
+def _attend_to_prompt(layer: Layer, q_RTHD: Tensor, k_RTHD: Tensor, v_RTHD: Tensor) -> Tensor:
+    """Attention of a prompt's tokens to those before them, (rows, tokens, heads, size)."""
+    num_tokens, num_heads, num_kv_heads = q_RTHD.shape[1], q_RTHD.shape[2], k_RTHD.shape[2]
+    if num_heads != num_kv_heads:
+        repeats = num_heads // num_kv_heads
+        k_RTHD = k_RTHD.repeat_interleave(repeats, dim=2)
+        v_RTHD = v_RTHD.repeat_interleave(repeats, dim=2)
+    is_seen_TT = None
+    if layer.window is not None and layer.window < num_tokens:
+        places = torch.arange(num_tokens, device=q_RTHD.device)
+        distance_TT = places[:, None] - places
+        is_seen_TT = (distance_TT >= 0) & (distance_TT < layer.window)
+    return functional.scaled_dot_product_attention(
+        q_RTHD.transpose(1, 2),
+        k_RTHD.transpose(1, 2),
+        v_RTHD.transpose(1, 2),
+        attn_mask=is_seen_TT,
+        is_causal=is_seen_TT is None,
+    ).transpose(1, 2)
+
+
+def _finish(layer: Layer, hidden_NH: Tensor, attended_NA: Tensor) -> Tensor:
+    """What a layer does after its attention."""
+    hidden_NH = hidden_NH + layer.attended.apply(attended_NA)[0]
+    gate_NI, up_NI = layer.gate_up.apply(layer.mlp_norm.apply(hidden_NH))
+    (down_NH,) = layer.down.apply(layer.activation(gate_NI).mul_(up_NI))
+    return hidden_NH + down_NH
+
+
+def _up_to(length: int, block: int) -> int:
+    """The smallest length of 2 modulo `block` that holds `length` tokens."""
+    return -(-(length - 2) // block) * block + 2

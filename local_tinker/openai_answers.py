@@ -1,0 +1,342 @@
+"""What OpenAI's clients are answered: choices with their text, log-probabilities and usage, at once
+or as a stream of chunks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from tinker.proto import tinker_public_pb2 as pb
+
+from local_tinker.choosing import Choice
+from local_tinker.openai_text import UNFINISHED, Delta, Format, Said, num_kept
+
+EMPTY_CELL = (
+    -99998.0
+)  # the protocol writes -99999.0 where fewer tokens than were asked for are left
+LOWEST_LOGPROB = -9999.0  # what OpenAI writes for a token that cannot come; JSON has no infinity
+
+
+class Scored(NamedTuple):
+    """A token, its log-probability (a prompt's first has none), and the likeliest in its place."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampled(NamedTuple):
+    """One answer as it was sampled, its stop token included."""
+
+    tokens: list[Scored]
+    is_stopped: bool
+
+    @property
+    def ids(self) -> list[int]:
+        return [scored.token for scored in self.tokens]
+
+
+class Response(NamedTuple):
+    """The answers to one prompt, and the scores of the prompt where they were asked for."""
+
+    answers: list[Sampled]
+    prompt: list[Scored]
+
+
+def read_response(message: bytes, prompt: Sequence[int]) -> Response:
+    """Read the protocol's own answer to a sample request."""
+    response = pb.SampleResponse.FromString(message)
+    answers = [
+        Sampled(
+            _scored(
+                np.frombuffer(sequence.tokens, "<i4").tolist(),
+                np.frombuffer(sequence.logprobs, "<f4").tolist(),
+                sequence.topk_sampled_logprobs,
+            ),
+            sequence.stop_reason == pb.STOP_REASON_STOP,
+        )
+        for sequence in response.sequences
+    ]
+    of_prompt = np.frombuffer(response.prompt_logprobs, "<f4").tolist()
+    scored = _scored(prompt, of_prompt, response.topk_prompt_logprobs) if of_prompt else []
+    return Response(answers, [s._replace(logprob=None, top=()) for s in scored[:1]] + scored[1:])
+
+
+def _scored(
+    tokens: Sequence[int], logprobs: Sequence[float], topk: pb.TopkLogprobs
+) -> list[Scored]:
+    ids = np.frombuffer(topk.token_ids, "<i4").reshape(-1, max(topk.k, 1)).tolist()
+    values = np.frombuffer(topk.logprobs, "<f4").reshape(-1, max(topk.k, 1)).tolist()
+    tops = [_likeliest(*row) for row in zip(ids, values, strict=True)]
+    return [
+        Scored(token, logprob, tops[place] if tops else ())
+        for place, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True))
+    ]
+
+
+def as_scored(choice: Choice) -> Scored:
+    """A token on its way, as the compute thread chose it."""
+    top = () if choice.topk is None else _likeliest(*(part.tolist() for part in choice.topk))
+    return Scored(choice.token, choice.logprob, top)
+
+
+def _likeliest(tokens: list[int], logprobs: list[float]) -> tuple[tuple[int, float], ...]:
+    """Without the cells that stand for tokens which could not come."""
+    return tuple(
+        (token, logprob)
+        for token, logprob in zip(tokens, logprobs, strict=True)
+        if logprob > EMPTY_CELL  # not so for NaN either
+    )
+
+
+# --- log-probabilities --------------------------------------------------------------------------
+
+
+def _finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else LOWEST_LOGPROB
+
+
+def token_text(tokenizer: Any, before: int | None, token: int) -> str:
+    """The text that a token adds after another; alone, some tokens do not show their space."""
+    alone = tokenizer.decode([token])
+    if before is None:
+        return alone
+    first, both = tokenizer.decode([before]), tokenizer.decode([before, token])
+    return both[len(first) :] if both.startswith(first) and UNFINISHED not in first else alone
+
+
+def _named(text: str, logprob: float) -> dict[str, Any]:
+    """A token by its text; one that is a part of a character has no bytes of its own."""
+    is_part = UNFINISHED in text
+    return {
+        "token": text,
+        "logprob": _finite(logprob),
+        "bytes": None if is_part else list(text.encode()),
+    }
+
+
+def chat_logprobs(tokenizer: Any, tokens: Sequence[Scored], before: int | None) -> dict[str, Any]:
+    """Log-probabilities as chat completions have them; `before` is the token before the first."""
+    content = []
+    for scored in tokens:
+        top = [_named(token_text(tokenizer, before, token), value) for token, value in scored.top]
+        named = _named(token_text(tokenizer, before, scored.token), scored.logprob or 0.0)
+        content.append({**named, "top_logprobs": top})
+        before = scored.token
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs(
+    tokenizer: Any, tokens: Sequence[Scored], before: int | None, offset: int, is_with_top: bool
+) -> dict[str, Any]:
+    """Log-probabilities as text completions have them; `offset` is where the first token's text
+    begins in the choice's, in characters."""
+    texts, tops = [], []
+    for scored in tokens:
+        texts.append(token_text(tokenizer, before, scored.token))
+        named = {token_text(tokenizer, before, t): _finite(value) for t, value in scored.top}
+        tops.append(named or None)
+        before = scored.token
+    return {
+        "tokens": texts,
+        "token_logprobs": [s.logprob if s.logprob is None else _finite(s.logprob) for s in tokens],
+        "top_logprobs": tops if is_with_top else None,
+        "text_offset": [*itertools.accumulate(map(len, texts), initial=offset)][:-1],
+    }
+
+
+# --- the two kinds of answers -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Head:
+    """What an answer, or each of its chunks, has around its choices."""
+
+    kind: str  # the object's name
+    prefix: str  # of its id
+    model: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def filled(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> dict[str, Any]:
+        return {
+            "id": f"{self.prefix}-{self.id}",
+            "object": self.kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": None,
+            "choices": choices,
+            "usage": usage,
+        }
+
+
+def usage(num_prompt_tokens: int, num_sampled_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_sampled_tokens,
+        "total_tokens": num_prompt_tokens + num_sampled_tokens,
+    }
+
+
+def finish_reason(said: Said, sampled: Sampled) -> str:
+    if not sampled.is_stopped:
+        return "length"
+    return "tool_calls" if said.tool_calls else "stop"
+
+
+class Shape(Protocol):
+    """How choices look: of a chat, or of a text."""
+
+    @property
+    def head(self) -> Head: ...
+
+    def whole(
+        self, index: int, said: Said, sampled: Sampled, form: Format, prompt: Sequence[Scored]
+    ) -> dict[str, Any]:
+        """A choice that comes at once."""
+        ...
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        """What a stream begins a choice with."""
+        ...
+
+    def part(
+        self, index: int, delta: Delta, tokens: Sequence[Scored], num_sent: int, form: Format
+    ) -> dict[str, Any]:
+        """What a stream goes on with: text, and the scores of the tokens after those sent."""
+        ...
+
+    def last(self, index: int, said: Said, reason: str) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class ChatShape:
+    head: Head
+    stops: tuple[str, ...]
+    has_logprobs: bool
+
+    def whole(
+        self, index: int, said: Said, sampled: Sampled, form: Format, prompt: Sequence[Scored]
+    ) -> dict[str, Any]:
+        shown = shown_tokens(sampled, form, self.stops)
+        return {
+            "index": index,
+            "message": {
+                "role": "assistant",
+                "content": said.content,
+                "refusal": None,
+                **({"reasoning_content": said.reasoning} if said.reasoning else {}),
+                **({"tool_calls": list(said.tool_calls)} if said.tool_calls else {}),
+            },
+            "logprobs": self._logprobs(shown, 0, form),
+            "finish_reason": finish_reason(said, sampled),
+        }
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def part(
+        self, index: int, delta: Delta, tokens: Sequence[Scored], num_sent: int, form: Format
+    ) -> dict[str, Any]:
+        parts = {"reasoning_content": delta.reasoning, "content": delta.content}
+        return {
+            "index": index,
+            "delta": {name: text for name, text in parts.items() if text},
+            "logprobs": self._logprobs(tokens, num_sent, form),
+            "finish_reason": None,
+        }
+
+    def _logprobs(
+        self, tokens: Sequence[Scored], num_sent: int, form: Format
+    ) -> dict[str, Any] | None:
+        if not self.has_logprobs:
+            return None
+        before = tokens[num_sent - 1].token if num_sent else None
+        return chat_logprobs(form.tokenizer, tokens[num_sent:], before)
+
+    def last(self, index: int, said: Said, reason: str) -> dict[str, Any]:
+        calls = [{"index": place, **call} for place, call in enumerate(said.tool_calls)]
+        delta = {"tool_calls": calls} if calls else {}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+
+@dataclass(frozen=True)
+class TextShape:
+    head: Head
+    stops: tuple[str, ...]
+    num_top: int | None  # None: no log-probabilities
+    echoed: tuple[str, ...] = ()  # the prompt of each choice, where it is asked for
+    is_only_echo: bool = False  # of the sample itself nothing is shown
+
+    def whole(
+        self,
+        index: int,
+        said: Said,
+        sampled: Sampled,
+        form: Format,
+        prompt: Sequence[Scored],
+    ) -> dict[str, Any]:
+        shown = [] if self.is_only_echo else shown_tokens(sampled, form, self.stops)
+        text = "" if self.is_only_echo else said.content
+        return {
+            "index": index,
+            "text": self._prompt(index) + text,
+            "logprobs": self._logprobs([*prompt, *shown], 0, form),
+            "finish_reason": "length" if self.is_only_echo else finish_reason(said, sampled),
+        }
+
+    def _prompt(self, index: int) -> str:
+        return self.echoed[index] if self.echoed else ""
+
+    def _logprobs(
+        self, tokens: Sequence[Scored], num_sent: int, form: Format
+    ) -> dict[str, Any] | None:
+        if self.num_top is None:
+            return None
+        sent = [scored.token for scored in tokens[:num_sent]]
+        return text_logprobs(
+            form.tokenizer,
+            tokens[num_sent:],
+            before=sent[-1] if sent else None,
+            offset=len(form.tokenizer.decode(sent)),
+            is_with_top=self.num_top > 0,
+        )
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        if not self.echoed:
+            return None
+        return {
+            "index": index,
+            "text": self.echoed[index],
+            "logprobs": None,
+            "finish_reason": None,
+        }
+
+    def part(
+        self, index: int, delta: Delta, tokens: Sequence[Scored], num_sent: int, form: Format
+    ) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": delta.content,
+            "logprobs": self._logprobs(tokens, num_sent, form),
+            "finish_reason": None,
+        }
+
+    def last(self, index: int, said: Said, reason: str) -> dict[str, Any]:
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
+
+
+def shown_tokens(sampled: Sampled, form: Format, stops: Sequence[str]) -> list[Scored]:
+    """The tokens of what is shown, its reasoning included: not what ended it."""
+    tokens = sampled.tokens
+    if tokens and tokens[-1].token in form.stop_ids:
+        tokens = tokens[:-1]
+    ids = [scored.token for scored in tokens]
+    return tokens[: num_kept(form.tokenizer, ids, (*stops, *form.stop_strings))]

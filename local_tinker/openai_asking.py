@@ -1,0 +1,302 @@
+"""OpenAI's requests on their way through the worker: asked, waited for, streamed, dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.responses import Response as HttpResponse
+
+from local_tinker.answers import EXPECTED, refusal
+from local_tinker.checkpoints import StorageError
+from local_tinker.choosing import Choice
+from local_tinker.engine import Engine
+from local_tinker.openai_answers import (
+    Response,
+    Scored,
+    Shape,
+    as_scored,
+    finish_reason,
+    read_response,
+    shown_tokens,
+    usage,
+)
+from local_tinker.openai_text import Delta, Format, StreamedText, read_answer
+from local_tinker.openai_wire import ChatRequest, CompletionRequest, OpenAIError
+from local_tinker.sample_queue import Client, Result
+from local_tinker.sample_requests import SampleRequest, check_request
+from local_tinker.state import State
+from local_tinker.wire import Prompt, PromptChunk, Sample, SamplingParams, UserError
+from local_tinker.worker import Closed
+
+CHUNK_S = 0.05  # how long a stream gathers tokens, at least, before it reads the answer again
+CLIENT_LEFT = 499  # for nobody: the connection has ended
+
+
+class Model(NamedTuple):
+    """What `model` names: a base model, or sampler weights on it."""
+
+    engine: Engine
+    weights: Path | None = None
+    renderer_name: str | None = None
+
+
+@dataclass
+class Asked:
+    """A prompt that the worker has, and what has been sampled of its answers."""
+
+    prompt: list[int]
+    future: Future[Result]
+    drawn: list[list[Choice]]  # of each answer, filled by the compute thread
+
+    def response(self) -> Response:
+        """What came back. Raises what the worker refused it with."""
+        result = self.future.result()
+        assert isinstance(result, bytes)  # samples are answered as protobuf
+        return read_response(result, self.prompt)
+
+
+@dataclass
+class Asking:
+    """The prompts of one request. `on_news` is called on the compute thread after each token."""
+
+    state: State
+    client: Client
+    model: Model
+    form: Format
+    body: ChatRequest | CompletionRequest
+    asked: list[Asked] = field(default_factory=list)
+    on_news: Callable[[], None] | None = None
+
+    def ask(
+        self,
+        prompt: list[int],
+        max_tokens: int | None,
+        num_top: int,
+        with_scores: bool = False,
+    ) -> None:
+        """Queue a prompt. Raises `OpenAIError` for one that cannot be sampled."""
+        drawn: list[list[Choice]] = [[] for _ in range(self.body.n)]
+        request = self._request(prompt, max_tokens, num_top, with_scores)
+        if self.body.stream:
+            request = dataclasses.replace(request, on_token=self._listener(drawn))
+        future = self.state.worker.sample(self.model.engine, request, self.client)
+        self.asked.append(Asked(prompt, future, drawn))
+
+    def _listener(self, drawn: list[list[Choice]]) -> Callable[[int, Choice], None]:
+        def listen(index: int, choice: Choice) -> None:
+            drawn[index].append(choice)
+            if self.on_news is not None:
+                self.on_news()
+
+        return listen
+
+    def _request(
+        self, prompt: list[int], max_tokens: int | None, num_top: int, with_scores: bool
+    ) -> SampleRequest:
+        body, engine = self.body, self.model.engine
+        sample = Sample(
+            sampling_session_id="",
+            seq_id=0,
+            num_samples=body.n,
+            prompt=Prompt(chunks=[PromptChunk(type="encoded_text", tokens=prompt)]),
+            sampling_params=SamplingParams(
+                max_tokens=max_tokens,
+                seed=body.seed,
+                temperature=body.temperature,
+                top_k=body.top_k,
+                top_p=body.top_p,
+            ),
+            topk_sample_logprobs=num_top,
+            prompt_logprobs=with_scores,
+            topk_prompt_logprobs=num_top if with_scores else 0,
+        )
+        try:
+            checked = check_request(engine, sample, self.model.weights)
+        except UserError as error:
+            is_long = len(prompt) >= engine.max_context_length
+            raise OpenAIError(
+                str(error),
+                "messages" if isinstance(body, ChatRequest) else "prompt",
+                code="context_length_exceeded" if is_long else None,
+            ) from None
+        return dataclasses.replace(
+            checked,
+            stop_ids=self.form.stop_ids,
+            stop_strings=(*self.form.stop_strings, *body.stops),
+        )
+
+    def drop(self) -> None:
+        """Let go of what nobody waits for any more; what is answered stays so."""
+        for asked in self.asked:
+            self.state.worker.cancel(asked.future, UserError("the client has left"))
+
+    def usage(self, responses: Sequence[Response]) -> dict[str, int]:
+        sampled = sum(len(answer.tokens) for r in responses for answer in r.answers)
+        is_only_echo = isinstance(self.body, CompletionRequest) and self.body.max_tokens == 0
+        return usage(sum(len(asked.prompt) for asked in self.asked), 0 if is_only_echo else sampled)
+
+
+# --- answering ----------------------------------------------------------------------------------
+
+
+async def answered(request: Request, asking: Asking, shape: Shape) -> HttpResponse:
+    if asking.body.stream:
+        return StreamingResponse(_stream(asking, shape), media_type="text/event-stream")
+    responses = await _whole(request, asking)
+    if responses is None:
+        return HttpResponse(status_code=CLIENT_LEFT)
+    choices = await asyncio.to_thread(_choices, asking, shape, responses)
+    return JSONResponse(shape.head.filled(choices, asking.usage(responses)))
+
+
+def _choices(asking: Asking, shape: Shape, responses: list[Response]) -> list[dict[str, Any]]:
+    choices: list[dict[str, Any]] = []
+    for response in responses:
+        for answer in response.answers:
+            said = read_answer(asking.form, answer.ids, asking.body.stops)
+            choices.append(shape.whole(len(choices), said, answer, asking.form, response.prompt))
+    return choices
+
+
+async def _whole(request: Request, asking: Asking) -> list[Response] | None:
+    """Wait for all answers; None when the client leaves before."""
+    is_left = asyncio.ensure_future(_left(request))
+    futures = [asyncio.wrap_future(asked.future) for asked in asking.asked]
+    all_done = asyncio.gather(*futures)
+    try:
+        await asyncio.wait([is_left, all_done], return_when=asyncio.FIRST_COMPLETED)
+        if not all_done.done():
+            return None
+        await all_done
+        return [asked.response() for asked in asking.asked]
+    finally:
+        is_left.cancel()
+        asking.drop()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _stream(asking: Asking, shape: Shape) -> AsyncIterator[str]:
+    """Server-sent events. What goes wrong on the way is an event too: the status has been sent."""
+    try:
+        async for chunk in _chunks(asking, shape):
+            yield f"data: {json.dumps(chunk)}\n\n"
+        yield "data: [DONE]\n\n"
+    except (OpenAIError, *EXPECTED) as error:
+        yield f"data: {as_openai(error).answer().body.decode()}\n\n"
+    finally:
+        asking.drop()
+
+
+async def _chunks(asking: Asking, shape: Shape) -> AsyncIterator[dict[str, Any]]:
+    body, head = asking.body, shape.head
+    loop, has_news = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(_: object = None) -> None:
+        loop.call_soon_threadsafe(has_news.set)
+
+    asking.on_news = tell
+    streams = [
+        _StreamedPrompt(asked, asking, shape, place * body.n)
+        for place, asked in enumerate(asking.asked)
+    ]
+    for stream in streams:
+        stream.asked.future.add_done_callback(tell)
+        for choice in stream.first():
+            yield head.filled([choice], None)
+    tell()
+    live = streams
+    while live:
+        await has_news.wait()
+        has_news.clear()
+        for stream in live:
+            for choice in stream.news():
+                yield head.filled([choice], None)
+        live = [stream for stream in live if stream.response is None]
+        if live:
+            await asyncio.sleep(CHUNK_S)
+    if body.stream_options.include_usage:
+        responses = [stream.response for stream in streams if stream.response is not None]
+        yield head.filled([], asking.usage(responses))
+
+
+class _StreamedPrompt:
+    """The answers to one prompt on their way; `first_index` is that of the first among all."""
+
+    def __init__(self, asked: Asked, asking: Asking, shape: Shape, first_index: int) -> None:
+        self.asked = asked
+        self.response: Response | None = None
+        self._asking = asking
+        self._shape = shape
+        self._first_index = first_index
+        self._texts = [StreamedText(asking.form, asking.body.stops) for _ in asked.drawn]
+        self._num_read = [0] * len(asked.drawn)  # tokens whose text was looked at
+        self._num_scored = [0] * len(asked.drawn)  # tokens whose log-probabilities were sent
+
+    def first(self) -> list[dict[str, Any]]:
+        firsts = [self._shape.first(self._first_index + i) for i in range(len(self._texts))]
+        return [choice for choice in firsts if choice is not None]
+
+    def news(self) -> list[dict[str, Any]]:
+        """What can be sent now. Raises what the worker refused the prompt with."""
+        if self.asked.future.done():
+            self.response = self.asked.response()
+            return [c for index in range(len(self._texts)) for c in self._ended(index)]
+        return [c for index in range(len(self._texts)) for c in self._grown(index)]
+
+    def _grown(self, index: int) -> list[dict[str, Any]]:
+        drawn = list(self.asked.drawn[index])
+        if len(drawn) == self._num_read[index]:
+            return []
+        self._num_read[index] = len(drawn)
+        delta = self._texts[index].advance([choice.token for choice in drawn])
+        if not any(delta):
+            return []
+        # The last token may be what ends the answer, and has no place in it then.
+        scored = [as_scored(choice) for choice in drawn[:-1]]
+        return [self._part(index, delta, scored)]
+
+    def _part(self, index: int, delta: Delta, scored: list[Scored]) -> dict[str, Any]:
+        """A chunk with the log-probabilities that have not been sent yet, `scored` being all."""
+        num_sent = self._num_scored[index]
+        self._num_scored[index] = max(num_sent, len(scored))
+        place = self._first_index + index
+        return self._shape.part(place, delta, scored, num_sent, self._asking.form)
+
+    def _ended(self, index: int) -> list[dict[str, Any]]:
+        assert self.response is not None
+        answer, form = self.response.answers[index], self._asking.form
+        said = read_answer(form, answer.ids, self._asking.body.stops)
+        delta = self._texts[index].finish(said)
+        if delta is None:
+            raise OpenAIError(
+                f"the chat format {form.name} reads the answer, now that it is whole, otherwise "
+                "than its beginning, which was sent; ask again with stream: false",
+                status=500,
+            )
+        shown = shown_tokens(answer, form, self._asking.body.stops)
+        has_part = any(delta) or len(shown) > self._num_scored[index]
+        part = [self._part(index, delta, shown)] if has_part else []
+        reason = finish_reason(said, answer)
+        return [*part, self._shape.last(self._first_index + index, said, reason)]
+
+
+def as_openai(error: Exception) -> OpenAIError:
+    """An expected error with the status that OpenAI's clients go by: they send 5xx again, twice."""
+    if isinstance(error, OpenAIError):
+        return error
+    found = refusal(error)
+    is_ours = {Closed: 503, StorageError: 500}
+    return OpenAIError(found.message, status=is_ours.get(type(error), found.status))

@@ -1,0 +1,159 @@
+"""OpenAI's routes below `/oai/api/v1`: models, chat completions, text completions.
+
+They are an application of their own within the service's, so that every refusal below their path
+has the form that OpenAI's clients read. Such clients have no session; those of one key take turns
+with the sessions as one client. A sample whose connection ends is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response as HttpResponse
+
+from local_tinker import checkpoints
+from local_tinker.answers import EXPECTED
+from local_tinker.chat_formats import RENDERER_KEY, ChatFormats
+from local_tinker.checkpoints import StorageError
+from local_tinker.openai_answers import ChatShape, Head, TextShape
+from local_tinker.openai_asking import Asking, Model, answered, as_openai
+from local_tinker.openai_text import Format
+from local_tinker.openai_wire import CompletionRequest, OpenAIError, read_chat, read_completion
+from local_tinker.sample_queue import Client
+from local_tinker.state import State
+from local_tinker.wire import NotFound, UserError
+
+logger = logging.getLogger(__name__)
+
+
+def make_openai_app(state: State) -> FastAPI:
+    """Build the application that is mounted below `OPENAI_PREFIX`."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    formats = ChatFormats()
+    _add_openai_errors(app)
+
+    @app.get("/models")
+    def list_models(request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": _models(state, request.scope["api_key"])}
+
+    @app.post("/chat/completions")
+    async def chat_completions(request: Request) -> HttpResponse:
+        body = read_chat(await _json(request))
+        model = await asyncio.to_thread(find_model, state, body.model)
+        form = await asyncio.to_thread(formats.find, model.engine, model.renderer_name)
+        prompt = await asyncio.to_thread(form.prompt, body.messages)
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        shape = ChatShape(Head(kind, "chatcmpl", body.model), body.stops, body.logprobs)
+        asking = Asking(state, _client(state, request), model, form, body)
+        asking.ask(prompt, body.limit, (body.top_logprobs or 0) if body.logprobs else 0)
+        return await answered(request, asking, shape)
+
+    @app.post("/completions")
+    async def completions(request: Request) -> HttpResponse:
+        body = read_completion(await _json(request))
+        model = await asyncio.to_thread(find_model, state, body.model)
+        form = await asyncio.to_thread(formats.plain, model.engine)
+        asking = Asking(state, _client(state, request), model, form, body)
+        for prompt in body.prompts:
+            tokens = form.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            with_scores = body.echo and body.logprobs is not None
+            asking.ask(tokens, body.max_tokens or 1, body.logprobs or 0, with_scores)
+        return await answered(request, asking, _text_shape(body, form))
+
+    return app
+
+
+def _text_shape(body: CompletionRequest, form: Format) -> TextShape:
+    texts = [p if isinstance(p, str) else form.tokenizer.decode(p) for p in body.prompts]
+    return TextShape(
+        Head("text_completion", "cmpl", body.model),
+        body.stops,
+        body.logprobs,
+        tuple(text for text in texts for _ in range(body.n)) if body.echo else (),
+        is_only_echo=body.max_tokens == 0,
+    )
+
+
+async def _json(request: Request) -> object:
+    try:
+        return await request.json()
+    except ValueError as error:  # of JSON, or of bytes that are no text
+        raise OpenAIError(f"the request body is not JSON: {error}") from None
+
+
+def _client(state: State, request: Request) -> Client:
+    """Whose turn a request waits for: that of all OpenAI clients with its key."""
+    return Client("openai", list(state.checkpoint_dirs).index(request.scope["api_key"]))
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def _models(state: State, api_key: str) -> list[dict[str, Any]]:
+    """The base models, and the sampler weights in the key's folder, the newest first."""
+    started = int(state.started_at)
+    listed = [(name, started, "base model") for name in list(state.engines)]
+    for path, _, info in checkpoints.list_all([state.checkpoint_dirs[api_key]])[::-1]:
+        if path.kind == "sampler_weights":
+            listed.append((str(path), int(info.created_at), info.base_model))
+    return [
+        {"id": name, "object": "model", "created": created, "owned_by": owner}
+        for name, created, owner in listed
+    ]
+
+
+def find_model(state: State, name: str) -> Model:
+    """What a request's `model` names: `BASE`, `tinker://RUN/sampler_weights/NAME`, or both with a
+    semicolon between them. Raises `OpenAIError`."""
+    base, _, path = name.rpartition(";") if "tinker://" in name else (name, "", "")
+    try:
+        if not path:
+            return Model(state.engine_named(base))
+        parsed = checkpoints.parse_path(path)
+        if parsed.kind != "sampler_weights":
+            raise OpenAIError(
+                f"model: {path} is a state checkpoint, which training goes on from; answers come "
+                "from sampler weights. Save them with save_weights_for_sampler and give their "
+                "path, tinker://RUN/sampler_weights/NAME.",
+                "model",
+            )
+        weights = state.find_checkpoint(path)
+        info = checkpoints.read_info(weights)
+        engine = state.engine_named(info.base_model)
+        if base and state.engine_named(base) is not engine:
+            message = f"model: {path} was trained on {info.base_model}, not on {base}"
+            raise OpenAIError(message, "model")
+    except (UserError, NotFound) as error:
+        raise OpenAIError(f"model: {error}", "model", status=404, code="model_not_found") from None
+    return Model(engine, weights, info.user_metadata.get(RENDERER_KEY))
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def _add_openai_errors(app: FastAPI) -> None:
+    async def on_expected(_: Request, error: Exception) -> HttpResponse:
+        if isinstance(error, StorageError):
+            logger.error("%s", error)
+        return as_openai(error).answer().as_response()
+
+    for kind in (OpenAIError, *EXPECTED):
+        app.add_exception_handler(kind, on_expected)
+
+    @app.exception_handler(Exception)
+    async def on_defect(request: Request, error: Exception) -> HttpResponse:
+        logger.error("%s failed", request.url.path, exc_info=error)
+        defect = f"a defect of the service: {type(error).__name__}: {error}"
+        return OpenAIError(defect, status=500).answer().as_response()
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> HttpResponse:
+        where = f"{request.method} {request.url.path}"
+        message = f"{where}: {error.detail}"
+        if error.status_code in (404, 405):
+            message = f"this service has no {where}; local_tinker/README.md lists what it has"
+        return OpenAIError(message, status=error.status_code).answer().as_response()
