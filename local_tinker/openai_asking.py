@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response as HttpResponse
+from starlette.types import Receive, Scope, Send
 
 from local_tinker.answers import EXPECTED, refusal
 from local_tinker.checkpoints import StorageError
@@ -150,7 +151,7 @@ class Asking:
 
 async def answered(request: Request, asking: Asking, shape: Shape) -> HttpResponse:
     if asking.body.stream:
-        return StreamingResponse(_stream(asking, shape), media_type="text/event-stream")
+        return _Streaming(asking, shape)
     responses = await _whole(request, asking)
     if responses is None:
         return HttpResponse(status_code=CLIENT_LEFT)
@@ -188,16 +189,28 @@ async def _left(request: Request) -> None:
         pass
 
 
+class _Streaming(StreamingResponse):
+    """Server-sent events; what is left is dropped also when the client left before the first."""
+
+    def __init__(self, asking: Asking, shape: Shape) -> None:
+        super().__init__(_stream(asking, shape), media_type="text/event-stream")
+        self._asking = asking
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._asking.drop()
+
+
 async def _stream(asking: Asking, shape: Shape) -> AsyncIterator[str]:
-    """Server-sent events. What goes wrong on the way is an event too: the status has been sent."""
+    """What goes wrong on the way is an event too: the status has been sent."""
     try:
         async for chunk in _chunks(asking, shape):
             yield f"data: {json.dumps(chunk)}\n\n"
         yield "data: [DONE]\n\n"
     except (OpenAIError, *EXPECTED) as error:
         yield f"data: {as_openai(error).answer().body.decode()}\n\n"
-    finally:
-        asking.drop()
 
 
 async def _chunks(asking: Asking, shape: Shape) -> AsyncIterator[dict[str, Any]]:

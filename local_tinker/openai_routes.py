@@ -8,6 +8,7 @@ with the sessions as one client. A sample whose connection ends is dropped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
@@ -58,11 +59,15 @@ def make_openai_app(state: State) -> FastAPI:
         model = await asyncio.to_thread(find_model, state, body.model)
         form = await asyncio.to_thread(formats.plain, model.engine)
         asking = Asking(state, _client(state, request), model, form, body)
-        for prompt in body.prompts:
-            tokens = form.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-            with_scores = body.echo and body.logprobs is not None
-            asking.ask(tokens, body.max_tokens or 1, body.logprobs or 0, with_scores)
-        return await answered(request, asking, _text_shape(body, form))
+        with contextlib.ExitStack() as undo:
+            undo.callback(asking.drop)  # the first prompts, when a later one is refused
+            for prompt in body.prompts:
+                tokens = form.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+                with_scores = body.echo and body.logprobs is not None
+                asking.ask(tokens, body.max_tokens or 1, body.logprobs or 0, with_scores)
+            shape = _text_shape(body, form)
+            undo.pop_all()
+        return await answered(request, asking, shape)
 
     return app
 
