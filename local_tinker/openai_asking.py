@@ -228,7 +228,7 @@ class _Stream(StreamingResponse):
 
 
 async def _stream(asking: Asking, shape: Shape) -> AsyncIterator[str]:
-    """Server-sent events. What goes wrong on the way is an event too: the status has been sent."""
+    """What goes wrong on the way is an event too: the status has been sent."""
     try:
         async for chunk in _chunks(asking, shape):
             yield f"data: {json.dumps(chunk)}\n\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +23,14 @@ from tinker_cookbook.supervised.common import datum_from_model_input_weights
 import local_tinker
 from conftest import REPO
 from evaluation.inspect_model import inspect_model
+from local_tinker import openai_routes
 from local_tinker.chat_formats import ChatFormats
+from local_tinker.openai_asking import Model
+from local_tinker.openai_routes import find_model
 from local_tinker.openai_tokens import text_offsets, token_name
 from local_tinker.openai_wire import OpenAIError, read_chat, read_completion
+from local_tinker.sample_queue import PendingSample, SampleQueue
+from local_tinker.state import State
 from local_tinker.tokenizer import load_by_auto
 from model_dirs import make_model_dir
 from rows.rendering import Rendering
@@ -425,6 +432,49 @@ def test_what_a_client_left_behind_is_dropped(trained: Trained) -> None:
         wait_until_idle(trained)
         with pytest.raises(httpx.ReadTimeout):
             client.post(url, json=body, timeout=1.0)
+    wait_until_idle(trained)
+
+
+def test_the_prompts_before_one_that_is_refused_are_dropped(trained: Trained) -> None:
+    body = {"model": "llama", "prompt": [[5], [6] * 600], "n": 128, "max_tokens": 400}
+    headers = {"Authorization": f"Bearer {trained.key}"}
+    answer = httpx.post(f"{trained.base_url}/completions", json=body, headers=headers, timeout=60)
+    assert answer.status_code == 400
+    assert num_samples_queued(trained) == 0
+
+
+def test_a_stream_whose_client_left_before_it_began_is_dropped(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_left, is_asked = threading.Event(), threading.Event()
+
+    def found_late(state: State, name: str) -> Model:
+        has_left.wait(60)
+        time.sleep(0.2)  # until the service sees it, too
+        return find_model(state, name)
+
+    class Unserved(SampleQueue):
+        """No wave is formed from it."""
+
+        def __bool__(self) -> bool:
+            return False
+
+        def add(self, pending: PendingSample) -> None:
+            is_asked.set()
+
+    monkeypatch.setattr(openai_routes, "find_model", found_late)
+    monkeypatch.setattr(trained.service._state.worker, "_queue", Unserved())
+    url = httpx.URL(trained.base_url)
+    body = json.dumps({"model": "llama", "prompt": [5], "max_tokens": 500, "stream": True})
+    head = (
+        f"POST {url.path}/completions HTTP/1.1\r\nHost: {url.host}\r\n"
+        f"Authorization: Bearer {trained.key}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall((head + body).encode())
+        assert not is_asked.wait(0.2)
+    has_left.set()
+    assert is_asked.wait(60)
     wait_until_idle(trained)
 
 
