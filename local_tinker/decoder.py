@@ -93,16 +93,19 @@ class Decoding:
                 self._heads(layer, piece, rope) for piece, rope in zip(pieces, ropes, strict=True)
             ]
             q_NHD, k_NHD, v_NHD = (torch.cat(parts) for parts in zip(*made, strict=True))
-            kv[0][pack.slots_M, :, columns_M] = k_NHD[pack.sources_M]
-            kv[1][pack.slots_M, :, columns_M] = v_NHD[pack.sources_M]
+            kv[0][pack.slots_M, :, columns_M] = _picked(k_NHD, pack.sources_M)
+            kv[1][pack.slots_M, :, columns_M] = _picked(v_NHD, pack.sources_M)
             attended = [
-                _attend_to_prompt(layer, q_NHD[rows], k_NHD[rows], v_NHD[rows]).flatten(0, 1)
-                for rows in pack.groups_RT
+                _attend_to_prompt(
+                    layer, *(_picked(part, rows_RT) for part in (q_NHD, k_NHD, v_NHD))
+                )
+                for rows_RT in pack.groups_RT
             ]
-            attended_NA = torch.cat(attended)[pack.attended_N].flatten(1)
+            attended_NA = torch.cat([part.flatten(0, 1) for part in attended]).flatten(1)
+            attended_NA = _picked(attended_NA, pack.attended_N)
             if layer is weights.layers[-1]:
-                ends_SH = torch.cat(pieces)[pack.ends_S]
-                ends_SH = _finish(layer, ends_SH, attended_NA[pack.ends_S])
+                ends_SH = _picked(torch.cat(pieces), pack.ends_S)
+                ends_SH = _finish(layer, ends_SH, _picked(attended_NA, pack.ends_S))
                 if not with_all:
                     break
             pieces = [
@@ -177,6 +180,11 @@ class Decoding:
             mask[..., column] = 0.0
             if window is not None and column >= window:
                 mask[..., column - window] = -torch.inf
+
+
+def _picked(rows: Tensor, which: Tensor) -> Tensor:
+    """`rows[which]`; torch's own indexing takes four times as long (2.13, CPU)."""
+    return rows.index_select(0, which.view(-1)).view(*which.shape, *rows.shape[1:])
 
 
 def _unembed(weights: DecoderWeights, hidden_NH: Tensor) -> Tensor:

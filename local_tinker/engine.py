@@ -131,7 +131,7 @@ class Engine:
         """
         if self.device.type == "cuda":
             return 2048
-        return 128 if self.is_small else 96
+        return 256 if self.is_small else 96
 
     @property
     def num_threads(self) -> int:
