@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -29,6 +30,8 @@ from local_tinker.lora import LORA_ALPHA, LoraShape
 from local_tinker.tokenizer import TextLostError, load_by_auto
 from local_tinker.training import ForwardResult, TrainingRun, on_cpu
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
+
+logger = logging.getLogger(__name__)
 
 MAX_LOGITS_ELEMENTS = 64 * 1024 * 1024  # rows x tokens x vocabulary of one forward pass
 MAX_WAVE_TOKENS = 64 * 1024  # rows x padded prompt tokens of one wave of samples
@@ -97,6 +100,13 @@ class Engine:
         _choose_kernels(model)
         model.to(device=chosen)  # pyright: ignore[reportCallIssue]
         model.eval().requires_grad_(False)
+        if (short := _short_context(model)) is not None:
+            logger.warning(
+                "%s: its rotary positions (LongRoPE) change for a whole batch when one of its "
+                "texts is longer than %d tokens, so it is served up to that length",
+                name,
+                short,
+            )
         return cls(name=name, path=path, device=chosen, model=model, tokenizer=tokenizer)
 
     # --- facts about the base model ---------------------------------------------------------
@@ -148,8 +158,10 @@ class Engine:
 
     @functools.cached_property
     def max_context_length(self) -> int:
+        """Positions from 0 up that a forward pass may use, also in rows that nobody waits for."""
         config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        longest = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        return min(longest, _short_context(self.model) or longest)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -417,6 +429,19 @@ def _choose_kernels(model: Any) -> None:
         # The only one whose bits do not depend on the other rows; it copies an expert's weights
         # for every token, which large models have no memory for.
         model.set_experts_implementation("batched_mm")
+
+
+def _short_context(model: Any) -> int | None:
+    """How long texts may be before LongRoPE takes its other factors, for every text beside them.
+
+    None: the model has no LongRoPE. Its parameters are the whole model's, or each layer type's.
+    """
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return min(
+        (k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == "longrope"),
+        default=None,
+    )
 
 
 def _count_parameters(model: Any) -> int:
