@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -62,6 +62,7 @@ class Engine:
     device: torch.device
     model: Any
     tokenizer: Any
+    num_base_bytes: int  # of the base model, with the copy of an unembedding that was untied
     aliases: set[str] = field(default_factory=set)  # under which other services knew it
     _peft: Any = None
     _active: str | None = None  # the adapter that forward passes go through now
@@ -107,13 +108,10 @@ class Engine:
                 name,
                 short,
             )
-        return cls(name=name, path=path, device=chosen, model=model, tokenizer=tokenizer)
+        num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        return cls(name, path, chosen, model, tokenizer, num_bytes)
 
     # --- facts about the base model ---------------------------------------------------------
-
-    @functools.cached_property
-    def num_base_bytes(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     @functools.cached_property
     def is_small(self) -> bool:
@@ -192,7 +190,7 @@ class Engine:
         adapter = self._new_adapter_name()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(secrets.randbits(63) if seed is None else seed)
-            self._add_adapter(adapter, lora.make_config(self.model, self.name, shape))
+            self._add_adapter(adapter, shape)
         self._activate(adapter)
         parameters = [(n, p) for n, p in self._peft.named_parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -204,7 +202,12 @@ class Engine:
         self._num_adapters_made += 1
         return f"adapter{self._num_adapters_made}"
 
-    def _add_adapter(self, adapter: str, config: LoraConfig) -> None:
+    def _add_adapter(self, adapter: str, shape: LoraShape) -> None:
+        was_tied = lora.is_tied(self.model)
+        config = lora.make_config(self.model, self.name, shape)
+        if was_tied and not lora.is_tied(self.model):
+            unembedding = self.model.get_output_embeddings().weight
+            self.num_base_bytes += unembedding.numel() * unembedding.element_size()
         if self._peft is None:
             self._peft = PeftModel(self.model, config, adapter_name=adapter)
             self._peft.eval()
@@ -379,7 +382,7 @@ class Engine:
             matrices = decoder_weights.read_lora(stored.adapter, self.device)
             return SamplerAdapter(self._decoder(matrices, LORA_ALPHA / shape.rank, directory.name))
         name = self._new_adapter_name()
-        self._add_adapter(name, lora.make_config(self.model, self.name, shape))
+        self._add_adapter(name, shape)
         with contextlib.ExitStack() as undo:
             undo.callback(self._delete_adapter, name)
             self._set_adapter(name, stored.adapter, directory)
