@@ -21,8 +21,9 @@ from tinker_cookbook.supervised.common import datum_from_model_input_weights
 import local_tinker
 from conftest import REPO
 from evaluation.inspect_model import inspect_model
+from local_tinker.answers import OpenAIError
 from local_tinker.chat_formats import ChatFormats
-from local_tinker.openai_wire import OpenAIError, read_chat, read_completion
+from local_tinker.openai_wire import read_chat, read_completion
 from local_tinker.tokenizer import load_by_auto
 from model_dirs import make_model_dir
 from rows.rendering import Rendering
@@ -41,7 +42,7 @@ RUNS = {
     "qwen3": "qwen3",
     "qwen3_disable_thinking": "qwen3",
 }
-NUM_STEPS = 60
+NUM_STEPS = 30
 
 
 class Trained(NamedTuple):
