@@ -15,9 +15,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from local_tinker.answers import OpenAIError
 from local_tinker.engine import Engine
 from local_tinker.openai_text import CLOSE_THINK, OPEN_THINK, Format, Said
-from local_tinker.openai_wire import ChatMessage, OpenAIError
+from local_tinker.openai_wire import ChatMessage
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Message, Renderer

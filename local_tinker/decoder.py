@@ -8,10 +8,7 @@ and the number of slots, so that no bit depends on what a sample was batched wit
   weights come from memory once. Of the last layer, only a prompt's last token goes all the way.
 - Keys and values are then moved to the slots that have the prompt, so that it ends at the same
   column in all of them; every step of decoding writes one more column.
-- Attention reads the columns up to a length of 2 modulo 16. torch's CPU attention gives each thread
-  a scratch buffer of (length + 2 + head size) floats per query, and where that is no multiple of 16
-  bytes, the threads' buffers are aligned differently and their last bits differ (seen with torch
-  2.13 on 2 to 8 threads).
+- Attention reads the columns up to a length of 2 modulo 16; `kv_cache.py` says why.
 """
 
 from __future__ import annotations
@@ -23,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from local_tinker.decoder_weights import DecoderWeights, Layer
+from local_tinker.kv_cache import BLOCK_TOKENS, capacity
 from local_tinker.prompt_packing import Pack, packs
 
 VIEW_TOKENS = 16
-GROWTH_TOKENS = 64
 
 
 class Decoding:
@@ -130,7 +127,7 @@ class Decoding:
         self._column += 1
         self._grow()
         self._show(column)
-        num_columns = _up_to(column + 1, VIEW_TOKENS)
+        num_columns = capacity(column + 1, VIEW_TOKENS)
         hidden_BH = functional.embedding(tokens_B, weights.embedding_VH)
         rope_2BD = weights.rope.table(column + 1)[:, column - self._starts_B, None]
         masks = {window: mask[..., :num_columns] for window, mask in self._masks.items()}
@@ -151,11 +148,11 @@ class Decoding:
 
     def _grow(self) -> None:
         """Make room for the columns written so far and one view's more."""
-        needed = _up_to(self._column + 1, VIEW_TOKENS)
+        needed = capacity(self._column + 1, VIEW_TOKENS)
         if needed <= self._capacity:
             return
         weights, before = self._weights, self._capacity
-        self._capacity = _up_to(needed, GROWTH_TOKENS)
+        self._capacity = capacity(needed, BLOCK_TOKENS)
         if not self._kv:
             heads = (weights.num_kv_heads, self._capacity, weights.head_size)
             like = weights.embedding_VH
@@ -233,8 +230,3 @@ def _finish(layer: Layer, hidden_NH: Tensor, attended_NA: Tensor) -> Tensor:
     gate_NI, up_NI = layer.gate_up.apply(layer.mlp_norm.apply(hidden_NH))
     (down_NH,) = layer.down.apply(layer.activation(gate_NI).mul_(up_NI))
     return hidden_NH + down_NH
-
-
-def _up_to(length: int, block: int) -> int:
-    """The smallest length of 2 modulo `block` that holds `length` tokens."""
-    return -(-(length - 2) // block) * block + 2

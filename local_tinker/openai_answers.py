@@ -16,10 +16,8 @@ from tinker.proto import tinker_public_pb2 as pb
 from local_tinker.choosing import Choice
 from local_tinker.openai_text import Delta, Format, Said, num_kept
 from local_tinker.openai_tokens import TokenName, text_offsets, token_name
+from local_tinker.wire import EMPTY_LOGPROB
 
-EMPTY_CELL = (
-    -99998.0
-)  # the protocol writes -99999.0 where fewer tokens than were asked for are left
 BYTES_PREFIX = "bytes:"  # of a part of a character in text completions, as OpenAI names it
 LOWEST_LOGPROB = -9999.0  # what OpenAI writes for a token that cannot come; JSON has no infinity
 
@@ -92,7 +90,7 @@ def _likeliest(tokens: list[int], logprobs: list[float]) -> tuple[tuple[int, flo
     return tuple(
         (token, logprob)
         for token, logprob in zip(tokens, logprobs, strict=True)
-        if logprob > EMPTY_CELL  # not so for NaN either
+        if logprob > EMPTY_LOGPROB  # not so for NaN either
     )
 
 

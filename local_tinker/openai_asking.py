@@ -18,8 +18,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response as HttpResponse
 from starlette.types import Receive, Scope, Send
 
-from local_tinker.answers import EXPECTED, refusal
-from local_tinker.checkpoints import StorageError
+from local_tinker.answers import EXPECTED, OPENAI_PREFIX, OpenAIError, refused
 from local_tinker.choosing import Choice
 from local_tinker.engine import Engine
 from local_tinker.openai_answers import (
@@ -32,12 +31,11 @@ from local_tinker.openai_answers import (
     usage,
 )
 from local_tinker.openai_text import Delta, Format, StreamedText, read_answer
-from local_tinker.openai_wire import ChatRequest, CompletionRequest, OpenAIError
+from local_tinker.openai_wire import ChatRequest, CompletionRequest
 from local_tinker.sample_queue import Client, Result
 from local_tinker.sample_requests import SampleRequest, check_request
 from local_tinker.state import State
 from local_tinker.wire import Prompt, PromptChunk, Sample, SamplingParams, UserError
-from local_tinker.worker import Closed
 
 CHUNK_S = 0.05  # how long a stream gathers tokens, at least, before it reads the answer again
 STREAMS_FRAC = 0.2  # of the server thread's time that reading answers for streams may take
@@ -233,8 +231,8 @@ async def _stream(asking: Asking, shape: Shape) -> AsyncIterator[str]:
         async for chunk in _chunks(asking, shape):
             yield f"data: {json.dumps(chunk)}\n\n"
         yield "data: [DONE]\n\n"
-    except (OpenAIError, *EXPECTED) as error:
-        yield f"data: {as_openai(error).answer().body.decode()}\n\n"
+    except EXPECTED as error:
+        yield f"data: {refused(error, OPENAI_PREFIX).body.decode()}\n\n"
 
 
 async def _chunks(asking: Asking, shape: Shape) -> AsyncIterator[dict[str, Any]]:
@@ -341,12 +339,3 @@ class _StreamedPrompt:
         part = [self._part(index, delta, scored)] if has_part else []
         reason = finish_reason(said, answer)
         return [*part, self._shape.last(self._first_index + index, said, reason)]
-
-
-def as_openai(error: Exception) -> OpenAIError:
-    """An expected error with the status that OpenAI's clients go by: they send 5xx again, twice."""
-    if isinstance(error, OpenAIError):
-        return error
-    found = refusal(error)
-    is_ours = {Closed: 503, StorageError: 500}
-    return OpenAIError(found.message, status=is_ours.get(type(error), found.status))

@@ -1,49 +1,40 @@
 """OpenAI's routes below `/oai/api/v1`: models, chat completions, text completions.
 
-They are an application of their own within the service's, so that every refusal below their path
-has the form that OpenAI's clients read. Such clients have no session; those of one key take turns
-with the sessions as one client. A sample whose connection ends is dropped.
+Such clients have no session; those of one key take turns with the sessions as one client. A sample
+whose connection ends is dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from starlette.exceptions import HTTPException
 from starlette.responses import Response as HttpResponse
 
 from local_tinker import checkpoints
-from local_tinker.answers import EXPECTED
+from local_tinker.answers import OPENAI_PREFIX, OpenAIError
 from local_tinker.chat_formats import RENDERER_KEY, ChatFormats
-from local_tinker.checkpoints import StorageError
 from local_tinker.openai_answers import ChatShape, Head, TextShape
-from local_tinker.openai_asking import Asking, Model, Pace, answered, as_openai
+from local_tinker.openai_asking import Asking, Model, Pace, answered
 from local_tinker.openai_text import Format
-from local_tinker.openai_wire import CompletionRequest, OpenAIError, read_chat, read_completion
+from local_tinker.openai_wire import CompletionRequest, read_chat, read_completion
 from local_tinker.sample_queue import Client
 from local_tinker.state import State
 from local_tinker.wire import NotFound, UserError
 
-logger = logging.getLogger(__name__)
-
 R = TypeVar("R")
 
 
-def make_openai_app(state: State) -> FastAPI:
-    """Build the application that is mounted below `OPENAI_PREFIX`."""
-    app = FastAPI(openapi_url=None, redirect_slashes=False)
+def add_openai_routes(app: FastAPI, state: State) -> None:
     formats, pace = ChatFormats(), Pace()
-    _add_openai_errors(app)
 
-    @app.get("/models")
+    @app.get(OPENAI_PREFIX + "models")
     def list_models(request: Request) -> dict[str, Any]:
         return {"object": "list", "data": _models(state, request.scope["api_key"])}
 
-    @app.get("/models/{model:path}")
+    @app.get(OPENAI_PREFIX + "models/{model:path}")
     def one_model(model: str) -> dict[str, Any]:
         """A model that requests may name, also one of another key's folder."""
         found = find_model(state, model)
@@ -52,7 +43,7 @@ def make_openai_app(state: State) -> FastAPI:
         info = checkpoints.read_whole_info(found.weights)
         return _listed(model, info.created_at, info.base_model)
 
-    @app.post("/chat/completions")
+    @app.post(OPENAI_PREFIX + "chat/completions")
     async def chat_completions(request: Request) -> HttpResponse:
         body = await _read(request, read_chat)
         model = await asyncio.to_thread(find_model, state, body.model)
@@ -66,7 +57,7 @@ def make_openai_app(state: State) -> FastAPI:
         asking.ask([prompt], body.limit, (body.top_logprobs or 0) if body.logprobs else 0)
         return await answered(request, asking, shape)
 
-    @app.post("/completions")
+    @app.post(OPENAI_PREFIX + "completions")
     async def completions(request: Request) -> HttpResponse:
         body = await _read(request, read_completion)
         model = await asyncio.to_thread(find_model, state, body.model)
@@ -79,8 +70,6 @@ def make_openai_app(state: State) -> FastAPI:
         with_scores = body.echo and body.logprobs is not None
         asking.ask(prompts, body.max_tokens or 1, body.logprobs or 0, with_scores)
         return await answered(request, asking, _text_shape(body, form))
-
-    return app
 
 
 def _tokens(prompts: Sequence[str | list[int]], form: Format) -> list[list[int]]:
@@ -152,30 +141,3 @@ def find_model(state: State, name: str) -> Model:
     except (UserError, NotFound) as error:
         raise OpenAIError(f"model: {error}", "model", status=404, code="model_not_found") from None
     return Model(engine, weights, info.user_metadata.get(RENDERER_KEY))
-
-
-# --- errors -------------------------------------------------------------------------------------
-
-
-def _add_openai_errors(app: FastAPI) -> None:
-    async def on_expected(_: Request, error: Exception) -> HttpResponse:
-        if isinstance(error, StorageError):
-            logger.error("%s", error)
-        return as_openai(error).answer().as_response()
-
-    for kind in (OpenAIError, *EXPECTED):
-        app.add_exception_handler(kind, on_expected)
-
-    @app.exception_handler(Exception)
-    async def on_defect(request: Request, error: Exception) -> HttpResponse:
-        logger.error("%s failed", request.url.path, exc_info=error)
-        defect = f"a defect of the service: {type(error).__name__}: {error}"
-        return OpenAIError(defect, status=500).answer().as_response()
-
-    @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> HttpResponse:
-        where = f"{request.method} {request.url.path}"
-        message = f"{where}: {error.detail}"
-        if error.status_code in (404, 405):
-            message = f"this service has no {where}; local_tinker/README.md lists what it has"
-        return OpenAIError(message, status=error.status_code).answer().as_response()

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from local_tinker.answers import OPENAI_PREFIX, Answer, Refusal
+from local_tinker.answers import OpenAIError
 from local_tinker.wire import MAX_STOPS
 
 MAX_CHOICES = 128  # of one prompt, as OpenAI allows
@@ -26,19 +26,6 @@ MAX_PROMPTS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_SHOWN_CHARS = 80  # of a value that is refused
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for text completions
-
-
-class OpenAIError(Exception):
-    """A refusal with OpenAI's status, and the parameter that is at fault."""
-
-    def __init__(
-        self, message: str, param: str | None = None, *, status: int = 400, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.param, self.status, self.code = param, status, code
-
-    def answer(self) -> Answer:
-        return Refusal(self.status, str(self), self.code, self.param).answer(OPENAI_PREFIX)
 
 
 class _Harmless(NamedTuple):

@@ -24,11 +24,12 @@ import local_tinker
 from conftest import REPO
 from evaluation.inspect_model import inspect_model
 from local_tinker import openai_routes
+from local_tinker.answers import OpenAIError
 from local_tinker.chat_formats import ChatFormats
 from local_tinker.openai_asking import Model
 from local_tinker.openai_routes import find_model
 from local_tinker.openai_tokens import text_offsets, token_name
-from local_tinker.openai_wire import OpenAIError, read_chat, read_completion
+from local_tinker.openai_wire import read_chat, read_completion
 from local_tinker.sample_queue import PendingSample, SampleQueue
 from local_tinker.state import State
 from local_tinker.tokenizer import load_by_auto
@@ -49,7 +50,7 @@ RUNS = {
     "qwen3": "qwen3",
     "qwen3_disable_thinking": "qwen3",
 }
-NUM_STEPS = 60
+NUM_STEPS = 30
 
 
 class Trained(NamedTuple):
