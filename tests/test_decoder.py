@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from conftest import IS_THOROUGH
 from local_tinker import decoder_weights, wire
+from local_tinker.decoder import Decoding
 from local_tinker.engine import Engine
 from local_tinker.lora import LoraShape
 from local_tinker.sample_requests import check_request
@@ -270,6 +271,32 @@ def test_no_bit_depends_on_company_when_the_cache_has_grown(
         assert row.scores.logprobs_T is not None
         made.append((row.tokens, row.logprobs, row.scores.logprobs_T.tobytes()))
     assert all(one == made[0] for one in made)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_no_bit_depends_on_where_in_a_pack_a_prompt_lies(tmp_path: Path, num_threads: int) -> None:
+    """Across pieces and in several packs, beside a prompt that is longer than a piece."""
+    engine = load(tmp_path / "model", "qwen3")
+    weights = engine.acquire_sampler(save_weights(engine, tmp_path, WHOLE)).decoder
+    assert weights is not None
+    lengths = (1, 31, 24, 50, 7, 32, 19, 30, 17, 9, 25, 32, 28, 31, 32, 30)  # 348 short tokens
+    prompts = [[(5 + 7 * i + k) % 250 + 5 for i in range(n)] for k, n in enumerate(lengths)]
+
+    def logits_of(company: list[list[int]]) -> list[bytes]:
+        decoding = Decoding(weights, len(prompts), 64, piece_tokens=32)
+        made = [decoding.prefill(company, [])]
+        made += [decoding.decode(made[0].argmax(-1))]
+        return [torch.cat([part[slot] for part in made]).numpy().tobytes() for slot in range(16)]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    with torch.inference_mode():
+        alone = [logits_of([prompt])[0] for prompt in prompts]
+        for shift in range(0, 16, 3):
+            order = [*range(shift, 16), *range(shift)]
+            assert logits_of([prompts[which] for which in order]) == [alone[w] for w in order]
+    torch.set_num_threads(before)
+    assert len(set(alone)) == len(prompts)
 
 
 # --- the end of the context -----------------------------------------------------------------------

@@ -268,6 +268,29 @@ def test_a_signal_within_a_finalizer_is_not_lost(
     assert ("stopping" in outcome.stderr) == (exit_code == 0)
 
 
+WITH_A_LOOK_AT_WHAT_IS_SEARCHED = """
+import gc, os, signal, sys
+from local_tinker.service import Service
+method = Service.serve
+def serve(service):
+    searched = {type(one).__name__ for one in gc.get_objects()}
+    print("searched:", searched & {"Engine", "LlamaForCausalLM"}, file=sys.stderr)
+    method(service)
+    signal.raise_signal(signal.SIGTERM)
+Service.serve = serve
+"""
+
+
+def test_what_is_loaded_is_not_searched_for_cycles(llama_dir: Path, tmp_path: Path) -> None:
+    """Each search of it stops all threads for a tenth of a second or more."""
+    program = standalone_program(
+        [llama_dir], tmp_path / "c", prelude=WITH_A_LOOK_AT_WHAT_IS_SEARCHED
+    )
+    outcome = forked.run(*program, env={**os.environ, "PYTHONPATH": str(REPO)}, timeout=120)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "searched: set()" in outcome.stderr
+
+
 WHILE_TORCH_IS_IMPORTED = """
 import signal, sys
 class Finder:
