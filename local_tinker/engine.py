@@ -122,15 +122,16 @@ class Engine:
         return max(1, slots)
 
     @property
-    def chunk_tokens(self) -> int:
-        """Tokens of prompts that are computed at once, beside which a longer prompt is alone.
+    def piece_tokens(self) -> int:
+        """Tokens of prompts that one product takes, beside which a longer prompt is alone.
 
-        It follows from model and device alone. More cost more padding and save no time once the
-        weights' way through memory takes less than the arithmetic, or, of a small model, Python.
+        It follows from model and device alone. More leave more of the last piece idle, and save no
+        time once the weights' way through memory takes less than the arithmetic, or, of a small
+        model, Python.
         """
         if self.device.type == "cuda":
-            return 8192
-        return 256 if self.is_small else 64
+            return 2048
+        return 256 if self.is_small else 96
 
     @property
     def num_threads(self) -> int:

@@ -30,9 +30,9 @@ def add_future_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
         future, client = state.futures.claim(body.request_id)
         if client.session_id in state.sessions:
             state.session(client.session_id)
-        with state.attendance.holding(client) as hold:
-            hold.is_lost = not await _held(future, call.receive)
-        if hold.is_lost:
+        with state.attendance.holding(client):
+            is_there = await _held(body.request_id, future, call.receive)
+        if not is_there:
             return json_answer({})  # nobody reads it
         if not future.done() and state.worker.is_alive:
             pending = {"type": "try_again", "request_id": body.request_id, "queue_state": "active"}
@@ -45,13 +45,13 @@ def add_future_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
         state.cancel_sample(body.request_id)
         return {}
 
-    async def _held(future: Future[Result], receive: Receive) -> bool:
+    async def _held(request_id: str, future: Future[Result], receive: Receive) -> bool:
         """Wait for a result; False when the client closes its connection meanwhile."""
         if future.done():
             return True
         held = Held()
-        state.futures.when_done(future, held.wake)
-        return await held.wait(receive)
+        with state.futures.waking(request_id, held):
+            return await held.wait(receive)
 
     @direct.post("/api/v1/retrieve_futures")
     async def retrieve_futures(call: Call) -> Answer:
@@ -62,8 +62,8 @@ def add_future_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
         log = state.futures.log(target, client)
         log.seen(body.prev_cursor)
         limit_s = HOLD_S if body.timeout is None else min(body.timeout, HOLD_S)
-        with state.attendance.holding(client) as hold:
-            hold.is_lost = not await _held_for(log, call.receive, limit_s)
+        with state.attendance.holding(client):
+            await _held_for(log, call.receive, limit_s)
         completions = [_completion(c.request_id, c.has_failed, c.num_bytes) for c in log.unseen]
         if not state.worker.is_alive:  # each of these is answered with what happened
             completions += [_completion(i, True, None) for i in state.futures.open_of(target)]

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -78,6 +78,12 @@ class _Entry:
     key: Hashable
     target: Target | None
     drop_at: float | None = None
+    held: list[Held] = field(default_factory=list)  # the requests that wait for it now
+    is_watched: bool = False
+
+    def wake(self) -> None:
+        for held in self.held:
+            held.wake()
 
 
 class Futures:
@@ -126,9 +132,21 @@ class Futures:
         if request_id in self._entries:
             self._entries[request_id].drop_at = time.monotonic() + KEEP_RESULT_S
 
-    def when_done(self, future: Future[Result], wake: Callable[[], None]) -> None:
-        """Call `wake` in the event loop once a future is done."""
-        self._wakes.when_done(future, wake)
+    @contextlib.contextmanager
+    def waking(self, request_id: str, held: Held) -> Iterator[None]:
+        """Wake a request in the event loop once the result that it waits for is there.
+
+        The future is told once, however often its client asks while it is computed.
+        """
+        entry = self._entries[request_id]
+        if not entry.is_watched:
+            entry.is_watched = True
+            self._wakes.when_done(entry.future, entry.wake)
+        entry.held.append(held)
+        try:
+            yield
+        finally:
+            entry.held.remove(held)
 
     def log(self, target: Target, client: Client) -> CompletionLog:
         """What was completed for a client; kept from the first time that somebody asks for it."""

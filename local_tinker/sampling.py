@@ -51,7 +51,7 @@ class Wave:
         self._slots: _Slots | None = (
             TransformersDecoding(engine.model, num_slots, padded)
             if self._sampler.decoder is None
-            else Decoding(self._sampler.decoder, num_slots, padded, engine.chunk_tokens)
+            else Decoding(self._sampler.decoder, num_slots, padded, engine.piece_tokens)
         )
         self._is_prefilled = False
         self._next_B = [0] * num_slots

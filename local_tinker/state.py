@@ -346,12 +346,13 @@ class State:
         return job
 
     def housekeeping(self) -> None:
-        """What has to be done now and then: silent sessions end, old results are dropped."""
+        """What has to be done now and then: who is silent for long is forgotten."""
         now = time.monotonic()
         for session in list(self.sessions.values()):
             if now - session.last_seen_at > SESSION_SILENCE_S:
                 logger.info("session %s: silent, ended", session.session_id)
                 self.finish_session(session.session_id)
+        self.attendance.drop_gone()
         self.futures.purge()
 
 

@@ -170,7 +170,14 @@ class Worker:
     def drop_session(self, session_id: str, error: Exception) -> None:
         """Drop the sample requests of a session's clients and answer them with an error."""
         with self._changed:
-            dropped = [p for p in self._all_unanswered() if p.client.session_id == session_id]
+            clients = [c for c in self._unanswered if c.session_id == session_id]
+        for client in clients:
+            self.drop_client(client, error)
+
+    def drop_client(self, client: Client, error: Exception) -> None:
+        """Drop the sample requests of a client and answer them with an error."""
+        with self._changed:
+            dropped = list(self._unanswered.get(client, {}).values())
             self._drop(dropped)
         for pending in dropped:
             _fail(pending.future, error)

@@ -1,74 +1,24 @@
-"""Samples in the queue: what nobody waits for is dropped or set aside, and clients take turns."""
+"""Samples in the queue: what nobody waits for is dropped, and clients take turns."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import pickle
-import signal
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import tinker
 
-import forked
 import local_tinker
-from local_tinker import attendance, wire
+from local_tinker import wire
 from local_tinker.engine import Engine
 from local_tinker.sample_queue import Client, PendingSample, SampleQueue
 from local_tinker.sample_requests import SampleRequest, check_request
-from local_tinker.sampling import Wave
 from local_tinker.state import RunQueue
-from local_tinker.worker import Worker
-from sdk_client import PROMPT, new_run, sample, using
-
-SHORT = {"max_tokens": 20, "temperature": 1.0, "stop": []}
-LONG = {**SHORT, "max_tokens": 440}
-GIVE_UP_S = 120.0
-
-
-async def until(is_met: Callable[[], bool]) -> None:
-    """Wait, but not for ever, for what does come."""
-    give_up_at = time.monotonic() + GIVE_UP_S
-    while not is_met():
-        assert time.monotonic() < give_up_at
-        await asyncio.sleep(0.01)
-
-
-def ask(sampler: tinker.SamplingClient, num: int, **params: Any) -> list[asyncio.Task[Any]]:
-    """Begin `num` samples, each with a seed of its own."""
-    return [
-        asyncio.ensure_future(sample(sampler, PROMPT, seed=seed, **params)) for seed in range(num)
-    ]
-
-
-class Standstill:
-    """Makes the compute thread wait, from the third token that it computes, until `end` is called.
-
-    So nothing ends before a test has seen all of it begin, however fast the machine is.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._may_go_on = threading.Event()
-        self.num_advanced = 0
-        advance = Wave.advance
-
-        def held_up(wave: Wave) -> None:
-            if self.num_advanced == 3:
-                self._may_go_on.wait(GIVE_UP_S)
-            self.num_advanced += 1
-            advance(wave)
-
-        monkeypatch.setattr(Wave, "advance", held_up)
-
-    def end(self) -> None:
-        self._may_go_on.set()
+from sdk_client import PROMPT, new_run, using
+from standstill import LONG, SHORT, Standstill, ask, until
 
 
 @pytest.fixture
@@ -76,10 +26,6 @@ def standstill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standstill]:
     made = Standstill(monkeypatch)
     yield made
     made.end()
-
-
-def bits(answers: list[Any]) -> list[tuple[list[int], list[float]]]:
-    return [(list(one.tokens), list(one.logprobs)) for (one,) in answers]
 
 
 def request_of(
@@ -153,154 +99,6 @@ def test_all_that_waits_in_a_run_is_released_in_its_order() -> None:
 
     asyncio.run(body())
     assert released == [2, 5, 9]
-
-
-# --- clients that go away -------------------------------------------------------------------------
-
-ASKING = """
-import asyncio, pickle, sys
-import tinker
-from tinker import types
-
-async def main():
-    if sys.argv[1] == "clone":
-        sampler = pickle.load(open(sys.argv[2], "rb"))
-    else:
-        client = tinker.ServiceClient(base_url=sys.argv[2], api_key=sys.argv[3])
-        sampler = await client.create_sampling_client(base_model="llama")
-    params = types.SamplingParams(max_tokens=440, temperature=1.0, stop=[])
-    prompt = types.ModelInput.from_ints([5, 6, 7, 8])
-    await asyncio.gather(*(sampler.sample(prompt, 1, params) for _ in range(100)))
-
-asyncio.run(main())
-"""
-
-
-def test_a_killed_client_holds_nobody_up(
-    service: local_tinker.Service, tmp_path: Path, standstill: Standstill
-) -> None:
-    key = service.open_folder(tmp_path)
-    worker, held = service._state.worker, service._state.attendance._num_held
-
-    async def body(client: tinker.ServiceClient) -> None:
-        sampler = await client.create_sampling_client(base_model="llama")
-        process = forked.Process("-c", ASKING, "client", service.base_url, key)
-        await until(lambda: held.total() == 100 and standstill.num_advanced == 3)
-        process.send_signal(signal.SIGKILL)
-        await until(lambda: worker.num_set_aside > 0)
-        standstill.end()
-        (answer,) = await sample(sampler, PROMPT, max_tokens=20, temperature=0.0, stop=[])
-        assert len(answer.tokens) == 20
-        await until(lambda: not worker._waves)  # those in flight ended at the next token
-        assert worker.num_queued == (0, 0)
-        assert worker.num_set_aside == 100
-        assert not any(row.tokens for p in worker._all_unanswered() for row in p.rows)
-        page = httpx.get(f"{service.base_url}/").text
-        assert "100 sample requests of clients that went away" in page
-        (session_id,) = {pending.client.session_id for pending in worker._all_unanswered()}
-        service._state.sessions[session_id].last_seen_at -= 1e6
-        service._state.housekeeping()
-        assert worker.num_set_aside == 0
-
-    using(service, tmp_path, body)
-
-
-def test_a_killed_process_does_not_stop_the_others_of_its_session(
-    service: local_tinker.Service, tmp_path: Path, standstill: Standstill
-) -> None:
-    worker, held = service._state.worker, service._state.attendance._num_held
-
-    async def body(client: tinker.ServiceClient) -> None:
-        sampler = await client.create_sampling_client(base_model="llama")
-        (tmp_path / "sampler").write_bytes(pickle.dumps(sampler))
-        process = forked.Process("-c", ASKING, "clone", tmp_path / "sampler")
-        await until(lambda: held.total() == 100)
-        asked = ask(sampler, 40, **SHORT)
-        await until(lambda: held.total() == 140)
-        process.send_signal(signal.SIGKILL)
-        await until(lambda: worker.num_set_aside > 0)
-        standstill.end()
-        assert all(len(one.tokens) == 20 for (one,) in await asyncio.gather(*asked))
-        assert worker.num_queued == (0, 0)
-        assert worker.num_set_aside == 100
-
-    using(service, tmp_path, body)
-
-
-@contextlib.contextmanager
-def relay(base_url: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    """An address that leads to the service, and a function that breaks all its connections.
-
-    In a thread of its own: the SDK waits for its first answers in the caller's event loop.
-    """
-    url = httpx.URL(base_url)
-    writers: list[asyncio.StreamWriter] = []
-
-    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while content := await reader.read(65536):
-                writer.write(content)
-                await writer.drain()
-        writer.close()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        reader_on, writer_on = await asyncio.open_connection(url.host, url.port)
-        writers.extend((writer, writer_on))
-        await asyncio.gather(pipe(reader, writer_on), pipe(reader_on, writer))
-
-    def cut() -> None:
-        while writers:
-            writers.pop().transport.abort()
-
-    loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(connected, "127.0.0.1", 0))
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        port = server.sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}", lambda: loop.call_soon_threadsafe(cut) and None
-    finally:
-        loop.call_soon_threadsafe(cut)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.run_until_complete(asyncio.sleep(0.01))  # for what the cut connections still do
-        server.close()
-        loop.close()
-
-
-def test_a_client_that_comes_back_gets_every_answer_with_the_same_bits(
-    service: local_tinker.Service,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    standstill: Standstill,
-) -> None:
-    """The SDK asks again a second after its connections broke; it is away by then."""
-    monkeypatch.setattr(attendance, "AWAY_S", 0.02)
-    nums_set_aside: list[int] = []
-    set_aside = Worker.set_aside
-
-    def noted(worker: Worker, client: Client) -> int:
-        nums_set_aside.append(set_aside(worker, client))
-        return nums_set_aside[-1]
-
-    monkeypatch.setattr(Worker, "set_aside", noted)
-    held = service._state.attendance._num_held
-
-    async def body(address: str, cut: Callable[[], None]) -> None:
-        client = tinker.ServiceClient(base_url=address, api_key=service.open_folder(tmp_path))
-        sampler = await client.create_sampling_client(base_model="llama")
-        asked = ask(sampler, 50, **SHORT)
-        await until(lambda: held.total() == 50 and standstill.num_advanced == 3)
-        cut()
-        await until(lambda: bool(nums_set_aside))
-        standstill.end()
-        answers = await asyncio.gather(*asked)
-        assert nums_set_aside[0] == 50
-        assert bits(await asyncio.gather(*ask(sampler, 50, **SHORT))) == bits(answers)
-        await client.close("success")
-
-    with relay(service.base_url) as (address, cut):
-        asyncio.run(asyncio.wait_for(body(address, cut), GIVE_UP_S))
 
 
 # --- samples that are cancelled -------------------------------------------------------------------
