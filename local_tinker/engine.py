@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -29,6 +30,8 @@ from local_tinker.lora import LORA_ALPHA, LoraShape
 from local_tinker.tokenizer import TextLostError, load_by_auto
 from local_tinker.training import ForwardResult, TrainingRun, on_cpu
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
+
+logger = logging.getLogger(__name__)
 
 MAX_LOGITS_ELEMENTS = 64 * 1024 * 1024  # rows x tokens x vocabulary of one forward pass
 MAX_WAVE_TOKENS = 64 * 1024  # rows x padded prompt tokens of one wave of samples
@@ -59,6 +62,7 @@ class Engine:
     device: torch.device
     model: Any
     tokenizer: Any
+    num_base_bytes: int  # of the base model, with the copy of an unembedding that was untied
     aliases: set[str] = field(default_factory=set)  # under which other services knew it
     _peft: Any = None
     _active: str | None = None  # the adapter that forward passes go through now
@@ -97,13 +101,17 @@ class Engine:
         _choose_kernels(model)
         model.to(device=chosen)  # pyright: ignore[reportCallIssue]
         model.eval().requires_grad_(False)
-        return cls(name=name, path=path, device=chosen, model=model, tokenizer=tokenizer)
+        if (short := _short_context(model)) is not None:
+            logger.warning(
+                "%s: its rotary positions (LongRoPE) change for a whole batch when one of its "
+                "texts is longer than %d tokens, so it is served up to that length",
+                name,
+                short,
+            )
+        num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        return cls(name, path, chosen, model, tokenizer, num_bytes)
 
     # --- facts about the base model ---------------------------------------------------------
-
-    @functools.cached_property
-    def num_base_bytes(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     @functools.cached_property
     def is_small(self) -> bool:
@@ -148,8 +156,10 @@ class Engine:
 
     @functools.cached_property
     def max_context_length(self) -> int:
+        """Positions from 0 up that a forward pass may use, also in rows that nobody waits for."""
         config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        longest = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        return min(longest, _short_context(self.model) or longest)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -180,7 +190,7 @@ class Engine:
         adapter = self._new_adapter_name()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(secrets.randbits(63) if seed is None else seed)
-            self._add_adapter(adapter, lora.make_config(self.model, self.name, shape))
+            self._add_adapter(adapter, shape)
         self._activate(adapter)
         parameters = [(n, p) for n, p in self._peft.named_parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -192,7 +202,12 @@ class Engine:
         self._num_adapters_made += 1
         return f"adapter{self._num_adapters_made}"
 
-    def _add_adapter(self, adapter: str, config: LoraConfig) -> None:
+    def _add_adapter(self, adapter: str, shape: LoraShape) -> None:
+        was_tied = lora.is_tied(self.model)
+        config = lora.make_config(self.model, self.name, shape)
+        if was_tied and not lora.is_tied(self.model):
+            unembedding = self.model.get_output_embeddings().weight
+            self.num_base_bytes += unembedding.numel() * unembedding.element_size()
         if self._peft is None:
             self._peft = PeftModel(self.model, config, adapter_name=adapter)
             self._peft.eval()
@@ -367,7 +382,7 @@ class Engine:
             matrices = decoder_weights.read_lora(stored.adapter, self.device)
             return SamplerAdapter(self._decoder(matrices, LORA_ALPHA / shape.rank, directory.name))
         name = self._new_adapter_name()
-        self._add_adapter(name, lora.make_config(self.model, self.name, shape))
+        self._add_adapter(name, shape)
         with contextlib.ExitStack() as undo:
             undo.callback(self._delete_adapter, name)
             self._set_adapter(name, stored.adapter, directory)
@@ -417,6 +432,19 @@ def _choose_kernels(model: Any) -> None:
         # The only one whose bits do not depend on the other rows; it copies an expert's weights
         # for every token, which large models have no memory for.
         model.set_experts_implementation("batched_mm")
+
+
+def _short_context(model: Any) -> int | None:
+    """How long texts may be before LongRoPE takes its other factors, for every text beside them.
+
+    None: the model has no LongRoPE. Its parameters are the whole model's, or each layer type's.
+    """
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return min(
+        (k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == "longrope"),
+        default=None,
+    )
 
 
 def _count_parameters(model: Any) -> int:

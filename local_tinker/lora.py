@@ -166,10 +166,15 @@ def _leaf(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
+def is_tied(model: Any) -> bool:
+    """Whether embedding and unembedding are one tensor."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def untie_unembedding(model: Any) -> None:
     """Give a tied unembedding its own copy, so that merging its LoRA spares the embedding."""
-    unembedding = model.get_output_embeddings()
-    if unembedding.weight is model.get_input_embeddings().weight:
+    if is_tied(model):
+        unembedding = model.get_output_embeddings()
         unembedding.weight = torch.nn.Parameter(
             unembedding.weight.detach().clone(), requires_grad=False
         )

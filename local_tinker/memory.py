@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from local_tinker import checkpoints
+from local_tinker.checkpoints import StorageError
 from local_tinker.engine import Engine
 from local_tinker.lora import LoraShape
 from local_tinker.training import TrainingRun, on_cpu
@@ -59,13 +61,13 @@ class RunMemory:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._num_base_bytes = 0
+        self._engines: list[Engine] = []
         self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently used first
 
     @property
     def room_bytes(self) -> int:
         """What the base models leave for runs."""
-        return self.limit_bytes - self._num_base_bytes
+        return self.limit_bytes - sum(engine.num_base_bytes for engine in self._engines)
 
     @property
     def num_run_bytes(self) -> int:
@@ -74,7 +76,7 @@ class RunMemory:
 
     def reserve(self, engine: Engine) -> None:
         """Count a base model that has been loaded."""
-        self._num_base_bytes += engine.num_base_bytes
+        self._engines.append(engine)
 
     def add(self, engine: Engine, root: Path, run: TrainingRun) -> None:
         """Keep a new run, parking others for it.
@@ -105,11 +107,12 @@ class RunMemory:
         if isinstance(held.run, _Parked):
             parked = held.run
             self._make_room(parked.num_bytes)
+            tensors = _read_parked(run_id, parked.file)
             run = held.engine.create_run(run_id, parked.shape, 0, parked.user_metadata)
-            run.restore(load_file(parked.file))
+            run.restore(tensors)
             run.num_optimizer_steps, run.refusal = parked.num_optimizer_steps, parked.refusal
             held.run = run
-            parked.file.unlink()
+            parked.file.unlink(missing_ok=True)
             return run
         return held.run
 
@@ -146,3 +149,13 @@ class RunMemory:
         engine.unload_run(run)
         logger.info("parked run %s on disk to stay within the memory limit", run.run_id)
         return parked
+
+
+def _read_parked(run_id: str, file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"run {run_id} had to leave the memory and cannot be read back from {file}: {error}. "
+            "Load its last checkpoint into a new run"
+        ) from error

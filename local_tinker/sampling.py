@@ -49,7 +49,7 @@ class Wave:
         self._sampler = engine.acquire_sampler(self.key.weights)
         padded = self.key.padded_length_tokens
         self._slots: _Slots | None = (
-            TransformersDecoding(engine.model, num_slots, padded)
+            TransformersDecoding(engine.model, num_slots, padded, engine.max_context_length)
             if self._sampler.decoder is None
             else Decoding(self._sampler.decoder, num_slots, padded, engine.piece_tokens)
         )

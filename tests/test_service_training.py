@@ -15,13 +15,16 @@ from transformers import AutoModelForCausalLM
 
 import local_tinker
 from local_tinker.session_routes import CLIENT_CONFIG
+from model_dirs import make_model_dir
 from sdk_client import (
     ADAM,
     DATA,
+    PROMPT,
     adapter_of,
     datum,
     new_run,
     same_bits,
+    sample,
     train,
     using,
 )
@@ -311,6 +314,51 @@ def test_runs_beyond_the_memory_limit_wait_on_disk_and_lose_nothing(
     for one, other in zip(roomy, cramped, strict=True):
         assert same_bits(adapter_of(tmp_path / "roomy", one), adapter_of(tmp_path / "tight", other))
     assert not list((tmp_path / "tight").glob(".scratch-*/*"))  # nothing stays parked
+
+
+def test_a_parked_run_that_cannot_be_read_back_leaves_no_half_of_it(
+    tmp_path: Path, llama_dir: Path
+) -> None:
+    with local_tinker.start([("llama", str(llama_dir))]) as tight:
+        memory, engine = tight._memory, tight._state.engines["llama"]
+
+        async def body(client: tinker.ServiceClient) -> None:
+            first = await new_run(client)
+            memory.limit_bytes -= memory.room_bytes - memory.num_run_bytes
+            await new_run(client)
+            (parked,) = tmp_path.glob(".scratch-*/*.safetensors")
+            parked.write_bytes(b"")
+            for _ in range(2):
+                with pytest.raises(tinker.RequestFailedError, match="cannot be read back"):
+                    await first.forward_backward(DATA, "cross_entropy")
+            assert engine._peft is None  # the other one was parked for it
+
+        using(tight, tmp_path, body)
+
+
+def test_the_copy_of_an_untied_unembedding_counts_as_memory(tmp_path: Path) -> None:
+    """What was loaded for sampling before sees the same weights, and holds no copy of its own."""
+    model_dir = make_model_dir(tmp_path / "tied", "llama", tied=True)
+    with local_tinker.start([("tied", str(model_dir))]) as service:
+        engine, memory = service._state.engines["tied"], service._memory
+        before = memory.room_bytes
+
+        async def body(client: tinker.ServiceClient) -> None:
+            spared = await client.create_lora_training_client("tied", rank=4, train_unembed=False)
+            sampler = await spared.save_weights_and_get_sampling_client()
+            first = await sample(sampler, PROMPT, max_tokens=8, seed=1, stop=[])
+            assert memory.room_bytes == before
+            await client.create_lora_training_client("tied", rank=4, train_unembed=True)
+            unembedding = engine.model.get_output_embeddings().weight
+            assert before - memory.room_bytes == unembedding.nbytes
+            second = await sample(sampler, PROMPT, max_tokens=8, seed=1, stop=[])
+            assert list(second[0].logprobs) == list(first[0].logprobs)
+            (loaded,) = engine._sampler_adapters.values()
+            assert loaded.decoder is not None
+            embedding = engine.model.get_input_embeddings().weight
+            assert loaded.decoder.unembedding.weights[0] is embedding
+
+        using(service, tmp_path / "checkpoints", body)
 
 
 def test_runs_take_turns(service: local_tinker.Service, tmp_path: Path) -> None:
