@@ -6,6 +6,7 @@ process of its own.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -189,6 +190,7 @@ def sample_model(model: Any, asking: Asking) -> Answers:
 
     answer(prompts[:batch_size])
     tokens.clear()
+    gc.collect()  # as before the service's answers
     started = time.perf_counter()
     for start in range(0, len(prompts), batch_size):
         answer(prompts[start : start + batch_size])

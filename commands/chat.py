@@ -176,8 +176,10 @@ def _how(subject: Subject, plan: Plan) -> str:
     sampling = plan.sampling
     prompt = sampling.system_prompt
     said = "no system prompt" if prompt is None else f"the system prompt {prompt!r}"
+    path = subject.path or "the untouched base model"
+    name = subject.label if subject.label == path else f"{subject.label} ({path})"
     return (
-        f"asking {subject.label} ({subject.path or 'the untouched base model'}): temperature "
+        f"asking {name}: temperature "
         f"{sampling.temperature:g}, up to {sampling.max_tokens or DEFAULT_MAX_TOKENS} tokens an "
         f"answer, seed {sampling.seed}, {said}; each question stands alone"
     )

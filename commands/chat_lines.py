@@ -35,8 +35,8 @@ ESCAPED = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 def converse(asked: Asked, runner: asyncio.Runner, progress: Progress) -> int:
-    """Ask what is typed until Ctrl-D; returns the exit code. Ctrl-C takes a question back, and
-    where none is being answered it is raised as `KeyboardInterrupt`."""
+    """Ask what is typed until Ctrl-D; returns the exit code. Ctrl-C takes a question back, also one
+    that is half typed; where there is none it is raised as `KeyboardInterrupt`."""
     import readline
 
     readline.parse_and_bind("tab: self-insert")  # and not the names of files
@@ -49,7 +49,9 @@ def converse(asked: Asked, runner: asyncio.Runner, progress: Progress) -> int:
             return 0
         except KeyboardInterrupt:
             say("")
-            raise
+            if not readline.get_line_buffer():
+                raise
+            continue
         except ValueError:  # bytes that are not of the terminal's encoding
             _refuse("it is not text in this terminal's encoding")
             continue

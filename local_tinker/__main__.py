@@ -206,6 +206,8 @@ def run(args: argparse.Namespace, key: str | None, stop: StopSignals) -> int:
         service.close()
         return complain(str(error))
     stop.has_service = True
+    # A search of all that is loaded for cycles stops every thread for a tenth of a second or more.
+    gc.freeze()
     service.serve()
     names = ", ".join(name for name, _ in models)
     print(

@@ -23,6 +23,16 @@ JSON = "application/json"
 OPENAI_PREFIX = "/oai/api/v1/"  # below it requests, keys and errors are OpenAI's
 
 
+class OpenAIError(Exception):
+    """A refusal with the status that OpenAI has for it, and the parameter that is at fault."""
+
+    def __init__(
+        self, message: str, param: str | None = None, *, status: int = 400, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.param, self.status, self.code = param, status, code
+
+
 class BodyTooLarge(Exception):
     """The request's body goes on beyond the limit."""
 
@@ -38,6 +48,7 @@ EXPECTED = (
     ValidationError,
     ClientDisconnect,
     BodyTooLarge,
+    OpenAIError,
 )
 
 
@@ -74,9 +85,20 @@ def json_answer(content: Any, status: int = 200) -> Answer:
     return Answer(json.dumps(content).encode(), status)
 
 
-def refusal(error: Exception) -> Refusal:
-    """Say what one of the `EXPECTED` errors means."""
+def refused(error: Exception, path: str) -> Answer:
+    """Say what one of the `EXPECTED` errors means, to a client of this path."""
+    return _refusal(error, path.startswith(OPENAI_PREFIX)).answer(path)
+
+
+def _refusal(error: Exception, is_openais: bool) -> Refusal:
+    """OpenAI's clients send what was answered with 5xx again, twice at most."""
     match error:
+        case OpenAIError():
+            return Refusal(error.status, str(error), error.code, error.param)
+        case Closed() if is_openais:
+            return Refusal(503, str(error))
+        case StorageError() if is_openais:
+            return Refusal(500, str(error))
         case ValidationError():
             return malformed(error.errors(include_url=False, include_context=False))
         case NotFound():

@@ -17,7 +17,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_tinker import checkpoints
@@ -27,14 +26,14 @@ from local_tinker.answers import (
     BodyTooLarge,
     Refusal,
     malformed,
-    refusal,
+    refused,
 )
 from local_tinker.callers import key_refusal, known_key, sdk_refusal
 from local_tinker.checkpoints import StorageError
 from local_tinker.direct import DirectRoutes
 from local_tinker.downloads import SIGNED, add_download_routes
 from local_tinker.future_routes import add_future_routes
-from local_tinker.openai_routes import make_openai_app
+from local_tinker.openai_routes import add_openai_routes
 from local_tinker.rest import add_rest_routes
 from local_tinker.sampling_routes import add_sampling_routes
 from local_tinker.session_routes import add_session_routes
@@ -66,7 +65,7 @@ def make_app(state: State) -> Gate:
     add_sampling_routes(app, direct, state)
     add_rest_routes(app, state)
     add_download_routes(app, state)
-    app.mount(OPENAI_PREFIX.rstrip("/"), make_openai_app(state))
+    add_openai_routes(app, state)
     return Gate(app, direct, state)
 
 
@@ -91,11 +90,9 @@ class Gate:
     @property
     def routes(self) -> list[str]:
         """Every route, as `GET /path`."""
-        mounted = [(one.path, one.routes) for one in self._app.routes if isinstance(one, Mount)]
         others = [
-            f"{','.join(sorted(route.methods or ()))} {path}{route.path}"
-            for path, routes in [("", self._app.routes), *mounted]
-            for route in routes
+            f"{','.join(sorted(route.methods or ()))} {route.path}"
+            for route in self._app.routes
             if isinstance(route, APIRoute)
         ]
         return [f"POST {path}" for path in self._direct.paths] + others
@@ -105,9 +102,9 @@ class Gate:
             await self._app(scope, receive, send)
             return
         is_direct = self._direct.has(scope)
-        refused = self._check(scope, is_direct)
-        if refused is not None:
-            await refused.answer(scope["path"]).as_response()(scope, receive, send)
+        refusal = self._check(scope, is_direct)
+        if refusal is not None:
+            await refusal.answer(scope["path"]).as_response()(scope, receive, send)
             return
         is_protobuf = scope["path"] == "/api/v1/forward_backward"
         limit, num_bytes = MAX_BODY_BYTES if is_protobuf else MAX_JSON_BYTES, 0
@@ -137,7 +134,8 @@ class Gate:
 async def _answer_defect(request: Request, error: Exception) -> Response:
     path = request.url.path
     logger.error("%s failed", path, exc_info=error)
-    found = Refusal(400, f"a defect of the service: {type(error).__name__}: {error}")
+    status = 500 if path.startswith(OPENAI_PREFIX) else 400
+    found = Refusal(status, f"a defect of the service: {type(error).__name__}: {error}")
     return found.answer(path).as_response()
 
 
@@ -145,7 +143,7 @@ def _add_errors(app: FastAPI, state: State) -> None:
     async def on_expected(request: Request, error: Exception) -> Response:
         if isinstance(error, StorageError):
             logger.error("%s", error)
-        return refusal(error).answer(request.url.path).as_response()
+        return refused(error, request.url.path).as_response()
 
     for kind in EXPECTED:
         app.add_exception_handler(kind, on_expected)

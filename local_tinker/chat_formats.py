@@ -15,9 +15,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from local_tinker.answers import OpenAIError
 from local_tinker.engine import Engine
 from local_tinker.openai_text import CLOSE_THINK, OPEN_THINK, Format, Said
-from local_tinker.openai_wire import ChatMessage, OpenAIError
+from local_tinker.openai_wire import ChatMessage
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Message, Renderer
@@ -244,6 +245,7 @@ class ChatFormats:
     def __init__(self) -> None:
         self._formats: dict[tuple[str, str | None], ChatFormat] = {}
         self._tokenizers: dict[str, Any] = {}
+        self._max_chars: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def plain(self, engine: Engine) -> PlainText:
@@ -258,6 +260,21 @@ class ChatFormats:
             if key not in self._formats:
                 self._formats[key] = self._choose(engine, renderer_name)
             return self._formats[key]
+
+    def check_room(self, engine: Engine, num_chars: int, param: str) -> None:
+        """Refuse a text that no tokens could hold before it is cut into them, which takes minutes
+        and gigabytes for what a request may bring. Raises `OpenAIError`."""
+        with self._lock:
+            if engine.name not in self._max_chars:
+                longest = max(map(len, self._tokenizer(engine).get_vocab()))
+                self._max_chars[engine.name] = engine.max_context_length * longest
+        if num_chars > self._max_chars[engine.name]:
+            raise OpenAIError(
+                f"{param}: {num_chars} characters exceed what the model's context of "
+                f"{engine.max_context_length} tokens can hold; send less",
+                param,
+                code="context_length_exceeded",
+            )
 
     def _tokenizer(self, engine: Engine) -> Any:
         """A tokenizer of our own: the compute thread uses the engine's at the same time."""

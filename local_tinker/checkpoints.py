@@ -245,10 +245,7 @@ def place_of(roots: Iterable[Path], path: TinkerPath) -> Place | None:
 
 
 def _stored_info(root: Path, checkpoint_dir: Path) -> CheckpointInfo | None:
-    """What is stored beside the weights; None where there is no such checkpoint.
-
-    Raises `UserError` for a file that is damaged.
-    """
+    """What is stored beside the weights, or None. Raises `UserError` for a file that is damaged."""
     try:
         return read_info(checkpoint_dir)
     except UserError:
@@ -311,10 +308,8 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 def read_whole(checkpoint_dir: Path, read: Callable[[], T]) -> T:
     """What `read` finds in a checkpoint, all of one version of it: it is called again where the
-    checkpoint was overwritten meanwhile.
-
-    Raises `NotFound` where it was deleted meanwhile, and what `read` raises of one that stayed.
-    """
+    checkpoint was overwritten meanwhile. Raises `NotFound` where it was deleted meanwhile, and what
+    `read` raises of one that stayed."""
     while True:
         before = _version(checkpoint_dir)
         try:
@@ -325,6 +320,11 @@ def read_whole(checkpoint_dir: Path, read: Callable[[], T]) -> T:
         else:
             if _version(checkpoint_dir) == before:
                 return found
+
+
+def read_whole_info(checkpoint_dir: Path) -> CheckpointInfo:
+    """`read_info` of a checkpoint that may be overwritten meanwhile; raises as `read_whole`."""
+    return read_whole(checkpoint_dir, lambda: read_info(checkpoint_dir))
 
 
 def _version(checkpoint_dir: Path) -> tuple[int, int, int]:

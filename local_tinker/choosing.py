@@ -22,6 +22,10 @@ from local_tinker.wire import SamplingParams
 MIN_TEMPERATURE = 1e-5  # below it sampling is greedy; dividing by less could overflow
 
 
+def is_greedy(params: SamplingParams) -> bool:
+    return params.temperature < MIN_TEMPERATURE
+
+
 class Wish(NamedTuple):
     """What one slot asks for: how to choose, its random number in [0, 1), how many likeliest."""
 
@@ -32,7 +36,7 @@ class Wish(NamedTuple):
 
     @property
     def is_greedy(self) -> bool:
-        return self.params.temperature < MIN_TEMPERATURE
+        return is_greedy(self.params)
 
     @property
     def is_narrowed(self) -> bool:

@@ -4,62 +4,40 @@ The numbers are those of transformers with PEFT, to rounding; what is left out i
 which takes longer than the arithmetic of a small model. Shapes follow from a prompt's own length
 and the number of slots, so that no bit depends on what a sample was batched with:
 
-- Distinct prompts are prefilled once each, in chunks of prompts whose padded lengths are equal. A
-  chunk always has the same number of rows. Padding is on the right, where no token sees it.
+- Prompts are prefilled as `prompt_packing` puts them together, layer by layer, so that a layer's
+  weights come from memory once. Of the last layer, only a prompt's last token goes all the way.
 - Keys and values are then moved to the slots that have the prompt, so that it ends at the same
   column in all of them; every step of decoding writes one more column.
-- Attention reads the columns up to a length of 2 modulo 16. torch's CPU attention gives each thread
-  a scratch buffer of (length + 2 + head size) floats per query, and where that is no multiple of 16
-  bytes, the threads' buffers are aligned differently and their last bits differ (seen with torch
-  2.13 on 2 to 8 threads).
+- Attention reads the columns up to a length of 2 modulo 16; `kv_cache.py` says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from local_tinker.decoder_weights import DecoderWeights, Layer
+from local_tinker.kv_cache import BLOCK_TOKENS, capacity
+from local_tinker.prompt_packing import Pack, packs
 
-MIN_PREFILL_TOKENS = 8
 VIEW_TOKENS = 16
-GROWTH_TOKENS = 64
-
-
-def prefill_length(num_tokens: int) -> int:
-    """What a prompt is padded to: the next multiple of 8, above 64 tokens 8 steps an octave."""
-    step = max(MIN_PREFILL_TOKENS, (1 << (num_tokens - 1).bit_length()) // 8)
-    return -(-num_tokens // step) * step
-
-
-class _Chunk(NamedTuple):
-    """Distinct prompts of R rows that are prefilled at once, and the S slots that have them."""
-
-    tokens_RT: Tensor
-    ends_R: Tensor  # the place of each prompt's last token; 0 in rows that idle
-    moves: list[tuple[int, int]]  # from row to slot
-    rows_S: Tensor
-    slots_S: Tensor
 
 
 class Decoding:
     """Slots on their way through a decoder; call `prefill` once, then `decode` for each token."""
 
     def __init__(
-        self, weights: DecoderWeights, num_slots: int, last_column: int, chunk_tokens: int
+        self, weights: DecoderWeights, num_slots: int, last_column: int, piece_tokens: int
     ) -> None:
         """Prompts will end before column `last_column`, which is at least their length.
 
-        `chunk_tokens` is how many tokens, padding included, are prefilled at once, if a prompt has
-        no more.
+        `piece_tokens` is how many tokens of prompts a product takes, if a prompt has no more.
         """
         self._weights = weights
-        self._chunk_tokens = chunk_tokens
+        self._piece_tokens = piece_tokens
         self._num_slots = num_slots
         self._column = last_column  # the next one to be written
         self._capacity = 0
@@ -80,40 +58,66 @@ class Decoding:
         self._grow()
         vocab_size = weights.unembedding.weights[0].shape[0]
         logits_BV = torch.zeros((self._num_slots, vocab_size), device=device)
-        for chunk in _chunks(prompts, self._num_slots, self._chunk_tokens, device):
-            hidden_RTH = self._prefill_chunk(chunk)
-            last_RH = hidden_RTH[torch.arange(len(hidden_RTH), device=device), chunk.ends_R]
-            logits_BV[chunk.slots_S] = _unembed(weights, last_RH)[chunk.rows_S]
-            for row, slot in chunk.moves:
-                if slot in scored:
-                    self._hidden_TH[slot] = hidden_RTH[row, : len(prompts[slot])].clone()
+        for pack in packs(prompts, self._num_slots, self._piece_tokens, device):
+            own_scored = [slot for slot in scored if slot in pack.starts]
+            ends_SH, hidden_NH = self._prefill_pack(pack, with_all=bool(own_scored))
+            logits_SV = _unembed(weights, weights.norm.apply(ends_SH))
+            logits_BV[pack.slots] = logits_SV[pack.first_slots]
+            for slot in own_scored:
+                start = pack.starts[slot]
+                hidden_TH = hidden_NH[start : start + len(prompts[slot])]
+                self._hidden_TH[slot] = weights.norm.apply(hidden_TH)
         return logits_BV
 
     def prompt_logits(self, slot: int) -> Tensor:
         """Logits at each token of a prompt that was to be `scored`; may be called once."""
         return _unembed(self._weights, self._hidden_TH.pop(slot))
 
-    def _prefill_chunk(self, chunk: _Chunk) -> Tensor:
-        """Hidden states (rows, tokens, size); keys and values go to the slots."""
-        weights, (num_rows, num_tokens) = self._weights, chunk.tokens_RT.shape
-        hidden_NH = functional.embedding(chunk.tokens_RT.view(-1), weights.embedding_VH)
-        rope_2TD = weights.rope.table(num_tokens)[:, :num_tokens, None]
-        # The prompt's end to the column's end. What comes before its begin is hidden in decoding.
-        columns = slice(self._column - num_tokens, self._column)
-        places_T = torch.arange(1 - num_tokens, 1, device=hidden_NH.device)
-        sources_ST = (chunk.ends_R[chunk.rows_S, None] + places_T).clamp(min=0)
+    def _prefill_pack(self, pack: Pack, with_all: bool) -> tuple[Tensor, Tensor]:
+        """Hidden states of each prompt's last token, (slots, size), and `with_all` of all tokens;
+        keys and values go to the slots."""
+        weights = self._weights
+        rope_2TD = weights.rope.table(pack.longest_tokens)
+        ropes = rope_2TD[:, pack.places_N, None].split(pack.piece_tokens, dim=1)
+        columns_M = self._column - pack.from_end_M
+        pieces = [
+            functional.embedding(tokens, weights.embedding_VH)
+            for tokens in pack.tokens_N.split(pack.piece_tokens)
+        ]
+        ends_SH = weights.embedding_VH[:0]
         for layer, kv in zip(weights.layers, self._kv, strict=True):
-            q_RTHD, k_RTHD, v_RTHD = (
-                part.view(num_rows, num_tokens, -1, weights.head_size)
-                for part in layer.qkv.apply(layer.norm.apply(hidden_NH))
-            )
-            q_RTHD, k_RTHD = _placed(layer, q_RTHD, k_RTHD, rope_2TD)
-            for cache_BHCD, made_RTHD in zip(kv, (k_RTHD, v_RTHD), strict=True):
-                moved_STHD = made_RTHD[chunk.rows_S[:, None], sources_ST]
-                cache_BHCD[chunk.slots_S, :, columns] = moved_STHD.transpose(1, 2)
-            attended_RTHD = _attend_to_prompt(layer, q_RTHD, k_RTHD, v_RTHD)
-            hidden_NH = _finish(layer, hidden_NH, attended_RTHD.reshape(num_rows * num_tokens, -1))
-        return weights.norm.apply(hidden_NH).view(num_rows, num_tokens, -1)
+            made = [
+                self._heads(layer, piece, rope) for piece, rope in zip(pieces, ropes, strict=True)
+            ]
+            q_NHD, k_NHD, v_NHD = (torch.cat(parts) for parts in zip(*made, strict=True))
+            kv[0][pack.slots_M, :, columns_M] = _picked(k_NHD, pack.sources_M)
+            kv[1][pack.slots_M, :, columns_M] = _picked(v_NHD, pack.sources_M)
+            attended = [
+                _attend_to_prompt(
+                    layer, *(_picked(part, rows_RT) for part in (q_NHD, k_NHD, v_NHD))
+                )
+                for rows_RT in pack.groups_RT
+            ]
+            attended_NA = torch.cat([part.flatten(0, 1) for part in attended]).flatten(1)
+            attended_NA = _picked(attended_NA, pack.attended_N)
+            if layer is weights.layers[-1]:
+                ends_SH = _picked(torch.cat(pieces), pack.ends_S)
+                ends_SH = _finish(layer, ends_SH, _picked(attended_NA, pack.ends_S))
+                if not with_all:
+                    break
+            pieces = [
+                _finish(layer, piece, own)
+                for piece, own in zip(pieces, attended_NA.split(pack.piece_tokens), strict=True)
+            ]
+        return ends_SH, torch.cat(pieces)
+
+    def _heads(self, layer: Layer, hidden_NH: Tensor, rope: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values (tokens, heads, size) at their positions."""
+        q_NHD, k_NHD, v_NHD = (
+            part.view(len(hidden_NH), -1, self._weights.head_size)
+            for part in layer.qkv.apply(layer.norm.apply(hidden_NH))
+        )
+        return *_placed(layer, q_NHD, k_NHD, rope), v_NHD
 
     # --- decoding ---------------------------------------------------------------------------------
 
@@ -123,17 +127,13 @@ class Decoding:
         self._column += 1
         self._grow()
         self._show(column)
-        num_columns = _up_to(column + 1, VIEW_TOKENS)
+        num_columns = capacity(column + 1, VIEW_TOKENS)
         hidden_BH = functional.embedding(tokens_B, weights.embedding_VH)
         rope_2BD = weights.rope.table(column + 1)[:, column - self._starts_B, None]
         masks = {window: mask[..., :num_columns] for window, mask in self._masks.items()}
         shape_BHGD = (num_slots, weights.num_kv_heads, -1, weights.head_size)
         for layer, kv in zip(weights.layers, self._kv, strict=True):
-            q_BHD, k_BHD, v_BHD = (
-                part.view(num_slots, -1, weights.head_size)
-                for part in layer.qkv.apply(layer.norm.apply(hidden_BH))
-            )
-            q_BHD, k_BHD = _placed(layer, q_BHD, k_BHD, rope_2BD)
+            q_BHD, k_BHD, v_BHD = self._heads(layer, hidden_BH, rope_2BD)
             kv[0, :, :, column] = k_BHD
             kv[1, :, :, column] = v_BHD
             # The query heads of one key head see the same keys: as if they were several tokens.
@@ -148,11 +148,11 @@ class Decoding:
 
     def _grow(self) -> None:
         """Make room for the columns written so far and one view's more."""
-        needed = _up_to(self._column + 1, VIEW_TOKENS)
+        needed = capacity(self._column + 1, VIEW_TOKENS)
         if needed <= self._capacity:
             return
         weights, before = self._weights, self._capacity
-        self._capacity = _up_to(needed, GROWTH_TOKENS)
+        self._capacity = capacity(needed, BLOCK_TOKENS)
         if not self._kv:
             heads = (weights.num_kv_heads, self._capacity, weights.head_size)
             like = weights.embedding_VH
@@ -179,33 +179,9 @@ class Decoding:
                 mask[..., column - window] = -torch.inf
 
 
-def _chunks(
-    prompts: Sequence[Sequence[int]], num_slots: int, chunk_tokens: int, device: torch.device
-) -> Iterator[_Chunk]:
-    """Every distinct prompt once, those of one padded length together."""
-    slots_of: dict[tuple[int, ...], list[int]] = {}
-    for slot, prompt in enumerate(prompts):
-        slots_of.setdefault(tuple(prompt), []).append(slot)
-    by_length: dict[int, list[tuple[int, ...]]] = {}
-    for prompt in slots_of:
-        by_length.setdefault(prefill_length(len(prompt)), []).append(prompt)
-    for num_tokens, alike in by_length.items():
-        num_rows = max(1, min(chunk_tokens // num_tokens, num_slots))
-        for start in range(0, len(alike), num_rows):
-            rows = alike[start : start + num_rows]
-            tokens = np.zeros((num_rows, num_tokens), dtype=np.int64)
-            ends = np.zeros(num_rows, dtype=np.int64)
-            for row, prompt in enumerate(rows):
-                tokens[row, : len(prompt)], ends[row] = prompt, len(prompt) - 1
-            moves = [(row, slot) for row, prompt in enumerate(rows) for slot in slots_of[prompt]]
-            rows_S, slots_S = torch.tensor(moves, device=device).unbind(1)
-            yield _Chunk(
-                torch.from_numpy(tokens).to(device),
-                torch.from_numpy(ends).to(device),
-                moves,
-                rows_S,
-                slots_S,
-            )
+def _picked(rows: Tensor, which: Tensor) -> Tensor:
+    """`rows[which]`; torch's own indexing takes four times as long (2.13, CPU)."""
+    return rows.index_select(0, which.view(-1)).view(*which.shape, *rows.shape[1:])
 
 
 def _unembed(weights: DecoderWeights, hidden_NH: Tensor) -> Tensor:
@@ -254,8 +230,3 @@ def _finish(layer: Layer, hidden_NH: Tensor, attended_NA: Tensor) -> Tensor:
     gate_NI, up_NI = layer.gate_up.apply(layer.mlp_norm.apply(hidden_NH))
     (down_NH,) = layer.down.apply(layer.activation(gate_NI).mul_(up_NI))
     return hidden_NH + down_NH
-
-
-def _up_to(length: int, block: int) -> int:
-    """The smallest length of 2 modulo `block` that holds `length` tokens."""
-    return -(-(length - 2) // block) * block + 2

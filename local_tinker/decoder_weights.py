@@ -124,7 +124,6 @@ class DecoderWeights(NamedTuple):
     norm: Norm
     unembedding: Product
     rope: Rope
-    num_heads: int
     num_kv_heads: int
     head_size: int
 
@@ -179,7 +178,6 @@ def read_weights(
         norm=_norm(decoder.norm),
         unembedding=_product({"lm_head": model.lm_head}, lora, scaling),
         rope=Rope(decoder.rotary_emb, embedding_VH),
-        num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
         head_size=head_size,
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from local_tinker.answers import EXPECTED, Answer, refusal
+from local_tinker.answers import EXPECTED, Answer, refused
 
 
 class Call(NamedTuple):
@@ -54,7 +54,7 @@ class DirectRoutes:
             call = Call(await _whole_body(receive), receive)
             answer = await self._handlers[scope["path"]](call)
         except EXPECTED as error:
-            answer = refusal(error).answer(scope["path"])
+            answer = refused(error, scope["path"])
         headers = [
             (b"content-type", answer.media_type.encode()),
             (b"content-length", str(len(answer.body)).encode()),

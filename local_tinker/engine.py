@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -29,6 +30,8 @@ from local_tinker.lora import LORA_ALPHA, LoraShape
 from local_tinker.tokenizer import TextLostError, load_by_auto
 from local_tinker.training import ForwardResult, TrainingRun, on_cpu
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
+
+logger = logging.getLogger(__name__)
 
 MAX_LOGITS_ELEMENTS = 64 * 1024 * 1024  # rows x tokens x vocabulary of one forward pass
 MAX_WAVE_TOKENS = 64 * 1024  # rows x padded prompt tokens of one wave of samples
@@ -98,6 +101,13 @@ class Engine:
         _choose_kernels(model)
         model.to(device=chosen)  # pyright: ignore[reportCallIssue]
         model.eval().requires_grad_(False)
+        if (short := _short_context(model)) is not None:
+            logger.warning(
+                "%s: its rotary positions (LongRoPE) change for a whole batch when one of its "
+                "texts is longer than %d tokens, so it is served up to that length",
+                name,
+                short,
+            )
         num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         return cls(name, path, chosen, model, tokenizer, num_bytes)
 
@@ -120,15 +130,16 @@ class Engine:
         return max(1, slots)
 
     @property
-    def chunk_tokens(self) -> int:
-        """Tokens of prompts that are computed at once, beside which a longer prompt is alone.
+    def piece_tokens(self) -> int:
+        """Tokens of prompts that one product takes, beside which a longer prompt is alone.
 
-        It follows from model and device alone. More cost more padding and save no time once the
-        weights' way through memory takes less than the arithmetic, or, of a small model, Python.
+        It follows from model and device alone. More leave more of the last piece idle, and save no
+        time once the weights' way through memory takes less than the arithmetic, or, of a small
+        model, Python.
         """
         if self.device.type == "cuda":
-            return 8192
-        return 256 if self.is_small else 64
+            return 2048
+        return 256 if self.is_small else 96
 
     @property
     def num_threads(self) -> int:
@@ -145,8 +156,10 @@ class Engine:
 
     @functools.cached_property
     def max_context_length(self) -> int:
+        """Positions from 0 up that a forward pass may use, also in rows that nobody waits for."""
         config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        longest = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        return min(longest, _short_context(self.model) or longest)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -419,6 +432,19 @@ def _choose_kernels(model: Any) -> None:
         # The only one whose bits do not depend on the other rows; it copies an expert's weights
         # for every token, which large models have no memory for.
         model.set_experts_implementation("batched_mm")
+
+
+def _short_context(model: Any) -> int | None:
+    """How long texts may be before LongRoPE takes its other factors, for every text beside them.
+
+    None: the model has no LongRoPE. Its parameters are the whole model's, or each layer type's.
+    """
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return min(
+        (k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == "longrope"),
+        default=None,
+    )
 
 
 def _count_parameters(model: Any) -> int:

@@ -3,8 +3,8 @@
 torch's CPU attention gives each thread a scratch buffer of (length + 2 + head size) floats per
 query. Where that is no multiple of 16 bytes, the threads' buffers are aligned differently and their
 last bits differ, so a row's result would depend on which thread, and so which slot, it falls to
-(seen with torch 2.13 on 2 to 8 threads). Lengths of 2 modulo 64 keep every buffer aligned. The
-block's unwritten end is zeros that the causal mask hides.
+(seen with torch 2.13 on 2 to 8 threads). Lengths of 2 modulo 16, and so modulo 64, keep every
+buffer aligned. The block's unwritten end is zeros that the causal mask hides.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 BLOCK_TOKENS = 64
 
 
-def _capacity(length: int) -> int:
-    """The smallest length of 2 modulo 64 that holds `length` tokens."""
-    return -(-(length - 2) // BLOCK_TOKENS) * BLOCK_TOKENS + 2
+def capacity(length: int, block: int) -> int:
+    """The smallest length of 2 modulo `block` that holds `length` tokens."""
+    return -(-(length - 2) // block) * block + 2
 
 
 class BlockLayer(DynamicLayer):
@@ -40,7 +40,7 @@ class BlockLayer(DynamicLayer):
             return key_states, value_states
         assert self.keys is not None
         assert self.values is not None
-        missing = _capacity(self.length) - self.keys.shape[-2]
+        missing = capacity(self.length, BLOCK_TOKENS) - self.keys.shape[-2]
         if missing > 0:
             self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, missing))
             self.values = torch.nn.functional.pad(self.values, (0, 0, 0, missing))
@@ -50,7 +50,7 @@ class BlockLayer(DynamicLayer):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         end = self.length + query_length
-        return (end if self.length == 0 else _capacity(end)), 0
+        return (end if self.length == 0 else capacity(end, BLOCK_TOKENS)), 0
 
     def get_seq_length(self) -> int:
         return self.length

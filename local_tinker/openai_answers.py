@@ -3,7 +3,6 @@ or as a stream of chunks."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 import uuid
@@ -15,11 +14,11 @@ import numpy as np
 from tinker.proto import tinker_public_pb2 as pb
 
 from local_tinker.choosing import Choice
-from local_tinker.openai_text import UNFINISHED, Delta, Format, Said, num_kept
+from local_tinker.openai_text import Delta, Format, Said, num_kept
+from local_tinker.openai_tokens import TokenName, text_offsets, token_name
+from local_tinker.wire import EMPTY_LOGPROB
 
-EMPTY_CELL = (
-    -99998.0
-)  # the protocol writes -99999.0 where fewer tokens than were asked for are left
+BYTES_PREFIX = "bytes:"  # of a part of a character in text completions, as OpenAI names it
 LOWEST_LOGPROB = -9999.0  # what OpenAI writes for a token that cannot come; JSON has no infinity
 
 
@@ -91,7 +90,7 @@ def _likeliest(tokens: list[int], logprobs: list[float]) -> tuple[tuple[int, flo
     return tuple(
         (token, logprob)
         for token, logprob in zip(tokens, logprobs, strict=True)
-        if logprob > EMPTY_CELL  # not so for NaN either
+        if logprob > EMPTY_LOGPROB  # not so for NaN either
     )
 
 
@@ -102,52 +101,42 @@ def _finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else LOWEST_LOGPROB
 
 
-def token_text(tokenizer: Any, before: int | None, token: int) -> str:
-    """The text that a token adds after another; alone, some tokens do not show their space."""
-    alone = tokenizer.decode([token])
-    if before is None:
-        return alone
-    first, both = tokenizer.decode([before]), tokenizer.decode([before, token])
-    return both[len(first) :] if both.startswith(first) and UNFINISHED not in first else alone
-
-
-def _named(text: str, logprob: float) -> dict[str, Any]:
-    """A token by its text; one that is a part of a character has no bytes of its own."""
-    is_part = UNFINISHED in text
-    return {
-        "token": text,
-        "logprob": _finite(logprob),
-        "bytes": None if is_part else list(text.encode()),
-    }
+def _named(name: TokenName, logprob: float) -> dict[str, Any]:
+    return {"token": name.text, "logprob": _finite(logprob), "bytes": name.bytes}
 
 
 def chat_logprobs(tokenizer: Any, tokens: Sequence[Scored], before: int | None) -> dict[str, Any]:
     """Log-probabilities as chat completions have them; `before` is the token before the first."""
     content = []
     for scored in tokens:
-        top = [_named(token_text(tokenizer, before, token), value) for token, value in scored.top]
-        named = _named(token_text(tokenizer, before, scored.token), scored.logprob or 0.0)
+        top = [_named(token_name(tokenizer, before, token), value) for token, value in scored.top]
+        named = _named(token_name(tokenizer, before, scored.token), scored.logprob or 0.0)
         content.append({**named, "top_logprobs": top})
         before = scored.token
     return {"content": content, "refusal": None}
 
 
 def text_logprobs(
-    tokenizer: Any, tokens: Sequence[Scored], before: int | None, offset: int, is_with_top: bool
+    tokenizer: Any, tokens: Sequence[Scored], num_sent: int, text: str, is_with_top: bool
 ) -> dict[str, Any]:
-    """Log-probabilities as text completions have them; `offset` is where the first token's text
-    begins in the choice's, in characters."""
+    """Log-probabilities as text completions have them, of the tokens after those that were sent;
+    `text` is the choice's."""
+    before = tokens[num_sent - 1].token if num_sent else None
     texts, tops = [], []
-    for scored in tokens:
-        texts.append(token_text(tokenizer, before, scored.token))
-        named = {token_text(tokenizer, before, t): _finite(value) for t, value in scored.top}
-        tops.append(named or None)
+    for scored in tokens[num_sent:]:
+        texts.append(token_name(tokenizer, before, scored.token, BYTES_PREFIX).text)
+        named = {
+            token_name(tokenizer, before, token, BYTES_PREFIX).text: _finite(value)
+            for token, value in reversed(scored.top)  # the likeliest of one name is kept
+        }
+        tops.append(dict(reversed(named.items())) or None)
         before = scored.token
+    logprobs = [scored.logprob for scored in tokens[num_sent:]]
     return {
         "tokens": texts,
-        "token_logprobs": [s.logprob if s.logprob is None else _finite(s.logprob) for s in tokens],
+        "token_logprobs": [None if value is None else _finite(value) for value in logprobs],
         "top_logprobs": tops if is_with_top else None,
-        "text_offset": [*itertools.accumulate(map(len, texts), initial=offset)][:-1],
+        "text_offset": text_offsets(tokenizer, [one.token for one in tokens], num_sent, text),
     }
 
 
@@ -202,6 +191,10 @@ class Shape(Protocol):
         """A choice that comes at once."""
         ...
 
+    def scored(self, sampled: Sampled, form: Format) -> list[Scored]:
+        """The tokens whose log-probabilities are shown."""
+        ...
+
     def first(self, index: int) -> dict[str, Any] | None:
         """What a stream begins a choice with."""
         ...
@@ -224,7 +217,6 @@ class ChatShape:
     def whole(
         self, index: int, said: Said, sampled: Sampled, form: Format, prompt: Sequence[Scored]
     ) -> dict[str, Any]:
-        shown = shown_tokens(sampled, form, self.stops)
         return {
             "index": index,
             "message": {
@@ -234,9 +226,12 @@ class ChatShape:
                 **({"reasoning_content": said.reasoning} if said.reasoning else {}),
                 **({"tool_calls": list(said.tool_calls)} if said.tool_calls else {}),
             },
-            "logprobs": self._logprobs(shown, 0, form),
+            "logprobs": self._logprobs(self.scored(sampled, form), 0, form),
             "finish_reason": finish_reason(said, sampled),
         }
+
+    def scored(self, sampled: Sampled, form: Format) -> list[Scored]:
+        return shown_tokens(sampled, form, self.stops)
 
     def first(self, index: int) -> dict[str, Any] | None:
         delta = {"role": "assistant", "content": "", "refusal": None}
@@ -283,31 +278,31 @@ class TextShape:
         form: Format,
         prompt: Sequence[Scored],
     ) -> dict[str, Any]:
-        shown = [] if self.is_only_echo else shown_tokens(sampled, form, self.stops)
-        text = "" if self.is_only_echo else said.content
+        scored = [] if self.is_only_echo else self.scored(sampled, form)
+        text = self._prompt(index) + ("" if self.is_only_echo else said.content)
         return {
             "index": index,
-            "text": self._prompt(index) + text,
-            "logprobs": self._logprobs([*prompt, *shown], 0, form),
+            "text": text,
+            "logprobs": self._logprobs([*prompt, *scored], 0, form, text),
             "finish_reason": "length" if self.is_only_echo else finish_reason(said, sampled),
         }
+
+    def scored(self, sampled: Sampled, form: Format) -> list[Scored]:
+        """With the token that ended the answer: programs that score prompts ask for one token, and
+        take the last of the list for it."""
+        shown, tokens = shown_tokens(sampled, form, self.stops), sampled.tokens
+        is_whole = len(shown) == len(tokens) - 1 and tokens[-1].token in form.stop_ids
+        return tokens if is_whole else shown
 
     def _prompt(self, index: int) -> str:
         return self.echoed[index] if self.echoed else ""
 
     def _logprobs(
-        self, tokens: Sequence[Scored], num_sent: int, form: Format
+        self, tokens: Sequence[Scored], num_sent: int, form: Format, text: str
     ) -> dict[str, Any] | None:
         if self.num_top is None:
             return None
-        sent = [scored.token for scored in tokens[:num_sent]]
-        return text_logprobs(
-            form.tokenizer,
-            tokens[num_sent:],
-            before=sent[-1] if sent else None,
-            offset=len(form.tokenizer.decode(sent)),
-            is_with_top=self.num_top > 0,
-        )
+        return text_logprobs(form.tokenizer, tokens, num_sent, text, self.num_top > 0)
 
     def first(self, index: int) -> dict[str, Any] | None:
         if not self.echoed:
@@ -322,10 +317,11 @@ class TextShape:
     def part(
         self, index: int, delta: Delta, tokens: Sequence[Scored], num_sent: int, form: Format
     ) -> dict[str, Any]:
+        said = form.tokenizer.decode([scored.token for scored in tokens])
         return {
             "index": index,
             "text": delta.content,
-            "logprobs": self._logprobs(tokens, num_sent, form),
+            "logprobs": self._logprobs(tokens, num_sent, form, said),
             "finish_reason": None,
         }
 

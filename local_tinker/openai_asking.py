@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +18,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response as HttpResponse
 from starlette.types import Receive, Scope, Send
 
-from local_tinker.answers import EXPECTED, refusal
-from local_tinker.checkpoints import StorageError
+from local_tinker.answers import EXPECTED, OPENAI_PREFIX, OpenAIError, refused
 from local_tinker.choosing import Choice
 from local_tinker.engine import Engine
 from local_tinker.openai_answers import (
@@ -27,18 +28,17 @@ from local_tinker.openai_answers import (
     as_scored,
     finish_reason,
     read_response,
-    shown_tokens,
     usage,
 )
 from local_tinker.openai_text import Delta, Format, StreamedText, read_answer
-from local_tinker.openai_wire import ChatRequest, CompletionRequest, OpenAIError
+from local_tinker.openai_wire import ChatRequest, CompletionRequest
 from local_tinker.sample_queue import Client, Result
 from local_tinker.sample_requests import SampleRequest, check_request
 from local_tinker.state import State
 from local_tinker.wire import Prompt, PromptChunk, Sample, SamplingParams, UserError
-from local_tinker.worker import Closed
 
 CHUNK_S = 0.05  # how long a stream gathers tokens, at least, before it reads the answer again
+STREAMS_FRAC = 0.2  # of the server thread's time that reading answers for streams may take
 CLIENT_LEFT = 499  # for nobody: the connection has ended
 
 
@@ -48,6 +48,26 @@ class Model(NamedTuple):
     engine: Engine
     weights: Path | None = None
     renderer_name: str | None = None
+
+
+class Pace:
+    """How often streams look at their answers: all together in a share of the thread's time, so
+    that many of them do not hold up training and everybody else's requests."""
+
+    def __init__(self) -> None:
+        self._num_live = 0
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        self._num_live += 1
+        try:
+            yield
+        finally:
+            self._num_live -= 1
+
+    def pause_s(self, spent_s: float) -> float:
+        """How long a stream waits that has spent this much at its last look."""
+        return max(CHUNK_S, spent_s * self._num_live / STREAMS_FRAC)
 
 
 @dataclass
@@ -74,23 +94,25 @@ class Asking:
     model: Model
     form: Format
     body: ChatRequest | CompletionRequest
+    pace: Pace
     asked: list[Asked] = field(default_factory=list)
     on_news: Callable[[], None] | None = None
 
     def ask(
         self,
-        prompt: list[int],
+        prompts: Sequence[list[int]],
         max_tokens: int | None,
         num_top: int,
         with_scores: bool = False,
     ) -> None:
-        """Queue a prompt. Raises `OpenAIError` for one that cannot be sampled."""
-        drawn: list[list[Choice]] = [[] for _ in range(self.body.n)]
-        request = self._request(prompt, max_tokens, num_top, with_scores)
-        if self.body.stream:
-            request = dataclasses.replace(request, on_token=self._listener(drawn))
-        future = self.state.worker.sample(self.model.engine, request, self.client)
-        self.asked.append(Asked(prompt, future, drawn))
+        """Queue prompts, all or none. Raises `OpenAIError` for one that cannot be sampled."""
+        requests = [self._request(each, max_tokens, num_top, with_scores) for each in prompts]
+        for request in requests:
+            drawn: list[list[Choice]] = [[] for _ in range(self.body.n)]
+            if self.body.stream:
+                request = dataclasses.replace(request, on_token=self._listener(drawn))
+            future = self.state.worker.sample(self.model.engine, request, self.client)
+            self.asked.append(Asked(request.prompt, future, drawn))
 
     def _listener(self, drawn: list[list[Choice]]) -> Callable[[int, Choice], None]:
         def listen(index: int, choice: Choice) -> None:
@@ -151,7 +173,7 @@ class Asking:
 
 async def answered(request: Request, asking: Asking, shape: Shape) -> HttpResponse:
     if asking.body.stream:
-        return _Streaming(asking, shape)
+        return _Stream(asking, shape)
     responses = await _whole(request, asking)
     if responses is None:
         return HttpResponse(status_code=CLIENT_LEFT)
@@ -191,8 +213,8 @@ async def _left(request: Request) -> None:
         pass
 
 
-class _Streaming(StreamingResponse):
-    """Server-sent events; what is left is dropped also when the client left before the first."""
+class _Stream(StreamingResponse):
+    """An answer that comes as it is sampled, or is dropped, also where it was never begun."""
 
     def __init__(self, asking: Asking, shape: Shape) -> None:
         super().__init__(_stream(asking, shape), media_type="text/event-stream")
@@ -211,16 +233,21 @@ async def _stream(asking: Asking, shape: Shape) -> AsyncIterator[str]:
         async for chunk in _chunks(asking, shape):
             yield f"data: {json.dumps(chunk)}\n\n"
         yield "data: [DONE]\n\n"
-    except (OpenAIError, *EXPECTED) as error:
-        yield f"data: {as_openai(error).answer().body.decode()}\n\n"
+    except EXPECTED as error:
+        yield f"data: {refused(error, OPENAI_PREFIX).body.decode()}\n\n"
 
 
 async def _chunks(asking: Asking, shape: Shape) -> AsyncIterator[dict[str, Any]]:
     body, head = asking.body, shape.head
-    loop, has_news = asyncio.get_running_loop(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    has_news, has_ended = asyncio.Event(), asyncio.Event()
 
-    def tell(_: object = None) -> None:
+    def tell() -> None:
         loop.call_soon_threadsafe(has_news.set)
+
+    def tell_end(_: object) -> None:
+        tell()
+        loop.call_soon_threadsafe(has_ended.set)
 
     asking.on_news = tell
     streams = [
@@ -228,20 +255,28 @@ async def _chunks(asking: Asking, shape: Shape) -> AsyncIterator[dict[str, Any]]
         for place, asked in enumerate(asking.asked)
     ]
     for stream in streams:
-        stream.asked.future.add_done_callback(tell)
+        stream.asked.future.add_done_callback(tell_end)
         for choice in stream.first():
             yield head.filled([choice], None)
     tell()
     live = streams
-    while live:
-        await has_news.wait()
-        has_news.clear()
-        for stream in live:
-            for choice in stream.news():
-                yield head.filled([choice], None)
-        live = [stream for stream in live if stream.response is None]
-        if live:
-            await asyncio.sleep(CHUNK_S)
+    with asking.pace.one_more():
+        while live:
+            await has_news.wait()
+            has_news.clear()
+            has_ended.clear()
+            spent_s = 0.0
+            for stream in live:
+                begun_s = time.thread_time()
+                news = stream.news()
+                spent_s += time.thread_time() - begun_s
+                for choice in news:
+                    yield head.filled([choice], None)
+            live = [stream for stream in live if stream.response is None]
+            if live:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(asking.pace.pause_s(spent_s)):
+                        await has_ended.wait()
     if body.stream_options.include_usage:
         responses = [stream.response for stream in streams if stream.response is not None]
         yield head.filled([], asking.usage(responses))
@@ -301,17 +336,8 @@ class _StreamedPrompt:
                 "than its beginning, which was sent; ask again with stream: false",
                 status=500,
             )
-        shown = shown_tokens(answer, form, self._asking.body.stops)
-        has_part = any(delta) or len(shown) > self._num_scored[index]
-        part = [self._part(index, delta, shown)] if has_part else []
+        scored = self._shape.scored(answer, form)
+        has_part = any(delta) or len(scored) > self._num_scored[index]
+        part = [self._part(index, delta, scored)] if has_part else []
         reason = finish_reason(said, answer)
         return [*part, self._shape.last(self._first_index + index, said, reason)]
-
-
-def as_openai(error: Exception) -> OpenAIError:
-    """An expected error with the status that OpenAI's clients go by: they send 5xx again, twice."""
-    if isinstance(error, OpenAIError):
-        return error
-    found = refusal(error)
-    is_ours = {Closed: 503, StorageError: 500}
-    return OpenAIError(found.message, status=is_ours.get(type(error), found.status))

@@ -1,75 +1,79 @@
 """OpenAI's routes below `/oai/api/v1`: models, chat completions, text completions.
 
-They are an application of their own within the service's, so that every refusal below their path
-has the form that OpenAI's clients read. Such clients have no session; those of one key take turns
-with the sessions as one client. A sample whose connection ends is dropped.
+Such clients have no session; those of one key take turns with the sessions as one client. A sample
+whose connection ends is dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from starlette.exceptions import HTTPException
 from starlette.responses import Response as HttpResponse
 
 from local_tinker import checkpoints
-from local_tinker.answers import EXPECTED
+from local_tinker.answers import OPENAI_PREFIX, OpenAIError
 from local_tinker.chat_formats import RENDERER_KEY, ChatFormats
-from local_tinker.checkpoints import StorageError
 from local_tinker.openai_answers import ChatShape, Head, TextShape
-from local_tinker.openai_asking import Asking, Model, answered, as_openai
+from local_tinker.openai_asking import Asking, Model, Pace, answered
 from local_tinker.openai_text import Format
-from local_tinker.openai_wire import CompletionRequest, OpenAIError, read_chat, read_completion
+from local_tinker.openai_wire import CompletionRequest, read_chat, read_completion
 from local_tinker.sample_queue import Client
 from local_tinker.state import State
 from local_tinker.wire import NotFound, UserError
 
-logger = logging.getLogger(__name__)
+R = TypeVar("R")
 
 
-def make_openai_app(state: State) -> FastAPI:
-    """Build the application that is mounted below `OPENAI_PREFIX`."""
-    app = FastAPI(openapi_url=None, redirect_slashes=False)
-    formats = ChatFormats()
-    _add_openai_errors(app)
+def add_openai_routes(app: FastAPI, state: State) -> None:
+    formats, pace = ChatFormats(), Pace()
 
-    @app.get("/models")
+    @app.get(OPENAI_PREFIX + "models")
     def list_models(request: Request) -> dict[str, Any]:
         return {"object": "list", "data": _models(state, request.scope["api_key"])}
 
-    @app.post("/chat/completions")
+    @app.get(OPENAI_PREFIX + "models/{model:path}")
+    def one_model(model: str) -> dict[str, Any]:
+        """A model that requests may name, also one of another key's folder."""
+        found = find_model(state, model)
+        if found.weights is None:
+            return _listed(model, state.started_at, "base model")
+        info = checkpoints.read_whole_info(found.weights)
+        return _listed(model, info.created_at, info.base_model)
+
+    @app.post(OPENAI_PREFIX + "chat/completions")
     async def chat_completions(request: Request) -> HttpResponse:
-        body = read_chat(await _json(request))
+        body = await _read(request, read_chat)
         model = await asyncio.to_thread(find_model, state, body.model)
         form = await asyncio.to_thread(formats.find, model.engine, model.renderer_name)
+        num_chars = sum(len(message.text) for message in body.messages)
+        formats.check_room(model.engine, num_chars, "messages")
         prompt = await asyncio.to_thread(form.prompt, body.messages)
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         shape = ChatShape(Head(kind, "chatcmpl", body.model), body.stops, body.logprobs)
-        asking = Asking(state, _client(state, request), model, form, body)
-        asking.ask(prompt, body.limit, (body.top_logprobs or 0) if body.logprobs else 0)
+        asking = Asking(state, _client(state, request), model, form, body, pace)
+        asking.ask([prompt], body.limit, (body.top_logprobs or 0) if body.logprobs else 0)
         return await answered(request, asking, shape)
 
-    @app.post("/completions")
+    @app.post(OPENAI_PREFIX + "completions")
     async def completions(request: Request) -> HttpResponse:
-        body = read_completion(await _json(request))
+        body = await _read(request, read_completion)
         model = await asyncio.to_thread(find_model, state, body.model)
         form = await asyncio.to_thread(formats.plain, model.engine)
-        asking = Asking(state, _client(state, request), model, form, body)
-        with contextlib.ExitStack() as undo:
-            undo.callback(asking.drop)  # the first prompts, when a later one is refused
-            for prompt in body.prompts:
-                tokens = form.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-                with_scores = body.echo and body.logprobs is not None
-                asking.ask(tokens, body.max_tokens or 1, body.logprobs or 0, with_scores)
-            shape = _text_shape(body, form)
-            undo.pop_all()
-        return await answered(request, asking, shape)
+        for prompt in body.prompts:
+            if isinstance(prompt, str):
+                formats.check_room(model.engine, len(prompt), "prompt")
+        prompts = await asyncio.to_thread(_tokens, body.prompts, form)
+        asking = Asking(state, _client(state, request), model, form, body, pace)
+        with_scores = body.echo and body.logprobs is not None
+        asking.ask(prompts, body.max_tokens or 1, body.logprobs or 0, with_scores)
+        return await answered(request, asking, _text_shape(body, form))
 
-    return app
+
+def _tokens(prompts: Sequence[str | list[int]], form: Format) -> list[list[int]]:
+    return [form.tokenizer.encode(one) if isinstance(one, str) else one for one in prompts]
 
 
 def _text_shape(body: CompletionRequest, form: Format) -> TextShape:
@@ -83,11 +87,13 @@ def _text_shape(body: CompletionRequest, form: Format) -> TextShape:
     )
 
 
-async def _json(request: Request) -> object:
+async def _read(request: Request, read: Callable[[object], R]) -> R:
     try:
-        return await request.json()
+        return read(await request.json())
     except ValueError as error:  # of JSON, or of bytes that are no text
         raise OpenAIError(f"the request body is not JSON: {error}") from None
+    except RecursionError:
+        raise OpenAIError("the request body is nested too deeply") from None
 
 
 def _client(state: State, request: Request) -> Client:
@@ -100,15 +106,15 @@ def _client(state: State, request: Request) -> Client:
 
 def _models(state: State, api_key: str) -> list[dict[str, Any]]:
     """The base models, and the sampler weights in the key's folder, the newest first."""
-    started = int(state.started_at)
-    listed = [(name, started, "base model") for name in list(state.engines)]
+    listed = [_listed(name, state.started_at, "base model") for name in list(state.engines)]
     for path, _, info in checkpoints.list_all([state.checkpoint_dirs[api_key]])[::-1]:
         if path.kind == "sampler_weights":
-            listed.append((str(path), int(info.created_at), info.base_model))
-    return [
-        {"id": name, "object": "model", "created": created, "owned_by": owner}
-        for name, created, owner in listed
-    ]
+            listed.append(_listed(str(path), info.created_at, info.base_model))
+    return listed
+
+
+def _listed(name: str, created_at: float, owner: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": int(created_at), "owned_by": owner}
 
 
 def find_model(state: State, name: str) -> Model:
@@ -127,7 +133,7 @@ def find_model(state: State, name: str) -> Model:
                 "model",
             )
         weights = state.find_checkpoint(path)
-        info = checkpoints.read_info(weights)
+        info = checkpoints.read_whole_info(weights)
         engine = state.engine_named(info.base_model)
         if base and state.engine_named(base) is not engine:
             message = f"model: {path} was trained on {info.base_model}, not on {base}"
@@ -135,30 +141,3 @@ def find_model(state: State, name: str) -> Model:
     except (UserError, NotFound) as error:
         raise OpenAIError(f"model: {error}", "model", status=404, code="model_not_found") from None
     return Model(engine, weights, info.user_metadata.get(RENDERER_KEY))
-
-
-# --- errors -------------------------------------------------------------------------------------
-
-
-def _add_openai_errors(app: FastAPI) -> None:
-    async def on_expected(_: Request, error: Exception) -> HttpResponse:
-        if isinstance(error, StorageError):
-            logger.error("%s", error)
-        return as_openai(error).answer().as_response()
-
-    for kind in (OpenAIError, *EXPECTED):
-        app.add_exception_handler(kind, on_expected)
-
-    @app.exception_handler(Exception)
-    async def on_defect(request: Request, error: Exception) -> HttpResponse:
-        logger.error("%s failed", request.url.path, exc_info=error)
-        defect = f"a defect of the service: {type(error).__name__}: {error}"
-        return OpenAIError(defect, status=500).answer().as_response()
-
-    @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> HttpResponse:
-        where = f"{request.method} {request.url.path}"
-        message = f"{where}: {error.detail}"
-        if error.status_code in (404, 405):
-            message = f"this service has no {where}; local_tinker/README.md lists what it has"
-        return OpenAIError(message, status=error.status_code).answer().as_response()

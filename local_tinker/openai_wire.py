@@ -9,9 +9,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from local_tinker.answers import OPENAI_PREFIX, Answer, Refusal
+from local_tinker.answers import OpenAIError
 from local_tinker.wire import MAX_STOPS
 
 MAX_CHOICES = 128  # of one prompt, as OpenAI allows
@@ -19,19 +26,6 @@ MAX_PROMPTS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_SHOWN_CHARS = 80  # of a value that is refused
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for text completions
-
-
-class OpenAIError(Exception):
-    """A refusal with OpenAI's status, and the parameter that is at fault."""
-
-    def __init__(
-        self, message: str, param: str | None = None, *, status: int = 400, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.param, self.status, self.code = param, status, code
-
-    def answer(self) -> Answer:
-        return Refusal(self.status, str(self), self.code, self.param).answer(OPENAI_PREFIX)
 
 
 class _Harmless(NamedTuple):
@@ -82,7 +76,27 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False  # this service pads no chunks, which only costs bytes
 
 
-Stop = str | Annotated[list[str], Field(max_length=MAX_STOPS)]
+def _whole(text: str) -> str:
+    """Text that can be written as bytes, which no tokenizer reads otherwise."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} is half of a surrogate pair, {text[error.start]!a}; send "
+            "whole characters"
+        ) from None
+    return text
+
+
+def _ends_something(stop: str) -> str:
+    if not stop:
+        raise ValueError("an empty text would end every answer before it began; leave it out")
+    return stop
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+StopText = Annotated[Text, AfterValidator(_ends_something)]
+Stop = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 
 
 class _Request(_Strict):
@@ -98,26 +112,32 @@ class _Request(_Strict):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings; an empty one would end every answer before it began."""
-        return tuple(s for s in ([self.stop] if isinstance(self.stop, str) else self.stop) if s)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 class TextPart(_Strict):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(_Strict):
     """A message; those that hold or answer tool calls are refused by their field's name."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] = ""
-    reasoning_content: str = ""
+    content: Text | list[TextPart] | None = None
+    reasoning_content: Text = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        """An assistant's may be empty: clients send answers back that were cut amid reasoning."""
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of the {self.role} needs content; send a text, or ''")
+        return self
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
         return "".join(part.text for part in self.content)
 
 
@@ -134,7 +154,7 @@ class ChatRequest(_Request):
 
 
 class CompletionRequest(_Request):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Text | list[Text] | list[int] | list[list[int]]
     max_tokens: int = Field(default=COMPLETION_MAX_TOKENS, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool = False
@@ -193,9 +213,12 @@ def _read(kind: type[R], body: object) -> R:
     if isinstance(fields.get("messages"), list):
         fields["messages"] = [_without_nothing(message) for message in fields["messages"]]
     try:
-        return kind.model_validate(fields)
+        request = kind.model_validate(fields)
     except ValidationError as error:
         raise _explained(error) from None
+    if "stream_options" in fields and not request.stream:
+        raise OpenAIError("stream_options needs stream: true", "stream_options")
+    return request
 
 
 def _without_nothing(message: Any) -> Any:
@@ -206,14 +229,17 @@ def _without_nothing(message: Any) -> Any:
 
 
 def _explained(error: ValidationError) -> OpenAIError:
-    # Of a value that may have several forms, the innermost complaint says most.
-    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    # Of a value that may have several forms, the innermost complaint says most, and more than
+    # that it should have had another form.
+    first = max(
+        error.errors(), key=lambda one: (len(one["loc"]), not one["type"].endswith("_type"))
+    )
     place = [part for part in first["loc"] if not _is_form(part)]
     param = str(place[0]) if place else None
     where = ".".join(map(str, place))
     if first["type"] == "extra_forbidden":
         return OpenAIError(f"{where} is not supported by this service", param)
-    return OpenAIError(f"{where}: {first['msg']}", param)
+    return OpenAIError(f"{where}: {first['msg'].removeprefix('Value error, ')}", param)
 
 
 def _is_form(part: int | str) -> bool:

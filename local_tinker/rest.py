@@ -198,7 +198,7 @@ def _add_checkpoint_routes(app: FastAPI, state: State) -> None:
     def weights_info(body: wire.TinkerPathRequest) -> dict[str, Any]:
         path = checkpoints.parse_path(body.tinker_path, checkpoints.KINDS)
         directory = checkpoints.find(state.roots, path)
-        info = checkpoints.read_whole(directory, lambda: checkpoints.read_info(directory))
+        info = checkpoints.read_whole_info(directory)
         return {
             "base_model": info.base_model,
             "is_lora": True,

@@ -119,11 +119,11 @@ class SampleQueue:
         if not kin.turns:
             del self._kinds[kind]
 
-    def take(self, kind: Kind, num_rows: int | None = None) -> dict[PendingSample, list[Row]]:
+    def take(self, kind: Kind) -> dict[PendingSample, list[Row]]:
         """Take rows out, at most as many as a wave has slots, one from each client in turn."""
         kin = self._kinds[kind]
         taken: dict[PendingSample, list[Row]] = {}
-        for _ in range(min(kin.num_rows, kin.num_slots if num_rows is None else num_rows)):
+        for _ in range(min(kin.num_rows, kin.num_slots)):
             client, line = kin.turns.popitem(last=False)
             pending = next(iter(line.values()))
             taken.setdefault(pending, []).append(pending.rows[pending.waiting.popleft()])

@@ -81,10 +81,12 @@ def check_request(engine: Engine, request: Sample, weights: Path | None) -> Samp
     prompt = request.prompt_tokens()
     engine.check_tokens(prompt, "prompt")
     room = engine.max_context_length - len(prompt)
+    if room == 0 and request.sampling_params.max_tokens == 1:
+        room = 1  # as `compute_logprobs` asks: a token that nothing follows takes no position
     if room < 1:
         raise UserError(
             f"the prompt of {len(prompt)} tokens leaves no room for a sample in the model's "
-            f"context; send at most {engine.max_context_length - 1}"
+            f"context; send at most {engine.max_context_length - 1}, or ask for one token"
         )
     params = request.sampling_params
     stop = [params.stop] if isinstance(params.stop, str) else params.stop

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from local_tinker.choosing import MIN_TEMPERATURE, Choice, Wish, invert
+from local_tinker.choosing import Choice, Wish, invert, is_greedy
 from local_tinker.sample_requests import SampleRequest
 from local_tinker.wire import PromptScores, SampledTokens, TopK
 
@@ -35,8 +35,8 @@ class Row:
     def wish(self, slot: int) -> Wish:
         """How the next token is to be chosen; each token that is drawn takes a random number."""
         params = self.request.params
-        is_drawn = params.temperature >= MIN_TEMPERATURE
-        return Wish(slot, params, self._random.random() if is_drawn else 0.0, self.request.topk)
+        uniform = 0.0 if is_greedy(params) else self._random.random()
+        return Wish(slot, params, uniform, self.request.topk)
 
     def take(self, choice: Choice, tokenizer: Any) -> None:
         """Record the next token, and see whether the sample ends with it."""
@@ -109,10 +109,12 @@ class Row:
 
     def _draw_alternatives(self, logprobs_TV: torch.Tensor, k: int) -> np.ndarray:
         """k draws per position, with replacement, at the request's temperature: (T-1, k)."""
-        temperature = self.request.params.temperature
-        if temperature < MIN_TEMPERATURE:
+        params = self.request.params
+        if is_greedy(params):
             return logprobs_TV.argmax(dim=-1, keepdim=True).expand(-1, k).numpy()
-        cumulative_TV = torch.softmax(logprobs_TV.double() / temperature, dim=-1).cumsum(dim=-1)
+        cumulative_TV = torch.softmax(logprobs_TV.double() / params.temperature, dim=-1).cumsum(
+            dim=-1
+        )
         uniforms_TK = torch.tensor(
             [[self._random.random() for _ in range(k)] for _ in range(len(logprobs_TV))],
             dtype=torch.double,

@@ -49,9 +49,9 @@ class Wave:
         self._sampler = engine.acquire_sampler(self.key.weights)
         padded = self.key.padded_length_tokens
         self._slots: _Slots | None = (
-            TransformersDecoding(engine.model, num_slots, padded)
+            TransformersDecoding(engine.model, num_slots, padded, engine.max_context_length)
             if self._sampler.decoder is None
-            else Decoding(self._sampler.decoder, num_slots, padded, engine.chunk_tokens)
+            else Decoding(self._sampler.decoder, num_slots, padded, engine.piece_tokens)
         )
         self._is_prefilled = False
         self._next_B = [0] * num_slots

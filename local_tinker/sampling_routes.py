@@ -22,7 +22,7 @@ def add_sampling_routes(app: FastAPI, direct: DirectRoutes, state: State) -> Non
         if sampler_id not in state.samplers:
             if body.model_path is not None:
                 weights = state.find_checkpoint(body.model_path)
-                engine = state.engine_named(checkpoints.read_info(weights).base_model)
+                engine = state.engine_named(checkpoints.read_whole_info(weights).base_model)
             elif body.base_model is not None:
                 weights, engine = None, state.engine_named(body.base_model)
             else:

@@ -19,7 +19,6 @@ from local_tinker.state import State
 
 logger = logging.getLogger(__name__)
 
-
 CLIENT_CONFIG = {
     # One request per forward_backward call. Chunks, also in parallel, are served as well, for
     # clients that send them, but a batch that travels whole is answered with less delay.

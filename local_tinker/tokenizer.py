@@ -156,11 +156,6 @@ def _encoded(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def worst_loss(tokenizer: Any) -> Loss:
-    """What becomes of the text that a tokenizer keeps least of."""
-    return max(losses_of(tokenizer), key=lambda one: one.grade)
-
-
 def losses_of(tokenizer: Any) -> list[Loss]:
     """What becomes of the texts when they are encoded and decoded."""
     losses: list[Loss] = []

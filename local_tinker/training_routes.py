@@ -87,7 +87,7 @@ def add_training_routes(app: FastAPI, direct: DirectRoutes, state: State) -> Non
                     "create_training_client_from_state_with_optimizer"
                 )
             directory = state.find_checkpoint(body.path)
-            info = checkpoints.read_whole(directory, lambda: checkpoints.read_info(directory))
+            info = checkpoints.read_whole_info(directory)
         if body.session_id is not None and body.model_seq_id is not None:
             engine, metadata = state.engine_named(info.base_model), body.user_metadata
             request_id = state.add_run(

@@ -18,8 +18,13 @@ from local_tinker.kv_cache import make_cache
 class TransformersDecoding:
     """The same calls as `decoder.Decoding`; the caller makes the right adapter active."""
 
-    def __init__(self, model: Any, num_slots: int, padded_length_tokens: int) -> None:
+    def __init__(
+        self, model: Any, num_slots: int, padded_length_tokens: int, context_tokens: int
+    ) -> None:
         self._model = model
+        # Rows that have ended go on in their slots, and must not leave the context: a table of
+        # positions ends there, and dynamic rotary positions would stay changed for all later work.
+        self._last_position = context_tokens - 1
         self._device = model.get_input_embeddings().weight.device
         self._cache: Any = make_cache(model.config)
         self._mask_BT = torch.zeros((num_slots, padded_length_tokens), dtype=torch.long)
@@ -53,7 +58,7 @@ class TransformersDecoding:
         return self._model(
             input_ids=tokens_B[:, None],
             attention_mask=self._mask_BT,
-            position_ids=lengths_B1,
+            position_ids=lengths_B1.clamp(max=self._last_position),
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, -1, :]

@@ -26,6 +26,7 @@ MAX_TARGET_CELLS = 1 << 24  # positions times targets of one request
 MAX_HYPERPARAMETER = 1e4
 MAX_PROMPT_CELLS = 1 << 22  # prompt positions times top-k width, targets or draws
 MAX_STOPS = 64
+EMPTY_LOGPROB = -99999.0  # where fewer likeliest tokens than were asked for are left
 MAX_METADATA_ENTRIES = 256
 MAX_METADATA_CHARS = 16_384
 
@@ -499,10 +500,10 @@ def sample_response(sequences: list[SampledTokens], scores: PromptScores | None)
 
 
 def _topk(topk: TopK) -> pb.TopkLogprobs:
-    """Rows that were not asked for become the protocol's empty cells: id 0, -99999.0."""
+    """Rows that were not asked for become the protocol's empty cells: id 0, `EMPTY_LOGPROB`."""
     is_empty = np.isnan(topk.logprobs_LK)
     ids = np.where(is_empty, 0, topk.token_ids_LK)
-    logprobs = np.where(is_empty, -99999.0, topk.logprobs_LK)
+    logprobs = np.where(is_empty, EMPTY_LOGPROB, topk.logprobs_LK)
     return pb.TopkLogprobs(
         token_ids=np.ascontiguousarray(ids, dtype="<i4").tobytes(),
         logprobs=np.ascontiguousarray(logprobs, dtype="<f4").tobytes(),

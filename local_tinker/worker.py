@@ -298,9 +298,7 @@ class Worker:
             rows = [row for of_pending in taken.values() for row in of_pending]
             try:
                 self._waves.append(_LiveWave(Wave(members[0].engine, rows), members, kind))
-            except (
-                Exception
-            ) as error:  # the weights cannot be loaded: that is their samples' answer
+            except Exception as error:  # weights that cannot be loaded are their samples' answer
                 self._give_up(members, error)
 
     def _give_up(self, members: Collection[PendingSample], error: Exception) -> None:

@@ -23,6 +23,7 @@ from rows.chat_templates import (
     Comparison,
     Template,
     compare,
+    ending_note,
     read_template,
     text_of,
     write_probe,
@@ -110,6 +111,8 @@ class ChatFormat:
         if self.comparison is None:
             return
         yield f"chat template: {self.comparison}"
+        if is_trained and (note := ending_note(self.renderer)) is not None:
+            yield f"warning: {note}"
         if is_trained and (note := _prefill_note(self.renderer)) is not None:
             yield f"rows without reasoning: {note}"
 

@@ -216,6 +216,20 @@ def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
     return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
 
+def ending_note(renderer: Renderer) -> str | None:
+    """Why no answer ever ends, where the text that a chat format ends answers by is never written:
+    a tokenizer may begin each piece of a turn with a space."""
+    ends, tokens = renderer.get_stop_sequences(), write_probe(renderer, CONVERSATION)
+    written = text_of(renderer.tokenizer, tokens).rpartition(CONVERSATION.end)[2]
+    if not ends or any(not isinstance(end, str) or end in written for end in ends):
+        return None
+    return (
+        f"answers end at {ends[0]!r}, and with this tokenizer the rows have {written!r} there, so "
+        "all will be cut off at their longest length; set renderer_name to a format that ends "
+        "them by a token"
+    )
+
+
 class Difference(NamedTuple):
     """Where two sequences part: the token's place from 0, and the text before it and from there."""
 

@@ -31,6 +31,7 @@ from chat_models import (
     make_tokenizer,
     make_tokenizer_dir,
 )
+from conftest import REPO
 from errors import ConfigError, TokenizerError
 from model_dirs import LLAMA3_TEMPLATE, LLAMA_TOKENS, QWEN_TOKENS, make_model_dir
 from rows.chat_formats import (
@@ -234,6 +235,23 @@ def test_llama_3s_base_models_have_no_template_of_their_own(on_hub: Any) -> None
     base = choose_format(None, on_hub("meta-llama/Llama-3.2-1B", "Llama 3"))
     assert base.name == "role_colon"
     assert "lent" in line(base)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "is_told"),
+    [
+        ("role_colon", str(REPO / "demo_model"), True),  # it begins each piece with a space
+        ("llama3", str(REPO / "demo_model"), False),
+        ("role_colon", "Llama 3", False),
+    ],
+)
+def test_an_end_that_no_row_has_is_told(
+    shapes: dict[str, str], name: str, model: str, is_told: bool
+) -> None:
+    told = list(choose_format(name, shapes.get(model, model)).lines())
+    warnings = [one for one in told if one.startswith("warning: ")]
+    assert len(warnings) == is_told
+    assert not is_told or "the rows have '\\n\\n User:' there" in warnings[0]
 
 
 def test_names_that_cannot_be_looked_up() -> None:

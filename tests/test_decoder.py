@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from conftest import IS_THOROUGH
 from local_tinker import decoder_weights, wire
 from local_tinker.engine import Engine
 from local_tinker.lora import LoraShape
@@ -31,6 +33,15 @@ WAVES = (
     ([[(5 + 3 * i) % 250 + 5 for i in range(n)] for n in (130, 200)], 3),
 )
 WHOLE = LoraShape(4, True, True, True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the service computes with models of this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def load(directory: Path, family: str, tied: bool = False, **config: Any) -> Engine:
@@ -89,23 +100,28 @@ def rows_of(
 def assert_agreement(engine: Engine, weights: Path | None, plain: Any) -> None:
     """Every log-probability of prompts and samples is the plain model's."""
     for prompts, num_tokens in WAVES:
-        rows = rows_of(engine, weights, prompts, num_tokens)
-        wave = Wave(engine, rows)
-        while not wave.is_done:
-            wave.advance()
-        wave.close()
-        for row, prompt in zip(rows, prompts, strict=True):
-            ids = torch.tensor([[*prompt, *row.tokens]])
-            with torch.no_grad():
-                logits_TV = plain(ids).logits[0, :-1]
-            own_T1 = ids[0, 1:, None]
-            end = len(prompt) - 1
-            untempered_T = logits_TV.log_softmax(-1).gather(-1, own_T1)[:end, 0]
-            assert row.scores is not None
-            assert row.scores.logprobs_T is not None
-            np.testing.assert_allclose(row.scores.logprobs_T[1:], untempered_T, atol=2e-4)
-            tempered_T = (logits_TV / 0.7).log_softmax(-1).gather(-1, own_T1)[end:, 0]
-            np.testing.assert_allclose(row.logprobs, tempered_T, rtol=0, atol=2e-4)
+        assert_rows_agree(engine, rows_of(engine, weights, prompts, num_tokens), plain)
+
+
+def assert_rows_agree(engine: Engine, rows: list[Row], plain: Any) -> None:
+    """The same for rows that share one wave; the plain model sees each text alone."""
+    wave = Wave(engine, rows)
+    while not wave.is_done:
+        wave.advance()
+    wave.close()
+    for row in rows:
+        prompt = row.request.prompt
+        ids = torch.tensor([[*prompt, *row.tokens]])
+        end = len(prompt) - 1
+        with torch.no_grad():  # the last token's own place is not asked for: it may be outside
+            logits_TV = plain(ids[:, :-1]).logits[0]
+        own_T1 = ids[0, 1:, None]
+        untempered_T = logits_TV.log_softmax(-1).gather(-1, own_T1)[:end, 0]
+        assert row.scores is not None
+        assert row.scores.logprobs_T is not None
+        np.testing.assert_allclose(row.scores.logprobs_T[1:], untempered_T, atol=2e-4)
+        tempered_T = (logits_TV / 0.7).log_softmax(-1).gather(-1, own_T1)[end:, 0]
+        np.testing.assert_allclose(row.logprobs, tempered_T, rtol=0, atol=2e-4)
 
 
 def plain_model(directory: str) -> Any:
@@ -233,16 +249,16 @@ def test_a_prompt_that_several_samples_share_is_computed_once(
 def test_no_bit_depends_on_company_when_the_cache_has_grown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_small: bool
 ) -> None:
-    """In every third slot, with windows, beside prompts of other lengths, on two threads."""
+    """In several slots, with windows, beside prompts of other lengths, on two threads."""
     engine = load(tmp_path / "model", "mistral")
     monkeypatch.setitem(engine.__dict__, "is_small", is_small)
     num_slots = engine.num_slots(64, with_prompt_logits=True)
     prompts = [[(5 + 7 * i) % 250 + 5 for i in range(3 + 5 * (n % 6))] for n in range(num_slots)]
     own = list(range(40, 60))
-    before = torch.get_num_threads()
+    slots = range(0, num_slots, 3) if IS_THOROUGH else (0, num_slots // 2, num_slots - 1)
     torch.set_num_threads(2)
     made = []
-    for slot in (None, *range(0, num_slots, 3)):
+    for slot in (None, *slots):
         company = [own] if slot is None else [*prompts[:slot], own, *prompts[slot + 1 :]]
         rows = rows_of(engine, None, company, 40)
         row = rows[slot or 0] = rows_of(engine, None, [own], 40)[0]
@@ -253,5 +269,72 @@ def test_no_bit_depends_on_company_when_the_cache_has_grown(
         assert row.scores is not None
         assert row.scores.logprobs_T is not None
         made.append((row.tokens, row.logprobs, row.scores.logprobs_T.tobytes()))
-    torch.set_num_threads(before)
     assert all(one == made[0] for one in made)
+
+
+# --- the end of the context -----------------------------------------------------------------------
+
+
+def load_gpt2(directory: Path) -> Engine:
+    """A model with a table of positions, which ends where its context does."""
+    make_model_dir(directory, "llama")
+    vocabulary = transformers.AutoConfig.from_pretrained(directory).vocab_size
+    torch.manual_seed(1)
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary, n_positions=64, n_embd=32, n_layer=2, n_head=4,
+        initializer_range=0.2, bos_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    transformers.GPT2LMHeadModel(config).save_pretrained(directory)
+    return Engine.load("gpt2", str(directory), "cpu")
+
+
+DYNAMIC = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 4.0}
+
+
+@pytest.mark.parametrize("family", ["llama", "dynamic", "gpt2"])
+def test_rows_that_end_with_the_context_leave_the_others_alone(tmp_path: Path, family: str) -> None:
+    """Their slots go on while the other rows do, which must reach no position outside: a table has
+    none there, and dynamic rotary positions would be others from then on, also for training."""
+    directory = tmp_path / "model"
+    if family == "gpt2":
+        engine = load_gpt2(directory)
+    else:
+        rope: dict[str, Any] = {"rope_parameters": DYNAMIC} if family == "dynamic" else {}
+        engine = load(directory, "llama", max_position_embeddings=64, **rope)
+    assert engine.max_context_length == 64
+    plain = plain_model(engine.path)
+    texts = [[(5 + 3 * i + n) % 250 + 5 for i in range(n)] for n in (62, 40, 33)]
+    rows = [*rows_of(engine, None, texts[:1], 2), *rows_of(engine, None, texts[1:], 20)]
+    assert_rows_agree(engine, rows, plain)
+    assert_rows_agree(engine, rows_of(engine, None, texts[2:], 20), plain)
+
+
+def test_longrope_is_served_where_no_text_changes_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rope = {
+        "rope_theta": 10000.0, "rope_type": "longrope", "original_max_position_embeddings": 32,
+        "partial_rotary_factor": 1.0, "factor": 8.0, "short_factor": [1.0] * 4,
+        "long_factor": [3.0, 4.0, 5.0, 6.0],
+    }  # fmt: skip
+    engine = load(
+        tmp_path / "model", "phi3", rope_parameters=rope, original_max_position_embeddings=32
+    )
+    assert engine.max_context_length == 32
+    assert "longer than 32 tokens, so it is served up to that length" in caplog.text
+    plain = plain_model(engine.path)
+    texts = [[5 + i for i in range(n)] for n in (31, 10, 20)]
+    rows = [*rows_of(engine, None, texts[:1], 1), *rows_of(engine, None, texts[1:], 12)]
+    assert_rows_agree(engine, rows, plain)
+    with pytest.raises(UserError, match="33 tokens exceed the model's context of 32"):
+        rows_of(engine, None, [list(range(5, 38))], 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_text_as_long_as_the_context_can_be_scored(tmp_path: Path, family: str) -> None:
+    """`compute_logprobs` asks for one token more, which takes no position."""
+    engine = load(tmp_path / "model", family, max_position_embeddings=64)
+    text = [(5 + 3 * i) % 250 + 5 for i in range(64)]
+    assert_rows_agree(engine, rows_of(engine, None, [text], 1), plain_model(engine.path))
+    with pytest.raises(UserError, match="send at most 63, or ask for one token"):
+        rows_of(engine, None, [text], 2)

@@ -25,10 +25,12 @@ import local_tinker
 from conftest import REPO
 from evaluation.inspect_model import inspect_model
 from local_tinker import openai_routes
+from local_tinker.answers import OpenAIError
 from local_tinker.chat_formats import ChatFormats
 from local_tinker.openai_asking import Model
 from local_tinker.openai_routes import find_model
-from local_tinker.openai_wire import OpenAIError, read_chat, read_completion
+from local_tinker.openai_tokens import text_offsets, token_name
+from local_tinker.openai_wire import read_chat, read_completion
 from local_tinker.sample_queue import PendingSample, SampleQueue
 from local_tinker.state import State
 from local_tinker.tokenizer import load_by_auto
@@ -49,7 +51,7 @@ RUNS = {
     "qwen3": "qwen3",
     "qwen3_disable_thinking": "qwen3",
 }
-NUM_STEPS = 60
+NUM_STEPS = 30
 
 
 class Trained(NamedTuple):
@@ -233,6 +235,12 @@ def test_models_are_the_base_models_and_the_sampler_weights(trained: Trained) ->
     assert {"llama", "qwen3", "demo", *trained.paths.values()} <= listed.keys()
     assert listed[trained.paths["qwen3"]] == "qwen3"
     assert trained.state_path not in listed
+    retrieve = trained.client().models.retrieve
+    for name, owner in listed.items():
+        one = retrieve(name)
+        assert (one.id, one.owned_by) == (name, owner)
+    with pytest.raises(openai.NotFoundError, match="is not served here"):
+        retrieve("gpt-9")
 
 
 def test_a_checkpoint_may_be_named_with_its_base_model(trained: Trained) -> None:
@@ -272,7 +280,10 @@ def test_several_samples_with_a_seed_are_those_of_the_sdk(trained: Trained) -> N
         assert choice.message.content == tokenizer.decode(sequence.tokens)
         scored = choice.logprobs.content
         assert [one.logprob for one in scored] == list(sequence.logprobs)
-        whole = [one for one in scored if one.bytes is not None]
+        said = b"".join(bytes(one.bytes) for one in scored)
+        assert said.decode(errors="replace") == choice.message.content
+        whole = [one for one in scored if not one.token.startswith("\\x")]
+        assert len(whole) < len(scored)  # some are parts of characters
         assert all(bytes(one.bytes).decode() == one.token for one in whole)
         assert all(len(one.top_logprobs) <= 2 for one in scored)
     assert len({choice.message.content for choice in answer.choices}) == 3
@@ -323,6 +334,8 @@ def test_texts_are_continued_echoed_and_scored(trained: Trained) -> None:
 
     scores = using(trained.service, Path("checkpoints"), score)
     create = trained.client().completions.create
+    with pytest.raises(openai.BadRequestError, match="characters exceed"):
+        create(model="demo", prompt=["A", HUGE[0]["content"]])
     only = create(model="demo", prompt=prompt, max_tokens=0, echo=True, logprobs=2)
     (choice,) = only.choices
     assert (choice.text, choice.finish_reason) == (prompt, "length")
@@ -346,6 +359,40 @@ def test_texts_are_continued_echoed_and_scored(trained: Trained) -> None:
     )
     assert "".join(c.choices[0].text for c in stream) == prompt + of_tokens.choices[0].text
     assert create(model="demo", prompt=prompt).usage.completion_tokens <= 16  # pyright: ignore
+
+
+@pytest.mark.trains
+def test_a_prompt_is_scored_as_evaluation_harnesses_do(trained: Trained) -> None:
+    """They ask for one token more, which may end the text, and leave the last out."""
+    path, tokenizer = trained.paths["llama3"], trained.renderers["llama3"].tokenizer
+    asked = trained.renderers["llama3"].build_generation_prompt(ASKED).to_ints()
+    prompt = [*asked, *tokenizer.encode(ANSWER, add_special_tokens=False)]
+    create, options = trained.client().completions.create, {"echo": True, "logprobs": 1, "seed": 1}
+    (choice,) = create(model=path, prompt=prompt, max_tokens=1, temperature=0, **options).choices  # pyright: ignore
+    (only,) = create(model=path, prompt=prompt, max_tokens=0, **options).choices  # pyright: ignore
+    assert choice.finish_reason == "stop" and choice.text == only.text
+    assert choice.logprobs.token_logprobs[:-1] == only.logprobs.token_logprobs
+    assert choice.logprobs.top_logprobs[:-1] == only.logprobs.top_logprobs
+    assert choice.logprobs.text_offset[-1] == len(choice.text)
+
+
+@pytest.mark.parametrize("num_sent", [0, 1, 4])
+def test_tokens_stand_where_their_text_begins(llama_dir: Path, num_sent: int) -> None:
+    tokenizer = load_by_auto(str(llama_dir))
+    text = "na\u00efve \U0001f642\u65e5 end"
+    tokens = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+    tokens.append(tokenizer.eos_token_id)
+    named = [token_name(tokenizer, None, token, "bytes:") for token in tokens[1:-1]]
+    assert b"".join(bytes(name.bytes or []) for name in named).decode() == text
+    assert sum(name.text.startswith("bytes:\\x") for name in named) >= 7
+    offsets = text_offsets(tokenizer, tokens, 0, text)
+    assert (offsets[0], offsets[1], offsets[-1]) == (0, 0, len(text))
+    whole = [(n.text, at) for n, at in zip(named, offsets[1:], strict=False) if "\\" not in n.text]
+    assert all(text.startswith(*each) for each in whole)
+    said = tokenizer.decode(tokens)
+    shown = text_offsets(tokenizer, tokens, 0, said)
+    assert shown[1] == len(tokenizer.bos_token)
+    assert text_offsets(tokenizer, tokens, num_sent, said) == shown[num_sent:]
 
 
 def test_many_at_once_get_what_one_alone_gets(trained: Trained) -> None:
@@ -480,6 +527,8 @@ def wait_until_idle(trained: Trained) -> None:
 
 # --- what is refused ----------------------------------------------------------------------------
 
+# Text that took seconds, and the service's only thread for requests, to be cut into tokens.
+HUGE: Any = [{"role": "user", "content": "x" * 2_000_000}]
 REFUSED: list[tuple[dict[str, Any], int, str | None, str | None, str]] = [
     ({"model": "gpt-9"}, 404, "model", "model_not_found", "'gpt-9' is not served here"),
     ({"model": "tinker://a:train:0/sampler_weights/x"}, 404, "model", "model_not_found", "stored"),
@@ -490,6 +539,7 @@ REFUSED: list[tuple[dict[str, Any], int, str | None, str | None, str]] = [
     ({"model": "qwen3;LLAMA"}, 400, "model", None, "trained on llama"),
     ({"messages": []}, 400, "messages", None, "at least 1 item"),
     ({"messages": ASKED * 300}, 400, "messages", "context_length_exceeded", "512"),
+    ({"messages": HUGE}, 400, "messages", "context_length_exceeded", "2000000 characters exceed"),
     ({"max_tokens": 0}, 400, "max_tokens", None, "greater than or equal to 1"),
     ({"temperature": -1}, 400, "temperature", None, "greater than or equal to 0"),
     ({"n": 129}, 400, "n", None, "128"),
@@ -560,6 +610,14 @@ def test_a_damaged_adapter_ends_a_stream_with_its_error(trained: Trained, tmp_pa
         ("logprobs", 2),
         ("stop", [5]),
         ("stream_options", {"x": 1}),
+        ("stream_options", {"include_usage": True}),  # without stream
+        ("stop", ["a", ""]),
+        ("stop", ["a"] * 65),
+        ("stop", "\ud800"),
+        ("messages", [{"role": "user", "content": "half \ud800"}]),
+        ("messages", [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]),
+        ("messages", [{"role": "user"}]),
+        ("messages", [{"role": "system", "content": None}]),
         ("messages", [{"role": "tool", "content": "x"}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]),
         ("messages", [{"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]),
@@ -603,6 +661,7 @@ def test_what_asks_for_nothing_is_accepted() -> None:
         ({"prompt": 5}, "prompt"),
         ({"prompt": [[1], "a"]}, "prompt"),
         ({"prompt": ["x"] * 257}, "prompt"),
+        ({"prompt": ["x", "half \ud800"]}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),

@@ -11,6 +11,7 @@ from tinker_cookbook.renderers import get_renderer, get_text_content
 
 from chat_models import SHAPES, make_tokenizer
 from conftest import IS_THOROUGH
+from local_tinker.answers import OpenAIError
 from local_tinker.chat_formats import ChatFormat, Rendered, Templated
 from local_tinker.openai_text import (
     Said,
@@ -20,7 +21,7 @@ from local_tinker.openai_text import (
     read_answer,
     rest,
 )
-from local_tinker.openai_wire import ChatMessage, OpenAIError
+from local_tinker.openai_wire import ChatMessage
 
 TEMPLATE = "template"
 FORMATS = {

@@ -89,18 +89,21 @@ def test_a_polled_sample_that_fails_is_told(service: local_tinker.Service, tmp_p
 
         def hold() -> dict[str, Any]:
             is_held.set()
-            goes_on.wait(30)
+            goes_on.wait()
             return {}
 
-        service._state.worker.submit("held", engine, hold)
-        is_held.wait(30)
-        failing = sampler.sample(types.ModelInput.from_ints(PROMPT), 1, types.SamplingParams())
-        target = Target(sampler._sampling_session_id, 0)
-        while not (waiting_ids := service._state.futures.open_of(target)):
-            await asyncio.sleep(0.01)
-        future, _ = service._state.futures.claim(waiting_ids[0])
-        service._state.worker.cancel(future, UserError("the weights are gone"))
-        goes_on.set()
+        held = service._state.worker.submit("held", engine, hold)
+        try:
+            await asyncio.to_thread(is_held.wait)
+            failing = sampler.sample(types.ModelInput.from_ints(PROMPT), 1, types.SamplingParams())
+            target = Target(sampler._sampling_session_id, 0)
+            while not (waiting_ids := service._state.futures.open_of(target)):
+                await asyncio.sleep(0.01)
+            future, _ = service._state.futures.claim(waiting_ids[0])
+            service._state.worker.cancel(future, UserError("the weights are gone"))
+        finally:
+            goes_on.set()
+        await asyncio.wrap_future(held)
         with pytest.raises(tinker.RequestFailedError, match="the weights are gone"):
             await failing
         assert len((await sample(sampler, PROMPT, max_tokens=2))[0].tokens) == 2

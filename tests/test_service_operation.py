@@ -150,9 +150,29 @@ def test_two_models_one_log_without_keys_and_a_page_that_needs_none(
 
 # --- stop --------------------------------------------------------------------------------------
 
+NewClient = Callable[[str, str], tinker.ServiceClient]
+
+
+@pytest.fixture
+def new_client() -> Iterator[NewClient]:
+    """Make clients whose service ends before they do; they are left without a word to it.
+
+    Otherwise their heartbeats go on, and after two minutes print that they fail, which whatever
+    test runs then takes for what its own program has printed.
+    """
+    made: list[tinker.ServiceClient] = []
+
+    def make(base_url: str, api_key: str) -> tinker.ServiceClient:
+        made.append(tinker.ServiceClient(base_url=base_url, api_key=api_key))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.holder.close()
+
 
 def test_stopping_finishes_what_is_queued_and_answers_who_waits(
-    llama_dir: Path, tmp_path: Path
+    llama_dir: Path, tmp_path: Path, new_client: NewClient
 ) -> None:
     """SIGTERM with steps and a save queued behind them: the save is on disk, and was answered."""
     folder = tmp_path / "c"
@@ -160,7 +180,7 @@ def test_stopping_finishes_what_is_queued_and_answers_who_waits(
 
         async def body() -> str:
             page = httpx.AsyncClient()
-            client = tinker.ServiceClient(base_url=address, api_key=KEY)
+            client = new_client(address, KEY)
             run = await client.create_lora_training_client(str(llama_dir), rank=4, seed=1)
             long = run.forward([datum([5 + i % 90 for i in range(400)])] * 400, "cross_entropy")
             for _ in range(10):
@@ -179,14 +199,14 @@ def test_stopping_finishes_what_is_queued_and_answers_who_waits(
     assert info["num_optimizer_steps"] == 10
 
 
-def test_closing_refuses_what_is_queued_and_says_so(llama_dir: Path, tmp_path: Path) -> None:
+def test_closing_refuses_what_is_queued_and_says_so(
+    llama_dir: Path, tmp_path: Path, new_client: NewClient
+) -> None:
     service = local_tinker.start([("llama", str(llama_dir))])
 
     async def body() -> list[str]:
         page = httpx.AsyncClient()
-        client = tinker.ServiceClient(
-            base_url=service.base_url, api_key=service.open_folder(tmp_path)
-        )
+        client = new_client(service.base_url, service.open_folder(tmp_path))
         run = await new_run(client)
         long = [datum([5 + i % 90 for i in range(400)])] * 400
         futures = [run.forward(long, "cross_entropy")]
@@ -478,7 +498,9 @@ def test_an_embedded_service_whose_close_is_interrupted_closes_at_the_end(
 # --- the disk ----------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_explained_and_loses_nothing(llama_dir: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_explained_and_loses_nothing(
+    llama_dir: Path, tmp_path: Path, new_client: NewClient
+) -> None:
     """A limit on the size of files makes the second, larger save fail half way through."""
     folder = tmp_path / "c"
 
@@ -489,7 +511,7 @@ def test_a_full_disk_is_explained_and_loses_nothing(llama_dir: Path, tmp_path: P
     with standalone([llama_dir], folder, preexec=limit_files) as (_, address, log):
 
         async def body() -> tuple[str, str]:
-            client = tinker.ServiceClient(base_url=address, api_key=KEY)
+            client = new_client(address, KEY)
             small = await client.create_lora_training_client(str(llama_dir), rank=1, seed=1)
             kept = (await small.save_weights_for_sampler("kept")).path
             large = await client.create_lora_training_client(str(llama_dir), rank=64, seed=1)
@@ -841,12 +863,14 @@ def test_clients_wait_while_a_service_starts(llama_dir: Path, tmp_path: Path) ->
         service.close()
 
 
-def test_a_second_signal_ends_at_once(llama_dir: Path, tmp_path: Path) -> None:
+def test_a_second_signal_ends_at_once(
+    llama_dir: Path, tmp_path: Path, new_client: NewClient
+) -> None:
     with standalone([llama_dir], tmp_path / "c") as (process, address, log):
 
         async def body() -> None:
             page = httpx.AsyncClient()
-            client = tinker.ServiceClient(base_url=address, api_key=KEY)
+            client = new_client(address, KEY)
             run = await client.create_lora_training_client(str(llama_dir), rank=4, seed=1)
             rows = [datum([5 + i % 90 for i in range(400)])] * 400
             _ = [run.forward(rows, "cross_entropy") for _ in range(8)]

@@ -22,13 +22,13 @@ from local_tinker.tokenizer import (
     LOST,
     READ_BACK,
     RUN_TOGETHER,
+    Loss,
     TextLostError,
     grade_of,
     load_by_auto,
     loss_note,
     losses_of,
     reading_note,
-    worst_loss,
 )
 from model_dirs import LLAMA3_TEMPLATE, make_model_dir
 from rows.chat_formats import choose_format, load_renderer, load_tokenizer
@@ -41,6 +41,11 @@ CLASS = "tokenizer_class"
 
 def encoded(tokenizer: Any) -> list[int]:
     return list(tokenizer.encode(TEXT, add_special_tokens=False))
+
+
+def worst_loss(tokenizer: Any) -> Loss:
+    """What becomes of the text that a tokenizer keeps least of."""
+    return max(losses_of(tokenizer), key=lambda one: one.grade)
 
 
 @pytest.fixture(scope="module")
