@@ -195,6 +195,8 @@ async def _whole(request: Request, asking: Asking) -> list[Response] | None:
     is_left = asyncio.ensure_future(_left(request))
     futures = [asyncio.wrap_future(asked.future) for asked in asking.asked]
     all_done = asyncio.gather(*futures)
+    # Looked at also where the client has left, or asyncio complains that nobody did.
+    all_done.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.wait([is_left, all_done], return_when=asyncio.FIRST_COMPLETED)
         if not all_done.done():

@@ -219,13 +219,23 @@ class Worker:
         """Work on for at most `drain_s`, refuse what is left with `Closed`, end the thread.
 
         The job in hand is not broken off; False when it goes on after `limit_s`, which it does
-        behind the caller's back then.
+        behind the caller's back then, while the others are refused.
         """
         with self._changed:
             self._close_at = time.monotonic() + drain_s
             self._changed.notify()
         self._thread.join(limit_s)
-        return not self._thread.is_alive()
+        has_ended = not self._thread.is_alive()
+        if not has_ended:
+            self._refuse_all()
+        return has_ended
+
+    def _refuse_all(self) -> None:
+        with self._changed:
+            jobs = [pending for queue in self._jobs.values() for pending in queue]
+            left = [*jobs, *self._all_unanswered()]
+        for pending in left:
+            _fail(pending.future, Closed())
 
     @property
     def _must_end(self) -> bool:
@@ -247,9 +257,7 @@ class Worker:
                 self._start_waves()
             if self._waves:
                 self._advance_waves()
-        jobs = [pending for queue in self._jobs.values() for pending in queue]
-        for pending in (*jobs, *self._all_unanswered()):
-            _fail(pending.future, Closed())
+        self._refuse_all()
 
     def _next_job(self) -> _PendingJob | None:
         """The next job of the queue whose turn it is; the queue then goes to the end."""

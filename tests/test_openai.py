@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -477,6 +478,39 @@ def test_a_stream_whose_client_left_before_it_began_is_dropped(
     has_left.set()
     assert is_asked.wait(60)
     wait_until_idle(trained)
+
+
+def test_a_service_that_closes_amid_a_job_answers_who_waits(
+    llama_dir: Path, tmp_path: Path
+) -> None:
+    may_end = threading.Event()
+    service = local_tinker.start([("llama", str(llama_dir))])
+    try:
+        headers = {"Authorization": f"Bearer {service.open_folder(tmp_path)}"}
+
+        def ask(is_stream: bool) -> httpx.Response:
+            body = {"model": "llama", "prompt": [5], "max_tokens": 9, "stream": is_stream}
+            url = f"{service.base_url}/oai/api/v1/completions"
+            return httpx.post(url, json=body, headers=headers, timeout=60)
+
+        engine, worker = service._state.engines["llama"], service._worker
+        worker.submit("long", engine, lambda: {"ended": may_end.wait(60)})
+        with ThreadPoolExecutor() as pool:
+            answers = pool.map(ask, (True, False))
+            give_up_at = time.monotonic() + 60
+            while worker.num_queued[1] < 2:
+                assert time.monotonic() < give_up_at
+                time.sleep(0.01)
+            assert not service.close(drain_s=0.1, limit_s=0.2)
+        streamed, whole = answers
+        assert (
+            "shutting down" in json.loads(streamed.text.removeprefix("data: "))["error"]["message"]
+        )
+        assert whole.status_code == 503
+        assert "shutting down" in whole.json()["error"]["message"]
+    finally:
+        may_end.set()
+        service.close()
 
 
 def num_samples_queued(trained: Trained) -> int:
