@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from local_tinker.answers import OpenAIError
 from local_tinker.engine import Engine
 from local_tinker.openai_text import CLOSE_THINK, OPEN_THINK, Format, Said
+from local_tinker.openai_tokens import TokenNames
 from local_tinker.openai_wire import ChatMessage
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class PlainText:
     stop_strings: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def names(self) -> TokenNames:
+        return TokenNames(self.tokenizer)
+
     def read(self, tokens: list[int]) -> Said:
         return Said(self.tokenizer.decode(_before_stop(tokens, self.stop_ids)))
 
@@ -82,6 +87,10 @@ class Rendered:
     @property
     def tokenizer(self) -> Any:
         return self.renderer.tokenizer
+
+    @functools.cached_property
+    def names(self) -> TokenNames:
+        return TokenNames(self.tokenizer)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -181,6 +190,10 @@ class Templated:
     markers: tuple[str, ...] = (OPEN_THINK, *_MARKERS)
     reader: Rendered | None = None  # reads the answers, where they are not text between tags
 
+    @functools.cached_property
+    def names(self) -> TokenNames:
+        return TokenNames(self.tokenizer)
+
     def prompt(self, messages: list[ChatMessage]) -> list[int]:
         return self.tokenizer.encode(self._written(messages), add_special_tokens=False)
 
@@ -245,13 +258,17 @@ class ChatFormats:
     def __init__(self) -> None:
         self._formats: dict[tuple[str, str | None], ChatFormat] = {}
         self._tokenizers: dict[str, Any] = {}
+        self._plain: dict[str, PlainText] = {}
         self._max_chars: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def plain(self, engine: Engine) -> PlainText:
         """How an engine's model is asked to continue a text."""
         with self._lock:
-            return PlainText(self._tokenizer(engine), engine.eos_token_ids)
+            if engine.name not in self._plain:
+                made = PlainText(self._tokenizer(engine), engine.eos_token_ids)
+                self._plain[engine.name] = made
+            return self._plain[engine.name]
 
     def find(self, engine: Engine, renderer_name: str | None) -> ChatFormat:
         """How a model is asked in messages. Raises `OpenAIError` when nothing settles it."""

@@ -15,10 +15,9 @@ from tinker.proto import tinker_public_pb2 as pb
 
 from local_tinker.choosing import Choice
 from local_tinker.openai_text import Delta, Format, Said, num_kept
-from local_tinker.openai_tokens import TokenName, text_offsets, token_name
+from local_tinker.openai_tokens import TokenName, TokenNames, text_offsets
 from local_tinker.wire import EMPTY_LOGPROB
 
-BYTES_PREFIX = "bytes:"  # of a part of a character in text completions, as OpenAI names it
 LOWEST_LOGPROB = -9999.0  # what OpenAI writes for a token that cannot come; JSON has no infinity
 
 
@@ -105,38 +104,36 @@ def _named(name: TokenName, logprob: float) -> dict[str, Any]:
     return {"token": name.text, "logprob": _finite(logprob), "bytes": name.bytes}
 
 
-def chat_logprobs(tokenizer: Any, tokens: Sequence[Scored], before: int | None) -> dict[str, Any]:
-    """Log-probabilities as chat completions have them; `before` is the token before the first."""
+def chat_logprobs(names: TokenNames, tokens: Sequence[Scored], num_sent: int) -> dict[str, Any]:
+    """Log-probabilities as chat completions have them, of the tokens after those that were sent."""
     content = []
-    for scored in tokens:
-        top = [_named(token_name(tokenizer, before, token), value) for token, value in scored.top]
-        named = _named(token_name(tokenizer, before, scored.token), scored.logprob or 0.0)
+    for place, scored in enumerate(tokens[num_sent:], num_sent):
+        is_first = place == 0
+        top = [_named(names.name(token, is_first=is_first), value) for token, value in scored.top]
+        named = _named(names.name(scored.token, is_first=is_first), scored.logprob or 0.0)
         content.append({**named, "top_logprobs": top})
-        before = scored.token
     return {"content": content, "refusal": None}
 
 
 def text_logprobs(
-    tokenizer: Any, tokens: Sequence[Scored], num_sent: int, text: str, is_with_top: bool
+    names: TokenNames, tokens: Sequence[Scored], num_sent: int, text: str, is_with_top: bool
 ) -> dict[str, Any]:
     """Log-probabilities as text completions have them, of the tokens after those that were sent;
     `text` is the choice's."""
-    before = tokens[num_sent - 1].token if num_sent else None
     texts, tops = [], []
-    for scored in tokens[num_sent:]:
-        texts.append(token_name(tokenizer, before, scored.token, BYTES_PREFIX).text)
-        named = {
-            token_name(tokenizer, before, token, BYTES_PREFIX).text: _finite(value)
-            for token, value in reversed(scored.top)  # the likeliest of one name is kept
-        }
-        tops.append(dict(reversed(named.items())) or None)
-        before = scored.token
+    for place, scored in enumerate(tokens[num_sent:], num_sent):
+        is_first = place == 0
+        texts.append(names.name(scored.token, is_first=is_first).in_texts)
+        named: dict[str, float] = {}
+        for token, value in scored.top:  # of two with one name the likeliest is kept
+            named.setdefault(names.name(token, is_first=is_first).in_texts, _finite(value))
+        tops.append(named or None)
     logprobs = [scored.logprob for scored in tokens[num_sent:]]
     return {
         "tokens": texts,
         "token_logprobs": [None if value is None else _finite(value) for value in logprobs],
         "top_logprobs": tops if is_with_top else None,
-        "text_offset": text_offsets(tokenizer, [one.token for one in tokens], num_sent, text),
+        "text_offset": text_offsets(names.tokenizer, [one.token for one in tokens], num_sent, text),
     }
 
 
@@ -253,8 +250,7 @@ class ChatShape:
     ) -> dict[str, Any] | None:
         if not self.has_logprobs:
             return None
-        before = tokens[num_sent - 1].token if num_sent else None
-        return chat_logprobs(form.tokenizer, tokens[num_sent:], before)
+        return chat_logprobs(form.names, tokens, num_sent)
 
     def last(self, index: int, said: Said, reason: str) -> dict[str, Any]:
         calls = [{"index": place, **call} for place, call in enumerate(said.tool_calls)]
@@ -302,7 +298,7 @@ class TextShape:
     ) -> dict[str, Any] | None:
         if self.num_top is None:
             return None
-        return text_logprobs(form.tokenizer, tokens, num_sent, text, self.num_top > 0)
+        return text_logprobs(form.names, tokens, num_sent, text, self.num_top > 0)
 
     def first(self, index: int) -> dict[str, Any] | None:
         if not self.echoed:

@@ -38,7 +38,7 @@ from local_tinker.state import State
 from local_tinker.wire import Prompt, PromptChunk, Sample, SamplingParams, UserError
 
 CHUNK_S = 0.05  # how long a stream gathers tokens, at least, before it reads the answer again
-STREAMS_FRAC = 0.2  # of the server thread's time that reading answers for streams may take
+STREAMS_FRAC = 0.2  # of one thread's time that reading answers for streams may take
 CLIENT_LEFT = 499  # for nobody: the connection has ended
 
 
@@ -51,8 +51,8 @@ class Model(NamedTuple):
 
 
 class Pace:
-    """How often streams look at their answers: all together in a share of the thread's time, so
-    that many of them do not hold up training and everybody else's requests."""
+    """How often streams look at their answers: all together in a share of one thread's
+    time, so that many of them do not hold up training and everybody else's requests."""
 
     def __init__(self) -> None:
         self._num_live = 0
@@ -177,17 +177,17 @@ async def answered(request: Request, asking: Asking, shape: Shape) -> HttpRespon
     responses = await _whole(request, asking)
     if responses is None:
         return HttpResponse(status_code=CLIENT_LEFT)
-    choices = await asyncio.to_thread(_choices, asking, shape, responses)
-    return JSONResponse(shape.head.filled(choices, asking.usage(responses)))
+    return await asyncio.to_thread(_written, asking, shape, responses)
 
 
-def _choices(asking: Asking, shape: Shape, responses: list[Response]) -> list[dict[str, Any]]:
+def _written(asking: Asking, shape: Shape, responses: list[Response]) -> JSONResponse:
+    """Read the answers and write them; with scores that may be many megabytes."""
     choices: list[dict[str, Any]] = []
     for response in responses:
         for answer in response.answers:
             said = read_answer(asking.form, answer.ids, asking.body.stops)
             choices.append(shape.whole(len(choices), said, answer, asking.form, response.prompt))
-    return choices
+    return JSONResponse(shape.head.filled(choices, asking.usage(responses)))
 
 
 async def _whole(request: Request, asking: Asking) -> list[Response] | None:
@@ -230,14 +230,18 @@ class _Stream(StreamingResponse):
 async def _stream(asking: Asking, shape: Shape) -> AsyncIterator[str]:
     """What goes wrong on the way is an event too: the status has been sent."""
     try:
-        async for chunk in _chunks(asking, shape):
-            yield f"data: {json.dumps(chunk)}\n\n"
+        async for event in _events(asking, shape):
+            yield event
         yield "data: [DONE]\n\n"
     except EXPECTED as error:
         yield f"data: {refused(error, OPENAI_PREFIX).body.decode()}\n\n"
 
 
-async def _chunks(asking: Asking, shape: Shape) -> AsyncIterator[dict[str, Any]]:
+def _event(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk)}\n\n"
+
+
+async def _events(asking: Asking, shape: Shape) -> AsyncIterator[str]:
     body, head = asking.body, shape.head
     loop = asyncio.get_running_loop()
     has_news, has_ended = asyncio.Event(), asyncio.Event()
@@ -257,7 +261,7 @@ async def _chunks(asking: Asking, shape: Shape) -> AsyncIterator[dict[str, Any]]
     for stream in streams:
         stream.asked.future.add_done_callback(tell_end)
         for choice in stream.first():
-            yield head.filled([choice], None)
+            yield _event(head.filled([choice], None))
     tell()
     live = streams
     with asking.pace.one_more():
@@ -267,11 +271,10 @@ async def _chunks(asking: Asking, shape: Shape) -> AsyncIterator[dict[str, Any]]
             has_ended.clear()
             spent_s = 0.0
             for stream in live:
-                begun_s = time.thread_time()
-                news = stream.news()
-                spent_s += time.thread_time() - begun_s
-                for choice in news:
-                    yield head.filled([choice], None)
+                news = await asyncio.to_thread(stream.look)
+                spent_s += news.spent_s
+                for event in news.events:
+                    yield event
             live = [stream for stream in live if stream.response is None]
             if live:
                 with contextlib.suppress(TimeoutError):
@@ -279,7 +282,14 @@ async def _chunks(asking: Asking, shape: Shape) -> AsyncIterator[dict[str, Any]]
                         await has_ended.wait()
     if body.stream_options.include_usage:
         responses = [stream.response for stream in streams if stream.response is not None]
-        yield head.filled([], asking.usage(responses))
+        yield _event(head.filled([], asking.usage(responses)))
+
+
+class _News(NamedTuple):
+    """What a stream can send now, and what it took to find out."""
+
+    events: list[str]
+    spent_s: float
 
 
 class _StreamedPrompt:
@@ -299,8 +309,14 @@ class _StreamedPrompt:
         firsts = [self._shape.first(self._first_index + i) for i in range(len(self._texts))]
         return [choice for choice in firsts if choice is not None]
 
-    def news(self) -> list[dict[str, Any]]:
-        """What can be sent now. Raises what the worker refused the prompt with."""
+    def look(self) -> _News:
+        """Find out what can be sent now, off the server's thread. Raises what the worker refused
+        the prompt with."""
+        begun_s = time.thread_time()
+        events = [_event(self._shape.head.filled([choice], None)) for choice in self._choices()]
+        return _News(events, time.thread_time() - begun_s)
+
+    def _choices(self) -> list[dict[str, Any]]:
         if self.asked.future.done():
             self.response = self.asked.response()
             return [c for index in range(len(self._texts)) for c in self._ended(index)]

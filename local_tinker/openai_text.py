@@ -7,9 +7,13 @@ Sent together, its pieces are the text that comes without a stream.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from local_tinker.openai_tokens import TokenNames
 
 UNFINISHED = "\ufffd"  # what the bytes of a character that is not whole decode to
 OPEN_THINK, CLOSE_THINK = "<think>", "</think>"
@@ -31,6 +35,9 @@ class Format(Protocol):
 
     @property
     def tokenizer(self) -> Any: ...
+
+    @functools.cached_property
+    def names(self) -> TokenNames: ...
 
     @property
     def name(self) -> str: ...

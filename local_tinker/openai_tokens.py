@@ -17,26 +17,44 @@ class TokenName(NamedTuple):
 
     text: str
     bytes: list[int] | None  # None where the tokenizer does not tell which it stands for
+    is_part: bool = False
+
+    @property
+    def in_texts(self) -> str:
+        """Its name in text completions."""
+        return f"bytes:{self.text}" if self.is_part else self.text
 
 
-def token_text(tokenizer: Any, before: int | None, token: int) -> str:
-    """The text that a token adds after another; alone, some tokens do not show their space."""
-    alone = tokenizer.decode([token])
-    if before is None:
-        return alone
-    first, both = tokenizer.decode([before]), tokenizer.decode([before, token])
-    return both[len(first) :] if both.startswith(first) and UNFINISHED not in first else alone
+class TokenNames:
+    """The names of a tokenizer's tokens, each found once: an answer with the likeliest tokens
+    beside each of its own has thousands of them."""
 
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._context = tokenizer.encode("a", add_special_tokens=False)[-1:]
+        self._context_text = tokenizer.decode(self._context)
+        self._names: dict[tuple[int, bool], TokenName] = {}
 
-def token_name(tokenizer: Any, before: int | None, token: int, prefix: str = "") -> TokenName:
-    """How OpenAI names a token; `prefix` stands before bytes that are written out."""
-    text = token_text(tokenizer, before, token)
-    if UNFINISHED not in text:
-        return TokenName(text, list(text.encode()))
-    own = _own_bytes(tokenizer, token)
-    if own is None:
-        return TokenName(text, None)
-    return TokenName(prefix + "".join(f"\\x{byte:02x}" for byte in own), list(own))
+    def name(self, token: int, *, is_first: bool) -> TokenName:
+        """How OpenAI names a token; the first of a text may not show its space."""
+        key = (token, is_first)
+        found = self._names.get(key)
+        if found is None:
+            found = self._names[key] = self._found(token, is_first)
+        return found
+
+    def _found(self, token: int, is_first: bool) -> TokenName:
+        text = self.tokenizer.decode([token])
+        if not is_first:
+            both = self.tokenizer.decode([*self._context, token])
+            if both.startswith(self._context_text):
+                text = both[len(self._context_text) :]
+        if UNFINISHED not in text:
+            return TokenName(text, list(text.encode()))
+        own = _own_bytes(self.tokenizer, token)
+        if own is None:
+            return TokenName(text, None)
+        return TokenName("".join(f"\\x{byte:02x}" for byte in own), list(own), is_part=True)
 
 
 def _own_bytes(tokenizer: Any, token: int) -> bytes | None:

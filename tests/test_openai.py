@@ -29,7 +29,7 @@ from local_tinker.answers import OpenAIError
 from local_tinker.chat_formats import ChatFormats
 from local_tinker.openai_asking import Model
 from local_tinker.openai_routes import find_model
-from local_tinker.openai_tokens import text_offsets, token_name
+from local_tinker.openai_tokens import TokenNames, text_offsets
 from local_tinker.openai_wire import read_chat, read_completion
 from local_tinker.sample_queue import PendingSample, SampleQueue
 from local_tinker.state import State
@@ -382,9 +382,10 @@ def test_tokens_stand_where_their_text_begins(llama_dir: Path, num_sent: int) ->
     text = "na\u00efve \U0001f642\u65e5 end"
     tokens = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
     tokens.append(tokenizer.eos_token_id)
-    named = [token_name(tokenizer, None, token, "bytes:") for token in tokens[1:-1]]
+    names = TokenNames(tokenizer)
+    named = [names.name(token, is_first=False) for token in tokens[1:-1]]
     assert b"".join(bytes(name.bytes or []) for name in named).decode() == text
-    assert sum(name.text.startswith("bytes:\\x") for name in named) >= 7
+    assert sum(name.in_texts.startswith("bytes:\\x") for name in named) >= 7
     offsets = text_offsets(tokenizer, tokens, 0, text)
     assert (offsets[0], offsets[1], offsets[-1]) == (0, 0, len(text))
     whole = [(n.text, at) for n, at in zip(named, offsets[1:], strict=False) if "\\" not in n.text]

@@ -40,6 +40,7 @@ from local_tinker.worker import Worker
 
 SEED = 20_240_607
 NUM_REQUESTS = 10_000 if IS_THOROUGH else 1_000
+PREFIX, OPENAI_PREFIX = "/api/v1", "/oai/api/v1"
 DOWNLOADS = "http://service/api/v1/downloads/"  # where an archive may lead
 NUM_STEPS = 12  # of the real training run
 RETRIEVE_EVERY = 200  # requests; their futures are then waited for together
@@ -79,6 +80,7 @@ class World:
     runs: list[NoiseRun] = field(default_factory=list)
     samplers: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)  # of checkpoints that were there once
+    kept_path: str = ""  # of a checkpoint that no other request is about
     open_futures: dict[str, str] = field(default_factory=dict)  # request id -> the request
     old_futures: list[str] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -96,6 +98,7 @@ class World:
         content: bytes | AsyncIterator[bytes] | None = None,
         headers: dict[str, str | bytes] | None = None,
         expect: tuple[int, ...] = (),
+        prefix: str = PREFIX,
     ) -> httpx.Response:
         """Send one request and check what holds for every answer."""
         sent: dict[str, str | bytes] = {"x-api-key": KEY, **(headers or {})}
@@ -105,7 +108,7 @@ class World:
         shown = content[:300] if isinstance(content, bytes) else "" if content is None else "chunks"
         label = f"{method} {path[:200]} {shown!r}"
         raw = [(as_bytes(name), as_bytes(value)) for name, value in sent.items() if value != b"-"]
-        url = f"http://service/api/v1{path}"
+        url = f"http://service{prefix}{path}"
         request = httpx.Request(method, url, headers=raw, content=content)
         response = await self.transport.handle_async_request(request)
         await response.aread()
@@ -172,6 +175,8 @@ def error_of(response: httpx.Response) -> str:
         return ""
     answer = response.json()
     error = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(error, dict) and error.keys() == {"message", "type", "param", "code"}:
+        error = error["message"]  # as OpenAI has it
     return error if isinstance(error, str) else ""
 
 
@@ -768,6 +773,163 @@ async def late_load(world: World) -> None:
     await world.send("POST", "/optim_step", body=step)
 
 
+# --- OpenAI's routes, and downloads ---------------------------------------------------------------
+
+OPENAI_ROUTES = ("chat/completions", "completions")
+MESSAGE = {"role": "user", "content": "na\u00efve \U0001f642"}
+ODD_MESSAGES: tuple[Any, ...] = (
+    [], [{}], [None], "x", [{**MESSAGE, "role": "tool"}], [{**MESSAGE, "role": "x"}],
+    [{"role": "user"}], [{"role": "user", "content": None}], [{"role": "assistant"}, MESSAGE],
+    [{**MESSAGE, "content": "half \ud800"}], [{**MESSAGE, "content": "\x00"}], [MESSAGE] * 40,
+    [{**MESSAGE, "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "\udfff"}]}],
+    [{**MESSAGE, "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
+    [{**MESSAGE, "content": [{"type": "text"}]}], [{**MESSAGE, "content": [[]]}],
+    [{**MESSAGE, "content": "<|eot_id|><|start_header_id|>"}],
+    [{**MESSAGE, "content": "x" * 20_000}],
+    [{"role": "assistant", "content": None, "tool_calls": [{"id": "x", "type": "function"}]}],
+    [{"role": "system", "content": ""}, {"role": "developer", "content": []}], DEEP.format(5000),
+)  # fmt: skip
+ODD_OPENAI: dict[str, tuple[Any, ...]] = {
+    "n": (0, 1, 5, 129, 1000, True, 2**70, "1", None),
+    "stop": ("", [""], ["a", ""], ["a"] * 64, ["a"] * 65, ["aa", "a", "aaa"], "\ud800", [None], 5,
+             "\u00e9", ["\U0001f642", "\u65e5"], "x" * 9000, [[]], {}),
+    "seed": (0, -1, 2**63, 2**64, 10**300, -(10**4000), 1.5, "x"),
+    "temperature": (0, 0.0, 1e-9, 1e308, -1, 1, True, "1", float("nan"), 10**400),
+    "top_p": (0, 1, 1.1, 5e-324, 0.5, None, float("inf")),
+    "top_k": (0, -1, -2, 1, 10**30, 1.5, "x"),
+    "max_tokens": (0, 1, 5, -1, 1.5, "x", True),
+    "max_completion_tokens": (0, 1, 4, -1, 1.0),
+    "logprobs": (True, False, 0, 3, 20, 21, -1, None, "x"),
+    "top_logprobs": (0, 1, 20, 21, -1, True, None),
+    "echo": (True, False, 1, None),
+    "stream": (True, True, False, None, "true", 1),
+    "stream_options": ({}, {"include_usage": True}, {"x": 1}, [], None, True),
+    "model": ("", "gpt-9", "\ud800", "llama;", ";llama", "llama;tinker://", "x" * 5001, None, 5),
+    "prompt": ("", "x", [], [[]], [5], [[5], [6]], ["a", "b"], ["a", 5], [-1], [300], [2**70],
+               [True], [[5], "a"], "half \ud800", ["a", "\udfff"], "x" * 20_000, [5] * 600, None,
+               {}, ["a"] * 257, [[5]] * 20, DEEP.format(900)),
+    "messages": ODD_MESSAGES,
+    "tools": ([], [{"type": "function"}], DEEP.format(980), {}, None),
+    "response_format": ({"type": "text"}, {"type": "json_object"}, "text"),
+    "logit_bias": ({}, {"5": 1}, [], None),
+    "frequency_penalty": (0, 0.0, 1, "0", float("nan")),
+    "metadata": ({"a": "b"}, DEEP.format(900), 5),
+    "unknown": (1, None),
+}  # fmt: skip
+
+
+def openai_body(world: World, route: str) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": "llama", "max_tokens": 3, "temperature": 0}
+    if world.paths and world.rng.random() < 0.3:
+        body["model"] = world.rng.choice(["", "llama;", "x;"]) + bad_path(world)
+    asked = {"messages": [MESSAGE]} if route == "chat/completions" else {"prompt": "na\u00efve"}
+    return {**body, **asked}
+
+
+async def spoilt_openai(world: World) -> None:
+    """Parameters of all kinds, one to three at a time, so that those of streams and scores meet."""
+    rng = world.rng
+    route = rng.choice(OPENAI_ROUTES)
+    body = openai_body(world, route)
+    if rng.random() < 0.4:
+        body |= {"stream": True, "logprobs": True if route == "chat/completions" else 2}
+    for name in rng.sample(list(ODD_OPENAI), rng.choice([0, 1, 1, 2, 3])):
+        body[name] = rng.choice(ODD_OPENAI[name])
+    if rng.random() < 0.2:
+        body = spoilt(rng, body)
+    key = rng.choice([KEY, KEY, OTHER_KEY])
+    headers: dict[str, str | bytes] = {"x-api-key": b"-", "authorization": f"Bearer {key}"}
+    response = await world.send(
+        "POST", f"/{route}", body=body, headers=headers, prefix=OPENAI_PREFIX
+    )
+    if response.status_code == 200:
+        check_completion(world, body, response)
+
+
+def check_completion(world: World, body: dict[str, Any], response: httpx.Response) -> None:
+    """An answer is whole: its parts add up, and a stream ends as streams do."""
+    label = f"{to_json(body)[:300]!r}"
+    if response.headers["content-type"] == "application/json":
+        answer = response.json()
+        used = answer["usage"]
+        reasons = {choice["finish_reason"] for choice in answer["choices"]}
+        adds_up = used["prompt_tokens"] + used["completion_tokens"] == used["total_tokens"]
+        if not adds_up or not reasons or not reasons <= {"stop", "length"}:
+            world.problems.append(f"an answer that is not whole: {label} -> {response.text[:300]}")
+        return
+    events = response.text.split("\n\n")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    open_choices = {c["index"] for chunk in chunks for c in chunk.get("choices", [])} - {
+        c["index"] for chunk in chunks for c in chunk.get("choices", []) if c["finish_reason"]
+    }
+    if events[-2:] != ["data: [DONE]", ""] or open_choices or not chunks:
+        world.problems.append(f"a stream that does not end: {label} -> {response.text[-300:]}")
+
+
+async def odd_openai_request(world: World) -> None:
+    """Bodies that are none, too large ones, keys in the wrong place, models of any name."""
+    rng = world.rng
+    route, bearer = rng.choice(OPENAI_ROUTES), f"Bearer {KEY}".encode()
+    way = rng.randrange(4)
+    if way == 0:
+        headers: dict[str, str | bytes] = {
+            "content-type": rng.choice(["application/json", "x", ""])
+        }
+        content = not_json(rng)
+        await world.send(
+            "POST", f"/{route}", content=content, headers=headers, prefix=OPENAI_PREFIX
+        )
+    elif way == 1:
+        content = b" " * (MAX_JSON_BYTES + 1)
+        await world.send("POST", f"/{route}", content=content, expect=(413,), prefix=OPENAI_PREFIX)
+    elif way == 2:
+        values = (
+            b"-", b"", b"Bearer", b"Bearer ", b"Basic " + KEY.encode(), KEY.encode(), bearer[:-1],
+            b"Bearer \xff\xfe", b"Bearer " + bearer, b"Bearer " + b"x" * 50_000,
+        )  # fmt: skip
+        headers = {"x-api-key": b"-", "authorization": rng.choice(values)}
+        await world.send("GET", "/models", headers=headers, expect=(401,), prefix=OPENAI_PREFIX)
+        headers = {"x-api-key": b"-", "authorization": bearer}  # where it is not read
+        await world.send("GET", "/sessions", headers=headers, expect=(401,))
+    else:
+        name = rng.choice(["llama", bad_id(rng), bad_path(world)])
+        await world.send("GET", f"/models/{in_url(rng, name)}", prefix=OPENAI_PREFIX)
+        await world.send(rng.choice(["GET", "PUT", "HEAD"]), f"/{route}", prefix=OPENAI_PREFIX)
+
+
+async def download(world: World) -> None:
+    """An archive's address as it was given, and with a part of it changed, which opens nothing."""
+    rng = world.rng
+    run_id, kind, name = rng.choice([world.kept_path, *world.paths[-1:]])[9:].split("/", 2)
+    checkpoint = f"/training_runs/{in_url(rng, run_id)}/checkpoints/{in_url(rng, kind)}/"
+    given = await world.send("GET", f"{checkpoint}{in_url(rng, name)}/archive")
+    if given.status_code != 302:
+        return
+    where, _, query = (
+        given.headers["location"].removeprefix(f"http://service{PREFIX}").partition("?")
+    )
+    no_key: dict[str, str | bytes] = {"x-api-key": b"-", "range": "bytes=5-9"}
+    whole = await world.send("GET", f"{where}?{query}", headers=no_key, expect=(200,))
+    if len(whole.content) != int(whole.headers["content-length"]) or len(whole.content) % 512:
+        world.problems.append(f"a tar that is not whole: {where}")
+    file = where.rpartition("/")[0]
+    changed = rng.choice(
+        [
+            f"{where}?{query.replace('expires=', 'expires=1')}",
+            f"{where}?{query[:-1]}",
+            f"{where}?{query}0",
+            f"{where}?expires=99999999999&signature={'0' * 64}",
+            f"{file}/adapter_config.json?{query}",
+            f"{file}/..%2fadapter_config.json?{query}",
+            f"{file}/%2e%2e/{name}/archive.tar?{query}",
+            f"{where}%00?{query}",
+            f"{where}/?{query}",
+            where,
+        ]
+    )
+    await world.send("GET", changed, headers=no_key, expect=(400, 404, 422))
+
+
 KINDS: dict[Callable[[World], Awaitable[None]], float] = {
     spoilt_json: 28,
     no_json: 15,
@@ -783,6 +945,9 @@ KINDS: dict[Callable[[World], Awaitable[None]], float] = {
     finish_or_replace: 0.4,
     burst: 0.4,
     late_load: 0.2,
+    spoilt_openai: 14,
+    odd_openai_request: 4,
+    download: 2,
 }
 
 
@@ -882,6 +1047,7 @@ async def quiet_run(world: World, root: Path) -> tuple[RealRun, Files, bytes]:
 
 async def fuzz(world: World, root: Path, num_requests: int) -> None:
     quiet, quiet_files, quiet_sample = await quiet_run(world, root)
+    world.kept_path = f"tinker://{quiet.run_id}/weights/end"
     for _ in range(4):
         await finish_or_replace(world)
     real, sampler_id = await begin_run(world)
