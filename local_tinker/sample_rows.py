@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -26,16 +27,20 @@ class Row:
         self.topk: list[tuple[np.ndarray, np.ndarray]] = []
         self.stop_reason: str | None = None
         self.scores: PromptScores | None = None
-        self._random = random.Random(f"{request.seed}:{index}")
 
     @property
     def is_done(self) -> bool:
         return self.stop_reason is not None
 
+    @functools.cached_property
+    def _draws(self) -> random.Random:
+        """The row's own stream. Seeding takes a tenth of a millisecond, which greedy rows spare."""
+        return random.Random(f"{self.request.seed}:{self.index}")
+
     def wish(self, slot: int) -> Wish:
         """How the next token is to be chosen; each token that is drawn takes a random number."""
         params = self.request.params
-        uniform = 0.0 if is_greedy(params) else self._random.random()
+        uniform = 0.0 if is_greedy(params) else self._draws.random()
         return Wish(slot, params, uniform, self.request.topk)
 
     def take(self, choice: Choice, tokenizer: Any) -> None:
@@ -116,7 +121,7 @@ class Row:
             dim=-1
         )
         uniforms_TK = torch.tensor(
-            [[self._random.random() for _ in range(k)] for _ in range(len(logprobs_TV))],
+            [[self._draws.random() for _ in range(k)] for _ in range(len(logprobs_TV))],
             dtype=torch.double,
         ).reshape(len(logprobs_TV), k)
         return invert(cumulative_TV, uniforms_TK).numpy()
