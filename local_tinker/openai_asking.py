@@ -39,6 +39,7 @@ from local_tinker.wire import Prompt, PromptChunk, Sample, SamplingParams, UserE
 
 CHUNK_S = 0.05  # how long a stream gathers tokens, at least, before it reads the answer again
 STREAMS_FRAC = 0.2  # of one thread's time that reading answers for streams may take
+LONG_LOOK_TOKENS = 2000  # about a millisecond's worth
 CLIENT_LEFT = 499  # for nobody: the connection has ended
 
 
@@ -77,6 +78,7 @@ class Asked:
     prompt: list[int]
     future: Future[Result]
     drawn: list[list[Choice]]  # of each answer, filled by the compute thread
+    num_top: int  # of the likeliest tokens beside each
 
     def response(self) -> Response:
         """What came back. Raises what the worker refused it with."""
@@ -87,7 +89,11 @@ class Asked:
 
 @dataclass
 class Asking:
-    """The prompts of one request. `on_news` is called on the compute thread after each token."""
+    """The prompts of one request, and the answers that the compute thread is drawing to them.
+
+    It wakes nobody for a token: every wake-up would hand Python's lock over, and streams look now
+    and again anyway.
+    """
 
     state: State
     client: Client
@@ -96,7 +102,6 @@ class Asking:
     body: ChatRequest | CompletionRequest
     pace: Pace
     asked: list[Asked] = field(default_factory=list)
-    on_news: Callable[[], None] | None = None
 
     def ask(
         self,
@@ -112,13 +117,11 @@ class Asking:
             if self.body.stream:
                 request = dataclasses.replace(request, on_token=self._listener(drawn))
             future = self.state.worker.sample(self.model.engine, request, self.client)
-            self.asked.append(Asked(request.prompt, future, drawn))
+            self.asked.append(Asked(request.prompt, future, drawn, num_top))
 
     def _listener(self, drawn: list[list[Choice]]) -> Callable[[int, Choice], None]:
         def listen(index: int, choice: Choice) -> None:
             drawn[index].append(choice)
-            if self.on_news is not None:
-                self.on_news()
 
         return listen
 
@@ -243,17 +246,11 @@ def _event(chunk: dict[str, Any]) -> str:
 
 async def _events(asking: Asking, shape: Shape) -> AsyncIterator[str]:
     body, head = asking.body, shape.head
-    loop = asyncio.get_running_loop()
-    has_news, has_ended = asyncio.Event(), asyncio.Event()
-
-    def tell() -> None:
-        loop.call_soon_threadsafe(has_news.set)
+    loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
 
     def tell_end(_: object) -> None:
-        tell()
         loop.call_soon_threadsafe(has_ended.set)
 
-    asking.on_news = tell
     streams = [
         _StreamedPrompt(asked, asking, shape, place * body.n)
         for place, asked in enumerate(asking.asked)
@@ -262,19 +259,18 @@ async def _events(asking: Asking, shape: Shape) -> AsyncIterator[str]:
         stream.asked.future.add_done_callback(tell_end)
         for choice in stream.first():
             yield _event(head.filled([choice], None))
-    tell()
     live = streams
     with asking.pace.one_more():
         while live:
-            await has_news.wait()
-            has_news.clear()
             has_ended.clear()
             spent_s = 0.0
             for stream in live:
-                news = await asyncio.to_thread(stream.look)
-                spent_s += news.spent_s
-                for event in news.events:
-                    yield event
+                if stream.has_news:
+                    look = stream.look
+                    news = await asyncio.to_thread(look) if stream.is_long else look()
+                    spent_s += news.spent_s
+                    for event in news.events:
+                        yield event
             live = [stream for stream in live if stream.response is None]
             if live:
                 with contextlib.suppress(TimeoutError):
@@ -309,9 +305,20 @@ class _StreamedPrompt:
         firsts = [self._shape.first(self._first_index + i) for i in range(len(self._texts))]
         return [choice for choice in firsts if choice is not None]
 
+    @property
+    def has_news(self) -> bool:
+        drawn = [len(choices) for choices in self.asked.drawn]
+        return self.asked.future.done() or drawn != self._num_read
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a look takes so long that another thread had better do it. For a short one, to
+        wait twice for Python's lock would take longer."""
+        num_tokens = sum(map(len, self.asked.drawn))
+        return num_tokens * (1 + self.asked.num_top) > LONG_LOOK_TOKENS
+
     def look(self) -> _News:
-        """Find out what can be sent now, off the server's thread. Raises what the worker refused
-        the prompt with."""
+        """Find out what can be sent now. Raises what the worker refused the prompt with."""
         begun_s = time.thread_time()
         events = [_event(self._shape.head.filled([choice], None)) for choice in self._choices()]
         return _News(events, time.thread_time() - begun_s)
