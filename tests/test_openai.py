@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-<<<<<<< HEAD
 import socket
-=======
->>>>>>> 27bc18f63c53450ef6cb4115f3f49c47febd1662
 import threading
 import time
 from collections.abc import Iterator
@@ -27,12 +24,8 @@ from tinker_cookbook.supervised.common import datum_from_model_input_weights
 import local_tinker
 from conftest import REPO
 from evaluation.inspect_model import inspect_model
-<<<<<<< HEAD
-from local_tinker import openai_routes
+from local_tinker import openai_asking, openai_routes
 from local_tinker.answers import OpenAIError
-=======
-from local_tinker import openai_asking
->>>>>>> 27bc18f63c53450ef6cb4115f3f49c47febd1662
 from local_tinker.chat_formats import ChatFormats
 from local_tinker.openai_asking import Model
 from local_tinker.openai_routes import find_model
@@ -445,7 +438,6 @@ def test_what_a_client_left_behind_is_dropped(trained: Trained) -> None:
     wait_until_idle(trained)
 
 
-<<<<<<< HEAD
 def test_the_prompts_before_one_that_is_refused_are_dropped(trained: Trained) -> None:
     body = {"model": "llama", "prompt": [[5], [6] * 600], "n": 128, "max_tokens": 400}
     headers = {"Authorization": f"Bearer {trained.key}"}
@@ -520,15 +512,6 @@ def test_a_service_that_closes_amid_a_job_answers_who_waits(
     finally:
         may_end.set()
         service.close()
-=======
-def test_of_prompts_that_cannot_all_be_asked_none_is(trained: Trained) -> None:
-    wait_until_idle(trained)
-    prompt: Any = [[5, number] for number in range(64)]
-    with pytest.raises(openai.BadRequestError, match="token ids must lie in"):
-        trained.client().completions.create(
-            model="llama", prompt=[*prompt, [10**6]], n=128, max_tokens=400
-        )
-    assert num_samples_queued(trained) == 0
 
 
 def test_scores_of_a_long_stream_are_looked_at_off_the_servers_thread(
@@ -549,7 +532,6 @@ def test_scores_of_a_long_stream_are_looked_at_off_the_servers_thread(
     chunks = list(chat(trained, "llama", n=4, max_tokens=100, stream=True, **options))
     assert chunks and looked
     assert not any("http" in name for name in looked)
->>>>>>> 27bc18f63c53450ef6cb4115f3f49c47febd1662
 
 
 def num_samples_queued(trained: Trained) -> int:
