@@ -100,6 +100,7 @@ def serve_runs(folder: Path, listening: Listening) -> None:
         server_header=False,
         proxy_headers=False,
         lifespan="off",
+        http="h11",  # which leaves a method that it does not know to us
         ws="none",
         timeout_graceful_shutdown=LEAVE_S,
     )

@@ -63,7 +63,7 @@ def _bearer(scope: Scope) -> bytes:
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
-    for found, value in scope["headers"]:
+    for found, value in reversed(scope["headers"]):  # a proxy puts its own behind the client's
         if found == name:
             return value
     return b""
