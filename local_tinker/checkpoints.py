@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from local_tinker.lora import LoraShape
-from local_tinker.placing import OLD_PREFIX, bring_back, owned, owned_if_possible, put
+from local_tinker.placing import OLD_PREFIX, bring_back, owned, owned_if_possible, put, settled
 from local_tinker.wire import NotFound, UserError
 
 logger = logging.getLogger(__name__)
@@ -125,6 +125,11 @@ class CheckpointInfo:
 
 
 _INFO = TypeAdapter(CheckpointInfo)
+
+
+def expiry(since: float, ttl_seconds: int | None) -> float | None:
+    """When it expires, in seconds since the epoch as `since`; None: never."""
+    return None if ttl_seconds is None else since + ttl_seconds
 
 
 def folder(root: Path, path: TinkerPath) -> Path:
@@ -251,9 +256,7 @@ def _stored_info(root: Path, checkpoint_dir: Path) -> CheckpointInfo | None:
     except UserError:
         if not checkpoint_dir.parent.is_dir():
             return None
-    with owned_if_possible(root) as is_owner:  # between the renames of an overwrite?
-        if is_owner:
-            bring_back(checkpoint_dir)
+    with settled(root, checkpoint_dir):  # between the renames of an overwrite?
         return read_info(checkpoint_dir) if (checkpoint_dir / INFO_FILE).is_file() else None
 
 
@@ -333,9 +336,7 @@ def _version(checkpoint_dir: Path) -> tuple[int, int, int]:
         return _stamp(checkpoint_dir)
     with contextlib.ExitStack() as held:  # between the renames of an overwrite?
         if checkpoint_dir.parent.name in KINDS:
-            root = checkpoint_dir.parent.parent.parent
-            if held.enter_context(owned_if_possible(root)):
-                bring_back(checkpoint_dir)
+            held.enter_context(settled(checkpoint_dir.parent.parent.parent, checkpoint_dir))
         _require(checkpoint_dir)
         return _stamp(checkpoint_dir)
 
@@ -397,7 +398,7 @@ def _children(directory: Path) -> list[Path]:
 
 def set_ttl(root: Path, checkpoint_dir: Path, ttl_seconds: int | None) -> None:
     """Let a checkpoint expire this long from now (None: never). Raises `NotFound`."""
-    expires_at = None if ttl_seconds is None else time.time() + ttl_seconds
+    expires_at = expiry(time.time(), ttl_seconds)
     temporary = new_in_scratch(root, "info")
     what = f"the expiry of {checkpoint_dir.name!r}"
     with storage(root, what), _still_there(checkpoint_dir), owned(root):
@@ -412,9 +413,13 @@ def set_ttl(root: Path, checkpoint_dir: Path, ttl_seconds: int | None) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def gone(checkpoint_dir: Path) -> NotFound:
+    return NotFound(f"checkpoint {checkpoint_dir.name!r} was deleted meanwhile")
+
+
 def _require(checkpoint_dir: Path) -> None:
     if not checkpoint_dir.is_dir():
-        raise NotFound(f"checkpoint {checkpoint_dir.name!r} was deleted meanwhile")
+        raise gone(checkpoint_dir)
 
 
 @contextlib.contextmanager
@@ -443,8 +448,7 @@ def copy(root: Path, source: Path, target: Path, ttl_seconds: int | None) -> Non
         with storage(root, f"the copy of {source.name!r}"):
             read_whole(source, copy_all)
         now = time.time()
-        expires_at = None if ttl_seconds is None else now + ttl_seconds
-        info = replace(read_info(staged), created_at=now, expires_at=expires_at)
+        info = replace(read_info(staged), created_at=now, expires_at=expiry(now, ttl_seconds))
         write(root, target, info, move_all, overwrite=False)
     finally:
         discard(staged)

@@ -30,7 +30,7 @@ from starlette.types import Receive, Scope, Send
 from local_tinker import checkpoints
 from local_tinker.checkpoints import TinkerPath
 from local_tinker.external import GivenFile, given_files
-from local_tinker.placing import bring_back, owned_if_possible
+from local_tinker.placing import settled
 from local_tinker.rest import stored
 from local_tinker.state import State
 from local_tinker.wire import NotFound, UserError
@@ -136,15 +136,12 @@ def opened(root: Path, checkpoint_dir: Path) -> Iterator[dict[str, BufferedReade
     Raises `NotFound` where it is not there any more.
     """
     with contextlib.ExitStack() as held:
-        with owned_if_possible(root) as is_owner:
-            if is_owner:
-                bring_back(checkpoint_dir)
+        with settled(root, checkpoint_dir):
             try:
                 paths = [file for file in checkpoint_dir.iterdir() if file.is_file()]
                 files = {path.name: held.enter_context(path.open("rb")) for path in paths}
             except FileNotFoundError as error:
-                gone = f"checkpoint {checkpoint_dir.name!r} was deleted meanwhile"
-                raise NotFound(gone) from error
+                raise checkpoints.gone(checkpoint_dir) from error
         yield files
 
 

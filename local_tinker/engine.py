@@ -278,7 +278,7 @@ class Engine:
             train_unembed=run.shape.train_unembed,
             num_optimizer_steps=run.num_optimizer_steps,
             created_at=now,
-            expires_at=None if ttl_seconds is None else now + ttl_seconds,
+            expires_at=checkpoints.expiry(now, ttl_seconds),
             user_metadata={**run.user_metadata, **(user_metadata or {})},
         )
 

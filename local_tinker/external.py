@@ -110,7 +110,7 @@ def write(
 
     Raises what `checkpoints.write` raises.
     """
-    expires_at = None if ttl_seconds is None else time.time() + ttl_seconds
+    expires_at = checkpoints.expiry(time.time(), ttl_seconds)
     info = replace(checkpoints.read_info(plain_dir), expires_at=expires_at)
 
     def write_files(directory: Path) -> None:

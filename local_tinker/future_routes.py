@@ -70,14 +70,14 @@ def add_future_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
         return json_answer({"completions": completions, "cursor": log.num_completed})
 
 
-async def _held_for(log: CompletionLog, receive: Receive, limit_s: float) -> bool:
-    """Wait for a completion; False when the client closes its connection meanwhile."""
+async def _held_for(log: CompletionLog, receive: Receive, limit_s: float) -> None:
+    """Wait for a completion, or for the client to close its connection."""
     if log.unseen or limit_s == 0:
-        return True
+        return
     held = Held()
     log.held.add(held)
     try:
-        return await held.wait(receive, limit_s)
+        await held.wait(receive, limit_s)
     finally:
         log.held.discard(held)
 

@@ -176,8 +176,7 @@ class Futures:
         for request_id in request_ids:
             entry = self._entries.get(request_id)
             if entry is not None and entry.target == target and entry.future.done():
-                del self._entries[request_id]
-                self._by_key.pop(entry.key, None)
+                self._drop(request_id)
 
     def end_session(self, session_id: str) -> None:
         """Wake who waits for completions of a session that has ended, and drop its results soon."""
@@ -193,8 +192,10 @@ class Futures:
                 has_ended = entry.client.session_id == ended_session
                 entry.drop_at = now + (KEEP_RESULT_S if has_ended else KEEP_UNCLAIMED_S)
             if entry.drop_at is not None and entry.drop_at <= now:
-                del self._entries[request_id]
-                self._by_key.pop(entry.key, None)
+                self._drop(request_id)
+
+    def _drop(self, request_id: str) -> None:
+        self._by_key.pop(self._entries.pop(request_id).key, None)
 
     def fail_all(self, error: Exception) -> None:
         """Answer whatever is still open with an error."""

@@ -57,6 +57,16 @@ def owned_if_possible(root: Path) -> Iterator[bool]:
         yield is_owner
 
 
+@contextlib.contextmanager
+def settled(root: Path, target: Path) -> Iterator[None]:
+    """Keep a folder that is only read from being renamed, and end first what a killed process left
+    in the middle of an overwrite; as far as `root` can be owned."""
+    with owned_if_possible(root) as is_owner:
+        if is_owner:
+            bring_back(target)
+        yield
+
+
 def put(folder: Path, target: Path, aside: Path) -> None:
     """Rename a folder to its place, and what was there to `aside`. For the owner alone."""
     if not target.exists():
