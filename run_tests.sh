@@ -26,7 +26,7 @@ ensure_gguf
 # Two tests at a time share the cores: a thread that waits for another must not keep one busy.
 export OMP_WAIT_POLICY=passive
 # The SDK leaves the connections of closed clients to the garbage collector, hundreds at a time.
-ulimit -S -n 8192 2>/dev/null || true
+ulimit -S -n 8192 2>/dev/null || ulimit -S -n "$(ulimit -H -n)"
 # Two workers, forked from a process that has imported everything.
 workers="2*popen//python=$VENV_PYTHON tests/forked.py --as"
 run_pytest() {

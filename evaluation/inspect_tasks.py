@@ -27,6 +27,7 @@ from evaluation.surroundings import loading_apart
 from evaluation.task_content import content_sha256
 from rows.contamination import EvalText
 from user_code.modules import UserModules, in_folder
+from user_code.parsing import parsed
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -346,7 +347,7 @@ def _asks_grader(scorer: Any) -> bool:
     if is_registry_object(scorer) and registry_info(scorer).name in MODEL_GRADED:
         return True
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(scorer))))
+        tree = parsed(textwrap.dedent(inspect.getsource(inspect.unwrap(scorer))))
     except (OSError, TypeError, SyntaxError):
         return False  # no source to look at
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +28,12 @@ IS_THOROUGH = os.environ.get("THOROUGH") == "1"
 SETTLED = ("TINKER_API_KEY", "TINKER_BASE_URL", "EVALOPS_API_KEY", "EVALOPS_API_URL")
 
 
+MANY_OPEN_FILES = 1000
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    # What is started in a shell's background has Ctrl-C ignored, and so have all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit its address
         opened = contextlib.ExitStack()
         opened.enter_context(forked.server())
@@ -42,6 +49,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(f"{report.nodeid}: {str(reason).removeprefix('Skipped: ')}")
         if not skipped:
             terminalreporter.line("Nothing: every test was run.")
+
+
+@pytest.fixture(autouse=True)
+def few_open_files() -> Iterator[None]:
+    """The SDK leaves the connections of closed clients to the garbage collector."""
+    yield
+    if len(os.listdir("/dev/fd")) > MANY_OPEN_FILES:
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

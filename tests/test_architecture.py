@@ -79,7 +79,7 @@ NUM_FILES = {
     "studies.findings": 9,
     "studies.reports": 7,
     "studies.work": 13,
-    "user_code": 4,
+    "user_code": 5,
 }
 # Of these, no room is made.
 GUESTS = ("local_tinker", "demo_model", "evals", "examples", "benchmarks", "findings", "tests")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import hashlib
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from conftest import REPO
 from user_code.finding import OURS, code_of
 from user_code.modules import UserModules
+from user_code.parsing import parsed
 
 ROOT_NAMES = sorted(
     {path.stem for path in REPO.glob("*.py")}
@@ -238,3 +241,28 @@ def test_folders_without_an_init_are_each_files_own(
     assert "lib" not in sys.modules and "lib.rules" not in sys.modules
     for one in modules:
         assert set(one.code) == {str(one.file), str(one.file.parent / "lib/rules.py")}
+
+
+class _Parsing:
+    """Garbage that parses when it is collected, as a report with a traceback does."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        ast.parse("1 + 1")
+
+
+def test_a_file_is_parsed_whatever_is_collected_meanwhile() -> None:
+    text = "\n".join(f"def f{i}(a, b):\n    return [(a, (b, (1, {i})))]" for i in range(50))
+    thresholds = gc.get_threshold()
+    try:
+        for threshold in range(1, 400, 20):
+            gc.disable()
+            _Parsing()
+            gc.set_threshold(threshold, 1, 1)
+            gc.enable()
+            assert len(parsed(text).body) == 50
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.enable()

@@ -21,6 +21,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import NamedTuple
 
+from user_code.parsing import parsed
+
 ROOT = Path(__file__).resolve().parent.parent
 # The modules of the loop: no file of the user's is taken for one of them, nor one of them for his.
 OURS = frozenset(
@@ -135,7 +137,7 @@ def is_installed(name: str) -> bool:
 
 def _imports_in(content: bytes) -> Iterator[Imported]:
     try:
-        nodes = list(ast.walk(ast.parse(content)))
+        nodes = list(ast.walk(parsed(content)))
     except (SyntaxError, ValueError, RecursionError):
         return
     for node in nodes:

@@ -18,6 +18,7 @@ from studies.design.experiment import Study, TaskEntry, nearest
 from studies.design.paths import is_file, is_folder
 from studies.design.yaml_file import Place, shown
 from user_code.finding import code_of
+from user_code.parsing import parsed
 
 MAX_FILE_BYTES = 4 * 2**20
 
@@ -112,7 +113,7 @@ def _read(study: Study, file: Path, entry: TaskEntry, place: Place) -> TaskFile:
 
 def tasks_in(content: bytes) -> TaskFile:
     """The tasks of a file's text. Raises `SyntaxError`, or `ValueError` for what is no text."""
-    tree = ast.parse(content)
+    tree = parsed(content)
     names = _names_of_inspect(tree)
     functions: dict[str, TaskFunction | None] = {}
     for node in _at_top(tree.body):
