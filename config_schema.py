@@ -14,11 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import (
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from errors import ConfigError
 from hyperparam_utils import RunSteps
@@ -39,6 +35,14 @@ from settings.groups import (
     check_columns,
     check_prices,
     check_sources,
+)
+from settings.method_groups import (
+    DistillSettings,
+    DpoSettings,
+    MethodName,
+    RlSettings,
+    check_method,
+    with_group,
 )
 from settings.price_file import with_prices
 from settings.problems import MAX_PROBLEMS, Problem, Problems, message_of, place_of
@@ -62,6 +66,11 @@ class TrainingConfig(Settings):
     )
     base_url: Name | None = Field(
         default=None, description="address of a Tinker-compatible service; null: chosen by rule"
+    )
+    method: MethodName = Field(
+        default="sft",
+        description="how it is trained: `sft` on answers, `dpo` on preferences, `rl` on rewards, "
+        "`distill` from a teacher",
     )
     start_from: Name | None = Field(
         default=None,
@@ -179,6 +188,9 @@ class TrainingConfig(Settings):
         default=None, description="the entry under `environments` of that file that applies"
     )
 
+    dpo: DpoSettings | None = Field(default=None, description="of `method` `dpo`")
+    rl: RlSettings | None = Field(default=None, description="of `method` `rl`")
+    distill: DistillSettings | None = Field(default=None, description="of `method` `distill`")
     data: DataSettings = Field(default=DataSettings(), description="how rows become steps")
     evaluation: EvaluationSettings = Field(
         default=EvaluationSettings(), description="what is asked of a checkpoint, and how"
@@ -198,10 +210,12 @@ class TrainingConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _make_room_for_epochs(cls, data: Any) -> Any:
-        """Where `num_epochs` is given, `steps_per_round` has no default."""
-        has_epochs = isinstance(data, dict) and data.get("num_epochs") is not None
-        return {"steps_per_round": None, **data} if has_epochs else data
+    def _make_room(cls, data: Any) -> Any:
+        """Where `num_epochs` is given, `steps_per_round` has no default; a method's group has."""
+        if not isinstance(data, dict):
+            return data
+        has_epochs = data.get("num_epochs") is not None
+        return with_group({"steps_per_round": None, **data} if has_epochs else data)
 
     @model_validator(mode="after")
     def _check_across_keys(self) -> TrainingConfig:
@@ -235,7 +249,12 @@ class TrainingConfig(Settings):
                 "evalops_enabled is true but evalops_test_suite_id is not set. Set it to your "
                 "suite's id."
             )
-        self._check_start()
+        if self.start_from_optimizer and self.start_from is None:
+            raise ValueError(
+                "start_from_optimizer is true, and start_from names no weights whose optimizer it "
+                "could be. Set start_from, or leave start_from_optimizer out."
+            )
+        check_method(self.method, {"dpo": self.dpo, "rl": self.rl, "distill": self.distill})
         self._check_tasks()
         self._check_sources()
         self._check_held_out_every_steps()
@@ -246,7 +265,8 @@ class TrainingConfig(Settings):
             )
         self._check_maps()
         self._check_roles()
-        self._check_budget()
+        models = [self.base_model, *filter(None, [self.evaluation.grader_model])]
+        check_prices("budget", self.budget, models)
         if self.evaluation.num_repeats > 1 and self.evaluation.temperature == 0:
             raise ValueError(
                 f"evaluation.num_repeats is {self.evaluation.num_repeats} at temperature 0, where "
@@ -254,13 +274,6 @@ class TrainingConfig(Settings):
                 "num_repeats to 1."
             )
         return self
-
-    def _check_start(self) -> None:
-        if self.start_from_optimizer and self.start_from is None:
-            raise ValueError(
-                "start_from_optimizer is true, and start_from names no weights whose optimizer it "
-                "could be. Set start_from, or leave start_from_optimizer out."
-            )
 
     def _check_tasks(self) -> None:
         for group, names in (
@@ -360,10 +373,6 @@ class TrainingConfig(Settings):
                     f"evaluation.every names {name!r}, which enters the score and so is measured "
                     "every round. Take it out, or make the task a guard."
                 )
-
-    def _check_budget(self) -> None:
-        models = [self.base_model, *filter(None, [self.evaluation.grader_model])]
-        check_prices("budget", self.budget, models)
 
     @property
     def held_out_tasks(self) -> tuple[str, ...]:

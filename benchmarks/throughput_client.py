@@ -21,7 +21,7 @@ from plain_torch import Answers, Asking, Row, Training
 from service_soak import Running
 from throughput_work import REPO, Work
 
-MAX_STEPS_IN_FLIGHT = 4  # as loop/rounds/training.py, whose imports a GPU's machine may lack
+MAX_STEPS_IN_FLIGHT = 4  # as loop/methods/sft.py, whose imports a GPU's machine may lack
 MAX_FILES = 8192  # sockets that a process may hold
 INITIAL, TRAINED = "initial", "trained"  # names of saved weights
 

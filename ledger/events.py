@@ -72,6 +72,7 @@ class _Step(_OfRound):
     num_loss_tokens: Count = 0
     lr: Measure
     nll: Measure
+    measures: dict[str, Measure] = {}  # of a method's own
 
 
 class _HeldOut(_OfRound):

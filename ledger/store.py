@@ -161,7 +161,8 @@ class RunStore(SealedEvaluations):
         return list(earlier)[-1]["seq"]
 
     def record_batch(self, round_no: int, batch: Batch, *, loss: float, nll: float) -> None:
-        fields = {k: v for k, v in asdict(batch).items() if k != "step"}
+        always = ("example_ids", "num_tokens", "num_loss_tokens", "lr")
+        fields = {k: v for k, v in asdict(batch).items() if k in always or (v and k != "step")}
         self.append("step", round=round_no, step=batch.step, **fields, loss=loss, nll=nll)
 
     def record_measured(

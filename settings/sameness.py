@@ -28,6 +28,10 @@ ADDED_SINCE = {
     "evaluation.test_on": "end",
     "gate.stop": True,
     "evaluation.system_prompt": None,
+    "method": "sft",
+    "dpo": None,
+    "rl": None,
+    "distill": None,
 }
 # Of a setting that younger versions let change, what the hash of every run is made with.
 HASHED_AS = {"evaluation.concurrency": 128}

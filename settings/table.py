@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from pydantic.fields import FieldInfo
 
 from settings.groups import Settings
+from settings.method_groups import MethodSettings
 
 
 class SettingRow(NamedTuple):
@@ -22,12 +23,21 @@ class SettingRow(NamedTuple):
 def rows_of(fields: Mapping[str, FieldInfo], prefix: str = "") -> Iterator[SettingRow]:
     """Yield a row for every setting, groups dotted, in the order of the schema."""
     for name, field in fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Settings):
-            yield from rows_of(annotation.model_fields, f"{prefix}{name}.")
+        group = _group_of(field)
+        if group is not None:
+            yield from rows_of(group.model_fields, f"{prefix}{name}.")
         else:
             default = "required" if field.is_required() else json.dumps(field.default)
             yield SettingRow(f"{prefix}{name}", default, field.description or "")
+
+
+def _group_of(field: FieldInfo) -> type[Settings] | None:
+    """The group that a setting is, also where only one method has it."""
+    annotation: Any = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    kinds = [one for one in get_args(annotation) if isinstance(one, type)]
+    return next((one for one in kinds if issubclass(one, MethodSettings)), None)
 
 
 def table_of(rows: Iterable[SettingRow]) -> str:

@@ -23,7 +23,7 @@ from throughput_client import (  # pyright: ignore[reportMissingImports] (of ben
 
 from local_tinker.session_routes import CLIENT_CONFIG
 from local_tinker.wire import SampledTokens, sample_response
-from loop.rounds import training
+from loop.methods import sft
 
 KEY = "tml-of-nobody"
 
@@ -45,7 +45,7 @@ def test_the_stub_answers_the_sdk(is_polled: bool) -> None:
 
 
 def test_as_many_steps_are_in_flight_as_in_the_loop() -> None:
-    assert training.MAX_STEPS_IN_FLIGHT == MAX_STEPS_IN_FLIGHT
+    assert sft.MAX_STEPS_IN_FLIGHT == MAX_STEPS_IN_FLIGHT
 
 
 @pytest.mark.skipif(not IS_THOROUGH, reason="it takes a minute; ./run_tests.sh --thorough runs it")

@@ -41,7 +41,7 @@ LIMIT_S = 60  # for one config; most take some milliseconds, the first one impor
 MODEL = "model"  # stands for the model directory
 
 KEYS = tuple(setting.key for setting in describe_settings())
-GROUPS = ("data", "evaluation", "gate", "budget", "mining", "tracking")
+GROUPS = (*("data", "evaluation", "gate", "budget", "mining", "tracking", "dpo", "rl", "distill"),)
 NUMBER_KEYS = (
     *("seed", "lora_rank", "learning_rate", "lr_decay", "min_lr", "warmup_steps", "weight_decay"),
     *("max_steps", "batch_size", "steps_per_round", "num_epochs", "max_seq_length"),
@@ -51,13 +51,14 @@ NUMBER_KEYS = (
     *("evaluation.temperature", "evaluation.max_tokens", "evaluation.num_repeats"),
     *("evaluation.concurrency", "evaluation.held_out_every_steps", "gate.margin", "gate.patience"),
     *("budget.tokens", "budget.minutes", "budget.usd", "mining.replay_share", "mining.new_share"),
-    *("mining.noise_cap", "mining.num_candidates"),
+    *("mining.noise_cap", "mining.num_candidates", "dpo.beta", "rl.group_size", "rl.max_tokens"),
+    *("rl.temperature", "rl.kl_coef", "distill.group_size", "distill.max_tokens"),
 )
 FLOAT_KEYS = (
     *("learning_rate", "lr_decay", "min_lr", "weight_decay", "eval_threshold", "gate.alpha"),
     *("data.max_repetition", "data.near_duplicates", "data.val_share", "evaluation.temperature"),
     *("gate.margin", "budget.minutes", "budget.usd", "mining.replay_share", "mining.new_share"),
-    *("mining.noise_cap", "num_epochs"),
+    *("mining.noise_cap", "num_epochs", "dpo.beta", "rl.temperature", "rl.kl_coef"),
 )
 INTEGERS = (0, 1, 2, 3, 7, 8, 9, 100, 10_000, 2**31 - 1, 2**31, 2**53, 2**63, 2**70, 10**400, -1)
 FLOATS = (0.0, -0.0, 1e-320, 1e-200, 1e-9, 0.05, 0.25, 0.5, 0.999999, 1.0, 1.5, 1e16, 1e308, -1.0)

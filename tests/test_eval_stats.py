@@ -11,7 +11,7 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from loop.rounds.training import batch_loss
+from loop.methods.sft import batch_loss
 from scores.distributions import student_t_cdf, student_t_quantile
 from scores.intervals import (
     DIFFERENCE,

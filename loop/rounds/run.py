@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_selector import mined_table
 from evalops_client import EvalOpsClient
 from ledger.store import RunStore
+from loop.methods.method import Method
 from loop.planning.plan import Plan
 from loop.reports.progress import Progress, Steps
 from loop.rounds.deliverer import Deliverer
@@ -68,6 +69,7 @@ class Run:
     sharing: Sharing = field(default_factory=Sharing)
     leaves_after: LeavesAfter = never
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    method: Method | None = None  # once it trains
     training_client: tinker.TrainingClient | None = None
     parent: str | None = None  # the state that the training client's weights come from
     steps: Steps | None = None  # shows how far the round is

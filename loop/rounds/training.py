@@ -12,27 +12,27 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tinker
 
 from config_schema import TrainingConfig
 from data_selector import Selection
 from errors import Interrupted, TrainingError
 from evaluation.held_out import HeldOutFile, held_out_datums, held_out_of_output
-from hyperparam_utils import ADAM_BETAS, ADAM_EPS, LORA_ALPHA
+from hyperparam_utils import LORA_ALPHA
 from ledger.records import Batch, Checkpoint
+from loop.methods.choosing import method_of
+from loop.methods.method import StepInFlight, Workplace
 from loop.rounds.keeping import CARE_LIMIT_S, delete_checkpoint, expiry, ttl_seconds
 from loop.rounds.run import Run
-from loop.rounds.session import naming_what_is_gone
+from loop.rounds.session import naming_what_is_gone, sampling_client
 from loop.tracking.playground import write_for_playground
 from scores.decision import Decision
 from scores.diagnosis import divergence
 from services.faults import said_by
+from services.watched_client import watched
 
-MAX_STEPS_IN_FLIGHT = 4
 SAVE_EVERY_S = 600.0  # inside long rounds, where the settings name no number of steps
 
 
@@ -55,6 +55,8 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     end_step = first_step + len(batches)
     next_step = start.step if start is not None and start.round == round_no else first_step
     saved_step, saved_at = next_step, time.monotonic()
+    method = run.method = run.method or method_of(workplace_of(run))
+    await method.begin_round(selection)
     run.nlls = store.losses(round_no)
     run.steps = run.progress.steps(round_no, next_step - first_step, len(batches))
 
@@ -68,7 +70,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
                 await finish_all(run, round_no, in_flight, num_left=0)
                 raise Interrupted(f"before step {step}, with the weights saved")
             lr = run.plan.schedule.lr(step, decision.num_missed_gates)
-            in_flight.append(submit_step(run, client, step, batches[step - first_step], lr))
+            in_flight.append(await method.submit(client, step, batches[step - first_step], lr))
             run.steps.sent()
             is_round_end = step + 1 == end_step
             if not is_round_end and is_held_out_due(config, step + 1):
@@ -76,7 +78,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
             if is_round_end or is_save_due(config, step + 1, time.monotonic() - saved_at):
                 in_flight.append(submit_save(run, client, round_no, step + 1, is_round_end))
                 saved_step, saved_at = step + 1, time.monotonic()
-            num_left = 0 if is_round_end else MAX_STEPS_IN_FLIGHT
+            num_left = 0 if is_round_end else method.num_in_flight
             await finish_all(run, round_no, in_flight, num_left)
         if run.stop_requested:
             raise Interrupted(f"after round {round_no}'s last step, with the weights saved")
@@ -92,16 +94,6 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
 
 
 # --- steps and saves in flight --------------------------------------------------------------------
-
-
-class StepInFlight(NamedTuple):
-    """A submitted optimizer step: the forward-backward futures (one per part) and the step's."""
-
-    step: int
-    lr: float
-    example_ids: list[str]
-    forward_backwards: list[Any]
-    optim_step: Any
 
 
 class HeldOutInFlight(NamedTuple):
@@ -121,27 +113,6 @@ class SaveInFlight(NamedTuple):
 
 
 InFlight = StepInFlight | HeldOutInFlight | SaveInFlight
-
-
-def submit_step(
-    run: Run, client: tinker.TrainingClient, step: int, example_ids: list[str], lr: float
-) -> StepInFlight:
-    """Submit the forward-backwards of a batch and its optimizer step, before any is awaited."""
-    config = run.plan.config
-    part_size = math.ceil(len(example_ids) / config.data.accumulate)
-    datums = [run.plan.rendering[example_id].datum for example_id in example_ids]
-    adam = tinker.AdamParams(
-        learning_rate=lr,
-        beta1=ADAM_BETAS[0],
-        beta2=ADAM_BETAS[1],
-        eps=ADAM_EPS,
-        weight_decay=config.weight_decay,
-    )
-    forward_backwards = [
-        client.forward_backward(datums[start : start + part_size], "cross_entropy")
-        for start in range(0, len(datums), part_size)
-    ]
-    return StepInFlight(step, lr, example_ids, forward_backwards, client.optim_step(adam))
 
 
 def is_save_due(config: TrainingConfig, num_steps: int, seconds_since_save: float) -> bool:
@@ -202,13 +173,9 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
     if isinstance(pending, HeldOutInFlight):
         await finish_held_out(run, round_no, pending)
         return
-    outputs = [await future for future in pending.forward_backwards]
-    rendered = [run.plan.rendering[example_id] for example_id in pending.example_ids]
-    loss, nll = batch_loss(
-        [made["logprobs"].to_numpy() for output in outputs for made in output.loss_fn_outputs],
-        [one.datum.loss_fn_inputs["weights"].to_numpy() for one in rendered],
-        total_weight=math.fsum(one.info.weight for one in rendered),
-    )
+    assert run.method is not None, "it has submitted this step"
+    result = await run.method.finish(pending)
+    loss, nll = result.loss, result.nll
     if not (math.isfinite(loss) and math.isfinite(nll)):
         raise TrainingError(
             f"{lower_rate(pending)}, or check the model's weights and the rows of this step: the "
@@ -226,13 +193,18 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
     batch = Batch(
         step=pending.step,
         example_ids=tuple(pending.example_ids),
-        num_tokens=sum(one.info.num_tokens for one in rendered),
-        num_loss_tokens=sum(one.info.num_loss_tokens for one in rendered),
+        num_tokens=result.num_tokens,
+        num_loss_tokens=result.num_loss_tokens,
         lr=pending.lr,
+        measures=dict(result.measures),
+        num_prompt_tokens=result.num_prompt_tokens,
+        num_sampled_tokens=result.num_sampled_tokens,
     )
     run.store.record_batch(round_no, batch, loss=loss, nll=nll)
     if run.steps is not None:
         run.steps.done(batch, nll)
+    if not run.method.learns_answers:
+        return
     run.nlls.append(nll)
     if (said := divergence(run.nlls, len(run.plan.renderer.tokenizer))) is not None:
         raise TrainingError(
@@ -299,6 +271,18 @@ async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> 
                     await delete_checkpoint(run.clients.rest, path)
 
 
+def workplace_of(run: Run) -> Workplace:
+    """What the run's method works with."""
+
+    async def open_sampler(path: str | None, model: str | None) -> tinker.SamplingClient:
+        return await sampling_client(run, path, lambda: None, model)
+
+    def watch(client: tinker.SamplingClient) -> tinker.SamplingClient:
+        return watched(client, run.stopwatch.add, run.keys.redacted)
+
+    return Workplace(run.plan, run.store, run.progress, open_sampler, watch)
+
+
 async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.TrainingClient:
     """A new adapter, or a saved state with its optimizer."""
     config = run.plan.config
@@ -318,26 +302,3 @@ async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.Tra
         train_unembed=config.train_unembed,
         user_metadata={"renderer_name": run.plan.renderer_name},
     )
-
-
-# --- what was saved -------------------------------------------------------------------------------
-
-
-class BatchLoss(NamedTuple):
-    """`loss` is the mean over examples of their mean per token, each example weighted with its
-    row's weight; `nll` is the mean over loss tokens, unweighted."""
-
-    loss: float
-    nll: float
-
-
-def batch_loss(
-    logprobs: Sequence[np.ndarray], weights: Sequence[np.ndarray], total_weight: float
-) -> BatchLoss:
-    """The loss of a batch whose examples' weights each sum to the row's weight; one array per
-    example. `total_weight` is the sum of the rows' weights."""
-    pairs = list(zip(logprobs, weights, strict=True))
-    loss = -math.fsum(float(w @ lp) for lp, w in pairs) / total_weight
-    num_loss_tokens = sum(int((w > 0).sum()) for _, w in pairs)
-    nll = -math.fsum(float(lp[w > 0].sum()) for lp, w in pairs) / num_loss_tokens
-    return BatchLoss(loss, nll)

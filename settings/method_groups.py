@@ -1,0 +1,100 @@
+"""The settings of the ways of training other than supervised fine-tuning, a group for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from settings.groups import Name, Positive, Settings
+
+MethodName = Literal["sft", "dpo", "rl", "distill"]
+METHOD_GROUPS = ("dpo", "rl", "distill")
+PolicyLoss = Literal["importance_sampling", "ppo", "cispo", "gspo"]
+CLIPPED_LOSSES = ("ppo", "cispo", "gspo")
+
+
+class MethodSettings(Settings):
+    """The settings of one method; None where another one trains."""
+
+
+class DpoSettings(MethodSettings):
+    """Direct preference optimization."""
+
+    beta: float = Field(
+        default=0.1, gt=0, le=100, description="how strongly the reference holds the weights back"
+    )
+
+
+class RlSettings(MethodSettings):
+    """Reinforcement learning from rewards that a program gives."""
+
+    reward: Name = Field(
+        default="includes",
+        description=(
+            "what an answer is worth beside the row's: a grader of question files, or "
+            "`FILE.py@FUNCTION`, from 0 to 1"
+        ),
+    )
+    group_size: int = Field(default=8, ge=2, le=1024, description="answers sampled for each prompt")
+    max_tokens: Positive = Field(default=64, description="longest sampled answer in tokens")
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=2,
+        description="of the sampled answers; other than 1 only with `importance_sampling`",
+    )
+    loss: PolicyLoss = Field(
+        default="importance_sampling", description="the policy-gradient loss of the service"
+    )
+    kl_coef: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="weight of the KL to the weights that the run started from, in the advantages",
+    )
+
+
+class DistillSettings(MethodSettings):
+    """Distillation from a teacher on the same service."""
+
+    teacher: Name = Field(
+        description="a base model of the service, or saved weights as `start_from` names them"
+    )
+    way: Literal["on_policy", "off_policy"] = Field(
+        default="on_policy",
+        description=(
+            "`on_policy`: the student's answers, judged by the teacher token by token; "
+            "`off_policy`: the teacher's answers"
+        ),
+    )
+    group_size: Positive = Field(default=4, description="answers sampled for each prompt")
+    max_tokens: Positive = Field(default=64, description="longest sampled answer in tokens")
+
+
+def with_group(data: dict[str, Any]) -> dict[str, Any]:
+    """Settings that name a method, with its group, which has defaults."""
+    name = data.get("method")
+    return {name: {}, **data} if isinstance(name, str) and name in METHOD_GROUPS else data
+
+
+def check_method(method: str, groups: Mapping[str, MethodSettings | None]) -> None:
+    """Raise `ValueError` where groups are given or missing that do not fit the method."""
+    for name, group in groups.items():
+        if name != method and group is not None:
+            raise ValueError(
+                f"{name} is set, and method is {method}, which does not use it. Set method to "
+                f"{name}, or take {name} out."
+            )
+        if name == method and group is None:
+            raise ValueError(
+                f"{name} is null, and method is {method}. Leave {name} out for its defaults."
+            )
+    rl = groups["rl"]
+    if isinstance(rl, RlSettings) and rl.temperature != 1 and rl.loss in CLIPPED_LOSSES:
+        raise ValueError(
+            f"rl.temperature is {rl.temperature:g} with rl.loss {rl.loss}, which clips around the "
+            "ratio 1, and answers sampled at another temperature begin with other ratios. Set "
+            "rl.temperature to 1, or rl.loss to importance_sampling."
+        )
