@@ -7,7 +7,7 @@ from the pool by chance, and hard ones by the strategy:
 - `uniform`: by chance;
 - `topics`: topics in proportion to their smoothed failure rate, by chance within one;
 - `similar`: in proportion to the likeness of a row to the questions that were failed;
-- `loss`: in proportion to what can still be learnt of a row (`learnable`);
+- `loss`: in proportion to what can still be learnt of a row (`learnable`), of a pair to its loss;
 - `hybrid`: as `topics`, without the rows of each topic whose losses are the highest.
 
 Rows that were drawn least often go first: in the pool, and by topics within each one, whose share
@@ -46,6 +46,7 @@ class Mining:
     new_share: float = 0.0
     noise_cap: float = 0.3
     num_candidates: int | None = None  # None: some for each slot, where losses are measured
+    of_pairs: bool = False  # a row's loss is that of its pair, and began at the same for all
 
     @property
     def needs_losses(self) -> bool:
@@ -53,7 +54,7 @@ class Mining:
 
     @property
     def needs_losses_before(self) -> bool:
-        return self.strategy == "loss"
+        return self.strategy == "loss" and not self.of_pairs
 
     @property
     def needs_topics(self) -> bool:
@@ -86,8 +87,8 @@ STALL_FACTOR = 0.3  # on the share of a topic, for each futile round that `stall
 
 
 class CandidateLoss(NamedTuple):
-    """Nats per loss token of a row: under the weights that the round starts from, and, where the
-    strategy asks for it, under the untouched model."""
+    """Nats per loss token of a row (of a pair: its loss): under the weights that the round starts
+    from, and, where the strategy asks for it, under the untouched model."""
 
     now: float
     before: float | None = None
@@ -190,11 +191,7 @@ class Selection:
 
 
 def select_first(
-    train: ExampleTable,
-    *,
-    num_slots: int,
-    seed: int,
-    weights: Mapping[str, float] | None = None,
+    train: ExampleTable, *, num_slots: int, seed: int, weights: Mapping[str, float] | None = None
 ) -> Selection:
     """Round 1: the start of the seeded shuffle of the training file."""
     picks = tuple(
@@ -250,11 +247,7 @@ def mined_table(train: ExampleTable, pool: ExampleTable) -> tuple[ExampleTable, 
 
 
 def candidates(
-    previous: Selection,
-    mined: ExampleTable,
-    signals: Signals,
-    mining: Mining,
-    num_hard: int,
+    previous: Selection, mined: ExampleTable, signals: Signals, mining: Mining, num_hard: int
 ) -> list[int]:
     """The positions of the rows to measure for so many slots, by chance, anew in each round.
 
@@ -380,11 +373,13 @@ class _Draw:
         losses = self.signals.losses
 
         def weight(example_id: str) -> float:
-            return learnable(losses[example_id]) if example_id in losses else 0.0
+            if example_id not in losses:
+                return 0.0
+            return losses[example_id].now if self.mining.of_pairs else learnable(losses[example_id])
 
         def reason(example_id: str) -> str:
-            loss = losses[example_id]
-            return f"loss {loss.now:.2f} a token, {loss.before or 0:.2f} before training"
+            before = losses[example_id].before
+            return f"{self._loss(example_id)}{f', {before:.2f} before training' if before else ''}"
 
         unknown = "uniform: of no row that waits it is known that it can be learnt"
         return self._in_proportion(weight, reason, count, unknown)
@@ -460,13 +455,17 @@ class _Draw:
 
     def _topic_reason(self, topic: str | None, position: int) -> str:
         score = self.signals.topics.get(topic or "")
-        loss = self.signals.losses.get(self.examples.id_of(position))
-        found = "" if loss is None else f"; loss {loss.now:.2f} a token"
+        example_id = self.examples.id_of(position)
+        found = f"; {self._loss(example_id)}" if example_id in self.signals.losses else ""
         if score is None:
             return f"no question of this topic was asked; drawn at the rate of one half{found}"
         num_stalled = self.signals.stalled.get(topic or "", 0)
         futile = ", and more of its rows did not help" if num_stalled else ""
         return f"topic {topic}: {score.num_failures:g} of {score.n} questions failed{futile}{found}"
+
+    def _loss(self, example_id: str) -> str:
+        loss = self.signals.losses[example_id].now
+        return f"loss {loss:.2f}{' of the pair' if self.mining.of_pairs else ' a token'}"
 
     def _pick(self, position: int, reason: str, weight: float) -> Pick:
         self.times[position] += 1

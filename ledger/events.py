@@ -75,6 +75,14 @@ class _Step(_OfRound):
     measures: dict[str, Measure] = {}  # of a method's own
 
 
+class _ReferenceSet(_OfRound):
+    path: WeightsPath | None
+
+
+class _ReferenceMeasured(_OfRound):
+    num_pairs: Count
+
+
 class _HeldOut(_OfRound):
     step: Count
     task: str
@@ -156,6 +164,8 @@ KINDS: dict[str, type[_Any]] = {
     "eval_failed": _Any,
     "selected": _Selected,
     "losses_measured": _LossesMeasured,
+    "reference_set": _ReferenceSet,
+    "reference_measured": _ReferenceMeasured,
     "step": _Step,
     "held_out": _HeldOut,
     "checkpoint": _Checkpoint,

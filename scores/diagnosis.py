@@ -57,6 +57,7 @@ class Curves(NamedTuple):
     lr: float  # of the last step
     lora_rank: int
     vocab_size: int  # a blind guess among it has a loss of its logarithm
+    course: str | None = None  # said instead of the losses, where they are not of the rows' answers
 
 
 Kind = Literal["too_high", "stuck", "overfitting", "no_gain"]
@@ -81,17 +82,23 @@ def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) 
     `lineage` are the results of the rounds that its weights came from, the baseline first.
     """
     problems = []
-    if (said := _too_high(curves)) is not None:
+    if curves.course is not None:
+        pass
+    elif (said := _too_high(curves)) is not None:
         problems.append(_Problem("too_high", said))
     elif (said := _stuck(curves)) is not None:
         problems.append(_Problem("stuck", said))
     if not problems:  # else a held-out loss rises for that reason
         rises = (_rise(loss, lineage, curves.held_out) for loss in result.held_out)
         problems = [_Problem("overfitting", said) for said in rises if said is not None]
-    found = [problem.said for problem in problems] or [_course(curves)]
+    found = [problem.said for problem in problems]
+    if curves.course is not None:
+        found.insert(0, curves.course)
+    elif not found:
+        found.append(_course(curves))
     kinds: dict[Kind, None] = dict.fromkeys(problem.kind for problem in problems)
     if (topics := _topics_without_gain(lineage[0], result)) is not None:
-        has_learned = not problems and _has_learned(curves.losses)
+        has_learned = not (problems or curves.course) and _has_learned(curves.losses)
         but = "the form of the answers was learned, but " if has_learned else ""
         found.append(f"{but}no more questions were answered right than before training in {topics}")
         kinds["no_gain"] = None
@@ -99,6 +106,46 @@ def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) 
         found.append(f"fewer were right than after round {lineage[-1].round} in {topics}")
     sentence = "; ".join(found)
     return Diagnosis(sentence[0].upper() + sentence[1:] + ".", tuple(kinds))
+
+
+class PreferenceSteps(NamedTuple):
+    """What training on preferences measured in a round, step by step."""
+
+    losses: Sequence[float]  # of pairs
+    margins: Sequence[float]
+    chosen_gains: Sequence[float]  # nats a token of the chosen answers, above the reference's
+
+
+def preference_course(steps: PreferenceSteps) -> str:
+    """Where a round of training on preferences went, and whether its chosen answers became less
+    likely, which the loss allows where the rejected ones do so even more.
+
+    Their log-probability is counted from the reference's of the same answers, since the batches of
+    a round differ more than training moves them.
+    """
+    loss, margin, gain = (_start_and_end(values) for values in steps)
+    said = (
+        f"the loss of the pairs went from {loss.start:.3f} to {loss.end:.3f} (no preference has "
+        f"{math.log(2):.3f}), their margin from {margin.start:.3f} to {margin.end:.3f}"
+    )
+    if round(gain.end, 3) < round(gain.start, 3):
+        said += (
+            "; the chosen answers themselves became less likely, from "
+            f"{gain.start:+.3f} to {gain.end:+.3f} nats a token beside the reference"
+        )
+    return said
+
+
+class _Ends(NamedTuple):
+    start: float
+    end: float
+
+
+def _start_and_end(values: Sequence[float]) -> _Ends:
+    """Means of the first and the last quarter of a round's steps; of few steps the outer ones."""
+    if len(values) < MIN_STEPS:
+        return _Ends(values[0], values[-1])
+    return _Ends(first_quarter(values), last_quarter(values))
 
 
 def divergence(losses: Sequence[float], vocab_size: int) -> str | None:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import hyperparam_utils
 from errors import one_line
+from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
+from evaluation.preferences import PairFile
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted
 from loop.planning.left_out import LARGE_SHARE, describe_large_losses, describe_left_out
@@ -26,9 +28,25 @@ MAX_PROMPT_SHOWN = 80
 
 def describe_inputs(inputs: Inputs) -> Iterator[str]:
     """Yield the lines about files, evaluation and gate."""
+    yield from _describe_method(inputs)
     yield from describe_large_losses(inputs)
     yield from describe_data(inputs)
     yield from describe_evaluation(inputs)
+
+
+def _describe_method(inputs: Inputs) -> Iterator[str]:
+    """What is said of a way of training other than on answers."""
+    config = inputs.config
+    if config.dpo is None:
+        return
+    of = "the untouched base model" if config.start_from is None else config.start_from
+    yield f"method: dpo with beta {config.dpo.beta:g}; its reference is {of}, in all rounds"
+    if config.start_from is None:
+        yield (
+            "warning: method is dpo and there is no start_from: preferences teach which of two "
+            "answers is better, not to answer. Train on answers first (method sft), and set "
+            "start_from to its checkpoint."
+        )
 
 
 def describe_data(inputs: Inputs) -> Iterator[str]:
@@ -110,7 +128,9 @@ def _describe_prompt(inputs: Inputs) -> Iterator[str]:
 
 
 def _describe_task(task: EvalTask, num_repeats: int) -> str:
-    kind = "conversation" if task.layer == 1 else "question"
+    kind = "question"
+    if isinstance(task.work, HeldOutFile | PairFile):
+        kind = "pair" if isinstance(task.work, PairFile) else "conversation"
     topics = f" in {counted(len(task.topics), 'topic')}" if task.topics else ""
     role = {"guard": ", a guard", "report": ", beside the score", "score": ""}[task.role]
     notes = "".join(f"; {note}" for note in _inspect_notes(task.work, num_repeats))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from ledger.records import Checkpoint
 from loop.rounds.run import Run, topics_for
-from scores.diagnosis import Curves, TopicReport, diagnose, topic_reports
+from scores.diagnosis import (
+    Curves,
+    PreferenceSteps,
+    TopicReport,
+    diagnose,
+    preference_course,
+    topic_reports,
+)
 from scores.limits import Metrics, check
 from scores.results import EvalResult
 
@@ -24,11 +31,27 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
         lr=lr,
         lora_rank=run.plan.config.lora_rank,
         vocab_size=len(run.plan.renderer.tokenizer),
+        course=_course_of_method(run, round_no),
     )
     lineage = [one for number in store.lineage(round_no) if (one := store.result(number))]
     found = diagnose(curves, lineage, result)
     store.record_diagnosis(round_no, found.sentence, found.kinds)
     return found.sentence
+
+
+def _course_of_method(run: Run, round_no: int) -> str | None:
+    """Where a round's steps went, in the method's own measures; None where its losses say so."""
+    if run.plan.config.method != "dpo":
+        return None
+    steps = list(run.store.events("step", round_no))
+    measures = [step["measures"] for step in steps]
+    return preference_course(
+        PreferenceSteps(
+            losses=[step["loss"] for step in steps],
+            margins=[one["margin"] for one in measures],
+            chosen_gains=[one["chosen_gain"] for one in measures],
+        )
+    )
 
 
 def topics_and_record(run: Run, result: EvalResult) -> list[TopicReport]:
