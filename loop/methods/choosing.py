@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from loop.methods.method import Method, Workplace
+from loop.methods.rl import Rl
 from loop.methods.sft import Sft
 
 
 def method_of(workplace: Workplace) -> Method:
     """The method that the settings name."""
-    return Sft(workplace)
+    return Rl(workplace) if workplace.plan.config.method == "rl" else Sft(workplace)

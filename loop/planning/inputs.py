@@ -17,10 +17,12 @@ from data_loader import CleanSplit, LoadedData, clean_split, split_validation
 from errors import ConfigError, DataError, one_line
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
+from evaluation.rewards import Reward
 from evaluation.surroundings import set_aside
 from evaluation.tasks import EvalTask
 from hyperparam_utils import RunSteps, Schedule
 from loop.planning.models import find_grader_path
+from loop.planning.rewards import reward_of
 from loop.planning.row_files import load_rows
 from loop.planning.steps import SettledSteps, settle_steps
 from loop.planning.tasks import load_eval_tasks, load_test_tasks
@@ -50,6 +52,7 @@ class Inputs:
     settled: SettledSteps  # with `num_epochs` by the rows as read, until they are rendered
     learning_rate_source: str
     set_aside: tuple[str, ...] = ()  # what lies around the evaluations and is not used
+    reward: Reward | None = None  # of `method` rl
 
     @property
     def train_weights(self) -> dict[str, float]:
@@ -118,6 +121,7 @@ def read_inputs(
         settled=settle_steps(loaded, kept, len(split.train), learning_rate),
         learning_rate_source=source,
         set_aside=unused,
+        reward=reward_of(loaded),
     )
 
 
