@@ -257,7 +257,7 @@ class TrainingConfig(Settings):
                 "could be. Set start_from, or leave start_from_optimizer out."
             )
         groups = {"dpo": self.dpo, "rl": self.rl, "distill": self.distill}
-        check_method(self.method, groups, self.data.train_on)
+        check_method(self.method, groups, self.data, self.mining)
         self._check_tasks()
         self._check_sources()
         self._check_held_out_every_steps()

@@ -167,6 +167,17 @@ class Rendering:
             table, num_tokens, num_loss_tokens, num_truncated, dropped, noted, longest
         )
 
+    def prompt_of(self, example: Example) -> tinker.ModelInput:
+        """The tokens that ask for an example's last answer, tools and system prompt included.
+
+        Raises `ValueError` where the chat format cannot express them.
+        """
+        turns = turns_of(example, self._renderer, self._abilities)
+        self._refuse_control_tokens(example)
+        last = max(i for i, (message, _) in enumerate(turns) if message["role"] == "assistant")
+        asked: Any = [message for message, _ in turns[:last]]
+        return self._renderer.build_generation_prompt(asked)
+
     def pieces_of(self, example_id: str, *, is_rejected: bool = False) -> Iterator[Piece]:
         """The tokens of an example as the model sees them, those that count alike together; of a
         pair those of one side."""

@@ -41,6 +41,10 @@ SURE = 0.99  # one-sided, of every comparison
 DIVERGED_STEPS = 20  # of which half or more are bad; a spike that a run recovers from is shorter
 
 
+Kind = Literal["too_high", "stuck", "overfitting", "no_gain", "reward_only", "no_variance"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
 class HeldOutPoint(NamedTuple):
     """A held-out loss measured inside a round, after `step` steps of the run."""
 
@@ -58,10 +62,7 @@ class Curves(NamedTuple):
     lora_rank: int
     vocab_size: int  # a blind guess among it has a loss of its logarithm
     course: str | None = None  # said instead of the losses, where they are not of the rows' answers
-
-
-Kind = Literal["too_high", "stuck", "overfitting", "no_gain"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+    course_kinds: tuple[Kind, ...] = ()  # of the problems that it tells of
 
 
 class Diagnosis(NamedTuple):
@@ -97,6 +98,7 @@ def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) 
     elif not found:
         found.append(_course(curves))
     kinds: dict[Kind, None] = dict.fromkeys(problem.kind for problem in problems)
+    kinds |= dict.fromkeys(curves.course_kinds)
     if (topics := _topics_without_gain(lineage[0], result)) is not None:
         has_learned = not (problems or curves.course) and _has_learned(curves.losses)
         but = "the form of the answers was learned, but " if has_learned else ""

@@ -18,10 +18,12 @@ from errors import ConfigError, DataError, one_line
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
 from evaluation.preferences import PairFile
+from evaluation.rewards import Reward
 from evaluation.surroundings import set_aside
 from evaluation.tasks import EvalTask
 from hyperparam_utils import RunSteps, Schedule
 from loop.planning.models import find_grader_path
+from loop.planning.rewards import reward_of
 from loop.planning.row_files import load_rows
 from loop.planning.steps import SettledSteps, settle_steps
 from loop.planning.tasks import load_eval_tasks, load_test_tasks
@@ -51,6 +53,7 @@ class Inputs:
     settled: SettledSteps  # with `num_epochs` by the rows as read, until they are rendered
     learning_rate_source: str
     set_aside: tuple[str, ...] = ()  # what lies around the evaluations and is not used
+    reward: Reward | None = None  # of `method` rl
 
     @property
     def train_weights(self) -> dict[str, float]:
@@ -119,6 +122,7 @@ def read_inputs(
         settled=settle_steps(loaded, kept, len(split.train), learning_rate),
         learning_rate_source=source,
         set_aside=unused,
+        reward=reward_of(loaded),
     )
 
 

@@ -73,6 +73,7 @@ def mining_of(config: TrainingConfig) -> Mining:
         noise_cap=settings.noise_cap,
         num_candidates=settings.num_candidates,
         of_pairs=config.method == "dpo",
+        by_rewards=config.method == "rl",
     )
 
 

@@ -49,6 +49,13 @@ def tokens_of(plan: Plan) -> RunTokens:
     for task in plan.test_tasks:
         num_prompt += eval_tokens(plan, task).num_prompt
         num_sampled += eval_tokens(plan, task).num_sampled
+    if config.rl is not None:
+        rolled = _rollout_tokens(plan)
+        return rolled._replace(
+            prompt=rolled.prompt + num_prompt,
+            sampled=rolled.sampled + num_sampled,
+            num_evaluations=num_rounds + 1,
+        )
     tables = plan.train, plan.pool
     num_examples = sum(len(table.examples) for table in tables)
     mean_tokens = sum(sum(table.num_tokens) for table in tables) / num_examples
@@ -58,14 +65,31 @@ def tokens_of(plan: Plan) -> RunTokens:
     return RunTokens(num_trained, num_prompt, num_sampled, num_rounds + 1)
 
 
+def _rollout_tokens(plan: Plan) -> RunTokens:
+    """What the steps of reinforcement learning take, where each group is sampled twice and all
+    answers are as long as they may be; prompts are so many times the mean one."""
+    rl, config = plan.config.rl, plan.config
+    assert rl is not None, "the caller has looked"
+    tables = plan.train.examples, plan.pool.examples
+    lengths = [plan.rendering.prompt_of(one).length for table in tables for one in table]
+    num_requests = 2 * plan.steps.total * config.batch_size
+    num_sampled = num_requests * rl.group_size * rl.max_tokens
+    num_read = sum(lengths) / len(lengths) * num_requests
+    num_trained = round(num_read * rl.group_size) + num_sampled
+    num_prompt = round(num_read) + (num_trained if rl.kl_coef else 0)
+    return RunTokens(num_trained, num_prompt, num_sampled, 0)
+
+
 def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
     """The line about the tokens of a run."""
     sealed = " and the sealed test" if plan.test_tasks else ""
     has_judge = plan.config.evaluation.grader_model is not None
     judged = "; what the grader reads and says comes on top" if has_judge else ""
+    rolled = "" if plan.config.rl is None else " and for the answers that are trained on"
     return (
         f"tokens: about {tokens.trained:,} trained, at most {tokens.prompt:,} prompt and "
-        f"{tokens.sampled:,} sampled in {tokens.num_evaluations} evaluations{sealed}{judged}"
+        f"{tokens.sampled:,} sampled in {tokens.num_evaluations} evaluations{sealed}{rolled}"
+        f"{judged}"
     )
 
 
