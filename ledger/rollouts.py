@@ -41,6 +41,8 @@ class RolledGroup:
     reference: str  # what the row answers
     samples: Annotated[list[RolledSample], Field(min_length=1)]
     is_used: bool = True
+    num_tries: Annotated[int, Field(ge=1)] = 1  # groups sampled until this one, which was kept
+    drawn_with: str = ""  # a digest of what led to it: settings, steps before, prompts
 
 
 def rollouts_file(step: int) -> str:
@@ -68,4 +70,5 @@ def read_rollouts(run_dir: Path, step: int) -> list[RolledGroup] | None:
         fields: dict[str, Any] = parse_object(line)
         return record_of(RolledGroup, fields)
 
-    return [group_of(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    # An answer may hold what `splitlines` takes for a line's end.
+    return [group_of(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
