@@ -259,7 +259,8 @@ async def naming_what_is_gone(run: Run, path: str | None) -> AsyncIterator[None]
     try:
         yield
     except SDK_ERRORS as error:
-        if path is None or run.store.is_evaluation or not is_gone(error):
+        is_own = any(one.path == path for one in run.store.saved_weights())
+        if path is None or run.store.is_evaluation or not is_own or not is_gone(error):
             raise
         raise await gone(run, path, error) from error
 
