@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from loop.methods.dpo import Dpo
 from loop.methods.method import Method, Workplace
+from loop.methods.off_policy import OffPolicy
+from loop.methods.on_policy import OnPolicy
 from loop.methods.rl import Rl
 from loop.methods.sft import Sft
 
 
 def method_of(workplace: Workplace) -> Method:
     """The method that the settings name."""
-    if workplace.plan.config.method == "dpo":
+    config = workplace.plan.config
+    if config.method == "dpo":
         return Dpo(workplace)
-    if workplace.plan.config.method == "rl":
+    if config.method == "rl":
         return Rl(workplace)
+    if config.distill is not None:
+        return OnPolicy(workplace) if config.distill.way == "on_policy" else OffPolicy(workplace)
     return Sft(workplace)
