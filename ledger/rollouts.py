@@ -19,6 +19,8 @@ from pydantic import Field
 from ledger.run_directory import RunDirectory
 from storage.stored_json import Count, Measure, parse_object, record_of
 
+ROLLOUTS = "rollouts"  # the folder in a run directory
+
 
 @dataclass(frozen=True)
 class RolledSample:
@@ -44,7 +46,7 @@ class RolledGroup:
 
 
 def rollouts_file(step: int) -> str:
-    return f"rollouts/step_{step:06d}.jsonl"
+    return f"{ROLLOUTS}/step_{step:06d}.jsonl"
 
 
 def write_rollouts(store: RunDirectory, step: int, groups: Sequence[RolledGroup]) -> str:

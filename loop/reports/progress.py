@@ -21,9 +21,10 @@ from errors import one_line
 from ledger.records import Batch
 from loop.reports.console import USUAL_WIDTH, can_encode, drop, how_to_continue, tell, width_of
 from loop.reports.events_out import event_stream
-from loop.reports.lines import columns_of
+from loop.reports.lines import columns_of, fitted
 from loop.reports.live import Asking, LiveLine, Now, Shown, StepDone, Training, live_line
-from loop.reports.sparkline import BLOCKS, course_text, ends_text
+from loop.reports.measures import main_of, names_in, values_of, words_of
+from loop.reports.sparkline import BLOCKS, course_text, ends_text, figure
 from rows.places import place_text
 from scores.decision import Decision, flaw_warning
 from scores.diagnosis import TopicReport
@@ -120,8 +121,11 @@ class Progress:
     def step_line(self, round_no: int, batch: Batch, nll: float) -> None:
         """A step, where each of them is asked for."""
         if self._verbose:
+            names = names_in([{"measures": batch.measures}])
+            measures = [f"{words_of(one).short} {figure(batch.measures[one])}" for one in names]
+            told = ", ".join(measures) or f"loss {nll:.4f}"
             self.line(
-                f"round {round_no} step {batch.step}: loss {nll:.4f}, lr {batch.lr:.3g}, "
+                f"round {round_no} step {batch.step}: {told}, lr {batch.lr:.3g}, "
                 f"{batch.num_loss_tokens} loss tokens"
             )
 
@@ -274,7 +278,7 @@ class Steps:
                 before,
                 num_done=before.num_done + 1,
                 since=time.monotonic(),
-                last=StepDone(nll, batch.lr),
+                last=_newest(batch, nll),
                 num_tokens=before.num_tokens + batch.num_tokens,
                 oldest=self._sent[0] if self._sent else None,
                 num_spent=None if spent is None else spent + batch.num_tokens,
@@ -289,18 +293,30 @@ class Steps:
             self._progress._show(now)
 
 
+def _newest(batch: Batch, nll: float) -> StepDone:
+    """What a step is told by on the live row."""
+    name, values = main_of([{"nll": nll, "measures": batch.measures}])
+    return StepDone(values[0], batch.lr, name)
+
+
 def steps_text(
     round_no: int, steps: Sequence[dict[str, Any]], width: int, *, has_blocks: bool
 ) -> str:
-    """A round's steps: the course of the loss, the rate, and how much was trained on."""
-    losses = [step["nll"] for step in steps]  # as the diagnosis and the page have it
+    """A round's steps: the course of the loss, the rate, and how much was trained on. Where the
+    method has measures of its own, the course of the first, and from where to where the others
+    went, as far as there is room."""
+    name, values = main_of(steps)  # the loss as the diagnosis and the page have it
     rates = dict.fromkeys(f"{step['lr']:.3g}" for step in (steps[0], steps[-1]))
     num_tokens = sum(step.get("num_loss_tokens", 0) for step in steps)
-    head = f"round {round_no}: {len(steps)} step{'s' * (len(steps) > 1)}, loss "
+    head = f"round {round_no}: {len(steps)} step{'s' * (len(steps) > 1)}, {name} "
     rest = f", lr {' -> '.join(rates)}, {num_tokens:,} loss tokens"
-    room = width - columns_of(f"{head} {ends_text(losses)}{rest}")
+    if own := names_in(steps)[1:]:
+        drawn = f"{head}{course_text(values, MIN_COURSE if has_blocks else None)}"
+        ends = [f"{words_of(one).short} {ends_text(values_of(steps, one))}" for one in own]
+        return fitted(drawn, [*enumerate(ends), (1, f"lr {' -> '.join(rates)}")], width)
+    room = width - columns_of(f"{head} {ends_text(values)}{rest}")
     columns = max(MIN_COURSE, min(MAX_COURSE, room)) if has_blocks else None
-    return f"{head}{course_text(losses, columns)}{rest}"
+    return f"{head}{course_text(values, columns)}{rest}"
 
 
 def _result_text(title: str, result: EvalResult) -> str:
