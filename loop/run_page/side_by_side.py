@@ -19,6 +19,7 @@ from ledger.records import Usage
 from ledger.references import named_round
 from ledger.store import RunStore
 from loop.planning.plan import cost_usd
+from loop.reports.measures import method_words, names_in
 from loop.run_page.curves import held_out_of
 from loop.run_page.folders import refuse_other_folders
 from loop.run_page.side_by_side_charts import AtStep, Curves, curves_section
@@ -237,6 +238,15 @@ def _curves(one: Named) -> Curves:
         [AtStep(event["step"], event["nll"]) for event in steps],
         {name: [AtStep(at.step, at.nll) for at in found] for name, found in held_out.items()},
         [AtStep(event["step"], event["lr"]) for event in steps],
+        {
+            name: [
+                AtStep(event["step"], event["measures"][name])
+                for event in steps
+                if name in event.get("measures", {})
+            ]
+            for name in names_in(steps)
+        },
+        method_words(store.settled_config()["config"]).learns_rows,
     )
 
 
