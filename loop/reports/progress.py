@@ -34,6 +34,7 @@ from scores.wording import ROLE_NAMES, loss_text, score_and_n
 NUM_WEAKEST = 3
 NUM_SUSPECTS = 3
 MAX_TOPIC_CHARS = 30
+NUM_BESIDE = 2  # measures of a method that a round's line has beside the first
 MAX_COURSE, MIN_COURSE = 24, 8  # columns of a round's losses, drawn
 UNREAD = (errno.EPIPE, errno.EIO)  # a pipe whose reader has gone, and a terminal that is closed
 
@@ -312,11 +313,22 @@ def steps_text(
     rest = f", lr {' -> '.join(rates)}, {num_tokens:,} loss tokens"
     if own := names_in(steps)[1:]:
         drawn = f"{head}{course_text(values, MIN_COURSE if has_blocks else None)}"
-        ends = [f"{words_of(one).short} {ends_text(values_of(steps, one))}" for one in own]
-        return fitted(drawn, [*enumerate(ends), (1, f"lr {' -> '.join(rates)}")], width)
+        return _with_others(drawn, {one: values_of(steps, one) for one in own}, rates, width)
     room = width - columns_of(f"{head} {ends_text(values)}{rest}")
     columns = max(MIN_COURSE, min(MAX_COURSE, room)) if has_blocks else None
     return f"{head}{course_text(values, columns)}{rest}"
+
+
+def _with_others(drawn: str, own: dict[str, list[float]], rates: Iterable[str], width: int) -> str:
+    """The first measure with the others as far as there is room: from where to where they went, or
+    where that leaves out one of the next two, only to where."""
+    row = drawn
+    for told in (ends_text, lambda values: figure(values[-1])):
+        shown = [f"{words_of(name).short} {told(values)}" for name, values in own.items()]
+        row = fitted(drawn, [*enumerate(shown), (2, f"lr {' -> '.join(rates)}")], width)
+        if all(one in row for one in shown[:NUM_BESIDE]):
+            break
+    return row
 
 
 def _result_text(title: str, result: EvalResult) -> str:

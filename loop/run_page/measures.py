@@ -53,7 +53,7 @@ def _figure(steps: Sequence[Event], name: str, ends: Span, begins: Sequence[Begi
     ]
     chart = LineChart(
         Axis("step", limits=ends),
-        Axis(words.title),
+        Axis(words.short),
         [Series(words.title, thinned(points), has_markers=len(points) <= MOST_MARKERS)],
         is_spread=False,
         begins=begins,
@@ -61,10 +61,10 @@ def _figure(steps: Sequence[Event], name: str, ends: Span, begins: Sequence[Begi
     meaning = f"{words.meaning[:1].upper()}{words.meaning[1:]}." if words.meaning else ""
     description = f"{meaning}{left_out_text(len(points), steps)}".strip()
     title = f"{words.title[:1].upper()}{words.title[1:]} by step"
-    return Figure(title, description, chart, _numbers(steps, name, title))
+    return Figure(title, description, chart, _numbers(steps, name))
 
 
-def _numbers(steps: Sequence[Event], name: str, title: str) -> Table:
+def _numbers(steps: Sequence[Event], name: str) -> Table:
     """By round: each step stands in the ledger."""
     rows = []
     for number, of_round in _by_round(steps).items():
@@ -77,7 +77,8 @@ def _numbers(steps: Sequence[Event], name: str, title: str) -> Table:
         *(Column(one, True) for one in ("first", "last", "lowest", "highest", "mean")),
     ]
     note = "Each step's is in ledger.jsonl."
-    return Table(f"{title}, by round", columns, rows, is_folded=True, note=note)
+    title = words_of(name).title
+    return Table(f"{title[:1].upper()}{title[1:]} by round", columns, rows, True, note)
 
 
 def _rounds_table(steps: Sequence[Event], names: Sequence[str]) -> Table:

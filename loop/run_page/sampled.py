@@ -89,25 +89,25 @@ def _table(group: RolledGroup) -> Table:
     samples = sorted(group.samples, key=lambda one: -one.advantage)
     rows = [
         [
-            cut(one.text) or "(nothing)",
             "none" if one.reward is None else loss_text(one.reward),
             loss_text(one.advantage),
             f"{len(one.tokens):,}" + (", cut off" if one.is_truncated else ""),
+            cut(one.text) or "(nothing)",
         ]
         for one in spread(samples, MOST_SAMPLES)
     ]
     columns = [
-        Column("answer"),
         Column("reward", True),
         Column("advantage", True),
         Column("tokens", True),
+        Column("answer"),
     ]
     notes = [f"The row answers: {cut(group.reference)}"] if group.reference else []
     if len(rows) < len(samples):
         notes.append(f"{len(rows)} of {len(samples):,} answers.")
     if not group.is_used:
         notes.append("Not trained on: its answers are worth the same, or it rests.")
-    return Table(f"{cut(group.question)}", columns, rows, note=" ".join(notes))
+    return Table(f'"{cut(group.question)}"', columns, rows, note=" ".join(notes))
 
 
 def _whole(step: int) -> Links:
