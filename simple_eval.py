@@ -416,6 +416,30 @@ def said_by(
     return without_reasoning("".join(texts))
 
 
+class ReadAnswer(NamedTuple):
+    """A sampled answer as graders see it: `said` is its text after its model's reasoning, None
+    where that never ends."""
+
+    text: str
+    said: str | None
+    is_truncated: bool
+    is_malformed: bool
+
+
+def read_answer(
+    renderer: Renderer, prompt: tinker.ModelInput, sequence: tinker.SampledSequence
+) -> ReadAnswer:
+    """Parse what was sampled: a truncated answer counts as it stands, a malformed one as wrong."""
+    from tinker_cookbook.renderers import get_text_content
+
+    tokens = list(sequence.tokens)
+    message, termination = renderer.parse_response(tokens)
+    said = said_by(renderer, prompt, tokens, message)
+    is_truncated = sequence.stop_reason == "length"
+    is_malformed = not is_truncated and (said is None or not termination.is_clean)
+    return ReadAnswer(get_text_content(message), said, is_truncated, is_malformed)
+
+
 async def _graded(
     task: QuestionTask,
     question: Question,
@@ -424,30 +448,24 @@ async def _graded(
     sequence: tinker.SampledSequence,
     prompt: tinker.ModelInput,
 ) -> SampleResult:
-    from tinker_cookbook.renderers import get_text_content
-
-    tokens = list(sequence.tokens)
-    message, termination = renderer.parse_response(tokens)
-    said = said_by(renderer, prompt, tokens, message)
-    truncated = sequence.stop_reason == "length"
-    malformed = not truncated and (said is None or not termination.is_clean)
+    read = read_answer(renderer, prompt, sequence)
     verdict = Verdict(0.0)
-    if said is not None and not malformed:
-        verdict = await _verdict(task, question, said)
+    if read.said is not None and not read.is_malformed:
+        verdict = await _verdict(task, question, read.said)
     return SampleResult(
         id=f"{task.name}/{question.id}",
         topic=question.topic,
         question=question.question,
         expected=question.answers,
-        answer=get_text_content(message),
+        answer=read.text,
         score=verdict.score,
-        truncated=truncated,
-        malformed=malformed,
+        truncated=read.is_truncated,
+        malformed=read.is_malformed,
         error=verdict.problem,
         repeat=repeat,
         cluster=question.cluster,
         num_prompt_tokens=prompt.length,
-        num_sampled_tokens=len(tokens),
+        num_sampled_tokens=len(sequence.tokens),
     )
 
 

@@ -78,6 +78,7 @@ def _planned(
     from loop.plan_page.view import Planned
     from loop.planning.inputs import read_inputs
     from loop.planning.origin import describe_origin, refuse_other_files
+    from loop.planning.teacher import describe_teacher
 
     choice, place = _place(args, settings, session, unchecked)
     inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
@@ -86,6 +87,7 @@ def _planned(
         inputs = plan.inputs
         place += refuse_other_files(settings.start, plan)
         place += [] if plan.origin is None else describe_origin(plan.origin)
+        place += describe_teacher(plan)
     config, earlier = settings.loaded.config, None
     folders = [settings.loaded.directory, Path.cwd(), PROGRAM.parent, Path("~").expanduser()]
     folders += [] if inputs.model_dir is None else [inputs.model_dir.parent]

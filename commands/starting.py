@@ -13,6 +13,7 @@ from loop.planning.origin import checked_origin, refuse_other_files, weights_to_
 from loop.planning.page import describe_inputs, describe_plan
 from loop.planning.plan import Plan, make_plan
 from loop.planning.resumption import continue_run, with_known_model
+from loop.planning.teacher import refuse_other_teacher_service
 from loop.reports.progress import Progress
 from loop.reports.taking_up import describe_taking_up
 from loop.rounds.run import Beside
@@ -46,6 +47,7 @@ def settle(
         progress.line(f"{loaded.config.evalops_budget_file}: {untouched}")
     progress.live("reading data and questions")
     inputs = read_inputs(loaded, settings.model_dir, settings.kept)
+    refuse_other_teacher_service(inputs.teacher, choice)
     progress.lines(describe_inputs(inputs))
     progress.live("rendering the rows as the model will see them")
     plan = make_plan(inputs, settings.kept, checked_origin(settings.start, store, inputs, choice))

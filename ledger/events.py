@@ -65,6 +65,14 @@ class _LossesMeasured(_Selected):
     checkpoint_round: Count
 
 
+class _Answered(_OfRound):
+    file: Annotated[str, Field(pattern=r"^rollouts/answers_[0-9]{3,9}\.jsonl$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    num_rows: Count
+    num_answers: Count
+    num_truncated: Count
+
+
 class _Step(_OfRound):
     step: Count
     example_ids: list[str] = []
@@ -156,6 +164,7 @@ KINDS: dict[str, type[_Any]] = {
     "eval_failed": _Any,
     "selected": _Selected,
     "losses_measured": _LossesMeasured,
+    "answered": _Answered,
     "step": _Step,
     "held_out": _HeldOut,
     "checkpoint": _Checkpoint,
@@ -259,6 +268,7 @@ def impossibility(events: Sequence[Event]) -> str | None:
 _OF_BASELINE = ("measured", "evaluated")  # without weights where the run was not started from some
 _NEEDED = {
     "selected": "decided",
+    "answered": "selected",
     "step": "selected",
     "held_out": "selected",
     "checkpoint": "selected",

@@ -100,6 +100,30 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """What a run is distilled from: saved weights, or a base model where `path` is None.
+
+    `sha256` is of the files that are here, by name: of the weights, and of their base model where
+    that is another one than the student's. Of what a service keeps there are none.
+    """
+
+    name: str  # as the settings name it
+    model_name: str | None  # what the service calls its base model; None of a path alone
+    model_path: str | None  # a model directory or a hub name
+    path: WeightsPath | None = None  # to sample from
+    run_id: str | None = None
+    run_dir: str | None = None  # where it lay
+    renderer: str | None = None  # that it was trained with
+    service: str | None = None  # the kind of service that it is on
+    expires_at: Stamp | None = None  # UTC; as it was when the run began
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        run = "" if self.run_id is None else f" (run {self.run_id}, {self.path})"
+        return f"{self.name}{run}" if self.path is not None else f"{self.name} (a base model)"
+
+
+@dataclass(frozen=True)
 class RunStart:
     """What is looked up in the first event."""
 
@@ -170,6 +194,7 @@ class _Values:
     base_url: str | None = None
     num_lora_params: Count | None = None
     steps_per_round: Annotated[int, Field(ge=1)] | None = None  # it is in their config
+    teacher: Teacher | None = None  # of `method` `distill`
 
 
 @dataclass(frozen=True)

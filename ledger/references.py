@@ -19,7 +19,7 @@ from errors import ConfigError, RunStoreError
 from ledger.records import Checkpoint, ModelFiles
 from ledger.registry_file import REGISTRY
 from ledger.registry_names import is_registry_name, locate, registry_in, weights_problem
-from ledger.run_directory import RunDirectory
+from ledger.run_directory import CONFIG, RunDirectory
 from ledger.store import RunStore
 from scores.results import EvalResult
 
@@ -129,13 +129,9 @@ def _refuse_repeated(names: Sequence[str], subjects: Sequence[Subject]) -> None:
 
 def _find(name: str, runs_dir: Path, registry: Path, key: str) -> Subject:
     if name.startswith("tinker://"):
-        return _find_path(name, runs_dir, key)
+        return _find_path(name, [runs_dir], key)
     if is_registry_name(name):
-        found = locate(registry, name)
-        entry = found.entry
-        # An alias moves; what is recorded and shown is the name that does not.
-        subject = _of_round(found.store, entry.round, entry.reference, key)
-        return replace(subject, promoted_sha256=entry.weights_sha256, notes=found.notes)
+        return _find_promoted(name, registry, key)
     found = _find_round(f"{key} {name}", name, [Path()])
     return _of_round(found.store, found.round, name, key)
 
@@ -278,17 +274,48 @@ def _no_weights(key: str, store: RunStore, round_no: int) -> ConfigError:
     )
 
 
+# --- to sample from -------------------------------------------------------------------------------
+
+
+def names_weights(name: str, folders: Sequence[Path]) -> bool:
+    """Whether a name that may also be a base model's is one of saved weights."""
+    if name.startswith("tinker://") or is_registry_name(name):
+        return True
+    if re.search(r"@(best|round_\d{1,9})$", name):
+        return True
+    return (_in_one_of(folders, name) / CONFIG).is_file()
+
+
+def find_to_sample(name: str, folders: Sequence[Path], key: str) -> Subject:
+    """The weights to sample from that a setting means, relative names looked for in the folders;
+    `key` is what errors begin with. Raises `InputError` children."""
+    if name.startswith("tinker://"):
+        return _find_path(name, [folder / "runs" for folder in folders], key)
+    if is_registry_name(name):
+        return _find_promoted(name, registry_in(folders), key)
+    found = _find_round(f"{key} {name}", name, folders)
+    return _of_round(found.store, found.round, name, key)
+
+
 # --- to evaluate ----------------------------------------------------------------------------------
 
 
-def _find_path(path: str, runs_dir: Path, key: str) -> Subject:
-    """A checkpoint by its path; the run it belongs to is looked for below `runs_dir`."""
+def _find_promoted(name: str, registry: Path, key: str) -> Subject:
+    found = locate(registry, name)
+    entry = found.entry
+    # An alias moves; what is recorded and shown is the name that does not.
+    subject = _of_round(found.store, entry.round, entry.reference, key)
+    return replace(subject, promoted_sha256=entry.weights_sha256, notes=found.notes)
+
+
+def _find_path(path: str, runs_dirs: Sequence[Path], key: str) -> Subject:
+    """A checkpoint by its path; the run it belongs to is looked for below `runs_dirs`."""
     if "/weights/" in path:
         raise ConfigError(
             f"{key} {path}: this is a state to train on from. Give the sampler weights that were "
             f"saved with it: {path.replace('/weights/', '/sampler_weights/')}."
         )
-    for store in _stores([runs_dir]):
+    for store in _stores(runs_dirs):
         for event in store.events("checkpoint"):
             if event.get("sampler_path") == path:
                 return _of_round(store, event["round"], path, key)

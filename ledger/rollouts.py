@@ -8,15 +8,18 @@ trains on what was paid for.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from ledger.run_directory import RunDirectory
+from errors import RunStoreError
+from ledger.run_directory import PARTIAL, RunDirectory
+from storage.journal import Journal, num_waiting_tokens
 from storage.stored_json import Count, Measure, parse_object, record_of
 
 ROLLOUTS = "rollouts"  # the folder in a run directory
@@ -32,6 +35,7 @@ class RolledSample:
     is_truncated: bool
     reward: Measure | None  # None where none is given, as in distillation
     advantage: Measure  # the mean over its tokens, where they differ
+    teacher_logprobs: list[Measure] | None = None  # of its tokens, in distillation
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class RolledGroup:
     reference: str  # what the row answers
     samples: Annotated[list[RolledSample], Field(min_length=1)]
     is_used: bool = True
+    num_tries: Annotated[int, Field(ge=1)] = 1  # groups sampled until this one, which was kept
+    drawn_with: str = ""  # a digest of what led to it: settings, steps before, prompts
 
 
 def rollouts_file(step: int) -> str:
@@ -63,11 +69,78 @@ def read_rollouts(run_dir: Path, step: int) -> list[RolledGroup] | None:
     Raises `ValueError` for a damaged file.
     """
     file = run_dir / rollouts_file(step)
-    if not file.is_file():
-        return None
+    return _groups_in(file.read_bytes()) if file.is_file() else None
 
+
+def _groups_in(content: bytes) -> list[RolledGroup]:
     def group_of(line: str) -> RolledGroup:
         fields: dict[str, Any] = parse_object(line)
         return record_of(RolledGroup, fields)
 
-    return [group_of(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    # An answer may hold what `splitlines` takes for a line's end.
+    return [group_of(line) for line in content.decode().split("\n") if line]
+
+
+# --- a teacher's answers --------------------------------------------------------------------------
+
+
+class TaughtAnswers:
+    """What a teacher has answered, once for each row of a run: a file for each time that it was
+    asked, named by an event `answered` with its sha256.
+
+    A file counts whether or not its round does: the teacher is the same after going back.
+    """
+
+    def __init__(self, store: RunDirectory) -> None:
+        self._store = store
+
+    @property
+    def _next_file(self) -> str:
+        number = sum(1 for _ in self._store.ever("answered")) + 1
+        return f"rollouts/answers_{number:03d}.jsonl"
+
+    def of(self, example_ids: Collection[str]) -> dict[str, RolledGroup]:
+        """The answers to those of these rows that have been answered. Raises `RunStoreError`."""
+        found: dict[str, RolledGroup] = {}
+        wanted = set(example_ids)
+        for event in self._store.ever("answered"):
+            groups = self._read(event["file"], event["sha256"])
+            found |= {one.example_id: one for one in groups if one.example_id in wanted}
+        return found
+
+    def _read(self, name: str, sha256: str) -> list[RolledGroup]:
+        file = self._store.run_dir / name
+        try:
+            content = file.read_bytes()
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise ValueError(f"its sha256 is not {sha256}, as the ledger has it")
+            return _groups_in(content)
+        except (OSError, ValueError) as error:
+            raise RunStoreError(
+                f"{file}: {error}. It holds answers of the teacher that were paid for, and was "
+                "changed by something else. Restore it, or start a new run."
+            ) from None
+
+    def journal(self) -> Journal:
+        """The answers of the file that comes next, one by one."""
+        path = (self._store.run_dir / self._next_file).with_suffix(PARTIAL)
+        return Journal(path, "the teacher")
+
+    def record(self, round_no: int, groups: Sequence[RolledGroup], journal: Journal) -> None:
+        """Keep the answers that a round needs beside those before, which the journal holds."""
+        name = self._next_file
+        text = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in groups)
+        self._store.write_text(name, text)
+        num_prompt_tokens, num_sampled_tokens = num_waiting_tokens(journal.path)
+        self._store.append(
+            "answered",
+            round=round_no,
+            file=name,
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+            num_rows=len(groups),
+            num_answers=sum(len(one.samples) for one in groups),
+            num_truncated=sum(one.is_truncated for group in groups for one in group.samples),
+            num_prompt_tokens=num_prompt_tokens,
+            num_sampled_tokens=num_sampled_tokens,
+        )
+        journal.discard()

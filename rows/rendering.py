@@ -128,6 +128,17 @@ class Rendering:
         self._tables.append(table)
         return RenderedTable(table, num_tokens, num_loss_tokens, num_truncated, dropped, noted)
 
+    def prompt_of(self, example: Example) -> tinker.ModelInput:
+        """The tokens that ask for an example's last answer, tools and system prompt included.
+
+        Raises `ValueError` where the chat format cannot express them.
+        """
+        turns = turns_of(example, self._renderer, self._abilities)
+        self._refuse_control_tokens(example)
+        last = max(i for i, (message, _) in enumerate(turns) if message["role"] == "assistant")
+        asked: Any = [message for message, _ in turns[:last]]
+        return self._renderer.build_generation_prompt(asked)
+
     def pieces_of(self, example_id: str) -> Iterator[Piece]:
         """The tokens of an example as the model sees them, those that count alike together."""
         datum = self[example_id].datum

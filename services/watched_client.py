@@ -45,8 +45,17 @@ class _WatchedClient:
         prompt: tinker.ModelInput,
         num_samples: int,
         sampling_params: tinker.SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
     ) -> tinker.SampleResponse:
-        return await self._answer(self._client.sample(prompt, num_samples, sampling_params))
+        future = self._client.sample(
+            prompt,
+            num_samples,
+            sampling_params,
+            include_prompt_logprobs=include_prompt_logprobs,
+            topk_prompt_logprobs=topk_prompt_logprobs,
+        )
+        return await self._answer(future)
 
     async def compute_logprobs(self, prompt: tinker.ModelInput) -> list[float | None]:
         return await self._answer(self._client.compute_logprobs(prompt))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from settings.groups import Name, Positive, Settings
+from settings.groups import Name, Positive, Prompt, Settings
 
 MethodName = Literal["sft", "dpo", "rl", "distill"]
 METHOD_GROUPS = ("dpo", "rl", "distill")
@@ -69,8 +69,22 @@ class DistillSettings(MethodSettings):
             "`off_policy`: the teacher's answers"
         ),
     )
+    teacher_prompt: Prompt | None = Field(
+        default=None,
+        description=(
+            "a system message that the teacher alone hears before each prompt, so that the student "
+            "learns to do without it"
+        ),
+    )
     group_size: Positive = Field(default=4, description="answers sampled for each prompt")
     max_tokens: Positive = Field(default=64, description="longest sampled answer in tokens")
+    targets: Literal["hard", "soft"] | None = Field(
+        default=None,
+        description=(
+            "of `off_policy`: `hard`, the teacher's answers; `soft`, at each of their tokens the "
+            "teacher's likeliest 20; default `soft`"
+        ),
+    )
 
 
 def with_group(data: dict[str, Any]) -> dict[str, Any]:
@@ -91,6 +105,13 @@ def check_method(method: str, groups: Mapping[str, MethodSettings | None]) -> No
             raise ValueError(
                 f"{name} is null, and method is {method}. Leave {name} out for its defaults."
             )
+    distill = groups["distill"]
+    if isinstance(distill, DistillSettings) and distill.way == "on_policy" and distill.targets:
+        raise ValueError(
+            f"distill.targets is {distill.targets}, and distill.way is on_policy, where the "
+            "student's own answers are trained. Set distill.way to off_policy, or leave "
+            "distill.targets out."
+        )
     rl = groups["rl"]
     if isinstance(rl, RlSettings) and rl.temperature != 1 and rl.loss in CLIPPED_LOSSES:
         raise ValueError(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from loop.methods.method import Method, Workplace
+from loop.methods.off_policy import OffPolicy
 from loop.methods.sft import Sft
 
 
 def method_of(workplace: Workplace) -> Method:
     """The method that the settings name."""
+    config = workplace.plan.config
+    if config.distill is not None:
+        return OffPolicy(workplace)
     return Sft(workplace)

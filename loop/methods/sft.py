@@ -68,9 +68,16 @@ def batch_loss(
     logprobs: Sequence[np.ndarray], weights: Sequence[np.ndarray], total_weight: float
 ) -> BatchLoss:
     """The loss of a batch whose examples' weights each sum to the row's weight; one array per
-    example. `total_weight` is the sum of the rows' weights."""
+    example, (N,) or (N, K) of soft targets. `total_weight` is the sum of the rows' weights."""
     pairs = list(zip(logprobs, weights, strict=True))
-    loss = -math.fsum(float(w @ lp) for lp, w in pairs) / total_weight
-    num_loss_tokens = sum(int((w > 0).sum()) for _, w in pairs)
-    nll = -math.fsum(float(lp[w > 0].sum()) for lp, w in pairs) / num_loss_tokens
-    return BatchLoss(loss, nll)
+    loss = -math.fsum(float(w.ravel() @ lp.ravel()) for lp, w in pairs) / total_weight
+    nlls, num_loss_tokens = [], 0
+    for lp, w in pairs:
+        # Of a soft target the weights of one position share what its token counts.
+        w_NK, lp_NK = w.reshape(len(w), -1), lp.reshape(len(w), -1)
+        counts = w_NK.sum(axis=1)
+        is_loss = counts > 0
+        num_loss_tokens += int(is_loss.sum())
+        shares = w_NK[is_loss] / counts[is_loss, None]
+        nlls.append(float((shares * lp_NK[is_loss]).sum()))
+    return BatchLoss(loss, -math.fsum(nlls) / num_loss_tokens)

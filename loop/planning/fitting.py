@@ -160,7 +160,9 @@ def _refuse_id(limits: ModelLimits, tokenizer: Any, where: str, tokens: Sequence
 # --- questions ------------------------------------------------------------------------------------
 
 
-def refuse_unheard_prompt(chat_format: ChatFormat, system_prompt: str | None) -> None:
+def refuse_unheard_prompt(
+    chat_format: ChatFormat, system_prompt: str | None, key: str = "evaluation.system_prompt"
+) -> None:
     """Raise `ConfigError` for a chat format that has no system message, or says nothing of it."""
     if system_prompt is None:
         return
@@ -174,7 +176,7 @@ def refuse_unheard_prompt(chat_format: ChatFormat, system_prompt: str | None) ->
     except (ValueError, AssertionError) as error:
         why = f"cannot take it: {error}"
     raise ConfigError(
-        f"evaluation.system_prompt is put before every question as a system message, and the chat "
+        f"{key} is put before every question as a system message, and the chat "
         f"format {chat_format.name} {why}. Choose another renderer_name, or leave the prompt out."
     )
 

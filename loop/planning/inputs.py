@@ -20,10 +20,12 @@ from evaluation.inspect_tasks import InspectTask
 from evaluation.surroundings import set_aside
 from evaluation.tasks import EvalTask
 from hyperparam_utils import RunSteps, Schedule
+from ledger.records import Teacher
 from loop.planning.models import find_grader_path
 from loop.planning.row_files import load_rows
 from loop.planning.steps import SettledSteps, settle_steps
 from loop.planning.tasks import load_eval_tasks, load_test_tasks
+from loop.planning.teacher import find_teacher
 from rows.contamination import EvalTexts
 from rows.examples import DropLog, ExampleTable
 from rows.places import place_text
@@ -50,6 +52,7 @@ class Inputs:
     settled: SettledSteps  # with `num_epochs` by the rows as read, until they are rendered
     learning_rate_source: str
     set_aside: tuple[str, ...] = ()  # what lies around the evaluations and is not used
+    teacher: Teacher | None = None  # that the run is distilled from
 
     @property
     def train_weights(self) -> dict[str, float]:
@@ -79,7 +82,12 @@ class Inputs:
     @property
     def model_path(self) -> str:
         """What the tokenizer is loaded from: a directory, or the hub name."""
-        return self.config.base_model if self.model_dir is None else str(self.model_dir)
+        return model_path_of(self.config, self.model_dir)
+
+
+def model_path_of(config: TrainingConfig, model_dir: Path | None) -> str:
+    """What the base model is loaded from: a directory, or the hub name."""
+    return config.base_model if model_dir is None else str(model_dir)
 
 
 def read_inputs(
@@ -118,6 +126,7 @@ def read_inputs(
         settled=settle_steps(loaded, kept, len(split.train), learning_rate),
         learning_rate_source=source,
         set_aside=unused,
+        teacher=find_teacher(loaded, model_path_of(config, model_dir), kept),
     )
 
 

@@ -18,6 +18,7 @@ from loop.planning.inputs import Inputs, num_dropped
 from loop.planning.models import lora_param_count, model_digests, model_files
 from loop.planning.plan import Plan
 from loop.planning.tasks import relative_code
+from loop.planning.teacher import recorded_teacher
 from rows.examples import DropLog, DroppedRow
 from services.place import ServiceChoice
 
@@ -45,6 +46,7 @@ def resolved_config(
             "service": choice.kind,
             "base_url": choice.base_url,
             "num_lora_params": _num_lora_params(plan),
+            "teacher": recorded_teacher(plan.inputs.teacher),
         },
         "files": {
             "base_model": plan.inputs.model_path,

@@ -22,7 +22,7 @@ from ledger.run_directory import CONFIG as RUN_CONFIG
 
 def find_model_dir(loaded: LoadedConfig) -> Path | None:
     """The directory that `base_model` names, beside the config file or in the working directory."""
-    return _model_dir(loaded, "base_model", loaded.config.base_model)
+    return find_model(loaded, "base_model", loaded.config.base_model)
 
 
 def lora_param_count(config: TrainingConfig, model_dir: Path | None) -> int | None:
@@ -52,10 +52,12 @@ def find_grader_path(loaded: LoadedConfig) -> str | None:
     name = loaded.config.evaluation.grader_model
     if name is None:
         return None
-    return str(_model_dir(loaded, "evaluation.grader_model", name) or name)
+    return str(find_model(loaded, "evaluation.grader_model", name) or name)
 
 
-def _model_dir(loaded: LoadedConfig, key: str, name: str) -> Path | None:
+def find_model(loaded: LoadedConfig, key: str, name: str) -> Path | None:
+    """The directory that a setting names, beside the config file or in the working directory; None
+    for the name of a hub's. Raises `ConfigError` for what is no model."""
     for base in (loaded.directory, Path.cwd()):
         candidate = base / name
         is_directory = is_file = False

@@ -15,6 +15,7 @@ from loop.planning.origin import describe_origin
 from loop.planning.plan import Plan, gate_of
 from loop.planning.row_notes import describe_rendering, describe_unused
 from loop.planning.steps import describe_steps, passes_of
+from loop.planning.teacher import describe_teacher
 from loop.planning.tokens import describe_tokens, tokens_of
 from rows.examples import ExampleTable
 from rows.places import dropped_text
@@ -146,6 +147,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     tokens, capacity; each resolved value with its source."""
     if plan.origin is not None:
         yield from describe_origin(plan.origin)
+    yield from describe_teacher(plan)
     yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
     yield from describe_formats(plan)
     yield describe_train_on(plan)

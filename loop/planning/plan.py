@@ -30,6 +30,7 @@ from loop.planning.fitting import (
 )
 from loop.planning.inputs import Inputs, counted
 from loop.planning.steps import mining_of
+from loop.planning.teacher import refuse_other_tokenizer
 from rows.chat_formats import ChatFormat, choose_format, former_name, load_renderer
 from rows.control_tokens import guard
 from rows.examples import DropLog, find_example
@@ -170,10 +171,14 @@ def make_plan(
     _refuse_empty_sources(inputs, train)
     if is_new:
         refuse_unheard_prompt(chat_format, config.evaluation.system_prompt)
+        if config.distill is not None:
+            prompt = config.distill.teacher_prompt
+            refuse_unheard_prompt(chat_format, prompt, "distill.teacher_prompt")
         tables = {"train_file": train, "mining.pool_file": pool}
         renderer = chat_format.renderer
         _refuse_what_cannot_fit(limits, replace(inputs, tasks=tasks), rendering, renderer, tables)
     inputs = replace(inputs, tasks=tasks)
+    refuse_other_tokenizer(inputs.teacher, chat_format.renderer.tokenizer, inputs.model_path)
     grader_format = _grader_format(inputs, chat_format, kept)
     if grader_format is not None:
         guard(grader_format.renderer)

@@ -15,12 +15,14 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import tinker
 
 from errors import ConfigError, Interrupted, OutputGone, ServiceError
+from ledger.registry_weights import CHECKPOINTS
 from ledger.store import RunStore
 from loop.planning.origin import Start, refuse_other_adapter
 from loop.planning.plan import Plan
@@ -75,8 +77,21 @@ def serve(service: Service, plan: Plan) -> None:
             service.also_serve_as(plan.config.base_model, plan.origin.parent.base_model)
         if (grader := plan.config.evaluation.grader_model) is not None:
             service.serve_model(grader, plan.inputs.grader_path)
+        serve_teacher(service, plan)
     except UserError as error:
         raise ConfigError(str(error)) from None
+
+
+def serve_teacher(service: Service, plan: Plan) -> None:
+    """Serve the teacher's base model under the name that its run called it by. Raises `UserError`
+    where it cannot be loaded."""
+    teacher = plan.inputs.teacher
+    if teacher is None or teacher.model_path is None:
+        return
+    if teacher.model_path == plan.inputs.model_path:
+        service.also_serve_as(plan.config.base_model, teacher.model_name)
+    else:
+        service.serve_model(teacher.model_name or teacher.model_path, teacher.model_path)
 
 
 async def refuse_unfit_path(
@@ -127,6 +142,9 @@ async def connected(
         keys = replace(keys, tinker=place.service.open_folder(place.checkpoint_dir))
         if place.start_dir is not None:
             place.service.open_folder(place.start_dir)
+        teacher = plan.inputs.teacher
+        if teacher is not None and teacher.path is not None and teacher.run_dir is not None:
+            place.service.open_folder(Path(teacher.run_dir) / CHECKPOINTS)
     progress.live(f"waiting for the service at {base_url or 'Tinker'}")
     with explained(base_url):
         clients = open_clients(base_url, keys.tinker)
@@ -241,7 +259,8 @@ async def naming_what_is_gone(run: Run, path: str | None) -> AsyncIterator[None]
     try:
         yield
     except SDK_ERRORS as error:
-        if path is None or run.store.is_evaluation or not is_gone(error):
+        is_own = any(one.path == path for one in run.store.saved_weights())
+        if path is None or run.store.is_evaluation or not is_own or not is_gone(error):
             raise
         raise await gone(run, path, error) from error
 

@@ -1,0 +1,177 @@
+"""The teacher of a distillation: what it is asked, its answers, and what it says of answers.
+
+It may hear a system message that the student does not hear. Its tokens are the student's, so an
+answer of either is scored after either's prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from errors import ConfigError, ServiceError
+from ledger.records import Teacher
+from ledger.rollouts import RolledSample
+from loop.methods.method import Workplace
+from loop.methods.rollouts import Prompt, prompt_of
+from loop.planning.plan import Plan
+from rows.examples import Example, Message, find_example
+from settings.method_groups import DistillSettings
+from simple_eval import joined_prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tinker
+
+NUM_LIKELIEST = 20  # tokens of a soft target, as many as the cookbook takes
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def settings_of(plan: Plan) -> DistillSettings:
+    assert plan.config.distill is not None, "the method has its settings"
+    return plan.config.distill
+
+
+def teacher_of(plan: Plan) -> Teacher:
+    assert plan.inputs.teacher is not None, "it was found before the run began"
+    return plan.inputs.teacher
+
+
+async def open_teacher(workplace: Workplace) -> tinker.SamplingClient:
+    """A watched client for the teacher."""
+    teacher = teacher_of(workplace.plan)
+    return await workplace.open_sampler(teacher.path, teacher.model_name)
+
+
+def teacher_prompt_of(plan: Plan, example_id: str) -> Prompt:
+    """What the teacher is asked for a row: the row's prompt, with `distill.teacher_prompt` as its
+    system message, or before the one that it has."""
+    told = settings_of(plan).teacher_prompt
+    prompt = prompt_of(plan, example_id)
+    if told is None:
+        return prompt
+    example = find_example(example_id, plan.train.examples, plan.pool.examples)
+    assert example is not None, "steps are of rows of the plan"
+    return prompt._replace(tokens=plan.rendering.prompt_of(with_system(example, told)))
+
+
+def with_system(example: Example, told: str) -> Example:
+    """The row with a system message put first, joined with its own where it has one."""
+    first = example.messages[0]
+    if first.role != "system":
+        return replace(example, messages=(Message("system", told), *example.messages))
+    joined = first._replace(content=joined_prompt(told, first.content))
+    return replace(example, messages=(joined, *example.messages[1:]))
+
+
+# --- what it says of answers ----------------------------------------------------------------------
+
+
+class Scored(NamedTuple):
+    """What the teacher gives of the tokens of an answer, and how many tokens it read for it."""
+
+    logprobs: list[float]  # (T,) of each token, after those before it
+    num_prompt_tokens: int
+
+
+async def score_answers(
+    plan: Plan,
+    teacher: tinker.SamplingClient,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Sequence[int]],
+) -> list[Scored]:
+    """The teacher's log-probability of each token of answers, in nats; `prompts` are the teacher's,
+    one for each answer. Raises `ServiceError`."""
+    import tinker
+
+    async def score(prompt: Prompt, answer: Sequence[int]) -> Scored:
+        if not answer:
+            return Scored([], 0)
+        tokens = [*prompt.tokens.to_ints(), *answer]
+        given = await teacher.compute_logprobs(tinker.ModelInput.from_ints(tokens))
+        logprobs = [one for one in given[-len(answer) :] if one is not None]
+        if len(given) != len(tokens) or len(logprobs) != len(answer):
+            raise ServiceError(
+                f"The service gave {len(logprobs)} log-probabilities of the teacher for an answer "
+                f"of {len(answer)} tokens, and each of them is judged by one. Use a service that "
+                "gives them."
+            )
+        return Scored(logprobs, len(tokens))
+
+    return await all_of(plan, score, prompts, answers)
+
+
+class Likeliest(NamedTuple):
+    """The teacher's likeliest tokens at each token of an answer, their probabilities summing to 1
+    at each, and how many tokens it read for it."""
+
+    tokens_TK: np.ndarray
+    probs_TK: np.ndarray
+    num_prompt_tokens: int
+
+
+async def likeliest_tokens(
+    plan: Plan,
+    teacher: tinker.SamplingClient,
+    prompts: Sequence[Prompt],
+    answers: Sequence[RolledSample],
+) -> list[Likeliest]:
+    """The distribution of the teacher at each token of answers, cut at its likeliest ones;
+    `prompts` are the teacher's, one for each answer. Raises `ServiceError`, and `ConfigError` for a
+    service that does not give them."""
+    import tinker
+
+    async def ask(prompt: Prompt, answer: RolledSample) -> Likeliest:
+        tokens = [*prompt.tokens.to_ints(), *answer.tokens]
+        number = min(NUM_LIKELIEST, len(plan.renderer.tokenizer))
+        response = await teacher.sample(
+            tinker.ModelInput.from_ints(tokens),
+            1,
+            tinker.SamplingParams(max_tokens=1),
+            include_prompt_logprobs=True,
+            topk_prompt_logprobs=number,
+        )
+        given = response.topk_prompt_logprobs_np
+        if given is None or len(given.token_ids) != len(tokens):
+            raise ConfigError(
+                "distill.targets is soft, and the service does not give the likeliest tokens of a "
+                "prompt. Start a new run with distill.targets hard."
+            )
+        num_tokens = len(answer.tokens)
+        return normalised(given.token_ids[-num_tokens:], given.logprobs[-num_tokens:], len(tokens))
+
+    return await all_of(plan, ask, prompts, answers)
+
+
+def normalised(tokens_TK: np.ndarray, logprobs_TK: np.ndarray, num_prompt_tokens: int) -> Likeliest:
+    """Likeliest tokens whose probabilities sum to 1 at each position."""
+    import numpy as np
+
+    probs = np.exp(logprobs_TK.astype(np.float64))
+    return Likeliest(tokens_TK, probs / probs.sum(axis=1, keepdims=True), num_prompt_tokens)
+
+
+async def all_of(
+    plan: Plan,
+    ask: Callable[[T, U], Awaitable[object]],
+    prompts: Sequence[T],
+    answers: Sequence[U],
+) -> list:
+    """Ask of all, so many at once as an evaluation has."""
+    slots = asyncio.Semaphore(plan.config.evaluation.concurrency)
+
+    async def one(prompt: T, answer: U) -> object:
+        async with slots:
+            return await ask(prompt, answer)
+
+    pairs = zip(prompts, answers, strict=True)
+    asked = [asyncio.ensure_future(one(*pair)) for pair in pairs]
+    try:
+        return list(await asyncio.gather(*asked))
+    finally:
+        for request in asked:  # where one has failed, or the run is left
+            request.cancel()
