@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from errors import one_line
 from exports.card_story import Story
-from loop.reports.measures import SFT, method_words
 from loop.reports.run_report import GAP_FACTOR
 from pages.document import Block, Bullets, Paragraph, Section
 from scores.decision import flaw_warning, is_below_baseline, judge
 from scores.diagnosis import last_quarter
+from scores.measures import SFT, method_words
 from scores.results import SAME_SCORE, EvalResult, SampleResult
 from scores.wording import interval_text, scores_apart
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from exports.card_story import Story
-from loop.reports.measures import SFT, main_of, method_words, settings_text
 from loop.run_page.wording import loss_text
 from pages.document import Block, Bullets, Column, Paragraph, Section, Table
+from scores.measures import SFT, main_of, method_words, settings_text
 
 MOST_ROUNDS = 20  # in a table: the last ones
 KINDS = {

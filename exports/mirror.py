@@ -20,8 +20,8 @@ from hyperparam_utils import ADAM_BETAS, ADAM_EPS
 from ledger.records import Checkpoint, Manifest
 from ledger.store import RunStore
 from local_tinker.tokenizer import reading_note
-from loop.reports.measures import SFT, method_words
 from rows.chat_formats import load_tokenizer
+from scores.measures import SFT, method_words
 from storage.stored_json import parse_object
 
 FOLDER = "training"

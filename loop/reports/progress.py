@@ -23,11 +23,11 @@ from loop.reports.console import USUAL_WIDTH, can_encode, drop, how_to_continue,
 from loop.reports.events_out import event_stream
 from loop.reports.lines import columns_of, fitted
 from loop.reports.live import Asking, LiveLine, Now, Shown, StepDone, Training, live_line
-from loop.reports.measures import main_of, names_in, values_of, words_of
 from loop.reports.sparkline import BLOCKS, course_text, ends_text, figure
 from rows.places import place_text
 from scores.decision import Decision, flaw_warning
 from scores.diagnosis import TopicReport
+from scores.measures import leading, main_of, names_in, values_of, words_of
 from scores.results import EvalResult, HeldOutLoss, SampleResult
 from scores.wording import ROLE_NAMES, loss_text, score_and_n
 
@@ -124,7 +124,9 @@ class Progress:
         if self._verbose:
             names = names_in([{"measures": batch.measures}])
             measures = [f"{words_of(one).short} {figure(batch.measures[one])}" for one in names]
-            told = ", ".join(measures) or f"loss {nll:.4f}"
+            if leading([{"measures": batch.measures}]) is None:
+                measures.insert(0, f"loss {nll:.4f}")
+            told = ", ".join(measures)
             self.line(
                 f"round {round_no} step {batch.step}: {told}, lr {batch.lr:.3g}, "
                 f"{batch.num_loss_tokens} loss tokens"
@@ -311,7 +313,8 @@ def steps_text(
     num_tokens = sum(step.get("num_loss_tokens", 0) for step in steps)
     head = f"round {round_no}: {len(steps)} step{'s' * (len(steps) > 1)}, {name} "
     rest = f", lr {' -> '.join(rates)}, {num_tokens:,} loss tokens"
-    if own := names_in(steps)[1:]:
+    leader = leading(steps)
+    if own := [one for one in names_in(steps) if one != leader]:
         drawn = f"{head}{course_text(values, MIN_COURSE if has_blocks else None)}"
         return _with_others(drawn, {one: values_of(steps, one) for one in own}, rates, width)
     room = width - columns_of(f"{head} {ends_text(values)}{rest}")

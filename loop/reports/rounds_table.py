@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from loop.reports.lines import columns_of
-from loop.reports.measures import main_of
 from loop.reports.sparkline import ends_text
+from scores.measures import main_of
 from scores.results import EvalResult
 from scores.wording import interval_text
 

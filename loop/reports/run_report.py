@@ -14,7 +14,12 @@ from ledger.records import Checkpoint
 from ledger.rollouts import ROLLOUTS
 from ledger.store import RunStore
 from loop.reports.lines import money
-from loop.reports.measures import (
+from loop.reports.sparkline import ends_text
+from loop.reports.what_next import what_next
+from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
+from scores.decision import Decision, Gate, broken_guard, flaw_warning, is_below_baseline
+from scores.diagnosis import last_quarter
+from scores.measures import (
     SFT,
     method_words,
     names_in,
@@ -22,11 +27,6 @@ from loop.reports.measures import (
     values_of,
     words_of,
 )
-from loop.reports.sparkline import ends_text
-from loop.reports.what_next import what_next
-from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
-from scores.decision import Decision, Gate, broken_guard, flaw_warning, is_below_baseline
-from scores.diagnosis import last_quarter
 from scores.results import LEVEL, EvalResult, score_difference, task_difference
 from scores.wording import bits_text, interval_text, p_value_text, score_text, signed_text
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from ledger.store import RunStore
 from loop.reports.console import resume_command
-from loop.reports.measures import SFT, method_words
 from scores.decision import Decision, Gate
 from scores.diagnosis import KINDS, first_quarter, last_quarter
+from scores.measures import SFT, method_words
 from scores.next_steps import Missed, Trained, WaysOn, next_steps
 
 

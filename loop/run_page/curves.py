@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from ledger.run_directory import Event
 from ledger.store import RunStore
-from loop.reports.measures import method_words
 from loop.run_page.thinning import MOST_MARKERS, spread, stretch, thinned
 from loop.run_page.viewed import Viewed
 from loop.run_page.wording import loss_text
 from pages.charts import Begin, LineChart, Point, Series
 from pages.document import Beside, Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Scale, Span
+from scores.measures import method_words
 from scores.results import EvalResult
 
 MOST_BEGINS = 12

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ledger.run_directory import Event
-from loop.reports.measures import method_words, names_in, settings_text, values_of, words_of
 from loop.run_page.curves import begins_of, left_out_text
 from loop.run_page.thinning import MOST_MARKERS, thinned
 from loop.run_page.viewed import Viewed
@@ -15,6 +14,7 @@ from loop.run_page.wording import loss_text
 from pages.charts import Begin, LineChart, Point, Series
 from pages.document import Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Span
+from scores.measures import method_words, names_in, settings_text, values_of, words_of
 
 MOST_DRAWN = 6  # measures; the table has all
 MOST_OPEN = 12  # rounds, from which a table is folded

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from errors import RunStoreError
 from ledger.rollouts import ROLLOUTS, RolledGroup, read_rollouts, rollouts_file
 from ledger.store import RunStore
-from loop.reports.measures import method_words
 from loop.run_page.thinning import spread
 from loop.run_page.viewed import Viewed
 from loop.run_page.wording import cut, loss_text
 from pages.document import Block, Column, Folded, Link, Links, Paragraph, Section, Table
+from scores.measures import method_words
 
 MOST_ROUNDS = 6  # the first one and the newest ones
 MOST_GROUPS = 3  # of a round

@@ -10,11 +10,11 @@ from statistics import median
 from data_selector import Pick, Selection
 from ledger.records import Shown, ShownRow
 from ledger.store import RunStore
-from loop.reports.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT, method_words
 from loop.run_page.viewed import Viewed
 from loop.run_page.wording import loss_text
 from pages.document import Block, Bullets, Column, Folded, Marked, Paragraph, Piece, Section, Table
 from rows.places import place_text
+from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT, method_words
 
 MOST_ROUNDS = 6  # with their rows listed, the newest ones
 MOST_PICKS = 40  # rows of a round

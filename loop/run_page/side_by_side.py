@@ -19,7 +19,6 @@ from ledger.records import Usage
 from ledger.references import named_round
 from ledger.store import RunStore
 from loop.planning.plan import cost_usd
-from loop.reports.measures import method_words, names_in
 from loop.run_page.curves import held_out_of
 from loop.run_page.folders import refuse_other_folders
 from loop.run_page.side_by_side_charts import AtStep, Curves, curves_section
@@ -37,6 +36,7 @@ from loop.run_page.side_by_side_tables import (
 )
 from loop.run_page.viewed import is_on_this_machine
 from pages.document import Block, Document, Paragraph
+from scores.measures import method_words, names_in
 from scores.results import EvalResult
 
 MIN_RUNS, MAX_RUNS = 2, 20

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ledger.glance import Head
-from loop.reports.measures import names_in, words_of
 from loop.run_page.thinning import MOST_MARKERS, thinned
 from pages.charts import LineChart, Point, Series
 from pages.document import Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Span, Tick
+from scores.measures import names_in, words_of
 from scores.wording import interval_text
 
 MAX_ROUND_TICKS = 12

@@ -20,6 +20,7 @@ class MeasureWords(NamedTuple):
     short: str
     title: str
     meaning: str
+    leads: bool = False  # stands for a step where there is room for one number alone
 
 
 # In the order in which they are told; the first that a step has stands for it where one has room.
@@ -29,18 +30,29 @@ KNOWN: dict[str, MeasureWords] = {
         "margin",
         "beta times by how much more likely than under the reference the chosen answer has become "
         "against the rejected one, in nats: 0 before any training",
+        leads=True,
     ),
     "accuracy": MeasureWords(
         "accuracy", "pairs with a margin above 0", "the share of a step's pairs whose margin is > 0"
     ),
-    "reward": MeasureWords("reward", "reward", "the mean reward of the answers sampled for a step"),
-    "teacher_kl": MeasureWords(
-        "KL to teacher",
-        "KL to the teacher, nats a token",
-        "how far the sampled tokens are from what the teacher would say (reverse KL, estimated "
-        "from them): 0 where both agree",
+    "reward": MeasureWords(
+        "reward", "reward", "the mean reward of the answers sampled for a step", leads=True
     ),
-    "truncated_frac": MeasureWords(
+    "reverse_kl": MeasureWords(
+        "KL to teacher",
+        "reverse KL to the teacher, nats a token",
+        "how far the student's sampled tokens are from what the teacher would say, estimated from "
+        "them: 0 where both agree",
+        leads=True,
+    ),
+    "forward_kl": MeasureWords(
+        "KL to teacher",
+        "forward KL from the teacher, nats a token",
+        "how far the student is from the teacher's likeliest tokens at each token of the teacher's "
+        "answers: 0 where both agree",
+        leads=True,
+    ),
+    "truncated_share": MeasureWords(
         "truncated", "share truncated", "the share of a step's sampled answers that were cut off"
     ),
     "kl": MeasureWords(
@@ -100,11 +112,17 @@ def values_of(steps: Iterable[Mapping[str, Any]], name: str) -> list[float]:
 
 
 def main_of(steps: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
-    """What stands for steps where one curve has room: the first measure of their method, else the
-    loss a token; with its name in a line."""
-    for name in names_in(steps)[:1]:
+    """What stands for steps where one curve has room: the measure of their method that leads, else
+    the loss a token; with its name in a line."""
+    name = leading(steps)
+    if name is not None:
         return words_of(name).short, values_of(steps, name)
     return "loss", [step["nll"] for step in steps]
+
+
+def leading(steps: Iterable[Mapping[str, Any]]) -> str | None:
+    """The measure that stands for steps; None where it is the loss a token."""
+    return next((name for name in names_in(steps) if words_of(name).leads), None)
 
 
 # --- methods --------------------------------------------------------------------------------------
