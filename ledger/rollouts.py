@@ -68,7 +68,15 @@ def read_rollouts(run_dir: Path, step: int) -> list[RolledGroup] | None:
 
     Raises `ValueError` for a damaged file.
     """
-    file = run_dir / rollouts_file(step)
+    return read_groups(run_dir, rollouts_file(step))
+
+
+def read_groups(run_dir: Path, name: str) -> list[RolledGroup] | None:
+    """The groups in a file of the run directory; None where it is not there.
+
+    Raises `ValueError` for a damaged file.
+    """
+    file = run_dir / name
     return _groups_in(file.read_bytes()) if file.is_file() else None
 
 

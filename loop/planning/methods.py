@@ -20,7 +20,7 @@ def describe_method(config: TrainingConfig) -> Iterator[str]:
     method = words_for(config)
     if method is not SFT:
         settings = text_of_settings(config.model_dump(mode="json"))
-        yield f"method: {method.title} ({config.method}): {settings}"
+        yield f"method: {config.method}, {method.title[:1].lower()}{method.title[1:]}: {settings}"
 
 
 def batch_text(config: TrainingConfig) -> str:
