@@ -63,7 +63,7 @@ KNOWN: dict[str, MeasureWords] = {
         "KL to the start, nats a token",
         "how far the weights have moved from those that the run started from",
     ),
-    "sampler_kl": MeasureWords(
+    "kl_sampler_trainer": MeasureWords(
         "KL sampler/trainer",
         "KL of the sampler to the trainer, nats a token",
         "by how much what sampled the answers and what is trained on them disagree on the same "
