@@ -59,7 +59,7 @@ KNOWN: dict[str, MeasureWords] = {
         "KL", "KL to the reference, nats", "how far the weights have moved from the reference"
     ),
     "start_kl": MeasureWords(
-        "KL to start",
+        "KL",
         "KL to the start, nats a token",
         "how far the weights have moved from those that the run started from",
     ),
@@ -69,7 +69,7 @@ KNOWN: dict[str, MeasureWords] = {
         "by how much what sampled the answers and what is trained on them disagree on the same "
         "weights: healthy below 0.01",
     ),
-    "no_variance_frac": MeasureWords(
+    "no_variance_share": MeasureWords(
         "groups alike",
         "share of groups without variance",
         "the share of a step's groups whose answers all have one reward, from which nothing is "

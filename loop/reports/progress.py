@@ -326,7 +326,7 @@ def _with_others(drawn: str, own: dict[str, list[float]], rates: Iterable[str], 
     """The first measure with the others as far as there is room: from where to where they went, or
     where that leaves out one of the next two, only to where."""
     row = drawn
-    for told in (ends_text, lambda values: figure(values[-1])):
+    for told in (ends_text, lambda values: figure(values[-1]), lambda values: f"{values[-1]:.2g}"):
         shown = [f"{words_of(name).short} {told(values)}" for name, values in own.items()]
         row = fitted(drawn, [*enumerate(shown), (2, f"lr {' -> '.join(rates)}")], width)
         if all(one in row for one in shown[:NUM_BESIDE]):
