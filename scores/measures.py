@@ -58,7 +58,7 @@ KNOWN: dict[str, MeasureWords] = {
     "kl": MeasureWords(
         "KL", "KL to the reference, nats", "how far the weights have moved from the reference"
     ),
-    "start_kl": MeasureWords(
+    "kl_start": MeasureWords(
         "KL",
         "KL to the start, nats a token",
         "how far the weights have moved from those that the run started from",
@@ -69,11 +69,24 @@ KNOWN: dict[str, MeasureWords] = {
         "by how much what sampled the answers and what is trained on them disagree on the same "
         "weights: healthy below 0.01",
     ),
-    "no_variance_share": MeasureWords(
+    "constant_share": MeasureWords(
         "groups alike",
         "share of groups without variance",
         "the share of a step's groups whose answers all have one reward, from which nothing is "
         "learned",
+    ),
+    "learnable_groups": MeasureWords(
+        "groups that teach",
+        "groups with variance",
+        "a step's groups whose answers are worth different things; those alone are trained on",
+    ),
+    "resampled_groups": MeasureWords(
+        "resampled", "groups sampled twice", "a step's groups whose first answers were all wrong"
+    ),
+    "failed_rewards": MeasureWords(
+        "without reward",
+        "answers without a reward",
+        "a step's answers that the reward failed on, which are left out",
     ),
     "answer_tokens": MeasureWords(
         "length", "length of sampled answers, tokens", "the mean length of a step's answers"

@@ -46,9 +46,9 @@ DPO_MEASURES = {
 RL_MEASURES = {
     "reward": 0.25,
     "truncated_share": 0.1,
-    "start_kl": 0.001,
+    "kl_start": 0.001,
     "kl_sampler_trainer": 1e-5,
-    "no_variance_share": 0.4,
+    "constant_share": 0.4,
     "entropy": 1.5,
 }
 
@@ -284,8 +284,8 @@ def test_the_plan_counts_sampled_answers_and_says_what_is_trained(
     answers = 60 * 4 * 3  # steps, prompts, answers to each
     assert tokens["sampled_to_train"] == 2 * answers * 5  # a group that is all wrong comes twice
     assert tokens["sampled"] == before["sampled"] + tokens["sampled_to_train"]
-    prompt_tokens = tokens["prompt_to_train"] // (2 * answers)
-    assert tokens["trained"] == answers * (prompt_tokens + 5)
+    prompt_tokens = tokens["prompt_to_train"] / (2 * 60 * 4)  # a request for each group
+    assert tokens["trained"] == 2 * answers * (prompt_tokens + 5)
     held = planned(workspace, capsys, **settings, method="rl", rl={**rl, "kl_coef": 0.1})
     read = held["cost"]["tokens"]["prompt_to_train"] - tokens["prompt_to_train"]
     assert read == tokens["trained"]  # by the weights that it started from

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loop.methods.method import Method, Workplace
 from loop.methods.off_policy import OffPolicy
+from loop.methods.rl import Rl
 from loop.methods.sft import Sft
 
 
@@ -12,4 +13,4 @@ def method_of(workplace: Workplace) -> Method:
     config = workplace.plan.config
     if config.distill is not None:
         return OffPolicy(workplace)
-    return Sft(workplace)
+    return Rl(workplace) if config.rl is not None else Sft(workplace)

@@ -14,6 +14,7 @@ from loop.planning.methods import describe_method, train_on_text, words_for
 from loop.planning.models import model_config
 from loop.planning.page import describe_formats
 from loop.planning.plan import Plan
+from loop.planning.rewards import describe_reward
 from pages.document import Block, Marked, Paragraph, Piece
 from rows.examples import Example
 from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT
@@ -67,6 +68,8 @@ def model_part(view: Planned) -> Part:
         return Part("model", "Model and place", lines, facts | {"renderer": None})
     train_on = plan.rendering.train_on_what.value
     lines += [*describe_formats(plan), train_on_text(config, train_on)]
+    if plan.inputs.reward is not None:
+        lines += describe_reward(plan.inputs.reward, plan.train.examples)
     comparison = plan.chat_format.comparison
     rows = list(_rows_of(plan))
     facts |= {

@@ -13,7 +13,7 @@ from loop.planning.plan import Plan
 from scores.measures import DPO, ON_POLICY, RL, SFT
 from simple_eval import Turn, build_prompt
 
-TRIES = 2  # of a group that is all wrong, in RL
+TRIES = 2  # groups, where the first is all wrong; both are trained on then
 
 
 class MethodTokens(NamedTuple):
@@ -37,22 +37,23 @@ def method_tokens(plan: Plan) -> MethodTokens:
         num_read = min(_num_rows(plan), num_taken)
         return MethodTokens(round(mean_tokens * num_taken), round(mean_tokens * num_read))
     longest = _longest_answer(config)
+    # A group is one request, which reads its prompt once.
     prompt, answers = _mean_prompt(plan), num_taken * group_size(config)
     whole = round(answers * (prompt + longest))
     if method is RL:
         assert config.rl is not None, "its settings"
-        of_start = whole if config.rl.kl_coef else 0
-        asked = TRIES * answers
-        return MethodTokens(whole, round(asked * prompt) + of_start, asked * longest)
+        of_start = TRIES * whole if config.rl.kl_coef else 0
+        read = round(TRIES * num_taken * prompt) + of_start
+        return MethodTokens(TRIES * whole, read, TRIES * answers * longest)
     told = prompt + _teacher_prompt(plan)
+    judged = round(answers * (told + longest))
     if method is ON_POLICY:
-        judged = round(answers * (told + longest))
-        return MethodTokens(whole, round(answers * prompt) + judged, answers * longest)
+        return MethodTokens(whole, round(num_taken * prompt) + judged, answers * longest)
     assert config.distill is not None, "its settings"
-    num_answered = min(_num_rows(plan), num_taken) * group_size(config)
+    num_answered = min(_num_rows(plan), num_taken)
     is_soft = (config.distill.targets or "soft") == "soft"
-    read = round(answers * (told + longest)) if is_soft else 0
-    return MethodTokens(whole, round(num_answered * told) + read, num_answered * longest)
+    read = round(num_answered * told) + (judged if is_soft else 0)
+    return MethodTokens(whole, read, num_answered * group_size(config) * longest)
 
 
 def _num_rows(plan: Plan) -> int:

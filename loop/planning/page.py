@@ -14,6 +14,7 @@ from loop.planning.methods import describe_method, train_on_text, words_for
 from loop.planning.models import lora_param_count, model_config
 from loop.planning.origin import describe_origin
 from loop.planning.plan import Plan, gate_of
+from loop.planning.rewards import describe_reward
 from loop.planning.row_notes import describe_rendering, describe_unused
 from loop.planning.steps import describe_steps, passes_of
 from loop.planning.teacher import describe_teacher
@@ -154,6 +155,8 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
     yield from describe_formats(plan)
     yield train_on_text(plan.config, plan.rendering.train_on_what.value)
+    if plan.inputs.reward is not None:
+        yield from describe_reward(plan.inputs.reward, plan.train.examples)
     yield from describe_rendered(plan)
     yield describe_tokens(plan, tokens_of(plan))
     yield describe_capacity(plan)

@@ -6,16 +6,22 @@ Topics are the rows' own, or found in their words where rows or questions have n
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from data_selector import CandidateLoss, MeasuredLosses, noisiest
+from errors import RunStoreError
+from ledger.rollouts import read_rollouts, rollouts_file
+from ledger.store import RunStore
 from rows.examples import Example, ExampleTable
 from rows.similarity import Likeness, TextTopics, likeness_to
 from scores.diagnosis import TopicReport
+from scores.learnable import Group, PassRate, pass_rate
 from scores.results import EvalResult, TopicScore, topic_scores
 
 SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
+RATE_ROUNDS = 4  # whose answers still say what a prompt is worth
 SUSPECT_SHARE = 0.1  # as unlikely as this share of the rows that were measured, and no other one
 
 
@@ -50,6 +56,29 @@ def topics_of(rows: ExampleTable, result: EvalResult, seed: int) -> Topics:
     texts = [asked_in(example) for example in rows]
     found = TextTopics(texts, seed)
     return Topics(rows.with_topics(found.of(texts)), found)
+
+
+def pass_rates_of(store: RunStore, rounds: Sequence[int]) -> dict[str, PassRate]:
+    """How prompts were answered in the last few of these rounds, from what their steps sampled.
+
+    Raises `RunStoreError` for a damaged file.
+    """
+    groups: dict[str, list[Group]] = defaultdict(list)
+    for number in rounds[-RATE_ROUNDS:]:
+        for event in store.events("step", number):
+            try:
+                rolled = read_rollouts(store.run_dir, event["step"])
+            except (OSError, ValueError) as error:
+                raise RunStoreError(
+                    f"{store.run_dir / rollouts_file(event['step'])}: {error}. What later rounds "
+                    "draw is known from it. Restore it, or delete it: its prompts then count as "
+                    "not tried."
+                ) from None
+            for one in rolled or ():
+                rewards = [s.reward for s in one.samples if s.reward is not None]
+                if rewards:
+                    groups[one.example_id].append(Group(number, rewards))
+    return {example_id: pass_rate(of_prompt) for example_id, of_prompt in groups.items()}
 
 
 def likeness_of(
