@@ -87,8 +87,8 @@ def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
 # What is read and sampled beside the evaluations.
 TO_TRAIN = {
     DPO: "the reference reads each pair once",
-    RL: "sampled answers, twice as many where all to a prompt are wrong, and a KL to the start where "
-    "it counts",
+    RL: "sampled answers, twice as many where all to a prompt are wrong, and a KL to the start "
+    "where it counts",
     ON_POLICY: "sampled answers, and the teacher's reading of them",
     OFF_POLICY: "the teacher's answers, once a row, and its reading of them for soft targets",
 }
