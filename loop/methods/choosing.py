@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loop.methods.method import Method, Workplace
 from loop.methods.off_policy import OffPolicy
+from loop.methods.on_policy import OnPolicy
 from loop.methods.rl import Rl
 from loop.methods.sft import Sft
 
@@ -12,5 +13,5 @@ def method_of(workplace: Workplace) -> Method:
     """The method that the settings name."""
     config = workplace.plan.config
     if config.distill is not None:
-        return OffPolicy(workplace)
+        return OnPolicy(workplace) if config.distill.way == "on_policy" else OffPolicy(workplace)
     return Rl(workplace) if config.rl is not None else Sft(workplace)

@@ -1,0 +1,202 @@
+"""On-policy distillation: the student answers, and the teacher says how likely it finds each token.
+
+The advantage of a token is the teacher's log-probability of it minus that with which the student
+sampled it, the negative of what the token adds to the reverse KL from student to teacher (as in
+Lu and Thinking Machines Lab 2025, "On-policy distillation"); the loss is importance_sampling. No
+token is discounted by those after it. Answers are sampled at temperature 1, and those that were cut
+at `distill.max_tokens` are judged like the others, and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from data_selector import Selection
+from ledger.rollouts import RolledGroup, RolledSample
+from loop.methods.method import StepInFlight, StepResult, Workplace
+from loop.methods.rollouts import (
+    Asking,
+    KeptRollouts,
+    Prompt,
+    datums_of,
+    prompt_of,
+    rolled_sample,
+    sample_groups,
+    sampler_now,
+    seeds_of,
+    submit_policy_step,
+    trained_by,
+)
+from loop.methods.teaching import (
+    Scored,
+    open_teacher,
+    score_answers,
+    settings_of,
+    teacher_of,
+    teacher_prompt_of,
+)
+
+if TYPE_CHECKING:
+    import tinker
+    import torch
+
+TEMPERATURE = 1.0  # at another one the reverse KL would be that of another student
+LOSS = "importance_sampling"
+
+
+class _Made(NamedTuple):
+    """What a submitted step keeps until it is finished."""
+
+    datums: list[tinker.Datum]
+    groups: list[RolledGroup]
+    num_prompt_tokens: int
+    num_sampled_tokens: int
+
+
+class OnPolicy:
+    """Reverse KL to the teacher on the student's own answers."""
+
+    num_in_flight = 1
+    learns_answers = False  # what is sampled becomes unlikely as well as likely
+
+    def __init__(self, workplace: Workplace) -> None:
+        self._workplace, self._plan = workplace, workplace.plan
+        settings, teacher = settings_of(self._plan), teacher_of(self._plan)
+        led_to = settings.model_dump(mode="json") | {"sha256": teacher.sha256}
+        self._kept = KeptRollouts(workplace, {"method": "distill", **led_to})
+        self._teacher: tinker.SamplingClient | None = None
+
+    async def begin_round(self, selection: Selection) -> None:
+        """Open the teacher, once."""
+        self._kept.begin_round(selection.round)
+        if self._teacher is None:
+            self._teacher = await open_teacher(self._workplace)
+
+    async def submit(
+        self, client: tinker.TrainingClient, step: int, example_ids: list[str], lr: float
+    ) -> StepInFlight:
+        plan = self._plan
+        prompts = [prompt_of(plan, one) for one in example_ids]
+        num_prompt_tokens = num_sampled_tokens = 0
+
+        async def sample() -> list[RolledGroup]:
+            nonlocal num_prompt_tokens, num_sampled_tokens
+            groups = await self._sampled(client, step, prompts)
+            num_prompt_tokens = sum(prompt.tokens.length for prompt in prompts)
+            for example_id, group in zip(example_ids, groups, strict=True):
+                length = teacher_prompt_of(plan, example_id).tokens.length
+                for one in group.samples:
+                    num_sampled_tokens += len(one.tokens)
+                    num_prompt_tokens += (length + len(one.tokens)) if one.tokens else 0
+            return groups
+
+        groups = await self._kept.of_step(step, example_ids, lr, sample)
+        datums = with_kl_advantages(datums_of(prompts, groups, _zeros(groups)), prompts, groups)
+        made = _Made(datums, groups, num_prompt_tokens, num_sampled_tokens)
+        pending = StepInFlight(step, lr, example_ids, [], None, made)
+        return submit_policy_step(plan, client, pending, datums, LOSS)
+
+    async def _sampled(
+        self, client: tinker.TrainingClient, step: int, prompts: Sequence[Prompt]
+    ) -> list[RolledGroup]:
+        """The student's answers to a step's prompts, and the teacher's word on each token."""
+        plan, settings = self._plan, settings_of(self._plan)
+        assert self._teacher is not None, "the round has begun"
+        asking = Asking(settings.group_size, settings.max_tokens, TEMPERATURE)
+        sampler = await sampler_now(self._workplace, client)
+        made = await sample_groups(plan, sampler, prompts, asking, seeds_of(plan, step, prompts))
+        flat = [(prompt, one) for prompt, some in zip(prompts, made, strict=True) for one in some]
+        asked = [teacher_prompt_of(plan, prompt.example_id) for prompt, _ in flat]
+        said = await score_answers(plan, self._teacher, asked, [one.tokens for _, one in flat])
+        scores: list[Scored] = list(said)
+        groups = []
+        for prompt, answers in zip(prompts, made, strict=True):
+            samples = []
+            for answer in answers:
+                judged = replace(
+                    rolled_sample(answer, None), teacher_logprobs=scores.pop(0).logprobs
+                )
+                advantages = kl_advantages(judged)
+                mean = math.fsum(advantages) / len(advantages) if advantages else 0.0
+                samples.append(replace(judged, advantage=mean))
+            groups.append(
+                RolledGroup(prompt.example_id, prompt.question, prompt.reference, samples)
+            )
+        return groups
+
+    async def finish(self, pending: StepInFlight) -> StepResult:
+        made: _Made = pending.made
+        measures = measures_of(made.groups)
+        counts = made.num_prompt_tokens, made.num_sampled_tokens
+        if not made.datums:
+            return StepResult(0.0, 0.0, 0, 0, measures, *counts)
+        trained = await trained_by(pending, made.datums)
+        measures["kl_sampler_trainer"] = sampler_trainer_kl(made.datums, trained.logprobs)
+        return StepResult(
+            trained.loss,
+            trained.nll,
+            num_tokens=sum(one.model_input.length for one in made.datums),
+            num_loss_tokens=sum(len(one.tokens) for g in made.groups for one in g.samples),
+            measures=measures,
+            num_prompt_tokens=counts[0],
+            num_sampled_tokens=counts[1],
+        )
+
+
+def kl_advantages(sample: RolledSample) -> list[float]:
+    """By token, the teacher's log-probability minus the student's, in nats."""
+    assert sample.teacher_logprobs is not None, "the teacher has judged it"
+    pairs = zip(sample.teacher_logprobs, sample.logprobs, strict=True)
+    return [of_teacher - of_student for of_teacher, of_student in pairs]
+
+
+def with_kl_advantages(
+    datums: Sequence[tinker.Datum], prompts: Sequence[Prompt], groups: Sequence[RolledGroup]
+) -> list[tinker.Datum]:
+    """The datums of `datums_of` with the advantage of each token, times its row's weight."""
+    import tinker
+    import torch
+
+    pairs = zip(prompts, groups, strict=True)
+    judged = [(prompt.weight, one) for prompt, g in pairs for one in g.samples if one.tokens]
+    made = []
+    for datum, (weight, sample) in zip(datums, judged, strict=True):
+        mask = datum.loss_fn_inputs["mask"].to_torch() > 0
+        advantages = torch.zeros(len(mask), dtype=torch.float32)
+        advantages[mask] = weight * torch.tensor(kl_advantages(sample), dtype=torch.float32)
+        inputs = dict(datum.loss_fn_inputs)
+        inputs["advantages"] = tinker.TensorData.from_torch(advantages)
+        made.append(tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs))
+    return made
+
+
+def measures_of(groups: Sequence[RolledGroup]) -> dict[str, float]:
+    """Reverse KL to the teacher and entropy in nats a token, mean length, share of cut answers; the
+    first two are means over the sampled tokens."""
+    samples = [one for group in groups for one in group.samples]
+    num_tokens = sum(len(one.tokens) for one in samples)
+    found = {
+        "answer_tokens": num_tokens / len(samples),
+        "truncated_share": sum(one.is_truncated for one in samples) / len(samples),
+    }
+    if num_tokens:
+        kl = -math.fsum(value for one in samples for value in kl_advantages(one)) / num_tokens
+        entropy = -math.fsum(lp for one in samples for lp in one.logprobs) / num_tokens
+        found |= {"reverse_kl": kl, "entropy": entropy}
+    return found
+
+
+def sampler_trainer_kl(datums: Sequence[tinker.Datum], trained: Sequence[torch.Tensor]) -> float:
+    """The KL from what sampled to what is trained, in nats a token; below 0.01 they are one."""
+    from tinker_cookbook.rl.metrics import compute_kl_sample_train
+
+    return compute_kl_sample_train(list(datums), list(trained))["optim/kl_sample_train_v1"]
+
+
+def _zeros(groups: Sequence[RolledGroup]) -> list[torch.Tensor]:
+    import torch
+
+    return [torch.zeros(len(group.samples)) for group in groups]
