@@ -35,6 +35,12 @@ MAX_REJECTED_SHARE = 0.5  # a file that loses more of its rows to errors is prob
 MAX_REFUSALS = 20  # sources that a message explains,
 MAX_GROUPS = 20  # kinds of problems that a message lists,
 MAX_RANGES = 12  # and ranges of lines of each
+RATED_KEYS = {"prompt", "response", "score"}
+RATED = (
+    "These are rated answers, which no method trains on as they are: some were wrong, and none has "
+    "the log-probabilities of what wrote it, which a policy-gradient loss needs. registry.py "
+    "feedback makes rows with right answers of them, and pairs for method dpo (docs/registry.md)."
+)
 
 
 # --- many rows, on disk ---------------------------------------------------------------------------
@@ -249,6 +255,8 @@ class _Problems:
             "Correct or remove them; with data.on_bad_row at skip, training rows are left out "
             "and listed."
             if number <= MAX_REJECTED_SHARE * num_rows
+            else RATED
+            if set(found) >= RATED_KEYS
             else f"If it is the right file, say in the config what it calls its columns, {line}."
         )
         yield (

@@ -10,6 +10,7 @@ from loop.reports.run_report import GAP_FACTOR
 from pages.document import Block, Bullets, Paragraph, Section
 from scores.decision import flaw_warning, is_below_baseline, judge
 from scores.diagnosis import last_quarter
+from scores.measures import SFT, method_words
 from scores.results import SAME_SCORE, EvalResult, SampleResult
 from scores.wording import interval_text, scores_apart
 
@@ -79,7 +80,7 @@ def _capital(text: str) -> str:
 
 def _overfitting(story: Story, result: EvalResult) -> Iterator[str]:
     losses = story.store.losses(result.round)
-    if not losses:
+    if not losses or method_words(story.config) is not SFT:
         return
     training = last_quarter(losses)
     for loss in result.held_out:

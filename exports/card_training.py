@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from exports.card_story import Story
 from loop.run_page.wording import loss_text
 from pages.document import Block, Bullets, Column, Paragraph, Section, Table
+from scores.measures import SFT, main_of, method_words, settings_text
 
 MOST_ROUNDS = 20  # in a table: the last ones
 KINDS = {
@@ -43,8 +44,8 @@ def _training(story: Story) -> Iterator[Block]:
     decay = config["weight_decay"]
     yield Bullets(
         [
-            f"Supervised fine-tuning of a LoRA adapter with AdamW; trained on: {train_on}.",
-            f"Batches of {config['batch_size']:,} examples of at most "
+            _method_line(story, train_on),
+            f"Batches of {config['batch_size']:,} {method_words(config).unit} of at most "
             f"{config['max_seq_length']:,} tokens, weight decay {decay:g}, "
             f"{'unknown' if warmup is None else warmup} warm-up steps, seed {config['seed']}.",
             f"The learning rate: {resolved['learning_rate']:g}, times {config['lr_decay']:g} after "
@@ -56,13 +57,23 @@ def _training(story: Story) -> Iterator[Block]:
     )
 
 
+def _method_line(story: Story, train_on: str) -> str:
+    method = method_words(story.config)
+    if method is SFT:
+        return f"Supervised fine-tuning of a LoRA adapter with AdamW; trained on: {train_on}."
+    return (
+        f"{method.title} of a LoRA adapter with AdamW: {settings_text(story.config)}. No script "
+        "that mirrors it lies beside this card: there is one of supervised fine-tuning alone."
+    )
+
+
 def _rounds_table(story: Story, trained: Sequence[int]) -> Table:
-    store, rows = story.store, []
+    store, rows, name = story.store, [], "loss"
     for number in trained[-MOST_ROUNDS:]:
         steps = list(store.events("step", number))
         if number == story.checkpoint.round:  # what came after it is not in these weights
             steps = [event for event in steps if event["step"] < story.checkpoint.step]
-        losses, rates = [e["nll"] for e in steps], [e["lr"] for e in steps]
+        (name, values), rates = main_of(steps), [e["lr"] for e in steps]
         examples = Counter(one for event in steps for one in event.get("example_ids", ()))
         rows.append(
             [
@@ -71,14 +82,14 @@ def _rounds_table(story: Story, trained: Sequence[int]) -> Table:
                 f"{len(examples):,}" if examples else "not recorded",
                 f"{sum(event['num_tokens'] for event in steps):,}",
                 f"{max(rates):.4g}" if rates else "",
-                f"{loss_text(losses[0])} to {loss_text(losses[-1])}" if losses else "",
+                f"{loss_text(values[0])} to {loss_text(values[-1])}" if values else "",
             ]
         )
     left_out = len(trained) - len(rows)
     note = f"The first {left_out:,} of {len(trained):,} rounds are left out." if left_out else ""
     columns = [Column("round"), Column("steps", True), Column("different examples", True)]
     columns += [Column("tokens", True), Column("highest learning rate", True)]
-    return Table("Rounds behind these weights", [*columns, Column("loss")], rows, note=note)
+    return Table("Rounds behind these weights", [*columns, Column(name)], rows, note=note)
 
 
 def _used(story: Story, trained: Sequence[int]) -> str:

@@ -21,6 +21,7 @@ from ledger.records import Checkpoint, Manifest
 from ledger.store import RunStore
 from local_tinker.tokenizer import reading_note
 from rows.chat_formats import load_tokenizer
+from scores.measures import SFT, method_words
 from storage.stored_json import parse_object
 
 FOLDER = "training"
@@ -52,9 +53,13 @@ class MirroredStep:
 
 
 def training_files(source: Source) -> dict[str, str]:
-    """What to train the adapter again with, by name below the export; none of no known run."""
+    """What to train the adapter again with, by name below the export; none of no known run. The
+    script trains on rows as they are, so that of other methods there is the adapter's config alone.
+    """
     if source.store is None or source.checkpoint is None:
         return {}
+    if method_words(source.store.settled_config()["config"]) is not SFT:
+        return {CONFIG: _as_text(lora_config(source))}
     script = Path(__file__).with_name("qlora_train.py").read_text(encoding="utf-8")
     return {
         CONFIG: _as_text(lora_config(source)),

@@ -22,6 +22,8 @@ from ledger.run_directory import PARTIAL, RunDirectory
 from storage.journal import Journal, num_waiting_tokens
 from storage.stored_json import Count, Measure, parse_object, record_of
 
+ROLLOUTS = "rollouts"  # the folder in a run directory
+
 
 @dataclass(frozen=True)
 class RolledSample:
@@ -50,7 +52,7 @@ class RolledGroup:
 
 
 def rollouts_file(step: int) -> str:
-    return f"rollouts/step_{step:06d}.jsonl"
+    return f"{ROLLOUTS}/step_{step:06d}.jsonl"
 
 
 def write_rollouts(store: RunDirectory, step: int, groups: Sequence[RolledGroup]) -> str:
@@ -66,7 +68,15 @@ def read_rollouts(run_dir: Path, step: int) -> list[RolledGroup] | None:
 
     Raises `ValueError` for a damaged file.
     """
-    file = run_dir / rollouts_file(step)
+    return read_groups(run_dir, rollouts_file(step))
+
+
+def read_groups(run_dir: Path, name: str) -> list[RolledGroup] | None:
+    """The groups in a file of the run directory; None where it is not there.
+
+    Raises `ValueError` for a damaged file.
+    """
+    file = run_dir / name
     return _groups_in(file.read_bytes()) if file.is_file() else None
 
 

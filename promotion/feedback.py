@@ -119,6 +119,8 @@ class Taken:
             f"pairs of a better and a worse answer: {counts['preferences']}; "
             f"{counts['ties']} as good as the best of their prompt make none"
         )
+        if counts["preferences"]:
+            said[-1] += f"; a run with method dpo takes {folder / PREFERENCES} as train_file"
         left = [f"{counts[kind]} {word}" for kind, word in LEFT_WORDS.items() if counts[kind]]
         if left:
             said.append(f"left out: {', '.join(left)} ({folder / LEFT_OUT} has each)")

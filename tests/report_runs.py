@@ -13,6 +13,7 @@ from typing import Any
 from config_schema import TrainingConfig
 from data_selector import select_first
 from ledger.records import Batch, Checkpoint
+from ledger.rollouts import RolledGroup, write_rollouts
 from ledger.run_directory import EVALUATED
 from ledger.store import RunStore
 from loop.planning.plan import gate_of
@@ -47,6 +48,8 @@ class Made:
     words: str = "What is"  # that questions, answers and topics begin with
     is_finished: bool = True
     log: str | None = None  # Inspect's
+    measures: dict[str, float] = field(default_factory=dict)  # of step 0, a hundredth more each
+    rollouts: Sequence[RolledGroup] = ()  # of each step
 
 
 def make_run(run_dir: Path, made: Made = Made()) -> RunStore:
@@ -138,7 +141,10 @@ def _train(store: RunStore, number: int, step: int, made: Made) -> int:
     store.record_selection(replace(first, round=number), step)
     for one in range(step, step + made.steps_per_round):
         loss = 3.0 / (1 + one)
-        batch = Batch(one, ("a", "b"), 100, 10, 1e-3)
+        measures = {name: value + one / 100 for name, value in made.measures.items()}
+        if made.rollouts:
+            write_rollouts(store, one, made.rollouts)
+        batch = Batch(one, ("a", "b"), 100, 10, 1e-3, measures)
         store.record_batch(number, batch, loss=loss, nll=loss)
     step += made.steps_per_round
     store.record_checkpoint(checkpoint_of(number, step))

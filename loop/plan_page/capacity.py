@@ -7,18 +7,27 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from loop.plan_page.view import Part, Planned
+from loop.planning.methods import words_for
 from loop.planning.models import lora_param_count
-from loop.planning.page import describe_capacity, num_loss_tokens_of
+from loop.planning.page import describe_capacity, num_loss_tokens_of, parameters_text
+from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT, MethodWords
 
-Method = Literal["sft", "rl", "distillation"]
+Method = Literal["sft", "dpo", "rl", "distillation", "off_policy"]
+METHODS: dict[MethodWords, Method] = {
+    SFT: "sft",
+    DPO: "dpo",
+    RL: "rl",
+    ON_POLICY: "distillation",
+    OFF_POLICY: "off_policy",
+}
 FAR_BELOW = 0.1  # parameters for a token, below which only other settings help
 MAX_RANK = 256  # that the settings take
 HELD_TO = "as many parameters as tokens that carry loss"
 
 
 class Capacity(NamedTuple):
-    """Parameters against tokens; `verdict` is room, below, far_below, low_rank_is_enough or
-    unknown."""
+    """Parameters against tokens; `verdict` is room, below, far_below, low_rank_is_enough, no_rule
+    or unknown."""
 
     num_params: int | None
     num_loss_tokens: int
@@ -39,8 +48,11 @@ def capacity(
     num_params: int | None, num_loss_tokens: int, rank: int, counted: str, method: Method = "sft"
 ) -> Capacity:
     """Judge an adapter. Only supervised rows are counted against parameters: a reward tells far
-    less than a row, and so low ranks are enough for RL and on-policy distillation."""
-    if method != "sft":
+    less than a row, and so low ranks are enough for RL and on-policy distillation. Of pairs the
+    rule says nothing, and a teacher's answers are not there yet to be counted."""
+    if method in ("dpo", "off_policy"):
+        verdict = "no_rule"
+    elif method != "sft":
         verdict = "low_rank_is_enough"
     elif num_params is None:
         verdict = "unknown"
@@ -57,6 +69,12 @@ def describe(found: Capacity) -> Iterator[str]:
         yield (
             "whether that is enough cannot be told: the vendor's rule of thumb asks for "
             f"{HELD_TO}, and how many parameters this model's adapter has is not known here"
+        )
+    elif found.verdict == "no_rule":
+        yield (
+            "whether that is enough cannot be told: the vendor's rule of thumb counts the tokens "
+            "of supervised rows, and of pairs, or of answers that a teacher is yet to give, it "
+            "says nothing; compare ranks in a study"
         )
     elif found.verdict == "low_rank_is_enough":
         yield "room: ranks from 1 to 16 are enough for this method, which learns from few bits"
@@ -88,6 +106,12 @@ def capacity_part(view: Planned) -> Part:
     """What the adapter has room for; without a tokenizer the tokens are not known."""
     config, title = view.config, "Room in the adapter"
     num_params = lora_param_count(config, view.inputs.model_dir)
+    if (method := METHODS[words_for(config)]) != "sft":
+        counted = f"parameters {_count_of_params(view, num_params)}"
+        found = capacity(num_params, 0, config.lora_rank, counted, method)
+        facts = {**found._asdict(), "num_loss_tokens": None, "rank_needed": None}
+        lines = [parameters_text(config.lora_rank, num_params), *describe(found)]
+        return Part("capacity", title, lines, facts, details=[f"counted: {counted}"])
     if view.plan is None:
         parameters = "not known" if num_params is None else f"{num_params:,}"
         line = f"LoRA rank {config.lora_rank}: {parameters} parameters; the tokens are not counted"
@@ -97,8 +121,7 @@ def capacity_part(view: Planned) -> Part:
         "loss tokens are those of all rows that may be trained on, each once, as they are "
         f"rendered; parameters {_count_of_params(view, num_params)}"
     )
-    method: Method = "sft" if config.rl is None else "rl"
-    found = capacity(num_params, num_loss_tokens_of(view.plan), config.lora_rank, counted, method)
+    found = capacity(num_params, num_loss_tokens_of(view.plan), config.lora_rank, counted)
     told, facts = list(describe(found)), {**found._asdict(), "rank_needed": found.rank_needed}
     is_enough = found.verdict in ("room", "low_rank_is_enough")
     lines = [describe_capacity(view.plan), *([] if is_enough else told)]

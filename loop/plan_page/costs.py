@@ -46,7 +46,8 @@ def seconds_of(view: Planned, tokens: RunTokens) -> float | None:
     total = 0.0
     for number, per_s in (
         (tokens.trained, speed.trained_per_s),
-        (tokens.sampled, speed.sampled_per_s),
+        # A step's own sampling and reading is in the time of its training.
+        (tokens.sampled - tokens.sampled_to_train, speed.sampled_per_s),
     ):
         if number and per_s is None:
             return None
@@ -169,9 +170,13 @@ def _price_table(tokens: RunTokens, prices: ModelPrices, dollars: Dollars) -> Ta
         Column("Dollars a million", True),
         Column("Dollars at most", True),
     ]
-    note = (
+    longest = "Sampled answers that are trained on count at their longest. "
+    mean = (
         "Trained are as many rows of mean length as the run takes; longer ones by chance come to a "
-        "little more. No service says how many tokens it had cached, so all that is read counts in "
-        "full."
+        "little more. "
+    )
+    note = (
+        f"{longest if tokens.sampled_to_train else mean}No service says how many tokens it had "
+        "cached, so all that is read counts in full."
     )
     return Table("What the run costs at the most", columns, rows, note=note)

@@ -19,6 +19,8 @@ from scores.results import EvalResult
 NUM_LOOKED_AT = 20  # of the newest runs
 # Settings that a speed hangs on, as far as it is told by tokens.
 SAME_SPEED = ("lora_rank", "train_attn", "train_mlp", "train_unembed", "batch_size")
+# Those of the method, with what they are in runs before there were others.
+METHODS = {"method": "sft", "dpo": None, "rl": None, "distill": None}
 
 
 class Speed(NamedTuple):
@@ -53,6 +55,7 @@ def newest_alike(
                 settled["resolved"]["service"] != "embedded"
                 or settled["files"]["base_model"] != model_path
                 or any(was[key] != given[key] for key in SAME_SPEED)
+                or any(was.get(key, usual) != given[key] for key, usual in METHODS.items())
             ):
                 continue
             store = RunStore.open(run_dir)

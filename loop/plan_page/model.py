@@ -10,15 +10,26 @@ from typing import Any
 
 from loop.plan_page.view import Part, Planned
 from loop.planning.fitting import limits_of
+from loop.planning.methods import describe_method, train_on_text, words_for
 from loop.planning.models import model_config
-from loop.planning.page import describe_formats, describe_train_on
+from loop.planning.page import describe_formats
 from loop.planning.plan import Plan
 from loop.planning.rewards import describe_reward
 from pages.document import Block, Marked, Paragraph, Piece
 from rows.examples import Example
+from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT
 
 NUM_ROWS = 3
 PIECE_CHARS = 4000  # of a row on the page; what is longer is cut, and said to be
+
+# What of a row is marked, by the method.
+MARKED = {
+    SFT: "the tokens that carry loss are marked",
+    DPO: "the tokens of the answers that are compared are marked",
+    RL: "its own answer, which a reward may compare with and which is not trained on, is marked",
+    ON_POLICY: "its own answer, which is not used, is marked",
+    OFF_POLICY: "its own answer, in whose place the teacher's is trained on, is marked",
+}
 
 
 def config_of(base_model: str, model_dir: Path | None) -> Mapping[str, Any] | None:
@@ -39,17 +50,24 @@ def config_of(base_model: str, model_dir: Path | None) -> Mapping[str, Any] | No
 def model_part(view: Planned) -> Part:
     """What is trained, where, and in which chat format."""
     config, plan = view.config, view.plan
-    lines = [*view.place, f"model: {config.base_model}, {_known_of(view)}"]
+    lines = [
+        *describe_method(config),
+        *view.place,
+        f"model: {config.base_model}, {_known_of(view)}",
+    ]
     facts: dict[str, Any] = {
         "base_model": config.base_model,
         "is_directory": view.inputs.model_dir is not None,
         "service": None if view.choice is None else view.choice.kind,
         "model_type": None if view.model is None else view.model.get("model_type"),
         "context": limits_of(view.inputs.model_dir).context,
+        "method": config.method,
+        "method_settings": config.model_dump(mode="json").get(config.method),
     }
     if plan is None:
         return Part("model", "Model and place", lines, facts | {"renderer": None})
-    lines += [*describe_formats(plan), describe_train_on(plan)]
+    train_on = plan.rendering.train_on_what.value
+    lines += [*describe_formats(plan), train_on_text(config, train_on)]
     if plan.inputs.reward is not None:
         lines += describe_reward(plan.inputs.reward, plan.train.examples)
     comparison = plan.chat_format.comparison
@@ -58,13 +76,13 @@ def model_part(view: Planned) -> Part:
         "renderer": plan.renderer_name,
         "renderer_source": plan.chat_format.source,
         "chat_template": None if comparison is None else str(comparison),
-        "train_on": plan.rendering.train_on_what.value,
+        "train_on": train_on if words_for(config) is SFT else None,
         "rows": [
             {"row": marked.note, "pieces": [[one.text, one.weight] for one in marked.pieces]}
             for marked in rows
         ],
     }
-    intro = "Rows as the model sees them; the tokens that carry loss are marked."
+    intro = f"Rows as the model sees them; {MARKED[words_for(config)]}."
     blocks: list[Block] = [Paragraph(intro), *rows]
     return Part("model", "Model and place", lines, facts, blocks)
 
@@ -101,9 +119,10 @@ def _marked(plan: Plan, example: Example) -> Marked:
             break
         pieces.append(Piece(piece.text[:left], piece.weight))
         left -= len(piece.text)
+    carry = "carry loss" if words_for(plan.config) in (SFT, DPO) else "are its own answer"
     cut = "" if left >= 0 else f"; its first {PIECE_CHARS:,} characters"
     return Marked(
         f"{example.source} line {example.line_no}: {info.num_tokens + 1} tokens, "
-        f"{info.num_loss_tokens} of them carry loss{cut}",
+        f"{info.num_loss_tokens} of them {carry}{cut}",
         pieces,
     )

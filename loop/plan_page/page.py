@@ -17,6 +17,7 @@ from loop.plan_page.serving import serving_part
 from loop.plan_page.suite import suite_part
 from loop.plan_page.view import WARNING, Part, Planned
 from loop.planning.inputs import counted
+from loop.planning.methods import batch_text
 from loop.planning.steps import Passes
 from pages.document import Bullets, Code, Document, Paragraph, Section, Table
 from pages.html import html_page
@@ -57,7 +58,7 @@ def plan_of(view: Planned, written: Sequence[str], not_checked: Sequence[str]) -
     if not config.gate.stop:
         until = "all of them, whether a round passes or not (gate.stop is false)"
     summary = (
-        f"At most {steps.total:,} steps of {config.batch_size} examples in rounds of "
+        f"At most {steps.total:,} steps of {batch_text(config)} in rounds of "
         f"{steps.per_round:,}, {until}"
     )
     return RunPlan(config.run_name, summary, risks, parts, view, written, not_checked)

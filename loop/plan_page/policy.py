@@ -9,12 +9,20 @@ from hyperparam_utils import Schedule
 from loop.plan_page.rates import FLAT, recommended
 from loop.plan_page.suite import LAYERS
 from loop.plan_page.view import Part, Planned
+from loop.planning.methods import batch_text, group_size, words_for
 from pages.document import Column, Table
+from scores.measures import DPO, ON_POLICY, RL
 
 RANK_TO_START = 32
+LOW_RANK = 16
 LARGE_BATCH = 128  # what the cookbook's own supervised recipes take; the advice names no number
 FAR_RATE = 3  # times another rate, or a part of it
 SHORT_RUN = 500  # steps; pilots are advised to have from here to 2,000
+
+
+# Defaults of the recipes in tinker-cookbook 0.5.8: preference/train_dpo.py; rl_loop, math_rl,
+# code_rl and search_tool; distillation.
+USUAL_RATES = {DPO: (1e-5, 1e-5), RL: (1e-5, 4e-5), ON_POLICY: (1e-4, 1e-4)}
 
 
 class Advice(NamedTuple):
@@ -62,6 +70,9 @@ def _others(flags: dict[str, bool]) -> str:
 
 def _rank(view: Planned, verdict: str) -> Advice:
     rank = view.config.lora_rank
+    if verdict == "low_rank_is_enough":
+        policy = f"1 to {LOW_RANK}, as this method learns from few bits"
+        return Advice("lora_rank", policy, str(rank), rank <= LOW_RANK, "more does no harm")
     room = {
         "room": "the adapter has room for these rows",
         "below": "the adapter has too little room for these rows",
@@ -74,6 +85,14 @@ def _rank(view: Planned, verdict: str) -> Advice:
 
 def _rate(view: Planned) -> Advice:
     rate, known = view.inputs.settled.schedule.learning_rate, recommended(view)
+    method = words_for(view.config)
+    if method in USUAL_RATES:
+        low, high = USUAL_RATES[method]
+        usual = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        is_near = low / FAR_RATE <= rate <= high * FAR_RATE
+        remark = "its models are far larger than a demo's, which take higher rates"
+        policy = f"{usual} in the cookbook's own recipes of this method"
+        return Advice("learning_rate", policy, f"{rate:g}", is_near, remark)
     policy = "the cookbook's rate for the model, else ten times that of full fine-tuning"
     if known is None:
         remark = "the cookbook has none for this model; a short pilot run tells more"
@@ -105,6 +124,10 @@ def _schedule_remark(schedule: Schedule, *, is_flat: bool, decays: bool) -> str:
 
 def _batch(view: Planned) -> Advice:
     size, num_train = view.config.batch_size, len(view.inputs.split.train)
+    if words_for(view.config).is_sampled:
+        remark = f"{num_train:,} prompts; {group_size(view.config)} answers each"
+        policy = "as many prompts as their rewards need to be told from chance"
+        return Advice("batch_size", policy, batch_text(view.config), None, remark)
     is_moderate = size <= min(LARGE_BATCH, max(1, num_train))
     remark = f"{num_train:,} training rows"
     if size > LARGE_BATCH:

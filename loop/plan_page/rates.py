@@ -11,11 +11,13 @@ from errors import ConfigError
 from hyperparam_utils import RunSteps, Schedule
 from loop.plan_page.view import Part, Planned
 from loop.planning.inputs import counted
+from loop.planning.methods import words_for
 from loop.planning.page import describe_schedule, schedule_table
 from loop.planning.steps import passes_of
 from pages.charts import LineChart, Point, Series
 from pages.document import Column, Figure, Table
 from pages.ticks import Axis
+from scores.measures import SFT
 
 NUM_SHOWN = 10  # rounds in the terminal; the page has all
 MOST_POINTS = 200
@@ -90,7 +92,8 @@ def rates_part(view: Planned) -> Part:
     steps, schedule = inputs.settled
     factor, known = full_finetuning_factor(config.base_model), recommended(view)
     rates = list(rates_of(steps, schedule))
-    lines = [*describe_schedule(inputs, train, pool), *_of_other_rates(schedule, factor, known)]
+    lines = [*describe_schedule(inputs, train, pool)]
+    lines += _of_other_rates(schedule, factor, known, is_own=words_for(config) is SFT)
     passes = passes_of(config, steps, train, pool, inputs.train_weights)
     facts: dict[str, Any] = {
         "num_steps": steps.total,
@@ -112,13 +115,16 @@ def rates_part(view: Planned) -> Part:
     return Part("schedule", title, lines, facts, blocks, details, shown)
 
 
-def _of_other_rates(schedule: Schedule, factor: float, known: float | None) -> Iterator[str]:
+def _of_other_rates(
+    schedule: Schedule, factor: float, known: float | None, *, is_own: bool
+) -> Iterator[str]:
     yield (
         f"a rate of full fine-tuning times {factor:g} is LoRA's: {schedule.learning_rate:g} is "
         f"{schedule.learning_rate / factor:g} there"
     )
     if known is not None:
-        yield f"the cookbook's rate for this model is {known:.2g} (use_recommended_lr takes it)"
+        of = "" if is_own else " and supervised rows"
+        yield f"the cookbook's rate for this model{of} is {known:.2g} (use_recommended_lr takes it)"
 
 
 def _table_lines(table: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from loop.plan_page.policy import LARGE_BATCH
 from loop.plan_page.view import Planned
 from loop.planning.inputs import counted, num_dropped
+from loop.planning.methods import words_for
 from loop.planning.steps import MANY_PASSES, Passes
 
 SMALL_DEV_SET = 100  # questions
@@ -91,7 +92,8 @@ def _of_training(view: Planned, passes: Sequence[Passes]) -> Iterator[Risk]:
             "LoRA on attention alone learns less than on the MLP layers for as many parameters; "
             "set train_mlp to true",
         )
-    if config.batch_size > LARGE_BATCH:
+    is_sampled = words_for(config).is_sampled
+    if config.batch_size > LARGE_BATCH and not is_sampled:
         yield Risk(
             "large_batch",
             f"batch_size {config.batch_size} is large, which LoRA bears badly; compare with "
@@ -107,7 +109,8 @@ def _of_training(view: Planned, passes: Sequence[Passes]) -> Iterator[Risk]:
         )
     for one in passes:
         # More of them are a warning of the schedule's own.
-        if one.num_rows < FEW_ROWS and FEW_PASSES < one.number <= MANY_PASSES:
+        is_few = one.num_rows < FEW_ROWS and FEW_PASSES < one.number <= MANY_PASSES
+        if is_few and not is_sampled:
             yield Risk(
                 "few_rows_many_passes",
                 f"{one.number:.1f} passes through the {counted(one.num_rows, 'row')} of "

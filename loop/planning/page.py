@@ -12,6 +12,7 @@ from evaluation.preferences import PairFile
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted
 from loop.planning.left_out import LARGE_SHARE, describe_large_losses, describe_left_out
+from loop.planning.methods import describe_method, train_on_text, words_for
 from loop.planning.models import lora_param_count, model_config
 from loop.planning.origin import describe_origin
 from loop.planning.plan import Plan, gate_of
@@ -22,6 +23,7 @@ from loop.planning.teacher import describe_teacher
 from loop.planning.tokens import describe_tokens, tokens_of
 from rows.examples import ExampleTable
 from rows.places import dropped_text
+from scores.measures import SFT
 from scores.resolution import describe_gate
 from services.place import ServiceChoice
 
@@ -168,10 +170,11 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     tokens, capacity; each resolved value with its source."""
     if plan.origin is not None:
         yield from describe_origin(plan.origin)
+    yield from describe_method(plan.config)
     yield from describe_teacher(plan)
     yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
     yield from describe_formats(plan)
-    yield describe_train_on(plan)
+    yield train_on_text(plan.config, plan.rendering.train_on_what.value)
     if plan.inputs.reward is not None:
         yield from describe_reward(plan.inputs.reward, plan.train.examples)
     yield from describe_rendered(plan)
@@ -196,16 +199,18 @@ def describe_rendered(plan: Plan) -> Iterator[str]:
 
 
 def describe_capacity(plan: Plan) -> str:
-    """The line about the adapter's parameters and the tokens that carry loss."""
+    """The line about the parameters, and the tokens of supervised rows that carry loss."""
     num_params = lora_param_count(plan.config, plan.inputs.model_dir)
-    if plan.config.rl is not None:
-        counted = "an unknown number of" if num_params is None else f"{num_params:,}"
-        return (
-            f"LoRA rank {plan.config.lora_rank}: {counted} parameters; a reward tells far less "
-            "than a row, so ranks from 1 to 16 are enough"
-        )
+    if words_for(plan.config) is not SFT:  # the rule counts against those of supervised rows
+        return parameters_text(plan.config.lora_rank, num_params)
     num_loss_tokens = num_loss_tokens_of(plan)
     return hyperparam_utils.capacity_sentence(num_params, num_loss_tokens, plan.config.lora_rank)
+
+
+def parameters_text(rank: int, num_params: int | None) -> str:
+    """The line about the adapter's parameters alone."""
+    known = "their number is not known here" if num_params is None else f"{num_params:,} parameters"
+    return f"LoRA rank {rank}: {known}"
 
 
 def num_loss_tokens_of(plan: Plan) -> int:
@@ -218,19 +223,6 @@ def describe_formats(plan: Plan) -> Iterator[str]:
     yield from plan.chat_format.lines()
     if plan.grader_format is not None:
         yield from (f"grader's {line}" for line in plan.grader_format.lines(is_trained=False))
-
-
-def describe_train_on(plan: Plan) -> str:
-    if (rl := plan.config.rl) is not None:
-        return (
-            f"trained on: {rl.group_size} sampled answers to each prompt, by their rewards; the "
-            "rows give the prompts, and their last answers what answers are held against"
-        )
-    value, given = plan.rendering.train_on_what.value, plan.config.data.train_on
-    source = "data.train_on" if given else "by default"
-    if given is None and value != "all_assistant_messages":
-        source += ", since the chat format writes earlier answers otherwise than they are sampled"
-    return f"trained on: {value} ({source})"
 
 
 def schedule_table(inputs: Inputs) -> Iterator[str]:

@@ -15,6 +15,7 @@ from config_schema import LoadedConfig, TrainingConfig
 from data_selector import Mining
 from errors import ConfigError
 from hyperparam_utils import RunSteps, Schedule
+from loop.planning.methods import batch_text, words_for
 from rows.examples import ExampleTable
 
 MANY_PASSES = 20  # more of them through a source draw a remark
@@ -138,7 +139,7 @@ def describe_steps(
     yield (
         f"schedule: at most {steps.total} steps "
         f"(max_rounds {steps.max_rounds} x steps_per_round {steps.per_round}{of_epochs}, "
-        f"max_steps {steps.max_steps}) of {config.batch_size} examples; "
+        f"max_steps {steps.max_steps}) of {batch_text(config)}; "
         f"warm-up {num_warmup} step{'s' * (num_warmup != 1)} ({source})"
     )
     told = (f"{one.number:.1f} through the {_rows(one.num_rows)} of {one.source}" for one in passes)
@@ -150,7 +151,7 @@ def describe_steps(
             "train_file, so one step takes a row more than once. Lower batch_size, or add rows."
         )
     for one in passes:
-        if one.number > MANY_PASSES:
+        if one.number > MANY_PASSES and not words_for(config).is_sampled:
             what = "max_rounds" if steps.per_round == 1 else "steps_per_round"
             what = what if config.num_epochs is None else "num_epochs"
             yield (

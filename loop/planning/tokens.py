@@ -9,7 +9,10 @@ from evaluation.held_out import HeldOutFile
 from evaluation.preferences import PairFile
 from evaluation.tasks import Asked, EvalTask
 from loop.planning.fitting import infos_of
+from loop.planning.method_tokens import method_tokens
+from loop.planning.methods import words_for
 from loop.planning.plan import Plan
+from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL
 from simple_eval import Turn, build_prompt
 
 
@@ -20,6 +23,8 @@ class RunTokens(NamedTuple):
     prompt: int
     sampled: int
     num_evaluations: int  # the baseline among them, the sealed test apart
+    prompt_to_train: int = 0  # of `prompt` and `sampled`, what training itself takes: answers that
+    sampled_to_train: int = 0  # are trained on, and what a reference or a teacher reads
 
 
 def tokens_of(plan: Plan) -> RunTokens:
@@ -27,7 +32,7 @@ def tokens_of(plan: Plan) -> RunTokens:
     trains on at the most.
 
     Trained are so many times the mean row as the run takes examples; the longest rows would come to
-    more.
+    more. Answers that are sampled to train on are counted at their longest.
     """
     config = plan.config
     num_rounds = math.ceil(plan.steps.total / plan.steps.per_round)
@@ -49,35 +54,15 @@ def tokens_of(plan: Plan) -> RunTokens:
     for task in plan.test_tasks:
         num_prompt += eval_tokens(plan, task).num_prompt
         num_sampled += eval_tokens(plan, task).num_sampled
-    if config.rl is not None:
-        rolled = _rollout_tokens(plan)
-        return rolled._replace(
-            prompt=rolled.prompt + num_prompt,
-            sampled=rolled.sampled + num_sampled,
-            num_evaluations=num_rounds + 1,
-        )
-    tables = plan.train, plan.pool
-    num_examples = sum(len(table.examples) for table in tables)
-    mean_tokens = sum(sum(table.num_tokens) for table in tables) / num_examples
-    num_trained = round(mean_tokens * plan.steps.total * config.batch_size)
-    if config.method == "dpo":
-        num_prompt += num_trained + _num_reference_tokens(plan)
-    return RunTokens(num_trained, num_prompt, num_sampled, num_rounds + 1)
-
-
-def _rollout_tokens(plan: Plan) -> RunTokens:
-    """What the steps of reinforcement learning take, where each group is sampled twice and all
-    answers are as long as they may be; prompts are so many times the mean one."""
-    rl, config = plan.config.rl, plan.config
-    assert rl is not None, "the caller has looked"
-    tables = plan.train.examples, plan.pool.examples
-    lengths = [plan.rendering.prompt_of(one).length for table in tables for one in table]
-    num_requests = 2 * plan.steps.total * config.batch_size
-    num_sampled = num_requests * rl.group_size * rl.max_tokens
-    num_read = sum(lengths) / len(lengths) * num_requests
-    num_trained = round(num_read * rl.group_size) + num_sampled
-    num_prompt = round(num_read) + (num_trained if rl.kl_coef else 0)
-    return RunTokens(num_trained, num_prompt, num_sampled, 0)
+    of_method = method_tokens(plan)
+    return RunTokens(
+        of_method.trained,
+        num_prompt + of_method.prompt,
+        num_sampled + of_method.sampled,
+        num_rounds + 1,
+        of_method.prompt,
+        of_method.sampled,
+    )
 
 
 def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
@@ -85,12 +70,30 @@ def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
     sealed = " and the sealed test" if plan.test_tasks else ""
     has_judge = plan.config.evaluation.grader_model is not None
     judged = "; what the grader reads and says comes on top" if has_judge else ""
-    rolled = "" if plan.config.rl is None else " and for the answers that are trained on"
+    method = words_for(plan.config)
+    is_most = method.is_sampled or method is OFF_POLICY
+    trained = f"{'at most' if is_most else 'about'} {tokens.trained:,} trained"
+    evaluations = f"{tokens.num_evaluations} evaluations{sealed}{judged}"
+    if not (tokens.prompt_to_train or tokens.sampled_to_train):
+        return (
+            f"tokens: {trained}, at most {tokens.prompt:,} prompt and {tokens.sampled:,} sampled "
+            f"in {evaluations}"
+        )
     return (
-        f"tokens: about {tokens.trained:,} trained, at most {tokens.prompt:,} prompt and "
-        f"{tokens.sampled:,} sampled in {tokens.num_evaluations} evaluations{sealed}{rolled}"
-        f"{judged}"
+        f"tokens: {trained}, at most {tokens.prompt:,} prompt and {tokens.sampled:,} sampled, of "
+        f"which {tokens.prompt_to_train:,} and {tokens.sampled_to_train:,} to train "
+        f"({TO_TRAIN[method]}) and the others in {evaluations}"
     )
+
+
+# What is read and sampled beside the evaluations.
+TO_TRAIN = {
+    DPO: "the reference reads each pair once",
+    RL: "sampled answers, twice as many where all to a prompt are wrong, and a KL to the start "
+    "where it counts",
+    ON_POLICY: "sampled answers, and the teacher's reading of them",
+    OFF_POLICY: "the teacher's answers, once a row, and its reading of them for soft targets",
+}
 
 
 def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
@@ -108,12 +111,6 @@ def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
     if plan.mining.needs_losses_before:
         num_tokens += sum(longest[: (num_rounds - 1) * at_once])
     return num_tokens
-
-
-def _num_reference_tokens(plan: Plan) -> int:
-    """Tokens of all pairs once, which is the most that the reference is asked for."""
-    tables = plan.train, plan.pool
-    return sum(sum(table.num_tokens) + 2 * len(table.num_tokens) for table in tables)
 
 
 class EvalTokens(NamedTuple):

@@ -94,10 +94,11 @@ class Asking:
 
 
 class StepDone(NamedTuple):
-    """What the newest step came to."""
+    """What the newest step came to: its loss, or what its method measures first."""
 
     loss: float
     lr: float
+    name: str = "loss"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Training:
         new = self.num_done - self.num_before
         loss = lr = ""
         if self.last is not None:
-            loss, lr = f"loss {self.last.loss:.4g}", f"lr {self.last.lr:.3g}"
+            loss, lr = f"{self.last.name} {self.last.loss:.4g}", f"lr {self.last.lr:.3g}"
         is_paced = self.num_tokens > 0 and elapsed > 0
         age = 0.0 if self.oldest is None else now - self.oldest
         details = [

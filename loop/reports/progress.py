@@ -21,18 +21,20 @@ from errors import one_line
 from ledger.records import Batch
 from loop.reports.console import USUAL_WIDTH, can_encode, drop, how_to_continue, tell, width_of
 from loop.reports.events_out import event_stream
-from loop.reports.lines import columns_of
+from loop.reports.lines import columns_of, fitted
 from loop.reports.live import Asking, LiveLine, Now, Shown, StepDone, Training, live_line
-from loop.reports.sparkline import BLOCKS, course_text, ends_text
+from loop.reports.sparkline import BLOCKS, course_text, ends_text, figure
 from rows.places import place_text
 from scores.decision import Decision, flaw_warning
 from scores.diagnosis import TopicReport
+from scores.measures import leading, main_of, names_in, values_of, words_of
 from scores.results import EvalResult, HeldOutLoss, SampleResult
 from scores.wording import ROLE_NAMES, loss_text, score_and_n
 
 NUM_WEAKEST = 3
 NUM_SUSPECTS = 3
 MAX_TOPIC_CHARS = 30
+NUM_BESIDE = 2  # measures of a method that a round's line has beside the first
 MAX_COURSE, MIN_COURSE = 24, 8  # columns of a round's losses, drawn
 UNREAD = (errno.EPIPE, errno.EIO)  # a pipe whose reader has gone, and a terminal that is closed
 
@@ -120,8 +122,13 @@ class Progress:
     def step_line(self, round_no: int, batch: Batch, nll: float) -> None:
         """A step, where each of them is asked for."""
         if self._verbose:
+            names = names_in([{"measures": batch.measures}])
+            measures = [f"{words_of(one).short} {figure(batch.measures[one])}" for one in names]
+            if leading([{"measures": batch.measures}]) is None:
+                measures.insert(0, f"loss {nll:.4f}")
+            told = ", ".join(measures)
             self.line(
-                f"round {round_no} step {batch.step}: loss {nll:.4f}, lr {batch.lr:.3g}, "
+                f"round {round_no} step {batch.step}: {told}, lr {batch.lr:.3g}, "
                 f"{batch.num_loss_tokens} loss tokens"
             )
 
@@ -274,7 +281,7 @@ class Steps:
                 before,
                 num_done=before.num_done + 1,
                 since=time.monotonic(),
-                last=StepDone(nll, batch.lr),
+                last=_newest(batch, nll),
                 num_tokens=before.num_tokens + batch.num_tokens,
                 oldest=self._sent[0] if self._sent else None,
                 num_spent=None if spent is None else spent + batch.num_tokens,
@@ -289,21 +296,42 @@ class Steps:
             self._progress._show(now)
 
 
+def _newest(batch: Batch, nll: float) -> StepDone:
+    """What a step is told by on the live row."""
+    name, values = main_of([{"nll": nll, "measures": batch.measures}])
+    return StepDone(values[0], batch.lr, name)
+
+
 def steps_text(
     round_no: int, steps: Sequence[dict[str, Any]], width: int, *, has_blocks: bool
 ) -> str:
-    """A round's steps: the course of the loss, the rate, and how much was trained on."""
-    rewards = [step["measures"]["reward"] for step in steps if "reward" in step.get("measures", ())]
-    # Losses as the diagnosis and the page have them; of a policy they say little.
-    what = "reward" if len(rewards) == len(steps) else "loss"
-    course = rewards if what == "reward" else [step["nll"] for step in steps]
+    """A round's steps: the course of the loss, the rate, and how much was trained on. Where the
+    method has measures of its own, the course of the first, and from where to where the others
+    went, as far as there is room."""
+    name, values = main_of(steps)  # the loss as the diagnosis and the page have it
     rates = dict.fromkeys(f"{step['lr']:.3g}" for step in (steps[0], steps[-1]))
     num_tokens = sum(step.get("num_loss_tokens", 0) for step in steps)
-    head = f"round {round_no}: {len(steps)} step{'s' * (len(steps) > 1)}, {what} "
+    head = f"round {round_no}: {len(steps)} step{'s' * (len(steps) > 1)}, {name} "
     rest = f", lr {' -> '.join(rates)}, {num_tokens:,} loss tokens"
-    room = width - columns_of(f"{head} {ends_text(course)}{rest}")
+    leader = leading(steps)
+    if own := [one for one in names_in(steps) if one != leader]:
+        drawn = f"{head}{course_text(values, MIN_COURSE if has_blocks else None)}"
+        return _with_others(drawn, {one: values_of(steps, one) for one in own}, rates, width)
+    room = width - columns_of(f"{head} {ends_text(values)}{rest}")
     columns = max(MIN_COURSE, min(MAX_COURSE, room)) if has_blocks else None
-    return f"{head}{course_text(course, columns)}{rest}"
+    return f"{head}{course_text(values, columns)}{rest}"
+
+
+def _with_others(drawn: str, own: dict[str, list[float]], rates: Iterable[str], width: int) -> str:
+    """The first measure with the others as far as there is room: from where to where they went, or
+    where that leaves out one of the next two, only to where."""
+    row = drawn
+    for told in (ends_text, lambda values: figure(values[-1]), lambda values: f"{values[-1]:.2g}"):
+        shown = [f"{words_of(name).short} {told(values)}" for name, values in own.items()]
+        row = fitted(drawn, [*enumerate(shown), (2, f"lr {' -> '.join(rates)}")], width)
+        if all(one in row for one in shown[:NUM_BESIDE]):
+            break
+    return row
 
 
 def _result_text(title: str, result: EvalResult) -> str:

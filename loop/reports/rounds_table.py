@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from loop.reports.lines import columns_of
 from loop.reports.sparkline import ends_text
+from scores.measures import main_of
 from scores.results import EvalResult
 from scores.wording import interval_text
 
@@ -32,7 +33,8 @@ TO_THE_LEFT = ("loss", "decision")
 
 
 class RoundRow(NamedTuple):
-    """A round: what was measured of it, the loss and rate of its steps, and what was decided."""
+    """A round: what was measured of it, the loss and rate of its steps, and what was decided.
+    Where a method has measures of its own, the first of them stands in the place of the loss."""
 
     round: int
     result: EvalResult
@@ -40,6 +42,7 @@ class RoundRow(NamedTuple):
     rates: Sequence[float]
     action: str
     is_best: bool
+    loss_name: str = "loss"
 
 
 def rounds_of(store: RunStore) -> list[RoundRow]:
@@ -48,14 +51,16 @@ def rounds_of(store: RunStore) -> list[RoundRow]:
     rows = []
     for result in store.results():
         decision, steps = store.decision(result.round), list(store.events("step", result.round))
+        name, values = main_of(steps)
         rows.append(
             RoundRow(
                 result.round,
                 result,
-                [step["nll"] for step in steps],  # as the diagnosis and the page have it
+                values,  # as the diagnosis and the page have it
                 [step["lr"] for step in steps],
                 "" if decision is None else decision.action,
                 last is not None and last.best_round == result.round > 0,
+                name,
             )
         )
     return rows
@@ -65,15 +70,16 @@ def rounds_table(rows: Sequence[RoundRow], width: int) -> list[str]:
     """The lines of the table: its head, and a row for the first round, the best, and the newest."""
     shown = _shown(rows)
     cells = [_cells(row) for row in shown]
+    head = {**NAMES, "loss": rows[-1].loss_name if rows else NAMES["loss"]}
     names = list(NAMES)
     if not any(row.result.num_truncated for row in rows):
         names.remove("cut")
     for name in (None, *GOES_FIRST):
         names = [one for one in names if one != name]
-        columns = {n: max(columns_of(row[n]) for row in (NAMES, *cells)) for n in names}
+        columns = {n: max(columns_of(row[n]) for row in (head, *cells)) for n in names}
         if sum(columns.values()) + len(GAP) * (len(names) - 1) <= width:
             break
-    lines = [_line(row, columns) for row in (NAMES, *cells)]
+    lines = [_line(row, columns) for row in (head, *cells)]
     if left_out := len(rows) - len(shown):
         lines.insert(2, f"({left_out:,} more in eval_report.md)"[:width])
     return lines

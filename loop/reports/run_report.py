@@ -11,12 +11,22 @@ from typing import Any
 
 from errors import one_line
 from ledger.records import Checkpoint
+from ledger.rollouts import ROLLOUTS
 from ledger.store import RunStore
 from loop.reports.lines import money
+from loop.reports.sparkline import ends_text
 from loop.reports.what_next import what_next
 from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
 from scores.decision import Decision, Gate, broken_guard, flaw_warning, is_below_baseline
 from scores.diagnosis import last_quarter
+from scores.measures import (
+    SFT,
+    method_words,
+    names_in,
+    settings_text,
+    values_of,
+    words_of,
+)
 from scores.results import LEVEL, EvalResult, score_difference, task_difference
 from scores.wording import bits_text, interval_text, p_value_text, score_text, signed_text
 
@@ -61,6 +71,7 @@ def write_report(
         *_side_by_side(store, config, best, baseline),
         *_tasks(best, baseline),
         *_rounds(store),
+        *_measures(store),
         *_topics(store, best),
         *_failures(best),
         *_rows(store),
@@ -131,8 +142,11 @@ def _recommendation(
             yield f"- Benchmark {task.name}: {signed_text(change.mean)} on the baseline, {verdict}."
     if (flaws := flaw_warning(best)) is not None:
         yield f"- {flaws[0].upper()}{flaws[1:]}."
+    config = store.settled_config()["config"]
+    # Held-out rows are compared with what was trained on: of other methods that is another thing.
+    is_alike = method_words(config) is SFT
     training = last_quarter(store.losses(best.round))
-    for loss in best.held_out:
+    for loss in best.held_out if is_alike else ():
         if loss.nll > GAP_FACTOR * training:
             yield (
                 f"- Warning: the held-out loss {loss.nll:.4f} of {loss.name} is far above the "
@@ -217,6 +231,33 @@ def _rounds(store: RunStore) -> Iterator[str]:
     yield ""
 
 
+def _measures(store: RunStore) -> Iterator[str]:
+    """What the method has measured of its steps, from the first of a round to its last."""
+    steps = list(store.events("step"))
+    names = names_in(steps)
+    if not names:
+        return
+    yield "## What training measured, first to last step of a round"
+    yield ""
+    yield f"| round | {' | '.join(_flat(words_of(one).title) for one in names)} |"
+    yield f"|---|{'---|' * len(names)}"
+    by_round: dict[int, list[Mapping[str, Any]]] = {}
+    for step in steps:
+        by_round.setdefault(step["round"], []).append(step)
+    for number, of_round in by_round.items():
+        cells = (ends_text(values_of(of_round, one)) for one in names)
+        yield f"| {number} | {' | '.join(cells)} |"
+    yield ""
+    yield from (
+        f"- {_flat(words_of(one).title)}: {words_of(one).meaning}."
+        for one in names
+        if words_of(one).meaning
+    )
+    if any((store.run_dir / ROLLOUTS).glob("*.jsonl")):
+        yield f"- The sampled answers with their rewards are in `{ROLLOUTS}/`, a file a step."
+    yield ""
+
+
 def _topics(store: RunStore, best: EvalResult) -> Iterator[str]:
     reports = store.topics(best.round) or []
     if len(reports) < 2:
@@ -295,6 +336,9 @@ def _description(
         yield f"- Started from {origin.chain}: `{origin.parent.state_path}`, {how}."
         yield from (f"- Not known of the sealed test: {what}." for what in origin.unknown)
         yield from (f"- {what[0].upper()}{what[1:]}." for what in origin.warnings)
+    method = method_words(config)
+    if method is not SFT:
+        yield f"- {method.title}: {_flat(settings_text(config), NEXT_STEP_CHARS)}."
     layers = [name for name in ("attn", "mlp", "unembed") if getattr(checkpoint, f"train_{name}")]
     yield (
         f"- LoRA rank {checkpoint.lora_rank}, alpha {checkpoint.lora_alpha}, trained layers: "
@@ -312,7 +356,7 @@ def _description(
     yield f"- Similar rows, trained on: {num_similar or 'none'} (`{SIMILAR}`)."
     yield (
         f"- {checkpoint.step} steps up to the recommended checkpoint, of "
-        f"{config['batch_size']} examples; learning rate "
+        f"{config['batch_size']} {method.unit}; learning rate "
         f"{config['learning_rate']:g}, times {config['lr_decay']:g} after each missed threshold."
     )
     yield (

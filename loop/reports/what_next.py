@@ -10,6 +10,7 @@ from ledger.store import RunStore
 from loop.reports.console import resume_command
 from scores.decision import Decision, Gate
 from scores.diagnosis import KINDS, first_quarter, last_quarter
+from scores.measures import SFT, method_words
 from scores.next_steps import Missed, Trained, WaysOn, next_steps
 
 
@@ -58,7 +59,7 @@ def trained_in(store: RunStore, round_no: int, config: Mapping[str, Any]) -> Tra
     num_rows = sum(len(step.get("example_ids", ())) for step in steps)  # older runs name none
     num_tokens = sum(step.get("num_loss_tokens", 0) for step in steps)
     has_pool = config["mining"]["pool_file"] is not None
-    if config.get("method") == "rl":  # whose losses and tokens are of sampled answers
+    if method_words(config) is not SFT:  # what is unlikely to it is not what it has yet to learn
         losses, num_tokens = [], 0
     return Trained(
         learning_rate=store.last_lr(round_no) or config["learning_rate"],

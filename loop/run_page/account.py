@@ -25,9 +25,17 @@ from pages.document import (
     Section,
     Table,
 )
+from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, method_words
 from scores.wording import interval_text
 
 PLACES = 4  # of dollars
+# What is read and sampled to train, by the method.
+TO_TRAIN = {
+    DPO: "what the reference has read",
+    RL: "sampled answers, and what the start has read where a KL to it counts",
+    ON_POLICY: "sampled answers, and what the teacher has read of them",
+    OFF_POLICY: "the teacher's answers, and what it has read of them for soft targets",
+}
 MOST_OPEN = 12  # rounds, from which a table is folded
 MOST_LOGS = 30  # the newest ones
 FILES = (
@@ -65,7 +73,9 @@ def usage_section(view: Viewed) -> Section:
         Column("minutes", True),
         Column("cost, USD", True),
     ]
-    note = "Read and sampled: questions and answers of evaluations, and losses before a round."
+    note = "Read and sampled: questions and answers of evaluations, and losses before a round"
+    own = TO_TRAIN.get(method_words(view.config))
+    note += "." if own is None else f"; and to train, {own}."
     blocks: list[Block] = [
         Table("Used", columns, rows, is_folded=len(rows) > MOST_OPEN, note=note),
         Paragraph(_cost_sentence(view)),
@@ -83,7 +93,7 @@ def _cost_sentence(view: Viewed) -> str:
     return "Without budget.prices in the settings no cost is known."
 
 
-USING = ("measured", "selected", "step", "test_measured", "rehearsed")
+USING = ("measured", "selected", "answered", "step", "test_measured", "rehearsed")
 
 
 def _less(one: Usage, other: Usage) -> Usage:

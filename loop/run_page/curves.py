@@ -13,6 +13,7 @@ from loop.run_page.wording import loss_text
 from pages.charts import Begin, LineChart, Point, Series
 from pages.document import Beside, Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Scale, Span
+from scores.measures import method_words
 from scores.results import EvalResult
 
 MOST_BEGINS = 12
@@ -20,6 +21,12 @@ MOST_HELD_OUT = 6  # files; more curves cannot be told apart
 MOST_STEPS = 400  # listed one by one
 LOG_RATIO = 30  # from which an axis is logarithmic
 TICK_ROOM = 44.0
+# Whose tokens the loss a token is of, where it is not what is minimised.
+OF_METHOD = {
+    "dpo": "the tokens of the chosen answers, which DPO may leave or make less likely,",
+    "rl": "the tokens that it had sampled itself, which is no measure of right answers,",
+    "distill": "the tokens that it had sampled itself, which is no measure of right answers,",
+}
 
 
 class HeldOutAt(NamedTuple):
@@ -39,7 +46,7 @@ def curves_section(view: Viewed) -> Section:
         blocks = [Paragraph("No step has been taken.")]
     else:
         ends = Span(0.0, float(max(steps[-1]["step"], 1)))
-        begins = _begins(steps)
+        begins = begins_of(steps)
         loss = _loss_figure(view, steps, held_out, (ends, begins))
         rate = _rate_figure(steps, (ends, begins))
         between = Paragraph("The learning rate over the same steps:")
@@ -62,7 +69,7 @@ def held_out_of(store: RunStore, results: Iterable[EvalResult]) -> dict[str, lis
     return {name: [at[step] for step in sorted(at)] for name, at in found.items()}
 
 
-def _begins(steps: Sequence[Event]) -> list[Begin]:
+def begins_of(steps: Sequence[Event]) -> list[Begin]:
     firsts: dict[int, int] = {}
     for event in steps:
         firsts.setdefault(event["round"], event["step"])
@@ -81,7 +88,8 @@ def _loss_figure(
         Point(float(step), nll, None, None, f"step {step}: {loss_text(nll)}")
         for step, nll in ((one["step"], one["nll"]) for one in steps)
     ]
-    series = [Series("training loss", thinned(points), has_markers=len(points) <= MOST_MARKERS)]
+    method = method_words(view.config)
+    series = [Series(method.nll_is, thinned(points), has_markers=len(points) <= MOST_MARKERS)]
     for name, found in list(held_out.items())[:MOST_HELD_OUT]:
         of_name = [
             Point(float(at.step), at.nll, None, None, f"after {at.step} steps: {loss_text(at.nll)}")
@@ -98,17 +106,18 @@ def _loss_figure(
         begins=begins,
         tick_room=TICK_ROOM,
     )
+    whose = "the right tokens" if method.learns_rows else OF_METHOD[method.name]
     description = (
-        "How unlikely the right tokens were to the model, before each step: 0 is certain of all "
+        f"How unlikely {whose} were to the model, before each step: 0 is certain of all "
         "of them. Later rounds train on other rows, so compare within a round."
-        f"{_left_out(len(points), steps)}"
+        f"{left_out_text(len(points), steps)}"
     )
     if len(held_out) > MOST_HELD_OUT:
         description += f" {MOST_HELD_OUT} of {len(held_out)} held-out files are drawn."
     return Figure("Loss by step", description, chart, _steps_table(view, steps))
 
 
-def _left_out(num_points: int, steps: Sequence[Event]) -> str:
+def left_out_text(num_points: int, steps: Sequence[Event]) -> str:
     said = ""
     if (size := stretch(num_points)) > 1:
         said += f" Of every {size} steps the lowest and the highest are drawn."
@@ -141,7 +150,7 @@ def _rate_figure(steps: Sequence[Event], frame: Frame) -> Figure:
     ]
     columns = [Column("round", True), Column("first rate", True), Column("last rate", True)]
     numbers = Table("Learning rates by round", columns, rows, is_folded=True)
-    description = f"As each step used it.{_left_out(len(points), steps)}"
+    description = f"As each step used it.{left_out_text(len(points), steps)}"
     return Figure("Learning rate by step", description, chart, numbers)
 
 

@@ -12,8 +12,10 @@ from loop.run_page.answers import answers_of
 from loop.run_page.checkpoints import checkpoints_sections, lead_of_evaluation
 from loop.run_page.curves import curves_section
 from loop.run_page.data import data_section
+from loop.run_page.measures import measures_sections
 from loop.run_page.opening import lead_of, next_section, sealed_text
 from loop.run_page.rounds import rounds_section, score_figure, tasks_section
+from loop.run_page.sampled import sampled_sections
 from loop.run_page.selections import selections_section, shown_section
 from loop.run_page.topics import topics_section
 from loop.run_page.viewed import Viewed, viewed
@@ -69,7 +71,9 @@ def _of_run(view: Viewed, answers: Section) -> Iterator[Block]:
     yield rounds_section(view)
     yield tasks_section(view)
     yield topics_section(view)
+    yield from measures_sections(view)
     yield curves_section(view)
+    yield from sampled_sections(view)
     yield selections_section(view)
     yield shown_section(view)
     yield data_section(view)

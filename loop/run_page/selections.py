@@ -14,6 +14,7 @@ from loop.run_page.viewed import Viewed
 from loop.run_page.wording import loss_text
 from pages.document import Block, Bullets, Column, Folded, Marked, Paragraph, Piece, Section, Table
 from rows.places import place_text
+from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT, method_words
 
 MOST_ROUNDS = 6  # with their rows listed, the newest ones
 MOST_PICKS = 40  # rows of a round
@@ -88,6 +89,13 @@ def _summary(store: RunStore, selections: list[Selection]) -> Table:
     return Table("Examples by round", columns, rows, len(rows) > MOST_ROUNDS * 2, note)
 
 
+# What the marked tokens of a row are to methods that do not make the rows' answers likely.
+MARKED = {
+    DPO: "the chosen answer of each pair, which is to become likely beside the rejected one",
+    RL: "the row's own answer, which the reward may compare with and which is not trained on",
+    ON_POLICY: "the row's own answer, which is not trained on",
+    OFF_POLICY: "the row's own answer, in whose place the teacher's is trained on",
+}
 NAMES = {
     "train": "from train_file",
     "replay": "replayed from train_file",
@@ -128,7 +136,7 @@ def _picks_table(selection: Selection) -> Table:
 
 
 def shown_section(view: Viewed) -> Section:
-    """Rows with the tokens that are trained marked."""
+    """Rows with the tokens that are trained marked, or that stand for what is not trained."""
     title = "Rows as the model saw them"
     return Section(title, list(_shown_blocks(view)), anchor="shown")
 
@@ -144,9 +152,13 @@ def _shown_blocks(view: Viewed) -> Iterator[Block]:
         )
         return
     newest = kept[-1]
+    method = method_words(view.config)
+    marked = f"what is trained (train_on {newest.train_on})"
+    if method is not SFT:
+        marked = MARKED[method]
     yield Paragraph(
-        f"Marked is what is trained (train_on {newest.train_on}), in the chat format "
-        f"{newest.renderer}; a weight other than 1 stands before its text."
+        f"Marked is {marked}, in the chat format {newest.renderer}; a weight other than 1 stands "
+        "before its text."
     )
     if len(kept) > MOST_SHOWN:
         yield Paragraph(
@@ -155,17 +167,18 @@ def _shown_blocks(view: Viewed) -> Iterator[Block]:
         )
     for one in kept[-MOST_SHOWN:][::-1]:
         title = f"Round {one.round}: {len(one.rows)} of {one.num_rows:,} different rows"
-        yield Folded(title, list(_rows_of(one)))
+        are = "are trained" if method.name in ("sft", "dpo") else "are the row's own answer"
+        yield Folded(title, list(_rows_of(one, are)))
 
 
-def _rows_of(shown: Shown) -> Iterator[Block]:
+def _rows_of(shown: Shown, are: str) -> Iterator[Block]:
     for row in shown.rows:
         weight = "" if row.weight == 1 else f", weight {row.weight:g}"
         cut = ", cut at max_seq_length" if row.is_truncated else ""
         topic = "" if row.topic is None else f", topic {row.topic}"
         note = (
             f"{place_text(row.file, row.line_no, None)}{topic}: {row.num_loss_tokens:,} of "
-            f"{row.num_tokens + 1:,} tokens are trained{weight}{cut}. Chosen because: {row.reason}."
+            f"{row.num_tokens + 1:,} tokens {are}{weight}{cut}. Chosen because: {row.reason}."
         )
         yield Marked(note, list(_pieces(row)))
 

@@ -36,6 +36,7 @@ from loop.run_page.side_by_side_tables import (
 )
 from loop.run_page.viewed import is_on_this_machine
 from pages.document import Block, Document, Paragraph
+from scores.measures import method_words, names_in
 from scores.results import EvalResult
 
 MIN_RUNS, MAX_RUNS = 2, 20
@@ -237,6 +238,15 @@ def _curves(one: Named) -> Curves:
         [AtStep(event["step"], event["nll"]) for event in steps],
         {name: [AtStep(at.step, at.nll) for at in found] for name, found in held_out.items()},
         [AtStep(event["step"], event["lr"]) for event in steps],
+        {
+            name: [
+                AtStep(event["step"], event["measures"][name])
+                for event in steps
+                if name in event.get("measures", {})
+            ]
+            for name in names_in(steps)
+        },
+        method_words(store.settled_config()["config"]).learns_rows,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ledger.glance import Head
@@ -10,9 +10,11 @@ from loop.run_page.thinning import MOST_MARKERS, thinned
 from pages.charts import LineChart, Point, Series
 from pages.document import Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Span, Tick
+from scores.measures import names_in, words_of
 from scores.wording import interval_text
 
 MAX_ROUND_TICKS = 12
+MAX_MEASURES = 6
 # Times the smallest value, from which a logarithmic axis shows more, and beyond which no loss is.
 LOG_FROM, LOG_TO = 50.0, 1e15
 
@@ -30,6 +32,8 @@ class Curves(NamedTuple):
     losses: list[AtStep]  # of training, a token
     held_out: dict[str, list[AtStep]]  # by task
     rates: list[AtStep]
+    measures: dict[str, list[AtStep]]  # of its method, by name
+    learns_rows: bool  # else its `losses` are no training loss
 
 
 def curves_section(curves_R: Sequence[Curves]) -> Section:
@@ -37,7 +41,7 @@ def curves_section(curves_R: Sequence[Curves]) -> Section:
     blocks: list[Block] = []
     if any(curves.scores for curves in curves_R):
         blocks.append(_scores(curves_R))
-    losses = [(curves.label, curves.losses) for curves in curves_R]
+    losses = [(curves.label, curves.losses) for curves in curves_R if curves.learns_rows]
     held_out = [
         (f"{curves.label}, held out: {task}", points)
         for curves in curves_R
@@ -51,9 +55,21 @@ def curves_section(curves_R: Sequence[Curves]) -> Section:
     ):
         if any(points for _, points in named):
             blocks.append(_by_step(title, unit, named))
+    blocks += _measures(curves_R)
     if not blocks:
         blocks.append(Paragraph("No run has taken a step or been evaluated yet."))
     return Section("Curves", blocks, anchor="curves")
+
+
+def _measures(curves_R: Sequence[Curves]) -> Iterator[Figure]:
+    """A chart for each of the first measures that a run has, with the runs that have it."""
+    names = names_in([{"measures": curves.measures} for curves in curves_R])
+    for name in names[:MAX_MEASURES]:
+        title = words_of(name).title
+        named = [
+            (curves.label, curves.measures[name]) for curves in curves_R if name in curves.measures
+        ]
+        yield _by_step(f"{title[:1].upper()}{title[1:]} by step", title, named)
 
 
 def _scores(curves_R: Sequence[Curves]) -> Figure:

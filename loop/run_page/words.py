@@ -25,6 +25,12 @@ WORDS = {
     "where it was certain of them",
     "blind guess": "the loss of a model to which all tokens of its vocabulary are alike",
     "loss tokens": "the tokens that are trained on: the answers, not the questions",
+    "group, reward, advantage": "the answers sampled to one prompt; what each was worth; by how "
+    "much more than the group's mean, which makes it more or less likely",
+    "reference": "the weights that preference training and KL are held against: those that the run "
+    "started from",
+    "KL": "how far two models are apart in what they would say, as a natural logarithm; 0 where "
+    "they agree",
     "train_file, pool": "the rows of round 1, and the rows that later rounds draw from "
     "(mining.pool_file; without one train_file's)",
     "mining": "choosing a later round's rows by what was answered wrong and by their loss",

@@ -83,7 +83,11 @@ def _metrics_of(event: Event, files: Mapping[str, Measured], told: _Told) -> dic
         named = {"lr": "lr", "loss": "loss", "nll": "nll", "tokens": "num_tokens"}
         found = {f"train/{name}": event.get(key) for name, key in named.items()}
         found["train/loss_tokens"] = event.get("num_loss_tokens")
-        return _numbers(found)
+        for name in ("num_prompt_tokens", "num_sampled_tokens"):  # of answers to train on
+            if event.get(name):
+                found[f"train/{name.removeprefix('num_')}"] = event[name]
+        own = {f"train/{name}": value for name, value in event.get("measures", {}).items()}
+        return _numbers({**own, **found})
     if kind == "held_out":
         names = ("nll", "stderr", "perplexity", "bits_per_byte")
         return _numbers({f"held_out/{event['task']}/{name}": event.get(name) for name in names})

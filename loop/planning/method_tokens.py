@@ -1,0 +1,89 @@
+"""The tokens that training takes by each method, at the most, beside those of evaluations.
+
+Of a method that samples its answers they are counted at their longest, so that it is never more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from config_schema import TrainingConfig
+from loop.planning.methods import group_size, words_for
+from loop.planning.plan import Plan
+from scores.measures import DPO, ON_POLICY, RL, SFT
+from simple_eval import Turn, build_prompt
+
+TRIES = 2  # groups, where the first is all wrong; both are trained on then
+
+
+class MethodTokens(NamedTuple):
+    """Tokens that training takes: trained, and read and sampled by sampling clients for it."""
+
+    trained: int
+    prompt: int = 0
+    sampled: int = 0
+
+
+def method_tokens(plan: Plan) -> MethodTokens:
+    """What training takes: of rows that are trained as they are, about so many times the mean row
+    as the run takes examples; of sampled answers, what they come to at the most."""
+    config, method = plan.config, words_for(plan.config)
+    num_taken = plan.steps.total * config.batch_size
+    mean_tokens = _mean_tokens(plan)
+    if method is SFT:
+        return MethodTokens(round(mean_tokens * num_taken))
+    if method is DPO:
+        # A step reads its pairs before it trains on them, and the reference reads each pair once;
+        # the last token of each answer is read as well.
+        num_read = min(_num_rows(plan), num_taken)
+        trained = round(mean_tokens * num_taken)
+        return MethodTokens(trained, trained + math.ceil((mean_tokens + 2) * num_read))
+    longest = _longest_answer(config)
+    # A group is one request, which reads its prompt once.
+    prompt, answers = _mean_prompt(plan), num_taken * group_size(config)
+    whole = round(answers * (prompt + longest))
+    if method is RL:
+        assert config.rl is not None, "its settings"
+        of_start = TRIES * whole if config.rl.kl_coef else 0
+        read = round(TRIES * num_taken * prompt) + of_start
+        return MethodTokens(TRIES * whole, read, TRIES * answers * longest)
+    told = prompt + _teacher_prompt(plan)
+    judged = round(answers * (told + longest))
+    if method is ON_POLICY:
+        return MethodTokens(whole, round(num_taken * prompt) + judged, answers * longest)
+    assert config.distill is not None, "its settings"
+    num_answered = min(_num_rows(plan), num_taken)
+    is_soft = (config.distill.targets or "soft") == "soft"
+    read = round(num_answered * told) + (judged if is_soft else 0)
+    return MethodTokens(whole, read, num_answered * group_size(config) * longest)
+
+
+def _num_rows(plan: Plan) -> int:
+    return sum(len(table.examples) for table in (plan.train, plan.pool))
+
+
+def _mean_tokens(plan: Plan) -> float:
+    return sum(sum(table.num_tokens) for table in (plan.train, plan.pool)) / _num_rows(plan)
+
+
+def _mean_prompt(plan: Plan) -> float:
+    """Tokens of the mean row up to its last answer."""
+    tables = (plan.train.examples, plan.pool.examples)
+    total = sum(plan.rendering.prompt_of(one).length for table in tables for one in table)
+    return total / _num_rows(plan)
+
+
+def _longest_answer(config: TrainingConfig) -> int:
+    group = config.rl or config.distill
+    assert group is not None, "a method that samples has a group"
+    return group.max_tokens
+
+
+def _teacher_prompt(plan: Plan) -> int:
+    """Tokens that a system message adds for the teacher, at the most."""
+    told = None if plan.config.distill is None else plan.config.distill.teacher_prompt
+    if told is None:
+        return 0
+    turns = [Turn("user", "?")]
+    return build_prompt(plan.renderer, turns, told).length
