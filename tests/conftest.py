@@ -25,6 +25,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 REPO = Path(__file__).resolve().parent.parent
 # `./run_tests.sh --thorough`: all the cases of each fuzzer, and what is too slow for every day.
 IS_THOROUGH = os.environ.get("THOROUGH") == "1"
+# For cases that repeat what others show every day.
+thorough_only = pytest.mark.skipif(
+    not IS_THOROUGH, reason="a repetition; ./run_tests.sh --thorough runs it"
+)
 SETTLED = ("TINKER_API_KEY", "TINKER_BASE_URL", "EVALOPS_API_KEY", "EVALOPS_API_URL")
 
 
