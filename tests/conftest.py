@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ import pytest
 import forked
 
 if TYPE_CHECKING:
+    from _pytest.mark.structures import ParameterSet
+
     import local_tinker
     from test_loop import Workspace
 
@@ -25,10 +27,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 REPO = Path(__file__).resolve().parent.parent
 # `./run_tests.sh --thorough`: all the cases of each fuzzer, and what is too slow for every day.
 IS_THOROUGH = os.environ.get("THOROUGH") == "1"
+# For cases that repeat what others show every day.
+thorough_only = pytest.mark.skipif(
+    not IS_THOROUGH, reason="a repetition; ./run_tests.sh --thorough runs it"
+)
 SETTLED = ("TINKER_API_KEY", "TINKER_BASE_URL", "EVALOPS_API_KEY", "EVALOPS_API_URL")
-
-
 MANY_OPEN_FILES = 1000
+
+
+def pairs(ones: Sequence[object], others: Sequence[object]) -> list[ParameterSet]:
+    """All pairs as parameters; every day each of both comes at least once."""
+    longer = max(len(ones), len(others))
+    daily = {(place % len(ones), place % len(others)) for place in range(longer)}
+    return [
+        pytest.param(one, other, marks=[] if (i, j) in daily else thorough_only)
+        for i, one in enumerate(ones)
+        for j, other in enumerate(others)
+    ]
 
 
 def pytest_configure(config: pytest.Config) -> None:

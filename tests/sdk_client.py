@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tinker
 import torch
 from safetensors.torch import load_file
 from tinker import types
+from tinker.lib.internal_client_holder import sessionless_holder_cache
 
 import forked
 import local_tinker
@@ -87,6 +89,17 @@ async def sample(client: tinker.SamplingClient, prompt: list[int], **params: Any
         types.ModelInput.from_ints(prompt), num_samples, types.SamplingParams(**params)
     )
     return response.sequences
+
+
+def name_in_environment(monkeypatch: pytest.MonkeyPatch, base_url: str, key: str) -> None:
+    """Name a service in the environment, for what looks there: the SDK's command, the cookbook.
+
+    A `RestClient()` of SDK 0.38 is the one that was made first in the process, whatever service the
+    environment names since: without a new one it would go on to a service that has ended.
+    """
+    monkeypatch.setenv("TINKER_BASE_URL", base_url)
+    monkeypatch.setenv("TINKER_API_KEY", key)
+    sessionless_holder_cache._holders.pop((None, None), None)
 
 
 def standalone_program(

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 
 import forked
 import local_tinker
-from sdk_client import KEY, checkpoint_dir, standalone
+from sdk_client import KEY, checkpoint_dir, name_in_environment, standalone
 
 ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
 CHAT_SL_STEPS = 12  # enough that the kill comes long before the end
@@ -544,8 +544,7 @@ def test_the_tinker_command_lists_expires_and_deletes(
     assert {listed[one]["base_model"] for one in (run_id, other_id)} == {served.model}
 
     # The same command without a process of its own: each would spend 3 s on imports.
-    for name, value in served.exports.items():
-        monkeypatch.setenv(name, value)
+    name_in_environment(monkeypatch, *served.exports.values())
 
     def tinker_cli(*arguments: str) -> Any:
         outcome = CliRunner().invoke(main_cli, ["--format", "json", *arguments])

@@ -34,7 +34,7 @@ from settings.groups import NO_TEXT
 from trainer_with_eval import main
 
 SEED = 20_250_702
-NUM_CONFIGS = 10_000 if IS_THOROUGH else 1_000
+NUM_CONFIGS = 10_000 if IS_THOROUGH else 400
 SIGN_OF_LIFE = re.compile(r"(?:[^\n]*: reading settings and data, loading libraries\n)?")
 MAX_MESSAGE = 20_000  # characters
 LIMIT_S = 60  # for one config; most take some milliseconds, the first one imports torch

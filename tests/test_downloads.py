@@ -27,7 +27,15 @@ from transformers import AutoModelForCausalLM
 
 import local_tinker
 from local_tinker import checkpoints
-from sdk_client import adapter_of, checkpoint_dir, new_run, same_bits, train, using
+from sdk_client import (
+    adapter_of,
+    checkpoint_dir,
+    name_in_environment,
+    new_run,
+    same_bits,
+    train,
+    using,
+)
 
 _pyrage: Any = pyrage  # the extension has no types
 
@@ -71,8 +79,7 @@ def saved(service: local_tinker.Service, tmp_path: Path) -> Iterator[Saved]:
 
 @pytest.fixture
 def in_environment(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TINKER_API_KEY", saved.key)
-    monkeypatch.setenv("TINKER_BASE_URL", saved.service.base_url)
+    name_in_environment(monkeypatch, saved.service.base_url, saved.key)
 
 
 def as_given(folder: Path, path: str) -> dict[str, Any]:

@@ -861,7 +861,7 @@ def test_interrupted_in_an_evaluation_it_leaves_at_once_and_quietly(
     workspace.write_rows("many.jsonl", many)
     evaluation: dict[str, Any] = {"max_tokens": 64}
     if name.startswith("tasks"):
-        evaluation["task_args"] = {name: {"number": 2000}}
+        evaluation["task_args"] = {name: {"number": 800}}
     process = start(workspace, "run", eval_tasks=[name], evaluation=evaluation, max_rounds=1)
     folder = workspace.folder / "run"
     wait_for(process, folder / "ledger.jsonl", "run_started", 1)

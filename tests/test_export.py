@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import export
+import forked
 import local_tinker
 from conftest import REPO
 from errors import ConfigError, ExportError, LoopError, ServiceError, StorageError
@@ -349,10 +350,8 @@ def test_a_folder_that_was_filled_meanwhile_is_kept(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_nothing(there: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(REPO / "export.py"), "runs/one", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        [*command, "--format", "peft"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command = (REPO / "export.py", "runs/one", tmp_path / "out", "--format", "peft")
+    process = forked.Process(*command, stderr=subprocess.PIPE)
     give_up_at = time.monotonic() + 60
     while not left(tmp_path) and process.poll() is None and time.monotonic() < give_up_at:
         time.sleep(0.02)

@@ -24,6 +24,7 @@ import evalops_client
 import local_tinker
 import report
 import trainer_with_eval
+from conftest import IS_THOROUGH
 from fake_evalops import OK_P, fake_evalops
 from ledger.store import RunStore
 from test_loop import Workspace, row, start, wait_for
@@ -297,7 +298,7 @@ def change(rng: Random, run_dir: Path) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", range(10 if IS_THOROUGH else 3))
 def test_changed_run_directories_are_read_or_refused(
     runs: Runs, command: Command, part: int
 ) -> None:

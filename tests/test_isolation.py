@@ -11,6 +11,7 @@ import pytest
 import tinker
 
 import local_tinker
+from conftest import pairs
 from evaluation.inspect_model import inspect_model
 from evaluation.inspect_runs import InspectSetting, run_inspect
 from evaluation.inspect_scores import InspectScores
@@ -268,8 +269,7 @@ def test_all_that_a_task_asks_is_in_its_hash(
 KEY = "tml-planted-2f6c1b9e7d"
 
 
-@pytest.mark.parametrize("way", ["file", "exported", "both", "file above"])
-@pytest.mark.parametrize("goal", [1, 0])
+@pytest.mark.parametrize(("way", "goal"), pairs(["file", "exported", "both", "file above"], [1, 0]))
 def test_a_key_reaches_nothing_that_a_run_writes(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, way: str, goal: int
 ) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import evalops_client
 import forked
 import local_tinker
-from conftest import REPO
+from conftest import REPO, thorough_only
 from data_loader import load_examples
 from fake_evalops import (
     GARBAGE,
@@ -421,11 +421,11 @@ def loop_events(workspace: Workspace, run_dir: str) -> list[tuple[str, int | Non
 @pytest.mark.parametrize(
     "replies",
     [
-        [OK_P],
+        pytest.param([OK_P], marks=thorough_only),
         [as_json({"error": "broken"}, 500), OK_P],
         [SLASH_REDIRECT, OK_C, SLASH_REDIRECT, OK_P],
-        [RATE_LIMITED, OK_P],
-        [GARBAGE, GARBAGE, OK_P],
+        pytest.param([RATE_LIMITED, OK_P], marks=thorough_only),
+        pytest.param([GARBAGE, GARBAGE, OK_P], marks=thorough_only),
     ],
     ids=["good", "flapping", "redirecting", "limiting", "garbage"],
 )
@@ -446,7 +446,14 @@ def test_each_round_is_delivered_once_and_the_loop_does_not_notice(
     assert same_bits(workspace.weights("plain", 2), workspace.weights("sent", 2))
 
 
-@pytest.mark.parametrize("reply", [None, HANG, as_json({"error": "broken"}, 500)])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param(None, marks=thorough_only),
+        HANG,
+        pytest.param(as_json({"error": "broken"}, 500), marks=thorough_only),
+    ],
+)
 def test_what_a_server_did_not_take_is_sent_by_sync(
     workspace: Workspace,
     monkeypatch: pytest.MonkeyPatch,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from conftest import pairs
 from data_selector import CandidateLoss, MeasuredLosses
 from loop.rounds.signals import Suspicions, likeness_of, stalled_topics, topics_of
 from rows.examples import Example, ExampleTable, Message
@@ -159,8 +160,9 @@ def test_every_strategy_runs_and_is_recorded(workspace: Workspace, strategy: str
         assert store.usage().prompt_tokens > spent > 0
 
 
-@pytest.mark.parametrize("strategy", ["loss", "hybrid", "similar"])
-@pytest.mark.parametrize("pool", ["pool.jsonl", None])
+@pytest.mark.parametrize(
+    ("strategy", "pool"), pairs(["loss", "hybrid", "similar"], ["pool.jsonl", None])
+)
 def test_a_pool_that_is_used_up_is_measured_again(
     workspace: Workspace, strategy: str, pool: str | None
 ) -> None:

@@ -13,13 +13,16 @@ import pytest
 
 import forked
 import local_tinker
-from conftest import REPO
+from conftest import IS_THOROUGH, REPO
 from ledger.store import RunStore
 from loop.rounds.training import SAVE_EVERY_S, is_save_due
 from test_loop import Workspace, same_bits, start, wait_for
 from trainer_with_eval import main
 
-KILL_STUDY = {"plain": 3, "rising": 2, "stopped": 4, "service": 2}  # stopped has an Inspect task
+# Moments of each series; stopped has an Inspect task.
+KILL_STUDY = {"plain": 3, "rising": 2, "stopped": 4, "service": 2}
+if not IS_THOROUGH:
+    KILL_STUDY = {"plain": 2, "rising": 1, "stopped": 2, "service": 1}
 
 TASK = """
 from inspect_ai import Task, task

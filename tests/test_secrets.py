@@ -31,7 +31,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import local_tinker
-from conftest import REPO
+from conftest import REPO, pairs
 from fake_evalops import OK_P, FakeEvalOps, as_json, fake_evalops
 from ledger.store import RunStore
 from services.keys import redact
@@ -281,8 +281,7 @@ TRAINING_PATHS = ("/create_session", "/create_model", "/forward_backward", "/opt
                   "/save_weights", "/retrieve_future")  # fmt: skip
 
 
-@pytest.mark.parametrize("path", TRAINING_PATHS)
-@pytest.mark.parametrize("status", [400, 403])
+@pytest.mark.parametrize(("status", "path"), pairs([400, 403], TRAINING_PATHS))
 def test_a_server_that_quotes_the_key_while_it_trains(
     secrets: Secrets, proxy: QuotingProxy, path: str, status: int
 ) -> None:

@@ -24,6 +24,13 @@ from sdk_client import PROMPT, sample, using
 from standstill import GIVE_UP_S, SHORT, Standstill, ask, until
 
 
+@pytest.fixture(scope="module")
+def service(llama_dir: Path) -> Iterator[local_tinker.Service]:
+    """Not the shared one, where runs that other files killed stay until they count as gone."""
+    with local_tinker.start([("llama", str(llama_dir))]) as running:
+        yield running
+
+
 @pytest.fixture
 def standstill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standstill]:
     made = Standstill(monkeypatch)

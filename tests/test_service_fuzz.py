@@ -39,7 +39,7 @@ from local_tinker.state import State
 from local_tinker.worker import Worker
 
 SEED = 20_240_607
-NUM_REQUESTS = 10_000 if IS_THOROUGH else 1_000
+NUM_REQUESTS = 10_000 if IS_THOROUGH else 500
 PREFIX, OPENAI_PREFIX = "/api/v1", "/oai/api/v1"
 DOWNLOADS = "http://service/api/v1/downloads/"  # where an archive may lead
 NUM_STEPS = 12  # of the real training run

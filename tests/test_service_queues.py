@@ -21,6 +21,13 @@ from sdk_client import PROMPT, new_run, using
 from standstill import LONG, SHORT, Standstill, ask, until
 
 
+@pytest.fixture(scope="module")
+def service(llama_dir: Path) -> Iterator[local_tinker.Service]:
+    """Not the shared one, where runs that other files killed stay until they count as gone."""
+    with local_tinker.start([("llama", str(llama_dir))]) as running:
+        yield running
+
+
 @pytest.fixture
 def standstill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standstill]:
     made = Standstill(monkeypatch)
