@@ -7,7 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from commands.boundary import Session
 from commands.opening import OpenedSettings, begin_progress
@@ -40,6 +40,7 @@ def preview(args: argparse.Namespace, settings: OpenedSettings, session: Session
                 "topic": row.topic,
                 "weight": row.weight,
                 "tokens": [piece._asdict() for piece in plan.rendering.pieces_of(row.id)],
+                **_rejected(plan, row),
             }
             for title, row in rows
         ]
@@ -53,7 +54,19 @@ def preview(args: argparse.Namespace, settings: OpenedSettings, session: Session
         weight = f", weight {row.weight:g}" if row.weight != 1 else ""
         say(f"\n--- {title}: {row.source} line {row.line_no}{topic}{weight}")
         say_marked((one.text, one.weight) for one in plan.rendering.pieces_of(row.id))
+        if row.rejected is not None:
+            say("--- rejected for it:")
+            pieces = plan.rendering.pieces_of(row.id, is_rejected=True)
+            say_marked((one.text, one.weight) for one in pieces)
     return 0
+
+
+def _rejected(plan: Plan, row: Example) -> dict[str, Any]:
+    """The rejected side of a pair, of which `tokens` are the chosen one."""
+    if row.rejected is None:
+        return {}
+    pieces = plan.rendering.pieces_of(row.id, is_rejected=True)
+    return {"rejected_tokens": [piece._asdict() for piece in pieces]}
 
 
 def _first(plan: Plan, number: int) -> Iterator[tuple[str, Example]]:
