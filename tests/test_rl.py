@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import runpy
 import shutil
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from config_schema import load_and_validate_config
+from conftest import REPO
 from data_selector import Mining, Rows, Selection, Signals, select_first, select_next
 from errors import ConfigError
 from evaluation.rewards import Reward, check_reward, load_reward
@@ -62,6 +64,7 @@ def has_letter():
         return Score(value="C" if "e" in state.output.completion else "I")
     return score
 """
+CONFIGS = ("start.json", "rl.json")
 RL: dict[str, Any] = {
     "method": "rl",
     "rl": {"reward": "rewards.py@letters", "group_size": 3, "max_tokens": 5},
@@ -303,6 +306,20 @@ def test_rows_that_cannot_be_prompts_are_refused(
     assert "pool.jsonl line 2: rl.reward is numeric" in capsys.readouterr().err
     assert space.run("run", method="rl", rl={**RL["rl"], "max_tokens": 4000}) == 2
     assert "train.jsonl line 1: the prompt of this row" in capsys.readouterr().err
+
+
+# --- the example ----------------------------------------------------------------------------------
+
+
+def test_the_example_is_made_of_the_demo() -> None:
+    folder = REPO / "examples" / "rl"
+    configs = {name: load_and_validate_config(str(folder / name)) for name in CONFIGS}
+    assert [one.config.method for one in configs.values()] == ["sft", "rl"]
+    settings = configs["rl.json"].config.rl
+    assert settings is not None
+    load_reward(settings.reward, folder / "rl.json", folder / "rewards.py")
+    made = runpy.run_path(str(folder / "questions.py"))["question_lines"]()
+    assert (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines() == made
 
 
 # --- seeds, pass rates, selection -----------------------------------------------------------------
