@@ -26,6 +26,15 @@ NOTES = {
 }
 
 
+# Of these something else is true where rewards are learnt from; None: nothing to be said.
+RL_NOTES: dict[str, str | None] = {
+    "row weight": "have a weight of their own, which their advantages are multiplied by",
+    "message weight": "have messages with weights of their own, which mean nothing with method rl",
+    "calls without loss": None,
+    "reasoning": None,
+}
+
+
 def describe_unused(inputs: Inputs) -> Iterator[str]:
     """Yield a line for each setting whose files have keys that nothing uses."""
     for key, data in inputs.files.items():
@@ -56,6 +65,7 @@ def _listed(unused: Mapping[str, int], num_rows: int) -> str:
 def describe_rendering(plan: Plan) -> Iterator[str]:
     """Yield a line for each thing that rendering did to rows and that nobody may have expected."""
     for key, table in (("train_file", plan.train), ("mining.pool_file", plan.pool)):
-        for note, said in NOTES.items():
-            if table.noted[note]:
+        notes = NOTES if plan.config.rl is None else {**NOTES, **RL_NOTES}
+        for note, said in notes.items():
+            if table.noted[note] and said is not None:
                 yield f"{key}: {table.noted[note]} of {len(table.examples)} rows {said}"
