@@ -254,7 +254,8 @@ class TrainingConfig(Settings):
                 "start_from_optimizer is true, and start_from names no weights whose optimizer it "
                 "could be. Set start_from, or leave start_from_optimizer out."
             )
-        check_method(self.method, {"dpo": self.dpo, "rl": self.rl, "distill": self.distill})
+        groups = {"dpo": self.dpo, "rl": self.rl, "distill": self.distill}
+        check_method(self.method, groups, self.data, self.mining)
         self._check_tasks()
         self._check_sources()
         self._check_held_out_every_steps()

@@ -10,6 +10,11 @@ from the pool by chance, and hard ones by the strategy:
 - `loss`: in proportion to what can still be learnt of a row (`learnable`);
 - `hybrid`: as `topics`, without the rows of each topic whose losses are the highest.
 
+Where sampled answers are learnt from, no losses are measured: `loss` draws in proportion to the
+`promise` of a prompt, by how often it was answered right, and solved prompts rest; or to the
+`distance_of` a row, by how far its answers were from the teacher's; `hybrid` so within each
+topic.
+
 Rows that were drawn least often go first: in the pool, and by topics within each one, whose share
 falls the more often its rows were drawn, and further where that was to no avail. Without a pool all
 slots come from the training file; a replay share of 1 leaves them in the order of its shuffle. All
@@ -28,8 +33,9 @@ from typing import Any, Literal, NamedTuple
 
 from rows.examples import ExampleTable
 from rows.places import RowPlace
-from rows.shuffles import shuffled, walk
+from rows.shuffles import allocate, shuffled, walk
 from rows.similarity import Likeness
+from scores.learnable import CandidateLoss, PassRate, distance_of, learnable, promise
 from scores.results import TopicScore
 from storage.stored_json import Count, record_of
 
@@ -46,14 +52,21 @@ class Mining:
     new_share: float = 0.0
     noise_cap: float = 0.3
     num_candidates: int | None = None  # None: some for each slot, where losses are measured
+    by_rewards: bool = False  # what was answered right is known, and no loss is measured
+    by_teacher: bool = False  # how far answers are from the teacher's is, and none is either
+
+    @property
+    def by_answers(self) -> bool:
+        return self.by_rewards or self.by_teacher
 
     @property
     def needs_losses(self) -> bool:
-        return self.strategy in ("loss", "hybrid") and self.replay_share < 1
+        is_by_loss = self.strategy in ("loss", "hybrid") and not self.by_answers
+        return is_by_loss and self.replay_share < 1
 
     @property
     def needs_losses_before(self) -> bool:
-        return self.strategy == "loss"
+        return self.strategy == "loss" and not self.by_answers
 
     @property
     def needs_topics(self) -> bool:
@@ -85,14 +98,6 @@ CANDIDATES_PER_SLOT = 8  # rows measured for each that is drawn
 STALL_FACTOR = 0.3  # on the share of a topic, for each futile round that `stalled` counts
 
 
-class CandidateLoss(NamedTuple):
-    """Nats per loss token of a row: under the weights that the round starts from, and, where the
-    strategy asks for it, under the untouched model."""
-
-    now: float
-    before: float | None = None
-
-
 class MeasuredLosses(NamedTuple):
     """The losses of rows before a round, under the weights of an earlier one."""
 
@@ -103,26 +108,16 @@ class MeasuredLosses(NamedTuple):
 
 @dataclass(frozen=True)
 class Signals:
-    """What is known of the pool's rows after an evaluation; losses and likeness by example id."""
+    """What is known of the pool's rows after an evaluation, but for topics by example id."""
 
     topics: Mapping[str, TopicScore] = field(default_factory=dict)
     losses: Mapping[str, CandidateLoss] = field(default_factory=dict)
     likeness: Mapping[str, Likeness] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()  # wrong under every checkpoint
     stalled: Mapping[str, int] = field(default_factory=dict)  # topic -> futile rounds
-
-
-def learnable(loss: CandidateLoss) -> float:
-    """How much there is to learn of a row, in nats per token.
-
-    Its loss, times the square of the share of its loss that training has taken away already. A row
-    that is known scores 0, and so does one whose loss training has not lowered: it is not of the
-    kind that is being learnt, or its answer is wrong. (After the idea of Mindermann et al. 2022,
-    "Prioritized training on points that are learnable, worth learning, and not yet learnt".)
-    """
-    if not loss.before or loss.before < 0:
-        return 0.0
-    return loss.now * max(0.0, 1 - loss.now / loss.before) ** 2
+    rates: Mapping[str, PassRate] = field(default_factory=dict)  # of prompts that were tried
+    resting: frozenset[str] = frozenset()  # solved prompts
+    distances: Mapping[str, float] = field(default_factory=dict)  # to the teacher, nats a token
 
 
 def noisiest(
@@ -314,7 +309,7 @@ class _Draw:
         self._random = random.Random(f"{self.seed}:draw:{self.round_no}")
         of_topics = examples if self.is_by_topic else None
         tail = noisiest(signals.losses, mining.noise_cap, of_topics)
-        self._too_noisy = tail | signals.suspects
+        self._waiting = tail | signals.suspects | signals.resting
 
     def by_topic(self, positions: Iterable[int]) -> dict[str | None, list[int]]:
         """Positions by the topic of their row, in their order."""
@@ -351,6 +346,8 @@ class _Draw:
     def hard(self, count: int) -> list[Pick]:
         if self.is_by_topic:
             return self._by_topic(count)
+        if self.mining.by_answers and self.mining.strategy in ("loss", "hybrid"):
+            return self._by_answers(self._drawable(), count)
         if self.mining.strategy == "loss":
             return self._by_loss(count)
         if self.mining.strategy == "similar":
@@ -369,11 +366,36 @@ class _Draw:
         rates = self.rates_of(groups)
         slots = allocate(rates, {topic: len(group) for topic, group in groups.items()}, count)
         total = sum(rates.values())
+        if self.mining.by_answers and self.mining.strategy == "hybrid":
+            return [
+                pick
+                for topic, group in groups.items()
+                for pick in self._by_answers(group, slots[topic])
+            ]
         return [
             self._pick(position, self._topic_reason(topic, position), rates[topic] / total)
             for topic, group in groups.items()
             for position in group[: slots[topic]]
         ]
+
+    def _by_answers(self, positions: Sequence[int], count: int) -> list[Pick]:
+        """Prompts in proportion to promise or distance, however often they were drawn before."""
+        rates, distances = self.signals.rates, self.signals.distances
+
+        def weight(example_id: str) -> float:
+            if self.mining.by_teacher:
+                return distance_of(example_id, distances).weight
+            return promise(rates.get(example_id))
+
+        def reason(example_id: str) -> str:
+            place, tried = self.examples.find(example_id), rates.get(example_id, "not tried yet")
+            if self.mining.by_teacher:
+                tried = distance_of(example_id, distances).said
+            if place is None or not self.is_by_topic:
+                return str(tried)
+            return f"{self._topic_reason(self.examples.topic_of(place), place)}; {tried}"
+
+        return self._in_proportion(positions, weight, reason, count)
 
     def _by_loss(self, count: int) -> list[Pick]:
         """Rows whose losses were measured, in proportion to what can be learnt of them."""
@@ -387,7 +409,10 @@ class _Draw:
             return f"loss {loss.now:.2f} a token, {loss.before or 0:.2f} before training"
 
         unknown = "uniform: of no row that waits it is known that it can be learnt"
-        return self._in_proportion(weight, reason, count, unknown)
+        positions = self._least_drawn(self._drawable())
+        return self._in_proportion(positions, weight, reason, count) or self._by_chance(
+            self._drawable(), count, unknown
+        )
 
     def _by_likeness(self, count: int) -> list[Pick]:
         likeness = self.signals.likeness
@@ -400,7 +425,10 @@ class _Draw:
             return f"{like.score:.2f} like the failed question {like.question[:80]!r}"
 
         unknown = "uniform: of no row that waits it is known to be like a failed question"
-        return self._in_proportion(weight, reason, count, unknown)
+        positions = self._least_drawn(self._drawable())
+        return self._in_proportion(positions, weight, reason, count) or self._by_chance(
+            self._drawable(), count, unknown
+        )
 
     def _by_chance(self, positions: Sequence[int], count: int, reason: str) -> list[Pick]:
         waiting = self._least_drawn(positions)
@@ -409,22 +437,19 @@ class _Draw:
 
     def _in_proportion(
         self,
+        positions: Sequence[int],
         weight: Callable[[str], float],
         reason: Callable[[str], str],
         count: int,
-        unknown: str,
     ) -> list[Pick]:
         """Draw without replacement, each next row in proportion to the weights that are left
-        (Efraimidis and Spirakis 2006, algorithm A); by chance where no row has any."""
-        drawable = self._drawable()
-        weights = {one: weight(self.examples.id_of(one)) for one in self._least_drawn(drawable)}
+        (Efraimidis and Spirakis 2006, algorithm A); none where no row has any."""
+        weights = {one: weight(self.examples.id_of(one)) for one in positions}
         keys = {
             one: math.log(1 - self._random.random()) / value
             for one, value in weights.items()
             if value > 0
         }
-        if not keys:
-            return self._by_chance(drawable, count, unknown)
         drawn = sorted(keys, key=lambda one: (-keys[one], one))[:count]
         return [self._pick(one, reason(self.examples.id_of(one)), weights[one]) for one in drawn]
 
@@ -433,7 +458,7 @@ class _Draw:
 
         None is drawn twice in a round before all of these were.
         """
-        usable = [p for p in self.order if self.examples.id_of(p) not in self._too_noisy]
+        usable = [p for p in self.order if self.examples.id_of(p) not in self._waiting]
         usable = usable or self.order
         fresh = [position for position in usable if position not in self._now]
         if not fresh:
@@ -473,28 +498,3 @@ class _Draw:
         self._now.add(position)
         example_id, topic = self.examples.id_of(position), self.examples.topic_of(position)
         return Pick(example_id, self.source, topic, reason, round(weight, 6))
-
-
-def allocate(
-    rates: Mapping[str | None, float], available: Mapping[str | None, int], count: int
-) -> dict[str | None, int]:
-    """Divide `count` slots in proportion to `rates` by largest remainders, none above `available`.
-
-    What a topic cannot fill goes to the others; the sum is `min(count, sum(available))`.
-    """
-    slots = dict.fromkeys(sorted(rates, key=str), 0)
-    left = min(count, sum(available.values()))
-    while left > 0:
-        open_topics = [topic for topic in slots if slots[topic] < available[topic]]
-        total = sum(rates[topic] for topic in open_topics)
-        exact = {topic: left * rates[topic] / total for topic in open_topics}
-        num_rest = left - sum(map(int, exact.values()))
-        by_remainder = sorted(open_topics, key=lambda t: (int(exact[t]) - exact[t], str(t)))
-        wanted = {topic: int(exact[topic]) for topic in open_topics}
-        for topic in by_remainder[:num_rest]:
-            wanted[topic] += 1
-        for topic, number in wanted.items():
-            given = min(number, available[topic] - slots[topic])
-            slots[topic] += given
-            left -= given
-    return slots

@@ -1,4 +1,5 @@
-"""Seeded walks through rows: each pass is a shuffle of its own; a walk can be taken up anywhere."""
+"""Seeded walks through rows, each pass a shuffle of its own, to be taken up anywhere; and slots
+divided in proportion."""
 
 from __future__ import annotations
 
@@ -68,3 +69,28 @@ def shuffled(items: Sequence[int], *seed_parts: object) -> list[int]:
     order = list(items)
     random.Random(":".join(map(str, seed_parts))).shuffle(order)
     return order
+
+
+def allocate(
+    rates: Mapping[str | None, float], available: Mapping[str | None, int], count: int
+) -> dict[str | None, int]:
+    """Divide `count` slots in proportion to `rates` by largest remainders, none above `available`.
+
+    What a topic cannot fill goes to the others; the sum is `min(count, sum(available))`.
+    """
+    slots = dict.fromkeys(sorted(rates, key=str), 0)
+    left = min(count, sum(available.values()))
+    while left > 0:
+        open_topics = [topic for topic in slots if slots[topic] < available[topic]]
+        total = sum(rates[topic] for topic in open_topics)
+        exact = {topic: left * rates[topic] / total for topic in open_topics}
+        num_rest = left - sum(map(int, exact.values()))
+        by_remainder = sorted(open_topics, key=lambda t: (int(exact[t]) - exact[t], str(t)))
+        wanted = {topic: int(exact[topic]) for topic in open_topics}
+        for topic in by_remainder[:num_rest]:
+            wanted[topic] += 1
+        for topic, number in wanted.items():
+            given = min(number, available[topic] - slots[topic])
+            slots[topic] += given
+            left -= given
+    return slots

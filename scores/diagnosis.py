@@ -41,6 +41,10 @@ SURE = 0.99  # one-sided, of every comparison
 DIVERGED_STEPS = 20  # of which half or more are bad; a spike that a run recovers from is shorter
 
 
+Kind = Literal["too_high", "stuck", "overfitting", "no_gain", "reward_only", "no_variance"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
 class HeldOutPoint(NamedTuple):
     """A held-out loss measured inside a round, after `step` steps of the run."""
 
@@ -57,10 +61,8 @@ class Curves(NamedTuple):
     lr: float  # of the last step
     lora_rank: int
     vocab_size: int  # a blind guess among it has a loss of its logarithm
-
-
-Kind = Literal["too_high", "stuck", "overfitting", "no_gain"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+    course: str | None = None  # said instead of the losses, where they are not of the rows' answers
+    course_kinds: tuple[Kind, ...] = ()  # of the problems that it tells of
 
 
 class Diagnosis(NamedTuple):
@@ -81,17 +83,24 @@ def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) 
     `lineage` are the results of the rounds that its weights came from, the baseline first.
     """
     problems = []
-    if (said := _too_high(curves)) is not None:
+    if curves.course is not None:
+        pass
+    elif (said := _too_high(curves)) is not None:
         problems.append(_Problem("too_high", said))
     elif (said := _stuck(curves)) is not None:
         problems.append(_Problem("stuck", said))
     if not problems:  # else a held-out loss rises for that reason
         rises = (_rise(loss, lineage, curves.held_out) for loss in result.held_out)
         problems = [_Problem("overfitting", said) for said in rises if said is not None]
-    found = [problem.said for problem in problems] or [_course(curves)]
+    found = [problem.said for problem in problems]
+    if curves.course is not None:
+        found.insert(0, curves.course)
+    elif not found:
+        found.append(_course(curves))
     kinds: dict[Kind, None] = dict.fromkeys(problem.kind for problem in problems)
+    kinds |= dict.fromkeys(curves.course_kinds)
     if (topics := _topics_without_gain(lineage[0], result)) is not None:
-        has_learned = not problems and _has_learned(curves.losses)
+        has_learned = not (problems or curves.course) and _has_learned(curves.losses)
         but = "the form of the answers was learned, but " if has_learned else ""
         found.append(f"{but}no more questions were answered right than before training in {topics}")
         kinds["no_gain"] = None

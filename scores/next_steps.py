@@ -175,6 +175,18 @@ def _after_curves(missed: Missed) -> Iterator[str]:
             f"Raise the learning rate: the training loss stayed where it was at {rate:g}. Start a "
             f"new run with --set learning_rate={rate * RAISE:.2g}, or with a higher lora_rank."
         )
+    if "reward_only" in missed.kinds:
+        yield (
+            "Read the best paid answers in rollouts/: the reward rises and the score does not, so "
+            "it may be earned in a way that was not meant. Mend the reward in a new run, or hold "
+            "the weights back with rl.kl_coef."
+        )
+    if "no_variance" in missed.kinds:
+        yield (
+            "Give prompts that are sometimes answered right: in the last round all answers to each "
+            "prompt were worth the same. Start from supervised weights (start_from) where all are "
+            "wrong, take harder rows where all are right, or raise rl.group_size."
+        )
     if "overfitting" in missed.kinds:
         yield (
             "Train less on these rows, or on more of them: the held-out loss rises. Start a new "
@@ -188,7 +200,7 @@ def _more_rounds(missed: Missed, ways: WaysOn) -> Iterator[str]:
     *_, before, last = missed.results
     moved = f"the last round raised the score from {before.score:.4f} to {last.score:.4f}"
     if last.score <= before.score:
-        if {"stuck", "overfitting"} & set(missed.kinds):
+        if {"stuck", "overfitting", "reward_only", "no_variance"} & set(missed.kinds):
             return
         moved = f"nothing in the curves speaks against it, though the score is {last.score:.4f}"
         moved += f" after {before.score:.4f}"

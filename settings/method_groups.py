@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from settings.groups import Name, Positive, Prompt, Settings
+from settings.groups import DataSettings, MiningSettings, Name, Positive, Prompt, Settings
 
 MethodName = Literal["sft", "dpo", "rl", "distill"]
 METHOD_GROUPS = ("dpo", "rl", "distill")
@@ -33,8 +33,9 @@ class RlSettings(MethodSettings):
     reward: Name = Field(
         default="includes",
         description=(
-            "what an answer is worth beside the row's: a grader of question files, or "
-            "`FILE.py@FUNCTION`, from 0 to 1"
+            "what an answer is worth beside the row's: a grader of question files, "
+            "`FILE.py@FUNCTION` (a number, of which 1 and more is right, or a `@scorer` of "
+            "Inspect's), or an installed scorer, as `inspect_ai/match`"
         ),
     )
     group_size: int = Field(default=8, ge=2, le=1024, description="answers sampled for each prompt")
@@ -93,8 +94,13 @@ def with_group(data: dict[str, Any]) -> dict[str, Any]:
     return {name: {}, **data} if isinstance(name, str) and name in METHOD_GROUPS else data
 
 
-def check_method(method: str, groups: Mapping[str, MethodSettings | None]) -> None:
-    """Raise `ValueError` where groups are given or missing that do not fit the method."""
+def check_method(
+    method: str,
+    groups: Mapping[str, MethodSettings | None],
+    data: DataSettings,
+    mining: MiningSettings,
+) -> None:
+    """Raise `ValueError` where settings are given or missing that do not fit the method."""
     for name, group in groups.items():
         if name != method and group is not None:
             raise ValueError(
@@ -106,16 +112,50 @@ def check_method(method: str, groups: Mapping[str, MethodSettings | None]) -> No
                 f"{name} is null, and method is {method}. Leave {name} out for its defaults."
             )
     distill = groups["distill"]
-    if isinstance(distill, DistillSettings) and distill.way == "on_policy" and distill.targets:
+    if isinstance(distill, DistillSettings):
+        _check_distill(distill, data, mining)
+    rl = groups["rl"]
+    if isinstance(rl, RlSettings):
+        _check_rl(rl, data, mining)
+
+
+def _check_distill(distill: DistillSettings, data: DataSettings, mining: MiningSettings) -> None:
+    _refuse_unused("distill", data, mining)
+    if distill.way == "on_policy" and distill.targets is not None:
         raise ValueError(
             f"distill.targets is {distill.targets}, and distill.way is on_policy, where the "
             "student's own answers are trained. Set distill.way to off_policy, or leave "
             "distill.targets out."
         )
-    rl = groups["rl"]
-    if isinstance(rl, RlSettings) and rl.temperature != 1 and rl.loss in CLIPPED_LOSSES:
+
+
+def _check_rl(rl: RlSettings, data: DataSettings, mining: MiningSettings) -> None:
+    _refuse_unused("rl", data, mining)
+    if rl.temperature != 1 and rl.kl_coef:
+        raise ValueError(
+            f"rl.kl_coef is {rl.kl_coef:g} at rl.temperature {rl.temperature:g}, where the "
+            "log-probabilities of what was sampled are of another distribution than those that "
+            "they would be held against. Set rl.temperature to 1, or rl.kl_coef to 0."
+        )
+    if rl.temperature != 1 and rl.loss in CLIPPED_LOSSES:
         raise ValueError(
             f"rl.temperature is {rl.temperature:g} with rl.loss {rl.loss}, which clips around the "
             "ratio 1, and answers sampled at another temperature begin with other ratios. Set "
             "rl.temperature to 1, or rl.loss to importance_sampling."
         )
+
+
+def _refuse_unused(method: str, data: DataSettings, mining: MiningSettings) -> None:
+    """Raise `ValueError` for what means nothing where sampled answers are trained on."""
+    unused = {
+        "data.train_on": data.train_on is not None,
+        "mining.noise_cap": mining.noise_cap != MiningSettings().noise_cap,
+        "mining.num_candidates": mining.num_candidates is not None
+        and mining.strategy in ("loss", "hybrid"),
+    }
+    for key, is_set in unused.items():
+        if is_set:
+            raise ValueError(
+                f"{key} is set, and method is {method}, which trains on sampled answers and "
+                "measures no losses of rows, so it means nothing. Leave it out."
+            )

@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from errors import ConfigError, one_line
 from user_code.modules import UserModules, coming_back
 
 ROUNDING = 1e-6  # how far outside 0 to 1 a score may lie that was computed in float32
+MAX_REWARD = 1e6  # whose differences float32 still has to a tenth
 _NAME = re.compile(r"(?P<file>[^@]+\.py)@(?P<function>[^\W\d]\w*)")
 
 
@@ -34,11 +36,12 @@ class Verdict(NamedTuple):
 
 
 class OwnGrader(NamedTuple):
-    """`file.py@function`, loaded."""
+    """`file.py@function`, loaded; what gives rewards may give any finite number."""
 
     name: str
     function: Callable[[str, list[str]], Any]
     modules: UserModules
+    is_reward: bool = False
 
     async def verdict(self, answer: str, accepted: Sequence[str]) -> Verdict:
         """What the function says of an answer; it may be a coroutine function."""
@@ -59,14 +62,28 @@ class OwnGrader(NamedTuple):
         if not isinstance(given, numbers.Real):
             what = repr(one_line(given, 80)) if isinstance(given, str) else "something"
             return self._no_score(
-                f"gave {what} of type {type(given).__name__}, and a score is a number from 0 to 1"
+                f"gave {what} of type {type(given).__name__}, and a {self._kind} is a number "
+                f"{self._bounds}"
             )
-        if (settled := settled_score(score)) is None:
-            return self._no_score(f"gave {score!r}, and a score is from 0 to 1")
+        if self.is_reward and abs(score) <= MAX_REWARD:  # which nan is not
+            return Verdict(score)
+        if self.is_reward or (settled := settled_score(score)) is None:
+            return self._no_score(f"gave {score!r}, and a {self._kind} is {self._bounds}")
         return Verdict(settled)
 
+    @property
+    def _kind(self) -> str:
+        return "reward" if self.is_reward else "score"
+
+    @property
+    def _bounds(self) -> str:
+        return (
+            f"between -{MAX_REWARD:,.0f} and {MAX_REWARD:,.0f}" if self.is_reward else "from 0 to 1"
+        )
+
     def _no_score(self, what: str) -> Verdict:
-        return Verdict(0.0, f"the grader {self.name} {what}")
+        kind = "reward" if self.is_reward else "grader"
+        return Verdict(0.0, f"the {kind} {self.name} {what}")
 
 
 def _may_be_of_the_run(error: BaseException) -> bool:
@@ -108,7 +125,7 @@ def load_own_graders(
 ) -> tuple[dict[str, OwnGrader], dict[str, str]]:
     """Load the graders that the rows of file `where` name, each file once, and give with them the
     Python files that made them with their sha256. Raises `ConfigError`."""
-    modules_of: dict[Path, tuple[UserModules, Any]] = {}
+    modules_of: dict[Path, Loaded] = {}
     graders: dict[str, OwnGrader] = {}
     code: dict[str, str] = {}
     for name in dict.fromkeys(names):
@@ -116,44 +133,59 @@ def load_own_graders(
             continue
         file = where.parent / match["file"]
         if file not in modules_of:
-            modules = UserModules(file)
-            with _explaining(where, name, modules):
-                modules_of[file] = modules, modules.load()
-            code |= modules.code
+            modules_of[file] = load_file(where, name, file)
+            code |= modules_of[file].modules.code
         modules, module = modules_of[file]
-        function = _usable(where, name, getattr(module, match["function"], None))
+        function = usable(where, name, getattr(module, match["function"], None))
         graders[name] = OwnGrader(name, function, modules)
     return graders, code
 
 
+class Loaded(NamedTuple):
+    """A user's file, run."""
+
+    modules: UserModules
+    module: types.ModuleType
+
+
+def load_file(where: Path, name: str, file: Path, kind: str = "grader") -> Loaded:
+    """Run the file of the `FILE.py@FUNCTION` that is named in `where`. Raises `ConfigError`."""
+    modules = UserModules(file)
+    with _explaining(where, name, modules, kind):
+        return Loaded(modules, modules.load())
+
+
 @contextlib.contextmanager
-def _explaining(where: Path, name: str, modules: UserModules) -> Iterator[None]:
+def _explaining(where: Path, name: str, modules: UserModules, kind: str) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except SystemExit as error:
-        raise _not_loaded(where, name, modules, error) from error
+        raise _not_loaded(where, f"{kind} {name}", modules, error) from error
     except Exception as error:  # the file is anybody's code, and may raise anything
-        raise _not_loaded(where, name, modules, error) from error
+        raise _not_loaded(where, f"{kind} {name}", modules, error) from error
 
 
 def _not_loaded(where: Path, name: str, modules: UserModules, error: BaseException) -> ConfigError:
-    said = modules.in_users_words(one_line(str(error)))
+    said = f"{type(error).__name__}: {modules.in_users_words(one_line(str(error)))}"
     return ConfigError(
-        f"{where}: the grader {name} cannot be loaded from {modules.file}: "
-        f"{type(error).__name__}: {said}. Its place is relative to the question file; correct it."
+        f"{where}: the {name} cannot be loaded from {modules.file}: {said}. "
+        f"Its place is relative to {where.name}; correct it."
     )
 
 
-def _usable(where: Path, name: str, function: Any) -> Callable[..., Any]:
+def usable(
+    where: Path, name: str, function: Any, kind: str = "grader"
+) -> Callable[[str, list[str]], Any]:
     """The function, where it can be called as a grader is. Raises `ConfigError`."""
     if not callable(function):
-        raise ConfigError(f"{where}: the grader {name} is no function of that file. Correct it.")
+        raise ConfigError(f"{where}: the {kind} {name} is no function of that file. Correct it.")
+    called = {"grader": "grade"}.get(kind, kind)
     try:
         inspect.signature(function).bind("", [])
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{where}: the grader {name} does not take an answer and a list of the accepted ones "
-            f"({error}). Give it these two parameters: def grade(answer, targets)."
+            f"{where}: the {kind} {name} does not take an answer and a list of the accepted ones "
+            f"({error}). Give it these two parameters: def {called}(answer, targets)."
         ) from None
     return function

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loop.methods.method import Method, Workplace
 from loop.methods.off_policy import OffPolicy
 from loop.methods.on_policy import OnPolicy
+from loop.methods.rl import Rl
 from loop.methods.sft import Sft
 
 
@@ -13,4 +14,4 @@ def method_of(workplace: Workplace) -> Method:
     config = workplace.plan.config
     if config.distill is not None:
         return OnPolicy(workplace) if config.distill.way == "on_policy" else OffPolicy(workplace)
-    return Sft(workplace)
+    return Rl(workplace) if config.method == "rl" else Sft(workplace)

@@ -147,6 +147,23 @@ def rolled_sample(answer: Answer, reward: float | None, advantage: float = 0.0) 
     )
 
 
+def num_sampled_tokens(groups: Sequence[RolledGroup]) -> int:
+    return sum(len(one.tokens) for group in groups for one in group.samples)
+
+
+class Scoring:
+    """A watched client as the cookbook asks for log-probabilities, so many prompts at once."""
+
+    def __init__(self, client: tinker.SamplingClient, concurrency: int) -> None:
+        self._client = client
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def compute_logprobs_async(self, prompt: tinker.ModelInput) -> list[float | None]:
+        """Of each token its log-probability in nats, of the first None."""
+        async with self._slots:
+            return await self._client.compute_logprobs(prompt)
+
+
 # --- what is kept ---------------------------------------------------------------------------------
 
 
@@ -294,15 +311,6 @@ def as_sent(datum: tinker.Datum, loss: str) -> tinker.Datum:
     if loss == "gspo":
         inputs["sequence_ratio_mask"] = mask
     return tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs)
-
-
-class PolicyStep(NamedTuple):
-    """What a submitted step keeps until it is finished."""
-
-    datums: list[tinker.Datum]
-    groups: list[RolledGroup]
-    measures: dict[str, float]
-    num_prompt_tokens: int
 
 
 def submit_policy_step(

@@ -97,7 +97,8 @@ def capacity_part(view: Planned) -> Part:
         "loss tokens are those of all rows that may be trained on, each once, as they are "
         f"rendered; parameters {_count_of_params(view, num_params)}"
     )
-    found = capacity(num_params, num_loss_tokens_of(view.plan), config.lora_rank, counted)
+    method: Method = "sft" if config.rl is None else "rl"
+    found = capacity(num_params, num_loss_tokens_of(view.plan), config.lora_rank, counted, method)
     told, facts = list(describe(found)), {**found._asdict(), "rank_needed": found.rank_needed}
     is_enough = found.verdict in ("room", "low_rank_is_enough")
     lines = [describe_capacity(view.plan), *([] if is_enough else told)]

@@ -13,6 +13,7 @@ from loop.planning.fitting import limits_of
 from loop.planning.models import model_config
 from loop.planning.page import describe_formats, describe_train_on
 from loop.planning.plan import Plan
+from loop.planning.rewards import describe_reward
 from pages.document import Block, Marked, Paragraph, Piece
 from rows.examples import Example
 
@@ -49,6 +50,8 @@ def model_part(view: Planned) -> Part:
     if plan is None:
         return Part("model", "Model and place", lines, facts | {"renderer": None})
     lines += [*describe_formats(plan), describe_train_on(plan)]
+    if plan.inputs.reward is not None:
+        lines += describe_reward(plan.inputs.reward, plan.train.examples)
     comparison = plan.chat_format.comparison
     rows = list(_rows_of(plan))
     facts |= {

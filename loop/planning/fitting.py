@@ -112,6 +112,30 @@ def refuse_long_rows(
         )
 
 
+def refuse_long_prompts(
+    longest: tuple[int | None, int],
+    key: str,
+    rows: Iterable[Example],
+    rendering: Rendering,
+    max_tokens: int,
+) -> None:
+    """Raise `DataError`, with file and line, for a row whose prompt and sampled answer together are
+    `longest` of neither the model's context (None: not known) nor max_seq_length."""
+    context, setting = longest
+    limit, what = setting, f"max_seq_length {setting}"
+    if context is not None and context < setting:
+        limit, what = context, f"the model's context of {context} tokens"
+    for example in rows:
+        num_tokens = rendering.prompt_of(example).length
+        if num_tokens + max_tokens > limit:
+            raise DataError(
+                f"{example.source} line {example.line_no}: the prompt of this row of {key} has "
+                f"{num_tokens} tokens, and with an answer of up to {max_tokens} it is longer than "
+                f"{what}. Sampled answers are not cut: lower max_tokens of the method, raise "
+                "max_seq_length as far as the model goes, or leave the row out."
+            )
+
+
 def held_out_tables(tasks: Sequence[EvalTask]) -> Iterator[tuple[str, ExampleTable]]:
     """The held-out rows by the name of their task."""
     for task in tasks:

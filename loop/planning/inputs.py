@@ -17,11 +17,13 @@ from data_loader import CleanSplit, LoadedData, clean_split, split_validation
 from errors import ConfigError, DataError, one_line
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
+from evaluation.rewards import Reward
 from evaluation.surroundings import set_aside
 from evaluation.tasks import EvalTask
 from hyperparam_utils import RunSteps, Schedule
 from ledger.records import Teacher
 from loop.planning.models import find_grader_path
+from loop.planning.rewards import reward_of
 from loop.planning.row_files import load_rows
 from loop.planning.steps import SettledSteps, settle_steps
 from loop.planning.tasks import load_eval_tasks, load_test_tasks
@@ -53,6 +55,7 @@ class Inputs:
     learning_rate_source: str
     set_aside: tuple[str, ...] = ()  # what lies around the evaluations and is not used
     teacher: Teacher | None = None  # that the run is distilled from
+    reward: Reward | None = None  # of `method` rl
 
     @property
     def train_weights(self) -> dict[str, float]:
@@ -127,6 +130,7 @@ def read_inputs(
         learning_rate_source=source,
         set_aside=unused,
         teacher=find_teacher(loaded, model_path_of(config, model_dir), kept),
+        reward=reward_of(loaded),
     )
 
 

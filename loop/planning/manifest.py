@@ -158,7 +158,8 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
             for task in (*plan.tasks, *plan.test_tasks)
             if not isinstance(task.work, HeldOutFile)
             for path, sha256 in relative_code(task.work.code, folder).items()
-        },
+        }
+        | ({} if plan.inputs.reward is None else relative_code(plan.inputs.reward.code, folder)),
         "grading": GRADING,
         "num_dropped": dict(num_dropped(_drop_logs(plan))),
         "num_similar": len(plan.inputs.split.similar),

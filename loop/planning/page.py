@@ -13,6 +13,7 @@ from loop.planning.left_out import LARGE_SHARE, describe_large_losses, describe_
 from loop.planning.models import lora_param_count, model_config
 from loop.planning.origin import describe_origin
 from loop.planning.plan import Plan, gate_of
+from loop.planning.rewards import describe_reward
 from loop.planning.row_notes import describe_rendering, describe_unused
 from loop.planning.steps import describe_steps, passes_of
 from loop.planning.teacher import describe_teacher
@@ -151,6 +152,8 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
     yield from describe_formats(plan)
     yield describe_train_on(plan)
+    if plan.inputs.reward is not None:
+        yield from describe_reward(plan.inputs.reward, plan.train.examples)
     yield from describe_rendered(plan)
     yield describe_tokens(plan, tokens_of(plan))
     yield describe_capacity(plan)
@@ -175,6 +178,12 @@ def describe_rendered(plan: Plan) -> Iterator[str]:
 def describe_capacity(plan: Plan) -> str:
     """The line about the adapter's parameters and the tokens that carry loss."""
     num_params = lora_param_count(plan.config, plan.inputs.model_dir)
+    if plan.config.rl is not None:
+        counted = "an unknown number of" if num_params is None else f"{num_params:,}"
+        return (
+            f"LoRA rank {plan.config.lora_rank}: {counted} parameters; a reward tells far less "
+            "than a row, so ranks from 1 to 16 are enough"
+        )
     num_loss_tokens = num_loss_tokens_of(plan)
     return hyperparam_utils.capacity_sentence(num_params, num_loss_tokens, plan.config.lora_rank)
 
@@ -192,6 +201,11 @@ def describe_formats(plan: Plan) -> Iterator[str]:
 
 
 def describe_train_on(plan: Plan) -> str:
+    if (rl := plan.config.rl) is not None:
+        return (
+            f"trained on: {rl.group_size} sampled answers to each prompt, by their rewards; the "
+            "rows give the prompts, and their last answers what answers are held against"
+        )
     value, given = plan.rendering.train_on_what.value, plan.config.data.train_on
     source = "data.train_on" if given else "by default"
     if given is None and value != "all_assistant_messages":

@@ -23,14 +23,16 @@ from loop.planning.fitting import (
     ModelLimits,
     held_out_tables,
     limits_of,
+    refuse_long_prompts,
     refuse_long_questions,
     refuse_long_rows,
     refuse_unheard_prompt,
     refuse_unknown_ids,
 )
 from loop.planning.inputs import Inputs, counted
+from loop.planning.rewards import refuse_unfit_references
 from loop.planning.steps import mining_of
-from loop.planning.teacher import refuse_other_tokenizer
+from loop.planning.teacher import refuse_other_tokenizer, with_system
 from rows.chat_formats import ChatFormat, choose_format, former_name, load_renderer
 from rows.control_tokens import guard
 from rows.examples import DropLog, find_example
@@ -177,6 +179,17 @@ def make_plan(
         tables = {"train_file": train, "mining.pool_file": pool}
         renderer = chat_format.renderer
         _refuse_what_cannot_fit(limits, replace(inputs, tasks=tasks), rendering, renderer, tables)
+    if config.rl is not None and inputs.reward is not None:
+        for key, table in (("train_file", train), ("mining.pool_file", pool)):
+            refuse_unfit_references(inputs.reward, table.examples)
+            longest = limits.context, max_seq_length
+            refuse_long_prompts(longest, key, table.examples, rendering, config.rl.max_tokens)
+    if config.distill is not None:
+        told = config.distill.teacher_prompt
+        for key, table in (("train_file", train), ("mining.pool_file", pool)):
+            asked = [one if told is None else with_system(one, told) for one in table.examples]
+            longest = limits.context, max_seq_length
+            refuse_long_prompts(longest, key, asked, rendering, config.distill.max_tokens)
     inputs = replace(inputs, tasks=tasks)
     refuse_other_tokenizer(inputs.teacher, chat_format.renderer.tokenizer, inputs.model_path)
     grader_format = _grader_format(inputs, chat_format, kept)

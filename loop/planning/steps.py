@@ -72,6 +72,8 @@ def mining_of(config: TrainingConfig) -> Mining:
         new_share=settings.new_share,
         noise_cap=settings.noise_cap,
         num_candidates=settings.num_candidates,
+        by_rewards=config.method == "rl",
+        by_teacher=config.method == "distill",
     )
 
 

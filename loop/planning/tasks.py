@@ -16,6 +16,7 @@ from scores.results import Role
 from settings.task_names import SPLIT_TASK, is_inspect_task
 from simple_eval import QuestionTask
 from user_code.finding import code_of
+from user_code.own_graders import is_own_grader
 
 
 def load_eval_tasks(
@@ -72,7 +73,8 @@ def _load(loaded: LoadedConfig, key: str, name: str) -> QuestionTask | InspectTa
 
 
 def task_code(loaded: LoadedConfig) -> dict[str, str]:
-    """The Python files that the settings name as tasks, or question files as graders, and what
+    """The Python files that the settings name as tasks or reward, or question files as graders, and
+    what
     these import from beside them, with their sha256, by their path from the settings' folder; to
     load one is to run it. Raises `ConfigError`."""
     groups = {
@@ -87,6 +89,8 @@ def task_code(loaded: LoadedConfig) -> dict[str, str]:
                     code |= code_of(file)
             except OSError as error:
                 raise ConfigError(f"{loaded.file}: {key}: {name}: {error}.") from None
+    if loaded.config.rl is not None and is_own_grader(loaded.config.rl.reward):
+        code |= code_of(loaded.find("rl.reward", loaded.config.rl.reward.rpartition("@")[0]))
     return relative_code(code, loaded.directory)
 
 

@@ -22,7 +22,9 @@ from ledger.registry_weights import digests_of_weights, weights_dir
 from ledger.store import RunStore
 from loop.planning.models import find_model, model_change, model_digests
 from rows.chat_formats import ChatFormat, choose_format, load_tokenizer
+from rows.examples import Example, Message
 from services.place import ServiceChoice
+from simple_eval import joined_prompt
 from storage.stored_json import record_of
 
 if TYPE_CHECKING:
@@ -175,6 +177,15 @@ def refuse_other_teacher_service(teacher: Teacher | None, choice: ServiceChoice)
             f"run would be on the {choice.kind} one ({choice.reason}). Choose the service that "
             "they are on."
         )
+
+
+def with_system(example: Example, told: str) -> Example:
+    """The row with a system message put first, joined with its own where it has one."""
+    first = example.messages[0]
+    if first.role != "system":
+        return replace(example, messages=(Message("system", told), *example.messages))
+    joined = first._replace(content=joined_prompt(told, first.content))
+    return replace(example, messages=(joined, *example.messages[1:]))
 
 
 def recorded_teacher(teacher: Teacher | None) -> dict[str, Any] | None:

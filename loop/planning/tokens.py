@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from evaluation.held_out import HeldOutFile
 from evaluation.tasks import Asked, EvalTask
 from loop.planning.plan import Plan
+from loop.planning.teacher import with_system
+from rows.examples import Example
 from simple_eval import Turn, build_prompt
 
 
@@ -47,6 +50,13 @@ def tokens_of(plan: Plan) -> RunTokens:
     for task in plan.test_tasks:
         num_prompt += eval_tokens(plan, task).num_prompt
         num_sampled += eval_tokens(plan, task).num_sampled
+    if config.rl is not None or config.distill is not None:
+        rolled = _rollout_tokens(plan)
+        return rolled._replace(
+            prompt=rolled.prompt + num_prompt,
+            sampled=rolled.sampled + num_sampled,
+            num_evaluations=num_rounds + 1,
+        )
     tables = plan.train, plan.pool
     num_examples = sum(len(table.examples) for table in tables)
     mean_tokens = sum(sum(table.num_tokens) for table in tables) / num_examples
@@ -54,14 +64,46 @@ def tokens_of(plan: Plan) -> RunTokens:
     return RunTokens(num_trained, num_prompt, num_sampled, num_rounds + 1)
 
 
+def _rollout_tokens(plan: Plan) -> RunTokens:
+    """What steps on sampled answers take, where all answers are as long as they may be, and each
+    group of reinforcement learning is sampled twice; prompts are so many times the mean one."""
+    config, distill = plan.config, plan.config.distill
+    sampling = config.rl or distill
+    assert sampling is not None, "the caller has looked"
+    tables = plan.train.examples, plan.pool.examples
+    rows = [one for table in tables for one in table]
+    num_requests = (1 if config.rl is None else 2) * plan.steps.total * config.batch_size
+    num_sampled = num_requests * sampling.group_size * sampling.max_tokens
+    num_read = _mean_prompt(plan, rows) * num_requests
+    num_trained = round(num_read * sampling.group_size) + num_sampled
+    num_scored = num_trained if config.rl is not None and config.rl.kl_coef else 0
+    if distill is not None:
+        told = distill.teacher_prompt
+        asked = rows if told is None else [with_system(one, told) for one in rows]
+        of_teacher = _mean_prompt(plan, asked) * num_requests
+        if distill.way == "off_policy":
+            num_read = of_teacher
+        if distill.way == "on_policy" or distill.targets != "hard":
+            num_scored = round(of_teacher * sampling.group_size) + num_sampled
+    return RunTokens(num_trained, round(num_read) + num_scored, num_sampled, 0)
+
+
+def _mean_prompt(plan: Plan, rows: Sequence[Example]) -> float:
+    """Tokens of the mean prompt of rows."""
+    return sum(plan.rendering.prompt_of(one).length for one in rows) / len(rows)
+
+
 def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
     """The line about the tokens of a run."""
     sealed = " and the sealed test" if plan.test_tasks else ""
     has_judge = plan.config.evaluation.grader_model is not None
     judged = "; what the grader reads and says comes on top" if has_judge else ""
+    is_sampled = plan.config.method in ("rl", "distill")
+    rolled = "" if not is_sampled else " and for the answers that are trained on"
     return (
         f"tokens: about {tokens.trained:,} trained, at most {tokens.prompt:,} prompt and "
-        f"{tokens.sampled:,} sampled in {tokens.num_evaluations} evaluations{sealed}{judged}"
+        f"{tokens.sampled:,} sampled in {tokens.num_evaluations} evaluations{sealed}{rolled}"
+        f"{judged}"
     )
 
 

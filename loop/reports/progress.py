@@ -293,14 +293,17 @@ def steps_text(
     round_no: int, steps: Sequence[dict[str, Any]], width: int, *, has_blocks: bool
 ) -> str:
     """A round's steps: the course of the loss, the rate, and how much was trained on."""
-    losses = [step["nll"] for step in steps]  # as the diagnosis and the page have it
+    rewards = [step["measures"]["reward"] for step in steps if "reward" in step.get("measures", ())]
+    # Losses as the diagnosis and the page have them; of a policy they say little.
+    what = "reward" if len(rewards) == len(steps) else "loss"
+    course = rewards if what == "reward" else [step["nll"] for step in steps]
     rates = dict.fromkeys(f"{step['lr']:.3g}" for step in (steps[0], steps[-1]))
     num_tokens = sum(step.get("num_loss_tokens", 0) for step in steps)
-    head = f"round {round_no}: {len(steps)} step{'s' * (len(steps) > 1)}, loss "
+    head = f"round {round_no}: {len(steps)} step{'s' * (len(steps) > 1)}, {what} "
     rest = f", lr {' -> '.join(rates)}, {num_tokens:,} loss tokens"
-    room = width - columns_of(f"{head} {ends_text(losses)}{rest}")
+    room = width - columns_of(f"{head} {ends_text(course)}{rest}")
     columns = max(MIN_COURSE, min(MAX_COURSE, room)) if has_blocks else None
-    return f"{head}{course_text(losses, columns)}{rest}"
+    return f"{head}{course_text(course, columns)}{rest}"
 
 
 def _result_text(title: str, result: EvalResult) -> str:

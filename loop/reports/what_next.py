@@ -58,6 +58,8 @@ def trained_in(store: RunStore, round_no: int, config: Mapping[str, Any]) -> Tra
     num_rows = sum(len(step.get("example_ids", ())) for step in steps)  # older runs name none
     num_tokens = sum(step.get("num_loss_tokens", 0) for step in steps)
     has_pool = config["mining"]["pool_file"] is not None
+    if config.get("method") == "rl":  # whose losses and tokens are of sampled answers
+        losses, num_tokens = [], 0
     return Trained(
         learning_rate=store.last_lr(round_no) or config["learning_rate"],
         num_steps=steps[-1]["step"] + 1 if steps else 0,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ledger.records import Checkpoint
 from loop.rounds.run import Run, topics_for
 from scores.diagnosis import Curves, TopicReport, diagnose, topic_reports
 from scores.limits import Metrics, check
 from scores.results import EvalResult
+from scores.reward_course import RewardSteps, reward_course
 
 
 def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
@@ -26,9 +29,31 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
         vocab_size=len(run.plan.renderer.tokenizer),
     )
     lineage = [one for number in store.lineage(round_no) if (one := store.result(number))]
+    if run.plan.config.method == "rl":
+        course = reward_course(_reward_steps(run, round_no), lineage[-1], result)
+        curves = curves._replace(course=course.said, course_kinds=course.kinds)
     found = diagnose(curves, lineage, result)
     store.record_diagnosis(round_no, found.sentence, found.kinds)
     return found.sentence
+
+
+def _reward_steps(run: Run, round_no: int) -> RewardSteps:
+    """What a round's steps measured of their rewards, and those of the round that it went on
+    from."""
+    before = run.store.lineage(round_no)[-1]
+    now, earlier = (
+        [step["measures"] for step in run.store.events("step", number) if _has_reward(step)]
+        for number in (round_no, before)
+    )
+    return RewardSteps(
+        rewards=[one["reward"] for one in now],
+        rewards_before=[one["reward"] for one in earlier],
+        num_learnable=[round(one["learnable_groups"]) for one in now],
+    )
+
+
+def _has_reward(step: dict[str, Any]) -> bool:
+    return {"reward", "learnable_groups"} <= set(step.get("measures", ()))
 
 
 def topics_and_record(run: Run, result: EvalResult) -> list[TopicReport]:

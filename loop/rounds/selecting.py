@@ -20,10 +20,11 @@ from evaluation.held_out import measure_losses
 from loop.rounds.run import Run, topics_for
 from loop.rounds.session import sampling_client
 from loop.rounds.showing import shown_of
-from loop.rounds.signals import likeness_of, stalled_topics
+from loop.rounds.signals import distances_of, likeness_of, pass_rates_of, stalled_topics
 from rows.examples import ExampleTable, find_example
 from rows.places import RowPlace, place_of
 from scores.decision import Decision
+from scores.learnable import is_resting
 from simple_eval import Sampler
 
 
@@ -83,6 +84,13 @@ async def signals_for(
         reports = [run.store.topics(n) or [] for n in (*run.store.lineage(start), start) if n > 1]
         rows = known.rows
         signals = Signals(topics=known.scores(result), stalled=stalled_topics(reports))
+    if mining.by_rewards:
+        rates = pass_rates_of(run.store, [*run.store.lineage(start), start])
+        resting = {one for one, rate in rates.items() if is_resting(rate, previous.round + 1)}
+        signals = replace(signals, rates=rates, resting=frozenset(resting))
+    if mining.by_teacher:
+        distances = distances_of(run.store, [*run.store.lineage(start), start])
+        signals = replace(signals, distances=distances)
     measured = run.store.measured_losses()
     earlier = [one for one in measured if one.round <= previous.round]
     of_topics = rows if mining.needs_topics else None

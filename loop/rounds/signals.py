@@ -6,16 +6,23 @@ Topics are the rows' own, or found in their words where rows or questions have n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from data_selector import CandidateLoss, MeasuredLosses, noisiest
+from errors import RunStoreError
+from ledger.rollouts import RolledGroup, read_rollouts, rollouts_file
+from ledger.store import RunStore
 from rows.examples import Example, ExampleTable
 from rows.similarity import Likeness, TextTopics, likeness_to
 from scores.diagnosis import TopicReport
+from scores.learnable import Group, PassRate, pass_rate
 from scores.results import EvalResult, TopicScore, topic_scores
 
 SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
+RATE_ROUNDS = 4  # whose answers still say what a prompt is worth
 SUSPECT_SHARE = 0.1  # as unlikely as this share of the rows that were measured, and no other one
 
 
@@ -50,6 +57,53 @@ def topics_of(rows: ExampleTable, result: EvalResult, seed: int) -> Topics:
     texts = [asked_in(example) for example in rows]
     found = TextTopics(texts, seed)
     return Topics(rows.with_topics(found.of(texts)), found)
+
+
+def pass_rates_of(store: RunStore, rounds: Sequence[int]) -> dict[str, PassRate]:
+    """How prompts were answered in the last few of these rounds, from what their steps sampled.
+
+    Raises `RunStoreError` for a damaged file.
+    """
+    groups: dict[str, list[Group]] = defaultdict(list)
+    for number, one in _rolled_in(store, rounds[-RATE_ROUNDS:]):
+        rewards = [s.reward for s in one.samples if s.reward is not None]
+        if rewards:
+            groups[one.example_id].append(Group(number, rewards))
+    return {example_id: pass_rate(of_prompt) for example_id, of_prompt in groups.items()}
+
+
+def distances_of(store: RunStore, rounds: Sequence[int]) -> dict[str, float]:
+    """The reverse KL of the student's last answers to each prompt, in nats a token, from what the
+    steps of these rounds sampled; of a teacher's own answers none is known.
+
+    Raises `RunStoreError` for a damaged file.
+    """
+    distances: dict[str, float] = {}
+    for _, group in _rolled_in(store, rounds):
+        judged = [
+            of_student - of_teacher
+            for one in group.samples
+            for of_student, of_teacher in zip(one.logprobs, one.teacher_logprobs or (), strict=True)
+        ]
+        if judged:
+            distances[group.example_id] = math.fsum(judged) / len(judged)
+    return distances
+
+
+def _rolled_in(store: RunStore, rounds: Sequence[int]) -> Iterator[tuple[int, RolledGroup]]:
+    """What the steps of these rounds sampled, oldest first, with the round."""
+    for number in rounds:
+        for event in store.events("step", number):
+            try:
+                rolled = read_rollouts(store.run_dir, event["step"])
+            except (OSError, ValueError) as error:
+                raise RunStoreError(
+                    f"{store.run_dir / rollouts_file(event['step'])}: {error}. What later rounds "
+                    "draw is known from it. Restore it, or delete it: its prompts then count as "
+                    "not tried."
+                ) from None
+            for one in rolled or ():
+                yield number, one
 
 
 def likeness_of(

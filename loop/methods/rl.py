@@ -1,0 +1,296 @@
+"""Reinforcement learning from rewards that a program gives: the answers that earn more than the
+others of their group become likelier.
+
+Each step samples a group of answers to each of its prompts from the weights as they are, and takes
+one policy-gradient step by their advantages, centred in each group. A group whose answers are all
+wrong is sampled once more; one whose answers are all worth the same teaches nothing and is left
+out, and a step of such groups alone has no gradient, so that no optimizer step is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data_selector import Selection
+from errors import TrainingError
+from ledger.rollouts import RolledGroup, RolledSample
+from loop.methods.method import StepInFlight, StepResult, Workplace
+from loop.methods.rollouts import (
+    Answer,
+    Asking,
+    KeptRollouts,
+    Prompt,
+    Scoring,
+    datums_of,
+    num_sampled_tokens,
+    prompt_of,
+    rolled_sample,
+    sample_groups,
+    sampler_now,
+    seeds_of,
+    submit_policy_step,
+    trained_by,
+    trajectories_of,
+)
+from scores.intervals import mean
+from scores.learnable import has_variance, is_solved
+from simple_eval import MAX_FAILED_SHARE
+from user_code.own_graders import Verdict
+
+if TYPE_CHECKING:
+    import tinker
+    import torch
+
+HEALTHY_KL = (
+    0.01  # nats a token between sampler and trainer; the cookbook's healthy runs stay below
+)
+
+
+class _Made(NamedTuple):
+    """What a step keeps until it is finished."""
+
+    datums: list[tinker.Datum]
+    groups: list[RolledGroup]
+    measures: dict[str, float]
+    num_prompt_tokens: int
+
+
+class _Judged(NamedTuple):
+    """A prompt's answers and what each is worth."""
+
+    answers: list[Answer]
+    verdicts: list[Verdict]
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """A malformed answer is worth 0, or the least of its group where that is less: what cannot
+        be read must not be worth more than what is wrong."""
+        known = [one.score for one in self.verdicts if one.problem is None]
+        return [
+            None
+            if verdict.problem is not None
+            else min(0.0, *known)
+            if _is_unreadable(answer)
+            else verdict.score
+            for answer, verdict in zip(self.answers, self.verdicts, strict=True)
+        ]
+
+
+class Rl:
+    """Policy-gradient steps on rewards."""
+
+    num_in_flight = 0  # answers are sampled from the weights after the step before
+    learns_answers = False
+
+    def __init__(self, workplace: Workplace) -> None:
+        plan = self._plan = workplace.plan
+        assert plan.config.rl is not None and plan.inputs.reward is not None, "it is the method"
+        self._workplace = workplace
+        self._settings, self._reward = plan.config.rl, plan.inputs.reward
+        self._asking = Asking(
+            self._settings.group_size, self._settings.max_tokens, self._settings.temperature
+        )
+        code = sorted(self._reward.code.values())
+        self._kept = KeptRollouts(workplace, {"config": plan.config_hash, "reward": code})
+        self._start: Scoring | None = None
+        self._has_warned = False
+
+    async def begin_round(self, selection: Selection) -> None:
+        self._kept.begin_round(selection.round)
+        self._has_warned = False
+
+    async def submit(
+        self, client: tinker.TrainingClient, step: int, example_ids: list[str], lr: float
+    ) -> StepInFlight:
+        plan = self._plan
+        prompts = [prompt_of(plan, example_id) for example_id in example_ids]
+        groups = await self._kept.of_step(
+            step, example_ids, lr, lambda: self._sampled(client, step, prompts)
+        )
+        pairs = [(p, _only_judged(g)) for p, g in zip(prompts, groups, strict=True) if g.is_used]
+        advantages = advantages_of(pairs)
+        datums = datums_of([p for p, _ in pairs], [g for _, g in pairs], advantages)
+        measures = measures_of(groups, self._settings.group_size)
+        num_read = sum(p.tokens.length * g.num_tries for p, g in zip(prompts, groups, strict=True))
+        if self._settings.kl_coef and datums:
+            kl, num_scored = await self._penalise(datums)
+            measures["kl_start"] = kl
+            num_read += num_scored
+        made = _Made(datums, groups, measures, num_read)
+        pending = StepInFlight(step, lr, example_ids, [], None, made)
+        return submit_policy_step(plan, client, pending, datums, self._settings.loss)
+
+    async def finish(self, pending: StepInFlight) -> StepResult:
+        made: _Made = pending.made
+        measures = dict(made.measures)
+        used = {
+            "num_prompt_tokens": made.num_prompt_tokens,
+            "num_sampled_tokens": num_sampled_tokens(made.groups),
+        }
+        if not made.datums:
+            self._workplace.progress.line(
+                f"step {pending.step}: no group of answers has any variance in its rewards "
+                f"(mean {measures['reward']:.3g}), so there is no gradient, and the weights stay"
+            )
+            return StepResult(0.0, 0.0, 0, 0, measures, **used)
+        trained = await trained_by(pending, made.datums)
+        if self._asking.temperature == 1:  # else the trainer's are of another distribution
+            measures["kl_sampler_trainer"] = self._sampler_kl(pending.step, made, trained.logprobs)
+        masks = [one.loss_fn_inputs["mask"].to_numpy() for one in made.datums]
+        num_loss_tokens = sum(int((mask > 0).sum()) for mask in masks)
+        num_tokens = sum(one.model_input.length for one in made.datums)
+        loss = trained.loss / num_loss_tokens
+        return StepResult(loss, trained.nll, num_tokens, num_loss_tokens, measures, **used)
+
+    # --- sampling and judging ---------------------------------------------------------------------
+
+    async def _sampled(
+        self, client: tinker.TrainingClient, step: int, prompts: Sequence[Prompt]
+    ) -> list[RolledGroup]:
+        plan, sampler = self._plan, await sampler_now(self._workplace, client)
+        seeds = seeds_of(plan, step, prompts)
+        answers = await sample_groups(plan, sampler, prompts, self._asking, seeds)
+        firsts = await self._judged(prompts, answers)
+        again = [place for place, one in enumerate(firsts) if _is_all_wrong(one)]
+        groups = list(firsts)
+        if again:
+            asked, new_seeds = [prompts[p] for p in again], seeds_of(plan, step, prompts, 2)
+            answers = await sample_groups(
+                plan, sampler, asked, self._asking, [new_seeds[p] for p in again]
+            )
+            seconds = await self._judged(asked, answers)
+            for place, second in zip(again, seconds, strict=True):
+                first = firsts[place]
+                groups[place] = _Judged(
+                    first.answers + second.answers, first.verdicts + second.verdicts
+                )
+        self._refuse_failures(step, groups)
+        return [
+            _rolled(prompt, group, num_tries=1 + (place in again))
+            for place, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
+        ]
+
+    async def _judged(
+        self, prompts: Sequence[Prompt], answers: Sequence[list[Answer]]
+    ) -> list[_Judged]:
+        async def judge(prompt: Prompt, answer: Answer) -> Verdict:
+            if _is_unreadable(answer):
+                return Verdict(0.0)
+            assert answer.read.said is not None, "else it cannot be read"
+            return await self._reward.judge(prompt.question, answer.read.said, prompt.reference)
+
+        judged = []
+        for prompt, group in zip(prompts, answers, strict=True):
+            verdicts = await asyncio.gather(*(judge(prompt, answer) for answer in group))
+            judged.append(_Judged(group, list(verdicts)))
+        return judged
+
+    def _refuse_failures(self, step: int, groups: Sequence[_Judged]) -> None:
+        """Raise `TrainingError` where more than a tenth of the answers have no reward."""
+        problems = [one.problem for group in groups for one in group.verdicts]
+        failed = [one for one in problems if one is not None]
+        if len(failed) > MAX_FAILED_SHARE * len(problems):
+            raise TrainingError(
+                f"rl.reward: {len(failed)} of the {len(problems)} answers of step {step} have no "
+                f"reward, more than {MAX_FAILED_SHARE:.0%}. The first: {failed[0]}. What gives the "
+                "rewards is at fault: mend it, and start a new run, which may start from this "
+                "run's last checkpoint."
+            )
+
+    # --- distances --------------------------------------------------------------------------------
+
+    async def _penalise(self, datums: list[tinker.Datum]) -> tuple[float, int]:
+        """Put the KL to the weights that the run started from into the advantages; what it is, and
+        how many tokens were read for it."""
+        from tinker_cookbook.rl.metrics import incorporate_kl_penalty
+
+        if self._start is None:
+            began_as = self._workplace.store.checkpoint(0)  # None: the base model
+            path = None if began_as is None else began_as.sampler_path
+            client = await self._workplace.open_sampler(path, None)
+            self._start = Scoring(client, self._plan.config.evaluation.concurrency)
+        scorer: Any = self._start
+        found = await incorporate_kl_penalty(datums, scorer, self._settings.kl_coef, 0.0)
+        return found["kl_policy_base"], sum(one.model_input.length + 1 for one in datums)
+
+    def _sampler_kl(self, step: int, made: _Made, logprobs: list[torch.Tensor]) -> float:
+        from tinker_cookbook.rl.metrics import compute_kl_sample_train
+
+        found = compute_kl_sample_train(made.datums, logprobs)
+        kl, half_square = found["optim/kl_sample_train_v1"], found["optim/kl_sample_train_v2"]
+        if max(abs(kl), half_square) > HEALTHY_KL and not self._has_warned:
+            self._has_warned = True
+            self._workplace.progress.line(
+                f"warning: step {step}: the sampler's and the trainer's log-probabilities of the "
+                f"same answers differ, by a KL of {kl:.3g} nats a token (half the mean square "
+                f"{half_square:.3g}), and healthy runs stay below {HEALTHY_KL:g}: the answers are "
+                "hardly those of the weights that are trained."
+            )
+        return kl
+
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+def _is_unreadable(answer: Answer) -> bool:
+    return answer.read.said is None or answer.read.is_malformed
+
+
+def _known(rewards: Sequence[float | None]) -> list[float]:
+    return [reward for reward in rewards if reward is not None]
+
+
+def _is_all_wrong(group: _Judged) -> bool:
+    """Whether the answers are all worth the same, and that is not what a right one is worth."""
+    rewards = _known(group.rewards)
+    return bool(rewards) and not has_variance(rewards) and not is_solved(rewards)
+
+
+def _rolled(prompt: Prompt, group: _Judged, num_tries: int) -> RolledGroup:
+    pairs = zip(group.answers, group.rewards, strict=True)
+    samples = [rolled_sample(answer, reward) for answer, reward in pairs]
+    is_used = has_variance(_known(group.rewards))
+    rolled = RolledGroup(
+        prompt.example_id, prompt.question, prompt.reference, samples, is_used, num_tries
+    )
+    if not is_used:
+        return rolled
+    (advantages_G,) = advantages_of([(prompt, _only_judged(rolled))])
+    values = iter(advantages_G.tolist())
+    samples = [
+        one if one.reward is None else replace(one, advantage=next(values)) for one in samples
+    ]
+    return replace(rolled, samples=samples)
+
+
+def _only_judged(group: RolledGroup) -> RolledGroup:
+    """A group without the answers that have no reward."""
+    return replace(group, samples=[one for one in group.samples if one.reward is not None])
+
+
+def advantages_of(pairs: Sequence[tuple[Prompt, RolledGroup]]) -> list[torch.Tensor]:
+    """Rewards less their group's mean, a tensor (G,) for each group."""
+    from tinker_cookbook.rl.data_processing import compute_advantages
+
+    return compute_advantages([trajectories_of(prompt, group.samples) for prompt, group in pairs])
+
+
+def measures_of(groups: Sequence[RolledGroup], group_size: int) -> dict[str, float]:
+    """What a step's answers tell. Those of a second try are left out, but for being counted: that
+    there is one hangs on what the first gave."""
+    firsts: list[RolledSample] = [one for group in groups for one in group.samples[:group_size]]
+    rewards = _known([one.reward for one in firsts])
+    logprobs = [logprob for one in firsts for logprob in one.logprobs]
+    return {
+        "reward": mean(rewards) if rewards else 0.0,
+        "entropy": -mean(logprobs) if logprobs else 0.0,
+        "answer_tokens": mean([len(one.tokens) for one in firsts]),
+        "truncated_share": mean([float(one.is_truncated) for one in firsts]),
+        "constant_share": mean([float(not group.is_used) for group in groups]),
+        "learnable_groups": float(sum(group.is_used for group in groups)),
+        "resampled_groups": float(sum(group.num_tries > 1 for group in groups)),
+        "failed_rewards": float(sum(one.reward is None for g in groups for one in g.samples)),
+    }

@@ -1,0 +1,48 @@
+"""The reward of a run, before the first step: found, loaded, and tried on a row of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from config_schema import LoadedConfig
+from errors import DataError
+from evaluation.rewards import Reward, check_reward, load_reward
+from rows.examples import Example, ExampleTable
+from user_code.own_graders import is_own_grader
+
+
+def reward_of(loaded: LoadedConfig) -> Reward | None:
+    """The reward that the settings name; None where another method trains. Raises `ConfigError`."""
+    settings = loaded.config.rl
+    if settings is None:
+        return None
+    file = None
+    if is_own_grader(settings.reward):
+        file = loaded.find("rl.reward", settings.reward.rpartition("@")[0])
+    return load_reward(settings.reward, loaded.file, file)
+
+
+def refuse_unfit_references(reward: Reward, rows: ExampleTable) -> None:
+    """Raise `DataError`, with file and line, for a row whose own answer no other can be held
+    against."""
+    for example in rows:
+        if (problem := reward.problem_with(reference_of(example))) is not None:
+            raise DataError(
+                f"{example.source} line {example.line_no}: rl.reward is {reward.name}, and of the "
+                f"row's answer {problem}. Correct the row, leave it out, or set rl.reward to "
+                "another."
+            )
+
+
+def reference_of(example: Example) -> str:
+    """What a row answers in the end."""
+    return next(one.content for one in reversed(example.messages) if one.role == "assistant")
+
+
+def describe_reward(reward: Reward, rows: ExampleTable) -> Iterator[str]:
+    """Yield what a row's own answer is worth. Raises `ConfigError` where that cannot be told."""
+    first = rows[0]
+    asked = [one.text for one in first.messages if one.role == "user"]
+    where = f"{first.source} line {first.line_no}"
+    worth = check_reward(reward, asked[-1] if asked else "", reference_of(first), where)
+    yield f"reward: {reward.name}; the own answer of {where} is worth {worth:g}"
