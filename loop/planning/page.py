@@ -148,9 +148,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     tokens, capacity; each resolved value with its source."""
     if plan.origin is not None:
         yield from describe_origin(plan.origin)
-    yield from describe_teacher(
-        plan.inputs.teacher, plan.config, plan.chat_format, plan.inputs.model_path
-    )
+    yield from describe_teacher(plan.inputs.teacher, plan.config, plan.chat_format)
     yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
     yield from describe_formats(plan)
     yield describe_train_on(plan)
