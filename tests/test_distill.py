@@ -32,11 +32,20 @@ from trainer_with_eval import main
 TEACHER = {"teacher": "teacher@round_01", "group_size": 2, "max_tokens": 6}
 
 
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory, llama_dir: Path) -> Path:
+    """The run of a teacher that has learnt to answer, and mostly stops where it should."""
+    made = Workspace(tmp_path_factory.mktemp("teacher"), llama_dir)
+    changes = {"max_rounds": 1, "steps_per_round": 12, "learning_rate": 0.02}
+    assert made.run("teacher", **changes) == 0
+    return made.folder / "teacher"
+
+
 @pytest.fixture
-def taught(workspace: Workspace) -> Workspace:
-    """A workspace with a teacher that has learnt to answer, and stops where it should."""
-    assert workspace.run("teacher", max_rounds=1, steps_per_round=12, learning_rate=0.02) == 0
-    workspace.settings |= {"method": "distill", "distill": TEACHER, "start_from": None}
+def taught(workspace: Workspace, teacher_dir: Path) -> Workspace:
+    """A workspace with a teacher in it."""
+    shutil.copytree(teacher_dir, workspace.folder / "teacher")
+    workspace.settings |= {"method": "distill", "distill": TEACHER, "steps_per_round": 2}
     return workspace
 
 
@@ -123,7 +132,7 @@ def test_rows_are_drawn_by_their_distance_from_the_teacher() -> None:
     assert distance_of("new", known).weight == pytest.approx(1.0)
     assert distance_of("new", {}).weight == distance_of("other", {}).weight > 0
     rows = ExampleTable(
-        Example(f"{n:064x}", (Message("user", "q"), Message("assistant", "a")), "f", n, None)
+        Example("", (Message("user", f"q {n}"), Message("assistant", "a")), "f", n, None)
         for n in range(40)
     )
     mining = Mining(strategy="loss", replay_share=0.0, by_teacher=True)
@@ -164,11 +173,12 @@ def test_off_policy_learns_what_the_teacher_answers(taught: Workspace, targets: 
     if targets == "soft":  # the scored tokens are counted
         assert all(one["num_prompt_tokens"] > 0 for one in steps)
     teacher = taught.store("run").settled_config()["resolved"]["teacher"]
-    assert teacher["path"] == taught.store("teacher").checkpoint(1).sampler_path
+    checkpoint, selection = taught.store("teacher").checkpoint(1), taught.store("run").selection(2)
+    assert checkpoint is not None and selection is not None
+    assert teacher["path"] == checkpoint.sampler_path
     assert set(teacher["sha256"]) == {"adapter_config.json", "adapter_model.safetensors"}
-    picks = taught.store("run").selection(2).picks
     assert not any(one["type"] == "losses_measured" for one in events)
-    assert all("loss" not in pick.reason for pick in picks)
+    assert all("loss" not in pick.reason for pick in selection.picks)
 
 
 @pytest.mark.trains
@@ -185,7 +195,9 @@ def test_on_policy_is_judged_by_the_teacher(taught: Workspace) -> None:
         assert one["measures"]["reverse_kl"] == pytest.approx(measures_of(groups)["reverse_kl"])
         assert abs(one["measures"]["kl_sampler_trainer"]) < 0.01
         assert one["num_sampled_tokens"] == sum(len(s.tokens) for g in groups for s in g.samples)
-    reasons = [p.reason for p in taught.store("run").selection(2).picks if p.weight is not None]
+    selection = taught.store("run").selection(2)
+    assert selection is not None
+    reasons = [pick.reason for pick in selection.picks if pick.weight is not None]
     assert reasons and all("teacher" in one for one in reasons)
 
 
@@ -255,12 +267,12 @@ def test_answers_of_a_round_cut_short_are_not_paid_again(taught: Workspace) -> N
 def test_a_teacher_that_cannot_teach_is_refused(
     workspace: Workspace,
     qwen_dir: Path,
+    teacher_dir: Path,
     capsys: pytest.CaptureFixture,
     distill: dict[str, Any],
     said: str,
 ) -> None:
-    if str(distill["teacher"]).startswith("teacher@"):
-        assert workspace.run("teacher", max_rounds=1, steps_per_round=1) == 0
+    shutil.copytree(teacher_dir, workspace.folder / "teacher")
     names = {"BASE": workspace.settings["base_model"], "OTHER": str(qwen_dir)}
     distill = {**distill, "teacher": names.get(distill["teacher"], distill["teacher"])}
     assert workspace.run("run", method="distill", distill=distill) == 2
