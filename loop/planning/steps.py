@@ -75,6 +75,7 @@ def mining_of(config: TrainingConfig) -> Mining:
         num_candidates=settings.num_candidates,
         of_pairs=config.method == "dpo",
         by_rewards=config.method == "rl",
+        by_teacher=config.method == "distill",
     )
 
 
