@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,7 +96,8 @@ class TrainingConfig(Settings):
         min_length=1,
         description=(
             "what is evaluated each round: `simple_qa` (built in), `qa:FILE.jsonl`, "
-            "`nll:FILE.jsonl`, or an Inspect task, `FILE.py@TASK` or `PACKAGE/TASK`"
+            "`pref:FILE.jsonl`, `nll:FILE.jsonl`, or an Inspect task, `FILE.py@TASK` or "
+            "`PACKAGE/TASK`"
         ),
     )
     renderer_name: Name | None = Field(
@@ -366,7 +368,7 @@ class TrainingConfig(Settings):
         if not self.scored_tasks:
             raise ValueError(
                 f"nothing in eval_tasks ({', '.join(self.eval_tasks)}) enters the score: held-out "
-                "losses and guards never do. Add a question file or an Inspect task."
+                "losses and guards never do. Add questions, held-out pairs or an Inspect task."
             )
         for name in self.scored_tasks:
             if name in self.evaluation.every:
@@ -390,7 +392,7 @@ class TrainingConfig(Settings):
 
     @property
     def scored_tasks(self) -> tuple[str, ...]:
-        """The tasks that enter the score: layer 3, or layer 2 where there is no layer 3."""
+        """The tasks that enter the score: those of the highest layer that there is."""
         candidates = [
             name
             for name in self.eval_tasks
@@ -400,10 +402,9 @@ class TrainingConfig(Settings):
         return tuple(name for name in candidates if self.layer_of(name) == top)
 
     def layer_of(self, name: str) -> int:
-        """1 held-out loss, 2 public benchmark, 3 the application's own."""
-        if name.startswith("nll:"):
-            return 1
-        return self.evaluation.layers.get(name, 2 if name.startswith("inspect_evals/") else 3)
+        """1 held-out loss or pairs, 2 public benchmark, 3 the application's own."""
+        usual = {"inspect_evals": 2, "pref": 1}.get(re.split("[/:]", name)[0], 3)
+        return 1 if name.startswith("nll:") else self.evaluation.layers.get(name, usual)
 
 
 class LoadedConfig(NamedTuple):

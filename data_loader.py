@@ -2,7 +2,8 @@
 
 A row is `{"messages": [{"role", "content"}, ...]}`, ShareGPT's `{"conversations": [{"from",
 "value"}, ...]}`, `{"instruction", "input"?, "output"}`, `{"prompt", "completion"}` or `{"input",
-"output"}` (`rows/forms.py` has the rest), and `columns` says what the file calls them. Exact
+"output"}` (`rows/forms.py` has the rest), and `columns` says what the file calls them; where
+preferences are trained, a row is a pair of answers (`rows/preferences.py`). Exact
 duplicates (over the whole conversation) and rows that hold an evaluation question are dropped; each
 dropped row is listed with file, line and reason. Examples wait on disk with an index in memory, so
 that a million of them fit. This file does not see scores and does not choose what to train on.
@@ -19,15 +20,17 @@ from typing import Any, Literal, NamedTuple
 
 from errors import DataError
 from rows.contamination import EvalTexts
-from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Message
+from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Record
 from rows.forms import Reading, guess_columns, read_form
 from rows.places import dropped_text, first_words
+from rows.preferences import Aside, PairReader, Placed
 from rows.quality import Filters, near_duplicates
-from rows.row_keys import PAIRS, SHAPES
+from rows.row_keys import PAIR_SHAPES, PAIRS, SHAPES
 from rows.sources import Row, Source, as_text, read_rows, sha256_of
 from rows.tool_calls import is_blank
 from rows.words import Words, cut, normalise, words_of
 
+PAIR_KEYS = ("prompt", "chosen", "rejected")
 MAX_REJECTED_SHARE = 0.5  # a file that loses more of its rows to errors is probably the wrong file
 MAX_REFUSALS = 20  # sources that a message explains,
 MAX_GROUPS = 20  # kinds of problems that a message lists,
@@ -74,10 +77,12 @@ def load_examples(
     filters: Filters | None = None,
     near_duplicates_from: float | None = None,
     beside: Sequence[Example] = (),
+    pairs: bool = False,
 ) -> LoadedData:
     """Read training rows; of rows with the same conversation, or nearly so, the first is kept.
 
-    With `near_duplicates_from`, rows that are nearly one of those `beside` are dropped too.
+    With `near_duplicates_from`, rows that are nearly one of those `beside` are dropped too; with
+    `pairs`, rows are preferences, and those that prefer nothing are dropped.
 
     Raises `DataError`, with the lines of all problems, when a source cannot be read, holds no row,
     loses most rows to errors, or has a bad one and `on_bad_row` is stop.
@@ -85,34 +90,25 @@ def load_examples(
     examples, dropped, files, refusals = ExampleTable(), DropLog(), [], []
     first_at: dict[bytes, int] = {}
     for source in sources:
-        num_rows, problems, columns = 0, _Problems(), _Columns(source)
-        unused = Counter[str]()
-        for row in read_rows(source):
-            num_rows += 1
-            columns.saw(row.fields or {})
-            try:
-                record, not_used = read_row(row, source.columns)
-            except ValueError as error:
-                reason = as_text(str(error))
-                problems.add(row.line_no, reason)
-                dropped.append(DroppedRow(source.name, row.line_no, "rejected", reason))
-                continue
+        problems, columns, unused = _Problems(pairs), _Columns(source), Counter[str]()
+        for (record, not_used), line_no in _placed(source, problems, columns, dropped):
             unused.update(not_used)
             columns.placed(not_used)
             position = first_at.setdefault(record.key, len(examples))
             if position < len(examples):
                 reason = f"the same conversation as {_place(examples[position], source.name)}"
                 text = first_words(examples[position].messages)
-                dropped.append(DroppedRow(source.name, row.line_no, "duplicate", reason, text))
+                dropped.append(DroppedRow(source.name, line_no, "duplicate", reason, text))
                 continue
-            flaw = None if filters is None else _flaw_of(record.messages, filters)
+            flaw = None if filters is None else _flaw_of(record, filters)
             if flaw is not None:
-                dropped.append(DroppedRow(source.name, row.line_no, *flaw))
+                dropped.append(DroppedRow(source.name, line_no, *flaw))
                 del first_at[record.key]
                 continue
-            examples.append(record, source.name, row.line_no)
+            examples.append(record, source.name, line_no)
+        num_rows = problems.num_rows
         of_columns = list(columns.refusals(num_rows - problems.number))
-        refusals += of_columns or problems.refusals(source, num_rows, on_bad_row, columns.found)
+        refusals += of_columns or problems.refusals(source, on_bad_row, columns.found)
         files.append(LoadedFile(source, sha256_of(source), num_rows, dict(unused)))
     if refusals:
         left = len(refusals) - MAX_REFUSALS
@@ -121,14 +117,76 @@ def load_examples(
     if near_duplicates_from is not None:
         examples = _without_near_duplicates(examples, beside, near_duplicates_from, dropped)
     if not len(examples):
-        raise DataError(f"{sources[0]}: the filters of `data` leave no row. Loosen them.")
+        raise DataError(f"{sources[0]}: {_why_none(dropped)}")
     return LoadedData(tuple(files), examples, dropped)
 
 
-def _flaw_of(messages: Sequence[Message], filters: Filters) -> tuple[str, str, str] | None:
-    """Kind and reason of a row that is filtered out, and what it asks first."""
-    flaw = filters.flaw_of([(message.role, message.text) for message in messages])
-    return None if flaw is None else (flaw.kind, flaw.reason, first_words(messages))
+def _placed(
+    source: Source, problems: _Problems, columns: _Columns, dropped: DropLog
+) -> Iterator[Placed]:
+    """Yield what the rows of a source come to; the others are counted and listed."""
+    pairs = PairReader() if problems.are_pairs else None
+    for row in read_rows(source):
+        problems.num_rows += 1
+        columns.saw(row.fields or {})
+        try:
+            found = _read(row, source.columns, pairs)
+        except ValueError as error:
+            reason = as_text(str(error))
+            problems.add(row.line_no, reason)
+            dropped.append(DroppedRow(source.name, row.line_no, "rejected", reason))
+            continue
+        if isinstance(found, Placed):
+            yield found
+        elif found is not None:
+            dropped.append(_set_aside(found, source.name))
+    if pairs is not None:
+        for one in pairs.left():
+            dropped.append(_set_aside(one, source.name))
+
+
+def _read(row: Row, columns: Mapping[str, str], pairs: PairReader | None) -> Placed | Aside | None:
+    """What a row comes to; None where a pair waits for another row of it. Raises `ValueError`."""
+    if pairs is None:
+        return Placed(read_row(row, columns), row.line_no)
+    if row.fields is None:
+        raise ValueError(row.problem)
+    fields, left_out = _renamed(row.fields, columns, (*PAIRS, PAIR_KEYS))
+    found = pairs.read(fields, row.line_no)
+    if not isinstance(found, Placed):
+        return found
+    unused = {*found.reading.unused, *left_out}
+    return Placed(found.reading._replace(unused=tuple(sorted(unused))), found.line_no)
+
+
+def _why_none(dropped: DropLog) -> str:
+    """What left no row of a source, and what to do."""
+    num_ties, num_unpaired = (dropped.counts[kind] for kind in ("tie", "unpaired"))
+    if not num_ties + num_unpaired:
+        return "the filters of `data` leave no row. Loosen them."
+    return (
+        f"no pair is left: {num_ties} rows prefer neither answer, and {num_unpaired} that mark one "
+        "answer find none with the other mark and the same prompt. Give rows with a chosen and a "
+        "rejected answer."
+    )
+
+
+def _set_aside(row: Aside, source: str) -> DroppedRow:
+    return DroppedRow(source, row.line_no, row.kind, row.reason, row.text or None)
+
+
+def _flaw_of(record: Record, filters: Filters) -> tuple[str, str, str] | None:
+    """Kind and reason of a row that is filtered out, and what it asks first; of a pair each answer
+    is looked at."""
+    conversations = [record.messages]
+    if record.rejected is not None:
+        conversations.append((*record.messages[:-1], record.rejected))
+    for messages in conversations:
+        flaw = filters.flaw_of([(message.role, message.text) for message in messages])
+        if flaw is not None:
+            which = "" if messages is record.messages else "of its rejected answer: "
+            return flaw.kind, f"{which}{flaw.reason}", first_words(messages)
+    return None
 
 
 def _without_near_duplicates(
@@ -140,7 +198,7 @@ def _without_near_duplicates(
         return beside[position] if position < num_beside else examples[position - num_beside]
 
     def words_at(position: int) -> Words:
-        return words_of("\n".join(message.text for message in row_at(position).messages))
+        return words_of("\n".join(text for _, text in row_at(position).turns))
 
     gone: set[int] = set()
     number = num_beside + len(examples)
@@ -163,7 +221,9 @@ def _place(row: Example, seen_from: str) -> str:
 class _Problems:
     """The bad rows of one source, by what is wrong with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, are_pairs: bool) -> None:
+        self.num_rows = 0  # bad or not
+        self.are_pairs = are_pairs
         self._lines: dict[str, list[int]] = defaultdict(list)
 
     def add(self, line_no: int, reason: str) -> None:
@@ -173,10 +233,9 @@ class _Problems:
     def number(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    def refusals(
-        self, source: Source, num_rows: int, on_bad_row: str, found: Collection[str]
-    ) -> Iterator[str]:
+    def refusals(self, source: Source, on_bad_row: str, found: Collection[str]) -> Iterator[str]:
         """Yield why the source cannot be used as it is; `found` are the keys of its rows."""
+        num_rows = self.num_rows
         if num_rows == 0:
             yield f"{source}: the file is empty. Give a file with one example per row."
         number = self.number
@@ -186,8 +245,10 @@ class _Problems:
         shown = "; ".join(f"{lines_text(lines)}: {reason}" for reason, lines in groups[:MAX_GROUPS])
         left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
         more = f"; and {left} more of other kinds" if left else ""
-        guess = guess_columns(found)
+        guess = {} if self.are_pairs else guess_columns(found)
         names = guess or {"instruction": "QUESTION_COLUMN", "output": "ANSWER_COLUMN"}
+        if self.are_pairs:
+            names = {"chosen": "PREFERRED_COLUMN", "rejected": "OTHER_COLUMN"}
         line = f'"data": {{{_columns_line(names)}}}'
         line = f"here probably {line}" if guess else f"with the names of two of these keys: {line}"
         what = (
@@ -200,7 +261,7 @@ class _Problems:
         )
         yield (
             f"{source}: {number} of {num_rows} rows cannot be used: {shown}{more}. Expected "
-            f"{SHAPES}. {what}"
+            f"{PAIR_SHAPES if self.are_pairs else SHAPES}. {what}"
         )
 
 
@@ -230,13 +291,15 @@ def read_row(row: Row, columns: Mapping[str, str]) -> Reading:
 
 
 def _renamed(
-    fields: Mapping[str, Any], columns: Mapping[str, str]
+    fields: Mapping[str, Any],
+    columns: Mapping[str, str],
+    pairs: Sequence[tuple[str, ...]] = PAIRS,
 ) -> tuple[dict[str, Any], list[str]]:
     """Fields under our names: what is named comes first, and takes the place of what has its name;
     no other form of the row counts beside it, and the keys of those are returned as left out."""
     named = {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
     others = {k: v for k, v in fields.items() if k not in columns.values()}
-    forms = [{"messages"}, {"conversations"}, *({*pair, "input", "context"} for pair in PAIRS)]
+    forms = [{"messages"}, {"conversations"}, *({*pair, "input", "context"} for pair in pairs)]
     wanted = [form for form in forms if form & named.keys()]
     allowed = set().union(*wanted) if wanted else None
     of_forms = set().union(*forms)

@@ -7,7 +7,7 @@ from the pool by chance, and hard ones by the strategy:
 - `uniform`: by chance;
 - `topics`: topics in proportion to their smoothed failure rate, by chance within one;
 - `similar`: in proportion to the likeness of a row to the questions that were failed;
-- `loss`: in proportion to what can still be learnt of a row (`learnable`);
+- `loss`: in proportion to what can still be learnt of a row (`learnable`), of a pair to its loss;
 - `hybrid`: as `topics`, without the rows of each topic whose losses are the highest.
 
 Where rewards are learnt from, no losses are measured: `loss` draws in proportion to the `promise`
@@ -52,6 +52,7 @@ class Mining:
     noise_cap: float = 0.3
     num_candidates: int | None = None  # None: some for each slot, where losses are measured
     by_rewards: bool = False  # what was answered right is known, and no loss is measured
+    of_pairs: bool = False  # a row's loss is that of its pair, and began at the same for all
 
     @property
     def needs_losses(self) -> bool:
@@ -60,7 +61,7 @@ class Mining:
 
     @property
     def needs_losses_before(self) -> bool:
-        return self.strategy == "loss" and not self.by_rewards
+        return self.strategy == "loss" and not (self.by_rewards or self.of_pairs)
 
     @property
     def needs_topics(self) -> bool:
@@ -178,11 +179,7 @@ class Selection:
 
 
 def select_first(
-    train: ExampleTable,
-    *,
-    num_slots: int,
-    seed: int,
-    weights: Mapping[str, float] | None = None,
+    train: ExampleTable, *, num_slots: int, seed: int, weights: Mapping[str, float] | None = None
 ) -> Selection:
     """Round 1: the start of the seeded shuffle of the training file."""
     picks = tuple(
@@ -238,11 +235,7 @@ def mined_table(train: ExampleTable, pool: ExampleTable) -> tuple[ExampleTable, 
 
 
 def candidates(
-    previous: Selection,
-    mined: ExampleTable,
-    signals: Signals,
-    mining: Mining,
-    num_hard: int,
+    previous: Selection, mined: ExampleTable, signals: Signals, mining: Mining, num_hard: int
 ) -> list[int]:
     """The positions of the rows to measure for so many slots, by chance, anew in each round.
 
@@ -388,11 +381,13 @@ class _Draw:
         losses = self.signals.losses
 
         def weight(example_id: str) -> float:
-            return learnable(losses[example_id]) if example_id in losses else 0.0
+            if example_id not in losses:
+                return 0.0
+            return losses[example_id].now if self.mining.of_pairs else learnable(losses[example_id])
 
         def reason(example_id: str) -> str:
-            loss = losses[example_id]
-            return f"loss {loss.now:.2f} a token, {loss.before or 0:.2f} before training"
+            before = losses[example_id].before
+            return f"{self._loss(example_id)}{f', {before:.2f} before training' if before else ''}"
 
         unknown = "uniform: of no row that waits it is known that it can be learnt"
         positions = self._least_drawn(self._drawable())
@@ -471,13 +466,17 @@ class _Draw:
 
     def _topic_reason(self, topic: str | None, position: int) -> str:
         score = self.signals.topics.get(topic or "")
-        loss = self.signals.losses.get(self.examples.id_of(position))
-        found = "" if loss is None else f"; loss {loss.now:.2f} a token"
+        example_id = self.examples.id_of(position)
+        found = f"; {self._loss(example_id)}" if example_id in self.signals.losses else ""
         if score is None:
             return f"no question of this topic was asked; drawn at the rate of one half{found}"
         num_stalled = self.signals.stalled.get(topic or "", 0)
         futile = ", and more of its rows did not help" if num_stalled else ""
         return f"topic {topic}: {score.num_failures:g} of {score.n} questions failed{futile}{found}"
+
+    def _loss(self, example_id: str) -> str:
+        loss = self.signals.losses[example_id].now
+        return f"loss {loss:.2f}{' of the pair' if self.mining.of_pairs else ' a token'}"
 
     def _pick(self, position: int, reason: str, weight: float) -> Pick:
         self.times[position] += 1

@@ -1,4 +1,4 @@
-"""Tasks measured on one checkpoint: question files, held-out losses, and Inspect tasks together.
+"""Tasks measured on one checkpoint: question files, pairs, held-out losses and Inspect tasks.
 
 What is done is given out as it is done, so that none of it is lost to what fails after it.
 """
@@ -18,6 +18,7 @@ from evaluation.inspect_model import inspect_model
 from evaluation.inspect_runs import InspectSetting, run_inspect
 from evaluation.inspect_scores import InspectScores
 from evaluation.inspect_tasks import InspectTask, without_questions
+from evaluation.preferences import PairFile, judge_pairs, pair_metrics
 from evaluation.tasks import EvalTask
 from scores.results import Measured, SampleResult, task_result
 from simple_eval import QuestionTask, Sampler, ask_questions
@@ -106,6 +107,18 @@ async def measure(
             samples = await ask_questions(task.work, sampler, journal, measuring.graded)
             result = task_result(task.name, samples, layer=task.layer, role=task.role)
             yield Measured((replace(result, max_tokens=_max_tokens(task, sampler)),))
+    for task in tasks:
+        if isinstance(task.work, PairFile):
+            measuring.begin(task.name)
+            samples = await judge_pairs(task.work, sampler, journal, measuring.graded)
+            metrics = pair_metrics(samples)
+            yield Measured(
+                (
+                    task_result(
+                        task.name, samples, layer=task.layer, role=task.role, metrics=metrics
+                    ),
+                )
+            )
     for task in tasks:
         if isinstance(task.work, HeldOutFile):
             measuring.begin(task.name)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_model import INSPECT_MAX_TOKENS
 from evaluation.inspect_tasks import InspectTask, last_user_text
+from evaluation.preferences import PairFile
 from grading.graders import GRADING
 from rows.contamination import EvalText
 from scores.results import Role
@@ -39,7 +40,7 @@ class EvalTask:
     layer: int
     role: Role
     every: int | Literal["end"]
-    work: QuestionTask | InspectTask | HeldOutFile
+    work: QuestionTask | InspectTask | HeldOutFile | PairFile
 
     def is_due(self, round_no: int) -> bool:
         """Whether a round measures it; the baseline also measures what guards are compared with."""
@@ -76,11 +77,16 @@ class EvalTask:
         elif isinstance(self.work, InspectTask):
             for sample in self.work.task.dataset:
                 yield Asked(f"{self.name}: sample {sample.id}", _turns_of(sample.input))
+        elif isinstance(self.work, PairFile):
+            for one in self.work.examples:
+                before = (m for m in one.messages[:-1] if m.role in ROLES)
+                turns = tuple(Turn(message.role, message.content) for message in before)
+                yield Asked(f"{self.work.path} line {one.line_no}", turns)
 
     @property
     def n(self) -> int:
-        """Questions, or held-out conversations."""
-        if isinstance(self.work, HeldOutFile):
+        """Questions, or held-out conversations or pairs."""
+        if isinstance(self.work, HeldOutFile | PairFile):
             return len(self.work.examples)
         return len(self.work.questions)
 
@@ -89,6 +95,8 @@ class EvalTask:
         """The ids that its results have."""
         if isinstance(self.work, HeldOutFile):
             return frozenset(example.id for example in self.work.examples)
+        if isinstance(self.work, PairFile):
+            return frozenset(f"{self.name}/{example.id}" for example in self.work.examples)
         if isinstance(self.work, QuestionTask):
             return frozenset(f"{self.name}/{question.id}" for question in self.work.questions)
         return frozenset(f"{self.name}/{sample.id}" for sample in self.work.task.dataset)
@@ -96,18 +104,22 @@ class EvalTask:
     @property
     def num_clusters(self) -> int:
         """Questions that share no cluster; `n` where none do."""
+        if isinstance(self.work, PairFile):
+            return len({self.work.clusters.get(one.id, one.id) for one in self.work.examples})
         if isinstance(self.work, QuestionTask):
             return len({question.cluster or question.id for question in self.work.questions})
         return self.work.num_clusters if isinstance(self.work, InspectTask) else self.n
 
     def num_requests(self, num_repeats: int) -> int:
         """Requests that an evaluation makes, where each question takes one turn."""
+        if isinstance(self.work, PairFile):
+            return 2 * self.n
         return self.n * (1 if isinstance(self.work, HeldOutFile) else num_repeats)
 
     def max_tokens(self, of_settings: int | None) -> int | None:
         """The longest answer of one turn that is asked for: what the settings say, else an Inspect
-        task's own, else the default; None of a held-out loss. A solver may ask for another."""
-        if isinstance(self.work, HeldOutFile):
+        task's own, else the default; None where nothing is sampled. A solver may ask for more."""
+        if isinstance(self.work, HeldOutFile | PairFile):
             return None
         if isinstance(self.work, QuestionTask):
             return of_settings or DEFAULT_MAX_TOKENS
@@ -155,5 +167,12 @@ def protocol_of(
         "seed": settings.seed,
         "grader_model": grader_model,
         "grading": GRADING,
-        "tasks": {task.name: {"sha256": task.work.sha256, "role": task.role} for task in tasks},
+        "tasks": {task.name: _task_protocol(task) for task in tasks},
     }
+
+
+def _task_protocol(task: EvalTask) -> dict[str, Any]:
+    told = {"sha256": task.work.sha256, "role": task.role}
+    if isinstance(task.work, PairFile):  # what data.columns made of the file
+        told["pairs_sha256"] = task.work.examples.sha256
+    return told

@@ -72,7 +72,7 @@ def asked_of(source: Exported) -> Asked:
     recorded = _recorded(source.store, round_no, notes)
     questions: list[AskedQuestion] = []
     for name in config.get("eval_tasks") or []:
-        if not name.startswith("nll:"):
+        if not name.startswith(("nll:", "pref:")):  # which ask nothing
             questions += _of_task(source.store, name, recorded.get(name, []), notes)
     prompt = evaluation.get("system_prompt")
     questions = [one._replace(turns=tuple(turns_asked(one.turns, prompt))) for one in questions]

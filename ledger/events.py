@@ -83,6 +83,14 @@ class _Step(_OfRound):
     measures: dict[str, Measure] = {}  # of a method's own
 
 
+class _ReferenceSet(_OfRound):
+    path: WeightsPath | None
+
+
+class _ReferenceMeasured(_OfRound):
+    num_pairs: Count
+
+
 class _HeldOut(_OfRound):
     step: Count
     task: str
@@ -165,6 +173,8 @@ KINDS: dict[str, type[_Any]] = {
     "selected": _Selected,
     "losses_measured": _LossesMeasured,
     "answered": _Answered,
+    "reference_set": _ReferenceSet,
+    "reference_measured": _ReferenceMeasured,
     "step": _Step,
     "held_out": _HeldOut,
     "checkpoint": _Checkpoint,

@@ -140,7 +140,7 @@ class Batch:
     num_loss_tokens: int
     lr: float
     measures: dict[str, float] = field(default_factory=dict)  # of the method that trains
-    num_prompt_tokens: int = 0  # that sampling clients read for it,
+    num_prompt_tokens: int = 0  # that were read for it without a gradient,
     num_sampled_tokens: int = 0  # and sampled
 
 

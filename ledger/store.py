@@ -10,10 +10,10 @@
     eval_report.md           the recommended checkpoint and the evidence for it
     report_parts/            each round's answers as they stand in report.html
     evals/*.partial.jsonl    graded samples of an evaluation that is not recorded yet
-    selections/round_NN.json what the round trained on, and why; shown_NN.json some of these rows
-                             as the model sees them
+    selections/round_NN.json what the round trained on, and why; shown_NN.json rows of it as shown
     report.html              all of it on one page
     evalops/round_NN-*.json  rounds as EvalOps is told of them
+    reference.jsonl          of method dpo: the pairs' log-probabilities under the reference
     checkpoints/             the embedded service's weights
 
 The effective ledger is what a replay gives: a `resumed` event names the last durable `seq` and

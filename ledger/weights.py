@@ -14,10 +14,12 @@ from errors import RunStoreError
 from ledger.records import Checkpoint, SavedWeights, Stamp, WeightsPath
 from ledger.run_directory import Event, RunDirectory, now
 from storage.files import append_line, read_lines
+from storage.journal import Journal
 from storage.stored_json import parse_object, record_of
 
 WEIGHTS = "weights_sha256"  # of what was measured: the files that it lies in, by name
 PROMOTIONS = "promotions.jsonl"
+REFERENCE = "reference.jsonl"  # log-probabilities of pairs under the reference
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,32 @@ class SavedWeightsRecords(RunDirectory):
     def record_released(self, round_no: int, paths: Sequence[str], expires_at: str | None) -> None:
         """These weights have an expiry again."""
         self.append("checkpoint_released", round=round_no, paths=list(paths), expires_at=expires_at)
+
+    def record_reference(self, path: str | None, name: str) -> None:
+        """Which weights preferences are trained against, for as long as the run lasts; a path of
+        None is the base model."""
+        self.append("reference_set", round=0, path=path, name=name)
+
+    def reference(self) -> Event | None:
+        """What preferences are trained against, once that is settled."""
+        return next(self.events("reference_set"), None)
+
+    def reference_journal(self, path: str | None) -> Journal:
+        """What the reference's log-probabilities of pairs are; it stays."""
+        return Journal(self.run_dir / REFERENCE, self.weights_of(path))
+
+    def record_reference_measured(self, round_no: int, num_pairs: int, num_tokens: int) -> None:
+        """That the reference has been asked, by now, for so many pairs with so many tokens, where
+        that is more than was told."""
+        told = self.ever("reference_measured")
+        num_new = num_tokens - sum(event["num_prompt_tokens"] for event in told)
+        if num_new > 0:
+            self.append(
+                "reference_measured",
+                round=round_no,
+                num_pairs=num_pairs,
+                num_prompt_tokens=num_new,
+            )
 
     def record_deleted(self, round_no: int, paths: Sequence[str]) -> None:
         self.append("checkpoint_deleted", round=round_no, paths=list(paths))

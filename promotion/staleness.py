@@ -88,7 +88,7 @@ def _recorded_files(store: RunStore) -> Iterator[_Recorded]:
     manifest = store.manifest()
     for name, task in manifest.eval_tasks.items():
         if task.path != name and name != SPLIT_TASK:
-            kind: Kind = "rows" if name.startswith("nll:") else "questions"
+            kind: Kind = "rows" if name.startswith(("nll:", "pref:")) else "questions"
             path = store.now_at(Path(task.path))
             yield _Recorded(f"the questions of {name}", kind, path, task.sha256)
     for key, file in manifest.files.items():

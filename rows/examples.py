@@ -61,11 +61,13 @@ class Example:
     topic: str | None
     tools: str | None = None  # the functions on offer, a JSON list as text
     weight: float = 1.0  # its loss is multiplied by it
+    rejected: Message | None = None  # of a pair: what the last message is preferred to
 
     @property
     def turns(self) -> tuple[tuple[str, str], ...]:
-        """(role, all that is said) of each message."""
-        return tuple((message.role, message.text) for message in self.messages)
+        """(role, all that is said) of each message, and of the rejected answer after them."""
+        said = self.messages if self.rejected is None else (*self.messages, self.rejected)
+        return tuple((message.role, message.text) for message in said)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class ExampleTable(_Lazy[Example]):
         self._topics, self._sources = _Names(), _Names()
         self._positions: dict[bytes, int] | None = None
         for one in examples:
-            record = make_record(one.messages, one.topic, one.tools, one.weight)
+            record = make_record(one.messages, one.topic, one.tools, one.weight, one.rejected)
             self.append(record, one.source, one.line_no)
 
     def append(self, record: Record, source: str, line_no: int) -> None:
@@ -178,6 +180,7 @@ class ExampleTable(_Lazy[Example]):
             topic=self.topic_of(position),
             tools=row.get("tools"),
             weight=row.get("weight", 1.0),
+            rejected=_message_of(row["rejected"]) if "rejected" in row else None,
         )
 
     def id_of(self, position: int) -> str:
@@ -270,25 +273,35 @@ class Record(NamedTuple):
     topic: str | None
     canonical: bytes  # the messages as they are kept and hashed
     key: bytes  # the id's 32 bytes
+    tools: str | None = None
+    weight: float = 1.0
+    rejected: Message | None = None
 
 
 def make_record(
-    messages: tuple[Message, ...], topic: str | None, tools: str | None = None, weight: float = 1.0
+    messages: tuple[Message, ...],
+    topic: str | None,
+    tools: str | None = None,
+    weight: float = 1.0,
+    rejected: Message | None = None,
 ) -> Record:
     """The record of a conversation; what says nothing beyond role and content has the same
     canonical form, and so the same id, as ever."""
-    content: list[Any] = [
-        message[:2] if message[2:] == _PLAIN else [*message[:2], _more_of(message)]
-        for message in messages
-    ]
-    of_row = {"tools": tools} if tools is not None else {}
+    content = [_kept_of(message) for message in messages]
+    of_row: dict[str, Any] = {"tools": tools} if tools is not None else {}
     of_row |= {"weight": weight} if weight != 1 else {}
+    of_row |= {"rejected": _kept_of(rejected)} if rejected is not None else {}
     whole = {"messages": content, **of_row} if of_row else content
     canonical = json.dumps(whole, ensure_ascii=False).encode()
-    return Record(messages, topic, canonical, hashlib.sha256(canonical).digest())
+    key = hashlib.sha256(canonical).digest()
+    return Record(messages, topic, canonical, key, tools, weight, rejected)
 
 
 _PLAIN = Message("", "")[2:]
+
+
+def _kept_of(message: Message) -> Sequence[Any]:
+    return message[:2] if message[2:] == _PLAIN else [*message[:2], _more_of(message)]
 
 
 def _more_of(message: Message) -> dict[str, Any]:

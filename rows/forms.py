@@ -67,7 +67,7 @@ def read_form(fields: Mapping[str, Any]) -> Reading:
     plain = _plain(fields)
     if plain is not None:
         return plain
-    given = _given(fields)
+    given = given_of(fields)
     if not REFUSED.keys().isdisjoint(given):
         key = _first(REFUSED, given)
         raise ValueError(f'"{key}": {REFUSED[key]}')
@@ -116,7 +116,7 @@ def _plain(fields: Mapping[str, Any]) -> Reading | None:
 _NOT_PLAIN = ("", "[")  # no text, or perhaps messages as JSON text
 
 
-def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+def given_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that say something; where no text is meant, blank JSON text is blank as well."""
     return {
         key: value
@@ -147,19 +147,28 @@ def guess_columns(found: Collection[str]) -> dict[str, str]:
 
 def _likings(given: Mapping[str, Any]) -> list[str]:
     """The keys that mark the row as liked. Raises `ValueError` where one marks it as disliked."""
-    likings = []
+    marks = marks_of(given)
+    for key, is_liked in marks.items():
+        if not is_liked:
+            raise ValueError(f'"{key}" is {given[key]!r}: {DISLIKED}')
+    return list(marks)
+
+
+def marks_of(given: Mapping[str, Any]) -> dict[str, bool]:
+    """The keys that mark the row's answer as liked, or as disliked."""
+    marks: dict[str, bool] = {}
     for key in LIKED_KEYS:
         value = given.get(key)
         said = value.strip().strip("\"'").casefold() if isinstance(value, str) else value
         number = number_of(said) if isinstance(said, str) else said
         is_number = isinstance(number, bool | int | float)
         if said in DISLIKING or (is_number and number <= 0):
-            raise ValueError(f'"{key}" is {value!r}: {DISLIKED}')
-        if said in LIKING or number == 1:
-            likings.append(key)
+            marks[key] = False
+        elif said in LIKING or number == 1:
+            marks[key] = True
         elif said is not None and key != "label":  # which may be a class's name
             raise ValueError(f'"{key}" is {value!r}, neither true nor false')
-    return likings
+    return marks
 
 
 def _refuse_context_elsewhere(given: Mapping[str, Any], messages: Sequence[Message]) -> None:
@@ -208,7 +217,7 @@ def _asked(given: Mapping[str, Any], pair: tuple[str, str], unused: set[str]) ->
     """What comes before the answer of a pair: a question with its context, or messages."""
     asked = _messages_or_text(given, pair)[0]
     context = [key for key in CONTEXT_KEYS if key in given and key not in pair]
-    if not isinstance(asked, str) and _is_messages(asked):
+    if not isinstance(asked, str) and is_messages(asked):
         # The split is what this form is for: answers in the prompt are examples, and not trained.
         messages = [
             one._replace(weight=0.0) if one.role == "assistant" else one
@@ -226,7 +235,7 @@ def _answered(
     given: Mapping[str, Any], pair: tuple[str, str], unused: set[str]
 ) -> Sequence[Message]:
     answered = _messages_or_text(given, pair)[1]
-    if not isinstance(answered, str) and _is_messages(answered):
+    if not isinstance(answered, str) and is_messages(answered):
         return _conversation(answered, pair[1], unused)
     return (Message("assistant", text_of(answered, f'"{pair[1]}"'), reasoning=_reasoning(given)),)
 
@@ -237,12 +246,12 @@ def _messages_or_text(given: Mapping[str, Any], pair: tuple[str, str]) -> tuple[
     asked, answered = given[pair[0]], given[pair[1]]
     if pair == ("prompt", "completion") and isinstance(asked, str) and asked.lstrip()[:1] == "[":
         read = decoded(asked), decoded(answered)
-        if all(_is_messages(one) for one in read):
+        if all(is_messages(one) for one in read):
             return read
     return asked, answered
 
 
-def _is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> bool:
     return (
         bool(value)
         and isinstance(value, list)
@@ -257,7 +266,7 @@ def _history(value: Any) -> tuple[Message, ...]:
         return ()
     if not isinstance(value, list):
         raise ValueError('"history" is not a list of earlier turns')
-    if _is_messages(value):
+    if is_messages(value):
         return _conversation(value, "history", set())
     messages: list[Message] = []
     for turn in value:
@@ -301,7 +310,7 @@ def _conversation(raw: Any, key: str, unused: set[str]) -> tuple[Message, ...]:
 def _messages_of(item: Mapping[str, Any], index: int, unused: set[str]) -> list[Message]:
     """One message; of a tool turn that holds several answers, one for each."""
     what = f"message {index}"
-    given = _given(item)
+    given = given_of(item)
     named = given.get("role", given.get("from"))
     _refuse_two_sides(given, what)
     role = ROLES.get(named.strip().casefold()) if isinstance(named, str) else None

@@ -11,7 +11,7 @@ import itertools
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import DataError
@@ -23,8 +23,10 @@ from rows.turns import CLOSE, abilities_of, taking_marks, turns_of
 if TYPE_CHECKING:
     import tinker
     import torch
-    from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.renderers import Renderer, TrainOnWhat
 
+SIDES = ("chosen", "rejected")
+PAIRS_TRAIN_ON = "last_assistant_message"
 NUM_KEPT = 4096  # datums kept in memory, the last used ones
 
 
@@ -62,10 +64,32 @@ class RenderedTable(NamedTuple):
     num_truncated: int
     dropped: DropLog
     noted: Counter[str]  # how many examples have what the plan should say of them
+    longest: Sequence[int]  # tokens of the longer answer's conversation, where a row is a pair
+
+
+class _Unusable(ValueError):
+    """Says why a row is not trained on; `kind` as dropped rows have it."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class _Measured(NamedTuple):
+    """What is known of a row: of both sides together, where it is a pair."""
+
+    num_tokens: int
+    num_loss_tokens: int
+    longest: int
+    cut: tuple[bool, ...]  # of each side, the chosen one first
 
 
 class Rendering:
-    """Renders examples to datums, and finds them by the example's id."""
+    """Renders examples to datums, and finds them by the example's id.
+
+    A pair has a datum for each side. What carries loss in it is its two answers, whatever
+    `train_on` says.
+    """
 
     def __init__(
         self, renderer: Renderer, max_seq_length: int, train_on: str | None = None
@@ -78,16 +102,28 @@ class Rendering:
         self._max_seq_length = max_seq_length
         self.train_on_what = resolve_train_on(renderer, train_on)
         self._tables: list[ExampleTable] = []
-        self._kept: OrderedDict[str, RenderedExample] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, bool], RenderedExample] = OrderedDict()
 
     def __getitem__(self, example_id: str) -> RenderedExample:
-        if example_id in self._kept:
-            self._kept.move_to_end(example_id)
-            return self._kept[example_id]
+        """The datum of an example; of a pair that of its chosen side."""
+        return self._side(example_id, is_rejected=False)
+
+    def rejected(self, example_id: str) -> RenderedExample:
+        """The datum of a pair's rejected side."""
+        return self._side(example_id, is_rejected=True)
+
+    def _side(self, example_id: str, *, is_rejected: bool) -> RenderedExample:
+        key = example_id, is_rejected
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
         example = find_example(example_id, *self._tables)
         if example is None:
             raise KeyError(example_id)
-        return self._keep(example)
+        rendered = self._kept[key] = self._render(other_side(example) if is_rejected else example)
+        if len(self._kept) > NUM_KEPT:
+            self._kept.popitem(last=False)
+        return rendered
 
     def render_all(self, examples: ExampleTable) -> RenderedTable:
         """Render the examples of a table; those that can be trained on are found by id after.
@@ -95,25 +131,26 @@ class Rendering:
         Raises `DataError` when none is left.
         """
         kept: list[int] = []
-        num_tokens, num_loss_tokens, num_truncated = array("l"), array("l"), 0
+        num_tokens, num_loss_tokens, longest = array("l"), array("l"), array("l")
+        num_truncated = 0
         dropped, noted = DropLog(), Counter[str]()
         for position, example in enumerate(examples):
             try:
-                info = self._measure(example)
+                measured = self._measure(example)
+            except _Unusable as error:
+                row = DroppedRow(example.source, example.line_no, error.kind, str(error))
+                dropped.append(row)
+                continue
             except ValueError as error:
                 reason = f"it cannot be rendered: {error}"
                 dropped.append(DroppedRow(example.source, example.line_no, "rejected", reason))
                 continue
-            if info.num_loss_tokens == 0:
-                reason = self._why_no_loss(example)
-                row = DroppedRow(example.source, example.line_no, "no_loss_tokens", reason)
-                dropped.append(row)
-                continue
             kept.append(position)
-            num_tokens.append(info.num_tokens)
-            num_loss_tokens.append(info.num_loss_tokens)
-            num_truncated += info.truncated
-            noted.update(self._notes_on(example))
+            num_tokens.append(measured.num_tokens)
+            num_loss_tokens.append(measured.num_loss_tokens)
+            longest.append(measured.longest)
+            num_truncated += any(measured.cut)
+            noted.update(self._notes_on(example, measured.cut))
         if len(examples) and not kept:
             what = (
                 "Raise max_seq_length, or correct"
@@ -126,7 +163,9 @@ class Rendering:
             )
         table = examples.take(kept) if len(kept) < len(examples) else examples
         self._tables.append(table)
-        return RenderedTable(table, num_tokens, num_loss_tokens, num_truncated, dropped, noted)
+        return RenderedTable(
+            table, num_tokens, num_loss_tokens, num_truncated, dropped, noted, longest
+        )
 
     def prompt_of(self, example: Example) -> tinker.ModelInput:
         """The tokens that ask for an example's last answer, tools and system prompt included.
@@ -139,9 +178,10 @@ class Rendering:
         asked: Any = [message for message, _ in turns[:last]]
         return self._renderer.build_generation_prompt(asked)
 
-    def pieces_of(self, example_id: str) -> Iterator[Piece]:
-        """The tokens of an example as the model sees them, those that count alike together."""
-        datum = self[example_id].datum
+    def pieces_of(self, example_id: str, *, is_rejected: bool = False) -> Iterator[Piece]:
+        """The tokens of an example as the model sees them, those that count alike together; of a
+        pair those of one side."""
+        datum = self._side(example_id, is_rejected=is_rejected).datum
         weights = datum.loss_fn_inputs["weights"].to_numpy().tolist()
         last = int(datum.loss_fn_inputs["target_tokens"].to_numpy()[-1])
         tokens = zip([*datum.model_input.to_ints(), last], [0.0, *weights], strict=True)
@@ -150,16 +190,20 @@ class Rendering:
             text = self._renderer.tokenizer.decode([token for token, _ in group])
             yield Piece(str(text), round(weight / largest, 4))
 
-    def _why_no_loss(self, example: Example) -> str:
+    def _why_no_loss(self, example: Example, which: str = "") -> str:
         if example.weight == 0:
             return "its weight is 0"
+        if which:
+            return f"no token of its {which} answer within max_seq_length {self._max_seq_length}"
         answers = [one for one in example.messages if one.role == "assistant"]
         if all(one.weight == 0 for one in answers):
             return "each of its answers has weight 0"
         return f"no answer token within max_seq_length {self._max_seq_length}"
 
-    def _notes_on(self, example: Example) -> Iterator[str]:
+    def _notes_on(self, example: Example, cut: tuple[bool, ...]) -> Iterator[str]:
         """What a reader should know of how an example was rendered."""
+        if example.rejected is not None:
+            yield from (f"{side} cut" for side, it in zip(SIDES, cut, strict=True) if it)
         answers = [one for one in example.messages if one.role == "assistant"]
         if example.weight != 1:
             yield "row weight"
@@ -173,14 +217,8 @@ class Rendering:
         has_thought = answers[-1].reasoning is not None or CLOSE in answers[-1].content
         if has_thought and self._abilities.takes_reasoning:
             yield "reasoning"
-        if any(self._tokenizer.controls_in(one.content) for one in example.messages):
+        if any(self._tokenizer.controls_in(text) for text in _contents(example)):
             yield "control tokens"
-
-    def _keep(self, example: Example) -> RenderedExample:
-        rendered = self._kept[example.id] = self._render(example)
-        if len(self._kept) > NUM_KEPT:
-            self._kept.popitem(last=False)
-        return rendered
 
     def _render(self, example: Example) -> RenderedExample:
         from tinker_cookbook.supervised.common import datum_from_model_input_weights
@@ -198,9 +236,34 @@ class Rendering:
         )
         return RenderedExample(datum, info)
 
-    def _measure(self, example: Example) -> DatumInfo:
-        """What is known of a datum, without making it, which takes nearly as long again."""
-        return self._info_of(example, *self._build(example))
+    def _measure(self, example: Example) -> _Measured:
+        """What is known of a row's datums, without making them, which takes nearly as long again.
+
+        Raises `ValueError` for a row that cannot be trained on.
+        """
+        sides = [example] if example.rejected is None else [example, other_side(example)]
+        built = [self._build(one) for one in sides]
+        infos = [self._info_of(example, *one) for one in built]
+        for which, info in zip(("",) if len(sides) == 1 else SIDES, infos, strict=True):
+            if info.num_loss_tokens == 0:
+                raise _Unusable("no_loss_tokens", self._why_no_loss(example, which))
+        if len(sides) > 1 and self._are_same(*(model_input for model_input, _ in built)):
+            raise _Unusable(
+                "tie",
+                "its chosen and its rejected answer are the same tokens within max_seq_length "
+                f"{self._max_seq_length}",
+            )
+        return _Measured(
+            num_tokens=sum(info.num_tokens for info in infos),
+            num_loss_tokens=sum(info.num_loss_tokens for info in infos),
+            longest=max(info.num_tokens for info in infos),
+            cut=tuple(info.truncated for info in infos),
+        )
+
+    def _are_same(self, one: tinker.ModelInput, other: tinker.ModelInput) -> bool:
+        """Whether two conversations are the same tokens as far as they are trained."""
+        end = self._max_seq_length
+        return one.to_ints()[:end] == other.to_ints()[:end]
 
     def _build(self, example: Example) -> tuple[tinker.ModelInput, torch.Tensor]:
         """The tokens of a conversation and the weight of each in its loss.
@@ -209,19 +272,25 @@ class Rendering:
         """
         turns = turns_of(example, self._renderer, self._abilities)
         self._refuse_control_tokens(example)
-        turns = _until_trained(turns, self.train_on_what)
+        train_on = self._train_on(example)
+        turns = _until_trained(turns, train_on)
         messages = [message for message, _ in turns]
-        trained = _weights_of(turns, self.train_on_what)
-        trains_earlier = self.train_on_what == "all_assistant_messages"
+        trained = _weights_of(turns, train_on)
+        trains_earlier = train_on == "all_assistant_messages"
         if trained is None and not (self._abilities.has_prefill and trains_earlier):
             return self._renderer.build_supervised_example(
                 messages,  # pyright: ignore[reportArgumentType]
-                train_on_what=self.train_on_what,
+                train_on_what=train_on,
             )
-        if self.train_on_what == "all_tokens":
+        if train_on == "all_tokens":
             raise ValueError("its messages have weights, and data.train_on trains every token")
         roles = [message["role"] for message in messages]
-        return self._weighted(messages, trained or _selected(roles, self.train_on_what))
+        return self._weighted(messages, trained or _selected(roles, train_on))
+
+    def _train_on(self, example: Example) -> TrainOnWhat:
+        from tinker_cookbook.renderers import TrainOnWhat
+
+        return TrainOnWhat(PAIRS_TRAIN_ON) if example.rejected is not None else self.train_on_what
 
     def _weighted(
         self, messages: list[dict[str, Any]], trained: Sequence[float]
@@ -284,6 +353,19 @@ class Rendering:
             truncated=model_input.length > self._max_seq_length,
             weight=example.weight,
         )
+
+
+def other_side(pair: Example) -> Example:
+    """A pair with its answers exchanged, which renders its rejected one."""
+    assert pair.rejected is not None, "it is a pair"
+    messages = *pair.messages[:-1], pair.rejected
+    return replace(pair, messages=messages, rejected=pair.messages[-1])
+
+
+def _contents(example: Example) -> Iterator[str]:
+    yield from (message.content for message in example.messages)
+    if example.rejected is not None:
+        yield example.rejected.content
 
 
 # --- which messages carry loss --------------------------------------------------------------------

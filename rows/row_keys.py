@@ -54,12 +54,18 @@ DISLIKING = (
 
 _PREFERENCE = (
     "it holds a preferred and a rejected answer, which preference training (DPO) takes and this "
-    "does not; keep the preferred answer as a row of its own"
+    "does not; keep the preferred answer as a row of its own, or set method to dpo"
 )
 DISLIKED = (
     "it marks its answer as disliked, which would be trained as if it were liked; take such rows "
-    "out (if the key is no such mark, name it another way)"
+    "out, or set method to dpo, which pairs them with liked ones (if the key is no such mark, name "
+    "it another way)"
 )
+PAIR_SHAPES = (
+    '"prompt"+"chosen"+"rejected", whole conversations in "chosen"+"rejected", '
+    '"comparison"+"label", or a "label" (true or false) beside "prompt"+"completion"'
+)
+IN_COMPARISON = ("prompt_conversation", "completion_A", "completion_B")
 _MEDIA = "only text is trained, and the row would teach an answer to what the model does not see"
 _TOKENS = "its tokens and masks are made from the text here; keep the text alone"
 _TEMPLATE = "the chat format is settled by renderer_name for all rows; take the key out"
@@ -73,13 +79,13 @@ _UNANSWERED = (
     'as "correction" and give the file to registry.py feedback'
 )
 _EITHER_WAY = "it can mean to train or not to; say it as weight 0 or 1"
+OTHER_PREFERENCE_KEYS = (
+    "chosen_response", "rejected_response", "rejected_responses", "rejected_messages",
+    "rejected_output", "rejected_answer", "preferred_output", "non_preferred_output",
+    "response_chosen", "response_rejected",
+)  # fmt: skip
 REFUSED = {
-    **dict.fromkeys(
-        ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_responses",
-         "rejected_messages", "rejected_output", "rejected_answer", "preferred_output",
-         "non_preferred_output", "response_chosen", "response_rejected"),
-        _PREFERENCE,
-    ),
+    **dict.fromkeys(("chosen", "rejected", "comparison", *OTHER_PREFERENCE_KEYS), _PREFERENCE),
     **dict.fromkeys(
         ("image", "images", "image_path", "image_url", "video", "videos", "audio", "audios",
          "pixel_values", "input_audio"),
@@ -166,6 +172,27 @@ USED_IN_A_ROW = {
         "below) is refused; another value is not used"
     ),
 }
+USED_IN_A_PAIR = {
+    "`prompt` + `chosen` + `rejected`": (
+        "a question, or messages, with its preferred and its rejected answer; `instruction` may "
+        "stand for `prompt`, and `input`, `context`, `history`, `system` and `tools` mean what "
+        "they mean in other rows"
+    ),
+    "`chosen` + `rejected`": (
+        "two conversations, as messages or as a text of `Human:` and `Assistant:` turns, that "
+        "differ in the last answer alone; a `prompt` beside them has to stand in them"
+    ),
+    "`comparison` + `label`": (
+        "`prompt_conversation`, `completion_A` and `completion_B`, and which is preferred: `A`, "
+        "`B` or `Tie`"
+    ),
+    _shown(LIKED_KEYS): (
+        "a row of another form that it marks as liked (true) or disliked (false) is paired with "
+        "one of the other mark and the same prompt"
+    ),
+    _shown(WEIGHT_KEYS): "the pair's loss is multiplied by it; at 0 the pair is dropped",
+    "`topic`": "the topic that scores and mining go by",
+}
 USED_IN_A_MESSAGE = {
     "`role`, `from`": "who speaks; ShareGPT's names and `developer` (system) are known",
     "`content`, `value`": "a text, or parts of type text and thinking",
@@ -182,7 +209,11 @@ USED_IN_A_MESSAGE = {
 def keys_table() -> str:
     """A Markdown table of all keys that are used or refuse a row."""
     lines = ["| where | key | what becomes of it |", "|---|---|---|"]
-    for where, used in (("row", USED_IN_A_ROW), ("message", USED_IN_A_MESSAGE)):
+    for where, used in (
+        ("row", USED_IN_A_ROW),
+        ("row of a pair", USED_IN_A_PAIR),
+        ("message", USED_IN_A_MESSAGE),
+    ):
         lines += [f"| {where} | {keys} | {said} |" for keys, said in used.items()]
     in_message = {k: v for k, v in REFUSED_IN_MESSAGE.items() if REFUSED.get(k) != v}
     for where, refused in (("row, message", REFUSED), ("message", in_message)):

@@ -110,6 +110,46 @@ def diagnose(curves: Curves, lineage: Sequence[EvalResult], result: EvalResult) 
     return Diagnosis(sentence[0].upper() + sentence[1:] + ".", tuple(kinds))
 
 
+class PreferenceSteps(NamedTuple):
+    """What training on preferences measured in a round, step by step."""
+
+    losses: Sequence[float]  # of pairs
+    margins: Sequence[float]
+    chosen_gains: Sequence[float]  # nats a token of the chosen answers, above the reference's
+
+
+def preference_course(steps: PreferenceSteps) -> str:
+    """Where a round of training on preferences went, and whether its chosen answers became less
+    likely, which the loss allows where the rejected ones do so even more.
+
+    Their log-probability is counted from the reference's of the same answers, since the batches of
+    a round differ more than training moves them.
+    """
+    loss, margin, gain = (_start_and_end(values) for values in steps)
+    said = (
+        f"the loss of the pairs went from {loss.start:.3f} to {loss.end:.3f} (no preference has "
+        f"{math.log(2):.3f}), their margin from {margin.start:.3f} to {margin.end:.3f}"
+    )
+    if round(gain.end, 3) < round(gain.start, 3):
+        said += (
+            "; the chosen answers themselves became less likely, from "
+            f"{gain.start:+.3f} to {gain.end:+.3f} nats a token beside the reference"
+        )
+    return said
+
+
+class _Ends(NamedTuple):
+    start: float
+    end: float
+
+
+def _start_and_end(values: Sequence[float]) -> _Ends:
+    """Means of the first and the last quarter of a round's steps; of few steps the outer ones."""
+    if len(values) < MIN_STEPS:
+        return _Ends(values[0], values[-1])
+    return _Ends(first_quarter(values), last_quarter(values))
+
+
 def divergence(losses: Sequence[float], vocab_size: int) -> str | None:
     """What shows that a round's training loss, in nats per token, diverges; None where nothing.
 

@@ -93,6 +93,7 @@ Sources = Annotated[
 ROW_FIELDS = (
     *("messages", "conversations", "instruction", "input", "output", "prompt", "completion"),
     *("system", "topic", "context", "history", "reasoning", "tools", "weight"),
+    *("chosen", "rejected", "comparison", "label"),
 )
 
 

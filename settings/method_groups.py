@@ -94,13 +94,23 @@ def with_group(data: dict[str, Any]) -> dict[str, Any]:
     return {name: {}, **data} if isinstance(name, str) and name in METHOD_GROUPS else data
 
 
+def _refuse_train_on(method: str, train_on: str | None) -> None:
+    if method == "dpo" and train_on not in (None, "last_assistant_message"):
+        raise ValueError(
+            f"data.train_on is {train_on}, and method dpo trains on the last answer of a pair, "
+            "which is what is preferred. Leave data.train_on out."
+        )
+
+
 def check_method(
     method: str,
     groups: Mapping[str, MethodSettings | None],
     data: DataSettings,
     mining: MiningSettings,
 ) -> None:
-    """Raise `ValueError` where settings are given or missing that do not fit the method."""
+    """Raise `ValueError` where settings are given or missing that do not fit the method, or another
+    part of the rows is to be trained than it can."""
+    _refuse_train_on(method, data.train_on)
     for name, group in groups.items():
         if name != method and group is not None:
             raise ValueError(

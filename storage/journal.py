@@ -51,6 +51,11 @@ class Journal:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Prompt tokens that its records took."""
+        return sum(record["num_prompt_tokens"] for record in self._records.values())
+
     def get(self, key: str, kind: type[T]) -> T | None:
         """A finished record. Raises `RunStoreError` for one that is not of this kind."""
         record = self._records.get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loop.methods.dpo import Dpo
 from loop.methods.method import Method, Workplace
 from loop.methods.off_policy import OffPolicy
 from loop.methods.on_policy import OnPolicy
@@ -14,4 +15,6 @@ def method_of(workplace: Workplace) -> Method:
     config = workplace.plan.config
     if config.distill is not None:
         return OnPolicy(workplace) if config.distill.way == "on_policy" else OffPolicy(workplace)
+    if config.dpo is not None:
+        return Dpo(workplace)
     return Rl(workplace) if config.rl is not None else Sft(workplace)

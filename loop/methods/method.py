@@ -59,8 +59,8 @@ class StepResult:
     num_tokens: int
     num_loss_tokens: int
     measures: Mapping[str, float] = field(default_factory=dict)  # the method's own, by name
-    num_prompt_tokens: int = 0  # read by sampling clients for this step,
-    num_sampled_tokens: int = 0  # and sampled by them
+    num_prompt_tokens: int = 0  # read for this step without a gradient,
+    num_sampled_tokens: int = 0  # and sampled for it
 
 
 class Method(Protocol):

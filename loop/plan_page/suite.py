@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from evaluation.benchmarks import PACKAGE, READ_IN, Benchmark, benchmark_of
 from evaluation.inspect_tasks import InspectTask
+from evaluation.preferences import PairFile
 from evaluation.tasks import EvalTask
 from loop.plan_page.view import Part, Planned
 from loop.planning.inputs import counted
@@ -64,6 +65,8 @@ def asked_of(evaluation: EvaluationSettings, task: EvalTask, *, is_sealed: bool 
 def _measures(task: EvalTask, known: Benchmark | None) -> str:
     if known is not None:
         return known.measures
+    if isinstance(task.work, PairFile):
+        return "how often the preferred one of two answers is the likelier one"
     if task.layer == 1:
         return "how surely the model says what held-out rows answer (loss, not a score)"
     if task.name == "simple_qa":

@@ -19,6 +19,7 @@ from config_schema import LoadedConfig, TrainingConfig, validate
 from data_loader import load_examples
 from errors import ConfigError, LoopError, RunStoreError
 from evaluation.inspect_tasks import InspectTask
+from evaluation.preferences import PairFile
 from evaluation.tasks import Asked, EvalTask
 from ledger.finding import config_file_of
 from ledger.store import TEST_FILE, RunStore
@@ -30,7 +31,7 @@ from settings.groups import Sources
 from simple_eval import QuestionTask
 
 MIN_TELLING_WORDS = 5  # of a last turn that a conversation is told by
-_HASH = re.compile(r"[0-9a-f]{16}")  # of a question of a file that has no id of its own
+_HASH = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}")  # of a question without an id, and of a pair
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def _questions_of(test: EvalTask) -> Iterator[str]:
         yield from (question.id for question in test.work.questions)
     elif isinstance(test.work, InspectTask):
         yield from (str(sample.id) for sample in test.work.task.dataset)
+    elif isinstance(test.work, PairFile):
+        yield from test.work.examples.ids
 
 
 # --- what was trained on --------------------------------------------------------------------------

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from errors import ConfigError, DataError
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
+from evaluation.preferences import PairFile
 from evaluation.tasks import EvalTask
 from loop.planning.models import model_config
 from rows.chat_formats import ChatFormat
 from rows.examples import Example, ExampleTable
-from rows.rendering import Rendering
+from rows.rendering import DatumInfo, RenderedExample, Rendering
 from simple_eval import DEFAULT_MAX_TOKENS, QuestionTask, Turn, build_prompt
 
 if TYPE_CHECKING:
@@ -139,8 +140,19 @@ def refuse_long_prompts(
 def held_out_tables(tasks: Sequence[EvalTask]) -> Iterator[tuple[str, ExampleTable]]:
     """The held-out rows by the name of their task."""
     for task in tasks:
-        if isinstance(task.work, HeldOutFile):
+        if isinstance(task.work, HeldOutFile | PairFile):
             yield task.name, task.work.examples
+
+
+def infos_of(rendering: Rendering, example: Example) -> Iterator[DatumInfo]:
+    """What is known of an example's datum, or of both of a pair."""
+    return (side.info for side in _sides_of(rendering, example))
+
+
+def _sides_of(rendering: Rendering, example: Example) -> Iterator[RenderedExample]:
+    yield rendering[example.id]
+    if example.rejected is not None:
+        yield rendering.rejected(example.id)
 
 
 def refuse_unknown_ids(
@@ -152,8 +164,9 @@ def refuse_unknown_ids(
         return
     for key, table in tables.items():
         for example in table:
-            tokens = _tokens_of(rendering, example)
-            _refuse_id(limits, tokenizer, f"{example.source} line {example.line_no}: {key}", tokens)
+            where = f"{example.source} line {example.line_no}: {key}"
+            for side in _sides_of(rendering, example):
+                _refuse_id(limits, tokenizer, where, _tokens_of(side))
 
 
 def has_unknown_ids(limits: ModelLimits, tokenizer: Any) -> bool:
@@ -162,9 +175,9 @@ def has_unknown_ids(limits: ModelLimits, tokenizer: Any) -> bool:
     return limits.num_embeddings is not None and largest >= limits.num_embeddings
 
 
-def _tokens_of(rendering: Rendering, example: Example) -> list[int]:
+def _tokens_of(side: RenderedExample) -> list[int]:
     """A row's tokens; the last one is a target only."""
-    datum = rendering[example.id].datum
+    datum = side.datum
     targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
     return [*datum.model_input.to_ints(), int(targets[-1])]
 
@@ -217,6 +230,8 @@ def refuse_long_questions(
     default), of an Inspect task with room for one token of it, or with an id that it has not."""
     has_unknown = has_unknown_ids(limits, renderer.tokenizer)
     for task in tasks:
+        if isinstance(task.work, PairFile):
+            continue  # its answers are in its rows, which are looked at as such
         room = (max_tokens or DEFAULT_MAX_TOKENS) if isinstance(task.work, QuestionTask) else 1
         for one in task.asked:
             try:

@@ -17,6 +17,7 @@ from data_loader import CleanSplit, LoadedData, clean_split, split_validation
 from errors import ConfigError, DataError, one_line
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
+from evaluation.preferences import PairFile
 from evaluation.rewards import Reward
 from evaluation.surroundings import set_aside
 from evaluation.tasks import EvalTask
@@ -187,8 +188,8 @@ def eval_texts_of(
     question may be trained on."""
     ids = [
         example.id
-        for task in tasks
-        if isinstance(task.work, HeldOutFile)
+        for task in (*tasks, *test_tasks)
+        if isinstance(task.work, HeldOutFile | PairFile)
         for example in task.work.examples
     ]
     texts = (text for task in (*tasks, *test_tasks) for text in task.eval_texts)

@@ -13,6 +13,7 @@ from typing import Any
 from data_loader import LoadedFile
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
+from evaluation.preferences import PairFile
 from grading.graders import GRADING
 from loop.planning.inputs import Inputs, num_dropped
 from loop.planning.models import lora_param_count, model_digests, model_files
@@ -156,7 +157,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
         "code": {
             path: sha256
             for task in (*plan.tasks, *plan.test_tasks)
-            if not isinstance(task.work, HeldOutFile)
+            if not isinstance(task.work, HeldOutFile | PairFile)
             for path, sha256 in relative_code(task.work.code, folder).items()
         }
         | ({} if plan.inputs.reward is None else relative_code(plan.inputs.reward.code, folder)),

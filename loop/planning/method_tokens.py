@@ -5,6 +5,7 @@ Of a method that samples its answers they are counted at their longest, so that 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from config_schema import TrainingConfig
@@ -33,9 +34,8 @@ def method_tokens(plan: Plan) -> MethodTokens:
     if method is SFT:
         return MethodTokens(round(mean_tokens * num_taken))
     if method is DPO:
-        # The reference reads each row once, and no more of them than there are or are taken.
-        num_read = min(_num_rows(plan), num_taken)
-        return MethodTokens(round(mean_tokens * num_taken), round(mean_tokens * num_read))
+        trained = round(mean_tokens * num_taken)  # read first, for the loss, and then trained
+        return MethodTokens(trained, trained + _num_reference_tokens(plan))
     longest = _longest_answer(config)
     # A group is one request, which reads its prompt once.
     prompt, answers = _mean_prompt(plan), num_taken * group_size(config)
@@ -54,6 +54,20 @@ def method_tokens(plan: Plan) -> MethodTokens:
     is_soft = (config.distill.targets or "soft") == "soft"
     read = round(num_answered * told) + (judged if is_soft else 0)
     return MethodTokens(whole, read, num_answered * group_size(config) * longest)
+
+
+def _num_reference_tokens(plan: Plan) -> int:
+    """Tokens of the longest pairs, as many as are trained or measured, each once."""
+    num_rounds = math.ceil(plan.steps.total / plan.steps.per_round)
+    num_slots = plan.steps.per_round * plan.config.batch_size
+    num_asked = plan.steps.total * plan.config.batch_size
+    if plan.mining.needs_losses:
+        hard = plan.mining.slots(num_slots, has_pool=bool(len(plan.pool.examples))).num_hard
+        num_asked += (num_rounds - 1) * plan.mining.num_to_measure(hard)
+    tables = plan.train, plan.pool
+    # The last token of each answer is read as well.
+    lengths = sorted((n + 2 for table in tables for n in table.num_tokens), reverse=True)
+    return sum(lengths[:num_asked])
 
 
 def _num_rows(plan: Plan) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import hyperparam_utils
 from errors import one_line
+from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
+from evaluation.preferences import PairFile
 from evaluation.tasks import EvalTask
 from loop.planning.inputs import Inputs, counted
 from loop.planning.left_out import LARGE_SHARE, describe_large_losses, describe_left_out
@@ -114,7 +116,9 @@ def _describe_prompt(inputs: Inputs) -> Iterator[str]:
 
 
 def _describe_task(task: EvalTask, num_repeats: int) -> str:
-    kind = "conversation" if task.layer == 1 else "question"
+    kind = "question"
+    if isinstance(task.work, HeldOutFile | PairFile):
+        kind = "pair" if isinstance(task.work, PairFile) else "conversation"
     topics = f" in {counted(len(task.topics), 'topic')}" if task.topics else ""
     role = {"guard": ", a guard", "report": ", beside the score", "score": ""}[task.role]
     notes = "".join(f"; {note}" for note in _inspect_notes(task.work, num_repeats))

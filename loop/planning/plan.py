@@ -16,12 +16,14 @@ from config_schema import TrainingConfig
 from data_selector import Mining, Pick, Selection
 from errors import DataError
 from evaluation.held_out import HeldOutFile, render_held_out
+from evaluation.preferences import PairFile, render_pairs
 from evaluation.tasks import EvalTask
 from hyperparam_utils import RunSteps, Schedule
 from ledger.records import Origin, Usage
 from loop.planning.fitting import (
     ModelLimits,
     held_out_tables,
+    infos_of,
     limits_of,
     refuse_long_prompts,
     refuse_long_questions,
@@ -36,7 +38,7 @@ from loop.planning.teacher import refuse_other_tokenizer
 from rows.chat_formats import ChatFormat, choose_format, former_name, load_renderer
 from rows.control_tokens import guard
 from rows.examples import DropLog, find_example
-from rows.rendering import RenderedTable, Rendering
+from rows.rendering import PAIRS_TRAIN_ON, RenderedTable, Rendering
 from scores.decision import UNTOUCHED, Gate
 from simple_eval import SamplingSettings
 
@@ -168,6 +170,7 @@ def make_plan(
     rendering = Rendering(chat_format.renderer, max_seq_length, _train_on(config, kept))
     train, pool = rendering.render_all(inputs.split.train), rendering.render_all(inputs.split.pool)
     tasks, dropped_of_split = _render_tasks(inputs.tasks, rendering)
+    _render_tasks(inputs.test_tasks, rendering)
     if config.data.on_bad_row == "stop":
         _refuse_dropped([train.dropped, pool.dropped, dropped_of_split])
     _refuse_empty_sources(inputs, train)
@@ -231,6 +234,8 @@ def _train_on(config: TrainingConfig, kept: Mapping[str, Any]) -> TrainOnWhat | 
     """Which messages carry loss: what a run that goes on began with is refused no more."""
     from tinker_cookbook.renderers import TrainOnWhat
 
+    if config.method == "dpo":  # what the pairs are trained on anyway
+        return TrainOnWhat(PAIRS_TRAIN_ON)
     recorded = kept.get("train_on") or config.data.train_on
     if kept.get("renderer_name") is None or recorded is None:
         return config.data.train_on
@@ -267,6 +272,8 @@ def _render_tasks(
             task = replace(task, work=replace(task.work, examples=table.examples, sha256=digest))
         elif isinstance(task.work, HeldOutFile):
             render_held_out(task.work, rendering)
+        elif isinstance(task.work, PairFile):
+            render_pairs(task.work, rendering)
         rendered.append(task)
     return tuple(rendered), dropped
 
@@ -284,11 +291,11 @@ def _refuse_what_cannot_fit(
     mined = "mining.pool_file" if len(tables["mining.pool_file"].examples) else "train_file"
     for key, table in tables.items():
         is_measured = has_losses and config.max_rounds > 1 and key == mined
-        counts = table.num_tokens
+        counts = table.longest
         refuse_long_rows(limits, setting, key, table.examples, counts, is_measured=is_measured)
-    held_out = dict(held_out_tables(inputs.tasks))
+    held_out = dict(held_out_tables(all_tasks))
     for key, rows in held_out.items():
-        counts = (rendering[example_id].info.num_tokens for example_id in rows.ids)
+        counts = (max(i.num_tokens for i in infos_of(rendering, row)) for row in rows)
         refuse_long_rows(limits, setting, key, rows, counts, is_measured=True)
     of_files = {key: table.examples for key, table in tables.items()}
     refuse_unknown_ids(limits, rendering, renderer.tokenizer, of_files | held_out)

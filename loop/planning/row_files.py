@@ -63,4 +63,5 @@ def load_rows(
         on_bad_row=data.on_bad_row,
         filters=Filters(data.min_words, data.max_words, data.max_repetition),
         near_duplicates_from=data.near_duplicates,
+        pairs=loaded.config.method == "dpo",
     )

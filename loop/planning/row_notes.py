@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from evaluation.held_out import HeldOutFile
+from evaluation.preferences import PairFile
 from loop.planning.inputs import Inputs
 from loop.planning.plan import Plan
 
@@ -19,6 +20,8 @@ NOTES = {
         "end with the call train it"
     ),
     "reasoning": "reason before the last answer; it is trained as the chat format writes it",
+    "chosen cut": "are pairs whose chosen answer max_seq_length cuts",
+    "rejected cut": "are pairs whose rejected answer max_seq_length cuts",
     "control tokens": "hold control tokens of the chat format in their text; they stay text there",
 }
 
@@ -33,6 +36,10 @@ def describe_unused(inputs: Inputs) -> Iterator[str]:
         if isinstance(task.work, HeldOutFile) and not task.work.is_split and task.work.unused:
             listed = _listed(task.work.unused, len(task.work.examples))
             yield f"val_file {task.name}: columns that are not used: {listed}"
+    for task in (*inputs.tasks, *inputs.test_tasks):
+        if isinstance(task.work, PairFile) and task.work.unused:
+            listed = _listed(task.work.unused, len(task.work.examples))
+            yield f"{task.name}: columns that are not used: {listed}"
 
 
 def _listed(unused: Mapping[str, int], num_rows: int) -> str:

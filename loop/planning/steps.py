@@ -74,6 +74,7 @@ def mining_of(config: TrainingConfig) -> Mining:
         noise_cap=settings.noise_cap,
         num_candidates=settings.num_candidates,
         by_rewards=config.method == "rl",
+        of_pairs=config.method == "dpo",
     )
 
 

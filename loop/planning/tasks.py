@@ -11,6 +11,7 @@ from config_schema import LoadedConfig
 from errors import ConfigError
 from evaluation.held_out import HeldOutFile, load_held_out
 from evaluation.inspect_tasks import InspectTask, TaskOptions, load_and_compare
+from evaluation.preferences import PairFile, load_pairs
 from evaluation.tasks import EvalTask
 from scores.results import Role
 from settings.task_names import SPLIT_TASK, is_inspect_task
@@ -49,7 +50,9 @@ def load_test_tasks(loaded: LoadedConfig) -> tuple[EvalTask, ...]:
     )
 
 
-def _load(loaded: LoadedConfig, key: str, name: str) -> QuestionTask | InspectTask | HeldOutFile:
+def _load(
+    loaded: LoadedConfig, key: str, name: str
+) -> QuestionTask | InspectTask | HeldOutFile | PairFile:
     if name == "simple_qa":
         return simple_eval.load_questions(name, simple_eval.SIMPLE_QA)
     if not is_inspect_task(name):
@@ -57,6 +60,8 @@ def _load(loaded: LoadedConfig, key: str, name: str) -> QuestionTask | InspectTa
         path = loaded.find(key, file)
         if kind == "nll":
             return load_held_out(name, path, loaded.config.data.columns)
+        if kind == "pref":
+            return load_pairs(name, path, loaded.config.data.columns)
         return simple_eval.load_questions(name, path)
     spec = name
     if ".py@" in name:

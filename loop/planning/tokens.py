@@ -6,7 +6,9 @@ import math
 from typing import NamedTuple
 
 from evaluation.held_out import HeldOutFile
+from evaluation.preferences import PairFile
 from evaluation.tasks import Asked, EvalTask
+from loop.planning.fitting import infos_of
 from loop.planning.method_tokens import method_tokens
 from loop.planning.methods import words_for
 from loop.planning.plan import Plan
@@ -40,7 +42,7 @@ def tokens_of(plan: Plan) -> RunTokens:
         if times <= num_rounds:  # also where a round is stopped on, and a guard before a rollback
             times = num_rounds + 1 if task.role == "guard" else times + 1
         every = config.evaluation.held_out_every_steps
-        if every is not None and task.layer == 1:
+        if every is not None and isinstance(task.work, HeldOutFile):
             times += plan.steps.total // every
         per_time = eval_tokens(plan, task)
         num_prompt += times * per_time.num_prompt
@@ -86,7 +88,7 @@ def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
 
 # What is read and sampled beside the evaluations.
 TO_TRAIN = {
-    DPO: "the reference reads each pair once",
+    DPO: "each pair is read before its loss, and once by the reference",
     RL: "sampled answers, twice as many where all to a prompt are wrong, and a KL to the start "
     "where it counts",
     ON_POLICY: "sampled answers, and the teacher's reading of them",
@@ -102,7 +104,8 @@ def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
     rendered = plan.pool if len(plan.pool.examples) else plan.train
     num_slots = plan.steps.per_round * plan.config.batch_size
     num_hard = plan.mining.slots(num_slots, has_pool=rendered is plan.pool).num_hard
-    longest = sorted((number + 1 for number in rendered.num_tokens), reverse=True)
+    num_ends = 2 if plan.mining.of_pairs else 1  # the last token of each is read as well
+    longest = sorted((number + num_ends for number in rendered.num_tokens), reverse=True)
     at_once = plan.mining.num_to_measure(num_hard)
     num_tokens = (num_rounds - 1) * sum(longest[:at_once])
     if plan.mining.needs_losses_before:
@@ -120,6 +123,9 @@ def eval_tokens(plan: Plan, task: EvalTask) -> EvalTokens:
     if isinstance(task.work, HeldOutFile):
         infos = [plan.rendering[example.id].info for example in task.work.examples]
         return EvalTokens(sum(info.num_tokens + 1 for info in infos), 0)
+    if isinstance(task.work, PairFile):
+        sides = (i for one in task.work.examples for i in infos_of(plan.rendering, one))
+        return EvalTokens(sum(info.num_tokens + 1 for info in sides), 0)
     num_prompt = sum(_num_prompt_tokens(plan, one) for one in task.asked)
     repeats = plan.sampling.num_repeats
     return EvalTokens(repeats * num_prompt, repeats * task.n * _max_tokens(plan, task))

@@ -6,7 +6,14 @@ from typing import Any
 
 from ledger.records import Checkpoint
 from loop.rounds.run import Run, topics_for
-from scores.diagnosis import Curves, TopicReport, diagnose, topic_reports
+from scores.diagnosis import (
+    Curves,
+    PreferenceSteps,
+    TopicReport,
+    diagnose,
+    preference_course,
+    topic_reports,
+)
 from scores.limits import Metrics, check
 from scores.results import EvalResult
 from scores.reward_course import RewardSteps, reward_course
@@ -27,6 +34,7 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
         lr=lr,
         lora_rank=run.plan.config.lora_rank,
         vocab_size=len(run.plan.renderer.tokenizer),
+        course=_course_of_method(run, round_no),
     )
     lineage = [one for number in store.lineage(round_no) if (one := store.result(number))]
     if run.plan.config.method == "rl":
@@ -54,6 +62,21 @@ def _reward_steps(run: Run, round_no: int) -> RewardSteps:
 
 def _has_reward(step: dict[str, Any]) -> bool:
     return {"reward", "learnable_groups"} <= set(step.get("measures", ()))
+
+
+def _course_of_method(run: Run, round_no: int) -> str | None:
+    """Where a round's steps went, in the method's own measures; None where its losses say so."""
+    if run.plan.config.method != "dpo":
+        return None
+    steps = list(run.store.events("step", round_no))
+    measures = [step["measures"] for step in steps]
+    return preference_course(
+        PreferenceSteps(
+            losses=[step["loss"] for step in steps],
+            margins=[one["margin"] for one in measures],
+            chosen_gains=[one["chosen_gain"] for one in measures],
+        )
+    )
 
 
 def topics_and_record(run: Run, result: EvalResult) -> list[TopicReport]:

@@ -2,7 +2,8 @@
 
 The rule: every save expires `checkpoint_ttl_days` after it was made, so what a killed or forgotten
 run leaves behind vanishes by itself. The recommended round's weights have no expiry as long as
-they are recommended, and those that a registry has none at all. States inside a round are deleted
+they are recommended; those that a registry has, and what preferences are trained against, have none
+at all. States inside a round are deleted
 once the round's own is saved. A run does not depend on any of it: it gets a bounded time, and that
 it failed is recorded and said.
 """
@@ -40,13 +41,15 @@ def care_for(
     kept: Collection[str],
     deleted: Collection[str],
     promoted: Collection[str] = (),
+    reference: Collection[str] = (),
 ) -> Care:
     """What is to be done once a round is decided, `best` being what it recommends.
 
-    `kept` are the paths that have no expiry now, `deleted` those that are gone, and `promoted`
-    those that a registry has.
+    `kept` are the paths that have no expiry now, `deleted` those that are gone, `promoted` those
+    that a registry has, and `reference` those that the run goes on asking to its end.
     """
-    wanted = [path for path in (best.state_path, best.sampler_path) if path is not None]
+    recommended = (path for path in (best.state_path, best.sampler_path) if path is not None)
+    wanted = list(dict.fromkeys([*recommended, *reference]))
     ended = {one.round for one in checkpoints if one.sampler_path is not None}
     inside = [one for one in checkpoints if one.sampler_path is None and one.round in ended]
     return Care(
@@ -54,6 +57,11 @@ def care_for(
         release=[path for path in kept if path not in wanted and path not in promoted],
         delete=[one.state_path for one in inside if one.state_path not in deleted],
     )
+
+
+def is_reference(config: TrainingConfig, round_no: int) -> bool:
+    """Whether a round's weights are what the run trains preferences against."""
+    return config.method == "dpo" and round_no == 0
 
 
 def ttl_seconds(config: TrainingConfig) -> int | None:
@@ -83,7 +91,9 @@ async def care_for_checkpoints(run: Run, decision: Decision) -> None:
     except RunStoreError as error:  # the run does not depend on it
         _say_failed(run, round_no, str(error))
         return
-    care = care_for(saved, best, store.kept_paths(), store.deleted_paths(), promoted)
+    asked = [one for one in saved if is_reference(run.plan.config, one.round)]
+    reference = [path for one in asked for path in (one.state_path, one.sampler_path) if path]
+    care = care_for(saved, best, store.kept_paths(), store.deleted_paths(), promoted, reference)
     if not any(care):
         return
     rest, ttl = run.clients.rest, ttl_seconds(run.plan.config)

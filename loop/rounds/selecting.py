@@ -17,10 +17,14 @@ from data_selector import (
     select_next,
 )
 from evaluation.held_out import measure_losses
+from evaluation.preferences import measure_pairs
+from loop.methods.dpo import pair_loss
+from loop.methods.reference import reference_logprobs
 from loop.rounds.run import Run, topics_for
 from loop.rounds.session import sampling_client
 from loop.rounds.showing import shown_of
 from loop.rounds.signals import likeness_of, pass_rates_of, stalled_topics
+from loop.rounds.training import workplace_of
 from rows.examples import ExampleTable, find_example
 from rows.places import RowPlace, place_of
 from scores.decision import Decision
@@ -134,6 +138,13 @@ async def losses_before(
         client, weights = await sampling_client(run, path, counted), path or "the base model"
         sampler = Sampler(weights, client, plan.renderer, plan.rendering, plan.sampling)
         name = f"the rows to draw from, under {weights}"
+        if plan.mining.of_pairs:
+            assert plan.config.dpo is not None, "the schema gives the method its group"
+            pairs = await measure_pairs(name, new, sampler, journal)
+            num_tokens += sum(pair.num_prompt_tokens for pair in pairs)
+            reference = await reference_logprobs(workplace_of(run), new.ids, round_no)
+            beta = plan.config.dpo.beta
+            return {pair.id: pair_loss(pair, reference[pair.id], beta) for pair in pairs}
         losses = await measure_losses(name, new, sampler, journal)
         num_tokens += losses.num_prompt_tokens
         return {row.id: row.nll_sum / row.num_loss_tokens for row in losses.rows}

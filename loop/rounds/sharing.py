@@ -108,8 +108,10 @@ def _key(store: RunStore, weights: str, task: str, protocol: Mapping[str, Any]) 
     asked["sha256"] = protocol["tasks"][task]["sha256"]
     if asked.get("grader_model") is not None:  # which is not known by its files
         asked["folder"] = str(Path(store.settled_config()["config_file"]).parent)
-    if task.startswith("nll:"):
+    if task.startswith(("nll:", "pref:")):
         config = store.settled_config()["config"]
         asked |= {key: config.get(key) for key in OF_HELD_OUT}
+        if config.get("method") == "dpo":  # where last answers alone are looked at
+            asked["method"] = "dpo"
     told = json.dumps([weights, asked], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()

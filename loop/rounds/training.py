@@ -24,7 +24,13 @@ from hyperparam_utils import LORA_ALPHA
 from ledger.records import Batch, Checkpoint
 from loop.methods.choosing import method_of
 from loop.methods.method import StepInFlight, Workplace
-from loop.rounds.keeping import CARE_LIMIT_S, delete_checkpoint, expiry, ttl_seconds
+from loop.rounds.keeping import (
+    CARE_LIMIT_S,
+    delete_checkpoint,
+    expiry,
+    is_reference,
+    ttl_seconds,
+)
 from loop.rounds.run import Run
 from loop.rounds.session import naming_what_is_gone, sampling_client
 from loop.tracking.playground import write_for_playground
@@ -144,7 +150,7 @@ def submit_save(
     run: Run, client: tinker.TrainingClient, round_no: int, step: int, is_round_end: bool
 ) -> SaveInFlight:
     """Submit a state to go on from, and at a round's end the weights to sample from."""
-    ttl = ttl_seconds(run.plan.config)
+    ttl = None if is_reference(run.plan.config, round_no) else ttl_seconds(run.plan.config)
     if not is_round_end:
         name = f"round_{round_no:02d}_step_{step:06d}"
         return SaveInFlight(step, client.save_state(name, ttl_seconds=ttl), None)
@@ -247,7 +253,7 @@ async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
             train_mlp=config.train_mlp,
             train_unembed=config.train_unembed,
             renderer=run.plan.renderer_name,
-            expires_at=expiry(config),
+            expires_at=None if is_reference(config, round_no) else expiry(config),
             parent=run.parent,
         )
     )

@@ -13,6 +13,7 @@ from studies.design.paths import is_there
 
 FILE_KEYS = ("train_file", "val_file", "mining.pool_file", "evalops_budget_file")
 MODEL_KEYS = ("base_model", "evaluation.grader_model")
+FILE_TASKS = ("qa:", "pref:", "nll:")  # whose names go on with a file's
 NAMED_BY_TASK = ("every", "layers", "limit", "score_key", "cluster_key")
 
 
@@ -80,7 +81,7 @@ def rename_tasks(config: dict[str, Any], names: Mapping[str, str]) -> None:
 
 def task_file(name: str) -> str | None:
     """The file that a task of the loop is read from; None where it has none of the user's."""
-    if name.startswith(("qa:", "nll:")) and name != "nll:split":
+    if name.startswith(FILE_TASKS) and name != "nll:split":
         return name.partition(":")[2]
     return name.rpartition("@")[0] if ".py@" in name else None
 
@@ -112,7 +113,7 @@ def moved_name(value: Any, start: Path, to: Path) -> Any:
 
 
 def _moved_task(name: str, start: Path, to: Path) -> str:
-    for prefix in ("qa:", "nll:"):
+    for prefix in FILE_TASKS:
         if name.startswith(prefix):
             return prefix + moved_name(name.removeprefix(prefix), start, to)
     file, at, function = name.rpartition("@")
