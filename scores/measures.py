@@ -64,8 +64,8 @@ KNOWN: dict[str, MeasureWords] = {
     "chosen_gain": MeasureWords(
         "chosen gain",
         "gain of the chosen answers, nats a token",
-        "what the log-probability of the chosen answers is above the reference's; below 0 they have "
-        "become less likely",
+        "what the log-probability of the chosen answers is above the reference's; below 0 they "
+        "have become less likely",
     ),
     "kl_start": MeasureWords(
         "KL",
