@@ -7,7 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from commands.boundary import Session
 from commands.opening import OpenedSettings, begin_progress
@@ -24,6 +24,7 @@ def preview(args: argparse.Namespace, settings: OpenedSettings, session: Session
     """Show the first rows of each source and, of a run that has mined, as many hard ones."""
     begin_progress(args, settings, session)
     from loop.planning.inputs import read_inputs
+    from loop.planning.methods import preview_text
     from loop.planning.plan import make_plan
 
     if args.preview < 1:
@@ -40,20 +41,34 @@ def preview(args: argparse.Namespace, settings: OpenedSettings, session: Session
                 "topic": row.topic,
                 "weight": row.weight,
                 "tokens": [piece._asdict() for piece in plan.rendering.pieces_of(row.id)],
+                **_rejected(plan, row),
             }
             for title, row in rows
         ]
         say(json.dumps({"renderer_name": plan.renderer_name, "rows": shown}, indent=1))
         return 0
     how = "in green" if says_in_colour() else "in brackets"
-    trained = plan.rendering.train_on_what.value
-    say(f"renderer {plan.renderer_name}, train_on {trained}; tokens that carry loss are {how}")
+    say(
+        f"renderer {plan.renderer_name}, {preview_text(plan.config, plan.rendering.train_on_what.value)} are {how}"
+    )
     for title, row in rows:
         topic = f", topic {row.topic}" if row.topic else ""
         weight = f", weight {row.weight:g}" if row.weight != 1 else ""
         say(f"\n--- {title}: {row.source} line {row.line_no}{topic}{weight}")
         say_marked((one.text, one.weight) for one in plan.rendering.pieces_of(row.id))
+        if row.rejected is not None:
+            say("--- against the rejected answer:")
+            pieces = plan.rendering.pieces_of(row.id, is_rejected=True)
+            say_marked((one.text, one.weight) for one in pieces)
     return 0
+
+
+def _rejected(plan: Plan, row: Example) -> dict[str, Any]:
+    """The other side of a pair, by its key; nothing of another row."""
+    if row.rejected is None:
+        return {}
+    pieces = plan.rendering.pieces_of(row.id, is_rejected=True)
+    return {"rejected_tokens": [piece._asdict() for piece in pieces]}
 
 
 def _first(plan: Plan, number: int) -> Iterator[tuple[str, Example]]:

@@ -308,6 +308,7 @@ class ShownRow:
     is_truncated: bool  # at max_seq_length
     weight: Measure  # that the row's loss is multiplied by
     pieces: list[ShownPiece]
+    rejected: list[ShownPiece] = field(default_factory=list)  # of a pair: its other side
 
 
 @dataclass(frozen=True)

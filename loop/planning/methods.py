@@ -65,6 +65,18 @@ def train_on_text(config: TrainingConfig, value: str) -> str:
     return f"trained on: {value} ({source})"
 
 
+def preview_text(config: TrainingConfig, value: str) -> str:
+    """What is marked of a row that is shown; `value` is what carries loss in rendered rows."""
+    marked = {
+        SFT: f"train_on {value}; tokens that carry loss",
+        DPO: "method dpo; the two answers that are compared",
+        RL: "method rl; what a reward may compare with, and is not trained on,",
+        ON_POLICY: "method distill; a row's own answers, which are not used,",
+        OFF_POLICY: "method distill; a row's own answers, in whose place the teacher's are trained,",
+    }
+    return marked[words_for(config)]
+
+
 def group_size(config: TrainingConfig) -> int:
     """Answers to one prompt; 1 where none are sampled."""
     group = config.rl or config.distill

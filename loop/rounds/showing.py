@@ -45,7 +45,11 @@ def shown_picks(picks: Iterable[Pick]) -> list[Pick]:
 def _shown(plan: Plan, pick: Pick) -> ShownRow:
     example = find_example(pick.example_id, plan.train.examples, plan.pool.examples)
     assert example is not None, "the selection was made of these tables"
-    info = plan.rendering[pick.example_id].info
+    rendering = plan.rendering
+    info = rendering[pick.example_id].info
+    rejected = iter(())
+    if example.rejected is not None:
+        rejected = rendering.pieces_of(pick.example_id, is_rejected=True)
     return ShownRow(
         example_id=pick.example_id,
         file=example.source,
@@ -58,7 +62,8 @@ def _shown(plan: Plan, pick: Pick) -> ShownRow:
         num_loss_tokens=info.num_loss_tokens,
         is_truncated=info.truncated,
         weight=info.weight,
-        pieces=list(shortened(plan.rendering.pieces_of(pick.example_id))),
+        pieces=list(shortened(rendering.pieces_of(pick.example_id))),
+        rejected=list(shortened(rejected)),
     )
 
 

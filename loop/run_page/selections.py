@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from statistics import median
 
 from data_selector import Pick, Selection
-from ledger.records import Shown, ShownRow
+from ledger.records import Shown, ShownPiece
 from ledger.store import RunStore
 from loop.run_page.viewed import Viewed
 from loop.run_page.wording import loss_text
@@ -91,7 +91,7 @@ def _summary(store: RunStore, selections: list[Selection]) -> Table:
 
 # What the marked tokens of a row are to methods that do not make the rows' answers likely.
 MARKED = {
-    DPO: "the chosen answer of each pair, which is to become likely beside the rejected one",
+    DPO: "of each pair the chosen answer, and below it the rejected one",
     RL: "the row's own answer, which the reward may compare with and which is not trained on",
     ON_POLICY: "the row's own answer, which is not trained on",
     OFF_POLICY: "the row's own answer, in whose place the teacher's is trained on",
@@ -180,11 +180,13 @@ def _rows_of(shown: Shown, are: str) -> Iterator[Block]:
             f"{place_text(row.file, row.line_no, None)}{topic}: {row.num_loss_tokens:,} of "
             f"{row.num_tokens + 1:,} tokens {are}{weight}{cut}. Chosen because: {row.reason}."
         )
-        yield Marked(note, list(_pieces(row)))
+        yield Marked(note, list(_pieces(row.pieces)))
+        if row.rejected:
+            yield Marked("Against the rejected answer:", list(_pieces(row.rejected)))
 
 
-def _pieces(row: ShownRow) -> Iterator[Piece]:
-    for piece in row.pieces:
+def _pieces(pieces: Iterable[ShownPiece]) -> Iterator[Piece]:
+    for piece in pieces:
         if piece.num_left_out:
             yield Piece(f" [{piece.num_left_out:,} characters are left out here] ", 0.0)
         yield Piece(piece.text, piece.weight)
