@@ -72,7 +72,7 @@ def preview_text(config: TrainingConfig, value: str) -> str:
         DPO: "method dpo; the two answers that are compared",
         RL: "method rl; what a reward may compare with, and is not trained on,",
         ON_POLICY: "method distill; a row's own answers, which are not used,",
-        OFF_POLICY: "method distill; a row's own answers, in whose place the teacher's are trained,",
+        OFF_POLICY: "method distill; a row's own answers, in whose place the teacher's come,",
     }
     return marked[words_for(config)]
 

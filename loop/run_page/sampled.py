@@ -65,9 +65,9 @@ def _blocks(store: RunStore, files: Sequence[KeptFile]) -> Iterator[Block]:
     yield Paragraph(
         f"Of the first step of {which}, or of what was answered before it, up to {MOST_GROUPS} "
         "prompts, those that were trained on before others and from the lowest mean reward to the "
-        f"highest, and up to {MOST_SAMPLES} answers to each; {ROLLOUTS}/ beside this page has all whole, "
-        "with their tokens and log-probabilities. An answer's advantage says how much more likely "
-        "(above 0) or less likely (below 0) training makes it."
+        f"highest, and up to {MOST_SAMPLES} answers to each; {ROLLOUTS}/ beside this page has all "
+        "of them whole, with their tokens and log-probabilities. An answer's advantage says how "
+        "much more likely (above 0) or less likely (below 0) training makes it."
     )
     for file in reversed(shown):
         groups = _read(store, file.name)
