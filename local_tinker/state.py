@@ -11,6 +11,7 @@ import json
 import logging
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ MAX_AHEAD = 100_000  # how far a run's request may be ahead of the next one to r
 GAP_S = 10.0  # how long a request waits for a missing lower sequence number
 SESSION_SILENCE_S = 600.0  # clients send a heartbeat every 10 s, but a debugger may stop one
 MAX_SESSIONS = 10_000
+MAX_UNNAMED = 16  # weights of a run that were saved without a name, the last used ones
 CLONE_BLOCK = 1_000_000_000  # the SDK numbers a clone's samples from its id times this
 
 
@@ -100,6 +102,8 @@ class Run:
     user_metadata: dict[str, str]
     last_request_at: float
     queue: RunQueue = field(default_factory=RunQueue)
+    # Samplers of weights without a path, by their id, the last used one at the end.
+    unnamed: OrderedDict[str, Sampler] = field(default_factory=OrderedDict)
 
 
 @dataclass
@@ -110,6 +114,15 @@ class Sampler:
     model_path: str | None
     weights: Path | None
     num_clones: int = 0  # that asked for an id; the first client of a sampler has 0
+    run_id: str | None = None  # whose weights without a path it has
+    is_gone: bool = False  # those were deleted
+    waiting: list[Future[Result]] = field(default_factory=list)  # samples that have no answer yet
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its weights are saved, and no sample of them is on its way."""
+        self.waiting = [future for future in self.waiting if not future.done()]
+        return not self.waiting and self.weights is not None and self.weights.is_dir()
 
 
 @dataclass
@@ -254,9 +267,21 @@ class State:
         """Queue a sample; a repeat gets the first one's future."""
         client = Client(sampler.session_id, seq_id // CLONE_BLOCK)
         self.attendance.heard(client)
+        run = None if sampler.run_id is None else self.runs.get(sampler.run_id)
+        if run is not None and sampler.sampler_id in run.unnamed:
+            run.unnamed.move_to_end(sampler.sampler_id)
 
         def start() -> Future[Result]:
-            return self.worker.sample(sampler.engine, make_request(), client)
+            if sampler.is_gone:
+                raise UserError(
+                    f"the weights of sampling session {sampler.sampler_id!r} are gone: they were "
+                    f"saved without a name, and of these the {MAX_UNNAMED} of a run that were "
+                    "used last are kept; save what you go on sampling from under a name"
+                )
+            future = self.worker.sample(sampler.engine, make_request(), client)
+            if sampler.run_id is not None:
+                sampler.waiting.append(future)
+            return future
 
         key = ("sample", sampler.sampler_id, seq_id)
         return self.futures.once(client, key, start, Target(sampler.sampler_id, client.clone_id))
@@ -301,6 +326,22 @@ class State:
     def add_sampler(self, sampler: Sampler) -> None:
         self.samplers[sampler.sampler_id] = sampler
         self.session(sampler.session_id).sampler_ids.append(sampler.sampler_id)
+
+    def add_unnamed_sampler(self, sampler: Sampler, run: Run, weights: Path) -> None:
+        """Add a sampler of weights without a path, and delete those of the run that were used
+        longest ago: a client that trains by sampling saves anew before each step."""
+        sampler.run_id = run.run_id
+        session = self.session(sampler.session_id)
+        session.unnamed_saves.append(weights)
+        self.add_sampler(sampler)
+        run.unnamed[sampler.sampler_id] = sampler
+        idle = [one for one in run.unnamed.values() if one.is_idle]
+        for old in idle[: max(0, len(run.unnamed) - MAX_UNNAMED)]:
+            assert old.weights is not None, "it was saved without a path"
+            del run.unnamed[old.sampler_id]
+            old.is_gone = True
+            session.unnamed_saves.remove(old.weights)
+            self._submit_last("samplers", old.engine, _delete_weights(old.engine, old.weights))
 
     def finish_session(self, session_id: str) -> None:
         """Forget a session with its runs, samplers and queued work; named checkpoints stay."""
@@ -359,6 +400,15 @@ class State:
 def _forget_weights(engine: Engine, weights: Path) -> Job:
     def job() -> Result:
         engine.forget_sampler(weights)
+        return {}
+
+    return job
+
+
+def _delete_weights(engine: Engine, weights: Path) -> Job:
+    def job() -> Result:
+        engine.forget_sampler(weights)
+        checkpoints.discard(weights)
         return {}
 
     return job

@@ -143,7 +143,8 @@ def add_training_routes(app: FastAPI, direct: DirectRoutes, state: State) -> Non
         return {"request_id": state.submit_in_order(body.model_id, body.seq_id, job)}
 
     def save_unnamed(body: wire.SaveWeights) -> dict[str, str]:
-        """Save for a sampler that gets no path: the weights live as long as the session."""
+        """Save for a sampler that gets no path: the weights live as long as the session, and as
+        they are used."""
         record = state.run(body.model_id)
         session = state.session(record.session_id)
         sampler_id = f"{session.session_id}:sample:{body.sampling_session_seq_id}"
@@ -162,9 +163,8 @@ def add_training_routes(app: FastAPI, direct: DirectRoutes, state: State) -> Non
 
         request_id = state.submit_in_order(body.model_id, body.seq_id, job)
         if taken_by is None:
-            session.unnamed_saves.append(directory)
             sampler = Sampler(sampler_id, session.session_id, record.engine, None, directory)
-            state.add_sampler(sampler)
+            state.add_unnamed_sampler(sampler, record, directory)
         return {"request_id": request_id}
 
     @app.post("/api/v1/save_weights_external")

@@ -24,6 +24,7 @@ from local_tinker.lora import LoraShape
 from local_tinker.sample_requests import check_request
 from local_tinker.sample_rows import Row
 from local_tinker.sampling import Wave
+from local_tinker.state import MAX_UNNAMED
 from rows.chat_formats import load_tokenizer
 from sdk_client import ADAM, DATA, PROMPT, new_run, sample, train, using
 
@@ -322,3 +323,30 @@ def test_weights_saved_without_a_name_live_as_long_as_their_session(
             break
         time.sleep(0.05)
     assert not list(tmp_path.glob(".scratch-*/*"))
+
+
+def test_of_weights_without_a_name_those_used_longest_ago_go_once_there_are_many(
+    service: local_tinker.Service, tmp_path: Path
+) -> None:
+    async def body(client: tinker.ServiceClient) -> None:
+        run = await new_run(client)
+        kept, forgotten = [await run.save_weights_and_get_sampling_client() for _ in range(2)]
+
+        async def said(sampler: tinker.SamplingClient) -> list[int]:
+            (one,) = await sample(sampler, PROMPT, max_tokens=2, temperature=0.0, stop=[])
+            return list(one.tokens)
+
+        before = latest = await said(kept)
+        for _ in range(MAX_UNNAMED + 4):
+            latest = await said(await run.save_weights_and_get_sampling_client())
+            assert await said(kept) == before  # as of a reference, in each step
+        assert latest == before
+        with pytest.raises(tinker.TinkerError, match="save what you go on sampling from"):
+            await said(forgotten)
+        for _ in range(100):  # the removal is queued behind the run's work
+            if len(list(tmp_path.glob(".scratch-*/*"))) == MAX_UNNAMED:
+                break
+            await asyncio.sleep(0.05)
+        assert len(list(tmp_path.glob(".scratch-*/*"))) == MAX_UNNAMED
+
+    using(service, tmp_path, body)
