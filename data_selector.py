@@ -10,9 +10,10 @@ from the pool by chance, and hard ones by the strategy:
 - `loss`: in proportion to what can still be learnt of a row (`learnable`), of a pair to its loss;
 - `hybrid`: as `topics`, without the rows of each topic whose losses are the highest.
 
-Where rewards are learnt from, no losses are measured: `loss` draws in proportion to the `promise`
-of a prompt, by how often it was answered right, `hybrid` so within each topic, and solved prompts
-rest.
+Where sampled answers are learnt from, no losses are measured: `loss` draws in proportion to the
+`promise` of a prompt, by how often it was answered right, and solved prompts rest; or to the
+`distance_of` a row, by how far its answers were from the teacher's; `hybrid` so within each
+topic.
 
 Rows that were drawn least often go first: in the pool, and by topics within each one, whose share
 falls the more often its rows were drawn, and further where that was to no avail. Without a pool all
@@ -34,7 +35,7 @@ from rows.examples import ExampleTable
 from rows.places import RowPlace
 from rows.shuffles import allocate, shuffled, walk
 from rows.similarity import Likeness
-from scores.learnable import CandidateLoss, PassRate, learnable, promise
+from scores.learnable import CandidateLoss, PassRate, distance_of, learnable, promise
 from scores.results import TopicScore
 from storage.stored_json import Count, record_of
 
@@ -53,15 +54,20 @@ class Mining:
     num_candidates: int | None = None  # None: some for each slot, where losses are measured
     by_rewards: bool = False  # what was answered right is known, and no loss is measured
     of_pairs: bool = False  # a row's loss is that of its pair, and began at the same for all
+    by_teacher: bool = False  # how far answers are from the teacher's is, and none is either
+
+    @property
+    def by_answers(self) -> bool:
+        return self.by_rewards or self.by_teacher
 
     @property
     def needs_losses(self) -> bool:
-        is_by_loss = self.strategy in ("loss", "hybrid") and not self.by_rewards
+        is_by_loss = self.strategy in ("loss", "hybrid") and not self.by_answers
         return is_by_loss and self.replay_share < 1
 
     @property
     def needs_losses_before(self) -> bool:
-        return self.strategy == "loss" and not (self.by_rewards or self.of_pairs)
+        return self.strategy == "loss" and not (self.by_answers or self.of_pairs)
 
     @property
     def needs_topics(self) -> bool:
@@ -112,6 +118,7 @@ class Signals:
     stalled: Mapping[str, int] = field(default_factory=dict)  # topic -> futile rounds
     rates: Mapping[str, PassRate] = field(default_factory=dict)  # of prompts that were tried
     resting: frozenset[str] = frozenset()  # solved prompts
+    distances: Mapping[str, float] = field(default_factory=dict)  # to the teacher, nats a token
 
 
 def noisiest(
@@ -332,8 +339,8 @@ class _Draw:
     def hard(self, count: int) -> list[Pick]:
         if self.is_by_topic:
             return self._by_topic(count)
-        if self.mining.by_rewards and self.mining.strategy in ("loss", "hybrid"):
-            return self._by_rate(self._drawable(), count)
+        if self.mining.by_answers and self.mining.strategy in ("loss", "hybrid"):
+            return self._by_answers(self._drawable(), count)
         if self.mining.strategy == "loss":
             return self._by_loss(count)
         if self.mining.strategy == "similar":
@@ -352,11 +359,11 @@ class _Draw:
         rates = self.rates_of(groups)
         slots = allocate(rates, {topic: len(group) for topic, group in groups.items()}, count)
         total = sum(rates.values())
-        if self.mining.by_rewards and self.mining.strategy == "hybrid":
+        if self.mining.by_answers and self.mining.strategy == "hybrid":
             return [
                 pick
                 for topic, group in groups.items()
-                for pick in self._by_rate(group, slots[topic])
+                for pick in self._by_answers(group, slots[topic])
             ]
         return [
             self._pick(position, self._topic_reason(topic, position), rates[topic] / total)
@@ -364,17 +371,24 @@ class _Draw:
             for position in group[: slots[topic]]
         ]
 
-    def _by_rate(self, positions: Sequence[int], count: int) -> list[Pick]:
-        """Prompts in proportion to their promise, however often they were drawn before."""
-        rates = self.signals.rates
+    def _by_answers(self, positions: Sequence[int], count: int) -> list[Pick]:
+        """Prompts in proportion to promise or distance, however often they were drawn before."""
+        rates, distances = self.signals.rates, self.signals.distances
+
+        def weight(example_id: str) -> float:
+            if self.mining.by_teacher:
+                return distance_of(example_id, distances).weight
+            return promise(rates.get(example_id))
 
         def reason(example_id: str) -> str:
             place, tried = self.examples.find(example_id), rates.get(example_id, "not tried yet")
+            if self.mining.by_teacher:
+                tried = distance_of(example_id, distances).said
             if place is None or not self.is_by_topic:
                 return str(tried)
             return f"{self._topic_reason(self.examples.topic_of(place), place)}; {tried}"
 
-        return self._in_proportion(positions, lambda one: promise(rates.get(one)), reason, count)
+        return self._in_proportion(positions, weight, reason, count)
 
     def _by_loss(self, count: int) -> list[Pick]:
         """Rows whose losses were measured, in proportion to what can be learnt of them."""

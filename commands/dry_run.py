@@ -87,7 +87,7 @@ def _planned(
         inputs = plan.inputs
         place += refuse_other_files(settings.start, plan)
         place += [] if plan.origin is None else describe_origin(plan.origin)
-        place += describe_teacher(plan)
+        place += describe_teacher(plan.inputs.teacher, plan.config, plan.chat_format)
     config, earlier = settings.loaded.config, None
     folders = [settings.loaded.directory, Path.cwd(), PROGRAM.parent, Path("~").expanduser()]
     folders += [] if inputs.model_dir is None else [inputs.model_dir.parent]

@@ -1,11 +1,13 @@
-"""How much there is to learn of a row: by its loss, or by how often it was answered right. Pure."""
+"""How much there is to learn of a row: by its loss, by how often it was answered right, or by how
+far its answers are from a teacher's. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 GROUPS_COUNTED = 2  # the last ones: older answers are of other weights
+SMALLEST_DISTANCE = 1e-6  # nats a token; where all are at the teacher, all weigh alike
 REST_ROUNDS = 2  # that a solved prompt waits
 
 
@@ -96,3 +98,28 @@ def is_resting(rate: PassRate, round_no: int) -> bool:
     """Whether a prompt is left alone in a round: it was solved in its last two groups, the newest
     not long ago."""
     return rate.num_solved >= GROUPS_COUNTED and round_no - rate.last_round <= REST_ROUNDS
+
+
+# --- by a teacher ---------------------------------------------------------------------------------
+
+
+class Distance(NamedTuple):
+    """How far a row's answers are from the teacher's: what it is drawn by, and why."""
+
+    weight: float
+    said: str
+
+
+def distance_of(example_id: str, distances: Mapping[str, float]) -> Distance:
+    """A row's distance, of those that are known: the reverse KL of its answers to the teacher when
+    they were last sampled, in nats a token. A row without answers weighs what the others do on
+    average.
+
+    The KL is an estimate that may be below 0; no row weighs less than a tenth of the mean.
+    """
+    mean = sum(distances.values()) / len(distances) if distances else 1.0
+    mean = max(mean, SMALLEST_DISTANCE)
+    if (known := distances.get(example_id)) is None:
+        return Distance(mean, "how far it is from the teacher is not known yet")
+    said = f"reverse KL {known:.3g} nats a token to the teacher when it was last answered"
+    return Distance(max(known, mean / 10), said)

@@ -122,30 +122,25 @@ def check_method(
                 f"{name} is null, and method is {method}. Leave {name} out for its defaults."
             )
     distill = groups["distill"]
-    if isinstance(distill, DistillSettings) and distill.way == "on_policy" and distill.targets:
-        raise ValueError(
-            f"distill.targets is {distill.targets}, and distill.way is on_policy, where the "
-            "student's own answers are trained. Set distill.way to off_policy, or leave "
-            "distill.targets out."
-        )
+    if isinstance(distill, DistillSettings):
+        _check_distill(distill, data, mining)
     rl = groups["rl"]
     if isinstance(rl, RlSettings):
         _check_rl(rl, data, mining)
 
 
+def _check_distill(distill: DistillSettings, data: DataSettings, mining: MiningSettings) -> None:
+    _refuse_unused("distill", data, mining)
+    if distill.way == "on_policy" and distill.targets is not None:
+        raise ValueError(
+            f"distill.targets is {distill.targets}, and distill.way is on_policy, where the "
+            "student's own answers are trained. Set distill.way to off_policy, or leave "
+            "distill.targets out."
+        )
+
+
 def _check_rl(rl: RlSettings, data: DataSettings, mining: MiningSettings) -> None:
-    unused = {
-        "data.train_on": data.train_on is not None,
-        "mining.noise_cap": mining.noise_cap != MiningSettings().noise_cap,
-        "mining.num_candidates": mining.num_candidates is not None
-        and mining.strategy in ("loss", "hybrid"),
-    }
-    for key, is_set in unused.items():
-        if is_set:
-            raise ValueError(
-                f"{key} is set, and method is rl, which trains on sampled answers and measures no "
-                "losses of rows, so it means nothing. Leave it out."
-            )
+    _refuse_unused("rl", data, mining)
     if rl.temperature != 1 and rl.kl_coef:
         raise ValueError(
             f"rl.kl_coef is {rl.kl_coef:g} at rl.temperature {rl.temperature:g}, where the "
@@ -158,3 +153,19 @@ def _check_rl(rl: RlSettings, data: DataSettings, mining: MiningSettings) -> Non
             "ratio 1, and answers sampled at another temperature begin with other ratios. Set "
             "rl.temperature to 1, or rl.loss to importance_sampling."
         )
+
+
+def _refuse_unused(method: str, data: DataSettings, mining: MiningSettings) -> None:
+    """Raise `ValueError` for what means nothing where sampled answers are trained on."""
+    unused = {
+        "data.train_on": data.train_on is not None,
+        "mining.noise_cap": mining.noise_cap != MiningSettings().noise_cap,
+        "mining.num_candidates": mining.num_candidates is not None
+        and mining.strategy in ("loss", "hybrid"),
+    }
+    for key, is_set in unused.items():
+        if is_set:
+            raise ValueError(
+                f"{key} is set, and method is {method}, which trains on sampled answers and "
+                "measures no losses of rows, so it means nothing. Leave it out."
+            )

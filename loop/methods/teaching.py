@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from errors import ConfigError, ServiceError
@@ -17,9 +16,9 @@ from ledger.rollouts import RolledSample
 from loop.methods.method import Workplace
 from loop.methods.rollouts import Prompt, prompt_of
 from loop.planning.plan import Plan
-from rows.examples import Example, Message, find_example
+from loop.planning.teacher import with_system
+from rows.examples import find_example
 from settings.method_groups import DistillSettings
-from simple_eval import joined_prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,15 +56,6 @@ def teacher_prompt_of(plan: Plan, example_id: str) -> Prompt:
     example = find_example(example_id, plan.train.examples, plan.pool.examples)
     assert example is not None, "steps are of rows of the plan"
     return prompt._replace(tokens=plan.rendering.prompt_of(with_system(example, told)))
-
-
-def with_system(example: Example, told: str) -> Example:
-    """The row with a system message put first, joined with its own where it has one."""
-    first = example.messages[0]
-    if first.role != "system":
-        return replace(example, messages=(Message("system", told), *example.messages))
-    joined = first._replace(content=joined_prompt(told, first.content))
-    return replace(example, messages=(joined, *example.messages[1:]))
 
 
 # --- what it says of answers ----------------------------------------------------------------------

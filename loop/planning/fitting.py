@@ -116,7 +116,7 @@ def refuse_long_rows(
 def refuse_long_prompts(
     longest: tuple[int | None, int],
     key: str,
-    rows: ExampleTable,
+    rows: Iterable[Example],
     rendering: Rendering,
     max_tokens: int,
 ) -> None:

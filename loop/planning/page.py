@@ -155,7 +155,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     if plan.origin is not None:
         yield from describe_origin(plan.origin)
     yield from describe_method(plan.config)
-    yield from describe_teacher(plan)
+    yield from describe_teacher(plan.inputs.teacher, plan.config, plan.chat_format)
     yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
     yield from describe_formats(plan)
     yield train_on_text(plan.config, plan.rendering.train_on_what.value)

@@ -34,7 +34,7 @@ from loop.planning.fitting import (
 from loop.planning.inputs import Inputs, counted
 from loop.planning.rewards import refuse_unfit_references
 from loop.planning.steps import mining_of
-from loop.planning.teacher import refuse_other_tokenizer
+from loop.planning.teacher import refuse_other_tokenizer, with_system
 from rows.chat_formats import ChatFormat, choose_format, former_name, load_renderer
 from rows.control_tokens import guard
 from rows.examples import DropLog, find_example
@@ -174,19 +174,15 @@ def make_plan(
     if config.data.on_bad_row == "stop":
         _refuse_dropped([train.dropped, pool.dropped, dropped_of_split])
     _refuse_empty_sources(inputs, train)
+    tables = {"train_file": train, "mining.pool_file": pool}
     if is_new:
         refuse_unheard_prompt(chat_format, config.evaluation.system_prompt)
         if config.distill is not None:
             prompt = config.distill.teacher_prompt
             refuse_unheard_prompt(chat_format, prompt, "distill.teacher_prompt")
-        tables = {"train_file": train, "mining.pool_file": pool}
         renderer = chat_format.renderer
         _refuse_what_cannot_fit(limits, replace(inputs, tasks=tasks), rendering, renderer, tables)
-    if config.rl is not None and inputs.reward is not None:
-        for key, table in (("train_file", train), ("mining.pool_file", pool)):
-            refuse_unfit_references(inputs.reward, table.examples)
-            longest = limits.context, max_seq_length
-            refuse_long_prompts(longest, key, table.examples, rendering, config.rl.max_tokens)
+    _refuse_unfit_prompts(inputs, (limits.context, max_seq_length), rendering, tables)
     inputs = replace(inputs, tasks=tasks)
     refuse_other_tokenizer(inputs.teacher, chat_format.renderer.tokenizer, inputs.model_path)
     grader_format = _grader_format(inputs, chat_format, kept)
@@ -301,6 +297,25 @@ def _refuse_what_cannot_fit(
     refuse_unknown_ids(limits, rendering, renderer.tokenizer, of_files | held_out)
     asked = config.evaluation.max_tokens, config.evaluation.system_prompt
     refuse_long_questions(limits, all_tasks, renderer, *asked)
+
+
+def _refuse_unfit_prompts(
+    inputs: Inputs,
+    longest: tuple[int | None, int],
+    rendering: Rendering,
+    tables: Mapping[str, RenderedTable],
+) -> None:
+    """Raise `DataError` for rows whose answers cannot be sampled, or cannot be rewarded."""
+    rl, distill = inputs.config.rl, inputs.config.distill
+    for key, table in tables.items():
+        rows = table.examples
+        if rl is not None and inputs.reward is not None:
+            refuse_unfit_references(inputs.reward, rows)
+            refuse_long_prompts(longest, key, rows, rendering, rl.max_tokens)
+        if distill is not None:
+            told = distill.teacher_prompt
+            asked = rows if told is None else [with_system(one, told) for one in rows]
+            refuse_long_prompts(longest, key, asked, rendering, distill.max_tokens)
 
 
 def _refuse_dropped(logs: list[DropLog]) -> None:

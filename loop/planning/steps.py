@@ -75,6 +75,7 @@ def mining_of(config: TrainingConfig) -> Mining:
         num_candidates=settings.num_candidates,
         by_rewards=config.method == "rl",
         of_pairs=config.method == "dpo",
+        by_teacher=config.method == "distill",
     )
 
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from config_schema import LoadedConfig
+from config_schema import LoadedConfig, TrainingConfig
 from errors import ConfigError, RunStoreError
 from ledger.records import Teacher, seconds_of
 from ledger.references import Subject, find_to_sample, names_weights
@@ -22,11 +22,10 @@ from ledger.registry_weights import digests_of_weights, weights_dir
 from ledger.store import RunStore
 from loop.planning.models import find_model, model_change, model_digests
 from rows.chat_formats import ChatFormat, choose_format, load_tokenizer
+from rows.examples import Example, Message
 from services.place import ServiceChoice
+from simple_eval import joined_prompt
 from storage.stored_json import record_of
-
-if TYPE_CHECKING:
-    from loop.planning.plan import Plan
 
 KEY = "distill.teacher"
 BASE = "base model "  # before the names of a base model's files, beside those of the weights
@@ -177,14 +176,25 @@ def refuse_other_teacher_service(teacher: Teacher | None, choice: ServiceChoice)
         )
 
 
+def with_system(example: Example, told: str) -> Example:
+    """The row with a system message put first, joined with its own where it has one."""
+    first = example.messages[0]
+    if first.role != "system":
+        return replace(example, messages=(Message("system", told), *example.messages))
+    joined = first._replace(content=joined_prompt(told, first.content))
+    return replace(example, messages=(joined, *example.messages[1:]))
+
+
 def recorded_teacher(teacher: Teacher | None) -> dict[str, Any] | None:
     """As config.resolved.json has it."""
     return None if teacher is None else asdict(teacher)
 
 
-def describe_teacher(plan: Plan) -> Iterator[str]:
+def describe_teacher(
+    teacher: Teacher | None, config: TrainingConfig, of_student: ChatFormat
+) -> Iterator[str]:
     """Yield what the student learns from, and what of it may go wrong."""
-    teacher, settings = plan.inputs.teacher, plan.config.distill
+    settings = config.distill
     if teacher is None or settings is None:
         return
     told = "" if settings.teacher_prompt is None else ", which alone hears distill.teacher_prompt"
@@ -193,7 +203,7 @@ def describe_teacher(plan: Plan) -> Iterator[str]:
     how = f"{answers} of the student, judged token by token"
     if settings.way == "off_policy":
         how = (
-            f"{answers} of the teacher, sampled once in a run; {soft_or_hard(plan.config)} targets"
+            f"{answers} of the teacher, sampled once in a run; {settings.targets or 'soft'} targets"
         )
     yield f"teacher: {teacher}{told}; {how}"
     if teacher.expires_at is not None:
@@ -206,17 +216,12 @@ def describe_teacher(plan: Plan) -> Iterator[str]:
             "warning: until when the teacher's weights are kept is not known here, since they are "
             "of no known run, and the run cannot go on without them"
         )
-    yield from _describe_renderer(teacher, plan.chat_format, plan.inputs.model_path)
+    yield from _describe_renderer(teacher, of_student)
 
 
-def soft_or_hard(config: Any) -> str:
-    return config.distill.targets or "soft"
-
-
-def _describe_renderer(teacher: Teacher, of_student: ChatFormat, model_path: str) -> Iterator[str]:
+def _describe_renderer(teacher: Teacher, of_student: ChatFormat) -> Iterator[str]:
     name = teacher.renderer
-    if name is None and teacher.model_path not in (None, model_path):
-        assert teacher.model_path is not None, "it is no path alone"
+    if name is None and teacher.model_path is not None:
         try:
             name = choose_format(None, teacher.model_path, key=KEY, fallback=of_student).name
         except ConfigError:

@@ -23,7 +23,7 @@ from loop.methods.reference import reference_logprobs
 from loop.rounds.run import Run, topics_for
 from loop.rounds.session import sampling_client
 from loop.rounds.showing import shown_of
-from loop.rounds.signals import likeness_of, pass_rates_of, stalled_topics
+from loop.rounds.signals import distances_of, likeness_of, pass_rates_of, stalled_topics
 from loop.rounds.training import workplace_of
 from rows.examples import ExampleTable, find_example
 from rows.places import RowPlace, place_of
@@ -92,6 +92,9 @@ async def signals_for(
         rates = pass_rates_of(run.store, [*run.store.lineage(start), start])
         resting = {one for one, rate in rates.items() if is_resting(rate, previous.round + 1)}
         signals = replace(signals, rates=rates, resting=frozenset(resting))
+    if mining.by_teacher:
+        distances = distances_of(run.store, [*run.store.lineage(start), start])
+        signals = replace(signals, distances=distances)
     measured = run.store.measured_losses()
     earlier = [one for one in measured if one.round <= previous.round]
     of_topics = rows if mining.needs_topics else None

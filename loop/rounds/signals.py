@@ -6,13 +6,14 @@ Topics are the rows' own, or found in their words where rows or questions have n
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from data_selector import CandidateLoss, MeasuredLosses, noisiest
 from errors import RunStoreError
-from ledger.rollouts import read_rollouts, rollouts_file
+from ledger.rollouts import RolledGroup, read_rollouts, rollouts_file
 from ledger.store import RunStore
 from rows.examples import Example, ExampleTable
 from rows.similarity import Likeness, TextTopics, likeness_to
@@ -64,7 +65,34 @@ def pass_rates_of(store: RunStore, rounds: Sequence[int]) -> dict[str, PassRate]
     Raises `RunStoreError` for a damaged file.
     """
     groups: dict[str, list[Group]] = defaultdict(list)
-    for number in rounds[-RATE_ROUNDS:]:
+    for number, one in _rolled_in(store, rounds[-RATE_ROUNDS:]):
+        rewards = [s.reward for s in one.samples if s.reward is not None]
+        if rewards:
+            groups[one.example_id].append(Group(number, rewards))
+    return {example_id: pass_rate(of_prompt) for example_id, of_prompt in groups.items()}
+
+
+def distances_of(store: RunStore, rounds: Sequence[int]) -> dict[str, float]:
+    """The reverse KL of the student's last answers to each prompt, in nats a token, from what the
+    steps of these rounds sampled; of a teacher's own answers none is known.
+
+    Raises `RunStoreError` for a damaged file.
+    """
+    distances: dict[str, float] = {}
+    for _, group in _rolled_in(store, rounds):
+        judged = [
+            of_student - of_teacher
+            for one in group.samples
+            for of_student, of_teacher in zip(one.logprobs, one.teacher_logprobs or (), strict=True)
+        ]
+        if judged:
+            distances[group.example_id] = math.fsum(judged) / len(judged)
+    return distances
+
+
+def _rolled_in(store: RunStore, rounds: Sequence[int]) -> Iterator[tuple[int, RolledGroup]]:
+    """What the steps of these rounds sampled, oldest first, with the round."""
+    for number in rounds:
         for event in store.events("step", number):
             try:
                 rolled = read_rollouts(store.run_dir, event["step"])
@@ -75,10 +103,7 @@ def pass_rates_of(store: RunStore, rounds: Sequence[int]) -> dict[str, PassRate]
                     "not tried."
                 ) from None
             for one in rolled or ():
-                rewards = [s.reward for s in one.samples if s.reward is not None]
-                if rewards:
-                    groups[one.example_id].append(Group(number, rewards))
-    return {example_id: pass_rate(of_prompt) for example_id, of_prompt in groups.items()}
+                yield number, one
 
 
 def likeness_of(

@@ -1,0 +1,307 @@
+"""Distillation: what it learns from, what it refuses, what it keeps, and its numbers by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tinker
+import torch
+
+from conftest import REPO
+from data_selector import Mining, Rows, Selection, Signals, select_next
+from errors import RunStoreError
+from ledger.events import impossibility
+from ledger.rollouts import RolledGroup, RolledSample, TaughtAnswers, read_rollouts
+from loop.methods.off_policy import datum_of, mean_entropy
+from loop.methods.on_policy import measures_of, with_kl_advantages
+from loop.methods.rollouts import Prompt, datums_of
+from loop.methods.sft import batch_loss
+from loop.methods.teaching import normalised
+from rows.examples import Example, ExampleTable, Message
+from scores.learnable import distance_of
+from test_loop import Workspace, row, same_bits
+from trainer_with_eval import main
+
+TEACHER = {"teacher": "teacher@round_01", "group_size": 2, "max_tokens": 6}
+
+
+@pytest.fixture
+def taught(workspace: Workspace) -> Workspace:
+    """A workspace with a teacher that has learnt to answer, and stops where it should."""
+    assert workspace.run("teacher", max_rounds=1, steps_per_round=12, learning_rate=0.02) == 0
+    workspace.settings |= {"method": "distill", "distill": TEACHER, "start_from": None}
+    return workspace
+
+
+def steps_of(workspace: Workspace, run_dir: str) -> list[dict[str, Any]]:
+    return [one for one in workspace.events(run_dir) if one["type"] == "step"]
+
+
+# --- the numbers, by hand -------------------------------------------------------------------------
+
+
+def prompt_of_tokens(*tokens: int, weight: float = 1.0) -> Prompt:
+    return Prompt("a" * 64, "q", "r", tinker.ModelInput.from_ints(list(tokens)), weight)
+
+
+def judged(tokens: list[int], student: list[float], teacher: list[float]) -> RolledSample:
+    return RolledSample(tokens, student, "", False, None, 0.0, teacher)
+
+
+def test_an_advantage_is_what_a_token_takes_from_the_reverse_kl() -> None:
+    prompts = [prompt_of_tokens(7, 8, 9, weight=2.0)]
+    group = RolledGroup(
+        "a" * 64, "q", "r", [judged([4, 5], [-1.0, -2.0], [-1.5, -0.5]), judged([6], [-0.5], [-3])]
+    )
+    datums = datums_of(prompts, [group], [torch.zeros(2)])
+    made = with_kl_advantages(datums, prompts, [group])
+    first, second = (one.loss_fn_inputs["advantages"].to_torch().tolist() for one in made)
+    assert first == [0, 0, 2 * (-1.5 + 1.0), 2 * (-0.5 + 2.0)]
+    assert second == [0, 0, 2 * (-3 + 0.5)]
+    measures = measures_of([group])
+    assert measures["reverse_kl"] == pytest.approx((0.5 - 1.5 + 2.5) / 3)
+    assert measures["entropy"] == pytest.approx(3.5 / 3)
+    assert (measures["answer_tokens"], measures["truncated_share"]) == (1.5, 0)
+
+
+def test_advantages_are_the_cookbooks() -> None:
+    from tinker_cookbook.distillation.train_on_policy import incorporate_kl_penalty
+
+    class Teacher:
+        async def compute_logprobs_async(self, prompt: tinker.ModelInput) -> list[float | None]:
+            return [None, *(-0.25 * token for token in prompt.to_ints()[1:])]
+
+    prompts = [prompt_of_tokens(7, 8)]
+    answers = [([4, 5, 6], [-1.0, -2.0, -0.125]), ([3], [-0.5])]
+    samples = [judged(tokens, lps, [-0.25 * one for one in tokens]) for tokens, lps in answers]
+    group = RolledGroup("a" * 64, "q", "r", samples)
+    theirs = datums_of(prompts, [group], [torch.zeros(2)])
+    clients: Any = [Teacher()] * 2
+    said = asyncio.run(incorporate_kl_penalty(theirs, clients, [0, 0], 1.0, 0.0))
+    ours = with_kl_advantages(datums_of(prompts, [group], [torch.zeros(2)]), prompts, [group])
+    for one, other in zip(ours, theirs, strict=True):
+        advantages = (datum.loss_fn_inputs["advantages"].to_torch() for datum in (one, other))
+        assert torch.equal(*advantages)
+    assert measures_of([group])["reverse_kl"] == pytest.approx(said["teacher_kl"])
+
+
+def test_soft_targets_are_the_teachers_distribution_at_each_token() -> None:
+    logprobs = np.log(np.array([[0.6, 0.2], [0.45, 0.45]], np.float32))
+    soft = normalised(np.array([[4, 1], [5, 2]]), logprobs, 0)
+    datum = datum_of(prompt_of_tokens(7, 8, 9), [4, 5], 0.5, soft)
+    inputs = datum.loss_fn_inputs
+    assert datum.model_input.to_ints() == [7, 8, 9, 4]
+    assert inputs["target_tokens"].to_numpy().tolist() == [[8, 8], [9, 9], [4, 1], [5, 2]]
+    weights = inputs["weights"].to_numpy()
+    assert weights == pytest.approx(np.array([[0, 0], [0, 0], [0.1875, 0.0625], [0.125, 0.125]]))
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert mean_entropy([soft]) == pytest.approx((entropy + math.log(2)) / 2)
+    # a student that is the teacher has the entropy as its loss, so that the forward KL is 0
+    student = np.zeros((4, 2), np.float32)
+    student[2:] = np.log(soft.probs_TK)
+    loss, nll = batch_loss([student], [weights], total_weight=0.5)
+    assert loss == pytest.approx(nll) == pytest.approx(mean_entropy([soft]))
+
+
+def test_hard_targets_are_the_answers_tokens() -> None:
+    datum = datum_of(prompt_of_tokens(7, 8, 9), [4, 5], 1.0, None)
+    assert datum.loss_fn_inputs["target_tokens"].to_numpy().tolist() == [8, 9, 4, 5]
+    assert datum.loss_fn_inputs["weights"].to_numpy().tolist() == [0, 0, 0.5, 0.5]
+
+
+def test_rows_are_drawn_by_their_distance_from_the_teacher() -> None:
+    known = {"a": 3.0, "b": -0.5, "c": 0.5}
+    assert distance_of("a", known).weight == 3
+    assert distance_of("b", known).weight == pytest.approx(0.1)
+    assert distance_of("new", known).weight == pytest.approx(1.0)
+    assert distance_of("new", {}).weight == distance_of("other", {}).weight > 0
+    rows = ExampleTable(
+        Example(f"{n:064x}", (Message("user", "q"), Message("assistant", "a")), "f", n, None)
+        for n in range(40)
+    )
+    mining = Mining(strategy="loss", replay_share=0.0, by_teacher=True)
+    assert not mining.needs_losses and not mining.needs_losses_before
+    far = {one: 100.0 if n < 8 else 0.0 for n, one in enumerate(rows.ids)}
+    previous = Selection(1, 0, (), {}, {}, 0, {})
+    signals = Signals(distances=far)
+    made = select_next(previous, Rows(rows, ExampleTable()), signals, mining, num_slots=8)
+    assert sum(far[pick.example_id] > 0 for pick in made.picks) >= 6
+    assert any("reverse KL 100 nats" in pick.reason for pick in made.picks)
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("targets", ["soft", "hard"])
+def test_off_policy_learns_what_the_teacher_answers(taught: Workspace, targets: str) -> None:
+    distill = {**TEACHER, "way": "off_policy", "targets": targets}
+    taught.write_rows("train.jsonl", [{**row(i), "output": "a wrong answer"} for i in range(10)])
+    assert taught.run("run", distill=distill, max_rounds=2) == 0
+    events = taught.events("run")
+    answered = [one for one in events if one["type"] == "answered"]
+    assert answered[0]["num_answers"] == 2 * answered[0]["num_rows"]
+    assert answered[0]["num_sampled_tokens"] > 0
+    # a row is answered once, however often it is drawn
+    groups = [
+        json.loads(line)
+        for one in answered
+        for line in (taught.folder / "run" / one["file"]).read_text().splitlines()
+    ]
+    ids = [one["example_id"] for one in groups]
+    steps = steps_of(taught, "run")
+    assert len(ids) == len(set(ids)) and set(ids) == {i for s in steps for i in s["example_ids"]}
+    measures = steps[-1]["measures"]
+    assert ("forward_kl" in measures) == (targets == "soft")
+    assert 0 <= measures["truncated_share"] <= 1
+    if targets == "soft":  # the scored tokens are counted
+        assert all(one["num_prompt_tokens"] > 0 for one in steps)
+    teacher = taught.store("run").settled_config()["resolved"]["teacher"]
+    assert teacher["path"] == taught.store("teacher").checkpoint(1).sampler_path
+    assert set(teacher["sha256"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    picks = taught.store("run").selection(2).picks
+    assert not any(one["type"] == "losses_measured" for one in events)
+    assert all("loss" not in pick.reason for pick in picks)
+
+
+@pytest.mark.trains
+def test_on_policy_is_judged_by_the_teacher(taught: Workspace) -> None:
+    distill = {**TEACHER, "teacher_prompt": "Answer in one word."}
+    assert taught.run("run", distill=distill, start_from="teacher@round_01", max_rounds=2) == 0
+    steps = steps_of(taught, "run")
+    for one in steps:
+        groups = read_rollouts(taught.folder / "run", one["step"])
+        assert groups is not None
+        for sample in (sample for group in groups for sample in group.samples):
+            assert sample.teacher_logprobs is not None
+            assert len(sample.teacher_logprobs) == len(sample.tokens)
+        assert one["measures"]["reverse_kl"] == pytest.approx(measures_of(groups)["reverse_kl"])
+        assert abs(one["measures"]["kl_sampler_trainer"]) < 0.01
+        assert one["num_sampled_tokens"] == sum(len(s.tokens) for g in groups for s in g.samples)
+    reasons = [p.reason for p in taught.store("run").selection(2).picks if p.weight is not None]
+    assert reasons and all("teacher" in one for one in reasons)
+
+
+@pytest.mark.trains
+def test_a_teacher_that_is_the_student_has_nothing_to_say(taught: Workspace) -> None:
+    """The student starts as its teacher, so that their log-probabilities are the same."""
+    changes = {"start_from": "teacher@round_01", "max_rounds": 1, "steps_per_round": 1}
+    assert taught.run("run", **changes) == 0
+    (step,) = steps_of(taught, "run")
+    assert step["measures"]["reverse_kl"] == pytest.approx(0, abs=1e-4)
+    assert taught.run("soft", **changes, distill={**TEACHER, "way": "off_policy"}) == 0
+    (step,) = steps_of(taught, "soft")
+    assert 0 <= step["measures"]["forward_kl"] < 0.1  # what lies beyond the likeliest tokens
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("way", ["on_policy", "off_policy"])
+def test_a_killed_run_ends_as_an_uninterrupted_one(taught: Workspace, way: str) -> None:
+    changes: dict[str, Any] = {"distill": {**TEACHER, "way": way}, "max_rounds": 1}
+    changes |= {"start_from": "teacher@round_01"}
+    assert taught.run("whole", **changes) == 0
+    shutil.copytree(taught.folder / "whole", taught.folder / "killed")
+    ledger = taught.folder / "killed" / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    cut = [json.loads(line)["type"] for line in lines].index("step") + 2
+    ledger.write_text("".join(lines[:cut]))  # two steps were taken, and none was saved
+    assert main(["--resume", str(taught.folder / "killed")]) == 0
+    assert same_bits(taught.weights("whole", 1), taught.weights("killed", 1))
+    store = taught.store("killed")
+    assert impossibility(store.effective()) is None
+    # what was sampled was not sampled again
+    again = [one for one in taught.events("killed")[cut:] if one["type"] in ("answered", "step")]
+    assert not any(one["type"] == "answered" for one in again)
+    assert [one.get("num_sampled_tokens", 0) for one in again][:2] == [0, 0]
+
+
+def test_answers_of_a_round_cut_short_are_not_paid_again(taught: Workspace) -> None:
+    changes: dict[str, Any] = {"distill": {**TEACHER, "way": "off_policy"}, "max_rounds": 1}
+    assert taught.run("run", **changes) == 0
+    run_dir = taught.folder / "run"
+    (answered,) = (one for one in taught.events("run") if one["type"] == "answered")
+    file = run_dir / answered["file"]
+    ids = [json.loads(line)["example_id"] for line in file.read_text().splitlines()]
+    store = taught.store("run")
+    assert set(TaughtAnswers(store).of([*ids, "f" * 64])) == set(ids)
+    file.write_text(file.read_text().replace('"is_used": true', '"is_used": false'))
+    with pytest.raises(RunStoreError, match="sha256"):
+        TaughtAnswers(store).of(ids)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("distill", "said"),
+    [
+        ({"teacher": "BASE"}, "nothing to learn from it"),
+        ({"teacher": "teacher@round_07"}, "no weights of round 7"),
+        ({"teacher": "absent@best"}, "absent"),
+        ({"teacher": "tinker://r/sampler_weights/x"}, "finds weights by their run"),
+        ({"teacher": "tinker://r/weights/x"}, "this is a state to train on from"),
+        ({**TEACHER, "targets": "soft"}, "distill.targets is soft"),
+        ({**TEACHER, "max_tokens": 100_000}, "Sampled answers are not cut"),
+        ({"teacher": "OTHER"}, "its tokenizer is not the student's"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(
+    workspace: Workspace,
+    qwen_dir: Path,
+    capsys: pytest.CaptureFixture,
+    distill: dict[str, Any],
+    said: str,
+) -> None:
+    if str(distill["teacher"]).startswith("teacher@"):
+        assert workspace.run("teacher", max_rounds=1, steps_per_round=1) == 0
+    names = {"BASE": workspace.settings["base_model"], "OTHER": str(qwen_dir)}
+    distill = {**distill, "teacher": names.get(distill["teacher"], distill["teacher"])}
+    assert workspace.run("run", method="distill", distill=distill) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert said in message
+    assert not (workspace.folder / "run").exists()
+
+
+def test_another_teacher_under_the_same_name_is_refused(
+    taught: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    assert taught.run("run", max_rounds=1, steps_per_round=1) == 0
+    path = taught.store("run").settled_config()["resolved"]["teacher"]["path"]
+    run_id, kind, name = path.removeprefix("tinker://").split("/")
+    folder = taught.folder / "teacher" / "checkpoints" / run_id.replace(":", "_") / kind / name
+    weights = folder / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    resume = ["--resume", str(taught.folder / "run"), "--set", "max_rounds=2"]
+    assert main(resume) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "is not what it was when the run began" in message
+    assert "adapter_model.safetensors" in message
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("way", ["on_policy", "off_policy"])
+def test_what_is_held_out_is_never_asked(taught: Workspace, way: str) -> None:
+    """Rows that ask what an evaluation asks are dropped before anything is sampled."""
+    asked = [{"instruction": f"Which word stands at place {i}?", "output": "x"} for i in range(10)]
+    taught.write_rows("train.jsonl", [*asked, *(row(i) for i in range(4))])
+    assert taught.run("run", distill={**TEACHER, "way": way}, max_rounds=1) == 0
+    files = list((taught.folder / "run" / "rollouts").glob("*.jsonl"))
+    assert files
+    for file in files:
+        assert "Which word stands" not in file.read_text()
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "examples" / "distill").glob("*.json")), ids=str)
+def test_examples_can_be_read(path: Path) -> None:
+    from config_schema import load_and_validate_config
+
+    load_and_validate_config(str(path), [])
