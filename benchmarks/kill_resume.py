@@ -1,6 +1,10 @@
 """Is a killed run, resumed, the same run? Compared bit for bit with one that was never interrupted.
 
     .venv/bin/python benchmarks/kill_resume.py [--series NAME:MOMENTS...] [--seed 0] [--json FILE]
+    .venv/bin/python benchmarks/kill_resume.py --method SETTINGS.json:MOMENTS...
+
+The second form kills runs of a settings file, whatever method it trains by, on the embedded
+service; the run has to end with exit code 0.
 
 A moment is one operation of the run on its files (an open to write, a rename, a removal): just
 before it the process is killed with SIGKILL, by its own audit hook, so that the moment is exact.
@@ -15,6 +19,7 @@ in the middle of sampling or arithmetic. The series:
     rising     rounds that get better, up to the target: what was best is let go
     stopped    ended by Ctrl-C, or by an evaluation that fails, and killed while that is recorded
     diverging  the first loss is not finite; the run fails, and has to fail in the same way again
+    dpo        preferences, started from the weights of another run, and mined by their margins
     engine     a service of its own process that knows no expiry of weights
     evaluate   checkpoints evaluated outside a run
     service    the service's process (`python -m local_tinker`) is killed, and started again
@@ -28,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -80,6 +86,7 @@ DEFAULT_SERIES = [
     "rising:8",
     "stopped:24",
     "diverging:8",
+    "dpo:20",
     "engine:6",
     "evaluate:10",
     "service:50",
@@ -303,6 +310,36 @@ def diverging(folder: Path) -> Iterator[World]:
 
 
 @contextlib.contextmanager
+def dpo(folder: Path) -> Iterator[World]:
+    settings = base_settings(folder)
+    start = {**settings, "max_rounds": 1, "evaluation": {"max_tokens": 6}, "val_file": None}
+    (folder / "start.json").write_text(json.dumps(start))
+    arguments = ["--config", str(folder / "start.json"), "--run-dir", str(folder / "start")]
+    assert end_of(forked(lambda: command(arguments), folder / "start.log")) == 0
+    for name, numbers in (
+        ("train", range(20)),
+        ("pool", range(100, 130)),
+        ("pref", range(400, 406)),
+    ):
+        rows = [
+            {"prompt": f"Say {i}", "chosen": str(i), "rejected": str(i + 1), "topic": "sums"}
+            for i in numbers
+        ]
+        write_rows(folder / f"{name}.jsonl", rows)
+    settings |= {"method": "dpo", "start_from": str(folder / "start")}
+    settings["eval_tasks"] = ["pref:pref.jsonl", "qa:questions.jsonl"]
+    settings["mining"] |= {"strategy": "loss"}
+    yield world_of(folder, settings, focus=("reference_set", "reference_measured", "step"))
+
+
+@contextlib.contextmanager
+def of_settings(file: Path, folder: Path) -> Iterator[World]:
+    """A settings file of anyone's, read where it lies."""
+    begin = ["--config", str(file), "--local", "--resume"]
+    yield World(folder, begin, begin)
+
+
+@contextlib.contextmanager
 def engine(folder: Path) -> Iterator[World]:
     settings, port, port_of_proxy = base_settings(folder), free_port(), free_port()
     settings["base_url"] = f"http://127.0.0.1:{port_of_proxy}"
@@ -335,7 +372,18 @@ def service(folder: Path) -> Iterator[World]:
 
 WORLDS = {
     make.__name__: make
-    for make in (plain, inspect, guarded, rising, stopped, diverging, engine, evaluate, service)
+    for make in (
+        plain,
+        inspect,
+        guarded,
+        rising,
+        stopped,
+        diverging,
+        dpo,
+        engine,
+        evaluate,
+        service,
+    )
 }
 
 
@@ -713,6 +761,11 @@ def differences(
             texts = [json.loads((one / folder / name).read_text()) for one in (whole, resumed)]
             if masked(texts[0]) != masked(texts[1]):
                 found.append(f"{folder}/{name}")
+    for file in ("reference.jsonl", *_names(whole / "rollouts"), *_names(resumed / "rollouts")):
+        lines = [sorted((one / file).read_text().splitlines()) if (one / file).exists() else None
+                 for one in (whole, resumed)]  # fmt: skip
+        if masked(lines[0]) != masked(lines[1]):  # what was asked side by side comes in any order
+            found.append(file)
     delivered = [len(RunStore.open(one).delivered_keys()) for one in (whole, resumed)]
     if delivered[0] != delivered[1]:
         found.append(f"rounds delivered: {delivered}")
@@ -724,6 +777,10 @@ def differences(
             if not same_tensors(checkpoint_dirs[0], one[key], checkpoint_dirs[1], other[key]):
                 found.append(f"the weights of {one[key]}")
     return found
+
+
+def _names(folder: Path) -> list[str]:
+    return [f"{folder.name}/{file.name}" for file in folder.glob("*.jsonl")]
 
 
 def same_tensors(folder: Path, path: str, other_folder: Path, other_path: str) -> bool:
@@ -884,11 +941,24 @@ def main() -> int:
         metavar="NAME:MOMENTS",
         help="which series, and how many runs of each are killed (default: %(default)s)",
     )
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        metavar="SETTINGS.json:MOMENTS",
+        help="instead of series: runs of these settings files, and how many of each are killed",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the outcomes here")
     args = parser.parse_args()
     os.environ["TINKER_TELEMETRY"] = "0"
     results: dict[str, list[Outcome]] = {}
+    if args.method:
+        args.series = []
+        for one in args.method:
+            file, _, number = one.rpartition(":")
+            name = Path(file).stem
+            WORLDS[name] = functools.partial(of_settings, Path(file).resolve())
+            args.series.append(f"{name}:{number}")
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.series:
             series, _, number = name.partition(":")

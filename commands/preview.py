@@ -57,14 +57,14 @@ def preview(args: argparse.Namespace, settings: OpenedSettings, session: Session
         say(f"\n--- {title}: {row.source} line {row.line_no}{topic}{weight}")
         say_marked((one.text, one.weight) for one in plan.rendering.pieces_of(row.id))
         if row.rejected is not None:
-            say("--- against the rejected answer:")
+            say("--- rejected for it:")
             pieces = plan.rendering.pieces_of(row.id, is_rejected=True)
             say_marked((one.text, one.weight) for one in pieces)
     return 0
 
 
 def _rejected(plan: Plan, row: Example) -> dict[str, Any]:
-    """The other side of a pair, by its key; nothing of another row."""
+    """The rejected side of a pair, of which `tokens` are the chosen one."""
     if row.rejected is None:
         return {}
     pieces = plan.rendering.pieces_of(row.id, is_rejected=True)

@@ -20,7 +20,7 @@ from evaluation.inspect_scores import InspectScores
 from evaluation.inspect_tasks import InspectTask, without_questions
 from evaluation.preferences import PairFile, judge_pairs, pair_metrics
 from evaluation.tasks import EvalTask
-from scores.results import Measured, SampleResult, task_result
+from scores.results import Measured, SampleResult, TaskResult, task_result
 from simple_eval import QuestionTask, Sampler, ask_questions
 from storage.journal import Journal
 
@@ -110,15 +110,7 @@ async def measure(
     for task in tasks:
         if isinstance(task.work, PairFile):
             measuring.begin(task.name)
-            samples = await judge_pairs(task.work, sampler, journal, measuring.graded)
-            metrics = pair_metrics(samples)
-            yield Measured(
-                (
-                    task_result(
-                        task.name, samples, layer=task.layer, role=task.role, metrics=metrics
-                    ),
-                )
-            )
+            yield Measured((await _judged(task, task.work, measuring, journal),))
     for task in tasks:
         if isinstance(task.work, HeldOutFile):
             measuring.begin(task.name)
@@ -154,6 +146,14 @@ async def measure(
         first.num_prompt_tokens = sum(error.num_prompt_tokens for error in errors)
         first.num_sampled_tokens = sum(error.num_sampled_tokens for error in errors)
         raise first
+
+
+async def _judged(
+    task: EvalTask, work: PairFile, measuring: Measuring, journal: Journal
+) -> TaskResult:
+    samples = await judge_pairs(work, measuring.sampler, journal, measuring.graded)
+    metrics = pair_metrics(samples)
+    return task_result(task.name, samples, layer=task.layer, role=task.role, metrics=metrics)
 
 
 def _max_tokens(task: EvalTask, sampler: Sampler) -> int | None:

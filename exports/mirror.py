@@ -1,5 +1,7 @@
 """The run's LoRA config and a QLoRA script that mirrors the run, as files of an export.
 
+The script trains on answers, so of a run by another method there is the config alone.
+
 The script (exports/qlora_train.py) is copied as it is; what is this run's own lies beside it in
 `run.json`: the batches by file and line, each step's learning rate and loss, AdamW's settings. Of a
 run that took rows which no line of a file stands for, the batches are left out, and that is said.

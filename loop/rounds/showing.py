@@ -45,9 +45,8 @@ def shown_picks(picks: Iterable[Pick]) -> list[Pick]:
 def _shown(plan: Plan, pick: Pick) -> ShownRow:
     example = find_example(pick.example_id, plan.train.examples, plan.pool.examples)
     assert example is not None, "the selection was made of these tables"
-    rendering = plan.rendering
-    info = rendering[pick.example_id].info
-    rejected = iter(())
+    info, rendering = plan.rendering[pick.example_id].info, plan.rendering
+    rejected: Iterable[Piece] = ()
     if example.rejected is not None:
         rejected = rendering.pieces_of(pick.example_id, is_rejected=True)
     return ShownRow(

@@ -182,7 +182,7 @@ def _rows_of(shown: Shown, are: str) -> Iterator[Block]:
         )
         yield Marked(note, list(_pieces(row.pieces)))
         if row.rejected:
-            yield Marked("Against the rejected answer:", list(_pieces(row.rejected)))
+            yield Marked("Rejected for it:", list(_pieces(row.rejected)))
 
 
 def _pieces(pieces: Iterable[ShownPiece]) -> Iterator[Piece]:
