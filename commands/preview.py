@@ -48,9 +48,8 @@ def preview(args: argparse.Namespace, settings: OpenedSettings, session: Session
         say(json.dumps({"renderer_name": plan.renderer_name, "rows": shown}, indent=1))
         return 0
     how = "in green" if says_in_colour() else "in brackets"
-    say(
-        f"renderer {plan.renderer_name}, {preview_text(plan.config, plan.rendering.train_on_what.value)} are {how}"
-    )
+    marked = preview_text(plan.config, plan.rendering.train_on_what.value)
+    say(f"renderer {plan.renderer_name}, {marked} are {how}")
     for title, row in rows:
         topic = f", topic {row.topic}" if row.topic else ""
         weight = f", weight {row.weight:g}" if row.weight != 1 else ""
