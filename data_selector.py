@@ -52,8 +52,8 @@ class Mining:
     new_share: float = 0.0
     noise_cap: float = 0.3
     num_candidates: int | None = None  # None: some for each slot, where losses are measured
-    of_pairs: bool = False  # a row's loss is that of its pair, and began at the same for all
     by_rewards: bool = False  # what was answered right is known, and no loss is measured
+    of_pairs: bool = False  # a row's loss is that of its pair, and began at the same for all
     by_teacher: bool = False  # how far answers are from the teacher's is, and none is either
 
     @property
@@ -67,7 +67,7 @@ class Mining:
 
     @property
     def needs_losses_before(self) -> bool:
-        return self.strategy == "loss" and not (self.of_pairs or self.by_answers)
+        return self.strategy == "loss" and not (self.by_answers or self.of_pairs)
 
     @property
     def needs_topics(self) -> bool:

@@ -24,6 +24,7 @@ def preview(args: argparse.Namespace, settings: OpenedSettings, session: Session
     """Show the first rows of each source and, of a run that has mined, as many hard ones."""
     begin_progress(args, settings, session)
     from loop.planning.inputs import read_inputs
+    from loop.planning.methods import preview_text
     from loop.planning.plan import make_plan
 
     if args.preview < 1:
@@ -47,8 +48,8 @@ def preview(args: argparse.Namespace, settings: OpenedSettings, session: Session
         say(json.dumps({"renderer_name": plan.renderer_name, "rows": shown}, indent=1))
         return 0
     how = "in green" if says_in_colour() else "in brackets"
-    trained = plan.rendering.train_on_what.value
-    say(f"renderer {plan.renderer_name}, train_on {trained}; tokens that carry loss are {how}")
+    marked = preview_text(plan.config, plan.rendering.train_on_what.value)
+    say(f"renderer {plan.renderer_name}, {marked} are {how}")
     for title, row in rows:
         topic = f", topic {row.topic}" if row.topic else ""
         weight = f", weight {row.weight:g}" if row.weight != 1 else ""

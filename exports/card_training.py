@@ -17,6 +17,8 @@ KINDS = {
     "near_duplicate": "nearly the same as a row before it",
     "contaminated": "asks a question of an evaluation",
     "no_loss_tokens": "nothing in it to train on",
+    "tie": "neither answer is better than the other",
+    "unpaired": "a marked answer without one of the other kind to its prompt",
 }
 
 
@@ -113,9 +115,12 @@ def _data(story: Story) -> Iterator[Block]:
     if rows:
         columns = [Column("setting"), Column("file"), Column("rows", True), Column("sha256")]
         yield Table("Files of rows", columns, rows)
+    told = "of the rows' own answers, which are not trained on"
+    if method_words(story.config).name in ("sft", "dpo"):
+        told = "trained on"
     lines = [
         f"{name}: {one.num_examples:,} examples kept, {one.num_tokens:,} tokens, "
-        f"{one.num_loss_tokens:,} of them trained on."
+        f"{one.num_loss_tokens:,} of them {told}."
         for name, one in manifest.examples.items()
     ]
     dropped = {k: n for k, n in manifest.num_dropped.items() if n and k != "similar"}

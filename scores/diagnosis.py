@@ -138,6 +138,15 @@ def preference_course(steps: PreferenceSteps) -> str:
     return said
 
 
+def teacher_course(reverse_kls: Sequence[float]) -> str:
+    """Where a round of on-policy distillation went; one value for each step, in nats a token."""
+    kl = _start_and_end(reverse_kls)
+    return (
+        f"the reverse KL of the student's answers to the teacher went from {kl.start:.3f} to "
+        f"{kl.end:.3f} nats a token in this round"
+    )
+
+
 class _Ends(NamedTuple):
     start: float
     end: float

@@ -56,7 +56,16 @@ KNOWN: dict[str, MeasureWords] = {
         "truncated", "share truncated", "the share of a step's sampled answers that were cut off"
     ),
     "kl": MeasureWords(
-        "KL", "KL to the reference, nats", "how far the weights have moved from the reference"
+        "KL",
+        "KL to the reference, nats an answer",
+        "how far the weights have moved from the reference on the answers of the rows, by the "
+        "squares of the change",
+    ),
+    "chosen_gain": MeasureWords(
+        "chosen gain",
+        "gain of the chosen answers, nats a token",
+        "what the log-probability of the chosen answers is above the reference's; below 0 they "
+        "have become less likely",
     ),
     "kl_start": MeasureWords(
         "KL",
@@ -99,7 +108,7 @@ KNOWN: dict[str, MeasureWords] = {
     "chosen_logprob": MeasureWords(
         "chosen",
         "log-probability of the chosen answers, a token",
-        "preference training may lower it, though it is of the better answers",
+        "of the better answers; preference training may lower it all the same",
     ),
     "rejected_logprob": MeasureWords(
         "rejected", "log-probability of the rejected answers, a token", "of the worse answers"

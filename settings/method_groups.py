@@ -108,7 +108,8 @@ def check_method(
     data: DataSettings,
     mining: MiningSettings,
 ) -> None:
-    """Raise `ValueError` where settings are given or missing that do not fit the method."""
+    """Raise `ValueError` where settings are given or missing that do not fit the method, or another
+    part of the rows is to be trained than it can."""
     _refuse_train_on(method, data.train_on)
     for name, group in groups.items():
         if name != method and group is not None:

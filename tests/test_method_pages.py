@@ -31,6 +31,7 @@ from page_reading import Page
 from pages.charts import LineChart
 from pages.document import Figure, Section
 from report_runs import Made, lengthen, made_run, make_run
+from scores.diagnosis import teacher_course
 from scores.measures import DPO, KNOWN, OFF_POLICY, ON_POLICY, RL, SFT, method_words, names_in
 from study_records import HOSTILE
 from test_loop import Workspace, row
@@ -327,3 +328,10 @@ def test_rated_answers_are_refused_with_the_command_that_takes_them(
         said = json.loads(capsys.readouterr().out)["error"]
         assert "registry.py feedback" in re.sub(r"\s+", " ", json.dumps(said))
         assert "data.columns" not in json.dumps(said)
+
+
+def test_a_round_of_distillation_is_told_by_its_distance_to_the_teacher() -> None:
+    assert teacher_course([2.0, 1.0]) == (
+        "the reverse KL of the student's answers to the teacher went from 2.000 to 1.000 nats a "
+        "token in this round"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from loop.planning.page import describe_formats
 from loop.planning.plan import Plan
 from loop.planning.rewards import describe_reward
 from pages.document import Block, Marked, Paragraph, Piece
-from rows.examples import Example
+from rows.rendering import Piece as RowPiece
 from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT
 
 NUM_ROWS = 3
@@ -105,24 +105,29 @@ def _known_of(view: Planned) -> str:
 
 
 def _rows_of(plan: Plan) -> Iterator[Marked]:
-    """A row from the beginning, one from the middle and one from the end of the training rows."""
+    """A row from the beginning, one from the middle and one from the end of the training rows; of a
+    pair both sides."""
     table = plan.train.examples
     for position in dict.fromkeys((0, len(table) // 2, len(table) - 1)[:NUM_ROWS]):
-        yield _marked(plan, table[position])
+        example = table[position]
+        carry = "carry loss" if words_for(plan.config) in (SFT, DPO) else "are its own answer"
+        info = plan.rendering[example.id].info
+        note = (
+            f"{example.source} line {example.line_no}: {info.num_tokens + 1} tokens, "
+            f"{info.num_loss_tokens} of them {carry}"
+        )
+        yield _marked(note, plan.rendering.pieces_of(example.id))
+        if example.rejected is not None:
+            rejected = plan.rendering.pieces_of(example.id, is_rejected=True)
+            yield _marked("against the rejected answer", rejected)
 
 
-def _marked(plan: Plan, example: Example) -> Marked:
-    info = plan.rendering[example.id].info
+def _marked(note: str, rendered: Iterable[RowPiece]) -> Marked:
     pieces, left = [], PIECE_CHARS
-    for piece in plan.rendering.pieces_of(example.id):
+    for piece in rendered:
         if left <= 0:
             break
         pieces.append(Piece(piece.text[:left], piece.weight))
         left -= len(piece.text)
-    carry = "carry loss" if words_for(plan.config) in (SFT, DPO) else "are its own answer"
     cut = "" if left >= 0 else f"; its first {PIECE_CHARS:,} characters"
-    return Marked(
-        f"{example.source} line {example.line_no}: {info.num_tokens + 1} tokens, "
-        f"{info.num_loss_tokens} of them {carry}{cut}",
-        pieces,
-    )
+    return Marked(f"{note}{cut}", pieces)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from config_schema import TrainingConfig
 from loop.planning.methods import group_size, words_for
 from loop.planning.plan import Plan
+from loop.planning.teacher import with_system
 from scores.measures import DPO, ON_POLICY, RL, SFT
-from simple_eval import Turn, build_prompt
 
 TRIES = 2  # groups, where the first is all wrong; both are trained on then
 
@@ -34,11 +34,8 @@ def method_tokens(plan: Plan) -> MethodTokens:
     if method is SFT:
         return MethodTokens(round(mean_tokens * num_taken))
     if method is DPO:
-        # A step reads its pairs before it trains on them, and the reference reads each pair once;
-        # the last token of each answer is read as well.
-        num_read = min(_num_rows(plan), num_taken)
-        trained = round(mean_tokens * num_taken)
-        return MethodTokens(trained, trained + math.ceil((mean_tokens + 2) * num_read))
+        trained = round(mean_tokens * num_taken)  # read first, for the loss, and then trained
+        return MethodTokens(trained, trained + _num_reference_tokens(plan))
     longest = _longest_answer(config)
     # A group is one request, which reads its prompt once.
     prompt, answers = _mean_prompt(plan), num_taken * group_size(config)
@@ -48,15 +45,29 @@ def method_tokens(plan: Plan) -> MethodTokens:
         of_start = TRIES * whole if config.rl.kl_coef else 0
         read = round(TRIES * num_taken * prompt) + of_start
         return MethodTokens(TRIES * whole, read, TRIES * answers * longest)
-    told = prompt + _teacher_prompt(plan)
+    assert config.distill is not None, "its settings"
+    told = _mean_prompt(plan, config.distill.teacher_prompt)
     judged = round(answers * (told + longest))
     if method is ON_POLICY:
         return MethodTokens(whole, round(num_taken * prompt) + judged, answers * longest)
-    assert config.distill is not None, "its settings"
     num_answered = min(_num_rows(plan), num_taken)
     is_soft = (config.distill.targets or "soft") == "soft"
     read = round(num_answered * told) + (judged if is_soft else 0)
     return MethodTokens(whole, read, num_answered * group_size(config) * longest)
+
+
+def _num_reference_tokens(plan: Plan) -> int:
+    """Tokens of the longest pairs, as many as are trained or measured, each once."""
+    num_rounds = math.ceil(plan.steps.total / plan.steps.per_round)
+    num_slots = plan.steps.per_round * plan.config.batch_size
+    num_asked = plan.steps.total * plan.config.batch_size
+    if plan.mining.needs_losses:
+        hard = plan.mining.slots(num_slots, has_pool=bool(len(plan.pool.examples))).num_hard
+        num_asked += (num_rounds - 1) * plan.mining.num_to_measure(hard)
+    tables = plan.train, plan.pool
+    # The last token of each answer is read as well.
+    lengths = sorted((n + 2 for table in tables for n in table.num_tokens), reverse=True)
+    return sum(lengths[:num_asked])
 
 
 def _num_rows(plan: Plan) -> int:
@@ -67,23 +78,14 @@ def _mean_tokens(plan: Plan) -> float:
     return sum(sum(table.num_tokens) for table in (plan.train, plan.pool)) / _num_rows(plan)
 
 
-def _mean_prompt(plan: Plan) -> float:
-    """Tokens of the mean row up to its last answer."""
+def _mean_prompt(plan: Plan, told: str | None = None) -> float:
+    """Tokens of the mean row up to its last answer, with a system message `told` before it."""
     tables = (plan.train.examples, plan.pool.examples)
-    total = sum(plan.rendering.prompt_of(one).length for table in tables for one in table)
-    return total / _num_rows(plan)
+    rows = (one if told is None else with_system(one, told) for table in tables for one in table)
+    return sum(plan.rendering.prompt_of(one).length for one in rows) / _num_rows(plan)
 
 
 def _longest_answer(config: TrainingConfig) -> int:
     group = config.rl or config.distill
     assert group is not None, "a method that samples has a group"
     return group.max_tokens
-
-
-def _teacher_prompt(plan: Plan) -> int:
-    """Tokens that a system message adds for the teacher, at the most."""
-    told = None if plan.config.distill is None else plan.config.distill.teacher_prompt
-    if told is None:
-        return 0
-    turns = [Turn("user", "?")]
-    return build_prompt(plan.renderer, turns, told).length

@@ -16,11 +16,23 @@ def words_for(config: TrainingConfig) -> MethodWords:
 
 
 def describe_method(config: TrainingConfig) -> Iterator[str]:
-    """Yield the line about a method other than supervised fine-tuning, with its settings."""
+    """Yield the lines about a method other than supervised fine-tuning, with its settings."""
     method = words_for(config)
-    if method is not SFT:
-        settings = text_of_settings(config.model_dump(mode="json"))
-        yield f"method: {config.method}, {method.title[:1].lower()}{method.title[1:]}: {settings}"
+    if method is SFT:
+        return
+    settings = text_of_settings(config.model_dump(mode="json"))
+    line = f"method: {config.method}, {method.title[:1].lower()}{method.title[1:]}: {settings}"
+    if config.dpo is None:
+        yield line
+        return
+    of = "the untouched base model" if config.start_from is None else config.start_from
+    yield f"{line}; its reference is {of}, in all rounds"
+    if config.start_from is None:
+        yield (
+            "warning: method is dpo and there is no start_from: preferences teach which of two "
+            "answers is better, not to answer. Train on answers first (method sft), and set "
+            "start_from to its checkpoint."
+        )
 
 
 def batch_text(config: TrainingConfig) -> str:
@@ -51,6 +63,18 @@ def train_on_text(config: TrainingConfig, value: str) -> str:
     if given is None and value != "all_assistant_messages":
         source += ", since the chat format writes earlier answers otherwise than they are sampled"
     return f"trained on: {value} ({source})"
+
+
+def preview_text(config: TrainingConfig, value: str) -> str:
+    """What is marked of a row that is shown; `value` is what carries loss in rendered rows."""
+    marked = {
+        SFT: f"train_on {value}; tokens that carry loss",
+        DPO: "method dpo; the two answers that are compared",
+        RL: "method rl; what a reward may compare with, and is not trained on,",
+        ON_POLICY: "method distill; a row's own answers, which are not used,",
+        OFF_POLICY: "method distill; a row's own answers, in whose place the teacher's come,",
+    }
+    return marked[words_for(config)]
 
 
 def group_size(config: TrainingConfig) -> int:

@@ -32,25 +32,9 @@ MAX_PROMPT_SHOWN = 80
 
 def describe_inputs(inputs: Inputs) -> Iterator[str]:
     """Yield the lines about files, evaluation and gate."""
-    yield from _describe_method(inputs)
     yield from describe_large_losses(inputs)
     yield from describe_data(inputs)
     yield from describe_evaluation(inputs)
-
-
-def _describe_method(inputs: Inputs) -> Iterator[str]:
-    """What is said of a way of training other than on answers."""
-    config = inputs.config
-    if config.dpo is None:
-        return
-    of = "the untouched base model" if config.start_from is None else config.start_from
-    yield f"method: dpo with beta {config.dpo.beta:g}; its reference is {of}, in all rounds"
-    if config.start_from is None:
-        yield (
-            "warning: method is dpo and there is no start_from: preferences teach which of two "
-            "answers is better, not to answer. Train on answers first (method sft), and set "
-            "start_from to its checkpoint."
-        )
 
 
 def describe_data(inputs: Inputs) -> Iterator[str]:

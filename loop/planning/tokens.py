@@ -88,7 +88,7 @@ def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
 
 # What is read and sampled beside the evaluations.
 TO_TRAIN = {
-    DPO: "the reference reads each pair once",
+    DPO: "each pair is read before its loss, and once by the reference",
     RL: "sampled answers, twice as many where all to a prompt are wrong, and a KL to the start "
     "where it counts",
     ON_POLICY: "sampled answers, and the teacher's reading of them",

@@ -12,6 +12,7 @@ from scores.diagnosis import (
     TopicReport,
     diagnose,
     preference_course,
+    teacher_course,
     topic_reports,
 )
 from scores.limits import Metrics, check
@@ -45,21 +46,6 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
     return found.sentence
 
 
-def _course_of_method(run: Run, round_no: int) -> str | None:
-    """Where a round's steps went, in the method's own measures; None where its losses say so."""
-    if run.plan.config.method != "dpo":
-        return None
-    steps = list(run.store.events("step", round_no))
-    measures = [step["measures"] for step in steps]
-    return preference_course(
-        PreferenceSteps(
-            losses=[step["loss"] for step in steps],
-            margins=[one["margin"] for one in measures],
-            chosen_gains=[one["chosen_gain"] for one in measures],
-        )
-    )
-
-
 def _reward_steps(run: Run, round_no: int) -> RewardSteps:
     """What a round's steps measured of their rewards, and those of the round that it went on
     from."""
@@ -77,6 +63,25 @@ def _reward_steps(run: Run, round_no: int) -> RewardSteps:
 
 def _has_reward(step: dict[str, Any]) -> bool:
     return {"reward", "learnable_groups"} <= set(step.get("measures", ()))
+
+
+def _course_of_method(run: Run, round_no: int) -> str | None:
+    """Where a round's steps went, in the method's own measures; None where its losses say so."""
+    config = run.plan.config
+    steps = list(run.store.events("step", round_no))
+    measures = [step.get("measures", {}) for step in steps]
+    if config.distill is not None and config.distill.way == "on_policy":
+        kls = [one["reverse_kl"] for one in measures if "reverse_kl" in one]
+        return teacher_course(kls) if kls else "the student's answers had no token to be judged by"
+    if config.method != "dpo":
+        return None
+    return preference_course(
+        PreferenceSteps(
+            losses=[step["loss"] for step in steps],
+            margins=[one["margin"] for one in measures],
+            chosen_gains=[one["chosen_gain"] for one in measures],
+        )
+    )
 
 
 def topics_and_record(run: Run, result: EvalResult) -> list[TopicReport]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,13 +25,13 @@ from pages.document import (
     Section,
     Table,
 )
-from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, method_words
+from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT, method_words, settings_text
 from scores.wording import interval_text
 
 PLACES = 4  # of dollars
 # What is read and sampled to train, by the method.
 TO_TRAIN = {
-    DPO: "what the reference has read",
+    DPO: "each pair before its loss, and once for the reference",
     RL: "sampled answers, and what the start has read where a KL to it counts",
     ON_POLICY: "sampled answers, and what the teacher has read of them",
     OFF_POLICY: "the teacher's answers, and what it has read of them for soft targets",
@@ -162,7 +162,7 @@ def _environment_table(view: Viewed) -> Table:
         ["base model", _said(recorded["files"].get("base_model"))],
         ["chat format", _said(resolved.get("renderer_name"))],
         ["agreement with the model's template", _said(resolved.get("chat_template"))],
-        ["trained on", _said(resolved.get("train_on"))],
+        *_method_rows(view, resolved),
         ["LoRA parameters", _said(resolved.get("num_lora_params"))],
         ["warm-up steps", _said(resolved.get("warmup_steps"))],
         ["device", _said(of_machine.get("device"))],
@@ -178,6 +178,14 @@ def _environment_table(view: Viewed) -> Table:
     for name in ("commit of this program", "revision of a hub's model"):
         rows.append([name, NOT_RECORDED])
     return Table("Environment", [Column("what"), Column("as recorded")], rows)
+
+
+def _method_rows(view: Viewed, resolved: Mapping[str, Any]) -> list[list[str]]:
+    """How it was trained, and of rows that are trained as they are, on what of them."""
+    method = method_words(view.config)
+    if method is SFT:
+        return [["trained on", _said(resolved.get("train_on"))]]
+    return [["method", method.title], ["with", settings_text(view.config)]]
 
 
 def _usual_address(view: Viewed) -> str:

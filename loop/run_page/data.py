@@ -11,6 +11,7 @@ from loop.run_page.wording import cut
 from pages.document import Block, Column, Paragraph, Section, Table
 from rows.examples import DroppedRow
 from rows.places import DROPPED, SIMILAR
+from scores.measures import method_words
 
 NUM_FIRST = 5  # rows of each kind
 SHA_CHARS = 16
@@ -20,6 +21,8 @@ KINDS = {
     "near_duplicate": "nearly the same as a row before it",
     "contaminated": "asks a question of an evaluation",
     "no_loss_tokens": "nothing in it to train on",
+    "tie": "neither answer is better than the other",
+    "unpaired": "a marked answer without one of the other kind to its prompt",
     "similar": "near a question of an evaluation, and trained on",
 }
 WITHHELD = "It is near a question of the sealed test, which is not shown here"
@@ -35,7 +38,8 @@ def _blocks(view: Viewed) -> Iterator[Block]:
         return
     manifest = view.store.manifest()
     if manifest.files:
-        yield _files_table(manifest)
+        own = method_words(view.config).name not in ("sft", "dpo")
+        yield _files_table(manifest, "of their own answers" if own else "with loss")
         yield from _dropped(view, manifest)
         yield from _similar(view, manifest)
     when = "of each checkpoint" if view.store.is_evaluation else "in rounds"
@@ -43,7 +47,8 @@ def _blocks(view: Viewed) -> Iterator[Block]:
     yield Paragraph("Whole digests, and those of code and model files: data_manifest.json.")
 
 
-def _files_table(manifest: Manifest) -> Table:
+def _files_table(manifest: Manifest, marked: str) -> Table:
+    """`marked` is what the tokens with loss of the rows as rendered are to the method."""
     kept = dict(manifest.examples)
     rows = []
     for name, file in manifest.files.items():
@@ -61,7 +66,7 @@ def _files_table(manifest: Manifest) -> Table:
         Column("rows", True),
         Column("examples", True),
         Column("tokens", True),
-        Column("with loss", True),
+        Column(marked, True),
         Column("sha256 begins with"),
     ]
     return Table("Files of rows", columns, rows)

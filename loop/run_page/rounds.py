@@ -12,6 +12,7 @@ from loop.run_page.wording import MOST_CHARS, change_text, cut, loss_text
 from pages.charts import Level, LineChart, Point, Series
 from pages.document import Block, Column, Figure, Paragraph, Section, Table
 from pages.ticks import Axis, Span, Tick
+from scores.measures import SFT, method_words
 from scores.results import LEVEL, EvalResult
 from scores.wording import ROLE_NAMES, interval_text, score_text
 
@@ -122,7 +123,7 @@ def _rounds(view: Viewed) -> Iterator[Block]:
         Column("score"),
         Column("last learning rate", True),
         Column("decision"),
-        Column("what its losses showed"),
+        Column(f"what its {'losses' if method_words(view.config) is SFT else 'steps'} showed"),
     ]
     if rows:
         yield Table("Decisions", columns, rows, is_folded=len(rows) > MOST_OPEN)

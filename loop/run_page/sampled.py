@@ -64,10 +64,10 @@ def _blocks(store: RunStore, files: Sequence[KeptFile]) -> Iterator[Block]:
     which = "each round" if len(shown) == len(files) else f"{len(shown)} of {len(files)} rounds"
     yield Paragraph(
         f"Of the first step of {which}, or of what was answered before it, up to {MOST_GROUPS} "
-        "prompts, from the group with the lowest mean reward to the one with the highest, and up "
-        f"to {MOST_SAMPLES} answers to each; {ROLLOUTS}/ beside this page has all answers whole, "
-        "with their tokens and log-probabilities. An answer's advantage says how much more likely "
-        "(above 0) or less likely (below 0) training makes it."
+        "prompts, those that were trained on before others and from the lowest mean reward to the "
+        f"highest, and up to {MOST_SAMPLES} answers to each; {ROLLOUTS}/ beside this page has all "
+        "of them whole, with their tokens and log-probabilities. An answer's advantage says how "
+        "much more likely (above 0) or less likely (below 0) training makes it."
     )
     for file in reversed(shown):
         groups = _read(store, file.name)
@@ -87,9 +87,15 @@ def _read(store: RunStore, name: str) -> list[RolledGroup]:
 
 
 def _groups(groups: Sequence[RolledGroup]) -> Iterator[Block]:
-    """From the lowest mean reward to the highest, those between evenly."""
-    ordered = sorted(groups, key=_worth)
-    for group in spread(ordered, MOST_GROUPS):
+    """Those that are trained on before the others, each from the lowest mean reward to the
+    highest."""
+    used, others = (
+        sorted((one for one in groups if one.is_used is is_used), key=_worth)
+        for is_used in (True, False)
+    )
+    shown = spread(used, MOST_GROUPS)
+    room = MOST_GROUPS - len(shown)
+    for group in [*shown, *(spread(others, room) if room > 1 else others[:room])]:
         yield _table(group)
 
 

@@ -91,7 +91,7 @@ def _summary(store: RunStore, selections: list[Selection]) -> Table:
 
 # What the marked tokens of a row are to methods that do not make the rows' answers likely.
 MARKED = {
-    DPO: "the chosen answer of each pair, which is to become likely beside the rejected one",
+    DPO: "of each pair the chosen answer, and below it the rejected one",
     RL: "the row's own answer, which the reward may compare with and which is not trained on",
     ON_POLICY: "the row's own answer, which is not trained on",
     OFF_POLICY: "the row's own answer, in whose place the teacher's is trained on",

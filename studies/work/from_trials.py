@@ -21,6 +21,8 @@ LABELS = {
     "duplicate": "that stand in the files already",
     "near_duplicate": "nearly like another row",
     "no_loss_tokens": "without a token to train on",
+    "tie": "pairs in which neither answer is better",
+    "unpaired": "marked answers without one of the other kind",
 }
 
 
