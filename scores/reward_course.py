@@ -59,7 +59,7 @@ def reward_course(steps: RewardSteps, before: EvalResult, result: EvalResult) ->
     if len(steps.rewards) < 2:
         went = f"the mean reward is {_mean(steps.rewards)}"
     for moved, where in (
-        (since, f"of round {before.round} to {{}} in this round"),
+        (since, f"in round {before.round} to {{}} in this one"),
         (over_round, "in the first half of this round's steps to {} in the last"),
     ):
         if moved.has_risen and result.score <= before.score:
