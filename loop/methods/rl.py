@@ -44,9 +44,8 @@ if TYPE_CHECKING:
     import tinker
     import torch
 
-HEALTHY_KL = (
-    0.01  # nats a token between sampler and trainer; the cookbook's healthy runs stay below
-)
+# Nats a token between sampler and trainer; the cookbook's healthy runs stay below.
+HEALTHY_KL = 0.01
 
 
 class _Made(NamedTuple):
