@@ -114,6 +114,7 @@ class PartLoss:
         """The part's share of the mean loss of the batch; one tensor of tokens for each datum."""
         import torch
 
+        self.outcomes.clear()
         sums = [_summed(datum, one) for datum, one in zip(data, logprobs, strict=True)]
         sides = zip(self.pairs, sums[::2], sums[1::2], strict=True)
         losses = [self._of_pair(*one) for one in sides]

@@ -3,9 +3,8 @@
 The rule: every save expires `checkpoint_ttl_days` after it was made, so what a killed or forgotten
 run leaves behind vanishes by itself. The recommended round's weights have no expiry as long as
 they are recommended; those that a registry has, and what preferences are trained against, have none
-at all. States inside a round are deleted
-once the round's own is saved. A run does not depend on any of it: it gets a bounded time, and that
-it failed is recorded and said.
+at all. States inside a round are deleted once the round's own is saved. A run does not depend on
+any of it: it gets a bounded time, and that it failed is recorded and said.
 """
 
 from __future__ import annotations
