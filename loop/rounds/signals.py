@@ -95,7 +95,8 @@ def _rolled_in(store: RunStore, rounds: Sequence[int]) -> Iterator[tuple[int, Ro
     for number in rounds:
         for event in store.events("step", number):
             try:
-                rolled = read_rollouts(store.run_dir, event["step"])
+                sha256 = (event.get("rollouts") or {}).get("sha256")  # older runs have none
+                rolled = read_rollouts(store.run_dir, event["step"], sha256)
             except (OSError, ValueError) as error:
                 raise RunStoreError(
                     f"{store.run_dir / rollouts_file(event['step'])}: {error}. What later rounds "
