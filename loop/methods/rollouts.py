@@ -15,7 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from errors import RunStoreError, ServiceError
 from ledger.rollouts import (
@@ -129,13 +129,21 @@ async def sample_groups(
         )
         key = f"sampled/{prompt.example_id}/{seed}"
         if journal is not None and (kept := journal.get(key, _Sampled)) is not None:
-            sequences = [tinker.SampledSequence(**asdict(one)) for one in kept.sequences]
-            return [_answer_of(plan, prompt, one) for one in sequences]
+            return [
+                Answer(
+                    one.tokens,
+                    one.logprobs,
+                    ReadAnswer(one.text, one.said, one.is_truncated, one.is_malformed),
+                )
+                for one in kept.answers
+            ]
         async with slots:
             response = await client.sample(prompt.tokens, asking.num_samples, params)
         answers = [_answer_of(plan, prompt, one) for one in response.sequences]
         if journal is not None:
-            made = _Sampled([_sequence_of(one) for one in response.sequences])
+            made = _Sampled(
+                [_KeptAnswer(one.tokens, one.logprobs, **one.read._asdict()) for one in answers]
+            )
             num_sampled = sum(len(one.tokens) for one in answers)
             cost = {"num_prompt_tokens": prompt.tokens.length, "num_sampled_tokens": num_sampled}
             journal.add(key, asdict(made), **cost)
@@ -151,23 +159,22 @@ async def sample_groups(
 
 
 @dataclass(frozen=True)
-class _Sequence:
-    """A sampled answer as the service gives it."""
+class _KeptAnswer:
+    """An answer as a journal holds it."""
 
     tokens: list[Count]
     logprobs: list[Measure]
-    stop_reason: Literal["length", "stop"]
+    text: str
+    said: str | None
+    is_truncated: bool
+    is_malformed: bool
 
 
 @dataclass(frozen=True)
 class _Sampled:
     """What a journal holds of a request."""
 
-    sequences: list[_Sequence]
-
-
-def _sequence_of(given: tinker.SampledSequence) -> _Sequence:
-    return _Sequence(list(given.tokens), list(given.logprobs or ()), given.stop_reason)
+    answers: list[_KeptAnswer]
 
 
 def _answer_of(plan: Plan, prompt: Prompt, sequence: tinker.SampledSequence) -> Answer:
