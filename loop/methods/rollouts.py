@@ -356,7 +356,9 @@ class KeptRollouts:
             groups = read_rollouts(self._store.run_dir, step)
             if groups is None or {group.drawn_with for group in groups} != {key}:
                 return None  # sampled from other weights, of steps that were gone back behind
-            read_rollouts(self._store.run_dir, step, self._told.get((step, key)))
+            told = self._told.get((step, key))
+            if told is not None and self._digest(step) != told:
+                raise ValueError(f"its sha256 is not {told}, as the ledger has it")
             if [group.example_id for group in groups] != list(example_ids):
                 raise ValueError("it does not hold the prompts of its step")
             for group in groups:
