@@ -131,6 +131,8 @@ class TaughtAnswers:
         found: dict[str, RolledGroup] = {}
         wanted = set(example_ids)
         for event in self._store.ever("answered"):
+            # A kill may have left the journal of what is recorded, which would count again.
+            (self._store.run_dir / event["file"]).with_suffix(PARTIAL).unlink(missing_ok=True)
             groups = self._read(event["file"], event["sha256"])
             found |= {one.example_id: one for one in groups if one.example_id in wanted}
         return found

@@ -338,14 +338,14 @@ class KeptRollouts:
         key = self._key(step, example_ids)
         groups = self._kept(step, key, example_ids)
         counted_before = groups is not None and (step, key) in self._told
+        journal = rollouts_journal(self._store, step, key)
         if groups is None:
-            journal = rollouts_journal(self._store, step, key)
             groups = [replace(group, drawn_with=key) for group in await sample(journal)]
             assert [group.example_id for group in groups] == list(example_ids), "a group each"
             write_rollouts(self._store, step, groups)
-            journal.discard()
         else:
             self._say(f"step {step}: trained on the answers in {rollouts_file(step)}, as sampled")
+        journal.discard()  # also one that a kill left beside its file
         digest = self._digest(step)
         self._before = _Before(step, digest, lr)
         return StepAnswers(groups, RolloutsFile(digest, key), counted_before)
