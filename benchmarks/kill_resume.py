@@ -352,11 +352,18 @@ def letters(answer, targets):
 SAMPLING = ("step", "selected", "checkpoint", "measured")  # event types to be killed at first
 
 
+def short_settings(folder: Path) -> dict[str, Any]:
+    """Settings of fewer steps and questions, as each step samples."""
+    settings = base_settings(folder) | {"steps_per_round": 3, "val_file": None}
+    del settings["evaluation"]["test_tasks"], settings["evaluation"]["held_out_every_steps"]
+    return settings
+
+
 def rewarded(folder: Path, **changes: Any) -> dict[str, Any]:
     """Settings of rewards; answers of the tiny model differ, so that groups have variance."""
     (folder / "rewards.py").write_text(REWARD_FILE)
     rl = {"reward": "rewards.py@letters", "group_size": 3, "max_tokens": 5, **changes}
-    return base_settings(folder) | {"method": "rl", "rl": rl}
+    return short_settings(folder) | {"method": "rl", "rl": rl}
 
 
 @contextlib.contextmanager
@@ -374,7 +381,7 @@ def clipped(folder: Path) -> Iterator[World]:
 
 
 def taught(folder: Path, **changes: Any) -> dict[str, Any]:
-    settings = base_settings(folder)
+    settings = short_settings(folder)
     trained_before(folder, settings)
     distill = {"teacher": "start@round_01", "group_size": 2, "max_tokens": 6, **changes}
     return settings | {"method": "distill", "distill": distill}
@@ -390,7 +397,6 @@ def on_policy(folder: Path) -> Iterator[World]:
 @contextlib.contextmanager
 def off_policy(folder: Path) -> Iterator[World]:
     settings = taught(folder, way="off_policy", targets="soft")
-    # Answers that come to their end, of a teacher that has learnt to.
     yield world_of(folder, settings, focus=("answered", *SAMPLING))
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from errors import RunStoreError, ServiceError
+from errors import RunStoreError, ServiceError, TrainingError
 from ledger.rollouts import (
     RolledGroup,
     RolledSample,
@@ -184,6 +185,12 @@ def _answer_of(plan: Plan, prompt: Prompt, sequence: tinker.SampledSequence) -> 
             f"The service gave {len(logprobs)} log-probabilities for an answer of {len(tokens)} "
             "tokens, and a policy-gradient loss needs one for each. Use a service that gives them."
         )
+    if not all(map(math.isfinite, logprobs)):
+        raise TrainingError(
+            "Start a new run with a lower learning_rate, or check the model's weights: the log-"
+            "probabilities of an answer that was sampled to be trained on are not finite. The run "
+            "stops here."
+        )
     return Answer(tokens, logprobs, read_answer(plan.renderer, prompt.tokens, sequence))
 
 
@@ -229,7 +236,7 @@ async def answer_logprobs(
     if (kept := journal.get(key, _Logprobs)) is not None:
         return kept.logprobs
     given = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens))
-    logprobs = [one for one in given[-len(answer) :] if one is not None]
+    logprobs = [one for one in given[-len(answer) :] if one is not None and math.isfinite(one)]
     if len(given) != len(tokens) or len(logprobs) != len(answer):
         raise ServiceError(
             f"The service gave {len(logprobs)} log-probabilities of {whose} for an answer of "

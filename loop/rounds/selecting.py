@@ -97,9 +97,9 @@ async def signals_for(
     lineage = [*run.store.lineage(start), start]
     if (mining.by_rewards or mining.by_teacher) and (gone := missing_rollouts(run.store, lineage)):
         run.say_once(
-            f"warning: {len(gone)} file{'s' * (len(gone) != 1)} of sampled answers of earlier "
-            f"steps are gone (the first: {run.store.run_dir / gone[0]}), so their prompts count "
-            "as not tried where rows are drawn, and the run goes on as another one"
+            f"warning: sampled answers of {len(gone)} earlier step{'s' * (len(gone) != 1)} are "
+            f"gone (the first: {run.store.run_dir / gone[0]}), so their prompts count as not tried "
+            "where rows are drawn"
         )
     if mining.by_rewards:
         rates = pass_rates_of(run.store, lineage)
