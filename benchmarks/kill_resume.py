@@ -20,6 +20,10 @@ in the middle of sampling or arithmetic. The series:
     stopped    ended by Ctrl-C, or by an evaluation that fails, and killed while that is recorded
     diverging  the first loss is not finite; the run fails, and has to fail in the same way again
     dpo        preferences, started from the weights of another run, and mined by their margins
+    rl         rewards, with a penalty for the KL to the start, and mined by their pass rates
+    clipped    rewards under a clipped loss, started from the weights of another run
+    on_policy  the student's answers, judged by a teacher token by token
+    off_policy a teacher's answers and its distribution at each token
     engine     a service of its own process that knows no expiry of weights
     evaluate   checkpoints evaluated outside a run
     service    the service's process (`python -m local_tinker`) is killed, and started again
@@ -87,6 +91,10 @@ DEFAULT_SERIES = [
     "stopped:24",
     "diverging:8",
     "dpo:20",
+    "rl:20",
+    "clipped:20",
+    "on_policy:20",
+    "off_policy:20",
     "engine:6",
     "evaluate:10",
     "service:50",
@@ -309,13 +317,18 @@ def diverging(folder: Path) -> Iterator[World]:
     yield world_of(folder, settings, focus=("checkpoint_unusable", "failed"), exit_code=1)
 
 
-@contextlib.contextmanager
-def dpo(folder: Path) -> Iterator[World]:
-    settings = base_settings(folder)
+def trained_before(folder: Path, settings: dict[str, Any]) -> None:
+    """A run of one round in `start`, to start from or to learn from."""
     start = {**settings, "max_rounds": 1, "evaluation": {"max_tokens": 6}, "val_file": None}
     (folder / "start.json").write_text(json.dumps(start))
     arguments = ["--config", str(folder / "start.json"), "--run-dir", str(folder / "start")]
     assert end_of(forked(lambda: command(arguments), folder / "start.log")) == 0
+
+
+@contextlib.contextmanager
+def dpo(folder: Path) -> Iterator[World]:
+    settings = base_settings(folder)
+    trained_before(folder, settings)
     for name, numbers in (
         ("train", range(20)),
         ("pool", range(100, 130)),
@@ -330,6 +343,61 @@ def dpo(folder: Path) -> Iterator[World]:
     settings["eval_tasks"] = ["pref:pref.jsonl", "qa:questions.jsonl"]
     settings["mining"] |= {"strategy": "loss"}
     yield world_of(folder, settings, focus=("reference_set", "reference_measured", "step"))
+
+
+REWARD_FILE = """
+def letters(answer, targets):
+    return answer.count("e") - answer.count("a") / 2
+"""
+SAMPLING = ("step", "selected", "checkpoint", "measured")  # event types to be killed at first
+
+
+def short_settings(folder: Path) -> dict[str, Any]:
+    """Settings of fewer steps and questions, as each step samples."""
+    settings = base_settings(folder) | {"steps_per_round": 3, "val_file": None}
+    del settings["evaluation"]["test_tasks"], settings["evaluation"]["held_out_every_steps"]
+    return settings
+
+
+def rewarded(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of rewards; answers of the tiny model differ, so that groups have variance."""
+    (folder / "rewards.py").write_text(REWARD_FILE)
+    rl = {"reward": "rewards.py@letters", "group_size": 3, "max_tokens": 5, **changes}
+    return short_settings(folder) | {"method": "rl", "rl": rl}
+
+
+@contextlib.contextmanager
+def rl(folder: Path) -> Iterator[World]:
+    settings = rewarded(folder, kl_coef=0.1)
+    settings["mining"] |= {"strategy": "loss"}
+    yield world_of(folder, settings, focus=SAMPLING)
+
+
+@contextlib.contextmanager
+def clipped(folder: Path) -> Iterator[World]:
+    settings = rewarded(folder, kl_coef=0.1, loss="ppo")
+    trained_before(folder, base_settings(folder))
+    yield world_of(folder, settings | {"start_from": str(folder / "start")}, focus=SAMPLING)
+
+
+def taught(folder: Path, **changes: Any) -> dict[str, Any]:
+    settings = short_settings(folder)
+    trained_before(folder, settings)
+    distill = {"teacher": "start@round_01", "group_size": 2, "max_tokens": 6, **changes}
+    return settings | {"method": "distill", "distill": distill}
+
+
+@contextlib.contextmanager
+def on_policy(folder: Path) -> Iterator[World]:
+    settings = taught(folder, teacher_prompt="Answer in one word.")
+    settings["mining"] |= {"strategy": "loss"}
+    yield world_of(folder, settings, focus=SAMPLING)
+
+
+@contextlib.contextmanager
+def off_policy(folder: Path) -> Iterator[World]:
+    settings = taught(folder, way="off_policy", targets="soft")
+    yield world_of(folder, settings, focus=("answered", *SAMPLING))
 
 
 @contextlib.contextmanager
@@ -380,6 +448,10 @@ WORLDS = {
         stopped,
         diverging,
         dpo,
+        rl,
+        clipped,
+        on_policy,
+        off_policy,
         engine,
         evaluate,
         service,
@@ -690,7 +762,17 @@ def draw_stops(
 # --- the same run? --------------------------------------------------------------------------------
 
 _RUN = re.compile(r"tinker://[^/]+/")
-_VOLATILE = ("seq", "time", "worked", "run_id", "run_dir", "log", "expires_at", "latency_ms")
+_VOLATILE = (
+    "seq",
+    "time",
+    "worked",
+    "run_id",
+    "run_dir",
+    "log",
+    "expires_at",
+    "latency_ms",
+    "counted_before",
+)
 
 
 def masked(value: Any) -> Any:
@@ -766,6 +848,9 @@ def differences(
                  for one in (whole, resumed)]  # fmt: skip
         if masked(lines[0]) != masked(lines[1]):  # what was asked side by side comes in any order
             found.append(file)
+    paid = [paid_tokens(one) for one in (whole, resumed)]
+    if paid[0] != paid[1]:
+        found.append(f"tokens that were paid for, read and sampled: {paid}")
     delivered = [len(RunStore.open(one).delivered_keys()) for one in (whole, resumed)]
     if delivered[0] != delivered[1]:
         found.append(f"rounds delivered: {delivered}")
@@ -777,6 +862,23 @@ def differences(
             if not same_tensors(checkpoint_dirs[0], one[key], checkpoint_dirs[1], other[key]):
                 found.append(f"the weights of {one[key]}")
     return found
+
+
+def paid_tokens(run_dir: Path) -> tuple[int, int] | None:
+    """Tokens read and sampled in a run of a method that samples, what was done twice counted twice;
+    None of other runs, which a kill may cost a sample of an Inspect log.
+
+    Left out is what queues with the steps, and is computed again with them: held-out losses and the
+    teacher's distributions off policy.
+    """
+    store = RunStore.open(run_dir)
+    if not (run_dir / "rollouts").is_dir():
+        return None
+    again = [*store.ever("held_out")]
+    if any(store.ever("answered")):
+        again += store.ever("step")
+    usage, left_out = store.usage(), sum(event.get("num_prompt_tokens", 0) for event in again)
+    return usage.prompt_tokens - left_out, usage.sampled_tokens
 
 
 def _names(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ from ledger.records import Checkpoint, Origin, Stamp, WeightsPath
 from storage.stored_json import Count, Measure, Share, parse_object, record_of
 
 Event = dict[str, Any]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 OwnFile = Annotated[str, Field(pattern=r"^(evals|selections)/[a-z0-9_]+\.json$")]
 
 
@@ -67,10 +68,17 @@ class _LossesMeasured(_Selected):
 
 class _Answered(_OfRound):
     file: Annotated[str, Field(pattern=r"^rollouts/answers_[0-9]{3,9}\.jsonl$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     num_rows: Count
     num_answers: Count
     num_truncated: Count
+
+
+class _Rollouts(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    sha256: Sha256
+    drawn_with: str
 
 
 class _Step(_OfRound):
@@ -81,6 +89,9 @@ class _Step(_OfRound):
     lr: Measure
     nll: Measure
     measures: dict[str, Measure] = {}  # of a method's own
+    rollouts: _Rollouts | None = None  # the file of the answers that it was trained on
+    # What was read and sampled was paid for by a step that is superseded, and counts there.
+    counted_before: bool = False
 
 
 class _ReferenceSet(_OfRound):

@@ -220,7 +220,9 @@ class LedgerWatch:
             self._num_tokens += event["num_tokens"]
         elif kind in KEPT:
             self._kept.append(event)
-        self._num_tokens += event.get("num_prompt_tokens", 0) + event.get("num_sampled_tokens", 0)
+        if not event.get("counted_before", False):
+            used = ("num_prompt_tokens", "num_sampled_tokens")
+            self._num_tokens += sum(event.get(name, 0) for name in used)
 
     def _head(self, event: Event) -> Head | None:
         """Of a file that says another score than the ledger nothing is believed."""

@@ -142,6 +142,8 @@ class Batch:
     measures: dict[str, float] = field(default_factory=dict)  # of the method that trains
     num_prompt_tokens: int = 0  # that were read for it without a gradient,
     num_sampled_tokens: int = 0  # and sampled
+    rollouts: dict[str, str] = field(default_factory=dict)  # `RolloutsFile`, where it has one
+    counted_before: bool = False  # these two were counted by an event that is superseded
 
 
 class Usage(NamedTuple):

@@ -13,7 +13,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -36,6 +36,14 @@ class RolledSample:
     reward: Measure | None  # None where none is given, as in distillation
     advantage: Measure  # the mean over its tokens, where they differ
     teacher_logprobs: list[Measure] | None = None  # of its tokens, in distillation
+    start_logprobs: list[Measure] | None = None  # under the weights of the start, with rl.kl_coef
+
+
+class RolloutsFile(NamedTuple):
+    """Which answers a step was trained on, as its event has it."""
+
+    sha256: str
+    drawn_with: str  # of its groups
 
 
 @dataclass(frozen=True)
@@ -63,21 +71,32 @@ def write_rollouts(store: RunDirectory, step: int, groups: Sequence[RolledGroup]
     return name
 
 
-def read_rollouts(run_dir: Path, step: int) -> list[RolledGroup] | None:
+def rollouts_journal(store: RunDirectory, step: int, drawn_with: str) -> Journal:
+    """What has come of a step's answers until they are written, where they come about like this."""
+    return Journal((store.run_dir / rollouts_file(step)).with_suffix(PARTIAL), drawn_with)
+
+
+def read_rollouts(run_dir: Path, step: int, sha256: str | None = None) -> list[RolledGroup] | None:
     """What was sampled for a step; None where nothing was.
 
-    Raises `ValueError` for a damaged file.
+    Raises `ValueError` for a damaged file, and for one that is not of this sha256.
     """
-    return read_groups(run_dir, rollouts_file(step))
+    return read_groups(run_dir, rollouts_file(step), sha256)
 
 
-def read_groups(run_dir: Path, name: str) -> list[RolledGroup] | None:
+def read_groups(run_dir: Path, name: str, sha256: str | None = None) -> list[RolledGroup] | None:
     """The groups in a file of the run directory; None where it is not there.
 
-    Raises `ValueError` for a damaged file.
+    Raises `ValueError` for a damaged file, and for one that is not of this sha256.
     """
     file = run_dir / name
-    return _groups_in(file.read_bytes()) if file.is_file() else None
+    return _groups_in(_checked(file.read_bytes(), sha256)) if file.is_file() else None
+
+
+def _checked(content: bytes, sha256: str | None) -> bytes:
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"its sha256 is not {sha256}, as the ledger has it")
+    return content
 
 
 def _groups_in(content: bytes) -> list[RolledGroup]:
@@ -112,6 +131,8 @@ class TaughtAnswers:
         found: dict[str, RolledGroup] = {}
         wanted = set(example_ids)
         for event in self._store.ever("answered"):
+            # A kill may have left the journal of what is recorded, which would count again.
+            (self._store.run_dir / event["file"]).with_suffix(PARTIAL).unlink(missing_ok=True)
             groups = self._read(event["file"], event["sha256"])
             found |= {one.example_id: one for one in groups if one.example_id in wanted}
         return found
@@ -119,10 +140,7 @@ class TaughtAnswers:
     def _read(self, name: str, sha256: str) -> list[RolledGroup]:
         file = self._store.run_dir / name
         try:
-            content = file.read_bytes()
-            if hashlib.sha256(content).hexdigest() != sha256:
-                raise ValueError(f"its sha256 is not {sha256}, as the ledger has it")
-            return _groups_in(content)
+            return _groups_in(_checked(file.read_bytes(), sha256))
         except (OSError, ValueError) as error:
             raise RunStoreError(
                 f"{file}: {error}. It holds answers of the teacher that were paid for, and was "

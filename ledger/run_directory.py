@@ -59,10 +59,11 @@ class _Meter:
         if "worked" not in event and self._before is not None and event["type"] != "resumed":
             seconds = seconds_of(event["time"]) - seconds_of(self._before["time"])
         self._before = event
+        is_new = not event.get("counted_before", False)
         used = Usage(
             train_tokens=event["num_tokens"] if event["type"] == "step" else 0,
-            prompt_tokens=event.get("num_prompt_tokens", 0),
-            sampled_tokens=event.get("num_sampled_tokens", 0),
+            prompt_tokens=event.get("num_prompt_tokens", 0) if is_new else 0,
+            sampled_tokens=event.get("num_sampled_tokens", 0) if is_new else 0,
             minutes=max(0.0, seconds) / 60,
         )
         self.total = self.total.plus(used)

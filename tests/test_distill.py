@@ -26,6 +26,7 @@ from loop.methods.sft import batch_loss
 from loop.methods.teaching import normalised
 from rows.examples import Example, ExampleTable, Message
 from scores.learnable import distance_of
+from storage.journal import Journal
 from test_loop import Workspace, row, same_bits
 from trainer_with_eval import main
 
@@ -231,7 +232,9 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(taught: Workspace, way: str) 
     # what was sampled was not sampled again
     again = [one for one in taught.events("killed")[cut:] if one["type"] in ("answered", "step")]
     assert not any(one["type"] == "answered" for one in again)
-    assert [one.get("num_sampled_tokens", 0) for one in again][:2] == [0, 0]
+    if way == "on_policy":
+        assert [one.get("counted_before", False) for one in again][:2] == [True, True]
+    assert store.usage().sampled_tokens == taught.store("whole").usage().sampled_tokens
 
 
 def test_answers_of_a_round_cut_short_are_not_paid_again(taught: Workspace) -> None:
@@ -242,7 +245,12 @@ def test_answers_of_a_round_cut_short_are_not_paid_again(taught: Workspace) -> N
     file = run_dir / answered["file"]
     ids = [json.loads(line)["example_id"] for line in file.read_text().splitlines()]
     store = taught.store("run")
+    sampled = store.usage().sampled_tokens
+    journal = Journal(file.with_suffix(".partial.jsonl"), "the teacher")  # as a kill leaves it
+    journal.add("row", {}, num_prompt_tokens=3, num_sampled_tokens=5)
+    assert store.usage().sampled_tokens == sampled + 5
     assert set(TaughtAnswers(store).of([*ids, "f" * 64])) == set(ids)
+    assert store.usage().sampled_tokens == sampled
     file.write_text(file.read_text().replace('"is_used": true', '"is_used": false'))
     with pytest.raises(RunStoreError, match="sha256"):
         TaughtAnswers(store).of(ids)

@@ -29,6 +29,8 @@ from test_loop import Workspace, row, same_bits, start, wait_for
 from trainer_with_eval import main
 
 REWARDS = """
+from pathlib import Path
+
 calls = 0
 
 def letters(answer, targets):
@@ -48,6 +50,11 @@ def sometimes(answer, targets):
     if calls > 1:
         raise KeyError("no such answer")
     return 1.0
+
+def with_luck(answer, targets):
+    if Path("broken").exists() and answer not in targets:
+        raise KeyError("broken")
+    return letters(answer, targets)
 
 def wrong(answer):
     return 1.0
@@ -157,6 +164,10 @@ def going_back(space: Workspace, capsys: pytest.CaptureFixture) -> None:
     assert "step 3: trained on the answers in rollouts/step_000003.jsonl" in said
     assert "step 4: trained on" not in said
     assert files[4].read_text() == whole[4]
+    files[5].write_text(whole[5].replace('"reward": 0', '"reward": 1'))
+    assert main(resume) == 2
+    said = capsys.readouterr().err
+    assert f"{files[5]}: its sha256 is not" in said
     files[5].unlink()
     assert main(resume) == 0
     assert files[5].read_text() == whole[5]
@@ -176,9 +187,42 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(
     assert "trained on the answers in rollouts/" in capsys.readouterr().err
     assert space.run("whole", **changes) == 0
     assert same_bits(space.weights("killed", 1), space.weights("whole", 1))
+    killed, whole = space.store("killed"), space.store("whole")
+    assert any(step.get("counted_before") for step in killed.events("step"))
+    assert killed.usage()[1:3] == whole.usage()[1:3]  # nothing is paid twice, or said to be
     for step in range(5):
         assert groups_of(space, "killed", step) == groups_of(space, "whole", step)
     assert all(step["measures"].keys() >= {"kl_start"} for step in steps_of(space, "whole")[1:])
+
+
+def test_answers_are_kept_as_they_come(
+    space: Workspace, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(space.folder)
+    rl = {**RL["rl"], "kl_coef": 0.1, "reward": "rewards.py@with_luck"}
+    changes = {**RL, "rl": rl, "max_rounds": 2, "steps_per_round": 1}
+    assert space.run("whole", **changes) == 0
+    (space.folder / "broken").touch()
+    assert space.run("run", **changes) == 1
+    (space.folder / "broken").unlink()
+    run_dir, journal = space.folder / "run", "rollouts/step_000000.partial.jsonl"
+    waiting = space.store("run").usage()
+    shutil.copytree(run_dir, space.folder / "marked")
+    marked = space.folder / "marked" / journal
+    marked.write_text(marked.read_text().replace('"text": "', '"text": "kept '))
+    assert main(["--resume", str(run_dir)]) == 0
+    assert space.store("run").usage()[1:3] == space.store("whole").usage()[1:3]
+    assert waiting.sampled_tokens > space.store("run").usage(0).sampled_tokens
+    assert not list(run_dir.glob("*/*.partial.jsonl"))
+    assert same_bits(space.weights("run", 2), space.weights("whole", 2))
+    assert groups_of(space, "run", 1) == groups_of(space, "whole", 1)
+    (run_dir / "rollouts/step_000000.jsonl").unlink()
+    assert main(["--resume", f"{run_dir}@round_01"]) == 0
+    said = capsys.readouterr().err
+    assert f"(the first: {run_dir / 'rollouts/step_000000.jsonl'})" in said
+    assert main(["--resume", str(space.folder / "marked"), "--set", "max_rounds=1"]) == 0
+    samples = [one for group in groups_of(space, "marked", 0) for one in group.samples]
+    assert all(one.text.startswith("kept ") for one in samples[:3])
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ class StepResult:
     measures: Mapping[str, float] = field(default_factory=dict)  # the method's own, by name
     num_prompt_tokens: int = 0  # read for this step without a gradient,
     num_sampled_tokens: int = 0  # and sampled for it
+    rollouts: Mapping[str, str] = field(default_factory=dict)  # `RolloutsFile`, where it has one
+    counted_before: bool = False  # both numbers, by a step that was taken before
 
 
 class Method(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_selector import Selection
@@ -85,28 +85,14 @@ class OffPolicy:
         asking = Asking(settings.group_size, settings.max_tokens, TEMPERATURE)
         counted = self._workplace.progress.counter("the teacher answers rows", len(ids))
         groups: dict[str, RolledGroup] = {}
-
-        def keep(prompt: Prompt, answers: Sequence[Answer]) -> None:
-            group = _group_of(prompt, answers)
-            groups[group.example_id] = group
-            sampled = sum(len(one.tokens) for one in answers)
-            cost = {"num_prompt_tokens": prompt.tokens.length, "num_sampled_tokens": sampled}
-            journal.add(group.example_id, asdict(group), **cost)
-
-        prompts = []
-        for example_id in ids:
-            if (kept := journal.get(example_id, RolledGroup)) is not None:
-                groups[example_id] = kept
-                counted()
-            else:
-                prompts.append(teacher_prompt_of(plan, example_id))
+        prompts = [teacher_prompt_of(plan, example_id) for example_id in ids]
         size = plan.config.evaluation.concurrency
         for start in range(0, len(prompts), size):
             some = prompts[start : start + size]
             seeds = [seed_of(plan.config.seed, 0, one.example_id, 1) for one in some]
-            made = await sample_groups(plan, teacher, some, asking, seeds)
+            made = await sample_groups(plan, teacher, some, asking, seeds, journal)
             for prompt, answers in zip(some, made, strict=True):
-                keep(prompt, answers)
+                groups[prompt.example_id] = _group_of(prompt, answers)
                 counted()
         self._answers.record(round_no, [groups[one] for one in ids], journal)
         return groups

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_selector import Selection
 from ledger.rollouts import RolledGroup, RolledSample
@@ -21,7 +21,9 @@ from loop.methods.rollouts import (
     Asking,
     KeptRollouts,
     Prompt,
+    StepAnswers,
     datums_of,
+    num_sampled_tokens,
     prompt_of,
     rolled_sample,
     sample_groups,
@@ -31,13 +33,13 @@ from loop.methods.rollouts import (
     trained_by,
 )
 from loop.methods.teaching import (
-    Scored,
     open_teacher,
     score_answers,
     settings_of,
     teacher_of,
     teacher_prompt_of,
 )
+from storage.journal import Journal
 
 if TYPE_CHECKING:
     import tinker
@@ -51,9 +53,8 @@ class _Made(NamedTuple):
     """What a submitted step keeps until it is finished."""
 
     datums: list[tinker.Datum]
-    groups: list[RolledGroup]
+    kept: StepAnswers
     num_prompt_tokens: int
-    num_sampled_tokens: int
 
 
 class OnPolicy:
@@ -80,45 +81,35 @@ class OnPolicy:
     ) -> StepInFlight:
         plan = self._plan
         prompts = [prompt_of(plan, one) for one in example_ids]
-        num_prompt_tokens = num_sampled_tokens = 0
-
-        async def sample() -> list[RolledGroup]:
-            nonlocal num_prompt_tokens, num_sampled_tokens
-            groups = await self._sampled(client, step, prompts)
-            num_prompt_tokens = sum(prompt.tokens.length for prompt in prompts)
-            for example_id, group in zip(example_ids, groups, strict=True):
-                length = teacher_prompt_of(plan, example_id).tokens.length
-                for one in group.samples:
-                    num_sampled_tokens += len(one.tokens)
-                    num_prompt_tokens += (length + len(one.tokens)) if one.tokens else 0
-            return groups
-
-        groups = await self._kept.of_step(step, example_ids, lr, sample)
+        kept = await self._kept.of_step(
+            step, example_ids, lr, lambda journal: self._sampled(client, step, prompts, journal)
+        )
+        groups = kept.groups
         datums = with_kl_advantages(datums_of(prompts, groups, _zeros(groups)), prompts, groups)
-        made = _Made(datums, groups, num_prompt_tokens, num_sampled_tokens)
+        made = _Made(datums, kept, self._num_read(prompts, groups))
         pending = StepInFlight(step, lr, example_ids, [], None, made)
         return submit_policy_step(plan, client, pending, datums, LOSS)
 
     async def _sampled(
-        self, client: tinker.TrainingClient, step: int, prompts: Sequence[Prompt]
+        self, client: tinker.TrainingClient, step: int, prompts: Sequence[Prompt], journal: Journal
     ) -> list[RolledGroup]:
         """The student's answers to a step's prompts, and the teacher's word on each token."""
         plan, settings = self._plan, settings_of(self._plan)
         assert self._teacher is not None, "the round has begun"
         asking = Asking(settings.group_size, settings.max_tokens, TEMPERATURE)
         sampler = await sampler_now(self._workplace, client)
-        made = await sample_groups(plan, sampler, prompts, asking, seeds_of(plan, step, prompts))
+        seeds = seeds_of(plan, step, prompts)
+        made = await sample_groups(plan, sampler, prompts, asking, seeds, journal)
         flat = [(prompt, one) for prompt, some in zip(prompts, made, strict=True) for one in some]
         asked = [teacher_prompt_of(plan, prompt.example_id) for prompt, _ in flat]
-        said = await score_answers(plan, self._teacher, asked, [one.tokens for _, one in flat])
-        scores: list[Scored] = list(said)
+        answers = [one.tokens for _, one in flat]
+        said = await score_answers(plan, self._teacher, asked, answers, journal)
+        scores = list(said)
         groups = []
         for prompt, answers in zip(prompts, made, strict=True):
             samples = []
             for answer in answers:
-                judged = replace(
-                    rolled_sample(answer, None), teacher_logprobs=scores.pop(0).logprobs
-                )
+                judged = replace(rolled_sample(answer, None), teacher_logprobs=scores.pop(0))
                 advantages = kl_advantages(judged)
                 mean = math.fsum(advantages) / len(advantages) if advantages else 0.0
                 samples.append(replace(judged, advantage=mean))
@@ -129,21 +120,34 @@ class OnPolicy:
 
     async def finish(self, pending: StepInFlight) -> StepResult:
         made: _Made = pending.made
-        measures = measures_of(made.groups)
-        counts = made.num_prompt_tokens, made.num_sampled_tokens
+        groups = made.kept.groups
+        measures = measures_of(groups)
+        used: dict[str, Any] = {
+            "num_prompt_tokens": made.num_prompt_tokens,
+            "num_sampled_tokens": num_sampled_tokens(groups),
+            "rollouts": made.kept.file._asdict(),
+            "counted_before": made.kept.counted_before,
+        }
         if not made.datums:
-            return StepResult(0.0, 0.0, 0, 0, measures, *counts)
+            return StepResult(0.0, 0.0, 0, 0, measures, **used)
         trained = await trained_by(pending, made.datums)
         measures["kl_sampler_trainer"] = sampler_trainer_kl(made.datums, trained.logprobs)
         return StepResult(
             trained.loss,
             trained.nll,
             num_tokens=sum(one.model_input.length for one in made.datums),
-            num_loss_tokens=sum(len(one.tokens) for g in made.groups for one in g.samples),
+            num_loss_tokens=num_sampled_tokens(groups),
             measures=measures,
-            num_prompt_tokens=counts[0],
-            num_sampled_tokens=counts[1],
+            **used,
         )
+
+    def _num_read(self, prompts: Sequence[Prompt], groups: Sequence[RolledGroup]) -> int:
+        """Tokens that student and teacher read for the answers to a step's prompts."""
+        number = sum(prompt.tokens.length for prompt in prompts)
+        for prompt, group in zip(prompts, groups, strict=True):
+            length = teacher_prompt_of(self._plan, prompt.example_id).tokens.length
+            number += sum(length + len(one.tokens) for one in group.samples if one.tokens)
+        return number
 
 
 def kl_advantages(sample: RolledSample) -> list[float]:

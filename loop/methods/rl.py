@@ -22,8 +22,11 @@ from loop.methods.rollouts import (
     Answer,
     Asking,
     KeptRollouts,
+    KeptScores,
     Prompt,
-    Scoring,
+    StepAnswers,
+    all_of,
+    answer_logprobs,
     datums_of,
     num_sampled_tokens,
     prompt_of,
@@ -38,6 +41,7 @@ from loop.methods.rollouts import (
 from scores.intervals import mean
 from scores.learnable import has_variance, is_solved
 from simple_eval import MAX_FAILED_SHARE
+from storage.journal import Journal
 from user_code.own_graders import Verdict
 
 if TYPE_CHECKING:
@@ -52,7 +56,7 @@ class _Made(NamedTuple):
     """What a step keeps until it is finished."""
 
     datums: list[tinker.Datum]
-    groups: list[RolledGroup]
+    kept: StepAnswers
     measures: dict[str, float]
     num_prompt_tokens: int
 
@@ -94,7 +98,7 @@ class Rl:
         )
         code = sorted(self._reward.code.values())
         self._kept = KeptRollouts(workplace, {"config": plan.config_hash, "reward": code})
-        self._start: Scoring | None = None
+        self._start: tinker.SamplingClient | None = None
         self._has_warned = False
 
     async def begin_round(self, selection: Selection) -> None:
@@ -106,28 +110,30 @@ class Rl:
     ) -> StepInFlight:
         plan = self._plan
         prompts = [prompt_of(plan, example_id) for example_id in example_ids]
-        groups = await self._kept.of_step(
-            step, example_ids, lr, lambda: self._sampled(client, step, prompts)
+        kept = await self._kept.of_step(
+            step, example_ids, lr, lambda journal: self._sampled(client, step, prompts, journal)
         )
+        groups = kept.groups
         pairs = [(p, _only_judged(g)) for p, g in zip(prompts, groups, strict=True) if g.is_used]
         advantages = advantages_of(pairs)
         datums = datums_of([p for p, _ in pairs], [g for _, g in pairs], advantages)
         measures = measures_of(groups, self._settings.group_size)
         num_read = sum(p.tokens.length * g.num_tries for p, g in zip(prompts, groups, strict=True))
         if self._settings.kl_coef and datums:
-            kl, num_scored = await self._penalise(datums)
-            measures["kl_start"] = kl
-            num_read += num_scored
-        made = _Made(datums, groups, measures, num_read)
+            measures["kl_start"] = await self._penalise(datums, pairs)
+            num_read += sum(one.model_input.length + 1 for one in datums)
+        made = _Made(datums, kept, measures, num_read)
         pending = StepInFlight(step, lr, example_ids, [], None, made)
         return submit_policy_step(plan, client, pending, datums, self._settings.loss)
 
     async def finish(self, pending: StepInFlight) -> StepResult:
         made: _Made = pending.made
         measures = dict(made.measures)
-        used = {
+        used: dict[str, Any] = {
             "num_prompt_tokens": made.num_prompt_tokens,
-            "num_sampled_tokens": num_sampled_tokens(made.groups),
+            "num_sampled_tokens": num_sampled_tokens(made.kept.groups),
+            "rollouts": made.kept.file._asdict(),
+            "counted_before": made.kept.counted_before,
         }
         if not made.datums:
             self._workplace.progress.line(
@@ -147,18 +153,18 @@ class Rl:
     # --- sampling and judging ---------------------------------------------------------------------
 
     async def _sampled(
-        self, client: tinker.TrainingClient, step: int, prompts: Sequence[Prompt]
+        self, client: tinker.TrainingClient, step: int, prompts: Sequence[Prompt], journal: Journal
     ) -> list[RolledGroup]:
         plan, sampler = self._plan, await sampler_now(self._workplace, client)
         seeds = seeds_of(plan, step, prompts)
-        answers = await sample_groups(plan, sampler, prompts, self._asking, seeds)
+        answers = await sample_groups(plan, sampler, prompts, self._asking, seeds, journal)
         firsts = await self._judged(prompts, answers)
         again = [place for place, one in enumerate(firsts) if _is_all_wrong(one)]
         groups = list(firsts)
         if again:
             asked, new_seeds = [prompts[p] for p in again], seeds_of(plan, step, prompts, 2)
             answers = await sample_groups(
-                plan, sampler, asked, self._asking, [new_seeds[p] for p in again]
+                plan, sampler, asked, self._asking, [new_seeds[p] for p in again], journal
             )
             seconds = await self._judged(asked, answers)
             for place, second in zip(again, seconds, strict=True):
@@ -167,10 +173,11 @@ class Rl:
                     first.answers + second.answers, first.verdicts + second.verdicts
                 )
         self._refuse_failures(step, groups)
-        return [
+        rolled = [
             _rolled(prompt, group, num_tries=1 + (place in again))
             for place, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
         ]
+        return await self._scored(prompts, rolled, journal) if self._settings.kl_coef else rolled
 
     async def _judged(
         self, prompts: Sequence[Prompt], answers: Sequence[list[Answer]]
@@ -201,19 +208,47 @@ class Rl:
 
     # --- distances --------------------------------------------------------------------------------
 
-    async def _penalise(self, datums: list[tinker.Datum]) -> tuple[float, int]:
-        """Put the KL to the weights that the run started from into the advantages; what it is, and
-        how many tokens were read for it."""
-        from tinker_cookbook.rl.metrics import incorporate_kl_penalty
-
+    async def _scored(
+        self, prompts: Sequence[Prompt], groups: Sequence[RolledGroup], journal: Journal
+    ) -> list[RolledGroup]:
+        """Groups that are trained on with the log-probabilities of their answers' tokens under the
+        weights that the run started from."""
         if self._start is None:
             began_as = self._workplace.store.checkpoint(0)  # None: the base model
             path = None if began_as is None else began_as.sampler_path
-            client = await self._workplace.open_sampler(path, None)
-            self._start = Scoring(client, self._plan.config.evaluation.concurrency)
-        scorer: Any = self._start
+            self._start = await self._workplace.open_sampler(path, None)
+        start = self._start
+        judged = [
+            (prompt, one)
+            for prompt, group in zip(prompts, groups, strict=True)
+            for one in group.samples
+            if group.is_used and one.reward is not None and one.tokens
+        ]
+
+        async def score(prompt: Prompt, sample: RolledSample) -> list[float]:
+            whose = "the weights of the start"
+            return await answer_logprobs(start, prompt, sample.tokens, whose, journal)
+
+        asked, samples = [prompt for prompt, _ in judged], [one for _, one in judged]
+        scores = await all_of(self._plan, score, asked, samples)
+        found = {id(one): logprobs for one, logprobs in zip(samples, scores, strict=True)}
+        return [
+            replace(
+                group,
+                samples=[replace(one, start_logprobs=found.get(id(one))) for one in group.samples],
+            )
+            for group in groups
+        ]
+
+    async def _penalise(
+        self, datums: list[tinker.Datum], pairs: Sequence[tuple[Prompt, RolledGroup]]
+    ) -> float:
+        """Put the KL to the weights that the run started from into the advantages; returns it."""
+        from tinker_cookbook.rl.metrics import incorporate_kl_penalty
+
+        scorer: Any = KeptScores(pairs)
         found = await incorporate_kl_penalty(datums, scorer, self._settings.kl_coef, 0.0)
-        return found["kl_policy_base"], sum(one.model_input.length + 1 for one in datums)
+        return found["kl_policy_base"]
 
     def _sampler_kl(self, step: int, made: _Made, logprobs: list[torch.Tensor]) -> float:
         from tinker_cookbook.rl.metrics import compute_kl_sample_train

@@ -1,10 +1,10 @@
 """Answers sampled from the weights as they are, and what a policy-gradient loss takes of them.
 
-A step's answers are written to the run directory whole before the step is trained, so that a step
-that is taken again trains on what was paid for. They stand for the weights that gave them: each
-file holds a digest of all that led to it (the settings, the step before with its answers and its
-rate, the prompts), and one that does not fit is sampled anew. Seeds follow from the run's seed, the
-step, the prompt and the attempt.
+A step's answers are kept in the run directory one by one as they come, and written there whole
+before the step is trained, so that a step that is taken again trains on what was paid for. They
+stand for the weights that gave them: each file holds a digest of all that led to it (the settings,
+the step before with its answers and its rate, the prompts), and one that does not fit is sampled
+anew. Seeds follow from the run's seed, the step, the prompt and the attempt.
 """
 
 from __future__ import annotations
@@ -12,17 +12,28 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from errors import RunStoreError, ServiceError
-from ledger.rollouts import RolledGroup, RolledSample, read_rollouts, rollouts_file, write_rollouts
+from errors import RunStoreError, ServiceError, TrainingError
+from ledger.rollouts import (
+    RolledGroup,
+    RolledSample,
+    RolloutsFile,
+    read_rollouts,
+    rollouts_file,
+    rollouts_journal,
+    write_rollouts,
+)
 from loop.methods.method import StepInFlight, Workplace, adam_params, parts_of
 from loop.planning.plan import Plan
 from rows.examples import find_example
 from simple_eval import ReadAnswer, read_answer
+from storage.journal import Journal
+from storage.stored_json import Count, Measure
 
 if TYPE_CHECKING:
     import tinker
@@ -30,6 +41,9 @@ if TYPE_CHECKING:
     from tinker_cookbook.rl.types import TrajectoryGroup
 
 MAX_SEED = 2**31
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Prompt(NamedTuple):
@@ -100,9 +114,11 @@ async def sample_groups(
     prompts: Sequence[Prompt],
     asking: Asking,
     seeds: Sequence[int],
+    journal: Journal | None = None,
 ) -> list[list[Answer]]:
     """Sample a group of answers for each prompt, a request for each, so many of them at once as an
-    evaluation has. Raises `ServiceError` where one fails: a step trains on all of its prompts."""
+    evaluation has. With a journal each is kept as it comes, and those that it holds are not asked
+    for. Raises `ServiceError` where one fails: a step trains on all of its prompts."""
     import tinker
 
     renderer, slots = plan.renderer, asyncio.Semaphore(plan.config.evaluation.concurrency)
@@ -112,9 +128,27 @@ async def sample_groups(
         params = tinker.SamplingParams(
             max_tokens=asking.max_tokens, temperature=asking.temperature, seed=seed, stop=stop
         )
+        key = f"sampled/{prompt.example_id}/{seed}"
+        if journal is not None and (kept := journal.get(key, _Sampled)) is not None:
+            return [
+                Answer(
+                    one.tokens,
+                    one.logprobs,
+                    ReadAnswer(one.text, one.said, one.is_truncated, one.is_malformed),
+                )
+                for one in kept.answers
+            ]
         async with slots:
             response = await client.sample(prompt.tokens, asking.num_samples, params)
-        return [_answer_of(plan, prompt, one) for one in response.sequences]
+        answers = [_answer_of(plan, prompt, one) for one in response.sequences]
+        if journal is not None:
+            made = _Sampled(
+                [_KeptAnswer(one.tokens, one.logprobs, **one.read._asdict()) for one in answers]
+            )
+            num_sampled = sum(len(one.tokens) for one in answers)
+            cost = {"num_prompt_tokens": prompt.tokens.length, "num_sampled_tokens": num_sampled}
+            journal.add(key, asdict(made), **cost)
+        return answers
 
     pairs = zip(prompts, seeds, strict=True)
     asked = [asyncio.ensure_future(ask(*pair)) for pair in pairs]
@@ -125,12 +159,37 @@ async def sample_groups(
             one.cancel()
 
 
+@dataclass(frozen=True)
+class _KeptAnswer:
+    """An answer as a journal holds it."""
+
+    tokens: list[Count]
+    logprobs: list[Measure]
+    text: str
+    said: str | None
+    is_truncated: bool
+    is_malformed: bool
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """What a journal holds of a request."""
+
+    answers: list[_KeptAnswer]
+
+
 def _answer_of(plan: Plan, prompt: Prompt, sequence: tinker.SampledSequence) -> Answer:
     tokens, logprobs = list(sequence.tokens), list(sequence.logprobs or ())
     if len(tokens) != len(logprobs):
         raise ServiceError(
             f"The service gave {len(logprobs)} log-probabilities for an answer of {len(tokens)} "
             "tokens, and a policy-gradient loss needs one for each. Use a service that gives them."
+        )
+    if not all(map(math.isfinite, logprobs)):
+        raise TrainingError(
+            "Start a new run with a lower learning_rate, or check the model's weights: the log-"
+            "probabilities of an answer that was sampled to be trained on are not finite. The run "
+            "stops here."
         )
     return Answer(tokens, logprobs, read_answer(plan.renderer, prompt.tokens, sequence))
 
@@ -151,17 +210,82 @@ def num_sampled_tokens(groups: Sequence[RolledGroup]) -> int:
     return sum(len(one.tokens) for group in groups for one in group.samples)
 
 
-class Scoring:
-    """A watched client as the cookbook asks for log-probabilities, so many prompts at once."""
+# --- scoring --------------------------------------------------------------------------------------
 
-    def __init__(self, client: tinker.SamplingClient, concurrency: int) -> None:
-        self._client = client
-        self._slots = asyncio.Semaphore(concurrency)
+
+@dataclass(frozen=True)
+class _Logprobs:
+    """What a journal holds of an answer that was scored."""
+
+    logprobs: list[Measure]
+
+
+async def answer_logprobs(
+    client: tinker.SamplingClient,
+    prompt: Prompt,
+    answer: Sequence[int],
+    whose: str,
+    journal: Journal,
+) -> list[float]:
+    """The log-probability of each token of an answer under the weights of `client`, in nats; one
+    that the journal holds is not asked for. Raises `ServiceError`, which says `whose` they are."""
+    import tinker
+
+    tokens = [*prompt.tokens.to_ints(), *answer]
+    key = f"scored/{hashlib.sha256(json.dumps(tokens).encode()).hexdigest()}"
+    if (kept := journal.get(key, _Logprobs)) is not None:
+        return kept.logprobs
+    given = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens))
+    logprobs = [one for one in given[-len(answer) :] if one is not None and math.isfinite(one)]
+    if len(given) != len(tokens) or len(logprobs) != len(answer):
+        raise ServiceError(
+            f"The service gave {len(logprobs)} log-probabilities of {whose} for an answer of "
+            f"{len(answer)} tokens, and each of them is judged by one. Use a service that gives "
+            "them."
+        )
+    journal.add(key, asdict(_Logprobs(logprobs)), num_prompt_tokens=len(tokens))
+    return logprobs
+
+
+async def all_of(
+    plan: Plan,
+    ask: Callable[[T, U], Awaitable[object]],
+    prompts: Sequence[T],
+    answers: Sequence[U],
+) -> list:
+    """Ask of all, so many at once as an evaluation has."""
+    slots = asyncio.Semaphore(plan.config.evaluation.concurrency)
+
+    async def one(prompt: T, answer: U) -> object:
+        async with slots:
+            return await ask(prompt, answer)
+
+    pairs = zip(prompts, answers, strict=True)
+    asked = [asyncio.ensure_future(one(*pair)) for pair in pairs]
+    try:
+        return list(await asyncio.gather(*asked))
+    finally:
+        for request in asked:  # where one has failed, or the run is left
+            request.cancel()
+
+
+class KeptScores:
+    """What the cookbook asks a client for, of answers whose log-probabilities under the weights of
+    the start are kept; those of a prompt's tokens, which nothing is made of, are 0."""
+
+    def __init__(self, pairs: Sequence[tuple[Prompt, RolledGroup]]) -> None:
+        self._found = {
+            (*prompt.tokens.to_ints(), *one.tokens): one.start_logprobs
+            for prompt, group in pairs
+            for one in group.samples
+        }
 
     async def compute_logprobs_async(self, prompt: tinker.ModelInput) -> list[float | None]:
         """Of each token its log-probability in nats, of the first None."""
-        async with self._slots:
-            return await self._client.compute_logprobs(prompt)
+        tokens = prompt.to_ints()
+        kept = self._found[tuple(tokens)]
+        assert kept is not None, "they are sampled with it"
+        return [None, *[0.0] * (len(tokens) - len(kept) - 1), *kept]
 
 
 # --- what is kept ---------------------------------------------------------------------------------
@@ -175,6 +299,15 @@ class _Before(NamedTuple):
     lr: float
 
 
+class StepAnswers(NamedTuple):
+    """The groups that a step is trained on, one for each of its prompts, and what is told of them:
+    their file, and whether an earlier event has counted what they cost."""
+
+    groups: list[RolledGroup]
+    file: RolloutsFile
+    counted_before: bool
+
+
 class KeptRollouts:
     """The answers of a run's steps on disk. `settings` are all that decides how they come about,
     as JSON: other settings do not take them."""
@@ -185,34 +318,44 @@ class KeptRollouts:
         self._settings = dict(settings)
         self._round: int | None = None
         self._before: _Before | None = None
+        self._told: dict[tuple[int, str], str] = {}  # by step and what led to it, a file's sha256
 
     def begin_round(self, round_no: int) -> None:
         """Where a round's weights come from is looked up in the ledger: it may be an earlier one
         than the round before, or a resumed run may begin in its middle."""
         self._round, self._before = round_no, None
+        for event in self._store.ever("step"):
+            if event.get("rollouts"):
+                file = RolloutsFile(**event["rollouts"])
+                self._told[event["step"], file.drawn_with] = file.sha256
 
     async def of_step(
         self,
         step: int,
         example_ids: Sequence[str],
         lr: float,
-        sample: Callable[[], Awaitable[list[RolledGroup]]],
-    ) -> list[RolledGroup]:
+        sample: Callable[[Journal], Awaitable[list[RolledGroup]]],
+    ) -> StepAnswers:
         """A step's groups, one for each prompt in their order: those that are kept, where they came
-        about as they would now, or else what `sample` gives, which is kept.
+        about as they would now, or else what `sample` gives, which is kept: whole in the end, and
+        until then what has come of it in the journal that it is given.
 
         Raises `RunStoreError` for a damaged file.
         """
         key = self._key(step, example_ids)
         groups = self._kept(step, key, example_ids)
+        counted_before = groups is not None and (step, key) in self._told
+        journal = rollouts_journal(self._store, step, key)
         if groups is None:
-            groups = [replace(group, drawn_with=key) for group in await sample()]
+            groups = [replace(group, drawn_with=key) for group in await sample(journal)]
             assert [group.example_id for group in groups] == list(example_ids), "a group each"
             write_rollouts(self._store, step, groups)
         else:
             self._say(f"step {step}: trained on the answers in {rollouts_file(step)}, as sampled")
-        self._before = _Before(step, self._digest(step), lr)
-        return groups
+        journal.discard()  # also one that a kill left beside its file
+        digest = self._digest(step)
+        self._before = _Before(step, digest, lr)
+        return StepAnswers(groups, RolloutsFile(digest, key), counted_before)
 
     def _kept(self, step: int, key: str, example_ids: Sequence[str]) -> list[RolledGroup] | None:
         file = self._store.run_dir / rollouts_file(step)
@@ -220,6 +363,9 @@ class KeptRollouts:
             groups = read_rollouts(self._store.run_dir, step)
             if groups is None or {group.drawn_with for group in groups} != {key}:
                 return None  # sampled from other weights, of steps that were gone back behind
+            told = self._told.get((step, key))
+            if told is not None and self._digest(step) != told:
+                raise ValueError(f"its sha256 is not {told}, as the ledger has it")
             if [group.example_id for group in groups] != list(example_ids):
                 raise ValueError("it does not hold the prompts of its step")
             for group in groups:

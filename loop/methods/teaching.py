@@ -6,28 +6,25 @@ answer of either is scored after either's prompt.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from errors import ConfigError, ServiceError
+from errors import ConfigError
 from ledger.records import Teacher
 from ledger.rollouts import RolledSample
 from loop.methods.method import Workplace
-from loop.methods.rollouts import Prompt, prompt_of
+from loop.methods.rollouts import Prompt, all_of, answer_logprobs, prompt_of
 from loop.planning.plan import Plan
 from loop.planning.teacher import with_system
 from rows.examples import find_example
 from settings.method_groups import DistillSettings
+from storage.journal import Journal
 
 if TYPE_CHECKING:
     import numpy as np
     import tinker
 
 NUM_LIKELIEST = 20  # tokens of a soft target, as many as the cookbook takes
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 def settings_of(plan: Plan) -> DistillSettings:
@@ -61,36 +58,20 @@ def teacher_prompt_of(plan: Plan, example_id: str) -> Prompt:
 # --- what it says of answers ----------------------------------------------------------------------
 
 
-class Scored(NamedTuple):
-    """What the teacher gives of the tokens of an answer, and how many tokens it read for it."""
-
-    logprobs: list[float]  # (T,) of each token, after those before it
-    num_prompt_tokens: int
-
-
 async def score_answers(
     plan: Plan,
     teacher: tinker.SamplingClient,
     prompts: Sequence[Prompt],
     answers: Sequence[Sequence[int]],
-) -> list[Scored]:
-    """The teacher's log-probability of each token of answers, in nats; `prompts` are the teacher's,
-    one for each answer. Raises `ServiceError`."""
-    import tinker
+    journal: Journal,
+) -> list[list[float]]:
+    """The teacher's log-probability of each token of answers, after those before it, in nats, kept
+    as they come; `prompts` are the teacher's, one for each answer. Raises `ServiceError`."""
 
-    async def score(prompt: Prompt, answer: Sequence[int]) -> Scored:
+    async def score(prompt: Prompt, answer: Sequence[int]) -> list[float]:
         if not answer:
-            return Scored([], 0)
-        tokens = [*prompt.tokens.to_ints(), *answer]
-        given = await teacher.compute_logprobs(tinker.ModelInput.from_ints(tokens))
-        logprobs = [one for one in given[-len(answer) :] if one is not None]
-        if len(given) != len(tokens) or len(logprobs) != len(answer):
-            raise ServiceError(
-                f"The service gave {len(logprobs)} log-probabilities of the teacher for an answer "
-                f"of {len(answer)} tokens, and each of them is judged by one. Use a service that "
-                "gives them."
-            )
-        return Scored(logprobs, len(tokens))
+            return []
+        return await answer_logprobs(teacher, prompt, answer, "the teacher", journal)
 
     return await all_of(plan, score, prompts, answers)
 
@@ -143,25 +124,3 @@ def normalised(tokens_TK: np.ndarray, logprobs_TK: np.ndarray, num_prompt_tokens
 
     probs = np.exp(logprobs_TK.astype(np.float64))
     return Likeliest(tokens_TK, probs / probs.sum(axis=1, keepdims=True), num_prompt_tokens)
-
-
-async def all_of(
-    plan: Plan,
-    ask: Callable[[T, U], Awaitable[object]],
-    prompts: Sequence[T],
-    answers: Sequence[U],
-) -> list:
-    """Ask of all, so many at once as an evaluation has."""
-    slots = asyncio.Semaphore(plan.config.evaluation.concurrency)
-
-    async def one(prompt: T, answer: U) -> object:
-        async with slots:
-            return await ask(prompt, answer)
-
-    pairs = zip(prompts, answers, strict=True)
-    asked = [asyncio.ensure_future(one(*pair)) for pair in pairs]
-    try:
-        return list(await asyncio.gather(*asked))
-    finally:
-        for request in asked:  # where one has failed, or the run is left
-            request.cancel()

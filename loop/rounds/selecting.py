@@ -23,7 +23,13 @@ from loop.methods.reference import reference_logprobs
 from loop.rounds.run import Run, topics_for
 from loop.rounds.session import sampling_client
 from loop.rounds.showing import shown_of
-from loop.rounds.signals import distances_of, likeness_of, pass_rates_of, stalled_topics
+from loop.rounds.signals import (
+    distances_of,
+    likeness_of,
+    missing_rollouts,
+    pass_rates_of,
+    stalled_topics,
+)
 from loop.rounds.training import workplace_of
 from rows.examples import ExampleTable, find_example
 from rows.places import RowPlace, place_of
@@ -88,12 +94,19 @@ async def signals_for(
         reports = [run.store.topics(n) or [] for n in (*run.store.lineage(start), start) if n > 1]
         rows = known.rows
         signals = Signals(topics=known.scores(result), stalled=stalled_topics(reports))
+    lineage = [*run.store.lineage(start), start]
+    if (mining.by_rewards or mining.by_teacher) and (gone := missing_rollouts(run.store, lineage)):
+        run.say_once(
+            f"warning: sampled answers of {len(gone)} earlier step{'s' * (len(gone) != 1)} are "
+            f"gone (the first: {run.store.run_dir / gone[0]}), so their prompts count as not tried "
+            "where rows are drawn"
+        )
     if mining.by_rewards:
-        rates = pass_rates_of(run.store, [*run.store.lineage(start), start])
+        rates = pass_rates_of(run.store, lineage)
         resting = {one for one, rate in rates.items() if is_resting(rate, previous.round + 1)}
         signals = replace(signals, rates=rates, resting=frozenset(resting))
     if mining.by_teacher:
-        distances = distances_of(run.store, [*run.store.lineage(start), start])
+        distances = distances_of(run.store, lineage)
         signals = replace(signals, distances=distances)
     measured = run.store.measured_losses()
     earlier = [one for one in measured if one.round <= previous.round]

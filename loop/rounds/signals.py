@@ -90,12 +90,20 @@ def distances_of(store: RunStore, rounds: Sequence[int]) -> dict[str, float]:
     return distances
 
 
+def missing_rollouts(store: RunStore, rounds: Sequence[int]) -> list[str]:
+    """Files of sampled answers that the steps of these rounds were trained on and that are gone."""
+    steps = [event for number in rounds for event in store.events("step", number)]
+    names = [rollouts_file(event["step"]) for event in steps if event.get("rollouts")]
+    return [name for name in names if not (store.run_dir / name).is_file()]
+
+
 def _rolled_in(store: RunStore, rounds: Sequence[int]) -> Iterator[tuple[int, RolledGroup]]:
     """What the steps of these rounds sampled, oldest first, with the round."""
     for number in rounds:
         for event in store.events("step", number):
             try:
-                rolled = read_rollouts(store.run_dir, event["step"])
+                sha256 = (event.get("rollouts") or {}).get("sha256")  # older runs have none
+                rolled = read_rollouts(store.run_dir, event["step"], sha256)
             except (OSError, ValueError) as error:
                 raise RunStoreError(
                     f"{store.run_dir / rollouts_file(event['step'])}: {error}. What later rounds "

@@ -205,6 +205,8 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
         measures=dict(result.measures),
         num_prompt_tokens=result.num_prompt_tokens,
         num_sampled_tokens=result.num_sampled_tokens,
+        rollouts=dict(result.rollouts),
+        counted_before=result.counted_before,
     )
     run.store.record_batch(round_no, batch, loss=loss, nll=nll)
     if run.steps is not None:

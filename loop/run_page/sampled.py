@@ -46,7 +46,10 @@ def _files(store: RunStore) -> list[KeptFile]:
         number: KeptFile(rollouts_file(step), number, f"Round {number}, step {step}")
         for number, step in firsts.items()
     }
-    for event in store.events("answered"):
+    counts = {event["seq"] for event in store.events("answered")}
+    for event in store.ever("answered"):
+        if event["seq"] not in counts and event["round"] not in firsts:
+            continue  # of a round that was gone back behind
         title = f"Answered before round {event['round']}"
         found[event["round"]] = KeptFile(event["file"], event["round"], title)
     return [found[number] for number in sorted(found) if _is_there(store, found[number])]
