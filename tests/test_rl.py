@@ -87,6 +87,15 @@ def steps_of(space: Workspace, run_dir: str) -> list[dict[str, Any]]:
     return list(space.store(run_dir).events("step"))
 
 
+BOTH = ("killed", "whole")
+
+
+def ever(space: Workspace, run_dir: str) -> list[dict[str, Any]]:
+    """All steps of a run, those too that were taken again."""
+    steps = [one for one in space.events(run_dir) if one["type"] == "step"]
+    return [{"num_sampled_tokens": 0, **one} for one in steps]
+
+
 # --- a run ----------------------------------------------------------------------------------------
 
 
@@ -176,6 +185,10 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(
     assert "trained on the answers in rollouts/" in capsys.readouterr().err
     assert space.run("whole", **changes) == 0
     assert same_bits(space.weights("killed", 1), space.weights("whole", 1))
+    # What was sampled once is counted once, also where a step was taken twice.
+    counted = [sum(one["num_sampled_tokens"] for one in ever(space, name)) for name in BOTH]
+    assert counted[0] == counted[1]
+    assert len(ever(space, "killed")) > len(ever(space, "whole"))
     for step in range(5):
         assert groups_of(space, "killed", step) == groups_of(space, "whole", step)
     assert all(step["measures"].keys() >= {"kl_start"} for step in steps_of(space, "whole")[1:])

@@ -22,6 +22,7 @@ from loop.methods.rollouts import (
     KeptRollouts,
     Prompt,
     datums_of,
+    num_sampled_tokens,
     prompt_of,
     rolled_sample,
     sample_groups,
@@ -51,7 +52,7 @@ class _Made(NamedTuple):
     """What a submitted step keeps until it is finished."""
 
     datums: list[tinker.Datum]
-    groups: list[RolledGroup]
+    measures: dict[str, float]
     num_prompt_tokens: int
     num_sampled_tokens: int
 
@@ -80,22 +81,15 @@ class OnPolicy:
     ) -> StepInFlight:
         plan = self._plan
         prompts = [prompt_of(plan, one) for one in example_ids]
-        num_prompt_tokens = num_sampled_tokens = 0
-
-        async def sample() -> list[RolledGroup]:
-            nonlocal num_prompt_tokens, num_sampled_tokens
-            groups = await self._sampled(client, step, prompts)
-            num_prompt_tokens = sum(prompt.tokens.length for prompt in prompts)
-            for example_id, group in zip(example_ids, groups, strict=True):
-                length = teacher_prompt_of(plan, example_id).tokens.length
-                for one in group.samples:
-                    num_sampled_tokens += len(one.tokens)
-                    num_prompt_tokens += (length + len(one.tokens)) if one.tokens else 0
-            return groups
-
-        groups = await self._kept.of_step(step, example_ids, lr, sample)
+        groups = await self._kept.of_step(
+            step, example_ids, lr, lambda: self._sampled(client, step, prompts)
+        )
+        measures = measures_of(groups)
+        num_read = num_sampled = 0
+        if not self._kept.is_told(step, measures.get("entropy")):
+            num_read, num_sampled = self._num_read(prompts, groups), num_sampled_tokens(groups)
         datums = with_kl_advantages(datums_of(prompts, groups, _zeros(groups)), prompts, groups)
-        made = _Made(datums, groups, num_prompt_tokens, num_sampled_tokens)
+        made = _Made(datums, measures, num_read, num_sampled)
         pending = StepInFlight(step, lr, example_ids, [], None, made)
         return submit_policy_step(plan, client, pending, datums, LOSS)
 
@@ -127,19 +121,29 @@ class OnPolicy:
             )
         return groups
 
+    def _num_read(self, prompts: Sequence[Prompt], groups: Sequence[RolledGroup]) -> int:
+        """Tokens of the student's prompts, and of what the teacher read of each answer."""
+        number = sum(prompt.tokens.length for prompt in prompts)
+        for group in groups:
+            length = teacher_prompt_of(self._plan, group.example_id).tokens.length
+            number += sum(length + len(one.tokens) for one in group.samples if one.tokens)
+        return number
+
     async def finish(self, pending: StepInFlight) -> StepResult:
         made: _Made = pending.made
-        measures = measures_of(made.groups)
+        measures = dict(made.measures)
         counts = made.num_prompt_tokens, made.num_sampled_tokens
         if not made.datums:
             return StepResult(0.0, 0.0, 0, 0, measures, *counts)
         trained = await trained_by(pending, made.datums)
         measures["kl_sampler_trainer"] = sampler_trainer_kl(made.datums, trained.logprobs)
+        masks = [one.loss_fn_inputs["mask"].to_numpy() for one in made.datums]
+        num_loss_tokens = sum(int((mask > 0).sum()) for mask in masks)
         return StepResult(
-            trained.loss,
+            trained.loss / num_loss_tokens,
             trained.nll,
             num_tokens=sum(one.model_input.length for one in made.datums),
-            num_loss_tokens=sum(len(one.tokens) for g in made.groups for one in g.samples),
+            num_loss_tokens=num_loss_tokens,
             measures=measures,
             num_prompt_tokens=counts[0],
             num_sampled_tokens=counts[1],

@@ -53,9 +53,9 @@ class _Made(NamedTuple):
     """What a step keeps until it is finished."""
 
     datums: list[tinker.Datum]
-    groups: list[RolledGroup]
     measures: dict[str, float]
     num_prompt_tokens: int
+    num_sampled_tokens: int
 
 
 class _Judged(NamedTuple):
@@ -114,12 +114,16 @@ class Rl:
         advantages = advantages_of(pairs)
         datums = datums_of([p for p, _ in pairs], [g for _, g in pairs], advantages)
         measures = measures_of(groups, self._settings.group_size)
-        num_read = sum(p.tokens.length * g.num_tries for p, g in zip(prompts, groups, strict=True))
+        num_read = num_sampled = 0
+        if not self._kept.is_told(step, measures["entropy"]):
+            lengths = [prompt.tokens.length for prompt in prompts]
+            num_read = sum(n * g.num_tries for n, g in zip(lengths, groups, strict=True))
+            num_sampled = num_sampled_tokens(groups)
         if self._settings.kl_coef and datums:
             kl, num_scored = await self._penalise(datums)
             measures["kl_start"] = kl
             num_read += num_scored
-        made = _Made(datums, groups, measures, num_read)
+        made = _Made(datums, measures, num_read, num_sampled)
         pending = StepInFlight(step, lr, example_ids, [], None, made)
         return submit_policy_step(plan, client, pending, datums, self._settings.loss)
 
@@ -128,7 +132,7 @@ class Rl:
         measures = dict(made.measures)
         used = {
             "num_prompt_tokens": made.num_prompt_tokens,
-            "num_sampled_tokens": num_sampled_tokens(made.groups),
+            "num_sampled_tokens": made.num_sampled_tokens,
         }
         if not made.datums:
             self._workplace.progress.line(

@@ -185,6 +185,7 @@ class KeptRollouts:
         self._settings = dict(settings)
         self._round: int | None = None
         self._before: _Before | None = None
+        self._was_kept = False  # what the last step trains on
 
     def begin_round(self, round_no: int) -> None:
         """Where a round's weights come from is looked up in the ledger: it may be an earlier one
@@ -205,6 +206,7 @@ class KeptRollouts:
         """
         key = self._key(step, example_ids)
         groups = self._kept(step, key, example_ids)
+        self._was_kept = groups is not None
         if groups is None:
             groups = [replace(group, drawn_with=key) for group in await sample()]
             assert [group.example_id for group in groups] == list(example_ids), "a group each"
@@ -213,6 +215,16 @@ class KeptRollouts:
             self._say(f"step {step}: trained on the answers in {rollouts_file(step)}, as sampled")
         self._before = _Before(step, self._digest(step), lr)
         return groups
+
+    def is_told(self, step: int, entropy: float | None) -> bool:
+        """Whether the ledger has the tokens of the answers that `of_step` has just given, of the
+        step as it was taken before; `entropy` is their measure, which others do not have."""
+        return self._was_kept and any(
+            one["step"] == step
+            and one.get("num_sampled_tokens")
+            and one.get("measures", {}).get("entropy") == entropy
+            for one in self._store.ever("step")
+        )
 
     def _kept(self, step: int, key: str, example_ids: Sequence[str]) -> list[RolledGroup] | None:
         file = self._store.run_dir / rollouts_file(step)
