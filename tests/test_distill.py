@@ -196,6 +196,7 @@ def test_on_policy_is_judged_by_the_teacher(taught: Workspace) -> None:
         assert one["measures"]["reverse_kl"] == pytest.approx(measures_of(groups)["reverse_kl"])
         assert abs(one["measures"]["kl_sampler_trainer"]) < 0.01
         assert one["num_sampled_tokens"] == sum(len(s.tokens) for g in groups for s in g.samples)
+        assert one["loss"] == pytest.approx(one["measures"]["reverse_kl"], abs=1e-4)  # a token
     selection = taught.store("run").selection(2)
     assert selection is not None
     reasons = [pick.reason for pick in selection.picks if pick.weight is not None]
@@ -215,16 +216,20 @@ def test_a_teacher_that_is_the_student_has_nothing_to_say(taught: Workspace) -> 
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("way", ["on_policy", "off_policy"])
-def test_a_killed_run_ends_as_an_uninterrupted_one(taught: Workspace, way: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "num_taken"), [("on_policy", 2), ("on_policy", 0), ("off_policy", 2)]
+)
+def test_a_killed_run_ends_as_an_uninterrupted_one(
+    taught: Workspace, way: str, num_taken: int
+) -> None:
     changes: dict[str, Any] = {"distill": {**TEACHER, "way": way}, "max_rounds": 1}
     changes |= {"start_from": "teacher@round_01"}
     assert taught.run("whole", **changes) == 0
     shutil.copytree(taught.folder / "whole", taught.folder / "killed")
     ledger = taught.folder / "killed" / "ledger.jsonl"
     lines = ledger.read_text().splitlines(keepends=True)
-    cut = [json.loads(line)["type"] for line in lines].index("step") + 2
-    ledger.write_text("".join(lines[:cut]))  # two steps were taken, and none was saved
+    cut = [json.loads(line)["type"] for line in lines].index("step") + num_taken
+    ledger.write_text("".join(lines[:cut]))  # so many steps were taken, and none was saved
     assert main(["--resume", str(taught.folder / "killed")]) == 0
     assert same_bits(taught.weights("whole", 1), taught.weights("killed", 1))
     store = taught.store("killed")

@@ -94,6 +94,15 @@ def steps_of(space: Workspace, run_dir: str) -> list[dict[str, Any]]:
     return list(space.store(run_dir).events("step"))
 
 
+BOTH = ("killed", "whole")
+
+
+def ever(space: Workspace, run_dir: str) -> list[dict[str, Any]]:
+    """All steps of a run, those too that were taken again."""
+    steps = [one for one in space.events(run_dir) if one["type"] == "step"]
+    return [{"num_sampled_tokens": 0, **one} for one in steps]
+
+
 # --- a run ----------------------------------------------------------------------------------------
 
 

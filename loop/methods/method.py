@@ -51,8 +51,9 @@ class StepInFlight(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step. `loss` is what was minimised, `nll` the mean over the trained tokens of
-    their negative log-probabilities before the step, both in nats."""
+    """What came of a step. `loss` is what was minimised, as a mean over the rows or over the
+    sampled tokens; `nll` is the mean over the trained tokens of their negative log-probabilities
+    before the step. Both are in nats."""
 
     loss: float
     nll: float

@@ -54,6 +54,7 @@ class _Made(NamedTuple):
 
     datums: list[tinker.Datum]
     kept: StepAnswers
+    measures: dict[str, float]
     num_prompt_tokens: int
 
 
@@ -86,7 +87,7 @@ class OnPolicy:
         )
         groups = kept.groups
         datums = with_kl_advantages(datums_of(prompts, groups, _zeros(groups)), prompts, groups)
-        made = _Made(datums, kept, self._num_read(prompts, groups))
+        made = _Made(datums, kept, measures_of(groups), self._num_read(prompts, groups))
         pending = StepInFlight(step, lr, example_ids, [], None, made)
         return submit_policy_step(plan, client, pending, datums, LOSS)
 
@@ -120,11 +121,10 @@ class OnPolicy:
 
     async def finish(self, pending: StepInFlight) -> StepResult:
         made: _Made = pending.made
-        groups = made.kept.groups
-        measures = measures_of(groups)
+        measures = dict(made.measures)
         used: dict[str, Any] = {
             "num_prompt_tokens": made.num_prompt_tokens,
-            "num_sampled_tokens": num_sampled_tokens(groups),
+            "num_sampled_tokens": num_sampled_tokens(made.kept.groups),
             "rollouts": made.kept.file._asdict(),
             "counted_before": made.kept.counted_before,
         }
@@ -132,11 +132,13 @@ class OnPolicy:
             return StepResult(0.0, 0.0, 0, 0, measures, **used)
         trained = await trained_by(pending, made.datums)
         measures["kl_sampler_trainer"] = sampler_trainer_kl(made.datums, trained.logprobs)
+        masks = [one.loss_fn_inputs["mask"].to_numpy() for one in made.datums]
+        num_loss_tokens = sum(int((mask > 0).sum()) for mask in masks)
         return StepResult(
-            trained.loss,
+            trained.loss / num_loss_tokens,
             trained.nll,
             num_tokens=sum(one.model_input.length for one in made.datums),
-            num_loss_tokens=num_sampled_tokens(groups),
+            num_loss_tokens=num_loss_tokens,
             measures=measures,
             **used,
         )
