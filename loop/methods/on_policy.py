@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_selector import Selection
 from ledger.rollouts import RolledGroup, RolledSample
+from loop.methods.kept_rollouts import KeptRollouts, StepAnswers
 from loop.methods.method import StepInFlight, StepResult, Workplace
 from loop.methods.rollouts import (
     Asking,
-    KeptRollouts,
     Prompt,
-    StepAnswers,
     datums_of,
     num_sampled_tokens,
     prompt_of,

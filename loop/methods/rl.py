@@ -17,16 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_selector import Selection
 from errors import TrainingError
 from ledger.rollouts import RolledGroup, RolledSample
+from loop.methods.kept_rollouts import KeptRollouts, StepAnswers
 from loop.methods.method import StepInFlight, StepResult, Workplace
 from loop.methods.rollouts import (
     Answer,
     Asking,
-    KeptRollouts,
-    KeptScores,
     Prompt,
-    StepAnswers,
-    all_of,
-    answer_logprobs,
     datums_of,
     num_sampled_tokens,
     prompt_of,
@@ -38,6 +34,7 @@ from loop.methods.rollouts import (
     trained_by,
     trajectories_of,
 )
+from loop.methods.scoring import KeptScores, answer_logprobs, ask_all
 from scores.intervals import mean
 from scores.learnable import has_variance, is_solved
 from simple_eval import MAX_FAILED_SHARE
@@ -230,7 +227,7 @@ class Rl:
             return await answer_logprobs(start, prompt, sample.tokens, whose, journal)
 
         asked, samples = [prompt for prompt, _ in judged], [one for _, one in judged]
-        scores = await all_of(self._plan, score, asked, samples)
+        scores = await ask_all(self._plan, score, asked, samples)
         found = {id(one): logprobs for one, logprobs in zip(samples, scores, strict=True)}
         return [
             replace(

@@ -1,10 +1,7 @@
 """Answers sampled from the weights as they are, and what a policy-gradient loss takes of them.
 
-A step's answers are kept in the run directory one by one as they come, and written there whole
-before the step is trained, so that a step that is taken again trains on what was paid for. They
-stand for the weights that gave them: each file holds a digest of all that led to it (the settings,
-the step before with its answers and its rate, the prompts), and one that does not fit is sampled
-anew. Seeds follow from the run's seed, the step, the prompt and the attempt.
+Answers are kept in the run directory one by one as they come (`kept_rollouts` has them whole).
+Seeds follow from the run's seed, the step, the prompt and the attempt.
 """
 
 from __future__ import annotations
@@ -14,19 +11,14 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from errors import RunStoreError, ServiceError, TrainingError
+from errors import ServiceError, TrainingError
 from ledger.rollouts import (
     RolledGroup,
     RolledSample,
-    RolloutsFile,
-    read_rollouts,
-    rollouts_file,
-    rollouts_journal,
-    write_rollouts,
 )
 from loop.methods.method import StepInFlight, Workplace, adam_params, parts_of
 from loop.planning.plan import Plan
@@ -208,204 +200,6 @@ def rolled_sample(answer: Answer, reward: float | None, advantage: float = 0.0) 
 
 def num_sampled_tokens(groups: Sequence[RolledGroup]) -> int:
     return sum(len(one.tokens) for group in groups for one in group.samples)
-
-
-# --- scoring --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Logprobs:
-    """What a journal holds of an answer that was scored."""
-
-    logprobs: list[Measure]
-
-
-async def answer_logprobs(
-    client: tinker.SamplingClient,
-    prompt: Prompt,
-    answer: Sequence[int],
-    whose: str,
-    journal: Journal,
-) -> list[float]:
-    """The log-probability of each token of an answer under the weights of `client`, in nats; one
-    that the journal holds is not asked for. Raises `ServiceError`, which says `whose` they are."""
-    import tinker
-
-    tokens = [*prompt.tokens.to_ints(), *answer]
-    key = f"scored/{hashlib.sha256(json.dumps(tokens).encode()).hexdigest()}"
-    if (kept := journal.get(key, _Logprobs)) is not None:
-        return kept.logprobs
-    given = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens))
-    logprobs = [one for one in given[-len(answer) :] if one is not None and math.isfinite(one)]
-    if len(given) != len(tokens) or len(logprobs) != len(answer):
-        raise ServiceError(
-            f"The service gave {len(logprobs)} log-probabilities of {whose} for an answer of "
-            f"{len(answer)} tokens, and each of them is judged by one. Use a service that gives "
-            "them."
-        )
-    journal.add(key, asdict(_Logprobs(logprobs)), num_prompt_tokens=len(tokens))
-    return logprobs
-
-
-async def all_of(
-    plan: Plan,
-    ask: Callable[[T, U], Awaitable[object]],
-    prompts: Sequence[T],
-    answers: Sequence[U],
-) -> list:
-    """Ask of all, so many at once as an evaluation has."""
-    slots = asyncio.Semaphore(plan.config.evaluation.concurrency)
-
-    async def one(prompt: T, answer: U) -> object:
-        async with slots:
-            return await ask(prompt, answer)
-
-    pairs = zip(prompts, answers, strict=True)
-    asked = [asyncio.ensure_future(one(*pair)) for pair in pairs]
-    try:
-        return list(await asyncio.gather(*asked))
-    finally:
-        for request in asked:  # where one has failed, or the run is left
-            request.cancel()
-
-
-class KeptScores:
-    """What the cookbook asks a client for, of answers whose log-probabilities under the weights of
-    the start are kept; those of a prompt's tokens, which nothing is made of, are 0."""
-
-    def __init__(self, pairs: Sequence[tuple[Prompt, RolledGroup]]) -> None:
-        self._found = {
-            (*prompt.tokens.to_ints(), *one.tokens): one.start_logprobs
-            for prompt, group in pairs
-            for one in group.samples
-        }
-
-    async def compute_logprobs_async(self, prompt: tinker.ModelInput) -> list[float | None]:
-        """Of each token its log-probability in nats, of the first None."""
-        tokens = prompt.to_ints()
-        kept = self._found[tuple(tokens)]
-        assert kept is not None, "they are sampled with it"
-        return [None, *[0.0] * (len(tokens) - len(kept) - 1), *kept]
-
-
-# --- what is kept ---------------------------------------------------------------------------------
-
-
-class _Before(NamedTuple):
-    """The step that the weights had last: the digest of its answers, and its rate."""
-
-    step: int
-    digest: str
-    lr: float
-
-
-class StepAnswers(NamedTuple):
-    """The groups that a step is trained on, one for each of its prompts, and what is told of them:
-    their file, and whether an earlier event has counted what they cost."""
-
-    groups: list[RolledGroup]
-    file: RolloutsFile
-    counted_before: bool
-
-
-class KeptRollouts:
-    """The answers of a run's steps on disk. `settings` are all that decides how they come about,
-    as JSON: other settings do not take them."""
-
-    def __init__(self, workplace: Workplace, settings: Mapping[str, Any]) -> None:
-        self._store = workplace.store
-        self._say = workplace.progress.line
-        self._settings = dict(settings)
-        self._round: int | None = None
-        self._before: _Before | None = None
-        self._told: dict[tuple[int, str], str] = {}  # by step and what led to it, a file's sha256
-
-    def begin_round(self, round_no: int) -> None:
-        """Where a round's weights come from is looked up in the ledger: it may be an earlier one
-        than the round before, or a resumed run may begin in its middle."""
-        self._round, self._before = round_no, None
-        for event in self._store.ever("step"):
-            if event.get("rollouts"):
-                file = RolloutsFile(**event["rollouts"])
-                self._told[event["step"], file.drawn_with] = file.sha256
-
-    async def of_step(
-        self,
-        step: int,
-        example_ids: Sequence[str],
-        lr: float,
-        sample: Callable[[Journal], Awaitable[list[RolledGroup]]],
-    ) -> StepAnswers:
-        """A step's groups, one for each prompt in their order: those that are kept, where they came
-        about as they would now, or else what `sample` gives, which is kept: whole in the end, and
-        until then what has come of it in the journal that it is given.
-
-        Raises `RunStoreError` for a damaged file.
-        """
-        key = self._key(step, example_ids)
-        groups = self._kept(step, key, example_ids)
-        counted_before = groups is not None and (step, key) in self._told
-        journal = rollouts_journal(self._store, step, key)
-        if groups is None:
-            groups = [replace(group, drawn_with=key) for group in await sample(journal)]
-            assert [group.example_id for group in groups] == list(example_ids), "a group each"
-            write_rollouts(self._store, step, groups)
-        else:
-            self._say(f"step {step}: trained on the answers in {rollouts_file(step)}, as sampled")
-        journal.discard()  # also one that a kill left beside its file
-        digest = self._digest(step)
-        self._before = _Before(step, digest, lr)
-        return StepAnswers(groups, RolloutsFile(digest, key), counted_before)
-
-    def _kept(self, step: int, key: str, example_ids: Sequence[str]) -> list[RolledGroup] | None:
-        file = self._store.run_dir / rollouts_file(step)
-        try:
-            groups = read_rollouts(self._store.run_dir, step)
-            if groups is None or {group.drawn_with for group in groups} != {key}:
-                return None  # sampled from other weights, of steps that were gone back behind
-            told = self._told.get((step, key))
-            if told is not None and self._digest(step) != told:
-                raise ValueError(f"its sha256 is not {told}, as the ledger has it")
-            if [group.example_id for group in groups] != list(example_ids):
-                raise ValueError("it does not hold the prompts of its step")
-            for group in groups:
-                if any(len(one.tokens) != len(one.logprobs) for one in group.samples):
-                    raise ValueError("an answer has not one log-probability for each token")
-        except (OSError, ValueError) as error:
-            raise RunStoreError(
-                f"{file}: {error}. It holds the answers that step {step} trains on, and was "
-                "changed by something else. Restore it, or delete it to have them sampled again."
-            ) from None
-        return groups
-
-    def _key(self, step: int, example_ids: Sequence[str]) -> str:
-        before = self._before if self._before and self._before.step < step else None
-        if before is None:
-            before = self._before_in_ledger(step)
-        origin = self._store.origin
-        led_to = {
-            "settings": self._settings,
-            "start": None if origin is None else origin.parent.state_path,
-            "before": before and [before.step, before.digest, before.lr],
-            "step": step,
-            "prompts": list(example_ids),
-        }
-        return hashlib.sha256(json.dumps(led_to, sort_keys=True).encode()).hexdigest()[:32]
-
-    def _before_in_ledger(self, step: int) -> _Before | None:
-        assert self._round is not None, "a round has begun"
-        for number in (self._round, *reversed(self._store.lineage(self._round))):
-            steps = [one for one in self._store.events("step", number) if one["step"] < step]
-            if steps:
-                last = steps[-1]["step"]
-                return _Before(last, self._digest(last), steps[-1]["lr"])
-        return None
-
-    def _digest(self, step: int) -> str:
-        """Of a step's answers, and through the digests in them of all before; of what is not there
-        an empty one."""
-        file = self._store.run_dir / rollouts_file(step)
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 # --- training -------------------------------------------------------------------------------------

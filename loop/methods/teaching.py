@@ -13,7 +13,8 @@ from errors import ConfigError
 from ledger.records import Teacher
 from ledger.rollouts import RolledSample
 from loop.methods.method import Workplace
-from loop.methods.rollouts import Prompt, all_of, answer_logprobs, prompt_of
+from loop.methods.rollouts import Prompt, prompt_of
+from loop.methods.scoring import answer_logprobs, ask_all
 from loop.planning.plan import Plan
 from loop.planning.teacher import with_system
 from rows.examples import find_example
@@ -73,7 +74,7 @@ async def score_answers(
             return []
         return await answer_logprobs(teacher, prompt, answer, "the teacher", journal)
 
-    return await all_of(plan, score, prompts, answers)
+    return await ask_all(plan, score, prompts, answers)
 
 
 class Likeliest(NamedTuple):
@@ -115,7 +116,7 @@ async def likeliest_tokens(
         num_tokens = len(answer.tokens)
         return normalised(given.token_ids[-num_tokens:], given.logprobs[-num_tokens:], len(tokens))
 
-    return await all_of(plan, ask, prompts, answers)
+    return await ask_all(plan, ask, prompts, answers)
 
 
 def normalised(tokens_TK: np.ndarray, logprobs_TK: np.ndarray, num_prompt_tokens: int) -> Likeliest:
