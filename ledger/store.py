@@ -8,10 +8,9 @@
                              checkpoint_NN.json in an evaluation of checkpoints outside a run
     inspect_logs/            what `inspect view` opens
     eval_report.md           the recommended checkpoint and the evidence for it
-    report_parts/            each round's answers as they stand in report.html
     evals/*.partial.jsonl    graded samples of an evaluation that is not recorded yet
     selections/round_NN.json what the round trained on, and why; shown_NN.json rows of it as shown
-    report.html              all of it on one page
+    report.html              all of it on one page; report_parts/, each round's answers in it
     evalops/round_NN-*.json  rounds as EvalOps is told of them
     reference.jsonl          of method dpo: the pairs' log-probabilities under the reference
     rollouts/                sampled answers, a file a step; answers_NNN.jsonl are a teacher's
