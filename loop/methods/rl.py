@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_selector import Selection
 from errors import TrainingError
 from ledger.rollouts import RolledGroup, RolledSample
+from loop.methods.conversations import Talking, hold_conversations
 from loop.methods.method import StepInFlight, StepResult, Workplace
 from loop.methods.rollouts import (
     Answer,
@@ -25,6 +26,7 @@ from loop.methods.rollouts import (
     Prompt,
     Scoring,
     datums_of,
+    num_read_tokens,
     num_sampled_tokens,
     prompt_of,
     rolled_sample,
@@ -87,13 +89,13 @@ class Rl:
 
     def __init__(self, workplace: Workplace) -> None:
         plan = self._plan = workplace.plan
-        assert plan.config.rl is not None and plan.inputs.reward is not None, "it is the method"
+        assert plan.config.rl is not None, "it is the method"
         self._workplace = workplace
-        self._settings, self._reward = plan.config.rl, plan.inputs.reward
+        self._settings = plan.config.rl
         self._asking = Asking(
             self._settings.group_size, self._settings.max_tokens, self._settings.temperature
         )
-        code = sorted(self._reward.code.values())
+        code = sorted(plan.inputs.rewarding_code.values())
         self._kept = KeptRollouts(workplace, {"config": plan.config_hash, "reward": code})
         self._start: Scoring | None = None
         self._has_warned = False
@@ -114,7 +116,7 @@ class Rl:
         advantages = advantages_of(pairs)
         datums = datums_of([p for p, _ in pairs], [g for _, g in pairs], advantages)
         measures = measures_of(groups, self._settings.group_size)
-        num_read = sum(p.tokens.length * g.num_tries for p, g in zip(prompts, groups, strict=True))
+        num_read = sum(num_read_tokens(p, g) for p, g in zip(prompts, groups, strict=True))
         if self._settings.kl_coef and datums:
             kl, num_scored = await self._penalise(datums)
             measures["kl_start"] = kl
@@ -151,17 +153,12 @@ class Rl:
         self, client: tinker.TrainingClient, step: int, prompts: Sequence[Prompt]
     ) -> list[RolledGroup]:
         plan, sampler = self._plan, await sampler_now(self._workplace, client)
-        seeds = seeds_of(plan, step, prompts)
-        answers = await sample_groups(plan, sampler, prompts, self._asking, seeds)
-        firsts = await self._judged(prompts, answers)
+        firsts = await self._tried(sampler, prompts, seeds_of(plan, step, prompts))
         again = [place for place, one in enumerate(firsts) if _is_all_wrong(one)]
         groups = list(firsts)
         if again:
             asked, new_seeds = [prompts[p] for p in again], seeds_of(plan, step, prompts, 2)
-            answers = await sample_groups(
-                plan, sampler, asked, self._asking, [new_seeds[p] for p in again]
-            )
-            seconds = await self._judged(asked, answers)
+            seconds = await self._tried(sampler, asked, [new_seeds[p] for p in again])
             for place, second in zip(again, seconds, strict=True):
                 first = firsts[place]
                 groups[place] = _Judged(
@@ -173,14 +170,32 @@ class Rl:
             for place, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
         ]
 
+    async def _tried(
+        self, sampler: tinker.SamplingClient, prompts: Sequence[Prompt], seeds: Sequence[int]
+    ) -> list[_Judged]:
+        """A group for each prompt, sampled and judged."""
+        plan, environment = self._plan, self._plan.inputs.environment
+        if environment is None:
+            answers = await sample_groups(plan, sampler, prompts, self._asking, seeds)
+            return await self._judged(prompts, answers)
+        assert self._settings.max_turns is not None, "it has a default beside an environment"
+        talking = Talking(environment, self._asking, self._settings.max_turns)
+        held = await hold_conversations(plan, sampler, prompts, talking, seeds)
+        return [
+            _Judged([one.answer for one in group], [one.verdict for one in group]) for group in held
+        ]
+
     async def _judged(
         self, prompts: Sequence[Prompt], answers: Sequence[list[Answer]]
     ) -> list[_Judged]:
+        reward = self._plan.inputs.reward
+        assert reward is not None, "there is a reward or an environment"
+
         async def judge(prompt: Prompt, answer: Answer) -> Verdict:
             if _is_unreadable(answer):
                 return Verdict(0.0)
             assert answer.read.said is not None, "else it cannot be read"
-            return await self._reward.judge(prompt.question, answer.read.said, prompt.reference)
+            return await reward.judge(prompt.question, answer.read.said, prompt.reference)
 
         judged = []
         for prompt, group in zip(prompts, answers, strict=True):
@@ -193,8 +208,9 @@ class Rl:
         problems = [one.problem for group in groups for one in group.verdicts]
         failed = [one for one in problems if one is not None]
         if len(failed) > MAX_FAILED_SHARE * len(problems):
+            key = "rl.reward" if self._plan.inputs.environment is None else "rl.environment"
             raise TrainingError(
-                f"rl.reward: {len(failed)} of the {len(problems)} answers of step {step} have no "
+                f"{key}: {len(failed)} of the {len(problems)} answers of step {step} have no "
                 f"reward, more than {MAX_FAILED_SHARE:.0%}. The first: {failed[0]}. What gives the "
                 "rewards is at fault: mend it, and start a new run, which may start from this "
                 "run's last checkpoint."
@@ -284,6 +300,7 @@ def measures_of(groups: Sequence[RolledGroup], group_size: int) -> dict[str, flo
     firsts: list[RolledSample] = [one for group in groups for one in group.samples[:group_size]]
     rewards = _known([one.reward for one in firsts])
     logprobs = [logprob for one in firsts for logprob in one.logprobs]
+    turns = [len(one.turns) for one in firsts if one.turns is not None]
     return {
         "reward": mean(rewards) if rewards else 0.0,
         "entropy": -mean(logprobs) if logprobs else 0.0,
@@ -293,4 +310,5 @@ def measures_of(groups: Sequence[RolledGroup], group_size: int) -> dict[str, flo
         "learnable_groups": float(sum(group.is_used for group in groups)),
         "resampled_groups": float(sum(group.num_tries > 1 for group in groups)),
         "failed_rewards": float(sum(one.reward is None for g in groups for one in g.samples)),
+        **({"turns": mean(turns)} if turns else {}),
     }

@@ -13,12 +13,19 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from errors import RunStoreError, ServiceError
-from ledger.rollouts import RolledGroup, RolledSample, read_rollouts, rollouts_file, write_rollouts
+from ledger.rollouts import (
+    RolledGroup,
+    RolledSample,
+    RolledTurn,
+    read_rollouts,
+    rollouts_file,
+    write_rollouts,
+)
 from loop.methods.method import StepInFlight, Workplace, adam_params, parts_of
 from loop.planning.plan import Plan
 from rows.examples import find_example
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
     import tinker
     import torch
     from tinker_cookbook.rl.types import TrajectoryGroup
+
+T = TypeVar("T")
 
 MAX_SEED = 2**31
 
@@ -56,6 +65,7 @@ class Answer(NamedTuple):
     tokens: list[int]
     logprobs: list[float]
     read: ReadAnswer
+    turns: list[RolledTurn] | None = None  # of a conversation, whose answers these are together
 
 
 def prompt_of(plan: Plan, example_id: str) -> Prompt:
@@ -114,10 +124,14 @@ async def sample_groups(
         )
         async with slots:
             response = await client.sample(prompt.tokens, asking.num_samples, params)
-        return [_answer_of(plan, prompt, one) for one in response.sequences]
+        return [answer_of(plan, prompt.tokens, one) for one in response.sequences]
 
-    pairs = zip(prompts, seeds, strict=True)
-    asked = [asyncio.ensure_future(ask(*pair)) for pair in pairs]
+    return await all_of([ask(*pair) for pair in zip(prompts, seeds, strict=True)])
+
+
+async def all_of(asking: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of these give; where one fails, the others are called off."""
+    asked = [asyncio.ensure_future(one) for one in asking]
     try:
         return list(await asyncio.gather(*asked))
     finally:
@@ -125,14 +139,15 @@ async def sample_groups(
             one.cancel()
 
 
-def _answer_of(plan: Plan, prompt: Prompt, sequence: tinker.SampledSequence) -> Answer:
+def answer_of(plan: Plan, prompt: tinker.ModelInput, sequence: tinker.SampledSequence) -> Answer:
+    """What was sampled after a prompt. Raises `ServiceError` without its log-probabilities."""
     tokens, logprobs = list(sequence.tokens), list(sequence.logprobs or ())
     if len(tokens) != len(logprobs):
         raise ServiceError(
             f"The service gave {len(logprobs)} log-probabilities for an answer of {len(tokens)} "
             "tokens, and a policy-gradient loss needs one for each. Use a service that gives them."
         )
-    return Answer(tokens, logprobs, read_answer(plan.renderer, prompt.tokens, sequence))
+    return Answer(tokens, logprobs, read_answer(plan.renderer, prompt, sequence))
 
 
 def rolled_sample(answer: Answer, reward: float | None, advantage: float = 0.0) -> RolledSample:
@@ -144,7 +159,15 @@ def rolled_sample(answer: Answer, reward: float | None, advantage: float = 0.0) 
         is_truncated=answer.read.is_truncated,
         reward=reward,
         advantage=advantage,
+        turns=answer.turns,
     )
+
+
+def num_read_tokens(prompt: Prompt, group: RolledGroup) -> int:
+    """Tokens of the prompts that a group was sampled after: each request reads its own."""
+    if all(one.turns is None for one in group.samples):
+        return prompt.tokens.length * group.num_tries
+    return sum(len(tokens) for one in group.samples for tokens in one.prompts())
 
 
 def num_sampled_tokens(groups: Sequence[RolledGroup]) -> int:
@@ -225,6 +248,8 @@ class KeptRollouts:
             for group in groups:
                 if any(len(one.tokens) != len(one.logprobs) for one in group.samples):
                     raise ValueError("an answer has not one log-probability for each token")
+                if any(not _has_its_turns(one) for one in group.samples):
+                    raise ValueError("the turns of a conversation are not those of its tokens")
         except (OSError, ValueError) as error:
             raise RunStoreError(
                 f"{file}: {error}. It holds the answers that step {step} trains on, and was "
@@ -262,11 +287,23 @@ class KeptRollouts:
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
+def _has_its_turns(sample: RolledSample) -> bool:
+    if sample.turns is None:
+        return True
+    stood = 0
+    for turn in sample.turns:
+        if turn.num_kept > stood:
+            return False
+        stood = turn.num_kept + len(turn.read) + turn.num_tokens
+    return sum(turn.num_tokens for turn in sample.turns) == len(sample.tokens)
+
+
 # --- training -------------------------------------------------------------------------------------
 
 
 def trajectories_of(prompt: Prompt, samples: Sequence[RolledSample]) -> TrajectoryGroup:
-    """A prompt's answers as the cookbook has them; an answer without a reward has 0."""
+    """A prompt's answers as the cookbook has them, with the whole reward at the last turn; an
+    answer without a reward has 0."""
     import tinker
     from tinker_cookbook.completers import TokensWithLogprobs
     from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
@@ -274,10 +311,23 @@ def trajectories_of(prompt: Prompt, samples: Sequence[RolledSample]) -> Trajecto
     nothing = tinker.ModelInput.empty()
 
     def trajectory(sample: RolledSample) -> Trajectory:
-        ended = "length" if sample.is_truncated else "stop"
-        action = TokensWithLogprobs(sample.tokens, sample.logprobs, ended)
-        reward = float(sample.reward or 0.0)
-        return Trajectory([Transition(prompt.tokens, action, reward, episode_done=True)], nothing)
+        if sample.turns is None:
+            asked = [(prompt.tokens, len(sample.tokens))]
+        else:
+            prompts = map(tinker.ModelInput.from_ints, sample.prompts())
+            lengths = (turn.num_tokens for turn in sample.turns)
+            asked = list(zip(prompts, lengths, strict=True))
+        transitions: list[Transition] = []
+        begin = 0
+        for tokens, length in asked:
+            part = slice(begin, begin + length)
+            action = TokensWithLogprobs(sample.tokens[part], sample.logprobs[part])
+            begin += length
+            transitions.append(Transition(tokens, action, 0.0, episode_done=False))
+        if transitions:
+            transitions[-1].reward = float(sample.reward or 0.0)
+            transitions[-1].episode_done = True
+        return Trajectory(transitions, nothing)
 
     trajectories = [trajectory(one) for one in samples]
     return TrajectoryGroup(trajectories, [0.0] * len(samples), [{} for _ in samples])
