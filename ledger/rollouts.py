@@ -25,18 +25,54 @@ from storage.stored_json import Count, Measure, parse_object, record_of
 ROLLOUTS = "rollouts"  # the folder in a run directory
 
 
+class HeardMessage(NamedTuple):
+    """What the model was told, by whom."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RolledTurn:
+    """One answer in a conversation with an environment.
+
+    Its prompt is the first `num_kept` tokens of the conversation as it stood, which is the prompt
+    of the turn before and its answer, and the tokens of `read` after them.
+    """
+
+    heard: list[HeardMessage]  # since the answer before
+    num_kept: Count
+    read: list[Count]
+    num_tokens: Count  # of the sample's tokens, in their order, that are this answer
+    text: str
+    reward: Measure | None  # None where the environment was not told of it, or failed
+
+
 @dataclass(frozen=True)
 class RolledSample:
-    """One sampled answer. `logprobs` are of what it was sampled from, token by token."""
+    """One sampled answer, or with `turns` all the answers of one conversation, one after the other.
+    `logprobs` are of what they were sampled from, token by token."""
 
     tokens: list[Count]
     logprobs: list[Measure]
-    text: str
-    is_truncated: bool
+    text: str  # of a conversation, the last answer's
+    is_truncated: bool  # of a conversation, whether any answer is
     reward: Measure | None  # None where none is given, as in distillation
     advantage: Measure  # the mean over its tokens, where they differ
     teacher_logprobs: list[Measure] | None = None  # of its tokens, in distillation
     start_logprobs: list[Measure] | None = None  # under the weights of the start, with rl.kl_coef
+    turns: list[RolledTurn] | None = None
+
+    def prompts(self) -> list[list[int]]:
+        """The tokens that each answer of a conversation was sampled after."""
+        found: list[list[int]] = []
+        stood: list[int] = []
+        begin = 0
+        for turn in self.turns or ():
+            found.append([*stood[: turn.num_kept], *turn.read])
+            stood = [*found[-1], *self.tokens[begin : begin + turn.num_tokens]]
+            begin += turn.num_tokens
+        return found
 
 
 class RolloutsFile(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ NOT_STEERING = ("<think>", "</think>")  # parts of an answer, where a template w
 
 
 class Guarded:
-    """A tokenizer that encodes marked words as plain text; in all else the one that it wraps."""
+    """A tokenizer that encodes marked words as plain text; in all else the one that it wraps.
+
+    Several threads may encode and decode at once, which a fast tokenizer alone fails on.
+    """
 
     def __init__(self, tokenizer: Any, controls: Iterable[str]) -> None:
         self._tokenizer = tokenizer
@@ -32,6 +36,7 @@ class Guarded:
         self._numbers = frozenset(self._ids.values())
         self._pattern = re.compile("|".join(map(re.escape, self.controls)) or r"(?!)")
         self._starts = tuple({one[:2] for one in self.controls})
+        self._lock = threading.RLock()
         self._of_short = functools.lru_cache(maxsize=4096)(self._encode_short)
 
     def __getattr__(self, name: str) -> Any:
@@ -41,7 +46,12 @@ class Guarded:
         return len(self._tokenizer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._tokenizer(*args, **kwargs)
+        with self._lock:
+            return self._tokenizer(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return self._tokenizer.decode(*args, **kwargs)
 
     def controls_in(self, text: str) -> list[str]:
         """The control tokens that stand in a text, in its order."""
@@ -58,6 +68,10 @@ class Guarded:
         return self._pattern.sub(lambda found: found[0][0] + MARK + found[0][1:], text)
 
     def encode(self, text: Any, **kwargs: Any) -> list[int]:
+        with self._lock:
+            return self._encode(text, **kwargs)
+
+    def _encode(self, text: Any, **kwargs: Any) -> list[int]:
         if isinstance(text, str) and len(text) <= SHORT and MARK not in text:
             return list(self._of_short(text, tuple(sorted(kwargs.items()))))
         if not isinstance(text, str) or MARK not in text:

@@ -23,7 +23,7 @@ from rows.turns import CLOSE, abilities_of, taking_marks, turns_of
 if TYPE_CHECKING:
     import tinker
     import torch
-    from tinker_cookbook.renderers import Renderer, TrainOnWhat
+    from tinker_cookbook.renderers import Message, Renderer, TrainOnWhat
 
 SIDES = ("chosen", "rejected")
 PAIRS_TRAIN_ON = "last_assistant_message"
@@ -172,11 +172,15 @@ class Rendering:
 
         Raises `ValueError` where the chat format cannot express them.
         """
+        return self._renderer.build_generation_prompt(self.asked_of(example))
+
+    def asked_of(self, example: Example) -> list[Message]:
+        """What asks for an example's last answer, as the renderer takes it. Raises `ValueError`."""
         turns = turns_of(example, self._renderer, self._abilities)
         self._refuse_control_tokens(example)
         last = max(i for i, (message, _) in enumerate(turns) if message["role"] == "assistant")
         asked: Any = [message for message, _ in turns[:last]]
-        return self._renderer.build_generation_prompt(asked)
+        return asked
 
     def pieces_of(self, example_id: str, *, is_rejected: bool = False) -> Iterator[Piece]:
         """The tokens of an example as the model sees them, those that count alike together; of a

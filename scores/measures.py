@@ -100,6 +100,9 @@ KNOWN: dict[str, MeasureWords] = {
     "answer_tokens": MeasureWords(
         "length", "length of sampled answers, tokens", "the mean length of a step's answers"
     ),
+    "turns": MeasureWords(
+        "turns", "turns of a conversation", "the mean number of answers in a step's conversations"
+    ),
     "entropy": MeasureWords(
         "entropy",
         "entropy, nats a token",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from settings.groups import DataSettings, MiningSettings, Name, Positive, Prompt, Settings
+from user_code.own_graders import is_own_grader
 
 MethodName = Literal["sft", "dpo", "rl", "distill"]
 METHOD_GROUPS = ("dpo", "rl", "distill")
 PolicyLoss = Literal["importance_sampling", "ppo", "cispo", "gspo"]
+MAX_TURNS = 4  # of a conversation, where it is not set
 CLIPPED_LOSSES = ("ppo", "cispo", "gspo")
 
 
@@ -30,13 +32,24 @@ class DpoSettings(MethodSettings):
 class RlSettings(MethodSettings):
     """Reinforcement learning from rewards that a program gives."""
 
-    reward: Name = Field(
+    reward: Name | None = Field(
         default="includes",
         description=(
             "what an answer is worth beside the row's: a grader of question files, "
             "`FILE.py@FUNCTION` (a number, of which 1 and more is right, or a `@scorer` of "
             "Inspect's), or an installed scorer, as `inspect_ai/match`"
         ),
+    )
+    environment: Name | None = Field(
+        default=None,
+        description=(
+            "in place of `reward`, `FILE.py@FUNCTION`: a function of a row that gives a message "
+            "environment of the cookbook, which answers the model and gives the rewards"
+        ),
+    )
+    max_turns: Positive | None = Field(
+        default=None,
+        description="of `environment`: most answers of the model in a conversation; default 4",
     )
     group_size: int = Field(default=8, ge=2, le=1024, description="answers sampled for each prompt")
     max_tokens: Positive = Field(default=64, description="longest sampled answer in tokens")
@@ -55,6 +68,15 @@ class RlSettings(MethodSettings):
         le=100,
         description="weight of the KL to the weights that the run started from, in the advantages",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _make_room(cls, data: Any) -> Any:
+        """Where there is an environment, there is no reward, and turns have a default."""
+        if isinstance(data, dict) and data.get("environment") is not None:
+            max_turns = MAX_TURNS if data.get("max_turns") is None else data["max_turns"]
+            return {"reward": None, **data, "max_turns": max_turns}
+        return data
 
 
 class DistillSettings(MethodSettings):
@@ -141,6 +163,7 @@ def _check_distill(distill: DistillSettings, data: DataSettings, mining: MiningS
 
 def _check_rl(rl: RlSettings, data: DataSettings, mining: MiningSettings) -> None:
     _refuse_unused("rl", data, mining)
+    _check_environment(rl)
     if rl.temperature != 1 and rl.kl_coef:
         raise ValueError(
             f"rl.kl_coef is {rl.kl_coef:g} at rl.temperature {rl.temperature:g}, where the "
@@ -152,6 +175,31 @@ def _check_rl(rl: RlSettings, data: DataSettings, mining: MiningSettings) -> Non
             f"rl.temperature is {rl.temperature:g} with rl.loss {rl.loss}, which clips around the "
             "ratio 1, and answers sampled at another temperature begin with other ratios. Set "
             "rl.temperature to 1, or rl.loss to importance_sampling."
+        )
+
+
+def _check_environment(rl: RlSettings) -> None:
+    if rl.environment is None:
+        if rl.reward is None:
+            raise ValueError(
+                "rl.reward is null, and there is no rl.environment, so nothing says what an answer "
+                "is worth. Give one of the two."
+            )
+        if rl.max_turns is not None:
+            raise ValueError(
+                f"rl.max_turns is {rl.max_turns}, and there is no rl.environment, so each answer "
+                "ends its conversation. Leave rl.max_turns out, or set rl.environment."
+            )
+        return
+    if rl.reward is not None:
+        raise ValueError(
+            f"rl.reward is {rl.reward!r} beside rl.environment, which gives the rewards itself. "
+            "Leave one of them out."
+        )
+    if not is_own_grader(rl.environment):
+        raise ValueError(
+            f"rl.environment is {rl.environment!r}, and no FILE.py@FUNCTION. Name a function of a "
+            "row in a Python file beside these settings."
         )
 
 

@@ -52,7 +52,7 @@ NUMBER_KEYS = (
     *("evaluation.concurrency", "evaluation.held_out_every_steps", "gate.margin", "gate.patience"),
     *("budget.tokens", "budget.minutes", "budget.usd", "mining.replay_share", "mining.new_share"),
     *("mining.noise_cap", "mining.num_candidates", "dpo.beta", "rl.group_size", "rl.max_tokens"),
-    *("rl.temperature", "rl.kl_coef", "distill.group_size", "distill.max_tokens"),
+    *("rl.temperature", "rl.kl_coef", "rl.max_turns", "distill.group_size", "distill.max_tokens"),
 )
 FLOAT_KEYS = (
     *("learning_rate", "lr_decay", "min_lr", "weight_decay", "eval_threshold", "gate.alpha"),

@@ -369,7 +369,7 @@ def test_the_example_is_made_of_the_demo() -> None:
     configs = {name: load_and_validate_config(str(folder / name)) for name in CONFIGS}
     assert [one.config.method for one in configs.values()] == ["sft", "rl"]
     settings = configs["rl.json"].config.rl
-    assert settings is not None
+    assert settings is not None and settings.reward is not None
     load_reward(settings.reward, folder / "rl.json", folder / "rewards.py")
     made = runpy.run_path(str(folder / "questions.py"))["question_lines"]()
     assert (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines() == made

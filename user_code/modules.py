@@ -18,7 +18,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -193,6 +193,14 @@ def coming_back() -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+@contextmanager
+def keeping_the_place() -> Iterator[None]:
+    """Around code of the user's that several tasks run in turn: be in the same folder afterwards,
+    and keep stdout, which is for results, out of what it prints."""
+    with coming_back(), redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class OwnGrader(NamedTuple):
         except SystemExit as error:
             return self._no_score(f"ended with SystemExit: {error}")
         except BaseException as error:  # it is anybody's code, and may raise anything
-            if _may_be_of_the_run(error):
+            if may_be_of_the_run(error):
                 raise
             said = self.modules.in_users_words(one_line(str(error)))
             return self._no_score(f"raised {type(error).__name__}: {said}")
@@ -86,7 +86,7 @@ class OwnGrader(NamedTuple):
         return Verdict(0.0, f"the {kind} {self.name} {what}")
 
 
-def _may_be_of_the_run(error: BaseException) -> bool:
+def may_be_of_the_run(error: BaseException) -> bool:
     """Whether what was raised in a grader may be meant for all of the run: a real Ctrl-C, or the
     cancelling of what is being asked.
 

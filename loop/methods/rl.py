@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_selector import Selection
 from errors import TrainingError
 from ledger.rollouts import RolledGroup, RolledSample
+from loop.methods.conversations import Talking, hold_conversations
 from loop.methods.kept_rollouts import KeptRollouts, StepAnswers
 from loop.methods.method import StepInFlight, StepResult, Workplace
 from loop.methods.rollouts import (
@@ -24,6 +25,7 @@ from loop.methods.rollouts import (
     Asking,
     Prompt,
     datums_of,
+    num_read_tokens,
     num_sampled_tokens,
     prompt_of,
     rolled_sample,
@@ -34,7 +36,7 @@ from loop.methods.rollouts import (
     trained_by,
     trajectories_of,
 )
-from loop.methods.scoring import KeptScores, answer_logprobs, ask_all
+from loop.methods.scoring import KeptScores, ask_all, sample_logprobs
 from scores.intervals import mean
 from scores.learnable import has_variance, is_solved
 from simple_eval import MAX_FAILED_SHARE
@@ -87,13 +89,13 @@ class Rl:
 
     def __init__(self, workplace: Workplace) -> None:
         plan = self._plan = workplace.plan
-        assert plan.config.rl is not None and plan.inputs.reward is not None, "it is the method"
+        assert plan.config.rl is not None, "it is the method"
         self._workplace = workplace
-        self._settings, self._reward = plan.config.rl, plan.inputs.reward
+        self._settings = plan.config.rl
         self._asking = Asking(
             self._settings.group_size, self._settings.max_tokens, self._settings.temperature
         )
-        code = sorted(self._reward.code.values())
+        code = sorted(plan.inputs.rewarding_code.values())
         self._kept = KeptRollouts(workplace, {"config": plan.config_hash, "reward": code})
         self._start: tinker.SamplingClient | None = None
         self._has_warned = False
@@ -115,7 +117,7 @@ class Rl:
         advantages = advantages_of(pairs)
         datums = datums_of([p for p, _ in pairs], [g for _, g in pairs], advantages)
         measures = measures_of(groups, self._settings.group_size)
-        num_read = sum(p.tokens.length * g.num_tries for p, g in zip(prompts, groups, strict=True))
+        num_read = sum(num_read_tokens(p, g) for p, g in zip(prompts, groups, strict=True))
         if self._settings.kl_coef and datums:
             measures["kl_start"] = await self._penalise(datums, pairs)
             num_read += sum(one.model_input.length + 1 for one in datums)
@@ -153,17 +155,12 @@ class Rl:
         self, client: tinker.TrainingClient, step: int, prompts: Sequence[Prompt], journal: Journal
     ) -> list[RolledGroup]:
         plan, sampler = self._plan, await sampler_now(self._workplace, client)
-        seeds = seeds_of(plan, step, prompts)
-        answers = await sample_groups(plan, sampler, prompts, self._asking, seeds, journal)
-        firsts = await self._judged(prompts, answers)
+        firsts = await self._tried(sampler, prompts, seeds_of(plan, step, prompts), journal)
         again = [place for place, one in enumerate(firsts) if _is_all_wrong(one)]
         groups = list(firsts)
         if again:
             asked, new_seeds = [prompts[p] for p in again], seeds_of(plan, step, prompts, 2)
-            answers = await sample_groups(
-                plan, sampler, asked, self._asking, [new_seeds[p] for p in again], journal
-            )
-            seconds = await self._judged(asked, answers)
+            seconds = await self._tried(sampler, asked, [new_seeds[p] for p in again], journal)
             for place, second in zip(again, seconds, strict=True):
                 first = firsts[place]
                 groups[place] = _Judged(
@@ -176,14 +173,36 @@ class Rl:
         ]
         return await self._scored(prompts, rolled, journal) if self._settings.kl_coef else rolled
 
+    async def _tried(
+        self,
+        sampler: tinker.SamplingClient,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        journal: Journal,
+    ) -> list[_Judged]:
+        """A group for each prompt, sampled and judged."""
+        plan, environment = self._plan, self._plan.inputs.environment
+        if environment is None:
+            answers = await sample_groups(plan, sampler, prompts, self._asking, seeds, journal)
+            return await self._judged(prompts, answers)
+        assert self._settings.max_turns is not None, "it has a default beside an environment"
+        talking = Talking(environment, self._asking, self._settings.max_turns)
+        held = await hold_conversations(plan, sampler, prompts, talking, seeds, journal)
+        return [
+            _Judged([one.answer for one in group], [one.verdict for one in group]) for group in held
+        ]
+
     async def _judged(
         self, prompts: Sequence[Prompt], answers: Sequence[list[Answer]]
     ) -> list[_Judged]:
+        reward = self._plan.inputs.reward
+        assert reward is not None, "there is a reward or an environment"
+
         async def judge(prompt: Prompt, answer: Answer) -> Verdict:
             if _is_unreadable(answer):
                 return Verdict(0.0)
             assert answer.read.said is not None, "else it cannot be read"
-            return await self._reward.judge(prompt.question, answer.read.said, prompt.reference)
+            return await reward.judge(prompt.question, answer.read.said, prompt.reference)
 
         judged = []
         for prompt, group in zip(prompts, answers, strict=True):
@@ -196,8 +215,9 @@ class Rl:
         problems = [one.problem for group in groups for one in group.verdicts]
         failed = [one for one in problems if one is not None]
         if len(failed) > MAX_FAILED_SHARE * len(problems):
+            key = "rl.reward" if self._plan.inputs.environment is None else "rl.environment"
             raise TrainingError(
-                f"rl.reward: {len(failed)} of the {len(problems)} answers of step {step} have no "
+                f"{key}: {len(failed)} of the {len(problems)} answers of step {step} have no "
                 f"reward, more than {MAX_FAILED_SHARE:.0%}. The first: {failed[0]}. What gives the "
                 "rewards is at fault: mend it, and start a new run, which may start from this "
                 "run's last checkpoint."
@@ -224,7 +244,7 @@ class Rl:
 
         async def score(prompt: Prompt, sample: RolledSample) -> list[float]:
             whose = "the weights of the start"
-            return await answer_logprobs(start, prompt, sample.tokens, whose, journal)
+            return await sample_logprobs(start, prompt, sample, whose, journal)
 
         asked, samples = [prompt for prompt, _ in judged], [one for _, one in judged]
         scores = await ask_all(self._plan, score, asked, samples)
@@ -315,6 +335,7 @@ def measures_of(groups: Sequence[RolledGroup], group_size: int) -> dict[str, flo
     firsts: list[RolledSample] = [one for group in groups for one in group.samples[:group_size]]
     rewards = _known([one.reward for one in firsts])
     logprobs = [logprob for one in firsts for logprob in one.logprobs]
+    turns = [len(one.turns) for one in firsts if one.turns is not None]
     return {
         "reward": mean(rewards) if rewards else 0.0,
         "entropy": -mean(logprobs) if logprobs else 0.0,
@@ -324,4 +345,5 @@ def measures_of(groups: Sequence[RolledGroup], group_size: int) -> dict[str, flo
         "learnable_groups": float(sum(group.is_used for group in groups)),
         "resampled_groups": float(sum(group.num_tries > 1 for group in groups)),
         "failed_rewards": float(sum(one.reward is None for g in groups for one in g.samples)),
+        **({"turns": mean(turns)} if turns else {}),
     }

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -19,6 +19,7 @@ from errors import ServiceError, TrainingError
 from ledger.rollouts import (
     RolledGroup,
     RolledSample,
+    RolledTurn,
 )
 from loop.methods.method import StepInFlight, Workplace, adam_params, parts_of
 from loop.planning.plan import Plan
@@ -32,10 +33,9 @@ if TYPE_CHECKING:
     import torch
     from tinker_cookbook.rl.types import TrajectoryGroup
 
-MAX_SEED = 2**31
-
 T = TypeVar("T")
-U = TypeVar("U")
+
+MAX_SEED = 2**31
 
 
 class Prompt(NamedTuple):
@@ -62,6 +62,7 @@ class Answer(NamedTuple):
     tokens: list[int]
     logprobs: list[float]
     read: ReadAnswer
+    turns: list[RolledTurn] | None = None  # of a conversation, whose answers these are together
 
 
 def prompt_of(plan: Plan, example_id: str) -> Prompt:
@@ -122,28 +123,23 @@ async def sample_groups(
         )
         key = f"sampled/{prompt.example_id}/{seed}"
         if journal is not None and (kept := journal.get(key, _Sampled)) is not None:
-            return [
-                Answer(
-                    one.tokens,
-                    one.logprobs,
-                    ReadAnswer(one.text, one.said, one.is_truncated, one.is_malformed),
-                )
-                for one in kept.answers
-            ]
+            return [one.answer() for one in kept.answers]
         async with slots:
             response = await client.sample(prompt.tokens, asking.num_samples, params)
-        answers = [_answer_of(plan, prompt, one) for one in response.sequences]
+        answers = [answer_of(plan, prompt.tokens, one) for one in response.sequences]
         if journal is not None:
-            made = _Sampled(
-                [_KeptAnswer(one.tokens, one.logprobs, **one.read._asdict()) for one in answers]
-            )
+            made = _Sampled([kept_answer(one) for one in answers])
             num_sampled = sum(len(one.tokens) for one in answers)
             cost = {"num_prompt_tokens": prompt.tokens.length, "num_sampled_tokens": num_sampled}
             journal.add(key, asdict(made), **cost)
         return answers
 
-    pairs = zip(prompts, seeds, strict=True)
-    asked = [asyncio.ensure_future(ask(*pair)) for pair in pairs]
+    return await all_of([ask(*pair) for pair in zip(prompts, seeds, strict=True)])
+
+
+async def all_of(asking: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of these give; where one fails, the others are called off."""
+    asked = [asyncio.ensure_future(one) for one in asking]
     try:
         return list(await asyncio.gather(*asked))
     finally:
@@ -152,7 +148,7 @@ async def sample_groups(
 
 
 @dataclass(frozen=True)
-class _KeptAnswer:
+class KeptAnswer:
     """An answer as a journal holds it."""
 
     tokens: list[Count]
@@ -162,15 +158,25 @@ class _KeptAnswer:
     is_truncated: bool
     is_malformed: bool
 
+    def answer(self, turns: list[RolledTurn] | None = None) -> Answer:
+        read = ReadAnswer(self.text, self.said, self.is_truncated, self.is_malformed)
+        return Answer(self.tokens, self.logprobs, read, turns)
+
+
+def kept_answer(answer: Answer) -> KeptAnswer:
+    return KeptAnswer(answer.tokens, answer.logprobs, **answer.read._asdict())
+
 
 @dataclass(frozen=True)
 class _Sampled:
     """What a journal holds of a request."""
 
-    answers: list[_KeptAnswer]
+    answers: list[KeptAnswer]
 
 
-def _answer_of(plan: Plan, prompt: Prompt, sequence: tinker.SampledSequence) -> Answer:
+def answer_of(plan: Plan, prompt: tinker.ModelInput, sequence: tinker.SampledSequence) -> Answer:
+    """What was sampled after a prompt. Raises `ServiceError` without its log-probabilities, and
+    `TrainingError` where one is not finite."""
     tokens, logprobs = list(sequence.tokens), list(sequence.logprobs or ())
     if len(tokens) != len(logprobs):
         raise ServiceError(
@@ -183,7 +189,7 @@ def _answer_of(plan: Plan, prompt: Prompt, sequence: tinker.SampledSequence) -> 
             "probabilities of an answer that was sampled to be trained on are not finite. The run "
             "stops here."
         )
-    return Answer(tokens, logprobs, read_answer(plan.renderer, prompt.tokens, sequence))
+    return Answer(tokens, logprobs, read_answer(plan.renderer, prompt, sequence))
 
 
 def rolled_sample(answer: Answer, reward: float | None, advantage: float = 0.0) -> RolledSample:
@@ -195,7 +201,15 @@ def rolled_sample(answer: Answer, reward: float | None, advantage: float = 0.0) 
         is_truncated=answer.read.is_truncated,
         reward=reward,
         advantage=advantage,
+        turns=answer.turns,
     )
+
+
+def num_read_tokens(prompt: Prompt, group: RolledGroup) -> int:
+    """Tokens of the prompts that a group was sampled after: each request reads its own."""
+    if all(one.turns is None for one in group.samples):
+        return prompt.tokens.length * group.num_tries
+    return sum(len(tokens) for one in group.samples for tokens in one.prompts())
 
 
 def num_sampled_tokens(groups: Sequence[RolledGroup]) -> int:
@@ -206,7 +220,8 @@ def num_sampled_tokens(groups: Sequence[RolledGroup]) -> int:
 
 
 def trajectories_of(prompt: Prompt, samples: Sequence[RolledSample]) -> TrajectoryGroup:
-    """A prompt's answers as the cookbook has them; an answer without a reward has 0."""
+    """A prompt's answers as the cookbook has them, with the whole reward at the last turn; an
+    answer without a reward has 0."""
     import tinker
     from tinker_cookbook.completers import TokensWithLogprobs
     from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
@@ -214,10 +229,23 @@ def trajectories_of(prompt: Prompt, samples: Sequence[RolledSample]) -> Trajecto
     nothing = tinker.ModelInput.empty()
 
     def trajectory(sample: RolledSample) -> Trajectory:
-        ended = "length" if sample.is_truncated else "stop"
-        action = TokensWithLogprobs(sample.tokens, sample.logprobs, ended)
-        reward = float(sample.reward or 0.0)
-        return Trajectory([Transition(prompt.tokens, action, reward, episode_done=True)], nothing)
+        if sample.turns is None:
+            asked = [(prompt.tokens, len(sample.tokens))]
+        else:
+            prompts = map(tinker.ModelInput.from_ints, sample.prompts())
+            lengths = (turn.num_tokens for turn in sample.turns)
+            asked = list(zip(prompts, lengths, strict=True))
+        transitions: list[Transition] = []
+        begin = 0
+        for tokens, length in asked:
+            part = slice(begin, begin + length)
+            action = TokensWithLogprobs(sample.tokens[part], sample.logprobs[part])
+            begin += length
+            transitions.append(Transition(tokens, action, 0.0, episode_done=False))
+        if transitions:
+            transitions[-1].reward = float(sample.reward or 0.0)
+            transitions[-1].episode_done = True
+        return Trajectory(transitions, nothing)
 
     trajectories = [trajectory(one) for one in samples]
     return TrajectoryGroup(trajectories, [0.0] * len(samples), [{} for _ in samples])

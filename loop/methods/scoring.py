@@ -10,11 +10,11 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from errors import ServiceError
-from ledger.rollouts import RolledGroup
-from loop.methods.rollouts import Prompt
+from ledger.rollouts import RolledGroup, RolledSample
+from loop.methods.rollouts import Prompt, all_of, datums_of
 from loop.planning.plan import Plan
 from storage.journal import Journal
 from storage.stored_json import Measure
@@ -33,6 +33,37 @@ class _Logprobs:
     logprobs: list[Measure]
 
 
+async def token_logprobs(
+    client: tinker.SamplingClient,
+    tokens: Sequence[int],
+    is_wanted: Sequence[bool],
+    whose: str,
+    journal: Journal,
+) -> list[float]:
+    """The log-probabilities of the wanted ones of some tokens, each after those before it, under
+    the weights of `client`, in nats; what the journal holds is not asked for.
+
+    Raises `ServiceError`, which says `whose` they are.
+    """
+    import tinker
+
+    of_all = json.dumps([list(tokens), [int(one) for one in is_wanted]])
+    key = f"scored/{hashlib.sha256(of_all.encode()).hexdigest()}"
+    if (kept := journal.get(key, _Logprobs)) is not None:
+        return kept.logprobs
+    given = await client.compute_logprobs(tinker.ModelInput.from_ints(list(tokens)))
+    wanted = [one for one, is_one in zip(given, is_wanted, strict=False) if is_one]
+    logprobs = [one for one in wanted if one is not None and math.isfinite(one)]
+    if len(given) != len(tokens) or len(logprobs) != sum(is_wanted):
+        raise ServiceError(
+            f"The service gave {len(logprobs)} log-probabilities of {whose} for an answer of "
+            f"{sum(is_wanted)} tokens, and each of them is judged by one. Use a service that gives "
+            "them."
+        )
+    journal.add(key, asdict(_Logprobs(logprobs)), num_prompt_tokens=len(tokens))
+    return logprobs
+
+
 async def answer_logprobs(
     client: tinker.SamplingClient,
     prompt: Prompt,
@@ -40,24 +71,46 @@ async def answer_logprobs(
     whose: str,
     journal: Journal,
 ) -> list[float]:
-    """The log-probability of each token of an answer under the weights of `client`, in nats; one
-    that the journal holds is not asked for. Raises `ServiceError`, which says `whose` they are."""
-    import tinker
+    """The log-probability of each token of an answer to a prompt, as `token_logprobs` gives it."""
+    asked = prompt.tokens.to_ints()
+    is_wanted = [False] * len(asked) + [True] * len(answer)
+    return await token_logprobs(client, [*asked, *answer], is_wanted, whose, journal)
 
-    tokens = [*prompt.tokens.to_ints(), *answer]
-    key = f"scored/{hashlib.sha256(json.dumps(tokens).encode()).hexdigest()}"
-    if (kept := journal.get(key, _Logprobs)) is not None:
-        return kept.logprobs
-    given = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens))
-    logprobs = [one for one in given[-len(answer) :] if one is not None and math.isfinite(one)]
-    if len(given) != len(tokens) or len(logprobs) != len(answer):
-        raise ServiceError(
-            f"The service gave {len(logprobs)} log-probabilities of {whose} for an answer of "
-            f"{len(answer)} tokens, and each of them is judged by one. Use a service that gives "
-            "them."
+
+class _Text(NamedTuple):
+    """Tokens that are trained on together, and which of them were sampled."""
+
+    tokens: list[int]
+    is_sampled: list[bool]
+
+
+def _texts_of(prompt: Prompt, sample: RolledSample) -> list[_Text]:
+    """What an answer is trained as: one text, or several of a conversation whose turns do not each
+    go on from the one before."""
+    import torch
+
+    group = RolledGroup(prompt.example_id, prompt.question, prompt.reference, [sample])
+    return [
+        _Text(
+            [*one.model_input.to_ints(), int(one.loss_fn_inputs["target_tokens"].to_numpy()[-1])],
+            [False, *(one.loss_fn_inputs["mask"].to_numpy() > 0).tolist()],
         )
-    journal.add(key, asdict(_Logprobs(logprobs)), num_prompt_tokens=len(tokens))
-    return logprobs
+        for one in datums_of([prompt], [group], [torch.zeros(1)])
+    ]
+
+
+async def sample_logprobs(
+    client: tinker.SamplingClient,
+    prompt: Prompt,
+    sample: RolledSample,
+    whose: str,
+    journal: Journal,
+) -> list[float]:
+    """The log-probability of each sampled token of an answer or a conversation, in their order."""
+    found: list[float] = []
+    for text in _texts_of(prompt, sample):
+        found += await token_logprobs(client, text.tokens, text.is_sampled, whose, journal)
+    return found
 
 
 async def ask_all(
@@ -74,28 +127,22 @@ async def ask_all(
             return await ask(prompt, answer)
 
     pairs = zip(prompts, answers, strict=True)
-    asked = [asyncio.ensure_future(one(*pair)) for pair in pairs]
-    try:
-        return list(await asyncio.gather(*asked))
-    finally:
-        for request in asked:  # where one has failed, or the run is left
-            request.cancel()
+    return await all_of([one(*pair) for pair in pairs])
 
 
 class KeptScores:
     """What the cookbook asks a client for, of answers whose log-probabilities under the weights of
-    the start are kept; those of a prompt's tokens, which nothing is made of, are 0."""
+    the start are kept; those of the other tokens, which nothing is made of, are 0."""
 
     def __init__(self, pairs: Sequence[tuple[Prompt, RolledGroup]]) -> None:
-        self._found = {
-            (*prompt.tokens.to_ints(), *one.tokens): one.start_logprobs
-            for prompt, group in pairs
-            for one in group.samples
-        }
+        self._found: dict[tuple[int, ...], list[float | None]] = {}
+        for prompt, group in pairs:
+            for sample in group.samples:
+                left = iter(sample.start_logprobs or ())
+                for tokens, is_sampled in _texts_of(prompt, sample):
+                    logprobs = [next(left) if one else 0.0 for one in is_sampled]
+                    self._found[tuple(tokens)] = [None, *logprobs[1:]]
 
     async def compute_logprobs_async(self, prompt: tinker.ModelInput) -> list[float | None]:
         """Of each token its log-probability in nats, of the first None."""
-        tokens = prompt.to_ints()
-        kept = self._found[tuple(tokens)]
-        assert kept is not None, "they are sampled with it"
-        return [None, *[0.0] * (len(tokens) - len(kept) - 1), *kept]
+        return self._found[tuple(prompt.to_ints())]

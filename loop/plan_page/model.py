@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from loop.plan_page.view import Part, Planned
+from loop.planning.environments import describe_rewards
 from loop.planning.fitting import limits_of
 from loop.planning.methods import describe_method, train_on_text, words_for
 from loop.planning.models import model_config
 from loop.planning.page import describe_formats
 from loop.planning.plan import Plan
-from loop.planning.rewards import describe_reward
 from pages.document import Block, Marked, Paragraph, Piece
 from rows.rendering import Piece as RowPiece
 from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT
@@ -68,8 +68,7 @@ def model_part(view: Planned) -> Part:
         return Part("model", "Model and place", lines, facts | {"renderer": None})
     train_on = plan.rendering.train_on_what.value
     lines += [*describe_formats(plan), train_on_text(config, train_on)]
-    if plan.inputs.reward is not None:
-        lines += describe_reward(plan.inputs.reward, plan.train.examples)
+    lines += describe_rewards(plan)
     comparison = plan.chat_format.comparison
     rows = list(_rows_of(plan))
     facts |= {

@@ -15,6 +15,7 @@ import hyperparam_utils
 from config_schema import LoadedConfig, TrainingConfig
 from data_loader import CleanSplit, LoadedData, clean_split, split_validation
 from errors import ConfigError, DataError, one_line
+from evaluation.environments import Environment
 from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
 from evaluation.preferences import PairFile
@@ -24,7 +25,7 @@ from evaluation.tasks import EvalTask
 from hyperparam_utils import RunSteps, Schedule
 from ledger.records import Teacher
 from loop.planning.models import find_grader_path
-from loop.planning.rewards import reward_of
+from loop.planning.rewards import environment_of, reward_of
 from loop.planning.row_files import load_rows
 from loop.planning.steps import SettledSteps, settle_steps
 from loop.planning.tasks import load_eval_tasks, load_test_tasks
@@ -55,7 +56,8 @@ class Inputs:
     settled: SettledSteps  # with `num_epochs` by the rows as read, until they are rendered
     learning_rate_source: str
     set_aside: tuple[str, ...] = ()  # what lies around the evaluations and is not used
-    reward: Reward | None = None  # of `method` rl
+    reward: Reward | None = None  # of `method` rl,
+    environment: Environment | None = None  # which has one of the two
     teacher: Teacher | None = None  # that the run is distilled from
 
     @property
@@ -73,6 +75,12 @@ class Inputs:
     @property
     def config(self) -> TrainingConfig:
         return self.loaded.config
+
+    @property
+    def rewarding_code(self) -> Mapping[str, str]:
+        """The user's files that give the rewards, with their sha256."""
+        giving = self.reward or self.environment
+        return {} if giving is None else giving.code
 
     @property
     def drop_logs(self) -> list[DropLog]:
@@ -131,6 +139,7 @@ def read_inputs(
         learning_rate_source=source,
         set_aside=unused,
         reward=reward_of(loaded),
+        environment=environment_of(loaded),
         teacher=find_teacher(loaded, model_path_of(config, model_dir), kept),
     )
 

@@ -160,7 +160,7 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
             if not isinstance(task.work, HeldOutFile | PairFile)
             for path, sha256 in relative_code(task.work.code, folder).items()
         }
-        | ({} if plan.inputs.reward is None else relative_code(plan.inputs.reward.code, folder)),
+        | relative_code(plan.inputs.rewarding_code, folder),
         "grading": GRADING,
         "num_dropped": dict(num_dropped(_drop_logs(plan))),
         "num_similar": len(plan.inputs.split.similar),

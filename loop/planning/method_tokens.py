@@ -13,6 +13,7 @@ from loop.planning.methods import group_size, words_for
 from loop.planning.plan import Plan
 from loop.planning.teacher import with_system
 from scores.measures import DPO, ON_POLICY, RL, SFT
+from settings.method_groups import RlSettings
 
 TRIES = 2  # groups, where the first is all wrong; both are trained on then
 
@@ -42,6 +43,8 @@ def method_tokens(plan: Plan) -> MethodTokens:
     whole = round(answers * (prompt + longest))
     if method is RL:
         assert config.rl is not None, "its settings"
+        if config.rl.max_turns is not None:
+            return _conversations(config, config.rl, num_taken * TRIES)
         of_start = TRIES * whole if config.rl.kl_coef else 0
         read = round(TRIES * num_taken * prompt) + of_start
         return MethodTokens(TRIES * whole, read, TRIES * answers * longest)
@@ -54,6 +57,16 @@ def method_tokens(plan: Plan) -> MethodTokens:
     is_soft = (config.distill.targets or "soft") == "soft"
     read = round(num_answered * told) + (judged if is_soft else 0)
     return MethodTokens(whole, read, num_answered * group_size(config) * longest)
+
+
+def _conversations(config: TrainingConfig, rl: RlSettings, num_prompts: int) -> MethodTokens:
+    """What conversations with an environment come to, where each answer is sampled after as many
+    tokens as there is room for, and no prompt goes on from the one before."""
+    assert rl.max_turns is not None, "it has an environment"
+    answers = num_prompts * rl.group_size * rl.max_turns
+    whole = answers * config.max_seq_length
+    of_start = whole if rl.kl_coef else 0
+    return MethodTokens(whole, whole + of_start, answers * rl.max_tokens)
 
 
 def _num_reference_tokens(plan: Plan) -> int:

@@ -10,13 +10,13 @@ from evaluation.held_out import HeldOutFile
 from evaluation.inspect_tasks import InspectTask
 from evaluation.preferences import PairFile
 from evaluation.tasks import EvalTask
+from loop.planning.environments import describe_rewards
 from loop.planning.inputs import Inputs, counted
 from loop.planning.left_out import LARGE_SHARE, describe_large_losses, describe_left_out
 from loop.planning.methods import describe_method, train_on_text, words_for
 from loop.planning.models import lora_param_count, model_config
 from loop.planning.origin import describe_origin
 from loop.planning.plan import Plan, gate_of
-from loop.planning.rewards import describe_reward
 from loop.planning.row_notes import describe_rendering, describe_unused
 from loop.planning.steps import describe_steps, passes_of
 from loop.planning.teacher import describe_teacher
@@ -159,8 +159,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     yield from describe_schedule(plan.inputs, plan.train.examples, plan.pool.examples)
     yield from describe_formats(plan)
     yield train_on_text(plan.config, plan.rendering.train_on_what.value)
-    if plan.inputs.reward is not None:
-        yield from describe_reward(plan.inputs.reward, plan.train.examples)
+    yield from describe_rewards(plan)
     yield from describe_rendered(plan)
     yield describe_tokens(plan, tokens_of(plan))
     yield describe_capacity(plan)

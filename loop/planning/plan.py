@@ -309,8 +309,9 @@ def _refuse_unfit_prompts(
     rl, distill = inputs.config.rl, inputs.config.distill
     for key, table in tables.items():
         rows = table.examples
-        if rl is not None and inputs.reward is not None:
-            refuse_unfit_references(inputs.reward, rows)
+        if rl is not None:
+            if inputs.reward is not None:
+                refuse_unfit_references(inputs.reward, rows)
             refuse_long_prompts(longest, key, rows, rendering, rl.max_tokens)
         if distill is not None:
             told = distill.teacher_prompt

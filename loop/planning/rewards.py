@@ -1,4 +1,4 @@
-"""The reward of a run, before the first step: found, loaded, and tried on a row of the run."""
+"""What gives the rewards of a run, before the first step: found, loaded, and tried on a row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from config_schema import LoadedConfig
 from errors import DataError
+from evaluation.environments import Environment, load_environment
 from evaluation.rewards import Reward, check_reward, load_reward
 from rows.examples import Example, ExampleTable
 from user_code.own_graders import is_own_grader
@@ -14,12 +15,21 @@ from user_code.own_graders import is_own_grader
 def reward_of(loaded: LoadedConfig) -> Reward | None:
     """The reward that the settings name; None where another method trains. Raises `ConfigError`."""
     settings = loaded.config.rl
-    if settings is None:
+    if settings is None or settings.reward is None:
         return None
     file = None
     if is_own_grader(settings.reward):
         file = loaded.find("rl.reward", settings.reward.rpartition("@")[0])
     return load_reward(settings.reward, loaded.file, file)
+
+
+def environment_of(loaded: LoadedConfig) -> Environment | None:
+    """The environment that the settings name; None where there is none. Raises `ConfigError`."""
+    settings = loaded.config.rl
+    if settings is None or settings.environment is None:
+        return None
+    file = loaded.find("rl.environment", settings.environment.rpartition("@")[0])
+    return load_environment(settings.environment, loaded.file, file)
 
 
 def refuse_unfit_references(reward: Reward, rows: ExampleTable) -> None:

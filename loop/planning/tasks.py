@@ -78,10 +78,9 @@ def _load(
 
 
 def task_code(loaded: LoadedConfig) -> dict[str, str]:
-    """The Python files that the settings name as tasks or reward, or question files as graders, and
-    what
-    these import from beside them, with their sha256, by their path from the settings' folder; to
-    load one is to run it. Raises `ConfigError`."""
+    """The Python files that the settings name as tasks, reward or environment, or question files as
+    graders, and what these import from beside them, with their sha256, by their path from the
+    settings' folder; to load one is to run it. Raises `ConfigError`."""
     groups = {
         "eval_tasks": loaded.config.measured_tasks,
         "evaluation.test_tasks": loaded.config.evaluation.test_tasks,
@@ -94,8 +93,11 @@ def task_code(loaded: LoadedConfig) -> dict[str, str]:
                     code |= code_of(file)
             except OSError as error:
                 raise ConfigError(f"{loaded.file}: {key}: {name}: {error}.") from None
-    if loaded.config.rl is not None and is_own_grader(loaded.config.rl.reward):
-        code |= code_of(loaded.find("rl.reward", loaded.config.rl.reward.rpartition("@")[0]))
+    if loaded.config.rl is not None:
+        giving = {"reward": loaded.config.rl.reward, "environment": loaded.config.rl.environment}
+        for key, name in giving.items():
+            if name is not None and is_own_grader(name):
+                code |= code_of(loaded.find(f"rl.{key}", name.rpartition("@")[0]))
     return relative_code(code, loaded.directory)
 
 

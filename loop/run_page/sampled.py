@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from errors import RunStoreError
-from ledger.rollouts import ROLLOUTS, RolledGroup, read_groups, rollouts_file
+from ledger.rollouts import ROLLOUTS, RolledGroup, RolledSample, read_groups, rollouts_file
 from ledger.store import RunStore
 from loop.run_page.thinning import spread
 from loop.run_page.viewed import Viewed
@@ -108,6 +108,18 @@ def _worth(group: RolledGroup) -> float:
     return sum(values) / len(values)
 
 
+def _said(sample: RolledSample) -> str:
+    """An answer, or all that is said of a conversation after what it begins with."""
+    if sample.turns is None:
+        return cut(sample.text)
+    said: list[str] = []
+    for turn in sample.turns:
+        if said:
+            said += [f"[{one.role}: {cut(one.text)}]" for one in turn.heard]
+        said.append(cut(turn.text) or "(nothing)")
+    return " ".join(said)
+
+
 def _table(group: RolledGroup) -> Table:
     samples = sorted(group.samples, key=lambda one: -one.advantage)
     rows = [
@@ -115,7 +127,7 @@ def _table(group: RolledGroup) -> Table:
             "none" if one.reward is None else loss_text(one.reward),
             loss_text(one.advantage),
             f"{len(one.tokens):,}" + (", cut off" if one.is_truncated else ""),
-            cut(one.text) or "(nothing)",
+            _said(one) or "(nothing)",
         ]
         for one in spread(samples, MOST_SAMPLES)
     ]

@@ -1,0 +1,44 @@
+"""What an environment is given of a row, how long its conversations may be, and how the first one
+begins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+from evaluation.environments import EnvironmentRow, check_environment
+from loop.planning.fitting import limits_of
+from loop.planning.plan import Plan
+from loop.planning.rewards import describe_reward, reference_of
+from rows.examples import Example
+from rows.rendering import Rendering
+
+
+def environment_row(example: Example, rendering: Rendering, seed: int) -> EnvironmentRow:
+    """What an environment is given of a row."""
+    last = max(i for i, one in enumerate(example.messages) if one.role == "assistant")
+    question = example.messages[last - 1].text if last else ""
+    messages = copy.deepcopy(rendering.asked_of(example))
+    return EnvironmentRow(question, reference_of(example), example.topic, messages, seed)
+
+
+def room_of(plan: Plan) -> int:
+    """The most tokens of a conversation with an environment."""
+    return min(plan.max_seq_length, limits_of(plan.inputs.model_dir).context or plan.max_seq_length)
+
+
+def describe_rewards(plan: Plan) -> Iterator[str]:
+    """Yield what a row's own answer is worth, or how an environment begins with a row. Raises
+    `ConfigError` where that cannot be told."""
+    rows, inputs = plan.train.examples, plan.inputs
+    if inputs.reward is not None:
+        yield from describe_reward(inputs.reward, rows)
+    if inputs.environment is not None:
+        where = f"{rows[0].source} line {rows[0].line_no}"
+        row = environment_row(rows[0], plan.rendering, plan.config.seed)
+        environment, room = inputs.environment, room_of(plan)
+        num_tokens = check_environment(environment, row, plan.renderer, room, where)
+        yield (
+            f"environment: {environment.name}; it begins with {num_tokens} tokens for {where}, "
+            f"and a conversation has room for {room}"
+        )
