@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from exports.card_story import Story
 from loop.run_page.wording import loss_text
 from pages.document import Block, Bullets, Column, Paragraph, Section, Table
-from scores.measures import SFT, main_of, method_words, settings_text
+from scores.measures import DPO, ON_POLICY, RL, SFT, main_of, method_words, settings_text
 
 MOST_ROUNDS = 20  # in a table: the last ones
 KINDS = {
@@ -19,6 +19,15 @@ KINDS = {
     "no_loss_tokens": "nothing in it to train on",
     "tie": "neither answer is better than the other",
     "unpaired": "a marked answer without one of the other kind to its prompt",
+}
+
+# Where it is not only by wrong answers to the questions of evaluations.
+DRAWN_BY = {
+    RL: "by what the rounds before had answered wrong, or by how often their own sampled answers "
+    "were right",
+    ON_POLICY: "by what the rounds before had answered wrong, or by how far their answers were "
+    "from the teacher's",
+    DPO: "by what the rounds before had judged wrong, or by the loss of the pair",
 }
 
 
@@ -138,7 +147,7 @@ def _data(story: Story) -> Iterator[Block]:
 
 
 def _mined(story: Story) -> Iterator[str]:
-    """How many rows were drawn because of what was answered wrong."""
+    """How many rows were drawn by what the rounds before had shown, and by what of it."""
     number = story.checkpoint.round
     rounds = [one for one in (*story.store.lineage(number), number) if one > 0]
     num_picks = num_mined = 0
@@ -148,7 +157,6 @@ def _mined(story: Story) -> Iterator[str]:
             num_picks += len(selection.picks)
             num_mined += sum(pick.weight is not None for pick in selection.picks)
     if num_picks:
-        yield (
-            f"Drawn for these rounds: {num_picks:,} rows, {num_mined:,} of them by what the "
-            "rounds before had answered wrong."
-        )
+        method = method_words(story.config)
+        by_what = DRAWN_BY.get(method, "by what the rounds before had answered wrong")
+        yield f"Drawn for these rounds: {num_picks:,} rows, {num_mined:,} of them {by_what}."

@@ -13,13 +13,14 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from errors import RunStoreError
 from ledger.events import Event, read_events
 from ledger.records import Settled
 from ledger.run_directory import CONFIG, EVALUATED, LEDGER, LOCK, is_locked
 from scores.intervals import Interval
+from scores.measures import leading, main_of, method_words
 from storage.stored_json import parse_object, record_of
 
 State = Literal["going on", "finished", "failed", "interrupted", "stopped"]
@@ -66,7 +67,8 @@ class Glance:
     last_page_seq: int  # the last event after which the run's page is another one
     round: int | None
     step: int | None
-    loss: float | None
+    measure: str | None  # what `value` is of the last step: `loss`, a token, or what leads instead
+    value: float | None
     scores: Mapping[int, float]
     best_round: int | None
     best: Head | None
@@ -114,6 +116,7 @@ class LedgerWatch:
         best_round = decided[-1]["best_round"] if decided else None
         best_event = None if best_round is None else evaluated.get(best_round)
         config = settled.config
+        measure, value = measured_of(self._step, config)
         return Glance(
             run_dir=self.run_dir,
             name=str(config.get("run_name")),
@@ -127,7 +130,8 @@ class LedgerWatch:
             last_page_seq=self._last_page_seq,
             round=self._round,
             step=None if self._step is None else self._step["step"],
-            loss=None if self._step is None else self._step["nll"],
+            measure=measure,
+            value=value,
             scores={number: event["score"] for number, event in sorted(evaluated.items())},
             best_round=best_round,
             best=None if best_event is None else self._head(best_event),
@@ -217,6 +221,7 @@ class LedgerWatch:
                 self._round = max(rounds, default=None)
         elif kind == "step":
             self._step = {key: event[key] for key in ("seq", "step", "nll")}
+            self._step["measures"] = event.get("measures", {})
             self._num_tokens += event["num_tokens"]
         elif kind in KEPT:
             self._kept.append(event)
@@ -236,6 +241,17 @@ class LedgerWatch:
         head = held[1]
         is_same = head is not None and head.score == event["score"]
         return head if is_same else Head(event["score"], None, event.get("n") or 0)
+
+
+def measured_of(step: Event | None, config: Mapping[str, Any]) -> tuple[str | None, float | None]:
+    """What stands for a step, by name and value, both None where nothing does.
+
+    The `nll` of a model's own answers, or of a pair's, is no loss that is to fall.
+    """
+    if step is None or (leading([step]) is None and not method_words(config).learns_rows):
+        return None, None
+    name, values = main_of([step])
+    return name, values[-1]
 
 
 def head_of(path: Path) -> Head | None:

@@ -129,6 +129,7 @@ def preference_course(steps: PreferenceSteps) -> str:
     said = (
         f"the loss of the pairs went from {loss.start:.3f} to {loss.end:.3f} (no preference has "
         f"{math.log(2):.3f}), their margin from {margin.start:.3f} to {margin.end:.3f}"
+        f"{_means_said(steps.losses)}"
     )
     if round(gain.end, 3) < round(gain.start, 3):
         said += (
@@ -143,8 +144,14 @@ def teacher_course(reverse_kls: Sequence[float]) -> str:
     kl = _start_and_end(reverse_kls)
     return (
         f"the reverse KL of the student's answers to the teacher went from {kl.start:.3f} to "
-        f"{kl.end:.3f} nats a token in this round"
+        f"{kl.end:.3f} nats a token in this round{_means_said(reverse_kls)}"
     )
+
+
+def _means_said(values: Sequence[float]) -> str:
+    """What the ends of a round are, which beside each step's value would look wrong."""
+    num = len(values) // 4 if len(values) >= MIN_STEPS else 1
+    return "" if num == 1 else f", means of its first and last {num} steps"
 
 
 class _Ends(NamedTuple):
@@ -239,12 +246,17 @@ def _course(curves: Curves) -> str:
         num = len(losses) // 4
         first = mean(losses[:num])
         last, end = last_quarter(losses), _end(losses)
-        # Beside the loss of each step these would look wrong without what they are.
-        means = "" if num == 1 else f", means of its first and last {num} steps"
+        means = _means_said(losses)
+        former, latter = (
+            f", the {which} the mean of its {side} {num} steps" if num > 1 else ""
+            for which, side in (("former", "first"), ("latter", "last"))
+        )
         if first > RISE_FACTOR * losses[0]:  # a bad batch is in it
-            first, means = losses[0], ""
+            first, means = losses[0], latter
+            former = ""
         if last > RISE_FACTOR * end:
-            last, means = end, ""
+            last = end
+            means = f"{former}, the latter the median of its last {_num_end(losses)} steps"
         moved = f"went from {first:.3f} to {last:.3f} a token in this round{means}"
     is_spike = _is_far_above(max(first, last), max(losses), blind_guess)
     spike = f", with a spike to {max(losses):.3f}" if is_spike else ""
@@ -275,7 +287,12 @@ def _end(losses: Sequence[float]) -> float:
 
     The first step's loss is never part of it, being of the weights before any step.
     """
-    return median_low((losses[1:] or losses)[-max(2, _few(losses)) :])
+    return median_low((losses[1:] or losses)[-_num_end(losses) :])
+
+
+def _num_end(losses: Sequence[float]) -> int:
+    """How many steps the end of a round is told by."""
+    return max(2, _few(losses))
 
 
 def _few(losses: Sequence[float]) -> int:

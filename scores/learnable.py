@@ -38,13 +38,19 @@ def learnable(loss: CandidateLoss) -> float:
 class PassRate(NamedTuple):
     """How a prompt's last groups of answers went. An answer that is half right counts half."""
 
-    num_right: float
+    num_right: float  # with parts of answers
     num_tried: int
     num_solved: int  # groups in a row, up to the last one, whose answers were all right
     last_round: int  # that it was sampled in
+    num_whole: int | None = None  # answers that are all right; None where none is right in part
 
     def __str__(self) -> str:
-        return f"{self.num_right:.4g} of {self.num_tried} answers right"
+        if self.num_whole is None:
+            return f"{self.num_right:.4g} of {self.num_tried} answers right"
+        return (
+            f"{self.num_whole} of {self.num_tried} answers right, "
+            f"{self.num_right:.3g} with partial credit"
+        )
 
 
 class Group(NamedTuple):
@@ -77,8 +83,9 @@ def pass_rate(groups: Sequence[Group]) -> PassRate:
         if not is_solved(group.rewards):
             break
         num_solved += 1
-    right = sum(map(share_right, counted))
-    return PassRate(right, len(counted), num_solved, groups[-1].round)
+    shares = [share_right(one) for one in counted]
+    num_whole = shares.count(1.0) if any(0 < one < 1 for one in shares) else None
+    return PassRate(sum(shares), len(counted), num_solved, groups[-1].round, num_whole)
 
 
 def promise(rate: PassRate | None) -> float:

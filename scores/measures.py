@@ -196,10 +196,11 @@ OFF_POLICY = MethodWords(
 
 def method_words(config: Mapping[str, Any]) -> MethodWords:
     """The method that settings name, given as JSON; of runs before there were others, `sft`."""
-    name = config.get("method", "sft")
+    name, group = config.get("method", "sft"), config.get("distill")
     if name == "distill":
-        return OFF_POLICY if (config.get("distill") or {}).get("way") == "off_policy" else ON_POLICY
-    return {"dpo": DPO, "rl": RL}.get(name, SFT)
+        way = group.get("way") if isinstance(group, Mapping) else None
+        return OFF_POLICY if way == "off_policy" else ON_POLICY
+    return {"dpo": DPO, "rl": RL}.get(str(name), SFT)
 
 
 def settings_text(config: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from scores.decision import (
     is_below_baseline,
 )
 from scores.diagnosis import Kind, TopicReport
+from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT, MethodWords
 from scores.resolution import TaskSize, out_of_reach
 from scores.results import EvalResult
 
@@ -51,6 +52,7 @@ class Missed(NamedTuple):
     topics: Sequence[TopicReport]  # of the best round
     trained: Trained
     max_tokens: int | None  # of an answer, as the settings have it
+    method: MethodWords = SFT
     has_unused_pool: bool = False  # mining.pool_file of a run that began elsewhere, never drawn
 
 
@@ -102,15 +104,57 @@ def _steps(missed: Missed, ways: WaysOn) -> Iterator[str]:
             f"{missed.gate.threshold:g}, which lies within the score's interval."
         )
     if best.score <= missed.results[0].score:
-        yield (
-            f"Compare the form of the answers: round {best.round} did not beat "
-            f"{missed.gate.baseline}. Rows should ask and answer as the questions do (--preview "
-            "shows rows, evals/ the answers)."
-        )
+        if (moved := _margins_moved(missed.results[0], best)) is not None:
+            yield moved
+        else:
+            yield (
+                f"Compare the form of the answers: round {best.round} did not beat "
+                f"{missed.gate.baseline}. {FORM[missed.method]}"
+            )
     yield (
-        f"Read the wrong answers in evals/round_{best.round:02d}.json, and add rows to train_file "
-        "that answer such questions."
+        f"Read the wrong answers in evals/round_{best.round:02d}.json, and add "
+        f"{ADDED[missed.method]}."
     )
+
+
+FORM = {
+    SFT: "Rows should ask and answer as the questions do (--preview shows rows, evals/ the "
+    "answers).",
+    DPO: "Chosen answers should be what the questions take for right (--preview shows pairs, "
+    "evals/ the answers).",
+    RL: "The reward should pay for what the questions take for right, in the same form (rollouts/ "
+    "has the answers that it paid for, evals/ those to the questions).",
+}
+FORM[ON_POLICY] = FORM[OFF_POLICY] = (
+    "The teacher should answer as the questions take for right, which --evaluate tells of it."
+)
+ADDED = {
+    SFT: "rows to train_file that answer such questions",
+    DPO: "pairs to train_file whose chosen answers do better",
+    RL: "prompts like such questions to train_file",
+}
+ADDED[ON_POLICY] = ADDED[OFF_POLICY] = ADDED[RL]
+
+
+def _margins_moved(start: EvalResult, best: EvalResult) -> str | None:
+    """Of held-out pairs that are judged as before, though their margin rose: what hides it."""
+    before = {task.name: task.metrics.get("margin") for task in start.scored_tasks}
+    for task in best.scored_tasks:
+        now, then = task.metrics.get("margin"), before.get(task.name)
+        is_of_pairs = any("rejected_logprob" in one.other_scores for one in task.samples)
+        if is_of_pairs and now is not None and then is not None and now > then:
+            return (
+                f"Look at the margin beside the score: over the pairs of {task.name} the chosen "
+                f"answers are {_likelier(now)} than the rejected ones on average, and before "
+                f"training {_likelier(then)}. A sum favours short answers; where the chosen ones "
+                "are longer, pairs of like length or a task that reads the model's own answers "
+                "tell more."
+            )
+    return None
+
+
+def _likelier(margin: float) -> str:
+    return f"{abs(margin):.1f} nats {'likelier' if margin >= 0 else 'less likely'}"
 
 
 def _after_lower_score(missed: Missed, best: EvalResult) -> Iterator[str]:

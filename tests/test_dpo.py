@@ -304,6 +304,9 @@ def test_a_round_says_when_its_chosen_answers_became_less_likely() -> None:
     assert "from 0.700 to 0.400" in fell and "from +0.000 to -0.310 nats a token" in fell
     rose = preference_course(PreferenceSteps(losses, margins, [0.0, 0.1, 0.2, 0.3]))
     assert "less likely" not in rose
+    twice = [one for one in losses for _ in (1, 2)]
+    means = preference_course(PreferenceSteps(twice, twice, [0.0] * 8))
+    assert means.endswith("from 0.700 to 0.400, means of its first and last 2 steps")
 
 
 # --- choosing rows, keeping weights -------------------------------------------------------------

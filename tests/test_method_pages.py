@@ -335,3 +335,7 @@ def test_a_round_of_distillation_is_told_by_its_distance_to_the_teacher() -> Non
         "the reverse KL of the student's answers to the teacher went from 2.000 to 1.000 nats a "
         "token in this round"
     )
+    assert teacher_course([2.0, 2.0, 3.0, 3.0, 1.0, 1.0, 1.0, 0.0]) == (
+        "the reverse KL of the student's answers to the teacher went from 2.000 to 0.500 nats a "
+        "token in this round, means of its first and last 2 steps"
+    )

@@ -13,6 +13,7 @@ from loop.reports.what_next import trained_in
 from scores.decision import Decision, Gate
 from scores.diagnosis import TopicReport
 from scores.intervals import Interval
+from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, MethodWords
 from scores.next_steps import NUM_STEPS, Missed, Trained, WaysOn, next_steps
 from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
 from test_loop import Workspace
@@ -219,3 +220,25 @@ def test_after_a_sealed_test_a_new_run_from_the_best_weights_is_advised(
     shown = json.loads("{" + step[step.index('"start_from"') : step.index(";")] + "}")
     capsys.readouterr()
     assert workspace.run("next", max_rounds=1, **shown) == 0
+
+
+def pairs(round_no: int, margin: float) -> EvalResult:
+    sums: dict[str, float | str] = {"chosen_logprob": margin, "rejected_logprob": 0.0}
+    one = SampleResult("p", None, "q?", ("x",), "y", 0, False, False, None, other_scores=sums)
+    task = task_result("pref:p", [one], metrics={"margin": margin})
+    return eval_result(round_no, None, Measured((task,)), {})
+
+
+def test_a_margin_that_rose_behind_a_score_that_did_not_is_told() -> None:
+    told = next_steps(missed(pairs(0, -9.0), pairs(1, -4.0), method=DPO), WAYS)
+    (step,) = (one for one in told if one.startswith("Look at the margin"))
+    assert "are 4.0 nats less likely than" in step and "before training 9.0 nats less" in step
+    told = next_steps(missed(pairs(0, -4.0), pairs(1, -9.0), method=DPO), WAYS)
+    assert not any("margin" in one for one in told)
+
+
+@pytest.mark.parametrize("method", [DPO, RL, ON_POLICY, OFF_POLICY])
+def test_rows_that_are_not_learnt_are_not_asked_to_answer(method: MethodWords) -> None:
+    told = " ".join(next_steps(missed(result(0, 2), result(1, 2), method=method), WAYS))
+    assert "Compare the form" in told and "Rows should" not in told
+    assert "add rows to train_file that answer" not in told

@@ -401,7 +401,13 @@ def test_solved_prompts_rest_and_come_back() -> None:
     assert [is_resting(rate, number) for number in (4, 5, 6)] == [True, True, False]
     assert not is_resting(pass_rate([Group(3, solved)]), 4)
     assert not is_resting(pass_rate([Group(2, solved), Group(3, wrong)]), 4)
-    assert str(pass_rate([Group(1, [0.5, 7.0, -3.0])])) == "1.5 of 3 answers right"
+    assert str(pass_rate([Group(1, [0.5, 7.0, -3.0])])) == (
+        "1 of 3 answers right, 1.5 with partial credit"
+    )
+    # None is right, though the parts come to a whole number.
+    halves = str(pass_rate([Group(1, [0.5, 0.5])]))
+    assert halves == "0 of 2 answers right, 1 with partial credit"
+    assert str(pass_rate([Group(1, [1.0, -1.0])])) == "1 of 2 answers right"
 
 
 @pytest.mark.parametrize("strategy", ["loss", "hybrid", "topics", "similar", "uniform"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import run_records as records
-from ledger.glance import LedgerWatch
+from ledger.glance import LedgerWatch, measured_of
 from ledger.store import RunStore
 from loop.plan_page.earlier import newest_alike
 from loop.reports.lines import money
@@ -152,6 +152,16 @@ def test_a_run_that_went_back_is_not_told_to_stand_where_it_was(tmp_path: Path) 
     assert (now.round, now.step, sorted(now.scores)) == (1, None, [0, 1])
     assert now.last_page_seq > before  # the page is another one
     store.close()
+
+
+def test_what_is_no_loss_is_not_shown_as_one_at_a_glance() -> None:
+    step = {"nll": 2.0, "measures": {"reward": 0.25, "entropy": 1.0}}
+    bare = {"nll": 2.0, "measures": {}}
+    assert measured_of(step, {"method": "rl"}) == ("reward", 0.25)
+    assert measured_of(bare, {"method": "rl"}) == (None, None)
+    assert measured_of(bare, {"method": "distill", "distill": {}}) == (None, None)
+    assert measured_of(bare, {}) == ("loss", 2.0)
+    assert measured_of(None, {}) == (None, None)
 
 
 def test_the_median_of_an_even_number_of_losses_is_the_middle_of_both(tmp_path: Path) -> None:

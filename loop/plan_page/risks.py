@@ -65,10 +65,10 @@ def _of_suite(view: Planned) -> Iterator[Risk]:
             "no guard against losing other skills; name a task in gate.guards",
         )
     if not any(task.layer == 3 for task in inputs.tasks):
-        yield Risk(
-            "no_application_task",
-            "no task of your application's own: a public benchmark may rise while that does not",
-        )
+        what = "a public benchmark may rise while that does not"
+        if all(task.layer == 1 for task in inputs.tasks):
+            what = "how likely given answers are is measured, and no answer of the model's is read"
+        yield Risk("no_application_task", f"no task of your application's own: {what}")
     if not inputs.test_tasks:
         yield Risk(
             "no_sealed_test",

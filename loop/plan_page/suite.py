@@ -23,7 +23,7 @@ POWER = (
     "Questions are counted as right or wrong and none of them alike, so that 8 of 10 tries find "
     "the difference, at 1 false alarm in 20, by the normal distribution."
 )
-LAYERS = {1: "1, held-out loss", 2: "2, public benchmark", 3: "3, the application's own"}
+LAYERS = {1: "1, held-out loss or pairs", 2: "2, public benchmark", 3: "3, the application's own"}
 ROLES: Mapping[Role, str] = {"score": "decides", "guard": "guard", "report": "beside the score"}
 
 

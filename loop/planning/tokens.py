@@ -73,14 +73,12 @@ def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
     method = words_for(plan.config)
     is_most = method.is_sampled or method is OFF_POLICY
     trained = f"{'at most' if is_most else 'about'} {tokens.trained:,} trained"
+    read = f"{'about' if method is DPO else 'at most'} {tokens.prompt:,} prompt"  # mean rows
     evaluations = f"{tokens.num_evaluations} evaluations{sealed}{judged}"
     if not (tokens.prompt_to_train or tokens.sampled_to_train):
-        return (
-            f"tokens: {trained}, at most {tokens.prompt:,} prompt and {tokens.sampled:,} sampled "
-            f"in {evaluations}"
-        )
+        return f"tokens: {trained}, {read} and {tokens.sampled:,} sampled in {evaluations}"
     return (
-        f"tokens: {trained}, at most {tokens.prompt:,} prompt and {tokens.sampled:,} sampled, of "
+        f"tokens: {trained}, {read} and {tokens.sampled:,} sampled, of "
         f"which {tokens.prompt_to_train:,} and {tokens.sampled_to_train:,} to train "
         f"({TO_TRAIN[method]}) and the others in {evaluations}"
     )
@@ -92,7 +90,8 @@ TO_TRAIN = {
     RL: "sampled answers, twice as many where all to a prompt are wrong, and a KL to the start "
     "where it counts",
     ON_POLICY: "sampled answers, and the teacher's reading of them",
-    OFF_POLICY: "the teacher's answers, once a row, and its reading of them for soft targets",
+    OFF_POLICY: "the teacher's answers to each row, sampled once in a run, and its reading of "
+    "them for soft targets",
 }
 
 

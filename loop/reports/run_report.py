@@ -287,10 +287,12 @@ def _failures(best: EvalResult) -> Iterator[str]:
         yield "No question of the dev set was answered wrong."
     for sample in wrong:
         answer = sample.error or _flat(sample.answer or "")
+        got = "likelier was" if "rejected_logprob" in sample.other_scores else "got"
         kinds = {"truncated": sample.truncated, "malformed": sample.malformed}
         flaws = "".join(f", {name}" for name, is_so in kinds.items() if is_so)
         expected = _flat(" or ".join(sample.expected))
-        yield f"- {_flat(sample.question)} Expected {expected}, got {answer}{flaws}."
+        end = "" if f"{answer}{flaws}".endswith(".") else "."
+        yield f"- {_flat(sample.question)} Expected {expected}, {got} {answer}{flaws}{end}"
     yield ""
 
 

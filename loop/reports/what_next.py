@@ -28,6 +28,7 @@ def what_next(
         topics=store.topics(decision.best_round) or [],
         trained=trained_in(store, decision.round, config),
         max_tokens=config["evaluation"]["max_tokens"],
+        method=method_words(config),
         has_unused_pool=_has_unused_pool(store, config, decision.round),
     )
     ways = WaysOn(

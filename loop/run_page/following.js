@@ -38,7 +38,9 @@
     say(state, "This run: " + now.state + (now.state === "going on" ? round : "") + score + why);
     const told = [];
     if (now.state === "going on" && now.step !== null) told.push("step " + now.step);
-    if (now.state === "going on" && now.loss !== null) told.push("loss " + now.loss.toPrecision(5));
+    if (now.state === "going on" && now.value !== null) {
+      told.push(now.measure + " " + now.value.toPrecision(5));
+    }
     if (now.seconds_since_event !== null) {
       told.push("last event " + ago(now.seconds_since_event) + " ago");
     }
