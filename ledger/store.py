@@ -14,7 +14,6 @@
     report.html              all of it on one page
     evalops/round_NN-*.json  rounds as EvalOps is told of them
     reference.jsonl          of method dpo: the pairs' log-probabilities under the reference
-    rollouts/                sampled answers, a file for each step; answers_NNN.jsonl are a teacher's
     checkpoints/             the embedded service's weights
 
 The effective ledger is what a replay gives: a `resumed` event names the last durable `seq` and
