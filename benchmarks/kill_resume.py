@@ -382,7 +382,8 @@ def clipped(folder: Path) -> Iterator[World]:
 
 def taught(folder: Path, **changes: Any) -> dict[str, Any]:
     settings = short_settings(folder)
-    trained_before(folder, settings)
+    # Long enough that its answers come to their end.
+    trained_before(folder, settings | {"steps_per_round": 12, "learning_rate": 0.02})
     distill = {"teacher": "start@round_01", "group_size": 2, "max_tokens": 6, **changes}
     return settings | {"method": "distill", "distill": distill}
 
