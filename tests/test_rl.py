@@ -7,6 +7,7 @@ import json
 import runpy
 import shutil
 import signal
+import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -56,11 +57,14 @@ def infinite(answer, targets):
     return float("inf")
 """
 SCORERS = """
+import asyncio
 from inspect_ai.scorer import Score, accuracy, scorer
 
 @scorer(metrics=[accuracy()])
 def has_letter():
     async def score(state, target):
+        await asyncio.sleep(len(state.output.completion) % 3 / 1000)
+        print("scored")
         return Score(value="C" if "e" in state.output.completion else "I")
     return score
 """
@@ -200,6 +204,19 @@ def test_each_loss_takes_what_was_sampled(space: Workspace, rl: dict[str, Any]) 
     )
 
 
+def test_stdout_stays_what_it_is_beside_a_scorer_that_waits(
+    space: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    (space.folder / "scorers.py").write_text(SCORERS)
+    rl = {**RL["rl"], "reward": "scorers.py@has_letter"}
+    stdout = sys.stdout
+    assert space.run("run", **{**RL, "rl": rl}, steps_per_round=1, max_rounds=1) == 0
+    assert sys.stdout is stdout
+    said = capsys.readouterr()
+    assert "scored" in said.err and "scored" not in said.out.splitlines()
+    assert "Best checkpoint" in said.out
+
+
 def test_without_variance_there_is_no_step_and_the_round_says_so(space: Workspace) -> None:
     changes = {**RL, "rl": {**RL["rl"], "reward": "rewards.py@nothing"}, "max_rounds": 1}
     assert space.run("run", **changes) == 0
@@ -316,7 +333,7 @@ def test_the_example_is_made_of_the_demo() -> None:
     configs = {name: load_and_validate_config(str(folder / name)) for name in CONFIGS}
     assert [one.config.method for one in configs.values()] == ["sft", "rl"]
     settings = configs["rl.json"].config.rl
-    assert settings is not None
+    assert settings is not None and settings.reward is not None
     load_reward(settings.reward, folder / "rl.json", folder / "rewards.py")
     made = runpy.run_path(str(folder / "questions.py"))["question_lines"]()
     assert (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines() == made
