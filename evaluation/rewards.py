@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from errors import ConfigError, one_line
 from grading.graders import GRADERS, grade, problem_with
 from grading.math_process import NotJudged
-from user_code.modules import coming_back
+from user_code.modules import keeping_the_place
 from user_code.own_graders import (
     MAX_REWARD,
     OwnGrader,
@@ -36,8 +36,8 @@ Judge = Callable[[str, str, str], Awaitable[Verdict]]  # of the question, the an
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward, ready to be asked; `code` are the user's files that it is made of, with their
-    sha256."""
+    """A reward, ready to be asked, with several answers at once inside of one `keeping_the_place`;
+    `code` are the user's files that it is made of, with their sha256."""
 
     name: str
     judge: Judge
@@ -80,7 +80,8 @@ def load_reward(name: str, where: Path, file: Path | None) -> Reward:
 def check_reward(reward: Reward, question: str, reference: str, where: str) -> float:
     """What a row's own answer is worth. Raises `ConfigError` where it cannot be told; `where` names
     the row. To be called outside of an event loop."""
-    verdict = asyncio.run(_judged(reward, question, reference))
+    with keeping_the_place():
+        verdict = asyncio.run(_judged(reward, question, reference))
     if verdict.problem is not None:
         raise ConfigError(
             f"rl.reward: it gives nothing for the row's own answer in {where}: {verdict.problem}. "
@@ -150,8 +151,7 @@ def _by_scorer(where: Path, name: str, make: Callable[[], Scorer]) -> Judge:
             completed=True,
         )
         try:
-            with coming_back(), contextlib.redirect_stdout(sys.stderr):
-                score = await scorer(state, Target([reference]))
+            score = await scorer(state, Target([reference]))
         except Exception as error:  # as above
             return Verdict(0.0, f"the reward {name} raised {_said(error)}")
         return _verdict_of(name, None if score is None else score.value)

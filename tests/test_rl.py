@@ -7,6 +7,7 @@ import json
 import runpy
 import shutil
 import signal
+import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -63,11 +64,14 @@ def infinite(answer, targets):
     return float("inf")
 """
 SCORERS = """
+import asyncio
 from inspect_ai.scorer import Score, accuracy, scorer
 
 @scorer(metrics=[accuracy()])
 def has_letter():
     async def score(state, target):
+        await asyncio.sleep(len(state.output.completion) % 3 / 1000)
+        print("scored")
         return Score(value="C" if "e" in state.output.completion else "I")
     return score
 """
@@ -251,6 +255,19 @@ def test_each_loss_takes_what_was_sampled(space: Workspace, rl: dict[str, Any]) 
     assert ("kl_sampler_trainer" in step["measures"]) == (
         "temperature" not in rl and step["measures"]["learnable_groups"] > 0
     )
+
+
+def test_stdout_stays_what_it_is_beside_a_scorer_that_waits(
+    space: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    (space.folder / "scorers.py").write_text(SCORERS)
+    rl = {**RL["rl"], "reward": "scorers.py@has_letter"}
+    stdout = sys.stdout
+    assert space.run("run", **{**RL, "rl": rl}, steps_per_round=1, max_rounds=1) == 0
+    assert sys.stdout is stdout
+    said = capsys.readouterr()
+    assert "scored" in said.err and "scored" not in said.out.splitlines()
+    assert "Best checkpoint" in said.out
 
 
 def test_without_variance_there_is_no_step_and_the_round_says_so(space: Workspace) -> None:

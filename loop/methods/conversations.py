@@ -26,7 +26,7 @@ from loop.methods.rollouts import (
     answer_of,
     kept_answer,
 )
-from loop.planning.environments import environment_row, room_of
+from loop.planning.environments import environment_row
 from loop.planning.plan import Plan
 from rows.examples import find_example
 from simple_eval import ReadAnswer
@@ -48,6 +48,7 @@ class Talking(NamedTuple):
     environment: Environment
     asking: Asking
     max_turns: int
+    room: int  # the most tokens of one
 
 
 class Conversation(NamedTuple):
@@ -157,10 +158,10 @@ async def _held(plan: Plan, talking: Talking, prompt: Prompt, turns: _SeededTurn
 
     example = find_example(prompt.example_id, plan.train.examples, plan.pool.examples)
     assert example is not None, "steps are of rows of the plan"
-    row, room = environment_row(example, plan.rendering, turns.seed_of(-1)), room_of(plan)
+    row = environment_row(example, plan.rendering, turns.seed_of(-1))
     conversing, problem = None, None
     try:
-        conversing = talking.environment.open(row, plan.renderer, room)
+        conversing = talking.environment.open(row, plan.renderer, talking.room)
         env = EnvFromMessageEnv(
             plan.renderer,
             cast("MessageEnv", conversing),
@@ -168,7 +169,7 @@ async def _held(plan: Plan, talking: Talking, prompt: Prompt, turns: _SeededTurn
             context_overflow_reward=0.0,
             terminate_on_length=False,  # where the environment goes on from it
         )
-        limits = RolloutLimits(max_turns=talking.max_turns, max_trajectory_tokens=room)
+        limits = RolloutLimits(max_turns=talking.max_turns, max_trajectory_tokens=talking.room)
         await run_rollout(cast("TokenCompleter", turns), env, limits=limits)
     except EnvironmentProblem as error:
         problem = str(error)

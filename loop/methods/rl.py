@@ -37,10 +37,12 @@ from loop.methods.rollouts import (
     trajectories_of,
 )
 from loop.methods.scoring import KeptScores, ask_all, sample_logprobs
+from loop.planning.environments import room_of
 from scores.intervals import mean
 from scores.learnable import has_variance, is_solved
 from simple_eval import MAX_FAILED_SHARE
 from storage.journal import Journal
+from user_code.modules import keeping_the_place
 from user_code.own_graders import Verdict
 
 if TYPE_CHECKING:
@@ -185,8 +187,9 @@ class Rl:
         if environment is None:
             answers = await sample_groups(plan, sampler, prompts, self._asking, seeds, journal)
             return await self._judged(prompts, answers)
-        assert self._settings.max_turns is not None, "it has a default beside an environment"
-        talking = Talking(environment, self._asking, self._settings.max_turns)
+        max_turns = self._settings.max_turns
+        assert max_turns is not None, "it has a default beside an environment"
+        talking = Talking(environment, self._asking, max_turns, room_of(plan))
         held = await hold_conversations(plan, sampler, prompts, talking, seeds, journal)
         return [
             _Judged([one.answer for one in group], [one.verdict for one in group]) for group in held
@@ -206,7 +209,8 @@ class Rl:
 
         judged = []
         for prompt, group in zip(prompts, answers, strict=True):
-            verdicts = await asyncio.gather(*(judge(prompt, answer) for answer in group))
+            with keeping_the_place():
+                verdicts = await asyncio.gather(*(judge(prompt, answer) for answer in group))
             judged.append(_Judged(group, list(verdicts)))
         return judged
 

@@ -23,8 +23,9 @@ def environment_row(example: Example, rendering: Rendering, seed: int) -> Enviro
 
 
 def room_of(plan: Plan) -> int:
-    """The most tokens of a conversation with an environment."""
-    return min(plan.max_seq_length, limits_of(plan.inputs.model_dir).context or plan.max_seq_length)
+    """The most tokens of a conversation with an environment, whose loss can be measured."""
+    longest = limits_of(plan.inputs.model_dir).longest_row(is_measured=True)
+    return plan.max_seq_length if longest is None else min(plan.max_seq_length, longest)
 
 
 def describe_rewards(plan: Plan) -> Iterator[str]:
