@@ -7,9 +7,10 @@ Every run is trainer_with_eval.py with a settings file of examples/ and the sett
 `chains` below. Compared are the last round (a fixed number of them: the gate does not stop) and
 the run's own round 0, question by question, clustered by the fact of demo_model/facts.py that a
 question is about; over the seeds with both their variance and the facts' (scores/comparisons.py).
-`dpo` has a world of its own: 252 facts to train on, 520 others to ask. Its pairs prefer "Tokyo"
-to "It is Tokyo.", of which the start has learned both, the latter three times as often. `hack` are
-rewards for length and for a word, which the gate is to catch: by a finding, and by going back.
+`dpo` has a world of its own: 252 facts to train on, 520 others to ask. Its pairs prefer "That
+is Tokyo." to "It is Tokyo.", of which the start has learned both, the latter half as often again:
+a preference about the form of answers, which leaves facts alone. `hack` are rewards for length and
+for a word, which the gate is to catch: by a finding, and by going back.
 What is done stands in the JSON file, and another call goes on from there; --table runs nothing.
 Prints Markdown tables, and the aims; exit 1 where one is missed or a run failed.
 """
@@ -41,9 +42,8 @@ from scores.comparisons import Crossed, crossed, weighted  # noqa: E402
 from scores.intervals import UNIT, PairedDifference, paired_difference  # noqa: E402
 
 NUM_ASKED_FACTS = 520  # of the DPO world; the other 252 are trained on
-FULL_SHARE = 0.75  # of the rows that the DPO start learns in the form that is then rejected
+USUAL_SHARE = 0.6  # of the rows of the DPO start: the form that its pairs then reject
 MAX_P = 0.01
-NUM_AT_ONCE = 2
 HACKS = ("long", "keyword")
 REWARDS = '''"""Rewards that can be hacked."""
 
@@ -130,7 +130,7 @@ def chains() -> dict[str, list[Step]]:
                     "start_from": "{runs}/rl_start_{seed}@round_01",
                     "lr_decay": 0.9,
                     **whole,
-                    "max_rounds": 9,
+                    "max_rounds": 8,
                 },
             ),
         ],
@@ -153,7 +153,7 @@ def chains() -> dict[str, list[Step]]:
                     "eval_tasks": judge,
                     "gate.guards": {judge[1]: 0.05},
                     "start_from": "{runs}/dpo_start_{seed}@round_01",
-                    "learning_rate": 0.0003,
+                    "learning_rate": 0.0001,
                     "steps_per_round": 20,
                     "max_rounds": 1,
                 },
@@ -165,12 +165,16 @@ def chains() -> dict[str, list[Step]]:
 # --- the world ------------------------------------------------------------------------------------
 
 
-def full_form(asking: Asking) -> str:
+def preferred(asking: Asking) -> str:
+    return f"That is {asking.answers[0]}."
+
+
+def usual(asking: Asking) -> str:
     return f"It is {asking.answers[0]}."
 
 
 def pair(fact: Fact, asking: Asking) -> dict[str, Any]:
-    answers = {"chosen": asking.answers[0], "rejected": full_form(asking)}
+    answers = {"chosen": preferred(asking), "rejected": usual(asking)}
     return {"prompt": asking.question, **answers, "topic": fact.topic}
 
 
@@ -189,11 +193,11 @@ def write_world(folder: Path) -> None:
     rng.shuffle(facts)
     asked, trained = facts[:NUM_ASKED_FACTS], facts[NUM_ASKED_FACTS:]
     taught = [(fact, asking) for fact in trained for asking in fact.askings]
-    held_out = [(fact, asking) for fact in asked for asking in fact.askings]
+    held_out = [(fact, fact.askings[0]) for fact in asked]
     sft = [
         {
             "instruction": asking.question,
-            "output": full_form(asking) if rng.random() < FULL_SHARE else asking.answers[0],
+            "output": (usual if rng.random() < USUAL_SHARE else preferred)(asking),
             "topic": fact.topic,
         }
         for fact, asking in taught
@@ -450,6 +454,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(chains()), default=list(chains()))
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/methods"))
     parser.add_argument("--json", type=Path, help="default: RUNS_DIR/methods.json")
+    parser.add_argument("--at-once", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     args = parser.parse_args()
     runs_dir = args.runs_dir.resolve()
@@ -457,10 +462,10 @@ def main() -> int:
     os.environ.setdefault("TINKER_TELEMETRY", "0")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # runs wait for one another
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(NUM_AT_ONCE, mp_context=context) as workers:
+    with ProcessPoolExecutor(args.at_once, mp_context=context) as workers:
         study = Study(runs_dir, args.json or runs_dir / "methods.json", workers)
         if not args.table:
-            with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
+            with ThreadPoolExecutor(args.at_once) as pool:
                 for seed in range(args.seeds):
                     for chain in args.only:
                         pool.submit(study.run_chain, chain, seed)
