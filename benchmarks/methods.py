@@ -27,6 +27,7 @@ import random
 import shutil
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -96,13 +97,17 @@ def chains() -> dict[str, list[Step]]:
         "max_rounds": 3,
         "learning_rate": 0.001,
     }
+    start = Step("distill_start", "distill/start.json", {"eval_tasks": ask})
     return {
-        "distill": [
-            Step("distill_start", "distill/start.json", {"eval_tasks": ask}),
+        "hack": [
+            start,
             *(
                 Step(f"hack_{name}", "rl/rl.json", {**hack, "rl.reward": f"{{world}}/r.py@{name}"})
                 for name in HACKS
             ),
+        ],
+        "distill": [
+            start,
             Step("teacher", "distill/teacher.json", {"eval_tasks": ask}),
             Step(
                 "off_policy",
@@ -225,7 +230,10 @@ class Study:
 
     def __init__(self, runs_dir: Path, file: Path, workers: ProcessPoolExecutor) -> None:
         self._runs_dir, self._file, self._workers = runs_dir, file, workers
-        self._lock = threading.Lock()
+        self._lock, self._at_work = (
+            threading.Lock(),
+            defaultdict[str, threading.Lock](threading.Lock),
+        )
         self.failures: list[str] = []
         kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         self.records = {name: Record(**one) for name, one in kept.items()}
@@ -233,7 +241,8 @@ class Study:
     def run_chain(self, chain: str, seed: int) -> None:
         try:
             for step in chains()[chain]:
-                self._run(step, seed)
+                with self._at_work[f"{step.name}_{seed}"]:  # two chains begin with the same run
+                    self._run(step, seed)
         except (OSError, RuntimeError) as e:
             self.failures.append(f"{chain}, seed {seed}: {e}")
             print(self.failures[-1], file=sys.stderr)
@@ -277,16 +286,21 @@ def train(arguments: list[str]) -> str | None:
 
 
 def record_of_run(run_dir: Path) -> Record:
-    store = RunStore.open(run_dir)
+    """Read a run; tasks and questions go by the names of their files, so that folders may move."""
+    world, store = f"{run_dir.parent / 'world'}/", RunStore.open(run_dir)
+
+    def named(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {key.replace(world, ""): value for key, value in found.items()}
+
     try:
         results = store.results()
         trained = results[1:]
         best = max(trained, key=lambda one: (one.score, -one.round))
         first, last, chosen = (
-            {task.name: dict(task.scores) for task in one.tasks}
+            named({task.name: named(task.scores) for task in one.tasks})
             for one in (results[0], trained[-1], best)
         )
-        clusters = {task.name: dict(task.clusters or {}) for task in results[0].tasks}
+        clusters = named({task.name: named(task.clusters or {}) for task in results[0].tasks})
         kinds = [kind for event in store.events("diagnosed") for kind in event["kinds"]]
         actions = [event["action"] for event in store.events("decided")]
         scores = {str(one.round): one.score for one in results}
@@ -323,7 +337,9 @@ def records_of(records: Records, kind: str) -> list[Record]:
 def compare(runs: Sequence[Record], kind: str) -> Compared:
     """Last round against round 0 in the tasks of a kind ("qa:", "pref:")."""
     task = next(name for name in runs[0].first if name.startswith(kind))
-    clusters = runs[0].clusters[task]
+    clusters = (
+        runs[0].clusters[task] or None
+    )  # where no two questions share a fact, each has its own
     terms = [({task: one.last[task]}, {task: one.first[task]}) for one in runs]
     return Compared(
         [mean(before[task].values()) for _, before in terms],
@@ -333,7 +349,7 @@ def compare(runs: Sequence[Record], kind: str) -> Compared:
             [weighted([(1, after), (-1, before)]) for after, before in terms], {task: clusters}
         ),
         crossed([after for after, _ in terms], {task: clusters}, UNIT),
-        len(set(clusters.values())),
+        len(set(clusters.values()) if clusters else runs[0].first[task]),
     )
 
 
@@ -350,7 +366,7 @@ def of_teacher(records: Records, kind: str) -> tuple[float, Crossed]:
             [one.best[task] for one in teachers],
         )
     ]
-    return scores[0] / scores[1], crossed(beyond, {task: students[0].clusters[task]})
+    return scores[0] / scores[1], crossed(beyond, {task: students[0].clusters[task] or None})
 
 
 def span(values: Sequence[float]) -> str:
