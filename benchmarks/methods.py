@@ -94,7 +94,7 @@ def chains() -> dict[str, list[Step]]:
         "evaluation.max_tokens": 16,
         "batch_size": 16,
         "steps_per_round": 4,
-        "max_rounds": 3,
+        "max_rounds": 6,
         "learning_rate": 0.001,
     }
     start = Step("distill_start", "distill/start.json", {"eval_tasks": ask})
