@@ -47,7 +47,7 @@ class Digits(MessageEnv):
     async def step(self, message):
         print("stepped")
         said = self.answered(message)
-        reward = sum(one.isdigit() for one in message["content"]) / 4
+        reward = 1 + sum(one.isdigit() for one in message["content"]) / 4
         return MessageStepResult(reward, self.num_turns == 3, said)
     async def observe_truncated_response(self, message):
         return self.answered(message)
@@ -79,7 +79,7 @@ constant = 3
 """
 RL: dict[str, Any] = {
     "method": "rl",
-    "rl": {"environment": "envs.py@Digits", "max_turns": 2, "group_size": 3, "max_tokens": 5},
+    "rl": {"environment": "envs.py@Digits", "max_turns": 2, "group_size": 4, "max_tokens": 40},
 }
 
 
@@ -108,6 +108,7 @@ def test_a_run_is_what_was_said_and_goes_on_as_the_same(
     assert not {"loaded", "stepped"} & set(said.out.splitlines())
     steps = list(space.store("run").events("step"))
     assert len(steps) == 4
+    assert any(step["num_loss_tokens"] for step in steps)  # one answer in ten ends
     for step in steps:
         groups = groups_of(space, "run", step["step"])
         samples = [one for group in groups for one in group.samples]
@@ -128,7 +129,7 @@ def check_conversation(sample: RolledSample) -> None:
     assert sample.turns
     assert sum(turn.num_tokens for turn in sample.turns) == len(sample.tokens)
     assert len(sample.tokens) == len(sample.logprobs)
-    assert all(turn.num_tokens <= 5 for turn in sample.turns)
+    assert all(turn.num_tokens <= 40 for turn in sample.turns)
     assert sample.text == sample.turns[-1].text
     for turn in sample.turns:
         assert turn.heard[-1].role == "user" and turn.heard[-1].text.startswith("Say ")
@@ -154,7 +155,7 @@ def test_an_environment_that_fails_stops_the_run(
     changes = {**RL, "rl": {**RL["rl"], "environment": "envs.py@Failing"}}
     assert space.run("run", **changes) == 1
     said = capsys.readouterr().err
-    assert "rl.environment: 12 of the 12 answers of step 0 have no reward" in said
+    assert "rl.environment: 16 of the 16 answers of step 0 have no reward" in said
     assert "the environment envs.py@Failing raised KeyError: 'no such step'" in said
     assert not list(space.store("run").events("step"))
 
