@@ -12,14 +12,14 @@ import tinker
 import torch
 
 import local_tinker
-from config_schema import LoadedConfig, validate
+from config_schema import LoadedConfig, load_and_validate_config, validate
 from data_loader import load_examples
 from data_selector import CandidateLoss, Mining, Rows, Selection, Signals, select_first, select_next
 from errors import ConfigError, DataError
 from evaluation.preferences import PairLogprobs, load_pairs, render_pairs
 from ledger.store import RunStore
 from loop.methods.dpo import PartLoss, RenderedPair, pair_loss, step_result
-from loop.rounds.keeping import care_for
+from loop.rounds.keeping import care_for, is_reference
 from rows.chat_formats import load_renderer
 from rows.examples import ExampleTable, Message
 from rows.preferences import Aside, PairReader, Placed
@@ -340,6 +340,13 @@ def test_the_reference_is_never_let_go(workspace: Workspace) -> None:
     care = care_for([of_start, saved(1), best], best, reference, (), (), reference)
     assert not care.release and set(care.keep) == {best.state_path, best.sampler_path}
     assert care_for([of_start, best], best, reference, (), ()).release == reference
+    settings = {**workspace.settings, "method": "rl", "rl": {"kl_coef": 0.1}}
+    (workspace.folder / "rl.json").write_text(json.dumps(settings))
+    config = load_and_validate_config(str(workspace.folder / "rl.json")).config
+    assert is_reference(config, 0) and not is_reference(config, 1)
+    assert config.rl is not None
+    without = config.rl.model_copy(update={"kl_coef": 0.0})
+    assert not is_reference(config.model_copy(update={"rl": without}), 0)
 
 
 # --- runs ---------------------------------------------------------------------------------------

@@ -59,8 +59,10 @@ def care_for(
 
 
 def is_reference(config: TrainingConfig, round_no: int) -> bool:
-    """Whether a round's weights are what the run trains preferences against."""
-    return config.method == "dpo" and round_no == 0
+    """Whether a round's weights are what the run's steps are held against to its end: those of the
+    start, by preferences or a penalty on the KL to them."""
+    has_penalty = config.rl is not None and config.rl.kl_coef > 0
+    return round_no == 0 and (config.method == "dpo" or has_penalty)
 
 
 def ttl_seconds(config: TrainingConfig) -> int | None:
