@@ -31,6 +31,11 @@ from rows.tool_calls import is_blank
 from rows.words import Words, cut, normalise, words_of
 
 PAIR_KEYS = ("prompt", "chosen", "rejected")
+PAIR_COLUMNS = {
+    "prompt": "QUESTION_COLUMN",
+    "chosen": "PREFERRED_COLUMN",
+    "rejected": "OTHER_COLUMN",
+}
 MAX_REJECTED_SHARE = 0.5  # a file that loses more of its rows to errors is probably the wrong file
 MAX_REFUSALS = 20  # sources that a message explains,
 MAX_GROUPS = 20  # kinds of problems that a message lists,
@@ -248,9 +253,10 @@ class _Problems:
         guess = {} if self.are_pairs else guess_columns(found)
         names = guess or {"instruction": "QUESTION_COLUMN", "output": "ANSWER_COLUMN"}
         if self.are_pairs:
-            names = {"chosen": "PREFERRED_COLUMN", "rejected": "OTHER_COLUMN"}
+            names = {key: name for key, name in PAIR_COLUMNS.items() if key not in found}
+            names = names or PAIR_COLUMNS
         line = f'"data": {{{_columns_line(names)}}}'
-        line = f"here probably {line}" if guess else f"with the names of two of these keys: {line}"
+        line = f"here probably {line}" if guess else f"with names of these keys: {line}"
         what = (
             "Correct or remove them; with data.on_bad_row at skip, training rows are left out "
             "and listed."

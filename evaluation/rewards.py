@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import numbers
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,15 +80,25 @@ def load_reward(name: str, where: Path, file: Path | None) -> Reward:
 
 def check_reward(reward: Reward, question: str, reference: str, where: str) -> float:
     """What a row's own answer is worth. Raises `ConfigError` where it cannot be told; `where` names
-    the row. To be called outside of an event loop."""
+    the row."""
     with keeping_the_place():
-        verdict = asyncio.run(_judged(reward, question, reference))
+        verdict = _waited_for(_judged(reward, question, reference))
     if verdict.problem is not None:
         raise ConfigError(
             f"rl.reward: it gives nothing for the row's own answer in {where}: {verdict.problem}. "
             "Mend it, or name another."
         )
     return verdict.score
+
+
+def _waited_for(judging: Coroutine[Any, Any, Verdict]) -> Verdict:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(judging)
+    # A study plans its runs inside of an event loop, where no other one can be run.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, judging).result()
 
 
 async def _judged(reward: Reward, question: str, reference: str) -> Verdict:
@@ -152,9 +163,11 @@ def _by_scorer(where: Path, name: str, make: Callable[[], Scorer]) -> Judge:
         )
         try:
             score = await scorer(state, Target([reference]))
+            return _verdict_of(name, None if score is None else score.value)
+        except SystemExit as error:
+            return Verdict(0.0, f"the reward {name} ended with SystemExit: {error}")
         except Exception as error:  # as above
             return Verdict(0.0, f"the reward {name} raised {_said(error)}")
-        return _verdict_of(name, None if score is None else score.value)
 
     return judge
 

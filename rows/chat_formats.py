@@ -117,8 +117,9 @@ class ChatFormat:
             yield f"rows without reasoning: {note}"
 
 
-def load_tokenizer(base_model: str) -> Any:
-    """The tokenizer of a hub model or of a model directory, read so that texts keep their spaces.
+def load_tokenizer(base_model: str, key: str = "base_model") -> Any:
+    """The tokenizer of a hub model or of a model directory, read so that texts keep their spaces;
+    `key` is the setting that names it.
 
     Raises `TokenizerError` when there is none on this machine or the hub, or it loses text.
     """
@@ -134,14 +135,12 @@ def load_tokenizer(base_model: str) -> Any:
             else keeping_text(get_tokenizer(base_model))
         )
     except TextLostError as error:
-        raise TokenizerError(
-            f"base_model {base_model!r}: its tokenizer loses text: {error}"
-        ) from None
+        raise TokenizerError(f"{key} {base_model!r}: its tokenizer loses text: {error}") from None
     # What transformers raises for files that are not what they should be: there is no list of it.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TokenizerError(
-            f"base_model {base_model!r}: its tokenizer cannot be loaded: {first_line} "
+            f"{key} {base_model!r}: its tokenizer cannot be loaded: {first_line} "
             "Check the name, the network, or give a model directory."
         ) from None
     # Rows are cut at max_seq_length, so its warning about longer ones would mislead.

@@ -181,7 +181,7 @@ def _sides(given: Mapping[str, Any]) -> _Sides:
     beside = {key: value for key, value in given.items() if key not in _NOT_BESIDE}
     named = next((key for key in PROMPTS if key in given), None)
     prompt = None if named is None else _prompt(given[named])
-    answers = [_answer(given[key]) for key in ANSWERS]
+    answers = [_answer(given[key], key) for key in ANSWERS]
     is_whole = [isinstance(one, list) and _begins_whole(one) for one in answers]
     if len(set(is_whole)) > 1:
         raise ValueError("one of chosen and rejected is a whole conversation, and one an answer")
@@ -190,7 +190,10 @@ def _sides(given: Mapping[str, Any]) -> _Sides:
             _refuse_prompt_elsewhere(prompt, answers[0])
         forms = [{"messages": one, **beside} for one in answers]
     elif prompt is None:
-        raise ValueError('"prompt" is missing or empty, so that nothing was answered')
+        found = ", ".join(sorted(map(str, given))[:8])
+        raise ValueError(
+            f'"prompt" is missing or empty, so that nothing was answered; found keys: {found}'
+        )
     else:
         forms = [{"prompt": prompt, "completion": one, **beside} for one in answers]
     used = {*ANSWERS, named} if not all(is_whole) or named in PROMPTS[:2] else {*ANSWERS}
@@ -199,12 +202,14 @@ def _sides(given: Mapping[str, Any]) -> _Sides:
     return _Sides(chosen._replace(unused=(*chosen.unused, *left_out)), rejected)
 
 
-def _answer(value: Any) -> Any:
+def _answer(value: Any, key: str) -> Any:
     """A text, or messages: of the answer, or of the whole conversation."""
     read = decoded(value)
     read = [read] if isinstance(read, dict) and is_messages([read]) else read
     if is_messages(read):
         return read
+    if not isinstance(value, str | bytes):
+        raise ValueError(f'"{key}" is neither a text nor a list of messages with their roles')
     return _spoken(value) or value
 
 

@@ -128,7 +128,7 @@ def preference_course(steps: PreferenceSteps) -> str:
     loss, margin, gain = (_start_and_end(values) for values in steps)
     said = (
         f"the loss of the pairs went from {loss.start:.3f} to {loss.end:.3f} (no preference has "
-        f"{math.log(2):.3f}), their margin from {margin.start:.3f} to {margin.end:.3f}"
+        f"{math.log(2):.3f}), their margin from {margin.start:z.3f} to {margin.end:z.3f}"
         f"{_means_said(steps.losses)}"
     )
     if round(gain.end, 3) < round(gain.start, 3):

@@ -90,7 +90,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {shown}: the value is nested too deeply.") from None
     *groups, leaf = key.strip().split(".")
     for group in groups:
-        inner = raw.setdefault(group, {})
+        inner = raw.get(group)
+        if inner is None:  # also written as null, as a recorded config has groups of other methods
+            inner = raw[group] = {}
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {shown}: {as_shown(group)} is not a group of settings.")
         raw = inner

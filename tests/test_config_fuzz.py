@@ -710,6 +710,12 @@ def test_an_override_is_refused_in_one_line(folder: Path, override: str, part: s
     assert len(outcome.err) < 300
 
 
+def test_a_group_of_another_method_is_refused_as_what_it_is(folder: Path) -> None:
+    """A recorded config has the groups of other methods as null."""
+    outcome = answer(folder, {"method": "rl", "dpo": None}, "--set=dpo.beta=0.5")
+    assert "dpo is set, and method is rl, which does not use it" in outcome.err
+
+
 def test_what_is_nested_deeply_is_refused_at_once(folder: Path) -> None:
     """Near the interpreter's limit it could be read, and the message about it failed."""
     outcome = answer(folder, {"evaluation": {"task_args": {"a/b": {"c": nested(300)}}}})

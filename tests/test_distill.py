@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import shutil
@@ -16,14 +17,16 @@ import torch
 
 from conftest import REPO
 from data_selector import Mining, Rows, Selection, Signals, select_next
-from errors import RunStoreError
+from errors import ConfigError, RunStoreError
 from ledger.events import impossibility
+from ledger.records import Ancestor, Origin, Teacher
 from ledger.rollouts import RolledGroup, RolledSample, TaughtAnswers, read_rollouts
 from loop.methods.off_policy import datum_of, mean_entropy
 from loop.methods.on_policy import measures_of, with_kl_advantages
 from loop.methods.rollouts import Prompt, datums_of
 from loop.methods.sft import batch_loss
 from loop.methods.teaching import normalised
+from loop.planning.teacher import refuse_same_weights
 from rows.examples import Example, ExampleTable, Message
 from scores.learnable import distance_of
 from storage.journal import Journal
@@ -120,6 +123,27 @@ def test_soft_targets_are_the_teachers_distribution_at_each_token() -> None:
     assert loss == pytest.approx(nll) == pytest.approx(mean_entropy([soft]))
 
 
+@pytest.mark.parametrize(
+    ("start", "path", "told", "is_refused"),
+    [
+        (None, None, None, True),
+        (None, None, "Be brief.", False),
+        (None, "tinker://a/sampler_weights/x", None, False),
+        ("tinker://a/weights/x", "tinker://a/sampler_weights/x", None, True),
+        ("tinker://a/weights/x", "tinker://a/sampler_weights/y", None, False),
+        ("tinker://a/weights/x", None, None, False),
+    ],
+)
+def test_weights_that_the_student_begins_as_teach_nothing(
+    start: str | None, path: str | None, told: str | None, is_refused: bool
+) -> None:
+    teacher = Teacher("t", None, "/model", path)
+    origin = None if start is None else Origin(Ancestor("s", start), False)
+    refused = pytest.raises(ConfigError, match="nothing to learn")
+    with refused if is_refused else contextlib.nullcontext():
+        refuse_same_weights(teacher, origin, "/model", told)
+
+
 def test_hard_targets_are_the_answers_tokens() -> None:
     datum = datum_of(prompt_of_tokens(7, 8, 9), [4, 5], 1.0, None)
     assert datum.loss_fn_inputs["target_tokens"].to_numpy().tolist() == [8, 9, 4, 5]
@@ -205,8 +229,13 @@ def test_on_policy_is_judged_by_the_teacher(taught: Workspace) -> None:
 
 @pytest.mark.trains
 def test_a_teacher_that_is_the_student_has_nothing_to_say(taught: Workspace) -> None:
-    """The student starts as its teacher, so that their log-probabilities are the same."""
-    changes = {"start_from": "teacher@round_01", "max_rounds": 1, "steps_per_round": 1}
+    """The student starts as its teacher, so that their log-probabilities are the same. Where the
+    weights are known to be one the run is refused; here the student's are of a run alike."""
+    changes: dict[str, Any] = {"max_rounds": 1, "steps_per_round": 1}
+    assert taught.run("run", start_from="teacher@round_01", **changes) == 2
+    alike = {"method": "sft", "distill": None, "max_rounds": 1, "steps_per_round": 12}
+    assert taught.run("twin", learning_rate=0.02, **alike) == 0
+    changes["start_from"] = "twin@round_01"
     assert taught.run("run", **changes) == 0
     (step,) = steps_of(taught, "run")
     assert step["measures"]["reverse_kl"] == pytest.approx(0, abs=1e-4)

@@ -298,6 +298,36 @@ def test_the_measures_of_a_step(tmp_path: Path, llama_dir: Path) -> None:
     assert pair_loss(now, pairs[0].reference, 0.2) == pytest.approx(outcomes[0].loss)
 
 
+def test_what_rounding_prefers_is_no_preference(tmp_path: Path, llama_dir: Path) -> None:
+    """Before the first step the weights are the reference, in other batches."""
+    part = PartLoss(step_pairs(tmp_path, llama_dir), 3, 0.1)
+    part.loss(part.datums, logprobs_of(part))
+    same = [
+        one.pair._replace(
+            reference=PairLogprobs("x", one.chosen * (1 + 1e-7), one.rejected, 1, 1, 0)
+        )
+        for one in part.outcomes
+    ]
+    again = PartLoss(same, 3, 0.1)
+    again.loss(again.datums, logprobs_of(again))
+    measures = step_result(again.outcomes).measures
+    assert measures["margin"] > 0 and measures["accuracy"] == 0
+
+
+@pytest.mark.parametrize("answers", [(["a"], ["b"]), ([1], [2]), ([["a"]], [["b"]]), (3, 4)])
+def test_an_answer_is_a_text_or_messages(answers: tuple[Any, Any]) -> None:
+    with pytest.raises(ValueError, match='"chosen" is neither a text nor a list of messages'):
+        read({"prompt": "q", "chosen": answers[0], "rejected": answers[1]})
+
+
+def test_the_columns_to_name_are_those_that_are_missing(tmp_path: Path) -> None:
+    file = tmp_path / "orca.jsonl"
+    file.write_text(json.dumps({"question": "q", "chosen": "a", "rejected": "b"}))
+    with pytest.raises(DataError) as caught:
+        load_pairs("pref:orca.jsonl", file)
+    assert "found keys: chosen, question, rejected" in str(caught.value)
+
+
 def test_a_round_says_when_its_chosen_answers_became_less_likely() -> None:
     losses, margins = [0.7, 0.6, 0.5, 0.4], [0.0, 0.2, 0.4, 0.8]
     fell = preference_course(PreferenceSteps(losses, margins, [0.0, -0.1, -0.2, -0.31]))

@@ -476,3 +476,36 @@ def test_what_is_said_of_rewards(
     assert "the mean reward" in found.said
     if kinds:
         assert f"it was {scores[0]:.4f} and is {scores[1]:.4f}" in found.said
+
+
+def test_what_a_scorer_does_is_data_and_a_study_may_ask_it(tmp_path: Path) -> None:
+    """A study plans its runs while an event loop is at work."""
+    scorers = (
+        SCORERS
+        + """
+import sys
+
+@scorer(metrics=[accuracy()])
+def exits():
+    async def score(state, target):
+        sys.exit(3)
+    return score
+
+@scorer(metrics=[accuracy()])
+def huge():
+    async def score(state, target):
+        return Score(value=10**400)
+    return score
+"""
+    )
+    (tmp_path / "scorers.py").write_text(scorers)
+
+    async def worth(name: str) -> float:
+        where = tmp_path / "c.json"
+        found = load_reward(f"scorers.py@{name}", where, tmp_path / "scorers.py")
+        return check_reward(found, "q", "e", "f line 1")
+
+    assert asyncio.run(worth("has_letter")) == 1
+    for name, said in (("exits", "ended with SystemExit: 3"), ("huge", "OverflowError")):
+        with pytest.raises(ConfigError, match=said):
+            asyncio.run(worth(name))

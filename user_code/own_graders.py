@@ -62,7 +62,7 @@ class OwnGrader(NamedTuple):
         if not isinstance(given, numbers.Real):
             what = repr(one_line(given, 80)) if isinstance(given, str) else "something"
             return self._no_score(
-                f"gave {what} of type {type(given).__name__}, and a {self._kind} is a number "
+                f"gave {what} of type {_type_name(given)}, and a {self._kind} is a number "
                 f"{self._bounds}"
             )
         if self.is_reward and abs(score) <= MAX_REWARD:  # which nan is not
@@ -84,6 +84,12 @@ class OwnGrader(NamedTuple):
     def _no_score(self, what: str) -> Verdict:
         kind = "reward" if self.is_reward else "grader"
         return Verdict(0.0, f"the {kind} {self.name} {what}")
+
+
+def _type_name(value: object) -> str:
+    """With its module, as numpy's bool is another type than Python's."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def may_be_of_the_run(error: BaseException) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_STEPS_IN_FLIGHT = 4
+ROUNDING = 1e-5  # share of two float32 log-probabilities that their difference may be off by
 
 
 class Dpo:
@@ -89,7 +90,7 @@ class PairOutcome(NamedTuple):
     pair: RenderedPair
     loss: float
     margin: float  # beta * (d_chosen - d_rejected)
-    is_right: bool  # d_chosen > d_rejected
+    is_right: bool  # d_chosen > d_rejected, by more than rounding
     chosen: float
     rejected: float
 
@@ -144,7 +145,9 @@ class PartLoss:
                 pair,
                 float(loss.detach()),
                 metrics["margin"],
-                bool(metrics["accuracy"]),
+                # Before the first step both are the reference's, and which of two equal numbers
+                # rounding makes the larger one is no preference.
+                metrics["margin"] / self.beta > ROUNDING * float(-(chosen + rejected).detach()),
                 float(chosen.detach()),
                 float(rejected.detach()),
             )
@@ -166,7 +169,8 @@ def step_result(outcomes: Sequence[PairOutcome]) -> StepResult:
     """What came of a step's pairs, under the weights before it.
 
     `nll` is of the chosen answers. The measures: `margin` and `accuracy` as the loss has them,
-    means over the pairs; `chosen_logprob` and `rejected_logprob`, nats a token;
+    means over the pairs, a margin within rounding being no preference; `chosen_logprob` and
+    `rejected_logprob`, nats a token;
     `chosen_gain`, what of `chosen_logprob` is above the reference's; and `kl`, an estimate of
     the KL to the reference in nats an answer, half the mean square of d over both answers of each
     pair (k2 of Schulman 2020, "Approximating KL divergence"). It is taken on the answers of the

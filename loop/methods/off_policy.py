@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from data_selector import Selection
 from errors import TrainingError
-from ledger.rollouts import RolledGroup, TaughtAnswers
+from ledger.rollouts import RolledGroup, RolledSample, TaughtAnswers
 from loop.methods.method import StepInFlight, StepResult, Workplace, adam_params, parts_of
 from loop.methods.rollouts import (
     Answer,
@@ -106,8 +106,8 @@ class OffPolicy:
             if not any(usable(group) for group in groups):
                 raise TrainingError(
                     f"All of the teacher's answers to {len(groups)} rows of round "
-                    f"{selection.round} were cut at distill.max_tokens, {max_tokens} tokens, so "
-                    "there is nothing to train a step on. Start a new run with a higher "
+                    f"{selection.round} were empty or cut at distill.max_tokens, {max_tokens} "
+                    "tokens, so there is nothing to train a step on. Start a new run with a higher "
                     "distill.max_tokens."
                 )
 
@@ -174,13 +174,17 @@ class OffPolicy:
 
 def _group_of(prompt: Prompt, answers: Sequence[Answer]) -> RolledGroup:
     samples = [rolled_sample(one, None) for one in answers]
-    has_any = any(not one.is_truncated for one in samples)
+    has_any = any(map(_is_usable, samples))
     return RolledGroup(prompt.example_id, prompt.question, prompt.reference, samples, has_any)
 
 
-def usable(group: RolledGroup) -> list:
-    """The answers of a group that came to their end."""
-    return [one for one in group.samples if not one.is_truncated]
+def _is_usable(sample: RolledSample) -> bool:
+    return bool(sample.tokens) and not sample.is_truncated
+
+
+def usable(group: RolledGroup) -> list[RolledSample]:
+    """The answers of a group that came to their end, and have a token to learn."""
+    return [one for one in group.samples if _is_usable(one)]
 
 
 def datum_of(

@@ -119,9 +119,11 @@ def refuse_long_prompts(
     rows: Iterable[Example],
     rendering: Rendering,
     max_tokens: int,
+    beside: str | None = None,
 ) -> None:
     """Raise `DataError`, with file and line, for a row whose prompt and sampled answer together are
-    `longest` of neither the model's context (None: not known) nor max_seq_length."""
+    `longest` of neither the model's context (None: not known) nor max_seq_length. `beside` is the
+    setting whose text the rows have been given."""
     context, setting = longest
     limit, what = setting, f"max_seq_length {setting}"
     if context is not None and context < setting:
@@ -131,8 +133,9 @@ def refuse_long_prompts(
         if num_tokens + max_tokens > limit:
             raise DataError(
                 f"{example.source} line {example.line_no}: the prompt of this row of {key} has "
-                f"{num_tokens} tokens, and with an answer of up to {max_tokens} it is longer than "
-                f"{what}. Sampled answers are not cut: lower max_tokens of the method, raise "
+                f"{num_tokens} tokens{f' with {beside}' if beside else ''}, and with an answer of "
+                f"up to {max_tokens} it is longer than {what}. Sampled answers are not cut: "
+                f"{f'shorten {beside}, ' if beside else ''}lower max_tokens of the method, raise "
                 "max_seq_length as far as the model goes, or leave the row out."
             )
 

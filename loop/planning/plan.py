@@ -34,7 +34,7 @@ from loop.planning.fitting import (
 from loop.planning.inputs import Inputs, counted
 from loop.planning.rewards import refuse_unfit_references
 from loop.planning.steps import mining_of
-from loop.planning.teacher import refuse_other_tokenizer, with_system
+from loop.planning.teacher import refuse_other_tokenizer, refuse_same_weights, with_system
 from rows.chat_formats import ChatFormat, choose_format, former_name, load_renderer
 from rows.control_tokens import guard
 from rows.examples import DropLog, find_example
@@ -180,6 +180,7 @@ def make_plan(
         if config.distill is not None:
             prompt = config.distill.teacher_prompt
             refuse_unheard_prompt(chat_format, prompt, "distill.teacher_prompt")
+            refuse_same_weights(inputs.teacher, origin, inputs.model_path, prompt)
         renderer = chat_format.renderer
         _refuse_what_cannot_fit(limits, replace(inputs, tasks=tasks), rendering, renderer, tables)
     _refuse_unfit_prompts(inputs, (limits.context, max_seq_length), rendering, tables)
@@ -316,7 +317,8 @@ def _refuse_unfit_prompts(
         if distill is not None:
             told = distill.teacher_prompt
             asked = rows if told is None else [with_system(one, told) for one in rows]
-            refuse_long_prompts(longest, key, asked, rendering, distill.max_tokens)
+            beside = None if told is None else "distill.teacher_prompt"
+            refuse_long_prompts(longest, key, asked, rendering, distill.max_tokens, beside)
 
 
 def _refuse_dropped(logs: list[DropLog]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from config_schema import LoadedConfig, TrainingConfig
 from errors import ConfigError, RunStoreError
-from ledger.records import Teacher, seconds_of
+from ledger.records import Origin, Teacher, seconds_of
 from ledger.references import Subject, find_to_sample, names_weights
 from ledger.registry_names import weights_problem
 from ledger.registry_weights import digests_of_weights, weights_dir
@@ -55,7 +55,7 @@ def find_teacher(loaded: LoadedConfig, model_path: str, kept: Mapping[str, Any])
                 "learn from it. Name a better one, or set distill.teacher_prompt."
             )
     else:
-        subject = find_to_sample(settings.teacher, folders, key)
+        subject = find_to_sample(settings.teacher, folders, f"{loaded.file}: {KEY}")
         teacher = _of_subject(subject, settings.teacher, key)
     return replace(teacher, sha256=_digests(teacher, model_path))
 
@@ -143,7 +143,8 @@ def refuse_other_tokenizer(teacher: Teacher | None, of_student: Any, model_path:
     if teacher is None or teacher.model_path in (None, model_path):
         return
     assert teacher.model_path is not None, "it is no path alone"
-    theirs, own = load_tokenizer(teacher.model_path).get_vocab(), of_student.get_vocab()
+    theirs = load_tokenizer(teacher.model_path, KEY).get_vocab()
+    own = of_student.get_vocab()
     if theirs == own:
         return
     other = sorted(text for text in {*theirs, *own} if theirs.get(text) != own.get(text))
@@ -157,6 +158,25 @@ def refuse_other_tokenizer(teacher: Teacher | None, of_student: Any, model_path:
 
 def _said(vocabulary: Mapping[str, int], text: str) -> str:
     return f"id {vocabulary[text]}" if text in vocabulary else "not a token"
+
+
+def refuse_same_weights(
+    teacher: Teacher | None, origin: Origin | None, model_path: str, teacher_prompt: str | None
+) -> None:
+    """Raise `ConfigError` where the student begins as the teacher, and hears all that it does."""
+    if teacher is None or teacher_prompt is not None:
+        return
+    if origin is None:
+        is_same = teacher.path is None and teacher.model_path == model_path
+    else:
+        # Both are saved together, under one name.
+        path = origin.parent.state_path.replace("/weights/", "/sampler_weights/")
+        is_same = teacher.path == path
+    if is_same:
+        raise ConfigError(
+            f"{KEY} {teacher.name}: these are the weights that the student begins as, so there is "
+            "nothing to learn from them. Name a better teacher, or set distill.teacher_prompt."
+        )
 
 
 def refuse_other_teacher_service(teacher: Teacher | None, choice: ServiceChoice) -> None:
