@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import tinker
 import torch
 
 from conftest import REPO
-from data_selector import Mining, Rows, Selection, Signals, select_next
+from data_loader import load_examples
+from data_selector import Mining, Rows, Selection, Signals, select_first, select_next
 from errors import ConfigError, RunStoreError
 from ledger.events import impossibility
 from ledger.records import Ancestor, Origin, Teacher
@@ -28,6 +30,7 @@ from loop.methods.sft import batch_loss
 from loop.methods.teaching import normalised
 from loop.planning.teacher import refuse_same_weights
 from rows.examples import Example, ExampleTable, Message
+from rows.sources import Source
 from scores.learnable import distance_of
 from storage.journal import Journal
 from test_loop import Workspace, row, same_bits
@@ -225,6 +228,32 @@ def test_on_policy_is_judged_by_the_teacher(taught: Workspace) -> None:
     assert selection is not None
     reasons = [pick.reason for pick in selection.picks if pick.weight is not None]
     assert reasons and all("teacher" in one for one in reasons)
+
+
+@pytest.mark.trains
+def test_a_run_takes_no_more_tokens_than_its_plan_says(
+    taught: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    """Also where the rows that are drawn are the longest ones."""
+    rows = [row(i) for i in range(20)]
+    rows[0]["instruction"] += " word" * 40
+    taught.write_rows("train.jsonl", rows)
+    table = load_examples([Source("train.jsonl", taught.folder / "train.jsonl")]).examples
+    long_id = next(iter(table.ids))
+    drawn = {n: select_first(table, num_slots=2, seed=n).picks for n in range(100)}
+    seed = next(n for n, picks in drawn.items() if long_id in [p.example_id for p in picks])
+    changes: dict[str, Any] = {"steps_per_round": 1, "max_rounds": 1, "batch_size": 2}
+    changes |= {"mining": {}, "seed": seed}
+    assert taught.run("plan", "--dry-run", **changes) == 0
+    said = "".join(capsys.readouterr())
+    assert taught.run("run", **changes) == 0
+    used = taught.store("run").usage()
+    tokens = r"at most ([\d,]+) trained, at most ([\d,]+) prompt and ([\d,]+) sampled"
+    found = re.search(tokens, said)
+    assert found is not None
+    most = [int(one.replace(",", "")) for one in found.groups()]
+    assert used.train_tokens <= most[0]
+    assert used.prompt_tokens <= most[1] and used.sampled_tokens <= most[2]
 
 
 @pytest.mark.trains

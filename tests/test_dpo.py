@@ -426,6 +426,7 @@ def test_a_run_on_preferences(workspace: Workspace, capsys: pytest.CaptureFixtur
     first = next(event for event in events if event["type"] == "step")
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert first["measures"]["margin"] == pytest.approx(0, abs=1e-3)
+    assert first["measures"]["accuracy"] == 0.5  # of what rounding alone tells apart
     # It is scored by its pairs alone, clustered, with a number for the baseline.
     results = store.results()
     task = results[-1].task("pref:pref.jsonl")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_STEPS_IN_FLIGHT = 4
-ROUNDING = 1e-5  # share of two float32 log-probabilities that their difference may be off by
+ROUNDING_NATS = 1e-3  # a sampler and a trainer differ by less in float32, over a long answer
 
 
 class Dpo:
@@ -90,9 +90,21 @@ class PairOutcome(NamedTuple):
     pair: RenderedPair
     loss: float
     margin: float  # beta * (d_chosen - d_rejected)
-    is_right: bool  # d_chosen > d_rejected, by more than rounding
     chosen: float
     rejected: float
+
+    @property
+    def gains(self) -> tuple[float, float]:
+        """d of both answers."""
+        reference = self.pair.reference
+        return self.chosen - reference.chosen, self.rejected - reference.rejected
+
+    @property
+    def share_right(self) -> float:
+        """1 where d_chosen > d_rejected, and a half where they differ by rounding alone, as they do
+        before the first step, whose weights are the reference's."""
+        chosen, rejected = self.gains
+        return 0.5 if abs(chosen - rejected) < ROUNDING_NATS else float(chosen > rejected)
 
 
 @dataclass
@@ -145,9 +157,6 @@ class PartLoss:
                 pair,
                 float(loss.detach()),
                 metrics["margin"],
-                # Before the first step both are the reference's, and which of two equal numbers
-                # rounding makes the larger one is no preference.
-                metrics["margin"] / self.beta > ROUNDING * float(-(chosen + rejected).detach()),
                 float(chosen.detach()),
                 float(rejected.detach()),
             )
@@ -168,9 +177,9 @@ def _summed(datum: tinker.Datum, logprobs_T: torch.Tensor) -> torch.Tensor:
 def step_result(outcomes: Sequence[PairOutcome]) -> StepResult:
     """What came of a step's pairs, under the weights before it.
 
-    `nll` is of the chosen answers. The measures: `margin` and `accuracy` as the loss has them,
-    means over the pairs, a margin within rounding being no preference; `chosen_logprob` and
-    `rejected_logprob`, nats a token;
+    `nll` is of the chosen answers. The measures: `margin` as the loss has it and `accuracy`, the
+    share of pairs with d_chosen above d_rejected, means over the pairs; `chosen_logprob`
+    and `rejected_logprob`, nats a token;
     `chosen_gain`, what of `chosen_logprob` is above the reference's; and `kl`, an estimate of
     the KL to the reference in nats an answer, half the mean square of d over both answers of each
     pair (k2 of Schulman 2020, "Approximating KL divergence"). It is taken on the answers of the
@@ -185,14 +194,7 @@ def step_result(outcomes: Sequence[PairOutcome]) -> StepResult:
     )
     chosen = math.fsum(one.chosen for one in outcomes)
     rejected = math.fsum(one.rejected for one in outcomes)
-    gains = [
-        gain
-        for one in outcomes
-        for gain in (
-            one.chosen - one.pair.reference.chosen,
-            one.rejected - one.pair.reference.rejected,
-        )
-    ]
+    gains = [gain for one in outcomes for gain in one.gains]
     n = len(outcomes)
     num_tokens = sum(
         side.info.num_tokens for one in outcomes for side in (one.pair.chosen, one.pair.rejected)
@@ -204,7 +206,7 @@ def step_result(outcomes: Sequence[PairOutcome]) -> StepResult:
         num_loss_tokens=num_chosen + num_rejected,
         measures={
             "margin": math.fsum(one.margin for one in outcomes) / n,
-            "accuracy": sum(one.is_right for one in outcomes) / n,
+            "accuracy": sum(one.share_right for one in outcomes) / n,
             "kl": math.fsum(gain**2 for gain in gains) / (2 * len(gains)),
             "chosen_logprob": chosen / num_chosen,
             "rejected_logprob": rejected / num_rejected,

@@ -5,7 +5,9 @@ Of a method that samples its answers they are counted at their longest, so that 
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from config_schema import TrainingConfig
@@ -27,36 +29,54 @@ class MethodTokens(NamedTuple):
 
 
 def method_tokens(plan: Plan) -> MethodTokens:
-    """What training takes: of rows that are trained as they are, about so many times the mean row
-    as the run takes examples; of sampled answers, what they come to at the most."""
+    """What training takes. Trained rows are counted as so many times the mean row as the run takes
+    examples; what is sampled, and what is read, as what it comes to at the most."""
     config, method = plan.config, words_for(plan.config)
     num_taken = plan.steps.total * config.batch_size
-    mean_tokens = _mean_tokens(plan)
+    trained = round(_mean_tokens(plan) * num_taken)
     if method is SFT:
-        return MethodTokens(round(mean_tokens * num_taken))
-    if method is DPO:
-        trained = round(mean_tokens * num_taken)  # read first, for the loss, and then trained
-        return MethodTokens(trained, trained + _num_reference_tokens(plan))
-    longest = _longest_answer(config)
+        return MethodTokens(trained)
+    if method is DPO:  # each pair is read first, for the loss, and then trained
+        lengths = [number for table in (plan.train, plan.pool) for number in table.num_tokens]
+        return MethodTokens(trained, _most_taken(plan, lengths) + _num_reference_tokens(plan))
+    size, longest = group_size(config), _longest_answer(config)
     # A group is one request, which reads its prompt once.
-    prompt, answers = _mean_prompt(plan), num_taken * group_size(config)
-    whole = round(answers * (prompt + longest))
+    lengths = _prompt_lengths(plan)
+    prompts, answers = _most_taken(plan, lengths), num_taken * size
+    whole = size * prompts + answers * longest
     if method is RL:
         assert config.rl is not None, "its settings"
         if config.rl.max_turns is not None:
             return _conversations(config, config.rl, num_taken * TRIES)
         of_start = TRIES * whole if config.rl.kl_coef else 0
-        read = round(TRIES * num_taken * prompt) + of_start
-        return MethodTokens(TRIES * whole, read, TRIES * answers * longest)
+        return MethodTokens(TRIES * whole, TRIES * prompts + of_start, TRIES * answers * longest)
     assert config.distill is not None, "its settings"
-    told = _mean_prompt(plan, config.distill.teacher_prompt)
-    judged = round(answers * (told + longest))
+    told = _prompt_lengths(plan, config.distill.teacher_prompt)
+    judged = size * _most_taken(plan, told) + answers * longest
     if method is ON_POLICY:
-        return MethodTokens(whole, round(num_taken * prompt) + judged, answers * longest)
-    num_answered = min(_num_rows(plan), num_taken)
+        return MethodTokens(whole, prompts + judged, answers * longest)
+    num_answered = min(len(told), num_taken)
     is_soft = (config.distill.targets or "soft") == "soft"
-    read = round(num_answered * told) + (judged if is_soft else 0)
-    return MethodTokens(whole, read, num_answered * group_size(config) * longest)
+    read = sum(heapq.nlargest(num_answered, told)) + (judged if is_soft else 0)
+    return MethodTokens(whole, read, num_answered * size * longest)
+
+
+def _most_taken(plan: Plan, lengths: Sequence[int]) -> int:
+    """Tokens of the rows of all steps, of rows so long, were they in each round the longest ones.
+
+    A round has a row twice only where it begins anew with all of them. It may have one more often
+    where few are left to draw from, since prompts that are solved rest, and where sources have
+    shares; all of its rows are counted as the longest one then.
+    """
+    slots, num_taken = (
+        number * plan.config.batch_size for number in (plan.steps.per_round, plan.steps.total)
+    )
+    if words_for(plan.config) is RL or plan.train_weights:
+        return num_taken * max(lengths)
+    times = 1 + math.ceil(slots / len(lengths))
+    num_rounds, num_left = divmod(num_taken, slots)
+    longest = heapq.nlargest(slots, (number for number in lengths for _ in range(times)))
+    return num_rounds * sum(longest) + sum(longest[:num_left])
 
 
 def _conversations(config: TrainingConfig, rl: RlSettings, num_prompts: int) -> MethodTokens:
@@ -83,19 +103,16 @@ def _num_reference_tokens(plan: Plan) -> int:
     return sum(lengths[:num_asked])
 
 
-def _num_rows(plan: Plan) -> int:
-    return sum(len(table.examples) for table in (plan.train, plan.pool))
-
-
 def _mean_tokens(plan: Plan) -> float:
-    return sum(sum(table.num_tokens) for table in (plan.train, plan.pool)) / _num_rows(plan)
+    lengths = [number for table in (plan.train, plan.pool) for number in table.num_tokens]
+    return sum(lengths) / len(lengths)
 
 
-def _mean_prompt(plan: Plan, told: str | None = None) -> float:
-    """Tokens of the mean row up to its last answer, with a system message `told` before it."""
+def _prompt_lengths(plan: Plan, told: str | None = None) -> list[int]:
+    """Tokens of each row up to its last answer, with a system message `told` before it."""
     tables = (plan.train.examples, plan.pool.examples)
     rows = (one if told is None else with_system(one, told) for table in tables for one in table)
-    return sum(plan.rendering.prompt_of(one).length for one in rows) / _num_rows(plan)
+    return [plan.rendering.prompt_of(one).length for one in rows]
 
 
 def _longest_answer(config: TrainingConfig) -> int:
