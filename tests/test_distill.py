@@ -281,7 +281,6 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     taught: Workspace, way: str, num_taken: int
 ) -> None:
     changes: dict[str, Any] = {"distill": {**TEACHER, "way": way}, "max_rounds": 1}
-    changes |= {"start_from": "teacher@round_01"}
     assert taught.run("whole", **changes) == 0
     shutil.copytree(taught.folder / "whole", taught.folder / "killed")
     ledger = taught.folder / "killed" / "ledger.jsonl"
