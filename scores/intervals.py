@@ -331,7 +331,8 @@ def paired_difference(
     Binary, asked once, unclustered: exact McNemar p, and Bonett and Price's interval; these are two
     methods and may disagree at the border. Otherwise Student t on the differences, or, where
     questions share clusters, the bootstrap of `_bootstrap_t`. Identical differences: `_t_interval`
-    says how sure they make us, and p is the sign test's. One question or one cluster: unknown.
+    says how sure they make us, and p is the sign test's; so it is, over clusters, where nearly all
+    changed alike and resamples have no spread. One question or one cluster: unknown.
     """
     upper_share(level)  # refuses a level outside (0, 1), whatever the method
     ids = sorted(after.keys() & before.keys())
@@ -360,6 +361,8 @@ def paired_difference(
         critical, p_value = _bootstrap_t(grouped, centre, stderr, level)
         if math.isinf(critical):  # resamples without spread: nothing is known beyond the bounds
             interval = _padded_t_interval(grouped, 1.0, level, DIFFERENCE)
+            signs = [math.copysign(1, total) for total in grouped.totals_G if abs(total) > TINY]
+            p_value = mcnemar_exact(signs.count(1), signs.count(-1))
         else:
             half = critical * stderr
             interval = Interval(max(-1.0, centre - half), min(1.0, centre + half))

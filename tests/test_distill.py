@@ -352,6 +352,17 @@ def test_a_teacher_that_cannot_teach_is_refused(
     assert not (workspace.folder / "run").exists()
 
 
+def test_a_teacher_that_is_priced_otherwise_is_refused(
+    workspace: Workspace, qwen_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    price = {"train": 1.0, "prefill": 1.0, "sample": 1.0}
+    table = {str(workspace.settings["base_model"]): price}
+    budget = {"prices": {"as_of": "2026-11-30", "usd_per_million_tokens": table}}
+    settings = {"distill": {"teacher": str(qwen_dir)}, "budget": budget}
+    assert workspace.run("run", method="distill", **settings) == 2
+    assert "all tokens of a run are priced as those of base_model" in capsys.readouterr().err
+
+
 def test_another_teacher_under_the_same_name_is_refused(
     taught: Workspace, capsys: pytest.CaptureFixture
 ) -> None:

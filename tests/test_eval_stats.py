@@ -638,3 +638,15 @@ def test_a_gates_paired_bound_keeps_its_level_exactly(n: int, up: float, down: f
                 stay = (1 - up - down) ** (n - better - worse)
                 chance_of_error += ways * up**better * down**worse * stay
     assert chance_of_error <= 0.05
+
+
+def test_clusters_that_nearly_all_change_alike_are_no_chance() -> None:
+    """Many resamples of them have no spread, and a bootstrap would call that unknown."""
+    names = {str(i): str(i % 520) for i in range(650)}
+    before, after = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0) | {"0": 0.0, "7": 0.0}
+    found = paired_difference(after, before, names)
+    assert found.p_value is not None and found.p_value < 1e-100
+    few = {str(i): str(i // 2) for i in range(8)}  # four clusters, one of which did not change
+    better = {one: float(name != "0") for one, name in few.items()}
+    found = paired_difference(better, dict.fromkeys(few, 0.0), few)
+    assert found.p_value == pytest.approx(2 * 0.5**3)

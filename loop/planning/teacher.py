@@ -54,6 +54,12 @@ def find_teacher(loaded: LoadedConfig, model_path: str, kept: Mapping[str, Any])
                 f"{key}: this is the model that the student begins as, so there is nothing to "
                 "learn from it. Name a better one, or set distill.teacher_prompt."
             )
+        if loaded.config.budget.prices is not None and teacher.model_path != model_path:
+            raise ConfigError(
+                f"{key}: budget.prices is set, and all tokens of a run are priced as those of "
+                "base_model, which the teacher's are not. Leave budget.prices and budget.usd out, "
+                "and bound the run by budget.tokens."
+            )
     else:
         subject = find_to_sample(settings.teacher, folders, f"{loaded.file}: {KEY}")
         teacher = _of_subject(subject, settings.teacher, key)
