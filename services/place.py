@@ -110,3 +110,18 @@ class Place(NamedTuple):
     checkpoint_dir: Path
     keys: Keys
     start_dir: Path | None = None  # of another run, whose weights are to be loaded
+
+
+def refuse_elsewhere(key: str, what: str, service: str | None, choice: ServiceChoice) -> None:
+    """Raise `ConfigError` where `what` a setting names is on another `service` than the run is to
+    be on; None: it is of no known run, as `tinker://` paths may be elsewhere."""
+    if service is None and choice.kind == "embedded":
+        raise ConfigError(
+            f"{key}: no run below ./runs has {what}, and the embedded service finds weights by "
+            "their run. Give RUN_DIR@round_02 instead."
+        )
+    if service not in (None, choice.kind):
+        raise ConfigError(
+            f"{key}: these weights are on the {service} service, and the run would be on the "
+            f"{choice.kind} one ({choice.reason}). Choose the service that they are on."
+        )

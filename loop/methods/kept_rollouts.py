@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import RunStoreError
 from ledger.rollouts import (
@@ -23,8 +23,12 @@ from ledger.rollouts import (
     rollouts_journal,
     write_rollouts,
 )
-from loop.methods.method import Workplace
+from loop.methods.method import StepResult, Workplace
+from loop.methods.rollouts import Trained, num_sampled_tokens
 from storage.journal import Journal
+
+if TYPE_CHECKING:
+    import tinker
 
 
 class _Before(NamedTuple):
@@ -42,6 +46,31 @@ class StepAnswers(NamedTuple):
     groups: list[RolledGroup]
     file: RolloutsFile
     counted_before: bool
+
+
+class AnsweredStep(NamedTuple):
+    """What a step on sampled answers keeps until it is finished."""
+
+    datums: list[tinker.Datum]
+    kept: StepAnswers
+    measures: dict[str, float]
+    num_prompt_tokens: int
+
+    def result(self, trained: Trained | None, measures: Mapping[str, float]) -> StepResult:
+        """What came of it, the loss in nats a token; `trained` is None where nothing was."""
+        masks = [one.loss_fn_inputs["mask"].to_numpy() for one in self.datums]
+        num_loss_tokens = sum(int((mask > 0).sum()) for mask in masks)
+        return StepResult(
+            loss=0.0 if trained is None else trained.loss / num_loss_tokens,
+            nll=0.0 if trained is None else trained.nll,
+            num_tokens=sum(one.model_input.length for one in self.datums),
+            num_loss_tokens=num_loss_tokens,
+            measures={**self.measures, **measures},
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_sampled_tokens=num_sampled_tokens(self.kept.groups),
+            rollouts=self.kept.file._asdict(),
+            counted_before=self.kept.counted_before,
+        )
 
 
 class KeptRollouts:

@@ -12,17 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from data_selector import Selection
 from ledger.rollouts import RolledGroup, RolledSample
-from loop.methods.kept_rollouts import KeptRollouts, StepAnswers
+from loop.methods.kept_rollouts import AnsweredStep, KeptRollouts
 from loop.methods.method import StepInFlight, StepResult, Workplace
 from loop.methods.rollouts import (
     Asking,
     Prompt,
     datums_of,
-    num_sampled_tokens,
     prompt_of,
     rolled_sample,
     sample_groups,
@@ -46,15 +45,6 @@ if TYPE_CHECKING:
 
 TEMPERATURE = 1.0  # at another one the reverse KL would be that of another student
 LOSS = "importance_sampling"
-
-
-class _Made(NamedTuple):
-    """What a submitted step keeps until it is finished."""
-
-    datums: list[tinker.Datum]
-    kept: StepAnswers
-    measures: dict[str, float]
-    num_prompt_tokens: int
 
 
 class OnPolicy:
@@ -86,7 +76,7 @@ class OnPolicy:
         )
         groups = kept.groups
         datums = with_kl_advantages(datums_of(prompts, groups, _zeros(groups)), prompts, groups)
-        made = _Made(datums, kept, measures_of(groups), self._num_read(prompts, groups))
+        made = AnsweredStep(datums, kept, measures_of(groups), self._num_read(prompts, groups))
         pending = StepInFlight(step, lr, example_ids, [], None, made)
         return submit_policy_step(plan, client, pending, datums, LOSS)
 
@@ -119,28 +109,12 @@ class OnPolicy:
         return groups
 
     async def finish(self, pending: StepInFlight) -> StepResult:
-        made: _Made = pending.made
-        measures = dict(made.measures)
-        used: dict[str, Any] = {
-            "num_prompt_tokens": made.num_prompt_tokens,
-            "num_sampled_tokens": num_sampled_tokens(made.kept.groups),
-            "rollouts": made.kept.file._asdict(),
-            "counted_before": made.kept.counted_before,
-        }
+        made: AnsweredStep = pending.made
         if not made.datums:
-            return StepResult(0.0, 0.0, 0, 0, measures, **used)
+            return made.result(None, {})
         trained = await trained_by(pending, made.datums)
-        measures["kl_sampler_trainer"] = sampler_trainer_kl(made.datums, trained.logprobs)
-        masks = [one.loss_fn_inputs["mask"].to_numpy() for one in made.datums]
-        num_loss_tokens = sum(int((mask > 0).sum()) for mask in masks)
-        return StepResult(
-            trained.loss / num_loss_tokens,
-            trained.nll,
-            num_tokens=sum(one.model_input.length for one in made.datums),
-            num_loss_tokens=num_loss_tokens,
-            measures=measures,
-            **used,
-        )
+        kl = sampler_trainer_kl(made.datums, trained.logprobs)
+        return made.result(trained, {"kl_sampler_trainer": kl})
 
     def _num_read(self, prompts: Sequence[Prompt], groups: Sequence[RolledGroup]) -> int:
         """Tokens that student and teacher read for the answers to a step's prompts."""

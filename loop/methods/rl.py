@@ -18,7 +18,7 @@ from data_selector import Selection
 from errors import TrainingError
 from ledger.rollouts import RolledGroup, RolledSample
 from loop.methods.conversations import Talking, hold_conversations
-from loop.methods.kept_rollouts import KeptRollouts, StepAnswers
+from loop.methods.kept_rollouts import AnsweredStep, KeptRollouts
 from loop.methods.method import StepInFlight, StepResult, Workplace
 from loop.methods.rollouts import (
     Answer,
@@ -26,7 +26,6 @@ from loop.methods.rollouts import (
     Prompt,
     datums_of,
     num_read_tokens,
-    num_sampled_tokens,
     prompt_of,
     rolled_sample,
     sample_groups,
@@ -51,15 +50,6 @@ if TYPE_CHECKING:
 
 # Nats a token between sampler and trainer; the cookbook's healthy runs stay below.
 HEALTHY_KL = 0.01
-
-
-class _Made(NamedTuple):
-    """What a step keeps until it is finished."""
-
-    datums: list[tinker.Datum]
-    kept: StepAnswers
-    measures: dict[str, float]
-    num_prompt_tokens: int
 
 
 class _Judged(NamedTuple):
@@ -123,33 +113,23 @@ class Rl:
         if self._settings.kl_coef and datums:
             measures["kl_start"] = await self._penalise(datums, pairs)
             num_read += sum(one.model_input.length + 1 for one in datums)
-        made = _Made(datums, kept, measures, num_read)
+        made = AnsweredStep(datums, kept, measures, num_read)
         pending = StepInFlight(step, lr, example_ids, [], None, made)
         return submit_policy_step(plan, client, pending, datums, self._settings.loss)
 
     async def finish(self, pending: StepInFlight) -> StepResult:
-        made: _Made = pending.made
-        measures = dict(made.measures)
-        used: dict[str, Any] = {
-            "num_prompt_tokens": made.num_prompt_tokens,
-            "num_sampled_tokens": num_sampled_tokens(made.kept.groups),
-            "rollouts": made.kept.file._asdict(),
-            "counted_before": made.kept.counted_before,
-        }
+        made: AnsweredStep = pending.made
         if not made.datums:
             self._workplace.progress.line(
-                f"step {pending.step}: no group of answers has any variance in its rewards "
-                f"(mean {measures['reward']:.3g}), so there is no gradient, and the weights stay"
+                f"step {pending.step}: no group of answers has any variance in its rewards (mean "
+                f"{made.measures['reward']:.3g}), so there is no gradient, and the weights stay"
             )
-            return StepResult(0.0, 0.0, 0, 0, measures, **used)
+            return made.result(None, {})
         trained = await trained_by(pending, made.datums)
-        if self._asking.temperature == 1:  # else the trainer's are of another distribution
-            measures["kl_sampler_trainer"] = self._sampler_kl(pending.step, made, trained.logprobs)
-        masks = [one.loss_fn_inputs["mask"].to_numpy() for one in made.datums]
-        num_loss_tokens = sum(int((mask > 0).sum()) for mask in masks)
-        num_tokens = sum(one.model_input.length for one in made.datums)
-        loss = trained.loss / num_loss_tokens
-        return StepResult(loss, trained.nll, num_tokens, num_loss_tokens, measures, **used)
+        if self._asking.temperature != 1:  # the trainer's are of another distribution
+            return made.result(trained, {})
+        kl = self._sampler_kl(pending.step, made, trained.logprobs)
+        return made.result(trained, {"kl_sampler_trainer": kl})
 
     # --- sampling and judging ---------------------------------------------------------------------
 
@@ -271,7 +251,7 @@ class Rl:
         found = await incorporate_kl_penalty(datums, scorer, self._settings.kl_coef, 0.0)
         return found["kl_policy_base"]
 
-    def _sampler_kl(self, step: int, made: _Made, logprobs: list[torch.Tensor]) -> float:
+    def _sampler_kl(self, step: int, made: AnsweredStep, logprobs: list[torch.Tensor]) -> float:
         from tinker_cookbook.rl.metrics import compute_kl_sample_train
 
         found = compute_kl_sample_train(made.datums, logprobs)

@@ -24,7 +24,7 @@ from loop.planning.inputs import Inputs
 from loop.planning.manifest import with_model_files
 from loop.planning.plan import Plan
 from loop.planning.resumption import refuse_other_model
-from services.place import ServiceChoice
+from services.place import ServiceChoice, refuse_elsewhere
 
 SHAPE = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
 
@@ -173,16 +173,7 @@ def refuse_other_base(start: Start, inputs: Inputs) -> None:
 
 def refuse_other_service(start: Start, choice: ServiceChoice) -> None:
     """Raise `ConfigError` where the weights are not on the service that the run is to be on."""
-    if start.service is None and choice.kind == "embedded":
-        raise ConfigError(
-            f"{start.key}: no run below ./runs has this state, and the embedded service finds "
-            "weights by their run. Give RUN_DIR@round_02 instead."
-        )
-    if start.service not in (None, choice.kind):
-        raise ConfigError(
-            f"{start.key}: these weights are on the {start.service} service, and the run would be "
-            f"on the {choice.kind} one ({choice.reason}). Choose the service that they are on."
-        )
+    refuse_elsewhere(start.key, "this state", start.service, choice)
 
 
 def checked_origin(

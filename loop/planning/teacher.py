@@ -23,7 +23,7 @@ from ledger.store import RunStore
 from loop.planning.models import find_model, model_change, model_digests
 from rows.chat_formats import ChatFormat, choose_format, load_tokenizer
 from rows.examples import Example, Message
-from services.place import ServiceChoice
+from services.place import ServiceChoice, refuse_elsewhere
 from simple_eval import joined_prompt
 from storage.stored_json import record_of
 
@@ -187,19 +187,8 @@ def refuse_same_weights(
 
 def refuse_other_teacher_service(teacher: Teacher | None, choice: ServiceChoice) -> None:
     """Raise `ConfigError` where the teacher is not on the service that the run is to be on."""
-    if teacher is None or teacher.path is None:
-        return
-    if teacher.service is None and choice.kind == "embedded":
-        raise ConfigError(
-            f"{KEY} {teacher.name}: no run below ./runs has these weights, and the embedded "
-            "service finds weights by their run. Give RUN_DIR@round_02 instead."
-        )
-    if teacher.service not in (None, choice.kind):
-        raise ConfigError(
-            f"{KEY} {teacher.name}: these weights are on the {teacher.service} service, and the "
-            f"run would be on the {choice.kind} one ({choice.reason}). Choose the service that "
-            "they are on."
-        )
+    if teacher is not None and teacher.path is not None:
+        refuse_elsewhere(f"{KEY} {teacher.name}", "these weights", teacher.service, choice)
 
 
 def with_system(example: Example, told: str) -> Example:
