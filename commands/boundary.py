@@ -83,7 +83,10 @@ def interrupt(*_: object) -> None:
 
 
 def in_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` in an event loop, which leaves SIGTERM at its default when it closes."""
+    """Run `work` in an event loop. Ctrl-C and SIGTERM mean afterwards what they meant before: a
+    loop leaves SIGTERM at its default when it closes, and one of Inspect's does not close and still
+    swallows Ctrl-C."""
+    before = signal.getsignal(signal.SIGINT)
     try:
         return asyncio.run(work)
     except SystemExit as error:  # it passes by all that awaits what raised it
@@ -94,6 +97,7 @@ def in_loop(work: Coroutine[Any, Any, T]) -> T:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, interrupt)
+            signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 def report_failure(args: argparse.Namespace, session: Session, error: BaseException) -> int:

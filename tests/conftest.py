@@ -67,6 +67,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> None:
+    """Event loops that an earlier test has left open would swallow it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
 def few_open_files() -> Iterator[None]:
     """The SDK leaves the connections of closed clients to the garbage collector."""
     yield

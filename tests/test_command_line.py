@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from commands.boundary import in_loop
 from conftest import REPO
 from errors import ConfigError
 from services.place import choose_service
@@ -248,3 +251,20 @@ def test_help_and_schema_errors_load_nothing_heavy(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(REPO)},
         )
         assert outcome.stdout.splitlines()[-1] == "heavy: []", outcome.stderr
+
+
+def test_ctrl_c_is_heard_after_a_loop_that_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inspect puts such a loop in the place of asyncio's."""
+    left_open = asyncio.new_event_loop()
+    monkeypatch.setattr(asyncio, "run", left_open.run_until_complete)
+
+    async def work() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        in_loop(work())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        left_open.close()
+        signal.signal(signal.SIGTERM, before)
