@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import termios
 import time
@@ -69,6 +70,16 @@ class Typist:
             self.written += os.read(self._terminal, 65_536)
         seen, self._seen = self._seen, place + len(text)
         return self.written[seen : self._seen]
+
+    def interrupt_until(self, text: bytes) -> bytes:
+        """Press Ctrl-C, once more where nothing comes of it: CPython does not hear one between its
+        last look at a half-typed line and its wait for the next key."""
+        for _ in range(3):
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(text, limit_s=30)
+        self.process.send_signal(signal.SIGINT)
+        return self.wait_for(text)
 
 
 @contextlib.contextmanager

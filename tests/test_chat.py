@@ -285,8 +285,7 @@ def test_ctrl_c_takes_a_question_back_and_at_the_prompt_it_ends(workspace: Works
             pytest.fail("no answer took long enough to be taken back")
         terminal.type(b"Which wo")
         terminal.wait_for(b"Which wo")
-        terminal.process.send_signal(signal.SIGINT)
-        terminal.wait_for(b"\n> ")  # what is half typed is taken back as well
+        terminal.interrupt_until(b"\n> ")  # what is half typed is taken back as well
         terminal.process.send_signal(signal.SIGINT)
         # CPython hears a signal between the prompt and its wait for keys only with the next line.
         terminal.type(b"\n")
