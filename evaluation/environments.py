@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from errors import ConfigError, one_line
-from user_code.modules import UserModules, keeping_the_place
+from user_code.modules import UserModules, keeping_the_place, waited_for
 from user_code.own_graders import MAX_REWARD, load_file, may_be_of_the_run
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def check_environment(
     environment: Environment, row: EnvironmentRow, renderer: Renderer, room: int, where: str
 ) -> int:
     """The tokens that an environment begins with for the row that `where` names. Raises
-    `ConfigError` where it cannot begin. To be called outside of an event loop."""
+    `ConfigError` where it cannot begin."""
 
     async def begin() -> int:
         conversing = environment.open(row, renderer, room)
@@ -206,7 +206,7 @@ def check_environment(
 
     try:
         with keeping_the_place():
-            return asyncio.run(begin())
+            return waited_for(begin())
     except EnvironmentProblem as error:
         raise ConfigError(
             f"rl.environment: it cannot begin with {where}: {error}. Mend it, or name another."

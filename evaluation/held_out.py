@@ -19,7 +19,7 @@ from errors import DataError, EvalError, ServiceError
 from evaluation.answer_text import answer_tokens
 from rows.contamination import EvalText
 from rows.examples import Example, ExampleTable
-from rows.rendering import Rendering
+from rows.rendering import Rendering, tokens_of
 from rows.sources import Source
 from scores.results import HeldOutLoss, HeldOutRow, held_out_loss
 from simple_eval import Sampler
@@ -94,8 +94,7 @@ async def measure_losses(
         if (kept := journal.get(key, HeldOutRow)) is not None:
             return kept
         datum = rendering[example.id].datum
-        targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
-        tokens = [*datum.model_input.to_ints(), int(targets[-1])]
+        tokens = tokens_of(datum)
         async with slots:
             try:
                 logprobs = await sampler.client.compute_logprobs(

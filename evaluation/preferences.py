@@ -21,7 +21,7 @@ from data_loader import load_examples
 from errors import DataError, EvalError, ServiceError
 from rows.contamination import EvalText
 from rows.examples import Example, ExampleTable
-from rows.rendering import RenderedExample, Rendering
+from rows.rendering import RenderedExample, Rendering, tokens_of
 from rows.sources import Source, read_rows
 from scores.results import SampleResult, mean
 from simple_eval import Sampler
@@ -186,9 +186,7 @@ async def summed_logprob(client: tinker.SamplingClient, side: RenderedExample) -
     import tinker
 
     datum = side.datum
-    targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
-    tokens = [*datum.model_input.to_ints(), int(targets[-1])]
-    found = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens))
+    found = await client.compute_logprobs(tinker.ModelInput.from_ints(tokens_of(datum)))
     logprobs_T = np.array(found[1:], dtype=float)  # the first token has none
     return float(logprobs_T[datum.loss_fn_inputs["weights"].to_numpy() > 0].sum())
 

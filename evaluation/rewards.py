@@ -7,12 +7,10 @@ raises, or gives that is no number, is data: the answer has no reward then, with
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import numbers
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from errors import ConfigError, one_line
 from grading.graders import GRADERS, grade, problem_with
 from grading.math_process import NotJudged
-from user_code.modules import keeping_the_place
+from user_code.modules import keeping_the_place, waited_for
 from user_code.own_graders import (
     MAX_REWARD,
     OwnGrader,
@@ -82,23 +80,13 @@ def check_reward(reward: Reward, question: str, reference: str, where: str) -> f
     """What a row's own answer is worth. Raises `ConfigError` where it cannot be told; `where` names
     the row."""
     with keeping_the_place():
-        verdict = _waited_for(_judged(reward, question, reference))
+        verdict = waited_for(_judged(reward, question, reference))
     if verdict.problem is not None:
         raise ConfigError(
             f"rl.reward: it gives nothing for the row's own answer in {where}: {verdict.problem}. "
             "Mend it, or name another."
         )
     return verdict.score
-
-
-def _waited_for(judging: Coroutine[Any, Any, Verdict]) -> Verdict:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(judging)
-    # A study plans its runs inside of an event loop, where no other one can be run.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, judging).result()
 
 
 async def _judged(reward: Reward, question: str, reference: str) -> Verdict:

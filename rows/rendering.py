@@ -187,8 +187,7 @@ class Rendering:
         pair those of one side."""
         datum = self._side(example_id, is_rejected=is_rejected).datum
         weights = datum.loss_fn_inputs["weights"].to_numpy().tolist()
-        last = int(datum.loss_fn_inputs["target_tokens"].to_numpy()[-1])
-        tokens = zip([*datum.model_input.to_ints(), last], [0.0, *weights], strict=True)
+        tokens = zip(tokens_of(datum), [0.0, *weights], strict=True)
         largest = max(weights)
         for weight, group in itertools.groupby(tokens, key=lambda one: one[1]):
             text = self._renderer.tokenizer.decode([token for token, _ in group])
@@ -370,6 +369,12 @@ def _contents(example: Example) -> Iterator[str]:
     yield from (message.content for message in example.messages)
     if example.rejected is not None:
         yield example.rejected.content
+
+
+def tokens_of(datum: tinker.Datum) -> list[int]:
+    """All tokens of a datum: its input, and the last of its targets."""
+    last = datum.loss_fn_inputs["target_tokens"].to_numpy()[-1]
+    return [*datum.model_input.to_ints(), int(last)]
 
 
 # --- which messages carry loss --------------------------------------------------------------------

@@ -255,6 +255,21 @@ def test_an_environment_that_cannot_be_used_is_refused(
     assert said in str(error.value)
 
 
+def test_an_environment_is_tried_where_a_study_plans_its_runs(
+    tmp_path: Path, renderer: Renderer
+) -> None:
+    """Inside of an event loop, where no other one can be run."""
+    file = tmp_path / "envs.py"
+    file.write_text(ENVIRONMENTS)
+    row = EnvironmentRow("Say 3", "3", None, [{"role": "user", "content": "Say 3"}], 0)
+    made = load_environment("envs.py@Digits", tmp_path / "c.json", file)
+
+    async def plan() -> int:
+        return check_environment(made, row, renderer, 100, "f line 1")
+
+    assert asyncio.run(plan()) > 1
+
+
 @pytest.mark.parametrize(
     ("rl", "said"),
     [

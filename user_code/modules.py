@@ -9,6 +9,7 @@ looks for it.
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import hashlib
 import importlib
@@ -17,12 +18,13 @@ import itertools
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from user_code.finding import (
     code_of,
@@ -33,6 +35,8 @@ from user_code.finding import (
     package_root,
     spec_of,
 )
+
+T = TypeVar("T")
 
 _PREFIX = "_user_code_"
 _numbers = itertools.count(1)
@@ -201,6 +205,17 @@ def keeping_the_place() -> Iterator[None]:
     and keep stdout, which is for results, out of what it prints."""
     with coming_back(), redirect_stdout(sys.stderr):
         yield
+
+
+def waited_for(work: Coroutine[Any, Any, T]) -> T:
+    """What work in an event loop of its own comes to, also where one runs: a study plans its runs
+    inside of a loop, where no other one can be run."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 @contextmanager

@@ -8,8 +8,6 @@ environment does.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -17,13 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from evaluation.environments import Conversing, Environment, EnvironmentProblem
 from ledger.rollouts import HeardMessage, RolledTurn
 from loop.methods.rollouts import (
-    MAX_SEED,
     Answer,
     Asking,
     KeptAnswer,
     Prompt,
     all_of,
     answer_of,
+    hashed_seed,
     kept_answer,
 )
 from loop.planning.environments import environment_row
@@ -61,8 +59,7 @@ class Conversation(NamedTuple):
 def conversation_seed(seed: int, sample: int, turn: int) -> int:
     """The seed of one turn of a group that has `seed`; turns count from 0, and -1 is the
     environment's own."""
-    said = json.dumps(["turn", seed, sample, turn])
-    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big") % MAX_SEED
+    return hashed_seed("turn", seed, sample, turn)
 
 
 async def hold_conversations(

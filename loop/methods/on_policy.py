@@ -26,6 +26,7 @@ from loop.methods.rollouts import (
     rolled_sample,
     sample_groups,
     sampler_now,
+    sampler_trainer_kl,
     seeds_of,
     submit_policy_step,
     trained_by,
@@ -113,7 +114,7 @@ class OnPolicy:
         if not made.datums:
             return made.result(None, {})
         trained = await trained_by(pending, made.datums)
-        kl = sampler_trainer_kl(made.datums, trained.logprobs)
+        kl, _ = sampler_trainer_kl(made.datums, trained.logprobs)
         return made.result(trained, {"kl_sampler_trainer": kl})
 
     def _num_read(self, prompts: Sequence[Prompt], groups: Sequence[RolledGroup]) -> int:
@@ -166,13 +167,6 @@ def measures_of(groups: Sequence[RolledGroup]) -> dict[str, float]:
         entropy = -math.fsum(lp for one in samples for lp in one.logprobs) / num_tokens
         found |= {"reverse_kl": kl, "entropy": entropy}
     return found
-
-
-def sampler_trainer_kl(datums: Sequence[tinker.Datum], trained: Sequence[torch.Tensor]) -> float:
-    """The KL from what sampled to what is trained, in nats a token; below 0.01 they are one."""
-    from tinker_cookbook.rl.metrics import compute_kl_sample_train
-
-    return compute_kl_sample_train(list(datums), list(trained))["optim/kl_sample_train_v1"]
 
 
 def _zeros(groups: Sequence[RolledGroup]) -> list[torch.Tensor]:

@@ -30,6 +30,7 @@ from loop.methods.rollouts import (
     rolled_sample,
     sample_groups,
     sampler_now,
+    sampler_trainer_kl,
     seeds_of,
     submit_policy_step,
     trained_by,
@@ -252,10 +253,7 @@ class Rl:
         return found["kl_policy_base"]
 
     def _sampler_kl(self, step: int, made: AnsweredStep, logprobs: list[torch.Tensor]) -> float:
-        from tinker_cookbook.rl.metrics import compute_kl_sample_train
-
-        found = compute_kl_sample_train(made.datums, logprobs)
-        kl, half_square = found["optim/kl_sample_train_v1"], found["optim/kl_sample_train_v2"]
+        kl, half_square = sampler_trainer_kl(made.datums, logprobs)
         if max(abs(kl), half_square) > HEALTHY_KL and not self._has_warned:
             self._has_warned = True
             self._workplace.progress.line(

@@ -23,6 +23,7 @@ from ledger.rollouts import (
 )
 from loop.methods.method import StepInFlight, Workplace, adam_params, parts_of
 from loop.planning.plan import Plan
+from loop.planning.rewards import question_of, reference_of
 from rows.examples import find_example
 from simple_eval import ReadAnswer, read_answer
 from storage.journal import Journal
@@ -69,10 +70,9 @@ def prompt_of(plan: Plan, example_id: str) -> Prompt:
     """What a row of the plan asks."""
     example = find_example(example_id, plan.train.examples, plan.pool.examples)
     assert example is not None, "steps are of rows of the plan"
-    last = max(i for i, one in enumerate(example.messages) if one.role == "assistant")
-    question = example.messages[last - 1].text if last else ""
     tokens = plan.rendering.prompt_of(example)
-    return Prompt(example_id, question, example.messages[last].content, tokens, example.weight)
+    question, reference = question_of(example), reference_of(example)
+    return Prompt(example_id, question, reference, tokens, example.weight)
 
 
 # --- sampling -------------------------------------------------------------------------------------
@@ -86,8 +86,13 @@ async def sampler_now(workplace: Workplace, client: tinker.TrainingClient) -> ti
 def seed_of(seed: int, step: int, example_id: str, attempt: int, occurrence: int = 0) -> int:
     """The seed of one request for a group. `attempt` counts from 1; `occurrence` is the number of
     times that the step had the prompt before."""
-    said = json.dumps(["rollout", seed, step, example_id, attempt, occurrence])
-    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big") % MAX_SEED
+    return hashed_seed("rollout", seed, step, example_id, attempt, occurrence)
+
+
+def hashed_seed(*of: str | int) -> int:
+    """A seed that follows from what it is for."""
+    digest = hashlib.sha256(json.dumps(of).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % MAX_SEED
 
 
 def seeds_of(plan: Plan, step: int, prompts: Sequence[Prompt], attempt: int = 1) -> list[int]:
@@ -300,6 +305,23 @@ def submit_policy_step(
     ]
     optim_step = client.optim_step(adam_params(plan.config, pending.lr))
     return pending._replace(forward_backwards=forward_backwards, optim_step=optim_step)
+
+
+class SamplerKl(NamedTuple):
+    """By how much what sampled and what is trained disagree of the same tokens, in nats a token:
+    the mean of their log-ratio, and half its mean square. Both are below 0.01 in healthy runs."""
+
+    kl: float
+    half_square: float
+
+
+def sampler_trainer_kl(
+    datums: Sequence[tinker.Datum], trained: Sequence[torch.Tensor]
+) -> SamplerKl:
+    from tinker_cookbook.rl.metrics import compute_kl_sample_train
+
+    found = compute_kl_sample_train(list(datums), list(trained))
+    return SamplerKl(found["optim/kl_sample_train_v1"], found["optim/kl_sample_train_v2"])
 
 
 class Trained(NamedTuple):

@@ -16,6 +16,7 @@ from errors import ServiceError
 from ledger.rollouts import RolledGroup, RolledSample
 from loop.methods.rollouts import Prompt, all_of, datums_of
 from loop.planning.plan import Plan
+from rows.rendering import tokens_of
 from storage.journal import Journal
 from storage.stored_json import Measure
 
@@ -92,7 +93,7 @@ def _texts_of(prompt: Prompt, sample: RolledSample) -> list[_Text]:
     group = RolledGroup(prompt.example_id, prompt.question, prompt.reference, [sample])
     return [
         _Text(
-            [*one.model_input.to_ints(), int(one.loss_fn_inputs["target_tokens"].to_numpy()[-1])],
+            tokens_of(one),
             [False, *(one.loss_fn_inputs["mask"].to_numpy() > 0).tolist()],
         )
         for one in datums_of([prompt], [group], [torch.zeros(1)])

@@ -9,17 +9,16 @@ from collections.abc import Iterator
 from evaluation.environments import EnvironmentRow, check_environment
 from loop.planning.fitting import limits_of
 from loop.planning.plan import Plan
-from loop.planning.rewards import describe_reward, reference_of
+from loop.planning.rewards import describe_reward, question_of, reference_of
 from rows.examples import Example
 from rows.rendering import Rendering
 
 
 def environment_row(example: Example, rendering: Rendering, seed: int) -> EnvironmentRow:
     """What an environment is given of a row."""
-    last = max(i for i, one in enumerate(example.messages) if one.role == "assistant")
-    question = example.messages[last - 1].text if last else ""
     messages = copy.deepcopy(rendering.asked_of(example))
-    return EnvironmentRow(question, reference_of(example), example.topic, messages, seed)
+    question, reference = question_of(example), reference_of(example)
+    return EnvironmentRow(question, reference, example.topic, messages, seed)
 
 
 def room_of(plan: Plan) -> int:

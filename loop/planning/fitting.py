@@ -22,7 +22,7 @@ from evaluation.tasks import EvalTask
 from loop.planning.models import model_config
 from rows.chat_formats import ChatFormat
 from rows.examples import Example, ExampleTable
-from rows.rendering import DatumInfo, RenderedExample, Rendering
+from rows.rendering import DatumInfo, RenderedExample, Rendering, tokens_of
 from simple_eval import DEFAULT_MAX_TOKENS, QuestionTask, Turn, build_prompt
 
 if TYPE_CHECKING:
@@ -169,20 +169,13 @@ def refuse_unknown_ids(
         for example in table:
             where = f"{example.source} line {example.line_no}: {key}"
             for side in _sides_of(rendering, example):
-                _refuse_id(limits, tokenizer, where, _tokens_of(side))
+                _refuse_id(limits, tokenizer, where, tokens_of(side.datum))
 
 
 def has_unknown_ids(limits: ModelLimits, tokenizer: Any) -> bool:
     """Whether a tokenizer has tokens that the model has no embedding for."""
     largest = max(tokenizer.get_vocab().values(), default=0)
     return limits.num_embeddings is not None and largest >= limits.num_embeddings
-
-
-def _tokens_of(side: RenderedExample) -> list[int]:
-    """A row's tokens; the last one is a target only."""
-    datum = side.datum
-    targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
-    return [*datum.model_input.to_ints(), int(targets[-1])]
 
 
 def _refuse_id(limits: ModelLimits, tokenizer: Any, where: str, tokens: Sequence[int]) -> None:

@@ -49,10 +49,15 @@ def reference_of(example: Example) -> str:
     return next(one.content for one in reversed(example.messages) if one.role == "assistant")
 
 
+def question_of(example: Example) -> str:
+    """The turn that a row answers in the end."""
+    last = max(i for i, one in enumerate(example.messages) if one.role == "assistant")
+    return example.messages[last - 1].text if last else ""
+
+
 def describe_reward(reward: Reward, rows: ExampleTable) -> Iterator[str]:
     """Yield what a row's own answer is worth. Raises `ConfigError` where that cannot be told."""
     first = rows[0]
-    asked = [one.text for one in first.messages if one.role == "user"]
     where = f"{first.source} line {first.line_no}"
-    worth = check_reward(reward, asked[-1] if asked else "", reference_of(first), where)
+    worth = check_reward(reward, question_of(first), reference_of(first), where)
     yield f"reward: {reward.name}; the own answer of {where} is worth {worth:g}"

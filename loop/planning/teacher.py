@@ -48,12 +48,6 @@ def find_teacher(loaded: LoadedConfig, model_path: str, kept: Mapping[str, Any])
     if not names_weights(settings.teacher, folders):
         found = find_model(loaded, KEY, settings.teacher)
         teacher = Teacher(settings.teacher, settings.teacher, str(found or settings.teacher))
-        has_change = loaded.config.start_from or settings.teacher_prompt
-        if teacher.model_path == model_path and not has_change:
-            raise ConfigError(
-                f"{key}: this is the model that the student begins as, so there is nothing to "
-                "learn from it. Name a better one, or set distill.teacher_prompt."
-            )
         if loaded.config.budget.prices is not None and teacher.model_path != model_path:
             raise ConfigError(
                 f"{key}: budget.prices is set, and all tokens of a run are priced as those of "
@@ -181,7 +175,7 @@ def refuse_same_weights(
     if is_same:
         raise ConfigError(
             f"{KEY} {teacher.name}: these are the weights that the student begins as, so there is "
-            "nothing to learn from them. Name a better teacher, or set distill.teacher_prompt."
+            "nothing to learn from it. Name a better teacher, or set distill.teacher_prompt."
         )
 
 
