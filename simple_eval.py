@@ -25,6 +25,7 @@ from grading.graders import GRADERS, grade, problem_with
 from grading.math_process import NotJudged
 from grading.reasoning import LONGEST_MARKER, opens_reasoning, without_reasoning
 from rows.rendering import Rendering
+from rows.row_keys import as_question
 from rows.sources import Row, Source, is_text, read_rows, sha256_of
 from scores.results import SampleResult
 from storage.journal import Journal
@@ -189,9 +190,9 @@ def _same_id(question: Question, other: Question) -> str:
 
 def parse_question(row: Row) -> Question:
     """Read one row. Raises `ValueError` with the reason."""
-    fields = row.fields
-    if fields is None:
+    if row.fields is None:
         raise ValueError(row.problem)
+    fields = as_question(row.fields)
     _refuse_unknown(fields)
     answer = fields.get("answer")
     turns = _turns(fields)
