@@ -1,10 +1,11 @@
 """The built-in evaluator: question files, asked of one checkpoint by real sampling, graded plainly.
 
 A question is `{"question", "answer" (a string or a list of accepted ones), "system"?, "messages"?,
-"topic"?, "cluster"?, "grader"?, "id"?}`; `messages` is a conversation that ends with the question,
-and questions of one cluster (variants of each other) count as dependent. A truncated answer is
-graded as it stands, a malformed one scores 0, and so does a sample that failed; all three are
-counted. Too many failures make the evaluation fail, and then there is no score.
+"topic"?, "cluster"?, "grader"?, "id"?}`, or a training row of a question and its answer; `messages`
+is a conversation that ends with the question, and questions of one cluster (variants of each other)
+count as dependent. A truncated answer is graded as it stands, a malformed one scores 0, and so does
+a sample that failed; all three are counted. Too many failures make the evaluation fail, and then
+there is no score.
 """
 
 from __future__ import annotations

@@ -82,6 +82,11 @@ def _config_for(args: argparse.Namespace) -> LoadedConfig:
     from config_schema import LoadedConfig, validate
     from ledger.references import find_subjects
 
+    if not Path(args.eval_file).is_file():
+        raise ConfigError(
+            f"--eval-file {args.eval_file}: there is no such file. Give one of rows with input and "
+            "output, or with question and answer."
+        )
     (subject,) = find_subjects([args.model_path], Path("runs"), None, "--model-path")
     base_model = args.model_name or subject.base_model
     if base_model is None:
@@ -118,7 +123,7 @@ def metrics_of(only: Comparison, eval_file: str, store: RunStore) -> dict[str, A
         "model_path": result.checkpoint,
         "eval_file": eval_file,
         "accuracy": result.score,
-        "interval_95": list(result.interval),
+        "interval_95": result.interval,
         "num_examples": result.n,
         "num_truncated": result.num_truncated,
         "num_malformed": result.num_malformed,

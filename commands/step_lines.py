@@ -3,7 +3,8 @@
     step 5: train_loss 5.4321, val_loss 5.6582, score 0.0900
 
 A program reads the same from `trained.json` in the run directory: every saved checkpoint with its
-losses and score, the recommended one, base model, LoRA layers, data and settings.
+losses and score, the recommended one, base model, LoRA layers, data and settings. `finished_event`
+is the ledger's event that it was written at: where later ones are, the run has gone on since.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def step_lines(*, is_quiet: bool) -> Callable[[RunStore, dict[str, Any]], None]:
         if event["type"] == "decided" and not is_quiet:
             say(_line(store, event["round"]))
         if event["type"] == "run_finished":
-            record = trained_record(store)
+            record = {**trained_record(store), "finished_event": event["seq"]}
             store.write_json(TRAINED, record)
             if not is_quiet:
                 _say_record(store, record)
@@ -104,10 +105,9 @@ def _checkpoint_record(store: RunStore, round_no: int) -> dict[str, Any]:
 def _say_record(store: RunStore, record: dict[str, Any]) -> None:
     lora, best = record["lora"], record["recommended"]
     layers = [name for name in ("train_mlp", "train_attn", "train_unembed") if lora[name]]
-    files = ", ".join(
-        f"{key} {one['path']} ({one['num_rows']} rows)"
-        for key, one in record["data"]["files"].items()
-    )
+    data = record["data"]
+    named = [f"{key} {one['path']} ({one['num_rows']} rows)" for key, one in data["files"].items()]
+    files = ", ".join([*named, *(f"evaluated on {name}" for name in data["eval_tasks"])])
     say(f"recommended: {best['checkpoint']}, step {best['step']}")
     say(f"sampler_path: {best['sampler_path']}")
     say(f"state_path: {best['state_path']}")

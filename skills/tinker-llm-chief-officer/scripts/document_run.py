@@ -17,7 +17,7 @@ from trainer_with_eval import main
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="document_run.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="document_run.py", description="Tell of finished runs.")
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks of errors")
     return argparse.Namespace(json=False, config=None, **vars(parser.parse_args(argv)))

@@ -19,7 +19,6 @@ from inspect_ai.log import EvalLog, read_eval_log
 def outcome_of(log: EvalLog) -> dict[str, Any]:
     """What one task came to: its version and configuration, its samples, all of its scores."""
     results, spec = log.results, log.eval
-    scores = [] if results is None else results.scores
     return {
         "task": spec.task,
         "version": spec.task_version,
@@ -32,7 +31,7 @@ def outcome_of(log: EvalLog) -> dict[str, Any]:
         "generation": spec.model_generate_config.model_dump(exclude_none=True),
         "scores": {
             f"{score.name}/{name}": metric.value
-            for score in scores
+            for score in ([] if results is None else results.scores)
             for name, metric in score.metrics.items()
         },
         "log": log.location,
