@@ -34,7 +34,7 @@ def run_document(store: RunStore) -> str:
         )
     story = story_in(store, checkpoint)
     sections = [
-        training_section(story),
+        training_section(story, in_card=False),
         data_section(story),
         results_section(story),
         decision_section(story),

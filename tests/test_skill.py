@@ -6,10 +6,12 @@ the place of a Llama and a local task in the place of benchmarks that need the h
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +32,7 @@ from rows.row_keys import as_question
 SKILL = REPO / "skills" / "tinker-llm-chief-officer"
 SCRIPTS = SKILL / "scripts"
 TEMPLATE = SKILL / "templates" / "training-config.yaml"
-LIMIT_S = 300
+LIMIT_S = 900  # for a hang; the page takes a quarter of a minute on two free cores
 MAX_SCRIPT_LINES = 60
 LR = "0.003"
 DEMO_MODEL = str(REPO / "demo_model")
@@ -49,7 +51,8 @@ from inspect_ai.scorer import includes
 
 @task
 def opposites() -> Task:
-    samples = [Sample(input="What is the opposite of big?", target="small")] * 3
+    words = {"big": "small", "hot": "cold", "wet": "dry"}
+    samples = [Sample(input=f"What is the opposite of {a}?", target=b) for a, b in words.items()]
     return Task(dataset=MemoryDataset(samples, name="opposites"), scorer=includes(), version=7)
 """
 # The commands of the documents that the skill was made from, as far as they call its scripts; the
@@ -132,20 +135,19 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
         writer.writerows(rows[6:66])
     env = {name: value for name, value in os.environ.items() if name not in SETTLED}
     env |= {"HOME": str(away), "PYTHON": str(project / ".venv" / "bin" / "python")}
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(lines)],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    with open(folder / "errors.txt", "w") as errors:
+        command = ["bash", "-c", "\n".join(lines)]
+        process = subprocess.Popen(command, cwd=folder, env=env, stderr=errors, process_group=0)
+        try:
+            exit_code = process.wait(LIMIT_S)
+        finally:  # the service goes on where a block before its end has failed
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     files = [folder / f"block_{number}.txt" for number in range(len(shown))]
     printed = {
         block: file.read_text() for block, file in zip(shown, files, strict=True) if file.is_file()
     }
-    return Walk(folder, done.returncode, printed, done.stderr)
+    return Walk(folder, exit_code, printed, (folder / "errors.txt").read_text())
 
 
 def the_run(walk: Walk) -> RunStore:

@@ -29,10 +29,10 @@ YAML
 "$python" "$scripts/sl_trainer.py" --config training-config.yaml --local --run-dir runs/supervised
 "$python" "$project/trainer_with_eval.py" --config "$project/examples/dpo/dpo.json" --local \
     --set run_name=preferences --set max_rounds=2 --set start_from="$folder/runs/supervised" \
-    --set lora_rank=32 --run-dir runs/preferences
+    --set base_model="$project/demo_model" --set lora_rank=32 --run-dir runs/preferences
 "$python" "$project/trainer_with_eval.py" --config "$project/examples/rl/rl.json" --local \
     --set run_name=rewards --set max_rounds=2 --set start_from="$folder/runs/supervised" \
-    --set lora_rank=32 --run-dir runs/rewards
+    --set base_model="$project/demo_model" --set lora_rank=32 --run-dir runs/rewards
 
 {
     cat <<'HEAD'
