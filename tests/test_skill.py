@@ -207,13 +207,11 @@ def test_benchmarks_are_run_by_the_cookbook_on_the_runs_own_weights(walk: Walk) 
     assert task["num_samples"] == task["num_completed"] == task["limit"] == 2
     assert task["generation"]["temperature"] == 0 and task["generation"]["seed"] == 0
     assert set(task["scores"]) == {"includes/accuracy", "includes/stderr"}
-    (by_hand,) = (walk.folder / "inspect-logs" / "by-hand").glob("*.eval")
-    from inspect_ai.log import read_eval_log
-
-    results = read_eval_log(str(by_hand), header_only=True).results
-    assert results is not None
-    (score,) = results.scores
-    assert score.metrics["accuracy"].value == task["scores"]["includes/accuracy"]
+    by_hand = walk.folder / "inspect-logs" / "by-hand"
+    done = forked.run(SCRIPTS / "read_inspect_logs.py", by_hand, "1", timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    (again,) = json.loads(done.stdout)["tasks"]
+    assert (again["task"], again["scores"]) == (task["task"], task["scores"])
 
 
 @pytest.mark.trains
@@ -426,6 +424,15 @@ def test_nothing_given_is_the_rows_of_val_file_and_the_recommended_rate(tmp_path
     changed = {"val_file": None, "eval_file": "q.jsonl"}
     config = load_settings(written(tmp_path, changed)).config
     assert config.held_out_tasks == ("nll:split",) and config.data.val_share == 0.1
+
+
+def test_what_follows_from_a_key_follows_from_its_override(tmp_path: Path) -> None:
+    path = written(tmp_path, {"learning_rate": None})
+    config = load_settings(path, ["max_steps=31", "learning_rate=0.01"]).config
+    assert config.max_rounds == 7 and config.learning_rate == 0.01
+    assert not config.use_recommended_lr
+    config = load_settings(path, ["max_steps=31", "max_rounds=2"]).config
+    assert config.max_rounds == 2 and config.use_recommended_lr
 
 
 @pytest.mark.parametrize(

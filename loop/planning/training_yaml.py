@@ -64,6 +64,11 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> Loade
     file = read_yaml(Path(path), "a training config")
     folder = file.path.resolve().parent
     raw = with_overrides(settings_of(file), overrides or [])
+    if file.content.get("learning_rate") is None:  # an override is as good as the key
+        raw.setdefault("use_recommended_lr", "learning_rate" not in raw)
+    steps, every = raw.get("max_steps"), raw.get("steps_per_round")
+    if isinstance(steps, int) and isinstance(every, int) and steps > 0 < every:
+        raw.setdefault("max_rounds", math.ceil(steps / every))
     checked = check(with_prices(raw, folder, str(file.path)))
     if isinstance(checked, TrainingConfig):
         return LoadedConfig(checked, file.path, folder)
@@ -77,14 +82,9 @@ def settings_of(file: YamlFile) -> dict[str, Any]:
     _check_keys(file)
     raw = {SETTINGS[key]: value for key, value in given.items() if value is not None}
     raw |= {key: dict(one) if isinstance(one, dict) else one for key, one in PLAIN.items()}
-    if given.get("learning_rate") is None:
-        raw["use_recommended_lr"] = True
     if given.get("val_file") is None:
         raw["data"] = {"val_share": HELD_OUT_SHARE}
     raw["eval_tasks"] = [f"qa:{given.get('eval_file') or given.get('val_file')}"]
-    steps, every = given["num_steps"], given["eval_every"]
-    if all(isinstance(one, int) and one > 0 for one in (steps, every)):
-        raw["max_rounds"] = math.ceil(steps / every)
     return raw
 
 
