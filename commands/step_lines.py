@@ -9,7 +9,6 @@ is the ledger's event that it was written at: where later ones are, the run has 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ledger.store import RunStore
@@ -26,19 +25,22 @@ class RoundLosses(NamedTuple):
     val: float | None
 
 
-def step_lines(*, is_quiet: bool) -> Callable[[RunStore, dict[str, Any]], None]:
-    """What is to be told of each event of a run; `is_quiet` where stdout is for programs."""
+def tell_step(store: RunStore, event: dict[str, Any]) -> None:
+    """Print the line of a round that was decided on, as soon as it is."""
+    if event["type"] == "decided":
+        say(_line(store, event["round"]))
 
-    def watch(store: RunStore, event: dict[str, Any]) -> None:
-        if event["type"] == "decided" and not is_quiet:
-            say(_line(store, event["round"]))
-        if event["type"] == "run_finished":
-            record = {**trained_record(store), "finished_event": event["seq"]}
-            store.write_json(TRAINED, record)
-            if not is_quiet:
-                _say_record(store, record)
 
-    return watch
+def keep_record(store: RunStore, *, is_quiet: bool) -> None:
+    """Write `trained.json` of a run that has finished, now or earlier, and say what it holds;
+    `is_quiet` where stdout is for programs."""
+    finished = [event["seq"] for event in store.events("run_finished")]
+    if not finished:
+        return
+    record = {**trained_record(store), "finished_event": finished[-1]}
+    store.write_json(TRAINED, record)
+    if not is_quiet:
+        _say_record(store, record)
 
 
 def losses_of(store: RunStore, round_no: int) -> RoundLosses:

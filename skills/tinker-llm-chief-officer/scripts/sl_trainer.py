@@ -22,11 +22,15 @@ from trainer_with_eval import main, parse_arguments, run_command
 
 def train(args: argparse.Namespace, session: Session) -> int:
     """Run the loop, and tell of each `eval_every` steps; the exit code."""
-    if not args.dry_run:
-        from commands.step_lines import step_lines
+    from commands.step_lines import keep_record, tell_step
 
-        session.watch = step_lines(is_quiet=args.json)
-    return run_command(args, session)
+    if not args.json:
+        session.watch = tell_step
+    exit_code = run_command(args, session)
+    looks_only = args.dry_run or args.preview is not None
+    if not looks_only and session.store is not None and not session.store.is_evaluation:
+        keep_record(session.store, is_quiet=args.json)
+    return exit_code
 
 
 if __name__ == "__main__":
