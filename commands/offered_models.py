@@ -8,16 +8,16 @@ whether its weights load is found out by a run alone.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
+import queue
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commands.boundary import in_loop
 from commands.opening import OpenedSettings
-from errors import ConfigError
+from errors import ConfigError, one_line
 from loop.plan_page.model import config_of
 from loop.plan_page.view import Offer, OfferedModel
 from loop.planning.fitting import CONTEXT_KEYS
@@ -26,9 +26,10 @@ from services.keys import Keys
 from services.place import ServiceChoice, refuse_silent_address
 
 if TYPE_CHECKING:
-    import tinker
+    from tinker.types import SupportedModel
 
 LIMIT_S = 10  # for an answer, with what the SDK tries again
+MOST_SAID = 300  # characters of what a service says
 MOST_FOLDERS = 1000  # that are looked at
 CACHED = "models--"  # what the hub client's folders begin with
 CAUSAL = "ForCausalLM"
@@ -45,40 +46,40 @@ def offer_of(choice: ServiceChoice | None, settings: OpenedSettings, keys: Keys)
             refuse_silent_address(choice.base_url)
     except ConfigError as error:
         return Offer(None, str(error))
-    return in_loop(_asked(choice.base_url, keys))
+    return _asked(choice.base_url, keys)
 
 
-async def _asked(base_url: str | None, keys: Keys) -> Offer:
+def _asked(base_url: str | None, keys: Keys) -> Offer:
     """What the service says that it supports."""
     from services.faults import SDK_ERRORS, said_by
     from services.sdk import rest_client
 
+    answers: queue.SimpleQueue[list[SupportedModel] | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            rest = rest_client(base_url, keys.tinker)
+            answers.put(list(rest.get_server_capabilities().result().supported_models))
+        except SDK_ERRORS as error:
+            answers.put(error)
+
+    # To make a client waits for the service, for minutes where that says nothing, and cannot be
+    # interrupted (SDK 0.38): so it is made in a thread that nobody waits for at the end.
+    threading.Thread(target=ask, daemon=True, name="asking for models").start()
     where = base_url or "Tinker"
     try:
-        rest = rest_client(base_url, keys.tinker)
-        found = await asyncio.wait_for(_models_of(rest), LIMIT_S)
-    except TimeoutError:
+        found = answers.get(timeout=LIMIT_S)
+    except queue.Empty:
         return Offer(None, f"{where} gave no answer within {LIMIT_S} s when asked for its models")
-    except SDK_ERRORS as error:
-        said = keys.redacted(said_by(error))
+    if isinstance(found, Exception):
+        said = one_line(keys.redacted(said_by(found)), MOST_SAID)
         return Offer(None, f"{where} was asked for its models and refused: {said}")
-    models = [
-        OfferedModel(
-            name=one.model_name,
-            found="service",
-            context=one.max_context_length,
-            trainable=one.trainable,
-            sampleable=one.sampleable,
-            config=config_of(one.model_name, None),
-        )
-        for one in found
-        if one.model_name
-    ]
-    return Offer(models, None)
+    return Offer([_served(one, one.model_name) for one in found if one.model_name], None)
 
 
-async def _models_of(rest: tinker.RestClient) -> list[tinker.types.SupportedModel]:
-    return list((await rest.get_server_capabilities()).supported_models)
+def _served(one: SupportedModel, name: str) -> OfferedModel:
+    numbers = one.max_context_length, one.trainable, one.sampleable
+    return OfferedModel(name, "service", *numbers, config_of(name, None))
 
 
 # --- this machine ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from config_schema import LoadedConfig, TrainingConfig
 from data_loader import RATED_KEYS, read_row
@@ -24,8 +24,6 @@ from rows.sources import Row, read_rows
 from rows.tool_calls import decoded, is_blank
 from settings.method_groups import MethodName
 
-Form = Literal["chats", "pairs", "marked", "ratings", "prompts", "mixed", "unknown"]
-_UNKNOWN: Form = "unknown"
 NUM_LOOKED_AT = 1000  # rows of each source
 RARE = 0.1  # a form that fewer rows than this share have is one of bad rows
 SHORT_WORDS = 5  # an answer of no more words can be compared by a program
@@ -86,18 +84,17 @@ def form_of_rows(loaded: LoadedConfig) -> RowsForm:
     return RowsForm(_common(forms), dict(forms), num_short)
 
 
-def _common(forms: Counter[str]) -> Form:
+def _common(forms: Counter[str]) -> str:
     """The one form of a file; marks make pairs only where some answers are disliked."""
-    if set(forms) <= {"chats", "liked"} and forms["liked"]:
-        return "chats"
-    told = Counter({"marked" if form in ("liked", "disliked") else form: 0 for form in forms})
+    if set(forms) <= {"chats", "liked"}:
+        return "chats" if forms else "unknown"
+    told = Counter[str]()
     for form, number in forms.items():
         told["marked" if form in ("liked", "disliked") else form] += number
     often = [form for form, number in told.items() if number >= RARE * told.total()]
-    if len(often) != 1:
-        return "mixed" if often else "unknown"
-    known: tuple[Form, ...] = ("chats", "pairs", "marked", "ratings", "prompts")
-    return next((one for one in known if one == often[0]), _UNKNOWN)
+    if len(often) > 1:
+        return "mixed"
+    return often[0] if often else "unknown"
 
 
 def _form_of(row: Row, columns: Mapping[str, str]) -> tuple[str, bool]:
