@@ -28,7 +28,7 @@ from services.place import ServiceChoice, refuse_silent_address
 if TYPE_CHECKING:
     from tinker.types import SupportedModel
 
-LIMIT_S = 10  # for an answer, with what the SDK tries again
+LIMIT_S = 5  # for an answer, with what the SDK tries again
 MOST_SAID = 300  # characters of what a service says
 MOST_FOLDERS = 1000  # that are looked at
 CACHED = "models--"  # what the hub client's folders begin with
