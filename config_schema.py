@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -108,12 +108,11 @@ class TrainingConfig(Settings):
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="seed of adapter, data order, selection and sampling"
     )
-
     lora_rank: int = Field(
         default=16,
         ge=1,
         le=256,
-        description="rank of the LoRA matrices (alpha is 32 for every rank)",
+        description="rank of the LoRA matrices (alpha is 32 for each)",
     )
     train_attn: bool = Field(default=True, description="train the attention layers")
     train_mlp: bool = Field(default=True, description="train the MLP layers")
@@ -167,6 +166,9 @@ class TrainingConfig(Settings):
         default=None,
         description="save state inside a round every so many steps; null: every 10 minutes",
     )
+    checkpoint_names: Literal["rounds", "steps"] = Field(
+        default="rounds", description="saved weights are called `round_02`, or `checkpoint-0005k`"
+    )
     checkpoint_ttl_days: float | None = Field(
         default=30.0,
         ge=1 / 24,
@@ -181,7 +183,6 @@ class TrainingConfig(Settings):
     evalops_api_url: Name | None = Field(
         default=None, description="EvalOps address; null: `EVALOPS_API_URL`, else the public one"
     )
-
     evalops_budget_file: Name | None = Field(
         default=None,
         description="limits in EvalOps' `budget.yaml` format, which each round is held against",

@@ -1,10 +1,11 @@
 """The built-in evaluator: question files, asked of one checkpoint by real sampling, graded plainly.
 
 A question is `{"question", "answer" (a string or a list of accepted ones), "system"?, "messages"?,
-"topic"?, "cluster"?, "grader"?, "id"?}`; `messages` is a conversation that ends with the question,
-and questions of one cluster (variants of each other) count as dependent. A truncated answer is
-graded as it stands, a malformed one scores 0, and so does a sample that failed; all three are
-counted. Too many failures make the evaluation fail, and then there is no score.
+"topic"?, "cluster"?, "grader"?, "id"?}`, or a training row of a question and its answer; `messages`
+is a conversation that ends with the question, and questions of one cluster (variants of each other)
+count as dependent. A truncated answer is graded as it stands, a malformed one scores 0, and so does
+a sample that failed; all three are counted. Too many failures make the evaluation fail, and then
+there is no score.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from grading.graders import GRADERS, grade, problem_with
 from grading.math_process import NotJudged
 from grading.reasoning import LONGEST_MARKER, opens_reasoning, without_reasoning
 from rows.rendering import Rendering
+from rows.row_keys import as_question
 from rows.sources import Row, Source, is_text, read_rows, sha256_of
 from scores.results import SampleResult
 from storage.journal import Journal
@@ -189,9 +191,9 @@ def _same_id(question: Question, other: Question) -> str:
 
 def parse_question(row: Row) -> Question:
     """Read one row. Raises `ValueError` with the reason."""
-    fields = row.fields
-    if fields is None:
+    if row.fields is None:
         raise ValueError(row.problem)
+    fields = as_question(row.fields)
     _refuse_unknown(fields)
     answer = fields.get("answer")
     turns = _turns(fields)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -109,9 +109,11 @@ def asks_for_json(words: Sequence[str]) -> bool:
     return any(len(word) > len("--j") and "--json".startswith(word) for word in words)
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(
+    argv: list[str] | None = None, program: str = "trainer_with_eval.py"
+) -> argparse.Namespace:
     parser = Arguments(
-        prog="trainer_with_eval.py",
+        prog=program,
         description="Fine-tune a language model with LoRA in evaluation-driven rounds.",
         epilog="Exit codes: 0 finished, 1 failed, 2 bad input, 3 with --gate when the target was "
         "not met, 130 interrupted. Progress goes to stderr, results to stdout.",
@@ -237,15 +239,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; every failure ends as one paragraph on stderr and an exit code."""
+def main(
+    argv: list[str] | None = None,
+    parse: Callable[[list[str] | None], argparse.Namespace] = parse_arguments,
+    command: Callable[[argparse.Namespace, Session], int] | None = None,
+) -> int:
+    """Run a command, this file's or another one of the same boundary and its own arguments; every
+    failure ends as one paragraph on stderr and an exit code."""
     open_missing_streams()
     is_json = asks_for_json(sys.argv[1:] if argv is None else argv)
     with taken() as keys, sigterm_as_interrupt(), for_programs(is_json, keys.redacted):
         session, args = Session(keys), argparse.Namespace(json=is_json, verbose=False, config=None)
         try:
-            args = parse_arguments(argv)
-            exit_code = run_command(args, session)
+            args = parse(argv)
+            exit_code = (command or run_command)(args, session)
             write_out()
             return exit_code
         except KeyboardInterrupt:

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -43,7 +43,7 @@ T = TypeVar("T")
 @dataclass
 class Session:
     """What the top boundary needs: the keys, the run that is open, whether it has work in hand,
-    and the user's alert command."""
+    the user's alert command, and who else is told of each event."""
 
     keys: Keys
     alert_command: Sequence[str] | None = None
@@ -51,11 +51,14 @@ class Session:
     progress: Progress | None = None
     is_running: bool = False
     starting: Starting | None = None
+    watch: Callable[[RunStore, dict[str, Any]], None] | None = None
 
     def tell_event(self, event: dict[str, Any]) -> None:
         """Tell whoever reads along what was appended to the ledger."""
         if self.progress is not None:
             self.progress.event(event)
+        if self.watch is not None and self.store is not None:
+            self.watch(self.store, event)
 
     def end_live_line(self) -> None:
         """Leave the terminal as it was, before anything else is printed."""

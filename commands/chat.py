@@ -34,7 +34,7 @@ from commands.opening import (
     recorded_model_dir,
     refuse_beside,
 )
-from config_schema import LoadedConfig, load_and_validate_config
+from config_schema import LoadedConfig
 from errors import ConfigError
 from ledger.references import Subject, find_subjects
 from ledger.store import RunStore
@@ -44,6 +44,7 @@ from loop.planning.models import find_model_dir
 from loop.planning.page import describe_formats
 from loop.planning.plan import Plan, make_plan
 from loop.planning.resumption import with_known_model
+from loop.planning.training_yaml import load_settings
 from loop.rounds.session import explained, open_service
 from services.faults import SDK_ERRORS, is_gone, said_by
 from services.place import ServiceChoice, service_of_run
@@ -128,7 +129,7 @@ def open_checkpoint(args: argparse.Namespace) -> Opened:
     """
     loaded = None
     if args.config is not None:
-        loaded = load_and_validate_config(args.config, args.overrides)
+        loaded = load_settings(args.config, args.overrides)
     (subject,) = find_subjects([args.chat], Path("runs"), args.registry, KEY)
     if loaded is not None:
         loaded = _without_grader(loaded)

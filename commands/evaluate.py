@@ -67,10 +67,19 @@ def common_renderer(
     return renderer
 
 
+Reporting = Callable[[argparse.Namespace, Session, "RunStore", "list[Comparison]"], int]
+
+
 def evaluate_checkpoints(
-    args: argparse.Namespace, settings: OpenedSettings, session: Session
+    args: argparse.Namespace,
+    settings: OpenedSettings,
+    session: Session,
+    report: Reporting | None = None,
 ) -> int:
-    """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it."""
+    """Evaluate checkpoints outside a run, side by side; with --gate, exit 3 if one fails it.
+
+    `report` prints what came of it and gives the exit code, as `report_and_alert` does."""
+    report = report or report_and_alert
     progress = begin_progress(args, settings, session)
     from ledger.references import find_subjects, recorded_subjects
     from loop.reports.comparison import compare
@@ -90,7 +99,7 @@ def evaluate_checkpoints(
     if store is not None and len(results := store.comparable_results()) == len(subjects):
         progress.line(f"{store.run_dir}: this evaluation is finished, nothing is left to measure")
         comparisons = compare(subjects, results, settled.gate)
-        return report_and_alert(args, session, store, comparisons)
+        return report(args, session, store, comparisons)
     progress.lines(settled.lines)
     plan = with_known_weights(settled.plan, store, subjects, progress)
     with open_service(settled.choice, plan, progress) as service:
@@ -104,7 +113,7 @@ def evaluate_checkpoints(
         session.is_running = False
         if (problem := keep_page(store)) is not None:
             progress.line(problem)
-    return report_and_alert(args, session, store, comparisons)
+    return report(args, session, store, comparisons)
 
 
 class SettledEvaluation(NamedTuple):

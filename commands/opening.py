@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from commands.boundary import Session
-from config_schema import LoadedConfig, config_hash, load_and_validate_config, validate
+from config_schema import LoadedConfig, config_hash, validate
 from errors import ConfigError, StorageError
 from loop.planning.models import find_model_dir
+from loop.planning.training_yaml import load_settings
 from services.place import ServiceChoice, choose_service
 from settings.config_file import with_overrides
 from settings.price_file import with_prices
@@ -85,7 +86,7 @@ def open_settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
     if args.resume is None:
         if args.config is None:
             raise ConfigError(_no_config(args))
-        loaded = load_and_validate_config(args.config, args.overrides)
+        loaded = load_settings(args.config, args.overrides)
         opened = OpenedSettings(
             loaded, find_model_dir(loaded), None, args.run_dir, {}, args.evaluate
         )
@@ -124,7 +125,7 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
 
     given = None
     if args.config is not None:
-        given = load_and_validate_config(args.config, args.overrides)
+        given = load_settings(args.config, args.overrides)
     run_dir, back_to = resumed_place(args.resume)
     notes: list[str] = []
     if args.resume == "":

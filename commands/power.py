@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from commands.opening import refuse_beside
-from config_schema import TrainingConfig, load_and_validate_config, validate
+from config_schema import TrainingConfig, validate
 from errors import ConfigError
+from loop.planning.training_yaml import load_settings
 from loop.reports.console import say, tell, width_of
 from scores.power import (
     possible_changes,
@@ -180,7 +181,7 @@ def _own_and_seen(args: argparse.Namespace, run_dir: Path | None) -> tuple[Own |
         from loop.planning.tasks import load_eval_tasks
         from scores.resolution import TaskSize
 
-        loaded = load_and_validate_config(args.config, args.overrides)
+        loaded = load_settings(args.config, args.overrides)
         tasks = load_eval_tasks(loaded, loaded.config.scored_tasks)
         sizes = [TaskSize(task.n, task.num_clusters) for task in tasks]
         own = Own(str(args.config), gate_of(loaded.config), sizes)

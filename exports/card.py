@@ -18,7 +18,7 @@ import yaml
 
 from exports.card_failures import failures_section
 from exports.card_results import decision_section, results_section
-from exports.card_story import Story, shorter, story_of
+from exports.card_story import Story, places_of, shorter, story_of
 from exports.card_training import data_section, training_section
 from exports.check import Check
 from exports.served_template import ServedTemplate
@@ -78,8 +78,9 @@ def card_of(
     below.append(_checks_section(checks))
     if story is not None:
         below.append(_evidence_section(story))
-    first = shorter(markdown(Document(title, above)), source, story)
-    _, _, rest = shorter(markdown(Document(title, below)), source, story).partition("\n\n")
+    places = [*places_of(source, story)]
+    first = shorter(markdown(Document(title, above)), places)
+    _, _, rest = shorter(markdown(Document(title, below)), places).partition("\n\n")
     parts = [first, *([f"{serving.strip()}\n"] if serving.strip() else []), rest]
     return f"---\n{front_matter(source, format, story)}---\n\n" + "\n".join(parts)
 

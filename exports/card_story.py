@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,13 @@ class Story:
 
 def story_of(source: Source) -> Story | None:
     """What the run of a checkpoint tells of it; None of one that belongs to no known run."""
-    store, checkpoint = source.store, source.checkpoint
-    if store is None or checkpoint is None:
+    if source.store is None or source.checkpoint is None:
         return None
+    return story_in(source.store, source.checkpoint)
+
+
+def story_in(store: RunStore, checkpoint: Checkpoint) -> Story:
+    """What a run tells of one of its checkpoints."""
     result = store.result(checkpoint.round)
     is_own = result is not None and result.checkpoint == checkpoint.sampler_path
     return Story(
@@ -132,12 +136,12 @@ def story_of(source: Source) -> Story | None:
     )
 
 
-def shorter(text: str, source: Source, story: Story | None) -> str:
+def shorter(text: str, places: Iterable[str]) -> str:
     """A card without the folders of whoever made it: of a path only its last part is left.
 
     Sentences of the run name tasks as its settings do, which may be by a whole path.
     """
-    whole = {place for place in _places(source, story) if Path(place).is_absolute()}
+    whole = {place for place in places if Path(place).is_absolute()}
     for place in sorted(whole, key=len, reverse=True):
         if name := Path(place).name:
             found = rf"(?<![\w.-]){re.escape(inline(place))}(?![\w.-])"
@@ -145,11 +149,17 @@ def shorter(text: str, source: Source, story: Story | None) -> str:
     return text
 
 
-def _places(source: Source, story: Story | None) -> Iterator[str]:
+def places_of(source: Source, story: Story | None) -> Iterator[str]:
+    """The places on the disk that a card of a checkpoint may name."""
     yield from (str(source.base_dir), source.base_name)
-    if story is None:
-        return
+    if story is not None:
+        yield from places_in(story)
+
+
+def places_in(story: Story) -> Iterator[str]:
+    """Those that a run names."""
     store, manifest = story.store, story.manifest
+    yield story.checkpoint.base_model
     yield str(store.run_dir.resolve())
     yield from (file.path for file in (*manifest.files.values(), *manifest.eval_tasks.values()))
     for name in manifest.eval_tasks:

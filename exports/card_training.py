@@ -34,11 +34,12 @@ DRAWN_BY = {
 # --- how ------------------------------------------------------------------------------------------
 
 
-def training_section(story: Story) -> Section:
-    return Section("How it was trained", list(_training(story)))
+def training_section(story: Story, *, in_card: bool = True) -> Section:
+    """The section, `in_card` of an export, which has its files beside it."""
+    return Section("How it was trained", list(_training(story, in_card)))
 
 
-def _training(story: Story) -> Iterator[Block]:
+def _training(story: Story, in_card: bool) -> Iterator[Block]:
     store, config = story.store, story.config
     if (origin := store.origin) is not None:
         how = "with its optimizer" if origin.with_optimizer else "with a new optimizer"
@@ -55,7 +56,7 @@ def _training(story: Story) -> Iterator[Block]:
     decay = config["weight_decay"]
     yield Bullets(
         [
-            _method_line(story, train_on),
+            _method_line(story, train_on, in_card),
             f"Batches of {config['batch_size']:,} {method_words(config).unit} of at most "
             f"{config['max_seq_length']:,} tokens, weight decay {decay:g}, "
             f"{'unknown' if warmup is None else warmup} warm-up steps, seed {config['seed']}.",
@@ -68,13 +69,16 @@ def _training(story: Story) -> Iterator[Block]:
     )
 
 
-def _method_line(story: Story, train_on: str) -> str:
+def _method_line(story: Story, train_on: str, in_card: bool) -> str:
     method = method_words(story.config)
     if method is SFT:
         return f"Supervised fine-tuning of a LoRA adapter with AdamW; trained on: {train_on}."
+    line = f"{method.title} of a LoRA adapter with AdamW: {settings_text(story.config)}."
+    if not in_card:
+        return line
     return (
-        f"{method.title} of a LoRA adapter with AdamW: {settings_text(story.config)}. No script "
-        "that mirrors it lies beside this card: there is one of supervised fine-tuning alone."
+        f"{line} No script that mirrors it lies beside this card: there is one of supervised "
+        "fine-tuning alone."
     )
 
 

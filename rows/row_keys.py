@@ -5,7 +5,9 @@ A key that stands nowhere here is not used, and is named once before the first s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
+from typing import Any
 
 from rows.tool_calls import TOOL_KEYS
 
@@ -223,3 +225,12 @@ def keys_table() -> str:
     lines.append(f"| message | {others} | refused: it is no plain answer |")
     lines.append("| | any other key | not used, and named once before the first step |")
     return "\n".join(lines)
+
+
+def as_question(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of one question and its answer by the names of a question file; others as they are."""
+    pair = next((pair for pair in PAIRS if set(pair) <= set(fields)), None)
+    if pair is None or {"question", "answer"} & set(fields):
+        return fields
+    names = dict(zip(pair, ("question", "answer"), strict=True))
+    return {names.get(key, key): value for key, value in fields.items()}

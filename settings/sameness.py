@@ -28,6 +28,7 @@ ADDED_SINCE = {
     "evaluation.test_on": "end",
     "gate.stop": True,
     "evaluation.system_prompt": None,
+    "checkpoint_names": "rounds",
     "method": "sft",
     "dpo": None,
     "rl": None,

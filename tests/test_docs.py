@@ -31,6 +31,9 @@ DOCUMENTS = [
     "examples/README.md",
     "local_tinker/README.md",
     "benchmarks/RESULTS.md",
+    "skills/tinker-llm-chief-officer/SKILL.md",
+    "skills/tinker-llm-chief-officer/reference.md",
+    "skills/tinker-llm-chief-officer/examples.md",
     *PAGES,
 ]
 AFTER_THE_DEMO = "docs/export.md"  # its example reads the demo's run

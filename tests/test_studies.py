@@ -19,9 +19,9 @@ import study
 from config_schema import load_and_validate_config
 from conftest import REPO
 from errors import ConfigError
+from settings.yaml_file import dump_yaml, read_yaml
 from studies.design.experiment import load_study
 from studies.design.task_files import tasks_in
-from studies.design.yaml_file import dump_yaml, read_yaml
 
 TASK = """\
 from inspect_ai import Task, task

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from config_schema import TrainingConfig, load_and_validate_config
+from config_schema import TrainingConfig
 from errors import ConfigError
 from hyperparam_utils import RunSteps
+from loop.planning.training_yaml import load_settings
 from loop.reports.console import PROGRAM, command_for
 
 MOST_STEPS, FEWEST_STEPS = 500, 5  # of a pilot; within them a tenth of the run
@@ -42,7 +43,7 @@ def commands_of(args: argparse.Namespace, config: TrainingConfig, steps: RunStep
     of_run = [] if args.run_dir is None else ["--run-dir", str(args.run_dir)]
     run = _command([*start, *_flags(args, args.overrides or []), *of_run])
     try:
-        load_and_validate_config(args.config, overrides)
+        load_settings(args.config, overrides)
     except ConfigError as error:
         return Commands(run, None, 0, f"these settings leave no shorter run: {error}")
     folder = str(_free_folder(Path("runs"), f"{config.run_name}-pilot"))

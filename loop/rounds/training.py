@@ -12,7 +12,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tinker
 
@@ -146,15 +146,24 @@ def submit_held_out(run: Run, client: tinker.TrainingClient, step: int) -> list[
     ]
 
 
+def save_name(
+    names: Literal["rounds", "steps"], round_no: int, step: int, is_round_end: bool
+) -> str:
+    """What weights are saved as, after so many steps of the run; thousands of steps as `0005k`."""
+    if names == "steps":
+        is_thousands = step > 0 and step % 1000 == 0
+        return f"checkpoint-{step // 1000:04d}k" if is_thousands else f"checkpoint-{step:06d}"
+    return f"round_{round_no:02d}" if is_round_end else f"round_{round_no:02d}_step_{step:06d}"
+
+
 def submit_save(
     run: Run, client: tinker.TrainingClient, round_no: int, step: int, is_round_end: bool
 ) -> SaveInFlight:
     """Submit a state to go on from, and at a round's end the weights to sample from."""
     ttl = None if is_reference(run.plan.config, round_no) else ttl_seconds(run.plan.config)
+    name = save_name(run.plan.config.checkpoint_names, round_no, step, is_round_end)
     if not is_round_end:
-        name = f"round_{round_no:02d}_step_{step:06d}"
         return SaveInFlight(step, client.save_state(name, ttl_seconds=ttl), None)
-    name = f"round_{round_no:02d}"
     return SaveInFlight(
         step,
         client.save_state(name, ttl_seconds=ttl),

@@ -17,10 +17,10 @@ from typing import Any
 
 from config_schema import TrainingConfig, validate
 from ledger.registry_file import PREFIX
+from settings.yaml_file import as_value, shown
 from studies.design.expansion import Trial, given_in, leaves_of, overlap
 from studies.design.experiment import ArmEntry, Study
 from studies.design.tinker_trials import TinkerConfigs, named
-from studies.design.yaml_file import as_value, shown
 
 SAME_FOR_ALL = ("base_model", "renderer_name", "evaluation")
 CHECKPOINT = re.compile(r"[^@]+(@(best|round_\d+))?|tinker://[^@\s]+|registry:[^@\s]+@[1-9]\d*")

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from settings.yaml_file import Place, YamlFile, as_value, shown
 from studies.design.experiment import Study
 from studies.design.nesting import flat
-from studies.design.yaml_file import Place, YamlFile, as_value, shown
 
 MAX_TRIALS = 10_000
 MAX_PARAMETERS = 500

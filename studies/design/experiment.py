@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError
 from errors import ConfigError
 from ledger.registry_file import PREFIX, is_version
 from settings.groups import BudgetSettings, Name, Settings
+from settings.yaml_file import YamlFile, as_value, read_yaml, shown
 from studies.design.paths import is_file, is_folder, is_there
-from studies.design.yaml_file import YamlFile, as_value, read_yaml, shown
 
 FILE_NAME = "experiment.yaml"
 MAX_PROBLEMS = 10

@@ -22,6 +22,7 @@ import yaml
 
 from config_schema import TrainingConfig, validate
 from errors import ConfigError
+from settings.yaml_file import dump_yaml
 from storage.files import write_whole
 from storage.stored_json import parse_object
 from studies.design import tinker_trials, torchtune_trials
@@ -33,7 +34,6 @@ from studies.design.numbering import MAPPING, KnownTrial, StudyMap, number_trial
 from studies.design.study_section import check_expectations
 from studies.design.task_files import StudyTask, find_tasks
 from studies.design.torchtune_base import referred
-from studies.design.yaml_file import dump_yaml
 
 ASKED_FROM = 100  # trials, before so many are written a person is asked
 STAMP = "generated_at"

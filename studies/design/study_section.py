@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from settings.groups import BudgetSettings, check_prices
+from settings.yaml_file import Place, as_value, shown
 from studies.design.expansion import Given, given_in, leaves_of
 from studies.design.experiment import Study, nearest
-from studies.design.yaml_file import Place, as_value, shown
 
 
 def check_halving(study: Study, named: Callable[[str], str], max_rounds: Any) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import one_line
+from settings.yaml_file import Place, shown
 from studies.design.experiment import Study, TaskEntry, nearest
 from studies.design.paths import is_file, is_folder
-from studies.design.yaml_file import Place, shown
 from user_code.finding import code_of
 from user_code.parsing import parsed
 

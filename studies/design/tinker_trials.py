@@ -19,6 +19,7 @@ from errors import ConfigError
 from ledger.registry_file import PREFIX
 from settings.config_file import read_object
 from settings.price_file import with_prices
+from settings.yaml_file import as_value, shown
 from studies.design.expansion import OVERRIDE, Given, Trial, TrialText, given_in, leaves_of, overlap
 from studies.design.experiment import Study, moves, nearest
 from studies.design.moved_files import (
@@ -34,7 +35,6 @@ from studies.design.nesting import flat, merged, nested, put
 from studies.design.paths import is_file, is_there
 from studies.design.study_section import check_budget, check_halving
 from studies.design.task_files import StudyTask
-from studies.design.yaml_file import as_value, shown
 from user_code.finding import code_of
 
 LORA_ALPHA = 32

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from settings.yaml_file import YamlFile, read_yaml, shown
 from studies.design.experiment import Study, nearest
 from studies.design.paths import is_file
-from studies.design.yaml_file import YamlFile, read_yaml, shown
 
 STOCK = "recipes/configs/"
 VERSION = "0.6.1"

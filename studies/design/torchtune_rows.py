@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from errors import one_line
+from settings.yaml_file import shown
 from studies.design.experiment import Study
 from studies.design.paths import is_file, is_there
-from studies.design.yaml_file import shown
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 

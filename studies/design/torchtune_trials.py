@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from settings.yaml_file import as_value, dump_yaml, shown
 from studies.design.expansion import OVERRIDE, Given, Trial, TrialText, given_in
 from studies.design.experiment import Study, nearest
 from studies.design.nesting import flat, merged, nested
@@ -23,7 +24,6 @@ from studies.design.study_section import refuse_for_torchtune
 from studies.design.task_files import StudyTask
 from studies.design.torchtune_base import base_of, check_references, referred
 from studies.design.torchtune_rows import is_of_hub, num_rows_in, source_of
-from studies.design.yaml_file import as_value, dump_yaml, shown
 
 COMPONENT = "_component_"
 NAMES = {
