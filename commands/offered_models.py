@@ -93,13 +93,17 @@ def _here(settings: OpenedSettings) -> Iterator[OfferedModel]:
         seen.add(base_dir)
         found = model_config(base_dir, "base_model")
         yield _local(config.base_model, "base_model", found, base_dir)
+    elif (cached := _cached_config(config.base_model)) is not None:
+        # Whatever its architecture is called: a run loads it as a causal model, and may succeed.
+        found = model_config(cached.parent, "base_model")
+        yield _local(config.base_model, "cache", found, cached.parent)
     for base in dict.fromkeys((settings.loaded.directory.resolve(), Path.cwd())):
         for folder in sorted(_folders(base)):
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())
                 if (sizes := _causal(folder)) is not None:
                     yield _local(folder.name, "folder", sizes, folder)
-    yield from _cached()
+    yield from (one for one in _cached() if one.name != config.base_model or base_dir is not None)
 
 
 def _folders(base: Path) -> Iterator[Path]:
@@ -122,17 +126,26 @@ def _causal(folder: Path) -> Mapping[str, Any] | None:
 
 def _cached() -> Iterator[OfferedModel]:
     """Yield the causal models in the hub client's cache."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
     with contextlib.suppress(OSError):
         for entry in sorted(cache.glob(f"{CACHED}*"))[:MOST_FOLDERS]:
             name = entry.name.removeprefix(CACHED).replace("--", "/", 1)
-            file = try_to_load_from_cache(name, "config.json")
-            folder = Path(file).parent if isinstance(file, str) else None
-            sizes = None if folder is None else _causal(folder)
-            if folder is not None and sizes is not None:
-                yield _local(name, "cache", sizes, folder)
+            file = _cached_config(name)
+            sizes = None if file is None else _causal(file.parent)
+            if file is not None and sizes is not None:
+                yield _local(name, "cache", sizes, file.parent)
+
+
+def _cached_config(name: str) -> Path | None:
+    """The config.json of a hub model in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    with contextlib.suppress(OSError, ValueError):  # a name that no model of the hub can have
+        file = try_to_load_from_cache(name, "config.json")
+        return Path(file) if isinstance(file, str) else None
+    return None
 
 
 def _local(name: str, found: str, sizes: Mapping[str, Any], folder: Path) -> OfferedModel:

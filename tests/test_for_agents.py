@@ -15,7 +15,7 @@ import pytest
 
 import forked
 import local_tinker
-from commands.offered_models import LIMIT_S
+from commands import offered_models
 from commands.suites import suites_facts
 from commands.use_cases import USE_CASES
 from config_schema import LoadedConfig, load_and_validate_config
@@ -33,7 +33,8 @@ from test_loop import Workspace
 from trainer_with_eval import main
 
 KEY = "tml-0123456789abcdef"
-HUB_MODEL = {"base_model": "meta-llama/Llama-3.1-8B-Instruct"}
+HUB_MODEL: dict[str, Any] = {"base_model": "meta-llama/Llama-3.1-8B-Instruct"}
+PATIENCE_S = 120  # with a service that does answer, however busy the machine is
 BEFORE = ("service", "method_choice", "use_case", "suites")  # also where the rows are refused
 
 
@@ -135,6 +136,16 @@ def test_models_beside_the_config_and_in_the_cache_are_found_and_others_are_not(
     assert any("models on this machine: " in line for line in answer["plan"])
 
 
+def test_a_base_model_that_is_nowhere_on_this_machine_is_refused_before_it_is_loaded(
+    workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    assert workspace.run("run", "--dry-run", "--json", "--local", **HUB_MODEL) == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert "is not among what this machine trains" in answer["error"]
+    assert "`hf download NAME`" in answer["error"]
+    assert answer["service"]["base_model_is_served"] is False
+
+
 # --- a service that is asked ----------------------------------------------------------------------
 
 
@@ -145,7 +156,9 @@ def test_a_service_is_asked_for_its_models_and_one_that_it_has_not_is_refused(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setenv("TINKER_API_KEY", service.open_folder(workspace.folder / "c"))
-    there = {"base_url": service.base_url, "base_model": "llama", "renderer_name": "llama3"}
+    monkeypatch.setattr(offered_models, "LIMIT_S", PATIENCE_S)
+    there: dict[str, Any] = {"base_url": service.base_url, "base_model": "llama"}
+    there["renderer_name"] = "llama3"
     answer = told(workspace, capsys, **there)
     assert_as_documented(answer)
     assert answer["service"]["kind"] == "compatible"
@@ -197,7 +210,9 @@ def test_a_service_that_says_nothing_is_not_waited_for(workspace: Workspace) -> 
         env = {**os.environ, "TINKER_API_KEY": KEY}
         outcome = forked.run(*program, env=env, timeout=200)
     assert outcome.returncode == 0, outcome.stderr
-    assert_not_asked(json.loads(outcome.stdout), f"gave no answer within {LIMIT_S} s")
+    assert_not_asked(
+        json.loads(outcome.stdout), f"gave no answer within {offered_models.LIMIT_S} s"
+    )
     assert all(json.loads(line) for line in outcome.stderr.splitlines())  # and nothing beside it
 
 
@@ -208,6 +223,7 @@ def test_a_key_that_is_refused_is_said_without_the_key(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setenv("TINKER_API_KEY", KEY)
+    monkeypatch.setattr(offered_models, "LIMIT_S", PATIENCE_S)
     answer = told(workspace, capsys, base_url=service.base_url)
     assert "was asked for its models and refused: " in answer["service"]["why_not"]
     assert KEY not in json.dumps(answer)
