@@ -7,7 +7,8 @@ other `LoopError` into exit code 1, without a traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 SENT_AGAIN = "--resume would send it again"  # in what is said of a request that cannot succeed
 
@@ -15,11 +16,13 @@ SENT_AGAIN = "--resume would send it again"  # in what is said of a request that
 class LoopError(Exception):
     """An error whose message is the whole explanation.
 
-    `num_prompt_tokens` and `num_sampled_tokens` were spent on samples that no result holds.
+    `num_prompt_tokens` and `num_sampled_tokens` were spent on samples that no result holds. `facts`
+    is what --json tells beside the message, by name.
     """
 
     num_prompt_tokens = 0
     num_sampled_tokens = 0
+    facts: Mapping[str, Any] = {}
 
 
 class InputError(LoopError):

@@ -131,7 +131,9 @@ def report_failure(args: argparse.Namespace, session: Session, error: BaseExcept
         else:
             tell(message if exit_code == 130 else f"error: {message}", file=sys.stderr)
         if args.json:
-            say(json.dumps({"error": message, "exit_code": exit_code}))
+            facts = error.facts if isinstance(error, LoopError) else {}
+            answer = {"error": message, "exit_code": exit_code, **facts}
+            say(redacted(json.dumps(answer)))
         write_out()
     if getattr(args, "summary", None) is not None or getattr(args, "junit", None) is not None:
         from commands.ci import write_failure

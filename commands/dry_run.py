@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from commands.boundary import Session
 from commands.opening import OpenedSettings, begin_progress, choose_place
-from errors import ConfigError, StorageError, TokenizerError
+from errors import ConfigError, InputError, StorageError, TokenizerError
 from loop.planning.limits_file import load_limits
 from loop.reports.console import PROGRAM, say, tell
 from services.place import ServiceChoice
 from storage.files import write_whole
 
 if TYPE_CHECKING:
-    from loop.plan_page.view import Planned
+    from loop.plan_page.view import Offer, Planned, RowsForm
     from loop.planning.inputs import Inputs
     from loop.planning.plan import Plan
 
@@ -28,23 +29,30 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     """Plan the run, check all that costs nothing, and say what could not be checked."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, below
     progress = begin_progress(args, settings, session)
+    from loop.plan_page.models import refusal
     from loop.plan_page.page import facts_of, flat_lines, page_html, plan_of, text_lines
-    from loop.planning.fitting import limits_of, unchecked_fit
-    from loop.planning.page import unchecked_without_service
 
     progress.lines(settings.notes)
     _check_what_goes_beside(settings)
     unchecked: list[str] = []
     if settings.loaded.config.evalops_enabled and not session.keys.evalops:
         unchecked.append("EvalOps: EVALOPS_API_KEY is not set, and the run needs it")
-    view = _planned(args, settings, session, unchecked)
+    known, place = _known_before(args, settings, session, unchecked)
+    try:
+        view = _planned(args, settings, known, place, unchecked)
+    except InputError as error:
+        error.facts = _facts_before(settings, known)
+        raise
     folder = settings.loaded.file.with_suffix(".plan")
     is_new = settings.store is None  # a run has its lists, and its own page
     written = _written_lists(folder, view, unchecked) if is_new else []
-    inputs = view.inputs
-    unchecked += unchecked_without_service(view.choice)
-    unchecked += unchecked_fit(limits_of(inputs.model_dir), (*inputs.tasks, *inputs.test_tasks))
+    unchecked += _unchecked(view)
     plan = plan_of(view, written, unchecked)  # what is added to both lists it has as well
+    facts = {**facts_of(plan), **_suites(settings)}
+    if (why := refusal(known.offer, known.choice, view.config)) is not None:
+        error = ConfigError(why)
+        error.facts = {"plan": flat_lines(plan), "not_checked": unchecked, **facts}
+        raise error
     if is_new:
         try:
             write_whole(folder / PAGE, [session.keys.redacted(page_html(plan))])
@@ -54,10 +62,63 @@ def dry_run(args: argparse.Namespace, settings: OpenedSettings, session: Session
     session.end_live_line()
     if args.json:
         answer = {"dry_run": True, "plan": flat_lines(plan), "not_checked": unchecked}
-        say(session.keys.redacted(json.dumps(answer | facts_of(plan), indent=1)))
+        say(session.keys.redacted(json.dumps(answer | facts, indent=1)))
     else:
         tell(session.keys.redacted("\n".join(text_lines(plan))))
     return 0
+
+
+class Known(NamedTuple):
+    """What is known before the settings are found to be usable, so that they can be corrected."""
+
+    choice: ServiceChoice | None  # None: nowhere to train yet
+    offer: Offer
+    rows: RowsForm
+
+
+def _known_before(
+    args: argparse.Namespace, settings: OpenedSettings, session: Session, unchecked: list[str]
+) -> tuple[Known, list[str]]:
+    """Where the run would happen, which models there are, and what the rows are; and the lines of
+    the first."""
+    from commands.offered_models import offer_of
+    from loop.plan_page.method_choice import form_of_rows
+
+    choice, place = _place(args, settings, session, unchecked)
+    offer = offer_of(choice, settings, session.keys)
+    return Known(choice, offer, form_of_rows(settings.loaded)), place
+
+
+def _facts_before(settings: OpenedSettings, known: Known) -> dict[str, Any]:
+    """What --json tells beside a refusal of files or rows."""
+    from loop.plan_page.method_choice import choice_facts
+    from loop.plan_page.models import offer_facts
+
+    config = settings.loaded.config
+    return {
+        "service": offer_facts(known.offer, known.choice, config, None),
+        "method_choice": choice_facts(known.rows, config),
+        **_suites(settings),
+    }
+
+
+def _suites(settings: OpenedSettings) -> dict[str, Any]:
+    from commands.suites import suites_facts
+
+    return suites_facts(settings.loaded.config, settings.loaded.directory)
+
+
+def _unchecked(view: Planned) -> Iterator[str]:
+    """Yield what a dry run cannot know of the service and the model."""
+    from loop.planning.fitting import limits_of, unchecked_fit
+
+    inputs = view.inputs
+    if view.is_embedded:
+        yield "whether the model's weights load and train"
+    elif view.offer.models is None:
+        yield "whether the service can be reached and accepts the key"
+        yield f"whether it serves base_model: {view.offer.why_not}"
+    yield from unchecked_fit(limits_of(inputs.model_dir), (*inputs.tasks, *inputs.test_tasks))
 
 
 def _check_what_goes_beside(settings: OpenedSettings) -> None:
@@ -69,7 +130,11 @@ def _check_what_goes_beside(settings: OpenedSettings) -> None:
 
 
 def _planned(
-    args: argparse.Namespace, settings: OpenedSettings, session: Session, unchecked: list[str]
+    args: argparse.Namespace,
+    settings: OpenedSettings,
+    known: Known,
+    place: list[str],
+    unchecked: list[str],
 ) -> Planned:
     """Read everything, and render it where there is a tokenizer; what fails is in `unchecked`."""
     from loop.plan_page.earlier import newest_alike
@@ -80,7 +145,7 @@ def _planned(
     from loop.planning.origin import describe_origin, refuse_other_files
     from loop.planning.teacher import describe_teacher
 
-    choice, place = _place(args, settings, session, unchecked)
+    choice = known.choice
     inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
     plan = _made_plan(settings, inputs, choice, unchecked)
     if plan is not None:
@@ -100,6 +165,8 @@ def _planned(
         choice=choice,
         place=place,
         commands=commands_of(args, config, inputs.settled.steps),
+        rows=known.rows,
+        offer=known.offer,
         earlier=earlier,
         model=config_of(config.base_model, inputs.model_dir),
         folders=[*map(str, folders)],

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from commands.opening import refuse_beside
-from commands.use_cases import MEASURES, USE_CASES, UseCase
+from commands.suites import (
+    Suggested,
+    evals_from,
+    example_of,
+    is_public,
+    project_config,
+    short_name,
+    suite_of,
+)
+from commands.use_cases import USE_CASES, UseCase
 from config_schema import TrainingConfig, validate
 from errors import ConfigError
 from evaluation.benchmarks import READ_IN, benchmark_of
@@ -24,16 +33,6 @@ from storage.files import write_whole
 
 CONFIG, OFFLINE, PAGE = "config.json", "config_offline.json", "one_pager.md"
 WRITTEN = (CONFIG, OFFLINE, PAGE)
-EXAMPLES = PROGRAM.parent / "examples"
-# What stands in the examples for what is the user's own.
-OWN = {
-    "../demo_data.jsonl": "train.jsonl",
-    "nll:../demo_pool.jsonl": "nll:held_out.jsonl",
-    "../evals/domain_qa.py@domain_qa": "qa:questions.jsonl",
-    "../evals/arithmetic.py@arithmetic": "qa:questions.jsonl",
-    "qa:../evals/simple_qa_test.jsonl": "qa:test_questions.jsonl",
-}
-EVALS = "../evals/"
 
 
 class ToPut(NamedTuple):
@@ -48,9 +47,9 @@ def write_project(args: argparse.Namespace) -> int:
     """Write the files and say what they are, what to put beside them and what is open."""
     refuse_beside(args, "--init", ("init", "json", "verbose"))
     name, folder = _named(args.init)
-    use_case, example = USE_CASES[name], _example(name)
+    use_case, example = USE_CASES[name], example_of(name)
     _refuse_existing(folder)
-    raw = project_config(example, name, _evals_from(folder))
+    raw = project_config(example, name, evals_from(folder))
     offline = without_benchmarks(raw)
     config = validate(raw, f"examples/{name}.json")
     assert validate(offline, f"examples/{name}.json").scored_tasks, "an own task enters the score"
@@ -94,38 +93,7 @@ def _refuse_existing(folder: Path) -> None:
         )
 
 
-def _example(name: str) -> dict[str, Any]:
-    return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def _evals_from(folder: Path) -> str:
-    """The folder of our own tasks as a config in `folder` names it: relatively within this
-    checkout, so that both can be moved together."""
-    root, here = PROGRAM.parent, folder.resolve()
-    evals = root / "evals"
-    return os.path.relpath(evals, here) if here.is_relative_to(root) else str(evals)
-
-
 # --- the settings ---------------------------------------------------------------------------------
-
-
-def project_config(example: Mapping[str, Any], name: str, evals: str) -> dict[str, Any]:
-    """The settings of an example, with the user's own files in the place of the demo's."""
-    raw = {"run_name": name, **_renamed(example, evals)}
-    # What the example says of the demo's questions says nothing of the user's.
-    raw["evaluation"]["task_args"].pop("qa:questions.jsonl", None)
-    return raw
-
-
-def _renamed(value: Any, evals: str) -> Any:
-    if isinstance(value, dict):
-        return {_renamed(key, evals): _renamed(inner, evals) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_renamed(inner, evals) for inner in value]
-    if isinstance(value, str):
-        is_ours = value not in OWN and value.startswith(EVALS)
-        return f"{evals}/{value.removeprefix(EVALS)}" if is_ours else OWN.get(value, value)
-    return value
 
 
 def without_benchmarks(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,18 +101,14 @@ def without_benchmarks(raw: Mapping[str, Any]) -> dict[str, Any]:
 
     def kept(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: kept(inner) for key, inner in value.items() if not _is_public(key)}
+            return {key: kept(inner) for key, inner in value.items() if not is_public(key)}
         if isinstance(value, list):
-            return [inner for inner in value if not _is_public(inner)]
+            return [inner for inner in value if not is_public(inner)]
         return value
 
     offline = kept(raw)
     offline["evaluation"].pop("grader_model", None)  # the judge of benchmarks alone
     return offline
-
-
-def _is_public(name: object) -> bool:
-    return isinstance(name, str) and name.startswith("inspect_evals/")
 
 
 def _as_text(raw: Mapping[str, Any]) -> str:
@@ -204,14 +168,6 @@ def _needs(name: str) -> list[str]:
         return []
     judge = [] if found.judge is None else [f"a judge for {short_name(name)}"]
     return [*found.needs, *judge]
-
-
-def short_name(task: str) -> str:
-    """The part of a task's name that says what it is: `ifeval`, `refusal`, `questions`, `nll`."""
-    if task.startswith("nll:"):
-        return "nll"
-    last = task.rpartition("@")[2] if ".py@" in task else task.rpartition("/")[2]
-    return last.removeprefix("qa:").removesuffix(".jsonl")
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -300,14 +256,9 @@ def _evaluation_lines(use_case: UseCase, config: TrainingConfig) -> Iterator[str
     yield ""
     yield "| layer | task | role | when | measures | why here |"
     yield "|---|---|---|---|---|---|"
-    for name in config.measured_tasks:
-        when = config.evaluation.every.get(name, 1)
-        often = "each round" if when == 1 else f"every {when} rounds"
-        how_often = "end" if when == "end" else often
-        yield _task_row(use_case, config, name, str(config.layer_of(name)), how_often)
-    for name in config.evaluation.test_tasks:
-        yield _task_row(use_case, config, name, "test", "once")
-    public = [name for name in _tasks(config) if _is_public(name)]
+    for task in suite_of(use_case, config):
+        yield _task_row(task)
+    public = [name for name in _tasks(config) if is_public(name)]
     if public:
         yield ""
         yield f"How the benchmarks ask, as read in {READ_IN}:"
@@ -316,19 +267,11 @@ def _evaluation_lines(use_case: UseCase, config: TrainingConfig) -> Iterator[str
             yield f"- `{name}`: {_how_it_asks(name, config)}"
 
 
-def _task_row(use_case: UseCase, config: TrainingConfig, name: str, layer: str, when: str) -> str:
-    short = short_name(name)
-    found = benchmark_of(name)
-    assert found is not None or short in MEASURES, f"nothing is known of {name}"
-    measures = MEASURES.get(short) or (found.measures if found is not None else "")
-    if name in config.gate.guards:
-        role = f"guard, may fall {config.gate.guards[name]:g}"
-    elif name in config.evaluation.test_tasks:
-        role = "sealed"
-    else:
-        role = "score" if name in config.scored_tasks else "beside"
-    shown = name if _is_public(name) or short in ("nll", "questions") else short
-    return f"| {layer} | `{shown}` | {role} | {when} | {measures} | {use_case.why[short]} |"
+def _task_row(one: Suggested) -> str:
+    short = short_name(one.task)
+    shown = one.task if is_public(one.task) or short in ("nll", "questions") else short
+    layer = "test" if one.layer is None else one.layer
+    return f"| {layer} | `{shown}` | {one.role} | {one.when} | {one.measures} | {one.why} |"
 
 
 def _how_it_asks(name: str, config: TrainingConfig) -> str:

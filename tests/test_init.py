@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from commands.init import WRITTEN, one_pager, project_config, short_name
+from commands.init import WRITTEN, one_pager
+from commands.suites import project_config, short_name
 from commands.use_cases import USE_CASES
 from config_schema import load_and_validate_config, validate
 from conftest import REPO

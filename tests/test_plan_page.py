@@ -139,6 +139,7 @@ def test_named_values_are_those_of_the_lines_and_of_the_page(
     assert set(plan) == {
         *("dry_run", "plan", "not_checked", "summary", "warnings", "risks", "model", "data"),
         *("capacity", "schedule", "evaluation", "cost", "policy", "serving", "commands"),
+        *("service", "method_choice", "use_case", "suites"),
     }
     capacity, schedule = plan["capacity"], plan["schedule"]
     said = f"{capacity['num_params']:,} parameters >= {capacity['num_loss_tokens']:,} loss tokens"

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from hyperparam_utils import capacity_sentence
+from loop.plan_page.token_estimate import RowTokens
 from loop.plan_page.view import Part, Planned
 from loop.planning.methods import words_for
 from loop.planning.models import lora_param_count
-from loop.planning.page import describe_capacity, num_loss_tokens_of, parameters_text
+from loop.planning.page import parameters_text
 from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL, SFT, MethodWords
 
 Method = Literal["sft", "dpo", "rl", "distillation", "off_policy"]
@@ -66,9 +68,12 @@ def capacity(
 def describe(found: Capacity) -> Iterator[str]:
     """Yield what a verdict means, and what to do where there is too little room."""
     if found.verdict == "unknown":
+        known = "how many parameters this model's adapter has is not known here"
+        if found.num_params is not None:
+            known = "the estimate of the tokens is too wide for the parameters"
         yield (
             "whether that is enough cannot be told: the vendor's rule of thumb asks for "
-            f"{HELD_TO}, and how many parameters this model's adapter has is not known here"
+            f"{HELD_TO}, and {known}"
         )
     elif found.verdict == "no_rule":
         yield (
@@ -88,12 +93,19 @@ def describe(found: Capacity) -> Iterator[str]:
             f"{'far ' if found.verdict == 'far_below' else ''}too little room by the vendor's rule "
             f"of thumb ({HELD_TO}): LoRA is likely to learn less than full fine-tuning would"
         )
-        rank = found.rank_needed
-        yield (
-            f"what helps: {_raised(rank)}; a narrower objective, with fewer rows of one kind; or a "
-            "smaller base model, though its adapter has fewer parameters at the same rank as well, "
-            "so that the rank has to rise with it"
-        )
+        yield f"what helps: {'; '.join(remedies(found))}"
+
+
+def remedies(found: Capacity) -> list[str]:
+    """What gives an adapter more room; empty where it has enough, or no rule says so."""
+    if found.verdict not in ("below", "far_below"):
+        return []
+    return [
+        _raised(found.rank_needed),
+        "a narrower objective, with fewer rows of one kind",
+        "or a smaller base model, though its adapter has fewer parameters at the same rank as "
+        "well, so that the rank has to rise with it",
+    ]
 
 
 def _raised(rank: int | None) -> str:
@@ -102,31 +114,56 @@ def _raised(rank: int | None) -> str:
     return f"a higher lora_rank (from {rank} on there is one for each token)"
 
 
-def capacity_part(view: Planned) -> Part:
-    """What the adapter has room for; without a tokenizer the tokens are not known."""
+def judged(num_params: int | None, tokens: RowTokens, rank: int, method: Method) -> Capacity:
+    """The verdict on rows; where they are estimated it is one that both bounds come to."""
+    found = capacity(num_params, tokens.number or 0, rank, tokens.how, method)
+    if method != "sft" or tokens.are != "estimated":
+        return found
+    bounds = {
+        capacity(num_params, number or 0, rank, "", method).verdict
+        for number in (tokens.at_least, tokens.at_most)
+    }
+    return found if len(bounds) == 1 else found._replace(verdict="unknown")
+
+
+def capacity_part(view: Planned, tokens: RowTokens) -> Part:
+    """What the adapter has room for."""
     config, title = view.config, "Room in the adapter"
     num_params = lora_param_count(config, view.inputs.model_dir)
-    if (method := METHODS[words_for(config)]) != "sft":
-        counted = f"parameters {_count_of_params(view, num_params)}"
-        found = capacity(num_params, 0, config.lora_rank, counted, method)
-        facts = {**found._asdict(), "num_loss_tokens": None, "rank_needed": None}
-        lines = [parameters_text(config.lora_rank, num_params), *describe(found)]
+    method = METHODS[words_for(config)]
+    found = judged(num_params, tokens, config.lora_rank, method)
+    counted = f"{tokens.how}; parameters {_count_of_params(view, num_params)}"
+    is_counted = method == "sft"
+    facts = {
+        **found._asdict(),
+        "counted": counted,
+        "num_loss_tokens": tokens.number,
+        "rank_needed": found.rank_needed if is_counted else None,
+        "tokens_are": tokens.are,
+        "loss_tokens_from": tokens.at_least,
+        "loss_tokens_to": tokens.at_most,
+        "how": tokens.how,
+        "longest_row_tokens": tokens.longest,
+        "remedies": remedies(found),
+    }
+    told, is_enough = list(describe(found)), found.verdict in ("room", "low_rank_is_enough")
+    if not is_counted:
+        lines = [parameters_text(config.lora_rank, num_params), *told]
         return Part("capacity", title, lines, facts, details=[f"counted: {counted}"])
-    if view.plan is None:
-        parameters = "not known" if num_params is None else f"{num_params:,}"
-        line = f"LoRA rank {config.lora_rank}: {parameters} parameters; the tokens are not counted"
-        facts = {"num_params": num_params, "rank": config.lora_rank, "verdict": "unknown"}
-        return Part("capacity", title, [line], facts)
-    counted = (
-        "loss tokens are those of all rows that may be trained on, each once, as they are "
-        f"rendered; parameters {_count_of_params(view, num_params)}"
-    )
-    found = capacity(num_params, num_loss_tokens_of(view.plan), config.lora_rank, counted)
-    told, facts = list(describe(found)), {**found._asdict(), "rank_needed": found.rank_needed}
-    is_enough = found.verdict in ("room", "low_rank_is_enough")
-    lines = [describe_capacity(view.plan), *([] if is_enough else told)]
+    lines = [_sentence(found, tokens), *([] if is_enough else told)]
     details = [*(told if is_enough else []), f"counted: {counted}"]
     return Part("capacity", title, lines, facts, details=details)
+
+
+def _sentence(found: Capacity, tokens: RowTokens) -> str:
+    if tokens.are == "counted":
+        return capacity_sentence(found.num_params, found.num_loss_tokens, found.rank)
+    verdict = {"room": ", which is room for all of them"}.get(found.verdict, "")
+    return (
+        f"{parameters_text(found.rank, found.num_params)}; about {tokens.number or 0:,} loss "
+        f"tokens, between {tokens.at_least or 0:,} and {tokens.at_most or 0:,}, estimated from "
+        f"the rows' bytes{verdict}"
+    )
 
 
 def _count_of_params(view: Planned, num_params: int | None) -> str:

@@ -65,7 +65,8 @@ def model_part(view: Planned) -> Part:
         "method_settings": config.model_dump(mode="json").get(config.method),
     }
     if plan is None:
-        return Part("model", "Model and place", lines, facts | {"renderer": None})
+        unknown = dict.fromkeys(("renderer", "renderer_source", "chat_template", "train_on"))
+        return Part("model", "Model and place", lines, {**facts, **unknown, "rows": []})
     train_on = plan.rendering.train_on_what.value
     lines += [*describe_formats(plan), train_on_text(config, train_on)]
     lines += describe_rewards(plan)

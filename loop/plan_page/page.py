@@ -9,18 +9,27 @@ from typing import Any
 from loop.plan_page.capacity import capacity_part
 from loop.plan_page.costs import costs_part
 from loop.plan_page.data import data_part
+from loop.plan_page.method_choice import method_part
 from loop.plan_page.model import model_part
+from loop.plan_page.models import models_part
 from loop.plan_page.policy import policy_part
 from loop.plan_page.rates import rates_part
 from loop.plan_page.risks import Risk, risks_of
 from loop.plan_page.serving import serving_part
 from loop.plan_page.suite import suite_part
+from loop.plan_page.token_estimate import (
+    RowTokens,
+    counted_tokens,
+    estimated_tokens,
+    uncounted_tokens,
+)
 from loop.plan_page.view import WARNING, Part, Planned
 from loop.planning.inputs import counted
-from loop.planning.methods import batch_text
+from loop.planning.methods import batch_text, words_for
 from loop.planning.steps import Passes
 from pages.document import Bullets, Code, Document, Paragraph, Section, Table
 from pages.html import html_page
+from scores.measures import SFT
 
 FIRST = "Look at these first"
 
@@ -45,11 +54,13 @@ class RunPlan:
 
 def plan_of(view: Planned, written: Sequence[str], not_checked: Sequence[str]) -> RunPlan:
     """Put the parts together."""
-    capacity, schedule = capacity_part(view), rates_part(view)
+    tokens = _tokens_of(view)
+    capacity, schedule = capacity_part(view, tokens), rates_part(view)
     verdict = capacity.facts["verdict"]
     passes = [Passes(**one) for one in schedule.facts["passes"]]
     parts = [
-        *(model_part(view), data_part(view), capacity, schedule, suite_part(view)),
+        *(model_part(view), models_part(view, tokens), data_part(view), method_part(view)),
+        *(capacity, schedule, suite_part(view)),
         *(costs_part(view), policy_part(view, verdict), serving_part(view)),
     ]
     risks, config = risks_of(view, passes, verdict), view.config
@@ -62,6 +73,16 @@ def plan_of(view: Planned, written: Sequence[str], not_checked: Sequence[str]) -
         f"{steps.per_round:,}, {until}"
     )
     return RunPlan(config.run_name, summary, risks, parts, view, written, not_checked)
+
+
+def _tokens_of(view: Planned) -> RowTokens:
+    """The tokens of the rows, as exactly as they are known before anything is trained."""
+    plan = view.plan
+    if words_for(view.config) is not SFT:
+        return uncounted_tokens(None if plan is None else counted_tokens(plan).longest)
+    if plan is None:
+        return estimated_tokens(view.inputs.split.train, view.inputs.split.pool, view.config)
+    return counted_tokens(plan)
 
 
 def text_lines(plan: RunPlan) -> Iterator[str]:

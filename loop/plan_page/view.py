@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from config_schema import TrainingConfig
@@ -30,6 +31,44 @@ class Part(NamedTuple):
     shown: Sequence[str] = ()
 
 
+class RowsForm(NamedTuple):
+    """What the first rows of `train_file` are, before it is read for a method."""
+
+    form: str
+    forms: Mapping[str, int]  # rows by their own form
+    num_short: int  # rows whose answer has few words
+    unread: str | None = None  # why they could not be looked at
+
+    @property
+    def number(self) -> int:
+        return sum(self.forms.values())
+
+
+class OfferedModel(NamedTuple):
+    """A model that can be named as `base_model`; None is what nobody said."""
+
+    name: str
+    found: str  # where it was found: service, base_model, folder or cache
+    context: int | None
+    trainable: bool | None
+    sampleable: bool | None
+    config: Mapping[str, Any] | None = None  # its config.json, where one is here
+    directory: Path | None = None  # of its weights, where they are here
+
+
+class Offer(NamedTuple):
+    """The models that the service of the settings has; None: they are not known, and why."""
+
+    models: Sequence[OfferedModel] | None
+    why_not: str | None
+
+    def has(self, base_model: str) -> bool | None:
+        """Whether it trains a model of this name; None where that is not known."""
+        if self.models is None:
+            return None
+        return any(one.name == base_model and one.trainable is not False for one in self.models)
+
+
 @dataclass(frozen=True)
 class Planned:
     """A run that has not begun, as far as it could be planned."""
@@ -39,6 +78,8 @@ class Planned:
     choice: ServiceChoice | None  # None: nowhere to train yet
     place: Sequence[str]  # the lines of where it runs and what it starts from
     commands: Commands
+    rows: RowsForm
+    offer: Offer
     earlier: Earlier | None = None
     model: Mapping[str, Any] | None = None  # its config.json, where one is here
     folders: Sequence[str] = ()  # of this machine, which a page does not show

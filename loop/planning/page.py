@@ -25,7 +25,6 @@ from rows.examples import ExampleTable
 from rows.places import dropped_text
 from scores.measures import SFT
 from scores.resolution import describe_gate
-from services.place import ServiceChoice
 
 MAX_PROMPT_SHOWN = 80
 
@@ -220,13 +219,3 @@ def schedule_table(inputs: Inputs) -> Iterator[str]:
         start_lr = schedule.lr(first, round_no - 1)
         end_lr = schedule.lr(end - 1, round_no - 1)
         yield f"{round_no:>5}  {first}-{end - 1}  {start_lr:.4g} -> {end_lr:.4g}"
-
-
-def unchecked_without_service(choice: ServiceChoice | None) -> list[str]:
-    """What a dry run cannot know."""
-    if choice is not None and choice.kind == "embedded":
-        return ["whether the model's weights load and train"]
-    return [
-        "whether the service can be reached and accepts the key",
-        "whether it serves base_model: it lists its models itself, and was not asked",
-    ]
