@@ -95,7 +95,7 @@ GOOD_ROW = json.dumps({"instruction": "q", "output": "a"}) + "\n"
             {"eval_tasks": ["qa:gone.jsonl"], "base_model": "MODEL"},
             ["eval_tasks names 'gone.jsonl'"],
         ),
-        ({"eval_tasks": ["qa:t.jsonl"], "base_model": "MODEL"}, ["t.jsonl: 1 problem: line 1"]),
+        ({"eval_tasks": ["qa:bad.jsonl"], "base_model": "MODEL"}, ["bad.jsonl: 1 problem: line 1"]),
         ({"renderer_name": "llama4", "base_model": "MODEL"}, ["'llama4' cannot be used"]),
         ({"warmup_steps": 2}, ["warmup_steps 2 is more than a third of the 3 steps"]),
         ({"lora_rank": "x"}, ["lora_rank", "integer"]),
