@@ -52,13 +52,22 @@ class Checkpoint:
     sampler_path: WeightsPath | None
     base_model: str
     lora_rank: int
-    lora_alpha: int
+    lora_alpha: int | float
     train_attn: bool
     train_mlp: bool
     train_unembed: bool
     renderer: str
     expires_at: Stamp | None  # UTC; as it was set when the weights were saved
     parent: WeightsPath | None = None  # the state that these weights were trained on from
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter that another program wrote, in PEFT's layout."""
+
+    directory: str  # where its two files lay
+    sha256: dict[str, str]  # by file
+    described: str
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,12 @@ class Ancestor:
     step: Count | None = None  # optimizer steps of that run in these weights
     base_model: str | None = None  # what that run called it
     renderer: str | None = None
+    lora_alpha: int | float | None = None  # where it is another than that of all runs
+    adapter: AdapterFolder | None = None  # that another program wrote
 
     def __str__(self) -> str:
+        if self.adapter is not None:
+            return f"{self.name} ({self.adapter.described})"
         if self.run_id is None:
             return f"{self.name} (of no run that is known here)"
         return f"{self.name} (run {self.run_id}, round {self.round}, {self.step} steps)"

@@ -33,8 +33,11 @@ NUM_NAMED = 3  # of layers that do not fit
 OTHER_BASE = "Set base_model to the model that the adapter was trained on"
 
 
-def adopt(engine: Engine, folder: PeftFolder, root: Path, kind: Kind) -> CheckpointInfo:
-    """Keep an adapter in a folder of checkpoints, under `folder.path(kind)`.
+def adopt(
+    engine: Engine, folder: PeftFolder, root: Path | None = None, kind: Kind = "sampler_weights"
+) -> CheckpointInfo:
+    """Hold an adapter against its base model, and keep it in a folder of checkpoints under
+    `folder.path(kind)`, where one is given.
 
     Raises `FolderError` where it does not fit the engine's base model, or has changed since it was
     read, and `StorageError`.
@@ -55,6 +58,9 @@ def adopt(engine: Engine, folder: PeftFolder, root: Path, kind: Kind) -> Checkpo
         expires_at=None,
         user_metadata={"adapter_of": folder.directory.name, "adapter_sha256": folder.digest},
     )
+
+    if root is None:
+        return info
 
     def write_files(directory: Path) -> None:
         save_file(kept, directory / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -79,7 +79,7 @@ class Engine:
         """
         if (Path(path) / "adapter_config.json").is_file():
             raise UserError(
-                f"base model {path!r}: there is an adapter_config.json in this directory, an adapter "
+                f"base model {path!r}: there is an adapter in it (adapter_config.json), "
                 "which loaders lay over the weights beside it, and torchtune's have it merged in "
                 "already. Give the directory of the model that the adapter was trained on, or a "
                 "copy of this one without adapter_* files"

@@ -116,10 +116,14 @@ class Service:
             engine.aliases.add(alias)
 
     def adopt(
-        self, base_model: str, folder: PeftFolder, checkpoint_dir: Path, kind: Kind
+        self,
+        base_model: str,
+        folder: PeftFolder,
+        checkpoint_dir: Path | None = None,
+        kind: Kind = "sampler_weights",
     ) -> CheckpointInfo:
-        """Keep an adapter that another program wrote in `checkpoint_dir`, under
-        `folder.path(kind)`; `base_model` is served already.
+        """Hold an adapter that another program wrote against a base model that is served, and keep
+        it in `checkpoint_dir` (None: nowhere) under `folder.path(kind)`.
 
         Raises `FolderError` where it does not fit the model, and `StorageError`.
         """
