@@ -68,6 +68,7 @@ class AdapterFolder:
     directory: str  # where its two files lay
     sha256: dict[str, str]  # by file
     described: str
+    num_params: Count
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,12 @@ class Origin:
     ancestors: list[Ancestor] = field(default_factory=list)  # of the parent, the nearest first
     unknown: list[str] = field(default_factory=list)  # what of them could not be told
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def num_params(self) -> int | None:
+        """Parameters of an adapter that another program wrote, which is trained on as it is."""
+        chain = (self.parent, *self.ancestors)
+        return next((one.adapter.num_params for one in chain if one.adapter is not None), None)
 
     @property
     def chain(self) -> str:

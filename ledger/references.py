@@ -96,7 +96,11 @@ def recorded_subjects(
     for record in records:
         label, path = record["label"], record["path"]
         if record.get(ADAPTER) is not None:
-            adapter = adapter_again(label, record_of(AdapterFolder, record[ADAPTER]))
+            try:
+                recorded = record_of(AdapterFolder, record[ADAPTER])
+            except ValueError as error:
+                raise ConfigError(f"{label}: {ADAPTER} of its record: {error}.") from None
+            adapter = adapter_again(label, recorded)
             subjects.append(_of_adapter(label, adapter))
             continue
         if record["run_dir"] is None:
@@ -307,7 +311,8 @@ def adapter_named(key: str, name: str, folders: Sequence[Path]) -> PeftFolder | 
 
 def record_of_adapter(adapter: PeftFolder) -> AdapterFolder:
     """What names an adapter for good."""
-    return AdapterFolder(str(adapter.directory.resolve()), adapter.sha256, adapter.describe())
+    where, said = str(adapter.directory.resolve()), adapter.describe()
+    return AdapterFolder(where, adapter.sha256, said, adapter.num_params)
 
 
 def adapter_again(key: str, recorded: AdapterFolder) -> PeftFolder:

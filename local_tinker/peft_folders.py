@@ -107,6 +107,11 @@ class PeftFolder:
         return self.alpha_at(self.rank, self.config["lora_alpha"])
 
     @property
+    def num_params(self) -> int:
+        """How many numbers LoRA's matrices have."""
+        return sum(math.prod(size) for name, size in self.shapes.items() if ".lora_" in name)
+
+    @property
     def digest(self) -> str:
         """One sha256 for both files."""
         both = "".join(self.sha256[name] for name in (CONFIG_FILE, WEIGHTS_FILE))

@@ -105,7 +105,8 @@ def _raised(rank: int | None) -> str:
 def capacity_part(view: Planned) -> Part:
     """What the adapter has room for; without a tokenizer the tokens are not known."""
     config, title = view.config, "Room in the adapter"
-    num_params = lora_param_count(config, view.inputs.model_dir)
+    origin = None if view.plan is None else view.plan.origin
+    num_params = lora_param_count(config, view.inputs.model_dir, origin)
     if (method := METHODS[words_for(config)]) != "sft":
         counted = f"parameters {_count_of_params(view, num_params)}"
         found = capacity(num_params, 0, config.lora_rank, counted, method)
@@ -132,6 +133,9 @@ def capacity_part(view: Planned) -> Part:
 def _count_of_params(view: Planned, num_params: int | None) -> str:
     if num_params is None:
         return "are not known: no sizes of a dense model are at hand"
+    origin = None if view.plan is None else view.plan.origin
+    if origin is not None and origin.num_params is not None:
+        return "are those of the adapter that the run goes on from, which another program wrote"
     if view.inputs.model_dir is None:
         return "are the cookbook's count for this name"
     return "are rank x (inputs + outputs) of each adapted matrix, by the sizes in config.json"

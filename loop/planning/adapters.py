@@ -8,7 +8,7 @@ from errors import ConfigError
 from local_tinker.peft_folders import CONFIG_FILE, PeftFolder
 from loop.planning.models import model_change, model_digests
 
-COMPARED = "what was compared are the names and the sizes of its layers"
+COMPARED = "what is compared, once the model is loaded, are the names and the sizes of its layers"
 
 
 def base_note(key: str, adapter: PeftFolder, base_model: str, model_dir: Path | None) -> str:
