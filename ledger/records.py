@@ -37,6 +37,7 @@ def _weights_path(text: str) -> str:
 
 Stamp = Annotated[str, AfterValidator(_stamp)]
 WeightsPath = Annotated[str, AfterValidator(_weights_path)]
+Alpha = Annotated[int | float, Field(ge=0, le=1e9)]  # of LoRA: the scale times the rank
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Checkpoint:
     sampler_path: WeightsPath | None
     base_model: str
     lora_rank: int
-    lora_alpha: int | float
+    lora_alpha: Alpha
     train_attn: bool
     train_mlp: bool
     train_unembed: bool
@@ -86,7 +87,7 @@ class Ancestor:
     step: Count | None = None  # optimizer steps of that run in these weights
     base_model: str | None = None  # what that run called it
     renderer: str | None = None
-    lora_alpha: int | float | None = None  # where it is another than that of all runs
+    lora_alpha: Alpha | None = None  # where it is another than that of all runs
     adapter: AdapterFolder | None = None  # that another program wrote
 
     def __str__(self) -> str:

@@ -459,6 +459,8 @@ def test_a_run_starts_from_it_as_it_is(
     assert "with a new optimizer" in said
     store = workspace.store("r")
     assert [store.checkpoint(n).lora_alpha for n in (0, 1)] == [8, 8]  # pyright: ignore
+    assert store.origin is not None
+    assert store.origin.num_params == sum(tensor.numel() for tensor in theirs.values())
     weights = {n: workspace.weights("r", n) for n in (0, 1)}
     for name, tensor in theirs.items():
         assert torch.equal(weights[0][f"adapter_model:{name}"], tensor)
