@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 from errors import ConfigError, RunStoreError
 from ledger.records import AdapterFolder, Checkpoint, ModelFiles, record_of
 from ledger.registry_file import REGISTRY
-from ledger.registry_names import is_registry_name, registry_in, weights_problem
-from ledger.registry_names import locate as locate_entry
+from ledger.registry_names import is_registry_name, locate, registry_in, weights_problem
 from ledger.run_directory import CONFIG, RunDirectory
 from ledger.store import RunStore
-from local_tinker.peft_folders import FolderError, PeftFolder, locate, read_folder
+from local_tinker.peft_folders import FolderError, PeftFolder, find_folder, read_folder
 from scores.results import EvalResult
 
 ADAPTER = "adapter"  # key of a checkpoint's record, where another program wrote it
@@ -167,7 +166,7 @@ def named_round(key: str, name: str, folders: Sequence[Path]) -> NamedRound:
     Raises `ConfigError` for another word behind `@`, and `RegistryError`.
     """
     if is_registry_name(name):
-        found = locate_entry(registry_in(folders), name)
+        found = locate(registry_in(folders), name)
         return NamedRound(found.store.run_dir, found.entry.round, found.notes)
     match = re.fullmatch(r"(.+)@(best|round_(\d{1,9}))", name, re.DOTALL)
     run_dir = _in_one_of(folders, name if match is None else match[1])
@@ -254,7 +253,7 @@ def find_start(name: str, folders: Sequence[Path], key: str | None = None) -> St
             )
         return StartPoint(name)
     if is_registry_name(name):
-        at = locate_entry(registry_in(folders), name)
+        at = locate(registry_in(folders), name)
         state_path = at.checkpoint.state_path
         problem = weights_problem(at.store.run_dir, at.entry.weights_sha256, state_path)
         if problem is not None:
@@ -300,7 +299,7 @@ def adapter_named(key: str, name: str, folders: Sequence[Path]) -> PeftFolder | 
     in it; None for a run's directory, and where there is no adapter. Raises `ConfigError`."""
     place = _in_one_of(folders, name)
     try:
-        if place.is_dir() and not (place / CONFIG).exists() and (found := locate(place)):
+        if place.is_dir() and not (place / CONFIG).exists() and (found := find_folder(place)):
             return read_folder(found)
     except FolderError as error:
         raise ConfigError(f"{key}: {error}") from None
@@ -361,7 +360,7 @@ def find_to_sample(name: str, folders: Sequence[Path], key: str) -> Subject:
 
 
 def _find_promoted(name: str, registry: Path, key: str) -> Subject:
-    found = locate_entry(registry, name)
+    found = locate(registry, name)
     entry = found.entry
     # An alias moves; what is recorded and shown is the name that does not.
     subject = _of_round(found.store, entry.round, entry.reference, key)

@@ -306,6 +306,12 @@ def read_weights(checkpoint_dir: Path, *, with_optimizer: bool) -> StoredWeights
 
     def read() -> StoredWeights:
         info = read_info(checkpoint_dir)
+        if info.lora_alpha != info.shape.alpha:
+            raise UserError(
+                f"{checkpoint_dir / INFO_FILE} says lora_alpha {info.lora_alpha}, and weights in "
+                f"this form are computed with {info.shape.alpha} alone. Restore the folder from a "
+                "copy, or load other weights"
+            )
         if with_optimizer and not optimizer.is_file():
             raise UserError(
                 f"{checkpoint_dir.name!r} has no optimizer state: there is no {optimizer}. "

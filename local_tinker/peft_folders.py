@@ -133,7 +133,7 @@ class PeftFolder:
         )
 
 
-def locate(folder: Path) -> Path | None:
+def find_folder(folder: Path) -> Path | None:
     """The folder itself, or the one folder in it, that has an adapter_config.json; None where there
     is none. Raises `FolderError` where there are several in it."""
     try:
@@ -149,7 +149,7 @@ def locate(folder: Path) -> Path | None:
 
 
 def read_folder(directory: Path) -> PeftFolder:
-    """Read an adapter's folder as `locate` gives it. Raises `FolderError`."""
+    """Read an adapter's folder as `find_folder` gives it. Raises `FolderError`."""
     weights = directory / WEIGHTS_FILE
     if not weights.is_file():
         others = sorted(one.name for one in directory.glob("adapter_model*"))

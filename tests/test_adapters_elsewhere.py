@@ -27,7 +27,7 @@ from ledger.references import find_start, find_subjects
 from ledger.registry_weights import path_in
 from ledger.run_directory import EVALUATED
 from local_tinker.engine import Engine
-from local_tinker.peft_folders import FolderError, PeftFolder, locate, read_folder
+from local_tinker.peft_folders import FolderError, PeftFolder, find_folder, read_folder
 from local_tinker.wire import UserError
 from loop.planning.adapters import base_note
 from model_dirs import make_model_dir
@@ -230,7 +230,7 @@ def test_each_writers_layout_is_read(
 ) -> None:
     all_seven = {**QV, "target_modules": ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]}
     model = write(places.models["llama"], tmp_path / "a", **all_seven)
-    found = locate(lay_out(tmp_path / "a"))
+    found = find_folder(lay_out(tmp_path / "a"))
     assert found is not None
     said = asked(places, "llama", read_folder(found))
     assert gap(said.logprobs, logprobs_of(model)) < 1e-5
