@@ -105,12 +105,12 @@ def logprobs_of(model: Any) -> torch.Tensor:
     return rows.gather(1, torch.tensor(TOKENS[1:])[:, None])[:, 0]
 
 
-def greedy_of(model: Any) -> list[int]:
-    tokens = list(TOKENS)
-    for _ in range(NUM_ANSWER):
-        with torch.no_grad():
-            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
-    return tokens[len(TOKENS) :]
+def is_greedy(model: Any, answer: list[int]) -> bool:
+    """Whether each token of an answer is the likeliest one, or as likely as rounding can tell."""
+    with torch.no_grad():
+        logits = model(torch.tensor([TOKENS + answer[:-1]])).logits[0, len(TOKENS) - 1 :]
+    chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+    return bool((logits.max(-1).values - chosen < 1e-4).all())
 
 
 class Said(NamedTuple):
@@ -143,7 +143,7 @@ def test_it_computes_what_peft_does(places: Places, tmp_path: Path, form: str, f
     assert gap(said.logprobs, logprobs_of(model)) < 1e-5
     with model.disable_adapter():
         assert gap(said.logprobs, logprobs_of(model)) > 1e-3
-    assert said.answer == greedy_of(model)[: len(said.answer)]
+    assert is_greedy(model, said.answer)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
