@@ -264,6 +264,8 @@ def _paired(
     whole: dict[str, str] = {}
     for name, shape in shapes.items():
         layer, _, half = name.removeprefix(PREFIX).rpartition(".lora_")
+        if layer.rpartition(".")[2] == "embed_tokens":  # which SkyRL adapts, under a layer's names
+            half = ""
         if name.startswith(PREFIX) and name.endswith(".base_layer.weight"):
             whole[name.removeprefix(PREFIX).removesuffix(".base_layer.weight")] = name
         elif name.startswith(PREFIX) and half in ("A.weight", "B.weight") and len(shape) == 2:

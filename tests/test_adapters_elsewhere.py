@@ -292,6 +292,7 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B_OF_FIRST = FIRST.replace("lora_A", "lora_B")
 MAGNITUDE = FIRST.replace("lora_A.weight", "lora_magnitude_vector")
 EMBEDDING = "base_model.model.model.embed_tokens.weight"
+OF_EMBEDDING = EMBEDDING.replace("weight", "lora_A.weight")  # as SkyRL names it
 HEAD = "base_model.model.lm_head.base_layer.weight"
 REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (lambda folder: _change(folder, use_dora=True), "use_dora is true: DoRA scales each row"),
@@ -313,6 +314,7 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (_tensors(lambda t: (t.pop(FIRST), t.pop(B_OF_FIRST))), "no tensors of .*layers.0.*q_proj, wh"),
     (_tensors(lambda t: t.update({MAGNITUDE: torch.ones(32)})), "lora_magnitude_vector.*DoRA"),
     (_tensors(lambda t: t.update({EMBEDDING: torch.ones(9, 32)})), "vocabulary that was resized"),
+    (_tensors(lambda t: t.update({OF_EMBEDDING: torch.ones(9, 4)})), "adapters on the embedding"),
     (_tensors(lambda t: t.update({HEAD: torch.ones(9, 32)})), "not the base model's own matrix"),
     (_tensors(lambda t: t.update({FIRST[17:]: t.pop(FIRST)})), "expected the names base_model.m"),
     (_tensors(lambda t: t.update({FIRST: t[FIRST].double()})), "lora_A.weight is F64; F32, BF16"),
