@@ -299,7 +299,8 @@ def adapter_named(key: str, name: str, folders: Sequence[Path]) -> PeftFolder | 
     in it; None for a run's directory, and where there is no adapter. Raises `ConfigError`."""
     place = _in_one_of(folders, name)
     try:
-        if place.is_dir() and not (place / CONFIG).exists() and (found := find_folder(place)):
+        is_run = (place / CONFIG).exists()
+        if name and place.is_dir() and not is_run and (found := find_folder(place)):
             return read_folder(found)
     except FolderError as error:
         raise ConfigError(f"{key}: {error}") from None
