@@ -76,8 +76,8 @@ class TrainingConfig(Settings):
     start_from: Name | None = Field(
         default=None,
         description="saved weights to train on from, of another run: `RUN_DIR`, `RUN_DIR@best`, "
-        "`RUN_DIR@round_02`, `registry:NAME@3` or a `tinker://` path of a state; null: a new "
-        "adapter",
+        "`RUN_DIR@round_02`, `registry:NAME@3` or a `tinker://` path of a state; or a folder with "
+        "an adapter in PEFT's layout; null: a new adapter",
     )
     start_from_optimizer: bool = Field(
         default=False, description="take over the optimizer's state with these weights"

@@ -38,7 +38,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="RUN_DIR (its best), RUN_DIR@round_02, registry:NAME@N, registry:ALIAS or tinker://...",
+        help="RUN_DIR (its best), RUN_DIR@round_02, registry:NAME@N, registry:ALIAS, tinker://... "
+        "or a folder with an adapter in PEFT's layout",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; a new one")
     parser.add_argument(
@@ -60,12 +61,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--base-model",
         metavar="DIR",
-        help="where the base model lies now, if it has moved; it is known by its sha256",
+        help="where the base model lies now, if it has moved (it is known by its sha256); of an "
+        "adapter that another program wrote, its base model",
     )
     parser.add_argument(
         "--renderer",
         metavar="NAME",
-        help="the chat format of a tinker:// path that belongs to no run below ./runs",
+        help="the chat format of a tinker:// path that belongs to no run below ./runs, and of an "
+        "adapter that another program wrote",
     )
     parser.add_argument(
         "--fold-unembed",

@@ -148,8 +148,9 @@ def parse_arguments(
         nargs="+",
         metavar="CHECKPOINT",
         help="evaluate checkpoints by the questions of --config instead of training: RUN_DIR, "
-        "RUN_DIR@best, RUN_DIR@round_02, registry:NAME@3, registry:champion or tinker://...; of "
-        "several the first is what the others are compared with",
+        "RUN_DIR@best, RUN_DIR@round_02, registry:NAME@3, registry:champion, "
+        "tinker://... or a folder with an adapter in PEFT's layout; of several the first is what "
+        "the others are compared with",
     )
     parser.add_argument(
         "--chat",

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from commands.chat_answers import Asked
 from commands.chat_lines import answer_lines, converse
 from commands.evaluate import (
     common_renderer,
+    notes_on,
     refuse_other_models,
     refuse_unknown_paths,
     serve_as_named,
@@ -45,6 +47,7 @@ from loop.planning.page import describe_formats
 from loop.planning.plan import Plan, make_plan
 from loop.planning.resumption import with_known_model
 from loop.planning.training_yaml import load_settings
+from loop.rounds.adopting import adopt_subjects
 from loop.rounds.session import explained, open_service
 from services.faults import SDK_ERRORS, is_gone, said_by
 from services.place import ServiceChoice, service_of_run
@@ -82,10 +85,11 @@ def chat(args: argparse.Namespace, session: Session) -> int:
             "to show beside it. Leave --beside out, or name a checkpoint."
         )
     progress = begin_progress(args, settings, session)
-    progress.lines((*settings.notes, *subject.notes))
+    progress.lines(settings.notes)
     choice = place_of(args, settings, subject, session)
     progress.line(f"service: {choice.kind} ({choice.reason})")
     inputs = model_inputs(settings.loaded, settings.model_dir)
+    progress.lines(notes_on([subject], inputs))
     name = common_renderer([subject], inputs, KEY)
     plan = make_plan(inputs, {} if subject.renderer is None else {"renderer_name": name})
     progress.lines(describe_formats(plan))
@@ -95,7 +99,10 @@ def chat(args: argparse.Namespace, session: Session) -> int:
         serve_as_named(service, plan, [subject])
         runner.run(refuse_unknown_paths([subject], choice, plan.config, session.keys, KEY))
         progress.live("loading the weights")
-        with connected(service, choice, subject, session) as clients:
+        with (
+            weights_folder(service, subject, plan) as weights,
+            connected(service, choice, weights, session) as clients,
+        ):
             base = replace(subject, label=f"base model {plan.config.base_model}", path=None)
             both = [subject, base] if args.beside else [subject]
             found = runner.run(_clients(clients, both, plan, session))
@@ -190,15 +197,26 @@ def _how(subject: Subject, plan: Plan) -> str:
 
 
 @contextlib.contextmanager
+def weights_folder(service: Service | None, subject: Subject, plan: Plan) -> Iterator[Path | None]:
+    """Where the embedded service finds the weights; None where a service has them."""
+    if subject.adapter is None:
+        yield subject.checkpoint_dir
+        return
+    with tempfile.TemporaryDirectory() as name:
+        adopt_subjects(service, [subject], plan.config.base_model, Path(name), KEY)
+        yield Path(name)
+
+
+@contextlib.contextmanager
 def connected(
-    service: Service | None, choice: ServiceChoice, subject: Subject, session: Session
+    service: Service | None, choice: ServiceChoice, weights: Path | None, session: Session
 ) -> Iterator[Clients]:
     """A session on the service, which is told when it is over."""
     base_url, key = choice.base_url, session.keys.tinker
     status: Literal["success", "errored", "interrupted"] = "errored"
     if service is not None:
-        assert subject.checkpoint_dir is not None, "weights of no known run are refused here"
-        base_url, key = service.base_url, service.open_folder(subject.checkpoint_dir)
+        assert weights is not None, "weights of no known run are refused here"
+        base_url, key = service.base_url, service.open_folder(weights)
     with explained(base_url):
         clients = open_clients(base_url, key)
     try:

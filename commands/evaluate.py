@@ -14,9 +14,11 @@ from commands.opening import OpenedSettings, begin_progress, begin_run, choose_p
 from config_schema import TrainingConfig
 from errors import ConfigError, Interrupted, OutputGone
 from ledger.references import Subject
+from loop.planning.adapters import base_note
 from loop.planning.models import model_digests
 from loop.planning.resumption import continue_run, refuse_other_model, with_known_model
 from loop.reports.console import say, tell
+from loop.rounds.adopting import adopt_subjects
 from loop.rounds.evaluating import measure_and_record
 from loop.rounds.run import Beside
 from loop.rounds.session import connected, open_service
@@ -155,8 +157,19 @@ def settle_evaluation(
     lines = [f"service: {choice.kind} ({choice.reason})", *describe_tasks(inputs)]
     lines += [describe_resolution(gate, inputs.scored_sizes), *describe_formats(plan)]
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
-    lines += [note for subject in subjects for note in subject.notes]
+    lines += notes_on(subjects, inputs)
     return SettledEvaluation(choice, plan, gate, lines)
+
+
+def notes_on(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
+    """What is to be said of checkpoints, and of what tells their base model. Raises `ConfigError`
+    for an adapter of another one."""
+    lines = [note for subject in subjects for note in subject.notes]
+    for one in subjects:
+        if one.adapter is not None:
+            model = inputs.config.base_model
+            lines.append(base_note(one.label, one.adapter, model, inputs.model_dir))
+    return lines
 
 
 def with_known_weights(
@@ -179,7 +192,9 @@ def take_up_evaluation(
     """Make the evaluation's directory, or go on with the one there is."""
     store, plan, progress = settings.store, settled.plan, session.progress
     assert progress is not None, "a command that runs shows how it goes on"
+    base_model = plan.config.base_model
     if store is None:
+        adopt_subjects(service, subjects, base_model)
         records = [one.to_record() for one in subjects]
         store = begin_run(settings, plan, settled.choice, session, records)
     else:
@@ -188,6 +203,7 @@ def take_up_evaluation(
     session.store, session.is_running = store, True
     progress.line(f"evaluation directory: {store.run_dir}")
     place = Place(settled.choice, service, store.run_dir / "checkpoints", session.keys)
+    adopt_subjects(service, subjects, base_model, place.checkpoint_dir)
     return store, place
 
 
@@ -315,7 +331,7 @@ async def refuse_unknown_paths(
     import tinker
 
     for subject in subjects:
-        if subject.path is None or subject.run_dir is not None:
+        if subject.path is None or subject.run_dir is not None or subject.adapter is not None:
             continue
         if choice.kind == "embedded":
             raise ConfigError(

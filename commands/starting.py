@@ -16,6 +16,7 @@ from loop.planning.resumption import continue_run, with_known_model
 from loop.planning.teacher import refuse_other_teacher_service
 from loop.reports.progress import Progress
 from loop.reports.taking_up import describe_taking_up
+from loop.rounds.adopting import adopt_start, refuse_unfit_adapter
 from loop.rounds.run import Beside
 from loop.rounds.sending import open_evalops
 from loop.tracking.trackers import refuse_missing
@@ -68,6 +69,7 @@ def take_up(
     progress, store = session.progress, settings.store
     assert progress is not None, "a command that runs shows how it goes on"
     if store is None:
+        refuse_unfit_adapter(service, settings.start, plan)
         store = begin_run(settings, plan, choice, session)
     else:
         store.on_event = session.tell_event
@@ -82,6 +84,7 @@ def take_up(
             progress.lines(describe_taking_up(store, num_steps, plan.tasks))
     session.store, session.is_running = store, True
     progress.line(f"run directory: {store.run_dir}")
+    adopt_start(service, store, plan)
     start_dir = weights_to_start_from(store, choice)
     checkpoint_dir = store.run_dir / "checkpoints"
     return store, Place(choice, service, checkpoint_dir, session.keys, start_dir)

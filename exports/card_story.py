@@ -67,7 +67,7 @@ class Story:
         one = self.checkpoint
         layers = [name for name in ("attn", "mlp", "unembed") if getattr(one, f"train_{name}")]
         return (
-            f"LoRA rank {one.lora_rank}, alpha {one.lora_alpha}, trained layers: "
+            f"LoRA rank {one.lora_rank}, alpha {one.lora_alpha:g}, trained layers: "
             f"{', '.join(layers)}"
         )
 

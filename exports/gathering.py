@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,8 +27,9 @@ from exports.asked import (
 )
 from exports.reference import GreedyAnswer, Reference, ScoredText
 from exports.source import Source, place_of
-from ledger.registry_weights import CHECKPOINTS
+from ledger.registry_weights import path_in
 from loop.planning.fitting import limits_of
+from loop.rounds.adopting import adopted
 from loop.rounds.session import hosting
 from rows.chat_formats import load_renderer
 from rows.control_tokens import Guarded, guard
@@ -98,15 +100,28 @@ def gather_reference(source: Source, env: Mapping[str, str], progress: Progress)
 
 def _serve(service: Any, source: Source) -> str:
     """Load the base model into the embedded service under the name that the checkpoint gives it;
-    the key that opens the run's checkpoints."""
+    the key that opens the checkpoints that it lies among."""
+    _serve_base(service, source)
+    return service.open_folder(source.adapter_dir.parents[2])
+
+
+def _serve_base(service: Any, source: Source) -> None:
     from local_tinker.wire import UserError
 
-    assert source.store is not None, "only a run says that its weights are on this machine"
     try:
         service.serve_model(_model_name(source), str(source.base_dir))
     except UserError as error:
         raise ConfigError(str(error)) from None
-    return service.open_folder(source.store.run_dir / CHECKPOINTS)
+
+
+def adopt(source: Source, env: Mapping[str, str], progress: Progress, folder: Path) -> Source:
+    """An adapter that another program wrote, held against its base model and kept in a folder of
+    checkpoints, in PEFT's layout. Raises `ConfigError` where it does not fit."""
+    assert source.adapter is not None and source.sampler_path is not None, "the caller has looked"
+    with hosting(place_of(source, env), progress) as service:
+        _serve_base(service, source)
+        adopted(f"export {source.label}", service, _model_name(source), source.adapter, folder)
+    return replace(source, adapter_dir=path_in(folder, source.sampler_path))
 
 
 def _model_name(source: Source) -> str:

@@ -85,6 +85,11 @@ def make_export(asked: Asked, wanted: Wanted, env: Mapping[str, str], progress: 
                 )
                 with _timed(progress, f"downloading {source.state_path}"):
                     download(source, env, downloads)
+            if source.adapter is not None:
+                from exports.gathering import adopt
+
+                with _timed(progress, "holding the adapter against its base model"):
+                    source = adopt(source, env, progress, downloads)
             filled = _fill(source, wanted, env, progress, folder)
         return replace(filled, sums=write_sums(folder))
 

@@ -44,15 +44,7 @@ def export_record(
             "round": None if checkpoint is None else checkpoint.round,
             "step": None if checkpoint is None else checkpoint.step,
         },
-        "lora": None
-        if checkpoint is None
-        else {
-            "rank": checkpoint.lora_rank,
-            "alpha": checkpoint.lora_alpha,
-            "train_attn": checkpoint.train_attn,
-            "train_mlp": checkpoint.train_mlp,
-            "train_unembed": checkpoint.train_unembed,
-        },
+        "lora": _lora_of(source),
         "renderer": source.renderer,
         "chat_template": {
             "origin": template.origin,
@@ -72,6 +64,23 @@ def export_record(
         "notes": [*source.notes, *written.notes],
         "checks": [asdict(one) for one in checks],
         "versions": {name: version(name) for name in packages},
+    }
+
+
+def _lora_of(source: Source) -> dict[str, Any] | None:
+    """The adapter's shape, as far as it is known before a download."""
+    checkpoint, adapter = source.checkpoint, source.adapter
+    if adapter is not None:
+        alphas = {"alpha": adapter.config["lora_alpha"], "described": adapter.describe()}
+        return {"rank": adapter.rank, **alphas, "sha256": adapter.sha256}
+    if checkpoint is None:
+        return None
+    return {
+        "rank": checkpoint.lora_rank,
+        "alpha": checkpoint.lora_alpha,
+        "train_attn": checkpoint.train_attn,
+        "train_mlp": checkpoint.train_mlp,
+        "train_unembed": checkpoint.train_unembed,
     }
 
 

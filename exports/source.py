@@ -12,10 +12,13 @@ from ledger.records import Checkpoint, ModelFiles, seconds_of
 from ledger.references import find_start, find_subjects
 from ledger.registry_weights import ADAPTER_FILES, weights_dir
 from ledger.store import RunStore
+from local_tinker.peft_folders import PeftFolder
+from loop.planning.adapters import base_note
 from loop.planning.models import model_change, model_config, model_digests
 from services.place import ServiceChoice, choose_service, service_of_run
 
 NOWHERE = Path("not-downloaded")  # until it is
+UNKNOWN = "so what it was trained on is not known"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Source:
     state_path: str | None = None  # what a service lets be downloaded
     base_is_hub: bool = False  # base_dir is the hub client's cache
     notes: tuple[str, ...] = field(default=())  # what of it could not be told
+    adapter: PeftFolder | None = None  # that another program wrote; of no run
 
     @property
     def is_downloaded(self) -> bool:
@@ -99,6 +103,7 @@ class _Point(NamedTuple):
     checkpoint: Checkpoint | None = None
     name: str | None = None  # that it has for good, where an alias was given
     notes: tuple[str, ...] = ()
+    adapter: PeftFolder | None = None  # that another program wrote
 
 
 def _find_point(asked: Asked, key: str) -> _Point:
@@ -107,6 +112,9 @@ def _find_point(asked: Asked, key: str) -> _Point:
     if asked.name.startswith("tinker://"):
         return _Point(*find_start(asked.name, [asked.runs_dir.parent], key=key))
     (subject,) = find_subjects([asked.name], asked.runs_dir, asked.registry, key="export")
+    if subject.adapter is not None:
+        path = subject.adapter.path("weights")
+        return _Point(path, notes=subject.notes, adapter=subject.adapter)
     assert subject.run_dir is not None and subject.round is not None, "it was named by its run"
     store = RunStore.open(subject.run_dir)
     checkpoint = store.checkpoint(subject.round)
@@ -225,12 +233,18 @@ def _cached(name: str, key: str) -> Path:
 
 
 def _of_no_run(asked: Asked, point: _Point) -> Source:
-    """A path on Tinker or on a compatible service that no run below ./runs has."""
+    """A path on Tinker or on a compatible service that no run below ./runs has, or an adapter that
+    another program wrote."""
     missing = [
         word
         for word, given in (("--base-model", asked.base_model), ("--renderer", asked.renderer))
         if given is None
     ]
+    if missing and point.adapter is not None:
+        raise ConfigError(
+            f"export {asked.name}: another program wrote this adapter, so its chat format is not "
+            f"known here, and its base model is to be said. Give {' and '.join(missing)}."
+        )
     if missing:
         raise ConfigError(
             f"export {asked.name}: no run below {asked.runs_dir} has these weights, so their base "
@@ -239,6 +253,10 @@ def _of_no_run(asked: Asked, point: _Point) -> Source:
         )
     assert asked.base_model is not None and asked.renderer is not None, "refused above"
     directory = _given_dir(asked.base_model, f"export {asked.name}")
+    notes = (f"of no run that is known here, {UNKNOWN}",)
+    if (adapter := point.adapter) is not None:
+        of_base = base_note(Path(asked.name).name, adapter, asked.base_model, directory)
+        notes = (f"another program wrote this adapter, {UNKNOWN}", adapter.describe(), of_base)
     return Source(
         label=asked.name,
         sampler_path=point.state_path.replace("/weights/", "/sampler_weights/"),
@@ -249,14 +267,17 @@ def _of_no_run(asked: Asked, point: _Point) -> Source:
         renderer=asked.renderer,
         store=None,
         checkpoint=None,
-        service="tinker",
-        state_path=point.state_path,
-        notes=("of no run that is known here, so what it was trained on is not known",),
+        service="tinker" if adapter is None else "embedded",
+        state_path=point.state_path if adapter is None else None,
+        notes=notes,
+        adapter=adapter,
     )
 
 
 def place_of(source: Source, env: Mapping[str, str]) -> ServiceChoice:
     """The service that has the checkpoint's weights. Raises `ConfigError` without a key for it."""
+    if source.adapter is not None:
+        return ServiceChoice("embedded", None, "adapters of other programs are read there alone")
     if source.store is not None:
         return service_of_run(source.store.settled_config(), env)
     return choose_service(None, source.base_name, None, env, local=False)

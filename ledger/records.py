@@ -37,6 +37,7 @@ def _weights_path(text: str) -> str:
 
 Stamp = Annotated[str, AfterValidator(_stamp)]
 WeightsPath = Annotated[str, AfterValidator(_weights_path)]
+Alpha = Annotated[int | float, Field(ge=0, le=1e9)]  # of LoRA: the scale times the rank
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,23 @@ class Checkpoint:
     sampler_path: WeightsPath | None
     base_model: str
     lora_rank: int
-    lora_alpha: int
+    lora_alpha: Alpha
     train_attn: bool
     train_mlp: bool
     train_unembed: bool
     renderer: str
     expires_at: Stamp | None  # UTC; as it was set when the weights were saved
     parent: WeightsPath | None = None  # the state that these weights were trained on from
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter that another program wrote, in PEFT's layout."""
+
+    directory: str  # where its two files lay
+    sha256: dict[str, str]  # by file
+    described: str
+    num_params: Count
 
 
 @dataclass(frozen=True)
@@ -76,8 +87,12 @@ class Ancestor:
     step: Count | None = None  # optimizer steps of that run in these weights
     base_model: str | None = None  # what that run called it
     renderer: str | None = None
+    lora_alpha: Alpha | None = None  # where it is another than that of all runs
+    adapter: AdapterFolder | None = None  # that another program wrote
 
     def __str__(self) -> str:
+        if self.adapter is not None:
+            return f"{self.name} ({self.adapter.described})"
         if self.run_id is None:
             return f"{self.name} (of no run that is known here)"
         return f"{self.name} (run {self.run_id}, round {self.round}, {self.step} steps)"
@@ -92,6 +107,12 @@ class Origin:
     ancestors: list[Ancestor] = field(default_factory=list)  # of the parent, the nearest first
     unknown: list[str] = field(default_factory=list)  # what of them could not be told
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def num_params(self) -> int | None:
+        """Parameters of an adapter that another program wrote, which is trained on as it is."""
+        chain = (self.parent, *self.ancestors)
+        return next((one.adapter.num_params for one in chain if one.adapter is not None), None)
 
     @property
     def chain(self) -> str:

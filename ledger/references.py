@@ -2,8 +2,8 @@
 
 A checkpoint is named `RUN_DIR` or `RUN_DIR@best` (what the run recommends), `RUN_DIR@round_02`
 (`round_00` is the untouched model, or what the run was started from), `registry:NAME@3`,
-`registry:NAME@ALIAS` or `registry:ALIAS` (what was promoted), or `tinker://...`: sampler weights to
-evaluate, a state to train on from.
+`registry:NAME@ALIAS` or `registry:ALIAS` (what was promoted), `tinker://...` (sampler weights to
+evaluate, a state to train on from), or a folder with an adapter that another program wrote.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import ConfigError, RunStoreError
-from ledger.records import Checkpoint, ModelFiles
+from ledger.records import AdapterFolder, Checkpoint, ModelFiles, record_of
 from ledger.registry_file import REGISTRY
 from ledger.registry_names import is_registry_name, locate, registry_in, weights_problem
 from ledger.run_directory import CONFIG, RunDirectory
 from ledger.store import RunStore
+from local_tinker.peft_folders import FolderError, PeftFolder, find_folder, read_folder
 from scores.results import EvalResult
 
+ADAPTER = "adapter"  # key of a checkpoint's record, where another program wrote it
 PROMOTED = "promoted_sha256"  # key of a checkpoint's record, where a registry's name stood for it
 
 
@@ -49,6 +51,7 @@ class Subject:
     model_files: ModelFiles | None = None  # None also where the run did not record them
     promoted_sha256: dict[str, str] | None = None  # of the files that a registry's name stands for
     notes: tuple[str, ...] = ()  # what is to be said of its name
+    adapter: PeftFolder | None = None  # that another program wrote; of no run
 
     @property
     def checkpoint_dir(self) -> Path | None:
@@ -60,8 +63,9 @@ class Subject:
         run_dir = None if self.run_dir is None else str(self.run_dir.resolve())
         of_run = {"run_dir": run_dir, "run_id": self.run_id, "round": self.round}
         promoted = {} if self.promoted_sha256 is None else {PROMOTED: self.promoted_sha256}
+        adapter = {} if self.adapter is None else {ADAPTER: asdict(record_of_adapter(self.adapter))}
         named = {"label": self.label, "path": self.path, "weights": self.weights}
-        return {**named, **of_run, **promoted}
+        return {**named, **of_run, **promoted, **adapter}
 
 
 def find_subjects(
@@ -90,6 +94,14 @@ def recorded_subjects(
     subjects = []
     for record in records:
         label, path = record["label"], record["path"]
+        if record.get(ADAPTER) is not None:
+            try:
+                recorded = record_of(AdapterFolder, record[ADAPTER])
+            except ValueError as error:
+                raise ConfigError(f"{label}: {ADAPTER} of its record: {error}.") from None
+            adapter = adapter_again(label, recorded)
+            subjects.append(_of_adapter(label, adapter))
+            continue
         if record["run_dir"] is None:
             subjects.append(Subject(label, path))
             continue
@@ -132,6 +144,8 @@ def _find(name: str, runs_dir: Path, registry: Path, key: str) -> Subject:
         return _find_path(name, [runs_dir], key)
     if is_registry_name(name):
         return _find_promoted(name, registry, key)
+    if (adapter := adapter_named(f"{key} {name}", name, [Path()])) is not None:
+        return _of_adapter(name, adapter)
     found = _find_round(f"{key} {name}", name, [Path()])
     return _of_round(found.store, found.round, name, key)
 
@@ -217,6 +231,7 @@ class StartPoint(NamedTuple):
     checkpoint: Checkpoint | None = None
     name: str | None = None
     notes: tuple[str, ...] = ()
+    adapter: PeftFolder | None = None  # that another program wrote; of no run
 
 
 def find_start(name: str, folders: Sequence[Path], key: str | None = None) -> StartPoint:
@@ -244,6 +259,8 @@ def find_start(name: str, folders: Sequence[Path], key: str | None = None) -> St
         if problem is not None:
             raise ConfigError(f"{key}: in {at.store.run_dir} {problem}. Name another entry.")
         return StartPoint(state_path, at.store, at.checkpoint, at.entry.reference, at.notes)
+    if (adapter := adapter_named(key, name, folders)) is not None:
+        return StartPoint(adapter.path("weights"), adapter=adapter)
     found = _find_round(key, name, folders)
     checkpoint = found.store.checkpoint(found.round)
     if checkpoint is None and found.round == 0:
@@ -272,6 +289,49 @@ def _no_weights(key: str, store: RunStore, round_no: int) -> ConfigError:
         f"{key}: {store.run_dir} has no weights of round {round_no}. It has those of "
         f"{', '.join(saved) or 'no round'}, and round_00 is {store.baseline_name}."
     )
+
+
+# --- of no run ------------------------------------------------------------------------------------
+
+
+def adapter_named(key: str, name: str, folders: Sequence[Path]) -> PeftFolder | None:
+    """The adapter that another program wrote into the folder of this name, or into the one folder
+    in it; None for a run's directory, and where there is no adapter. Raises `ConfigError`."""
+    place = _in_one_of(folders, name)
+    try:
+        is_run = (place / CONFIG).exists()
+        if name and place.is_dir() and not is_run and (found := find_folder(place)):
+            return read_folder(found)
+    except FolderError as error:
+        raise ConfigError(f"{key}: {error}") from None
+    except (OSError, ValueError):  # a name that nothing can have
+        pass
+    return None
+
+
+def record_of_adapter(adapter: PeftFolder) -> AdapterFolder:
+    """What names an adapter for good."""
+    where, said = str(adapter.directory.resolve()), adapter.describe()
+    return AdapterFolder(where, adapter.sha256, said, adapter.num_params)
+
+
+def adapter_again(key: str, recorded: AdapterFolder) -> PeftFolder:
+    """An adapter that was read before. Raises `ConfigError` where it is another one now."""
+    try:
+        adapter = read_folder(Path(recorded.directory))
+    except FolderError as error:
+        raise ConfigError(f"{key}: {error}") from None
+    if adapter.sha256 != recorded.sha256:
+        raise ConfigError(
+            f"{key}: the adapter in {recorded.directory} is another one now, by its sha256. Put "
+            "the files back, or begin anew."
+        )
+    return adapter
+
+
+def _of_adapter(label: str, adapter: PeftFolder) -> Subject:
+    path, note = adapter.path("sampler_weights"), f"{label}: {adapter.describe()}"
+    return Subject(label, path, service="embedded", notes=(note,), adapter=adapter)
 
 
 # --- to sample from -------------------------------------------------------------------------------

@@ -13,8 +13,13 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 def weights_dir(run_dir: Path, path: str) -> Path:
     """Where the embedded service keeps the weights of a `tinker://` path of a run."""
+    return path_in(run_dir / CHECKPOINTS, path)
+
+
+def path_in(checkpoint_dir: Path, path: str) -> Path:
+    """Where the weights of a `tinker://` path lie in a folder of checkpoints."""
     run, *rest = path.removeprefix("tinker://").split("/")
-    return run_dir.joinpath(CHECKPOINTS, run.replace(":", "_"), *rest)
+    return checkpoint_dir.joinpath(run.replace(":", "_"), *rest)
 
 
 def digests_of_weights(run_dir: Path, path: str) -> dict[str, str] | None:

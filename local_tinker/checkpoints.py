@@ -27,14 +27,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from local_tinker.lora import LoraShape
+from local_tinker.lora import AdaptedLayer, LoraShape
 from local_tinker.placing import OLD_PREFIX, bring_back, owned, owned_if_possible, put, settled
 from local_tinker.wire import NotFound, UserError
 
@@ -106,7 +106,7 @@ class CheckpointInfo:
 
     base_model: str
     lora_rank: int
-    lora_alpha: int
+    lora_alpha: int | float
     train_attn: bool
     train_mlp: bool
     train_unembed: bool
@@ -114,10 +114,25 @@ class CheckpointInfo:
     created_at: float
     expires_at: float | None
     user_metadata: dict[str, str]
+    layers: tuple[AdaptedLayer, ...] = ()  # of an adapter that was made elsewhere
+
+    @classmethod
+    def of_shape(cls, shape: LoraShape, **others: Any) -> CheckpointInfo:
+        """Describe weights in this shape; `others` are the fields that it does not say."""
+        return cls(
+            lora_rank=shape.rank,
+            lora_alpha=shape.alpha,
+            train_attn=shape.train_attn,
+            train_mlp=shape.train_mlp,
+            train_unembed=shape.train_unembed,
+            layers=shape.layers,
+            **others,
+        )
 
     @property
     def shape(self) -> LoraShape:
-        return LoraShape(self.lora_rank, self.train_attn, self.train_mlp, self.train_unembed)
+        flags = self.train_attn, self.train_mlp, self.train_unembed
+        return LoraShape(self.lora_rank, *flags, self.layers)
 
     @property
     def is_expired(self) -> bool:
@@ -211,7 +226,10 @@ def storage(root: Path, what: str) -> Iterator[None]:
 
 
 def _write_info(file: Path, info: CheckpointInfo) -> None:
-    file.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
+    described = asdict(info)
+    if not info.layers:
+        del described["layers"]  # that the flags say
+    file.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
 def _fsync(path: Path) -> None:
@@ -288,6 +306,12 @@ def read_weights(checkpoint_dir: Path, *, with_optimizer: bool) -> StoredWeights
 
     def read() -> StoredWeights:
         info = read_info(checkpoint_dir)
+        if info.lora_alpha != info.shape.alpha:
+            raise UserError(
+                f"{checkpoint_dir / INFO_FILE} says lora_alpha {info.lora_alpha}, and weights in "
+                f"this form are computed with {info.shape.alpha} alone. Restore the folder from a "
+                "copy, or load other weights"
+            )
         if with_optimizer and not optimizer.is_file():
             raise UserError(
                 f"{checkpoint_dir.name!r} has no optimizer state: there is no {optimizer}. "

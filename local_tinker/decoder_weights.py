@@ -20,6 +20,7 @@ from transformers.models.mistral.modeling_mistral import MistralForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
+from local_tinker.lora import LoraShape
 from local_tinker.wire import UserError
 
 FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -29,10 +30,12 @@ _FILE_PREFIX = "base_model.model."
 
 
 class LoraPair(NamedTuple):
-    """One layer's LoRA matrices: A is (rank, inputs), B (outputs, rank)."""
+    """One layer's LoRA matrices, A (rank, inputs) and B (outputs, rank); `scaling` is what B A is
+    multiplied by."""
 
     A: Tensor
     B: Tensor
+    scaling: float
 
 
 class LayerUpdate(NamedTuple):
@@ -136,7 +139,9 @@ def is_known(model: Any) -> bool:
     return all(type(module) is torch.nn.Linear for module in products)
 
 
-def read_lora(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, LoraPair]:
+def read_lora(
+    tensors: Mapping[str, Tensor], shape: LoraShape, device: torch.device
+) -> dict[str, LoraPair]:
     """The LoRA matrices of a PEFT file, by the names of their layers. Raises `UserError`."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -148,12 +153,14 @@ def read_lora(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, 
                 f"adapter_model.safetensors: layer {name!r} has {', '.join(sorted(found))}; "
                 "expected lora_A.weight and lora_B.weight"
             )
-    return {name: LoraPair(found["A.weight"], found["B.weight"]) for name, found in parts.items()}
+    scalings = shape.scalings(parts)
+    return {
+        name: LoraPair(found["A.weight"], found["B.weight"], scalings[name])
+        for name, found in parts.items()
+    }
 
 
-def read_weights(
-    model: Any, lora: Mapping[str, LoraPair], scaling: float, name: str
-) -> DecoderWeights:
+def read_weights(model: Any, lora: Mapping[str, LoraPair], name: str) -> DecoderWeights:
     """A known model's weights under LoRA matrices, {} for none.
 
     Raises `UserError` when a matrix fits no layer; `name` is what they came from.
@@ -167,7 +174,7 @@ def read_weights(
             )
     config, decoder = model.config, model.model
     layers = tuple(
-        _read_layer(layer, _window(model, index), f"model.layers.{index}", lora, scaling)
+        _read_layer(layer, _window(model, index), f"model.layers.{index}", lora)
         for index, layer in enumerate(decoder.layers)
     )
     embedding_VH = decoder.embed_tokens.weight
@@ -176,22 +183,20 @@ def read_weights(
         embedding_VH=embedding_VH,
         layers=layers,
         norm=_norm(decoder.norm),
-        unembedding=_product({"lm_head": model.lm_head}, lora, scaling),
+        unembedding=_product({"lm_head": model.lm_head}, lora),
         rope=Rope(decoder.rotary_emb, embedding_VH),
         num_kv_heads=config.num_key_value_heads,
         head_size=head_size,
     )
 
 
-def _read_layer(
-    layer: Any, window: int | None, path: str, lora: Mapping[str, LoraPair], scaling: float
-) -> Layer:
+def _read_layer(layer: Any, window: int | None, path: str, lora: Mapping[str, LoraPair]) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     has_head_norms = type(attention).__name__ == "Qwen3Attention"
 
     def product(part: str, module: Any, *names: str) -> Product:
         modules = {f"{path}.{part}.{name}": getattr(module, name) for name in names}
-        return _product(modules, lora, scaling)
+        return _product(modules, lora)
 
     return Layer(
         norm=_norm(layer.input_layernorm),
@@ -207,15 +212,16 @@ def _read_layer(
     )
 
 
-def _product(modules: Mapping[str, Any], lora: Mapping[str, LoraPair], scaling: float) -> Product:
+def _product(modules: Mapping[str, Any], lora: Mapping[str, LoraPair]) -> Product:
     plain = [_plain(module) for module in modules.values()]
     updates: list[LayerUpdate | None] = []
     num_rows = 0
     for path in modules:
         if path in lora:
-            rank = lora[path].A.shape[0]
+            pair = lora[path]
+            rank = pair.A.shape[0]
             columns = slice(num_rows, num_rows + rank)
-            updates.append(LayerUpdate(columns, (scaling * lora[path].B).t().contiguous()))
+            updates.append(LayerUpdate(columns, (pair.scaling * pair.B).t().contiguous()))
             num_rows += rank
         else:
             updates.append(None)

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from local_tinker import checkpoints, decoder_weights, lora, losses, training
 from local_tinker.checkpoints import CheckpointInfo
 from local_tinker.decoder_weights import DecoderWeights, LoraPair
-from local_tinker.lora import LORA_ALPHA, LoraShape
+from local_tinker.lora import LoraShape
 from local_tinker.tokenizer import TextLostError, load_by_auto
 from local_tinker.training import ForwardResult, TrainingRun, on_cpu
 from local_tinker.wire import AdamParams, ForwardBackward, LossDatum, UserError
@@ -77,6 +77,13 @@ class Engine:
 
         Raises `UserError` when it is not there, or would take more than `max_bytes`.
         """
+        if (Path(path) / "adapter_config.json").is_file():
+            raise UserError(
+                f"base model {path!r}: there is an adapter in it (adapter_config.json), "
+                "which loaders lay over the weights beside it, and torchtune's have it merged in "
+                "already. Give the directory of the model that the adapter was trained on, or a "
+                "copy of this one without adapter_* files"
+            )
         chosen = _device(device)
         dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
         transformers_logging.disable_progress_bar()
@@ -269,13 +276,9 @@ class Engine:
     ) -> None:
         """Write the adapter, and for a state checkpoint the optimizer, as the folder `target`."""
         now = time.time()
-        info = CheckpointInfo(
+        info = CheckpointInfo.of_shape(
+            run.shape,
             base_model=self.name,
-            lora_rank=run.shape.rank,
-            lora_alpha=LORA_ALPHA,
-            train_attn=run.shape.train_attn,
-            train_mlp=run.shape.train_mlp,
-            train_unembed=run.shape.train_unembed,
             num_optimizer_steps=run.num_optimizer_steps,
             created_at=now,
             expires_at=checkpoints.expiry(now, ttl_seconds),
@@ -334,8 +337,20 @@ class Engine:
 
     def _set_adapter(self, adapter: str, weights: dict[str, torch.Tensor], directory: Path) -> None:
         result = set_peft_model_state_dict(self._peft, weights, adapter_name=adapter)
-        if result.unexpected_keys:
+        if result.unexpected_keys or any(f".{adapter}." in key for key in result.missing_keys):
             raise UserError(f"checkpoint {directory.name} does not fit base model {self.name}")
+
+    def adapter_shapes(self, shape: LoraShape) -> dict[str, tuple[int, ...]]:
+        """The tensors of an adapter of this shape, by their names in its file."""
+        name = self._new_adapter_name()
+        self._add_adapter(name, shape)
+        try:
+            tensors = get_peft_model_state_dict(
+                self._peft, adapter_name=name, save_embedding_layers=False
+            )
+            return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        finally:
+            self._delete_adapter(name)
 
     def unload_run(self, run: TrainingRun) -> None:
         """Forget a run; `run` must not be used afterwards."""
@@ -357,7 +372,7 @@ class Engine:
     def acquire_sampler(self, directory: Path | None) -> SamplerAdapter:
         """Load saved sampler weights (None: the base model) and keep them until their release."""
         if directory is None:
-            return SamplerAdapter(self._decoder({}, 0.0, self.name) if self._is_known else None)
+            return SamplerAdapter(self._decoder({}, self.name) if self._is_known else None)
         if directory not in self._sampler_adapters:
             self._sampler_adapters[directory] = self._load_sampler(directory)
         sampler = self._sampler_adapters[directory]
@@ -372,15 +387,15 @@ class Engine:
     def _is_known(self) -> bool:
         return decoder_weights.is_known(self.model)
 
-    def _decoder(self, matrices: dict[str, LoraPair], scaling: float, name: str) -> DecoderWeights:
-        return decoder_weights.read_weights(self.model, matrices, scaling, name)
+    def _decoder(self, matrices: dict[str, LoraPair], name: str) -> DecoderWeights:
+        return decoder_weights.read_weights(self.model, matrices, name)
 
     def _load_sampler(self, directory: Path) -> SamplerAdapter:
         stored = checkpoints.read_weights(directory, with_optimizer=False)
         shape = stored.info.shape
         if self._is_known:
-            matrices = decoder_weights.read_lora(stored.adapter, self.device)
-            return SamplerAdapter(self._decoder(matrices, LORA_ALPHA / shape.rank, directory.name))
+            matrices = decoder_weights.read_lora(stored.adapter, shape, self.device)
+            return SamplerAdapter(self._decoder(matrices, directory.name))
         name = self._new_adapter_name()
         self._add_adapter(name, shape)
         with contextlib.ExitStack() as undo:

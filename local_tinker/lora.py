@@ -10,7 +10,7 @@ adapts them as such: each expert has LoRA matrices of the full rank. Routers are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,13 +28,36 @@ ROUTER_NAMES = frozenset({"gate", "router", "router_gate", "shared_expert_gate"}
 
 
 @dataclass(frozen=True)
+class AdaptedLayer:
+    """A layer of an adapter that was made elsewhere; its update is alpha / rank times B A."""
+
+    name: str
+    rank: int
+    alpha: float
+
+
+@dataclass(frozen=True)
 class LoraShape:
-    """Which LoRA matrices a run has."""
+    """Which LoRA matrices a run has: all layers of the kinds that are trained, of one rank and with
+    `LORA_ALPHA`, or the `layers` that are named, where the adapter was made elsewhere."""
 
     rank: int
     train_attn: bool
     train_mlp: bool
     train_unembed: bool
+    layers: tuple[AdaptedLayer, ...] = ()
+
+    @property
+    def alpha(self) -> float:
+        """Of its first layer, where an adapter that was made elsewhere has several."""
+        return self.layers[0].alpha if self.layers else LORA_ALPHA
+
+    def scalings(self, names: Iterable[str]) -> dict[str, float]:
+        """By layer, what its B A is multiplied by."""
+        if not self.layers:
+            return dict.fromkeys(names, LORA_ALPHA / self.rank)
+        own = {layer.name: layer.alpha / layer.rank for layer in self.layers}
+        return {name: own[name] for name in names}
 
 
 class Targets(NamedTuple):
@@ -44,12 +67,14 @@ class Targets(NamedTuple):
     parameters: list[str]
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """A weight matrix of the base model. `flag` names the train_* flag that it falls under."""
 
     name: str  # of the module, as in the base model without adapters
     parameter: str | None  # the experts' parameter; None for a linear layer
     flag: str
+    num_inputs: int = 0  # of a linear layer
+    num_outputs: int = 0
 
 
 def make_config(model: Any, base_model_name: str, shape: LoraShape) -> LoraConfig:
@@ -57,18 +82,26 @@ def make_config(model: Any, base_model_name: str, shape: LoraShape) -> LoraConfi
 
     Raises `UserError` when a flag asks for what the model lacks, or when nothing is to be trained.
     """
-    targets = find_targets(model, shape)
+    config = config_of(model, base_model_name, shape)
     if shape.train_unembed:
         untie_unembedding(model)
-    config = LoraConfig(
-        r=shape.rank, lora_alpha=LORA_ALPHA, lora_dropout=0.0, bias="none",
+    lora_linear.use_in(config)
+    return config
+
+
+def config_of(model: Any, base_model_name: str, shape: LoraShape) -> LoraConfig:
+    """PEFT's configuration for a shape, as it is written beside the weights."""
+    named, alpha = [layer.name for layer in shape.layers], shape.alpha
+    targets = Targets(named, []) if named else find_targets(model, shape)
+    return LoraConfig(
+        r=shape.rank, lora_alpha=alpha, lora_dropout=0.0, bias="none",  # pyright: ignore
+        rank_pattern={one.name: one.rank for one in shape.layers if one.rank != shape.rank},
+        alpha_pattern={one.name: one.alpha for one in shape.layers if one.alpha != alpha},
         task_type="CAUSAL_LM", target_modules=targets.modules,
         target_parameters=targets.parameters or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         base_model_name_or_path=base_model_name,
     )  # fmt: skip
-    lora_linear.use_in(config)
-    return config
 
 
 def check_model(model: Any) -> None:
@@ -98,7 +131,7 @@ def find_targets(model: Any, shape: LoraShape) -> Targets:
         raise UserError(
             "none of attention, MLP and unembedding is to be trained; set at least one train_* flag"
         )
-    layers = list(_layers(model))
+    layers = list(layers_of(model))
     for flag in sorted(wanted.difference(layer.flag for layer in layers)):
         raise UserError(
             f"{flag}=True asks for layers that LoRA can be put on, and {type(model).__name__} has "
@@ -123,7 +156,7 @@ def find_targets(model: Any, shape: LoraShape) -> Targets:
     return Targets(modules if is_ambiguous else sorted(leaves), parameters)
 
 
-def _layers(model: Any) -> Iterator[_Layer]:
+def layers_of(model: Any) -> Iterator[Layer]:
     """Every weight matrix of the language model that LoRA can be put on, routers left out."""
     unembedding = model.get_output_embeddings()
     decoder = model.get_decoder()
@@ -132,18 +165,24 @@ def _layers(model: Any) -> Iterator[_Layer]:
         if ".lora_" in name or isinstance(module, BaseTunerLayer):
             continue
         if module is unembedding or module is getattr(unembedding, "base_layer", None):
-            yield _Layer(_base_name(name), None, "train_unembed")
+            yield Layer(_base_name(name), None, "train_unembed", *_sizes(module))
             continue
         parts = _base_name(name).split(".")
         if id(module) not in in_decoder or ROUTER_NAMES.intersection(parts):
             continue
         flag = "train_attn" if ATTENTION_NAMES.intersection(parts) else "train_mlp"
         if isinstance(module, (torch.nn.Linear, Conv1D)):
-            yield _Layer(_base_name(name), None, flag)
+            yield Layer(_base_name(name), None, flag, *_sizes(module))
         elif not type(module).__module__.startswith("torch.nn."):
             for parameter_name, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim == 3 and parameter.is_floating_point():
-                    yield _Layer(_base_name(name), parameter_name, flag)
+                    yield Layer(_base_name(name), parameter_name, flag)
+
+
+def _sizes(module: Any) -> tuple[int, int]:
+    """How many inputs and outputs a linear layer has."""
+    num_outputs, num_inputs = module.weight.shape
+    return (num_outputs, num_inputs) if isinstance(module, Conv1D) else (num_inputs, num_outputs)
 
 
 def _base_names(model: Any) -> set[str]:

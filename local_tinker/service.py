@@ -14,13 +14,16 @@ from pathlib import Path
 import uvicorn
 
 from local_tinker import checkpoints
+from local_tinker.adopting import adopt
 from local_tinker.app import make_app
 from local_tinker.background import Background
+from local_tinker.checkpoints import CheckpointInfo, Kind
 from local_tinker.engine import Engine
 from local_tinker.memory import RunMemory, default_limit_bytes
+from local_tinker.peft_folders import PeftFolder
 from local_tinker.state import State
 from local_tinker.wire import UserError
-from local_tinker.worker import Closed, Worker
+from local_tinker.worker import Closed, Result, Worker
 
 HOST = "127.0.0.1"
 LINGER_S = 0.5  # how long a closing service answers that it is closing
@@ -111,6 +114,28 @@ class Service:
         if alias is not None:
             engine = self._state.engines.setdefault(alias, self._state.engines[name])
             engine.aliases.add(alias)
+
+    def adopt(
+        self,
+        base_model: str,
+        folder: PeftFolder,
+        checkpoint_dir: Path | None = None,
+        kind: Kind = "sampler_weights",
+    ) -> CheckpointInfo:
+        """Hold an adapter that another program wrote against a base model that is served, and keep
+        it in `checkpoint_dir` (None: nowhere) under `folder.path(kind)`.
+
+        Raises `FolderError` where it does not fit the model, and `StorageError`.
+        """
+        engine = self._state.engine_named(base_model)
+        made: list[CheckpointInfo] = []
+
+        def job() -> Result:
+            made.append(adopt(engine, folder, checkpoint_dir, kind))
+            return {}
+
+        self._worker.submit("adopted", engine, job).result()
+        return made[0]
 
     def open_folder(self, checkpoint_dir: Path, api_key: str | None = None) -> str:
         """Return an API key whose sessions keep their checkpoints in `checkpoint_dir`.

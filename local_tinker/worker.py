@@ -25,6 +25,7 @@ import torch
 from local_tinker.background import Background
 from local_tinker.checkpoints import StorageError
 from local_tinker.engine import Engine
+from local_tinker.peft_folders import FolderError
 from local_tinker.sample_queue import ANYONE, Client, Kind, PendingSample, Result, SampleQueue
 from local_tinker.sample_requests import SampleRequest
 from local_tinker.sampling import Wave
@@ -64,7 +65,7 @@ def _settle(future: Future[Result], work: Callable[[], Result]) -> None:
 
 def _fail(future: Future[Result], error: Exception) -> None:
     """Answer with an error. Its frames are dropped, or they would hold tensors for half an hour."""
-    if not isinstance(error, UserError | NotFound | StorageError | Closed):
+    if not isinstance(error, UserError | NotFound | StorageError | FolderError | Closed):
         logger.error("a request failed", exc_info=error)
     with contextlib.suppress(InvalidStateError):  # it was refused meanwhile
         future.set_exception(error.with_traceback(None))

@@ -110,6 +110,11 @@ def find_candidate(
     """The checkpoint that a command line names; evaluations outside its run are looked for in the
     `folders`, and beside the run. `key` is what errors begin with. Raises `InputError` children."""
     (subject,) = find_subjects([name], Path("runs"), registry, key)
+    if subject.adapter is not None:
+        raise ConfigError(
+            f"{name}: another program wrote this adapter, so nothing tells how it was trained and "
+            "measured. Start a run from it (start_from), and promote a round of that run."
+        )
     if subject.run_dir is None:
         raise ConfigError(
             f"{name}: no run below ./runs has saved these weights, so nothing tells what they are "

@@ -129,7 +129,8 @@ def judged(num_params: int | None, tokens: RowTokens, rank: int, method: Method)
 def capacity_part(view: Planned, tokens: RowTokens) -> Part:
     """What the adapter has room for."""
     config, title = view.config, "Room in the adapter"
-    num_params = lora_param_count(config, view.inputs.model_dir)
+    origin = None if view.plan is None else view.plan.origin
+    num_params = lora_param_count(config, view.inputs.model_dir, origin)
     method = METHODS[words_for(config)]
     found = judged(num_params, tokens, config.lora_rank, method)
     counted = f"{tokens.how}; parameters {_count_of_params(view, num_params)}"
@@ -169,6 +170,9 @@ def _sentence(found: Capacity, tokens: RowTokens) -> str:
 def _count_of_params(view: Planned, num_params: int | None) -> str:
     if num_params is None:
         return "are not known: no sizes of a dense model are at hand"
+    origin = None if view.plan is None else view.plan.origin
+    if origin is not None and origin.num_params is not None:
+        return "are those of the adapter that the run goes on from, which another program wrote"
     if view.inputs.model_dir is None:
         return "are the cookbook's count for this name"
     return "are rank x (inputs + outputs) of each adapted matrix, by the sizes in config.json"

@@ -78,7 +78,9 @@ def _machine(choice: ServiceChoice) -> dict[str, Any]:
 
 def _num_lora_params(plan: Plan) -> int | None:
     is_trained = plan.steps.per_round > 0
-    return lora_param_count(plan.config, plan.inputs.model_dir) if is_trained else None
+    if not is_trained:
+        return None
+    return lora_param_count(plan.config, plan.inputs.model_dir, plan.origin)
 
 
 def _named_files(inputs: Inputs) -> dict[str, LoadedFile]:

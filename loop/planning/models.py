@@ -17,6 +17,7 @@ from typing import Any
 import hyperparam_utils
 from config_schema import LoadedConfig, TrainingConfig
 from errors import ConfigError
+from ledger.records import Origin
 from ledger.run_directory import CONFIG as RUN_CONFIG
 
 
@@ -25,11 +26,16 @@ def find_model_dir(loaded: LoadedConfig) -> Path | None:
     return find_model(loaded, "base_model", loaded.config.base_model)
 
 
-def lora_param_count(config: TrainingConfig, model_dir: Path | None) -> int | None:
+def lora_param_count(
+    config: TrainingConfig, model_dir: Path | None, origin: Origin | None = None
+) -> int | None:
     """Parameters of the adapter that is trained; None where the base model's sizes are not known.
+    An adapter that another program wrote, which the run starts from, says its own.
 
     Raises `ConfigError` for a directory whose sizes are none.
     """
+    if origin is not None and origin.num_params is not None:
+        return origin.num_params
     flags = {
         "train_attn": config.train_attn,
         "train_mlp": config.train_mlp,

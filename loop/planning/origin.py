@@ -17,8 +17,10 @@ from config_schema import LoadedConfig
 from errors import ConfigError, RunStoreError
 from hyperparam_utils import LORA_ALPHA
 from ledger.records import Ancestor, Checkpoint, ModelFiles, Origin, seconds_of
-from ledger.references import find_start
+from ledger.references import find_start, record_of_adapter
 from ledger.store import RunStore
+from local_tinker.peft_folders import PeftFolder
+from loop.planning.adapters import base_note
 from loop.planning.ancestry import Lineage, is_run, lineage_of, refuse_known_questions
 from loop.planning.inputs import Inputs
 from loop.planning.manifest import with_model_files
@@ -42,6 +44,7 @@ class Start:
     model_files: ModelFiles | None
     weights_dir: Path | None  # where the embedded service finds them
     notes: tuple[str, ...] = ()  # what is to be said of their name
+    adapter: PeftFolder | None = None  # that another program wrote; of no run
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -59,6 +62,8 @@ def find_origin(loaded: LoadedConfig) -> Start | None:
     point = find_start(name, [loaded.directory, Path()])
     store, checkpoint, path = point.store, point.checkpoint, point.state_path
     with_optimizer = loaded.config.start_from_optimizer
+    if point.adapter is not None:
+        return _of_adapter(key, name, point.adapter, with_optimizer)
     if store is None or checkpoint is None:
         unknown = f"{name}: of no run that is known here, so what it was trained on is not known"
         origin = Origin(Ancestor(name, path), with_optimizer, unknown=[unknown])
@@ -73,6 +78,7 @@ def find_origin(loaded: LoadedConfig) -> Start | None:
         step=checkpoint.step,
         base_model=checkpoint.base_model,
         renderer=checkpoint.renderer,
+        lora_alpha=None if checkpoint.lora_alpha == LORA_ALPHA else checkpoint.lora_alpha,
     )
     ancestors = [] if store.origin is None else [store.origin.parent, *store.origin.ancestors]
     start = Start(
@@ -89,6 +95,31 @@ def find_origin(loaded: LoadedConfig) -> Start | None:
     _refuse_other_shape(start, loaded)
     _refuse_missing_weights(start, store)
     return start
+
+
+def _of_adapter(key: str, name: str, adapter: PeftFolder, with_optimizer: bool) -> Start:
+    """An adapter that another program wrote, whose optimizer is not known. Raises `ConfigError` for
+    one whose layers differ in scale: a run has one alpha."""
+    if with_optimizer:
+        raise ConfigError(
+            f"{key}: another program wrote this adapter, and its optimizer's state is not read. "
+            "Set start_from_optimizer to false."
+        )
+    if adapter.has_patterns:
+        raise ConfigError(
+            f"{key}: this adapter has rank_pattern or alpha_pattern, and a run has one rank and "
+            "one alpha. It can be evaluated and exported; train one without patterns to go on from."
+        )
+    alpha = adapter.alpha
+    parent = Ancestor(
+        name=name,
+        state_path=adapter.path("weights"),
+        lora_alpha=None if alpha == LORA_ALPHA else alpha,
+        adapter=record_of_adapter(adapter),
+    )
+    unknown = f"{name}: another program wrote it, so what it was trained on is not known"
+    origin = Origin(parent, with_optimizer=False, unknown=[unknown])
+    return Start(key, origin, Lineage(), None, "embedded", None, None, None, adapter=adapter)
 
 
 class Shape(Protocol):
@@ -130,10 +161,10 @@ def _refuse_other_shape(start: Start, loaded: LoadedConfig) -> None:
     checkpoint, renderer = start.checkpoint, loaded.config.renderer_name
     assert checkpoint is not None, "the caller has looked"
     refuse_other_adapter(start.key, checkpoint, loaded)
-    if checkpoint.lora_alpha != LORA_ALPHA:
+    if checkpoint.lora_alpha != LORA_ALPHA and start.service != "embedded":
         raise ConfigError(
-            f"{start.key}: these weights have lora_alpha {checkpoint.lora_alpha}, and this version "
-            f"trains with {LORA_ALPHA} alone. Name other weights."
+            f"{start.key}: these weights have lora_alpha {checkpoint.lora_alpha}, and such a "
+            f"service trains with {LORA_ALPHA} alone. Name other weights."
         )
     if renderer not in (None, checkpoint.renderer):
         raise ConfigError(
@@ -192,7 +223,11 @@ def checked_origin(
     refuse_other_base(start, inputs)
     known = refuse_known_questions(start.key, start.lineage, inputs.tasks, inputs.test_tasks)
     of_path = start.origin.unknown if inputs.test_tasks else []
-    warnings = [*start.notes, *known.warnings]
+    config = inputs.config
+    of_base = []
+    if start.adapter is not None:
+        of_base = [base_note(start.key, start.adapter, config.base_model, inputs.model_dir)]
+    warnings = [*start.notes, *of_base, *known.warnings]
     return replace(start.origin, unknown=[*of_path, *known.unknown], warnings=warnings)
 
 
@@ -214,6 +249,8 @@ def weights_to_start_from(store: RunStore, choice: ServiceChoice) -> Path | None
     origin = store.origin
     if origin is None or store.checkpoint(0) is not None or choice.kind != "embedded":
         return None
+    if origin.parent.adapter is not None:
+        return None  # it is kept in the run's own folder
     assert origin.parent.run_dir is not None, "on the embedded service weights have their run"
     run_dir = store.now_at(Path(origin.parent.run_dir))
     if not is_run(run_dir, origin.parent.run_id):

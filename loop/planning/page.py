@@ -182,7 +182,7 @@ def describe_rendered(plan: Plan) -> Iterator[str]:
 
 def describe_capacity(plan: Plan) -> str:
     """The line about the parameters, and the tokens of supervised rows that carry loss."""
-    num_params = lora_param_count(plan.config, plan.inputs.model_dir)
+    num_params = lora_param_count(plan.config, plan.inputs.model_dir, plan.origin)
     if words_for(plan.config) is not SFT:  # the rule counts against those of supervised rows
         return parameters_text(plan.config.lora_rank, num_params)
     num_loss_tokens = num_loss_tokens_of(plan)

@@ -343,7 +343,7 @@ def _description(
         yield f"- {method.title}: {_flat(settings_text(config), NEXT_STEP_CHARS)}."
     layers = [name for name in ("attn", "mlp", "unembed") if getattr(checkpoint, f"train_{name}")]
     yield (
-        f"- LoRA rank {checkpoint.lora_rank}, alpha {checkpoint.lora_alpha}, trained layers: "
+        f"- LoRA rank {checkpoint.lora_rank}, alpha {checkpoint.lora_alpha:g}, trained layers: "
         f"{', '.join(layers)}."
     )
     for key, counts in data["examples"].items():

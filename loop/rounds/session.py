@@ -99,7 +99,7 @@ async def refuse_unfit_path(
 ) -> None:
     """Raise `ConfigError` where a run is to start from a path of no known run, and the service does
     not have it, or has it of another model or in another shape."""
-    if start is None or start.checkpoint is not None:
+    if start is None or start.checkpoint is not None or start.adapter is not None:
         return
     path = start.origin.parent.state_path
     try:

@@ -248,7 +248,8 @@ async def finish_held_out(run: Run, round_no: int, pending: HeldOutInFlight) -> 
 
 
 async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
-    config = run.plan.config
+    config, origin = run.plan.config, run.plan.origin
+    alpha = None if origin is None else origin.parent.lora_alpha
     state = await save.state
     sampler = None if save.sampler is None else await save.sampler
     run.store.record_checkpoint(
@@ -259,7 +260,7 @@ async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
             sampler_path=None if sampler is None else sampler.path,
             base_model=config.base_model,
             lora_rank=config.lora_rank,
-            lora_alpha=LORA_ALPHA,
+            lora_alpha=LORA_ALPHA if alpha is None else alpha,
             train_attn=config.train_attn,
             train_mlp=config.train_mlp,
             train_unembed=config.train_unembed,
