@@ -13,7 +13,7 @@ import tinker
 
 from services.check.bench import Bench, Measured, Refused, refused
 from services.check.courses import Push, predicted_move
-from services.check.training import Results, moves
+from services.check.training import WITHOUT_WEIGHTS, Results, moves, weights_count
 from services.check.verdicts import Found, Line, nearest, worst
 from services.faults import SDK_ERRORS
 
@@ -185,7 +185,7 @@ def _restored_line(found: Saved, results: Results) -> Line:
 def _optimizer_line(found: Saved, results: Results) -> Line:
     """Whether AdamW's moments come back: a step against the one before tells."""
     name, affects = "optimizer comes back", "`--resume` and rollback go on as if never stopped"
-    plain = moves(results)
+    plain = moves(results) if weights_count(results) else WITHOUT_WEIGHTS
     kept, fresh = predicted_move([1.0, -1.0]), -1.0
     if isinstance(plain, str):
         return Line(name, "cannot tell", plain, affects)

@@ -22,6 +22,10 @@ SAME_FRAC = 0.02  # of the mean change by a step: two adapters are the same belo
 OTHER_FRAC = 5 * SAME_FRAC  # and not the same above
 LOSS_FRAC = 0.01  # how far a loss that is said may be from what the log-probabilities give
 
+# Courses whose steps differ in the weights of their loss.
+WEIGHTED = ("momentum", "no momentum", "long memory", "short memory", "clipped")
+WITHOUT_WEIGHTS = "the weights of a loss do not count here, and the steps differ in them"
+
 Results = Mapping[str, Measured | Refused]
 
 
@@ -54,6 +58,12 @@ def noise_of(results: Results) -> float:
     return max(means) - min(means) if means else 0.0
 
 
+def weights_count(results: Results) -> bool:
+    """Whether a loss of weight -1 is made larger by a step."""
+    negative = results["negative"]
+    return isinstance(negative, Measured) and negative.move < 0
+
+
 def judged(
     results: Results,
     course: str,
@@ -61,8 +71,11 @@ def judged(
     broken: Mapping[str, float],
     unit: str = "plain",
 ) -> Found:
-    """Judge the move of one course, in those of another."""
+    """Judge the move of one course, in those of another. Where a service does not take the weights
+    of a loss for what they are, the courses that rest on them tell nothing else."""
     found = moves(results, course, unit)
+    if not isinstance(found, str) and course in WEIGHTED and not weights_count(results):
+        found = WITHOUT_WEIGHTS
     if isinstance(found, str):
         return Found("cannot tell", found)
     if not found[unit] > 0:
