@@ -46,7 +46,7 @@ def nearest(measured: float, promised: float, broken: Mapping[str, float]) -> Fo
     each under what it does then."""
     if not math.isfinite(measured):
         return Found("differs", f"measured {measured}, which is no number")
-    shown = f"{measured:.2f} where {promised:.2f} is promised"
+    shown = f"{_plain(measured)} where {_plain(promised)} is promised"
     gap = min(abs(value - promised) for value in broken.values())
     if abs(measured - promised) <= NEAR_FRAC * gap:
         return Found("works", shown)
@@ -63,3 +63,8 @@ def worst(found: Mapping[str, Found]) -> Found:
         if bad:
             return Found(verdict, "; ".join(bad))
     return Found("works", "; ".join(f"{name} {one.why}" for name, one in found.items()))
+
+
+def _plain(number: float) -> str:
+    """With two decimals, and no sign before a zero."""
+    return f"{round(number, 2) + 0.0:.2f}"
