@@ -31,6 +31,8 @@ from settings.config_file import with_overrides
 from storage.files import write_whole
 
 if TYPE_CHECKING:
+    import tinker
+
     from local_tinker import Service
     from loop.reports.progress import Progress
     from services.check.bench import Bench, Row
@@ -186,7 +188,7 @@ async def _bench(
             context = await _context(clients.rest, config.base_model)
             rows = _rows(settings, min(config.max_seq_length, context or config.max_seq_length))
             name = f"check-{secrets.token_hex(4)}"
-            bench = Bench(clients, config.base_model, rows.first, name)
+            bench = Bench(clients.service, clients.rest, config.base_model, rows.first, name)
             try:
                 yield bench, rows
             finally:
@@ -197,16 +199,16 @@ async def _bench(
                 await asyncio.wait_for(clients.service.close("success").result_async(), LEAVE_S)
 
 
-async def _context(rest: Any, base_model: str) -> int | None:
-    """The context of a model by the service's list; None where it does not say."""
-    from services.check.bench import refused
-    from services.faults import SDK_ERRORS
+async def _capabilities(rest: tinker.RestClient) -> tinker.types.GetServerCapabilitiesResponse:
+    return await rest.get_server_capabilities()
 
-    try:
-        models = (await rest.get_server_capabilities()).supported_models
-    except SDK_ERRORS as error:
-        refused(error)  # raises where the service cannot be spoken to at all
-        return None
+
+async def _context(rest: tinker.RestClient, base_model: str) -> int | None:
+    """The context of a model by the service's list; None where it does not say."""
+    from services.check.bench import Refused, within
+
+    listed = await within(_capabilities(rest))
+    models = () if isinstance(listed, Refused) else listed.supported_models
     return next((one.max_context_length for one in models if one.model_name == base_model), None)
 
 

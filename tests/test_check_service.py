@@ -17,7 +17,7 @@ import local_tinker
 from commands.check_service import summary, table
 from conftest import thorough_only
 from errors import ConfigError
-from local_tinker import sampling
+from local_tinker import sampling, sampling_routes
 from loop.planning.service_checks import FILE_SUFFIX, NOT_CHECKED, check_record, checked
 from planted import NEIGHBOURS, PLANTED
 from services.check.courses import predicted_move
@@ -131,6 +131,23 @@ def test_planted_differences_are_called_by_their_names_and_nothing_else_is(
     others = [one for one in answer["lines"] if one["verdict"] != "works"]
     assert set(differing(answer)) == expected, others
     assert set(answer["changes_scores"]) == expected - {*HARMLESS}
+
+
+@thorough_only
+def test_an_answer_that_the_sdk_cannot_use_is_told_of(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SkyRL's 0.4.0 gives samples no ids, and SDK 0.38 asserts that they have some."""
+    answer_of = sampling_routes.json_answer
+    monkeypatch.setattr(
+        sampling_routes,
+        "json_answer",
+        lambda body: answer_of({k: v for k, v in body.items() if k != "sample_sequence_ids"}),
+    )
+    answer = check(exit_code=1)
+    assert differing(answer) == ["greedy answers repeat", "seeds of samples"]
+    (greedy,) = (one for one in answer["lines"] if one["name"] == "greedy answers repeat")
+    assert "the SDK cannot use its answer (AssertionError" in greedy["found"]
 
 
 def test_all_ten_are_planted_every_day() -> None:

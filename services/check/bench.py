@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import tinker
 
 from services.check.courses import TINY, Course, Flags, Push, decayed_share
 from services.faults import SDK_ERRORS, explain, said_by
 
-if TYPE_CHECKING:
-    from services.sdk import Clients
-
 TTL_S = 3600  # of what is saved
 MAX_AT_ONCE = 6  # adapters at work; a course waits for its own requests alone
+LIMIT_S = 120  # for the answer to a probe
 LOSS = "cross_entropy"
+# What comes of answers that lack something: the SDK asserts what it has to find in them.
+PROBE_ERRORS = (*SDK_ERRORS, AssertionError, LookupError, TimeoutError)
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -86,7 +87,8 @@ class Spent:
 class Bench:
     """A session on the service, the model and the row that is trained on."""
 
-    clients: Clients
+    service: tinker.ServiceClient
+    rest: tinker.RestClient
     base_model: str
     row: Row
     name: str  # that all saves begin with
@@ -98,7 +100,7 @@ class Bench:
         self, rank: int, flags: Flags, seed: int = 1, base_model: str | None = None
     ) -> tinker.TrainingClient:
         """A fresh adapter, on the model of the settings or another."""
-        return await self.clients.service.create_lora_training_client(
+        return await self.service.create_lora_training_client(
             base_model=base_model or self.base_model,
             rank=rank,
             seed=seed,
@@ -146,13 +148,16 @@ class Bench:
     async def run(self, course: Course, lr: float) -> Measured | Refused:
         """Make a fresh adapter, and train it by a course."""
         async with self._room:
-            try:
-                client = await self.adapter(course.rank, course.flags, course.seed)
-                before = await self.logprobs(client)
-                losses = [await self.push(client, push, lr) for push in course.pushes]
-                after = await self.logprobs(client)
-            except SDK_ERRORS as error:
-                return refused(error)
+            return await within(self._course(course, lr))
+
+    async def _course(self, course: Course, lr: float) -> Measured | Refused:
+        client = await self.adapter(course.rank, course.flags, course.seed)
+        before = await self.logprobs(client)
+        losses = [await self.push(client, push, lr) for push in course.pushes]
+        after = await self.logprobs(client)
+        if not len(before) == len(after) == self.row.num_targets:
+            num = min(len(before), len(after))
+            return Refused(f"it gave {num} log-probabilities for {self.row.num_targets} targets")
         return Measured(before, after, tuple(losses), course.is_on_first)
 
     # --- what is saved ----------------------------------------------------------------------
@@ -181,23 +186,36 @@ class Bench:
         while self.saved:
             path = self.saved[-1]
             try:
-                await self.clients.rest.delete_checkpoint_from_tinker_path(path)
+                await self.rest.delete_checkpoint_from_tinker_path(path)
             except SDK_ERRORS as error:
                 left.append(f"{path}: {said_by(error)}")
             self.saved.pop()
         return left
 
 
+async def within(work: Coroutine[Any, Any, T]) -> T | Refused:
+    """What a probe gives, or why it gave nothing, within a limit of time.
+
+    Raises what the SDK does where the service cannot be spoken to any more.
+    """
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            return await work
+    except PROBE_ERRORS as error:
+        return refused(error)
+
+
 def refused(error: Exception) -> Refused:
-    """What a service said; raises the error again where it says that the session is over."""
+    """What a service said, or what is wrong with its answer; raises the error again where the
+    session is over."""
+    if isinstance(error, TimeoutError):
+        return Refused(f"no answer within {LIMIT_S} s")
     explained = explain(error, None)
-    if explained is None or explained.fault not in ("user_error", "server_error"):
-        if explained is not None and explained.fault == "session_lost" and is_plain_404(error):
-            return Refused(said_by(error))
-        raise error
-    return Refused(said_by(error))
-
-
-def is_plain_404(error: Exception) -> bool:
-    """Whether a service has no such address, which is not yet a session that is lost."""
-    return isinstance(error, tinker.NotFoundError)
+    if explained is None:
+        return Refused(f"the SDK cannot use its answer ({type(error).__name__}: {error})")
+    # A 404 may be of an address that a service does not have, which is no session that is lost.
+    if explained.fault in ("user_error", "server_error", "too_long"):
+        return Refused(said_by(error))
+    if explained.fault == "session_lost" and isinstance(error, tinker.NotFoundError):
+        return Refused(said_by(error))
+    raise error

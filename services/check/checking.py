@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import tinker
 
-from services.check.bench import Bench, Refused, Row, Spent, refused
+from services.check.bench import LOSS, Bench, Refused, Row, Spent, within
 from services.check.courses import Course, Flags, Push, courses, decayed_share, other_rank
 from services.check.model import name_line, probe_names, weights_line
 from services.check.sampling import (
@@ -31,7 +31,6 @@ from services.check.training import (
     training_line,
 )
 from services.check.verdicts import Line
-from services.faults import SDK_ERRORS
 
 PILOT_LR = 1e-4
 MOVE_NATS = 0.1  # by a plain step, of each target: far above rounding, small beside the loss
@@ -94,17 +93,16 @@ async def check(bench: Bench, subject: Subject, live: Callable[[str], None]) -> 
     plain = results["plain"]
     base = plain if isinstance(plain, Refused) else plain.before
     lines.append(weights_line(base, subject.known, subject.vocab_size))
-    lines.append(training_line(await _falling(bench, subject, lr)))
+    lines.append(training_line(await within(_falling(bench, subject, lr))))
     lines.append(loss_line(results))
     live("what it saves and samples")
-    try:
-        trainer = await bench.adapter(subject.rank, subject.flags)
-        await bench.push(trainer, Push(), lr)
-        saved = await probe_saving(bench, trainer, subject.rank, lr)
+    trainer = await within(_trained(bench, subject, lr))
+    if isinstance(trainer, Refused):
+        saved = sampling = long_row = trainer
+    else:
+        saved = await within(probe_saving(bench, trainer, subject.rank, lr))
         sampling = await probe_sampling(bench, trainer)
-        long_row = await bench.logprobs(trainer, subject.long_row)
-    except SDK_ERRORS as error:
-        saved = sampling = long_row = refused(error)
+        long_row = await within(bench.logprobs(trainer, subject.long_row))
     alpha = saved.said if isinstance(saved, Refused) else saved.stored_alpha
     lines.append(alpha_line(results, (subject.rank, other_rank(subject.rank)), alpha))
     lines += optimizer_lines(results, decayed_share(lr))
@@ -130,26 +128,30 @@ async def _find_lr(bench: Bench, plain: Course) -> float:
     return lr
 
 
-async def _falling(bench: Bench, subject: Subject, lr: float) -> list[float] | Refused:
+async def _trained(bench: Bench, subject: Subject, lr: float) -> tinker.TrainingClient:
+    """An adapter after a plain step."""
+    client = await bench.adapter(subject.rank, subject.flags)
+    await bench.push(client, Push(), lr)
+    return client
+
+
+async def _falling(bench: Bench, subject: Subject, lr: float) -> list[float]:
     """The loss of two rows, in nats a token, at each of some steps and after them."""
     rows = [bench.row, subject.second_row]
     data = [row.datum([1.0] * row.num_targets) for row in rows]
     num_targets = sum(row.num_targets for row in rows)
     losses = []
-    try:
-        client = await bench.adapter(subject.rank, subject.flags)
-        for _ in range(NUM_FALLS):
-            bench.spent.train_tokens += num_targets
-            forward_backward = client.forward_backward(data, "cross_entropy")
-            step = client.optim_step(tinker.AdamParams(learning_rate=lr))
-            output = await forward_backward
-            await step
-            losses.append(
-                -math.fsum(math.fsum(one["logprobs"].to_numpy()) for one in output.loss_fn_outputs)
-            )
-        after = [await bench.logprobs(client, row) for row in rows]
-    except SDK_ERRORS as error:
-        return refused(error)
+    client = await bench.adapter(subject.rank, subject.flags)
+    for _ in range(NUM_FALLS):
+        bench.spent.train_tokens += num_targets
+        forward_backward = client.forward_backward(data, LOSS)
+        step = client.optim_step(tinker.AdamParams(learning_rate=lr))
+        output = await forward_backward
+        await step
+        losses.append(
+            -math.fsum(math.fsum(one["logprobs"].to_numpy()) for one in output.loss_fn_outputs)
+        )
+    after = [await bench.logprobs(client, row) for row in rows]
     losses.append(-math.fsum(map(math.fsum, after)))
     return [loss / num_targets for loss in losses]
 
@@ -157,13 +159,17 @@ async def _falling(bench: Bench, subject: Subject, lr: float) -> list[float] | R
 async def _delay_line(bench: Bench, subject: Subject) -> Line:
     """How long an answer takes that needs no work, and the steps that the loop keeps in flight."""
     affects = "how long a run takes; no score"
-    delays = []
-    try:
-        for _ in range(NUM_DELAYS):
-            asked_at = time.monotonic()
-            await bench.clients.rest.get_server_capabilities()
-            delays.append(time.monotonic() - asked_at)
-    except SDK_ERRORS as error:
-        return Line("delay", "cannot tell", f"refused: {refused(error).said}", affects, False)
+    delays = await within(_delays(bench))
+    if isinstance(delays, Refused):
+        return Line("delay", "cannot tell", f"refused: {delays.said}", affects, False)
     shown = f"{1000 * min(delays):.0f} ms; the loop keeps {subject.depth} steps in flight"
     return Line("delay", "works", shown, affects, False)
+
+
+async def _delays(bench: Bench) -> list[float]:
+    delays = []
+    for _ in range(NUM_DELAYS):
+        asked_at = time.monotonic()
+        await bench.rest.get_server_capabilities()
+        delays.append(time.monotonic() - asked_at)
+    return delays

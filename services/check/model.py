@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from services.check.bench import Bench, Refused, refused
+from services.check.bench import Bench, Refused, within
 from services.check.courses import Flags
 from services.check.verdicts import Line
-from services.faults import SDK_ERRORS
 
 MADE_UP = "check-service/no-such-model"
 SAME_NATS = 0.1  # mean distance of one model's log-probabilities, computed in other precisions
@@ -29,31 +28,28 @@ class Names(NamedTuple):
 
 async def probe_names(bench: Bench, rank: int, flags: Flags) -> Names:
     """Ask for the list, for an adapter's model, and for a model that there is not."""
-    listed: tuple[str, ...] | Refused
-    called: str | Refused | None
-    try:
-        models = (await bench.clients.rest.get_server_capabilities()).supported_models
-        listed = tuple(one.model_name for one in models if one.model_name)
-    except SDK_ERRORS as error:
-        listed = refused(error)
-    try:
-        client = await bench.adapter(rank, flags)
-        called = client.get_info().model_data.model_name
-    except SDK_ERRORS as error:
-        called = refused(error)
-    made_up = None
-    try:
-        await bench.adapter(rank, flags, base_model=MADE_UP)
-    except SDK_ERRORS as error:
-        made_up = refused(error)
-    return Names(listed, called, made_up)
+    called = await within(_called(bench, rank, flags))
+    made_up = await within(bench.adapter(rank, flags, base_model=MADE_UP))
+    return Names(
+        await within(_listed(bench)), called, made_up if isinstance(made_up, Refused) else None
+    )
+
+
+async def _listed(bench: Bench) -> tuple[str, ...]:
+    models = (await bench.rest.get_server_capabilities()).supported_models
+    return tuple(one.model_name for one in models if one.model_name)
+
+
+async def _called(bench: Bench, rank: int, flags: Flags) -> str | None:
+    client = await bench.adapter(rank, flags)
+    return client.get_info().model_data.model_name
 
 
 def name_line(base_model: str, names: Names) -> Line:
     """Whether a name means a model: it is listed, and one that no model has is refused."""
     name = "the model's name"
     if isinstance(names.called, Refused):
-        return Line(name, "differs", f"refused: {names.called.said}", AFFECTS, False)
+        return Line(name, "differs", f"refused: {names.called.said}", AFFECTS)
     if names.made_up is None:
         why = f"it trains {MADE_UP} as well: what it serves has any name"
         return Line(name, "differs", why, AFFECTS)

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import tinker
 
-from services.check.bench import Bench, Refused, Row, refused
+from services.check.bench import Bench, Refused, Row, within
 from services.check.verdicts import Line
-from services.faults import SDK_ERRORS
 
 NUM_TOKENS = 24  # of an answer
 NUM_PROMPT_TOKENS = 8
@@ -92,33 +91,30 @@ class Sampling(NamedTuple):
 async def probe_sampling(bench: Bench, trainer: tinker.TrainingClient) -> Sampling | Refused:
     """Sample from the trainer's weights, and score what comes. One request waits for another, so
     that what a service batches is not part of the question."""
-    try:
-        path = await bench.save_sampler(trainer, "sampler")
-        client = await bench.clients.service.create_sampling_client(model_path=path)
-    except SDK_ERRORS as error:
-        return refused(error)
+    client = await within(_sampler(bench, trainer))
+    if isinstance(client, Refused):
+        return client
 
-    async def answers(*asked: tuple[float, int]) -> list[Answer] | Refused:
-        try:
-            return [await sampled(bench, client, *one) for one in asked]
-        except SDK_ERRORS as error:
-            return refused(error)
+    async def answers(*asked: tuple[float, int]) -> list[Answer]:
+        return [await sampled(bench, client, *one) for one in asked]
 
-    async def scores(temperature: float, seed: int) -> Scored | Refused:
-        try:
-            answer = await sampled(bench, client, temperature, seed)
-            return await scored(bench, trainer, client, answer)
-        except SDK_ERRORS as error:
-            return refused(error)
+    async def scores(temperature: float, seed: int) -> Scored:
+        answer = await sampled(bench, client, temperature, seed)
+        return await scored(bench, trainer, client, answer)
 
-    greedy = await answers((0.0, 1), (0.0, 2))
-    seeded = await answers((1.0, 3), (1.0, 3), (1.0, 4))
+    greedy = await within(answers((0.0, 1), (0.0, 2)))
+    seeded = await within(answers((1.0, 3), (1.0, 3), (1.0, 4)))
     return Sampling(
         greedy if isinstance(greedy, Refused) else (greedy[0], greedy[1]),
         seeded if isinstance(seeded, Refused) else (seeded[0], seeded[1], seeded[2]),
-        await scores(1.0, 5),
-        await scores(TEMPERATURE, 6),
+        await within(scores(1.0, 5)),
+        await within(scores(TEMPERATURE, 6)),
     )
+
+
+async def _sampler(bench: Bench, trainer: tinker.TrainingClient) -> tinker.SamplingClient:
+    path = await bench.save_sampler(trainer, "sampler")
+    return await bench.service.create_sampling_client(model_path=path)
 
 
 # --- what is made of it ---------------------------------------------------------------------------
@@ -140,7 +136,7 @@ def sampling_lines(found: Sampling | Refused) -> list[Line]:
 def greedy_line(found: tuple[Answer, Answer] | Refused) -> Line:
     name, affects = "greedy answers repeat", "scores: `evaluation.temperature` is 0 by default"
     if isinstance(found, Refused):
-        return Line(name, "differs", f"refused: {found.said}", "all evaluation", False)
+        return Line(name, "differs", f"refused: {found.said}", "all evaluation")
     one, two = found
     num_same = _num_alike(one.tokens, two.tokens)
     shown = f"{num_same} of {len(one.tokens)} tokens alike, asked twice"

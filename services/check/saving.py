@@ -6,77 +6,74 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import httpx
 import tinker
 
-from services.check.bench import Bench, Measured, Refused, refused
+from services.check.bench import Bench, Measured, Refused, within
 from services.check.courses import Push, predicted_move
 from services.check.training import WITHOUT_WEIGHTS, Results, moves, weights_count
 from services.check.verdicts import Found, Line, nearest, worst
-from services.faults import SDK_ERRORS
 
 DOWNLOAD_TIMEOUT_S = 20
 CLOSE_FRAC = 0.05  # of what the training moved: how near restored weights are to the saved ones
 CONFIG = "adapter_config.json"
-T = TypeVar("T")
+
+
+class Twin(NamedTuple):
+    """An adapter that was made from a state, with its losses, in nats a target, before and after
+    one step against the one before the save."""
+
+    client: tinker.TrainingClient
+    before: float
+    after: float
 
 
 class Saved(NamedTuple):
-    """A trained adapter, and what was made of its saved state.
+    """The loss of a trained adapter, in nats a target, and what was made of its saved state.
 
-    Losses are nats a target. `with_optimizer` and `without` are the loss of an adapter that was
-    made from the state, and after one step against the one before the save; `loading` is what a
-    request to load weights amid training gave.
+    `loading` is what a request to load weights amid training gave; None: it loaded them.
     """
 
     loss: float
-    with_optimizer: tuple[float, float] | Refused
-    without: tuple[float, float] | Refused
+    with_optimizer: Twin | Refused
+    without: Twin | Refused
     loading: Refused | None
     listed: str | Refused
     stored_alpha: float | str
 
 
-async def probe_saving(
-    bench: Bench, trainer: tinker.TrainingClient, rank: int, lr: float
-) -> Saved | Refused:
+async def probe_saving(bench: Bench, trainer: tinker.TrainingClient, rank: int, lr: float) -> Saved:
     """Save a trained adapter's state, and make others from it."""
-    try:
-        loss = await _loss(bench, trainer)
-        path = await bench.save_state(trainer, "state")
-    except SDK_ERRORS as error:
-        return refused(error)
-    service = bench.clients.service
+    loss, path = await _loss(bench, trainer), await bench.save_state(trainer, "state")
+    restored = await within(_twin(bench, path, lr, True))
     loading: Refused | None = Refused("it could not be tried")
-
-    async def twin(with_optimizer: bool) -> tuple[float, float] | Refused:
-        nonlocal loading
-        try:
-            make = (
-                service.create_training_client_from_state_with_optimizer
-                if with_optimizer
-                else service.create_training_client_from_state
-            )
-            client = await make(path)
-            before = await _loss(bench, client)
-            await bench.push(client, Push(factor=-1.0), lr)
-            after = await _loss(bench, client)
-        except SDK_ERRORS as error:
-            return refused(error)
-        if with_optimizer:
-            loading = await _load_amid(client, path)
-        return before, after
-
+    if not isinstance(restored, Refused):
+        answer = await within(_load_amid(restored.client, path))
+        loading = answer if isinstance(answer, Refused) else None
     return Saved(
         loss,
-        await twin(with_optimizer=True),
-        await twin(with_optimizer=False),
+        restored,
+        await within(_twin(bench, path, lr, False)),
         loading,
-        await _list_and_delete(bench, trainer, path, rank),
+        await within(_list_and_delete(bench, trainer, path, rank)),
         await stored_alpha(bench, trainer),
     )
+
+
+async def _twin(bench: Bench, path: str, lr: float, with_optimizer: bool) -> Twin:
+    """An adapter made from a state, and a step against the one before it."""
+    service = bench.service
+    make = (
+        service.create_training_client_from_state_with_optimizer
+        if with_optimizer
+        else service.create_training_client_from_state
+    )
+    client = await make(path)
+    before = await _loss(bench, client)
+    await bench.push(client, Push(factor=-1.0), lr)
+    return Twin(client, before, await _loss(bench, client))
 
 
 async def _loss(bench: Bench, client: tinker.TrainingClient) -> float:
@@ -84,15 +81,11 @@ async def _loss(bench: Bench, client: tinker.TrainingClient) -> float:
     return -math.fsum(logprobs) / len(logprobs)
 
 
-async def _load_amid(client: tinker.TrainingClient, path: str) -> Refused | None:
-    """Ask an adapter that has been trained to load a state; None where it does."""
+async def _load_amid(client: tinker.TrainingClient, path: str) -> None:
+    """Ask an adapter that has been trained to load a state."""
     with warnings.catch_warnings(), _quiet_sdk():
         warnings.simplefilter("ignore", FutureWarning)
-        try:
-            await client.load_state(path)
-        except SDK_ERRORS as error:
-            return refused(error)
-    return None
+        await client.load_state(path)
 
 
 @contextlib.contextmanager
@@ -111,23 +104,20 @@ def _quiet_sdk() -> Iterator[None]:
 
 async def _list_and_delete(
     bench: Bench, trainer: tinker.TrainingClient, path: str, rank: int
-) -> str | Refused:
+) -> str:
     """Look a state up as the loop does, delete another; what was found, "" where all is as it
     should be."""
-    rest = bench.clients.rest
-    try:
-        info = await rest.get_weights_info_by_tinker_path(path)
-        if info.base_model != bench.base_model or info.lora_rank not in (None, rank):
-            return f"the state is said to be of {info.base_model}, rank {info.lora_rank}"
-        other = await bench.save_state(trainer, "deleted")
-        if not {path, other} <= await _listed(rest, trainer.model_id):
-            return "what was just saved is not in the list"
-        await rest.delete_checkpoint_from_tinker_path(other)
-        bench.saved.remove(other)
-        if other in await _listed(rest, trainer.model_id):
-            return "what was deleted is in the list still"
-    except SDK_ERRORS as error:
-        return refused(error)
+    rest = bench.rest
+    info = await rest.get_weights_info_by_tinker_path(path)
+    if info.base_model != bench.base_model or info.lora_rank not in (None, rank):
+        return f"the state is said to be of {info.base_model}, rank {info.lora_rank}"
+    other = await bench.save_state(trainer, "deleted")
+    if not {path, other} <= await _listed(rest, trainer.model_id):
+        return "what was just saved is not in the list"
+    await rest.delete_checkpoint_from_tinker_path(other)
+    bench.saved.remove(other)
+    if other in await _listed(rest, trainer.model_id):
+        return "what was deleted is in the list still"
     return ""
 
 
@@ -137,19 +127,22 @@ async def _listed(rest: tinker.RestClient, run_id: str) -> set[str]:
 
 async def stored_alpha(bench: Bench, trainer: tinker.TrainingClient) -> float | str:
     """The alpha in an adapter's own configuration, or why it is not known."""
-    try:
-        path = await bench.save_external(trainer, "external")
-        given = await bench.clients.rest.get_external_weights_urls(path)
-    except SDK_ERRORS as error:
-        return f"it gives no adapter out ({refused(error).said})"
-    if CONFIG not in given.urls:
+    urls = await within(_given_out(bench, trainer))
+    if isinstance(urls, Refused):
+        return f"it gives no adapter out ({urls.said})"
+    if CONFIG not in urls:
         return f"its adapter has no {CONFIG}"
     async with httpx.AsyncClient(timeout=DOWNLOAD_TIMEOUT_S, follow_redirects=True) as client:
         try:
-            config: Any = (await client.get(given.urls[CONFIG])).raise_for_status().json()
+            config: Any = (await client.get(urls[CONFIG])).raise_for_status().json()
             return float(config["lora_alpha"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             return f"its {CONFIG} cannot be read ({type(error).__name__})"
+
+
+async def _given_out(bench: Bench, trainer: tinker.TrainingClient) -> dict[str, str]:
+    path = await bench.save_external(trainer, "external")
+    return (await bench.rest.get_external_weights_urls(path)).urls
 
 
 # --- what is made of it ---------------------------------------------------------------------------
@@ -176,7 +169,9 @@ def _restored_line(found: Saved, results: Results) -> Line:
         return Line(name, "differs", f"refused {'; '.join(said)}", affects, False)
     if isinstance(plain, Refused):
         return Line(name, "cannot tell", f"a plain step is refused: {plain.said}", affects)
-    off = max(abs(one[0] - found.loss) for one in twins.values() if not isinstance(one, Refused))
+    off = max(
+        abs(one.before - found.loss) for one in twins.values() if not isinstance(one, Refused)
+    )
     shown = f"their loss is {off:.5f} nats a token off; a step moves it by {plain.move:.3f}"
     is_close = off <= CLOSE_FRAC * abs(plain.move)
     return Line(name, "works" if is_close else "differs", shown, affects)
@@ -192,12 +187,10 @@ def _optimizer_line(found: Saved, results: Results) -> Line:
     unit = results["plain"]
     assert isinstance(unit, Measured), "it has moves"
 
-    def judge(
-        one: tuple[float, float] | Refused, promised: float, broken: dict[str, float]
-    ) -> Found:
+    def judge(one: Twin | Refused, promised: float, broken: dict[str, float]) -> Found:
         if isinstance(one, Refused):
             return Found("cannot tell", f"the service refused it: {one.said}")
-        return nearest((one[0] - one[1]) / unit.move, promised, broken)
+        return nearest((one.before - one.after) / unit.move, promised, broken)
 
     verdict = worst(
         {

@@ -87,7 +87,7 @@ def training_line(losses: Sequence[float] | Refused) -> Line:
     """Whether the loss of two examples falls; `losses` are those of each step, and the last."""
     affects = "all training"
     if isinstance(losses, Refused):
-        return Line("training", "differs", f"refused: {losses.said}", affects, False)
+        return Line("training", "differs", f"refused: {losses.said}", affects)
     shown = (
         f"two examples: {losses[0]:.3f} -> {losses[-1]:.3f} nats a token, {len(losses) - 1} steps"
     )

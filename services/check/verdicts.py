@@ -20,7 +20,8 @@ NEAR_FRAC = 0.35  # of the way from what is promised to the nearest of what is n
 @dataclass(frozen=True)
 class Line:
     """One thing that was tried. `affects` says what of the loop depends on it, and
-    `changes_scores` whether a difference does so without a word: one that is refused does not."""
+    `changes_scores` whether a difference does so without a word: where a run says that it is
+    refused something, it does not, unless there would be no score at all."""
 
     name: str
     verdict: Verdict
@@ -30,7 +31,7 @@ class Line:
 
     @property
     def is_bad(self) -> bool:
-        """Whether scores of runs on this service are not what they would be on Tinker."""
+        """Whether runs on this service have other scores than on Tinker, or none."""
         return self.verdict == "differs" and self.changes_scores
 
 
