@@ -58,14 +58,14 @@ RANKS: dict[str, float] = {
 }
 # How many files each room has, its docstring among them; a test that walks past one would say so.
 NUM_FILES = {
-    "commands": 23,
+    "commands": 24,
     "evaluation": 16,
     "exports": 41,
     "grading": 15,
     "ledger": 17,
     "loop.methods": 14,
     "loop.plan_page": 17,
-    "loop.planning": 24,
+    "loop.planning": 25,
     "loop.reports": 12,
     "loop.rounds": 17,
     "loop.run_page": 26,
@@ -236,6 +236,7 @@ def test_clients_are_made_in_one_place() -> None:
         "loop.rounds.run",
         "loop.rounds.session",
         "commands.chat",
+        "commands.check_service",
         "commands.evaluate",
         "commands.offered_models",
         "exports.gathering",
