@@ -74,7 +74,7 @@ NUM_FILES = {
     "promotion": 19,
     "rows": 21,
     "scores": 15,
-    "services": 7,
+    "services": 17,
     "settings": 10,
     "storage": 6,
     "studies.design": 17,
