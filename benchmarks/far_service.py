@@ -24,7 +24,12 @@ sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
 import numpy as np  # noqa: E402
 
-from fault_proxy import LIMIT_BYTES, Message, read_body, read_head  # noqa: E402
+from fault_proxy import (  # noqa: E402  # pyright: ignore[reportMissingImports] (of tests/)
+    LIMIT_BYTES,
+    Message,
+    read_body,
+    read_head,
+)
 from local_tinker.session_routes import CLIENT_CONFIG  # noqa: E402
 from local_tinker.wire import (  # noqa: E402
     SampledTokens,
