@@ -167,14 +167,6 @@ class TrainingConfig(Settings):
         default=None,
         description="save state inside a round every so many steps; null: every 10 minutes",
     )
-    max_steps_in_flight: int = Field(
-        default=64,
-        ge=1,
-        le=1024,
-        description=(
-            "most optimizer steps in flight at once; how many are follows from the measured delay"
-        ),
-    )
     checkpoint_ttl_days: float | None = Field(
         default=30.0,
         ge=1 / 24,

@@ -49,7 +49,7 @@ NUMBER_KEYS = (
     *(
         "max_rounds",
         "checkpoint_every_steps",
-        "max_steps_in_flight",
+        "data.max_steps_in_flight",
         "data.min_words",
         "data.max_words",
         "gate.alpha",

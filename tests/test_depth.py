@@ -124,8 +124,11 @@ def test_methods_that_sample_from_current_weights_are_not_run_ahead_of(
     method: dict[str, Any], most: int, in_flight: int
 ) -> None:
     raw = {"base_model": "m", "train_file": "t.jsonl", "eval_tasks": ["simple_qa"], **method}
-    assert most_in_flight(validate({**raw, "max_steps_in_flight": most}, "a test")) == in_flight
-    assert "max_steps_in_flight" in CHANGEABLE_ON_RESUME
+    assert (
+        most_in_flight(validate({**raw, "data": {"max_steps_in_flight": most}}, "a test"))
+        == in_flight
+    )
+    assert "data.max_steps_in_flight" in CHANGEABLE_ON_RESUME
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ def train(
     ):
         key = service.open_folder(workspace.folder / f"{run_dir}-weights")
         patch.setenv("TINKER_API_KEY", key)
-        changes = {**ONE_ROUND, "max_steps_in_flight": most, "base_url": proxy.url}
+        changes = {**ONE_ROUND, "data": {"max_steps_in_flight": most}, "base_url": proxy.url}
         assert workspace.run(run_dir, **changes) == 0
     return trained(workspace, run_dir), proxy
 
@@ -228,5 +231,5 @@ def test_the_plan_says_what_a_bad_step_may_cost(
     assert in_vain["steps"] == 63
     assert f"up to 63 steps late, so that up to 63 more steps, about {in_vain['tokens']:,}" in text
     assert told(steps_per_round=5)[1]["steps"] == 4  # no step is in flight between rounds
-    text, in_vain = told(max_steps_in_flight=1)
+    text, in_vain = told(data={"max_steps_in_flight": 1})
     assert in_vain == {"steps": 0, "tokens": 0} and "steps late" not in text

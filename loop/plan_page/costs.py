@@ -110,7 +110,7 @@ def _in_vain_lines(lost: InVain) -> Iterator[str]:
         yield (
             f"steps in flight: a loss that is not finite is seen up to {lost.steps} steps late, so "
             f"that up to {lost.steps} more steps, about {lost.tokens:,} tokens, are paid for in "
-            "vain (max_steps_in_flight; how many there are follows from the delay)"
+            "vain (data.max_steps_in_flight; how many there are follows from the delay)"
         )
 
 

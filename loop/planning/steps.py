@@ -71,8 +71,8 @@ def most_in_flight(config: TrainingConfig) -> int:
     Answers of `rl` are sampled from the weights after the step before, so there is one at a time;
     of on-policy distillation a step is trained while the next one's answers are sampled.
     """
-    of_method = {RL: 1, ON_POLICY: 2}.get(words_for(config), config.max_steps_in_flight)
-    return min(of_method, config.max_steps_in_flight)
+    most = config.data.max_steps_in_flight
+    return min(most, {RL: 1, ON_POLICY: 2}.get(words_for(config), most))
 
 
 def mining_of(config: TrainingConfig) -> Mining:
