@@ -54,11 +54,12 @@ class Trial(NamedTuple):
     where: str
     delay_s: float
     num_steps: int
+    step_s: float = STEP_S
 
     @property
     def bound(self) -> float:
         """The largest share that the SDK's way to post leaves to any loop."""
-        return 1.0 if self.where == BEHIND else min(1.0, STEP_S / (4 * self.delay_s))
+        return 1.0 if self.where == BEHIND else min(1.0, self.step_s / (4 * self.delay_s))
 
 
 class Outcome(NamedTuple):
@@ -67,14 +68,15 @@ class Outcome(NamedTuple):
     most_in_flight: int
 
 
-def trial_of(loop: str, where: str, delay_s: float, num_steps: int) -> Trial:
+def trial_of(loop: str, where: str, delay_s: float, num_steps: int, step_s: float) -> Trial:
     """A trial of as many steps as it has the time for."""
     calls = {"ours": 64, "awaited": 0.5}.get(loop) or 1 + int(loop.split()[1])
     there_and_back_s = 2 * delay_s
-    step_s = max(STEP_S, (there_and_back_s + STEP_S) / calls)
+    taken_s = max(step_s, (there_and_back_s + step_s) / calls)
     if where == ON_LINE:
-        step_s = max(step_s, 2 * there_and_back_s)
-    return Trial(loop, where, delay_s, num_steps if step_s * num_steps <= LIMIT_S else SLOW_STEPS)
+        taken_s = max(taken_s, 2 * there_and_back_s)
+    is_fast = taken_s * num_steps <= LIMIT_S
+    return Trial(loop, where, delay_s, num_steps if is_fast else SLOW_STEPS, step_s)
 
 
 # --- the loops ------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ def serve_one(trial: Trial, address: Connection) -> None:
     """Serve in this process until it is ended; the address goes to the one that asked."""
 
     async def main() -> None:
-        far = Far(str(MODEL_DIR), STEP_S, trial.delay_s, trial.where)
+        far = Far(str(MODEL_DIR), trial.step_s, trial.delay_s, trial.where)
         server = await listening(far)
         address.send(address_of(server))
         await server.serve_forever()
@@ -278,10 +280,18 @@ def print_table(outcomes: list[Outcome]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps and delays")
+    parser.add_argument(
+        "--slower",
+        type=float,
+        default=1.0,
+        metavar="TIMES",
+        help="let steps and delays take so many times as long, for a machine that is busy: their "
+        "ratios are what counts",
+    )
     arguments = parser.parse_args()
-    num_steps = 150 if arguments.quick else 400
+    num_steps, slower = 150 if arguments.quick else 400, arguments.slower
     trials = [
-        trial_of(loop, where, delay_ms / 1000, num_steps)
+        trial_of(loop, where, slower * delay_ms / 1000, num_steps, slower * STEP_S)
         for where in (BEHIND, ON_LINE)
         for delay_ms in (DELAYS_MS[:2] if arguments.quick else DELAYS_MS)
         for loop in LOOPS

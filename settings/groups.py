@@ -202,7 +202,7 @@ class DataSettings(Settings):
         ),
     )
     max_steps_in_flight: int = Field(
-        default=64, ge=1, le=1024, description="most steps in flight; a measured delay asks for them"
+        default=64, ge=1, le=1024, description="most steps in flight; measured delay asks for them"
     )
 
 
