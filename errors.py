@@ -16,10 +16,12 @@ SENT_AGAIN = "--resume would send it again"  # in what is said of a request that
 class LoopError(Exception):
     """An error whose message is the whole explanation.
 
-    `num_prompt_tokens` and `num_sampled_tokens` were spent on samples that no result holds. `facts`
-    is what --json tells beside the message, by name.
+    `num_prompt_tokens` and `num_sampled_tokens` were spent on samples that no result holds,
+    `num_train_tokens` on steps that no event tells of. `facts` is what --json tells beside the
+    message, by name.
     """
 
+    num_train_tokens = 0
     num_prompt_tokens = 0
     num_sampled_tokens = 0
     facts: Mapping[str, Any] = {}

@@ -772,6 +772,7 @@ _VOLATILE = (
     "log",
     "expires_at",
     "latency_ms",
+    "pipeline",
     "counted_before",
 )
 

@@ -21,7 +21,7 @@ from plain_torch import Answers, Asking, Row, Training
 from service_soak import Running
 from throughput_work import REPO, Work
 
-MAX_STEPS_IN_FLIGHT = 4  # as loop/methods/sft.py, whose imports a GPU's machine may lack
+STEPS_IN_FLIGHT = 4  # as FEWEST in loop/rounds/depth.py, whose imports a GPU's machine may lack
 MAX_FILES = 8192  # sockets that a process may hold
 INITIAL, TRAINED = "initial", "trained"  # names of saved weights
 
@@ -82,7 +82,8 @@ def datum_of(row: Row) -> tinker.Datum:
 async def take_steps(
     run: tinker.TrainingClient, batches: list[list[tinker.Datum]], adam: tinker.AdamParams
 ) -> list[float]:
-    """All steps, as many in flight as the loop keeps; a step is submitted before any is awaited.
+    """All steps, as many in flight as the loop keeps without a delay; a step is submitted before
+    any is awaited.
 
     Returns the loss of each.
     """
@@ -98,7 +99,7 @@ async def take_steps(
     for batch in batches:
         forward_backward = run.forward_backward(batch, "cross_entropy")
         in_flight.append((forward_backward, run.optim_step(adam)))
-        await finish(MAX_STEPS_IN_FLIGHT)
+        await finish(STEPS_IN_FLIGHT - 1)
     await finish(0)
     return losses
 

@@ -39,7 +39,17 @@ Found = tuple[int, int, dict[str, float]]  # event, step, metrics
 
 KILL_AT_STEP = 45
 LIMIT_S = 240
-OWN = ("time", "worked", "run_id", "latency_ms", "state_path", "sampler_path", "paths", "parent")
+OWN = (
+    "time",
+    "worked",
+    "run_id",
+    "latency_ms",
+    "pipeline",
+    "state_path",
+    "sampler_path",
+    "paths",
+    "parent",
+)
 FAULTS = {
     "raises": "raise ConnectionError('gone')",
     "hangs": "import threading\nthreading.Event().wait()",

@@ -204,6 +204,8 @@ def record_failure(store: RunStore, error: BaseException, message: str) -> None:
     fields: dict[str, Any] = {}
     if isinstance(error, ServiceError) and error.fault is not None:
         fields["fault"] = error.fault
+    if isinstance(error, LoopError) and error.num_train_tokens:
+        fields["num_tokens"] = error.num_train_tokens
     if isinstance(error, LoopError) and error.num_prompt_tokens:
         fields["num_prompt_tokens"] = error.num_prompt_tokens
         fields["num_sampled_tokens"] = error.num_sampled_tokens

@@ -40,6 +40,10 @@ class _Any(BaseModel):
     worked: Annotated[float, Field(ge=0, le=1e10)] = 0.0  # seconds since the event before it
 
 
+class _Failed(_Any):
+    num_tokens: Count = 0  # of steps that were in flight, and are not recorded
+
+
 class _OfRound(_Any):
     round: Count
 
@@ -108,12 +112,23 @@ class _HeldOut(_OfRound):
     nll: Measure
 
 
+class _Pipeline(BaseModel):
+    """What was measured of the steps in flight since the weights before; nothing hangs on it."""
+
+    model_config = ConfigDict(strict=True)
+
+    most_in_flight: Count
+    latency_ms: Measure | None
+    gap_ms: Measure | None
+
+
 # The fields of a saved checkpoint stand in its record alone.
 _HINTS = get_type_hints(Checkpoint, include_extras=True)
 _FIELDS: dict[str, Any] = {
     one.name: (_HINTS[one.name], ... if one.default is MISSING else one.default)
     for one in fields(Checkpoint)
 }
+_FIELDS["pipeline"] = (_Pipeline | None, None)
 _Checkpoint = create_model("_Checkpoint", __base__=_OfRound, **_FIELDS)
 
 
@@ -179,7 +194,7 @@ KINDS: dict[str, type[_Any]] = {
     "rehearsed": _Any,
     "resumed": _Resumed,
     "interrupted": _Any,
-    "failed": _Any,
+    "failed": _Failed,
     "eval_failed": _Any,
     "selected": _Selected,
     "losses_measured": _LossesMeasured,

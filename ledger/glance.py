@@ -225,6 +225,8 @@ class LedgerWatch:
             self._num_tokens += event["num_tokens"]
         elif kind in KEPT:
             self._kept.append(event)
+        if kind == "failed":
+            self._num_tokens += event.get("num_tokens", 0)
         if not event.get("counted_before", False):
             used = ("num_prompt_tokens", "num_sampled_tokens")
             self._num_tokens += sum(event.get(name, 0) for name in used)

@@ -42,6 +42,9 @@ EVALUATED = "evaluate"  # key of the resolved config: the checkpoints that are e
 T = TypeVar("T")
 
 
+TRAINED = ("step", "failed")  # events of steps, and of those that were paid for in vain
+
+
 class _Meter:
     """Adds up what events say was used, by round and in all."""
 
@@ -61,7 +64,7 @@ class _Meter:
         self._before = event
         is_new = not event.get("counted_before", False)
         used = Usage(
-            train_tokens=event["num_tokens"] if event["type"] == "step" else 0,
+            train_tokens=event.get("num_tokens", 0) if event["type"] in TRAINED else 0,
             prompt_tokens=event.get("num_prompt_tokens", 0) if is_new else 0,
             sampled_tokens=event.get("num_sampled_tokens", 0) if is_new else 0,
             minutes=max(0.0, seconds) / 60,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from errors import RunStoreError
 from ledger.records import Checkpoint, SavedWeights, Stamp, WeightsPath
@@ -35,8 +35,13 @@ class _Promotion:
 class SavedWeightsRecords(RunDirectory):
     """The events of a run that tell of weights, recorded and found again."""
 
-    def record_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def record_checkpoint(
+        self, checkpoint: Checkpoint, pipeline: dict[str, Any] | None = None
+    ) -> None:
+        """Record saved weights; `pipeline` is what was measured of the steps in flight before."""
         fields = {k: v for k, v in asdict(checkpoint).items() if k not in ("round", "step")}
+        if pipeline is not None:
+            fields["pipeline"] = pipeline
         self.append("checkpoint", round=checkpoint.round, step=checkpoint.step, **fields)
 
     def record_kept(self, round_no: int, paths: Sequence[str]) -> None:

@@ -201,6 +201,9 @@ class DataSettings(Settings):
             "forward-backward calls that one step's batch is split into before its optimizer step"
         ),
     )
+    max_steps_in_flight: int = Field(
+        default=64, ge=1, le=1024, description="most steps in flight; measured delay asks for them"
+    )
 
 
 class EvaluationSettings(Settings):

@@ -10,6 +10,7 @@ from typing import Any
 # What may differ between a run and its resumption.
 CHANGEABLE_ON_RESUME = (
     "max_rounds",
+    "data.max_steps_in_flight",
     "budget",
     "base_url",
     "evalops_enabled",

@@ -1,4 +1,4 @@
-"""A loopback reverse proxy that spoils some of the requests between the SDK and a service.
+"""A loopback reverse proxy that spoils or delays the requests between the SDK and a service.
 
 It speaks HTTP/1.1 with bodies of any kind and any number of connections. A seeded plan says which
 request meets which fault; `counts` says what was really done, so that a test can assert it.
@@ -6,11 +6,15 @@ request meets which fault; `counts` says what was really done, so that a test ca
     with fault_proxy(service.base_url, FaultPlan(rate=0.2, seed=1)) as proxy:
         ...                                  # use proxy.url instead of service.base_url
         assert proxy.counts["answer_lost"] > 0
+
+With a `Delay` it stands for a service that is far away. It counts the steps in flight: those that
+the service has accepted, and whose results the client does not have yet.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import socket
 import struct
@@ -44,6 +48,9 @@ FLUSH_S = 0.02  # the client reads what was sent; a reset may discard what it ha
 # Heartbeats come by the clock and may fail unnoticed. Counted, they would take the good turns of a
 # request that is tried again at ever longer intervals, and it would wait for minutes.
 HEARTBEAT = b"POST /api/v1/session_heartbeat "
+STEP = b"POST /api/v1/forward_backward "
+RESULT = b"POST /api/v1/retrieve_future "
+OF_STEPS = (b"ForwardBackward", b"OptimStep")  # what the SDK says that a result is of
 HOP_BY_HOP = (b"connection", b"keep-alive", b"content-length", b"transfer-encoding")
 LIMIT_BYTES = 2**20  # of a head
 
@@ -77,6 +84,15 @@ class FaultPlan:
     def put_back(self, fault: Fault) -> None:
         """Deal a kind again that could not happen."""
         self._deck.append(fault)
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Seconds that pass on the way: for each request and again for each answer, as over a long
+    line; or for the results of steps alone, as from a service that has a queue behind its door."""
+
+    each_way_s: float = 0.0
+    of_results_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,11 +150,17 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 class FaultProxy:
-    """The running proxy: its address, and what it has done to how many requests."""
+    """The running proxy: its address, and what it has done to how many requests.
 
-    def __init__(self, upstream: str, plan: FaultPlan | None) -> None:
+    `num_steps` is of the steps that the service has accepted, `most_in_flight` the most of them at
+    one time whose results the client did not have.
+    """
+
+    def __init__(self, upstream: str, plan: FaultPlan | None, delay: Delay) -> None:
         self.url = ""
-        self.num_requests = 0
+        self.num_requests = self.num_steps = self.most_in_flight = 0
+        self._delay = delay
+        self._in_flight: set[str] = set()
         self.counts: Counter[Fault] = Counter()
         self._upstream = urlsplit(upstream)
         self._plan = plan
@@ -181,7 +203,14 @@ class FaultProxy:
             self.counts[fault] += 1
             _reset(writer)
             return False
-        answer = await self._answer(await read_body(reader, head), fault)
+        request = await read_body(reader, head)
+        each_way_s = 0.0 if is_heartbeat else self._delay.each_way_s
+        await asyncio.sleep(each_way_s)
+        answer = await self._answer(request, fault)
+        self._count_sent(request, answer)
+        is_of_step = head.header(b"x-tinker-request-type") in OF_STEPS
+        await asyncio.sleep(each_way_s + (self._delay.of_results_s if is_of_step else 0.0))
+        self._count_come(request, answer)
         if fault in ("reset_before_answer", "reset_in_answer"):
             if fault == "reset_in_answer":
                 writer.write(answer.head() + answer.body[: len(answer.body) // 2])
@@ -192,6 +221,16 @@ class FaultProxy:
         writer.write(answer.head() + answer.body)
         await writer.drain()
         return head.header(b"connection").lower() != b"close"
+
+    def _count_sent(self, request: Message, answer: Message) -> None:
+        if request.start_line.startswith(STEP) and b" 200 " in answer.start_line:
+            self._in_flight.add(json.loads(answer.body)["request_id"])
+            self.num_steps += 1
+            self.most_in_flight = max(self.most_in_flight, len(self._in_flight))
+
+    def _count_come(self, request: Message, answer: Message) -> None:
+        if request.start_line.startswith(RESULT) and b" 200 " in answer.start_line:
+            self._in_flight.discard(json.loads(request.body)["request_id"])
 
     async def _answer(self, request: Message, fault: Fault | None) -> Message:
         if fault is not None and fault not in (
@@ -263,9 +302,12 @@ class FaultProxy:
 
 
 @contextmanager
-def fault_proxy(upstream: str, plan: FaultPlan | None = None) -> Iterator[FaultProxy]:
-    """Run a proxy to `upstream` in a thread until the block ends; without a plan nothing fails."""
-    proxy = FaultProxy(upstream, plan)
+def fault_proxy(
+    upstream: str, plan: FaultPlan | None = None, delay: Delay | None = None
+) -> Iterator[FaultProxy]:
+    """Run a proxy to `upstream` in a thread until the block ends; without a plan nothing fails, and
+    without a delay nothing takes longer."""
+    proxy = FaultProxy(upstream, plan, delay or Delay())
     is_ready, loop, is_over = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
 
     def run() -> None:

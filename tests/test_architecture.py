@@ -67,7 +67,7 @@ NUM_FILES = {
     "loop.plan_page": 17,
     "loop.planning": 25,
     "loop.reports": 12,
-    "loop.rounds": 17,
+    "loop.rounds": 18,
     "loop.run_page": 26,
     "loop.tracking": 12,
     "pages": 10,

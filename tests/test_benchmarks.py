@@ -16,14 +16,14 @@ from conftest import IS_THOROUGH, REPO
 sys.path.insert(0, str(REPO / "benchmarks"))
 
 from throughput_client import (  # pyright: ignore[reportMissingImports] (of benchmarks/)
-    MAX_STEPS_IN_FLIGHT,
+    STEPS_IN_FLIGHT,
     over_service,
     stub_service,
 )
 
 from local_tinker.session_routes import CLIENT_CONFIG
 from local_tinker.wire import SampledTokens, sample_response
-from loop.methods import sft
+from loop.rounds.depth import FEWEST
 
 KEY = "tml-of-nobody"
 
@@ -45,7 +45,7 @@ def test_the_stub_answers_the_sdk(is_polled: bool) -> None:
 
 
 def test_as_many_steps_are_in_flight_as_in_the_loop() -> None:
-    assert sft.MAX_STEPS_IN_FLIGHT == MAX_STEPS_IN_FLIGHT
+    assert STEPS_IN_FLIGHT == FEWEST
 
 
 @pytest.mark.skipif(not IS_THOROUGH, reason="it takes a minute; ./run_tests.sh --thorough runs it")

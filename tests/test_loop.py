@@ -362,7 +362,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_its_weights_are_never_used(
     assert "Traceback" not in errors
     types = [event["type"] for event in workspace.events("run")]
     assert types.count("checkpoint_unusable") == 2
-    assert types[-1] == "failed"
+    failed = workspace.events("run")[-1]
+    assert failed["type"] == "failed"
+    # the steps behind the bad one were paid for as well: 3 of 4 rows, as long as each other
+    store, plan = workspace.store("run"), 3 * 4
+    assert failed["num_tokens"] > 0 and failed["num_tokens"] % plan == 0
+    assert store.usage().train_tokens == failed["num_tokens"]
     assert "checkpoint" not in types
     assert workspace.store("run").last_checkpoint() is None
     left = list((workspace.folder / "run/checkpoints").rglob("*.safetensors"))

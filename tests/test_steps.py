@@ -78,6 +78,7 @@ def test_a_setting_that_is_not_used_leaves_the_hash_of_older_runs() -> None:
     for added in ADDED_SINCE:
         group, _, leaf = added.rpartition(".")
         del (kept[group] if group else kept)[leaf]
+    del kept["data"]["max_steps_in_flight"]  # it changes no number
     kept = {key: kept[key] for key in kept if key not in CHANGEABLE_ON_RESUME}
     before = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
     assert config_hash(loaded().config) == before

@@ -530,7 +530,7 @@ def test_a_run_beside_a_broken_package_is_the_run_without(
     said = capsys.readouterr().err
     assert "trackio: 0 of the run's" in said and "ConnectionError: gone" in said
     paths = ("state_path", "sampler_path", "paths", "parent", "expires_at", "checkpoint")
-    own = ("time", "worked", "run_id", "latency_ms", *paths)
+    own = ("time", "worked", "run_id", "latency_ms", "pipeline", *paths)
     ledgers = [
         [{k: v for k, v in event.items() if k not in own} for event in workspace.events(name)]
         for name in ("plain", "run")

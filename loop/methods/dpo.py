@@ -24,14 +24,12 @@ if TYPE_CHECKING:
     import tinker
     import torch
 
-MAX_STEPS_IN_FLIGHT = 4
 ROUNDING_NATS = 1e-3  # a sampler and a trainer differ by less in float32, over a long answer
 
 
 class Dpo:
     """Preferences, held back by the weights that the run began with."""
 
-    num_in_flight = MAX_STEPS_IN_FLIGHT
     learns_answers = False  # the chosen ones may become less likely, if the others do so more
 
     def __init__(self, workplace: Workplace) -> None:
@@ -58,7 +56,10 @@ class Dpo:
             client.forward_backward_custom(part.datums, part.loss) for part in losses
         ]
         optim_step = client.optim_step(adam_params(config, lr))
-        return StepInFlight(step, lr, example_ids, forward_backwards, optim_step, losses)
+        num_tokens = sum(pair.num_tokens for pair in pairs)
+        return StepInFlight(
+            step, lr, example_ids, forward_backwards, optim_step, num_tokens, losses
+        )
 
     async def finish(self, pending: StepInFlight) -> StepResult:
         for future in pending.forward_backwards:
@@ -82,6 +83,11 @@ class RenderedPair(NamedTuple):
     chosen: RenderedExample
     rejected: RenderedExample
     reference: PairLogprobs
+
+    @property
+    def num_tokens(self) -> int:
+        """Of both sides."""
+        return self.chosen.info.num_tokens + self.rejected.info.num_tokens
 
 
 class PairOutcome(NamedTuple):
@@ -196,9 +202,7 @@ def step_result(outcomes: Sequence[PairOutcome]) -> StepResult:
     rejected = math.fsum(one.rejected for one in outcomes)
     gains = [gain for one in outcomes for gain in one.gains]
     n = len(outcomes)
-    num_tokens = sum(
-        side.info.num_tokens for one in outcomes for side in (one.pair.chosen, one.pair.rejected)
-    )
+    num_tokens = sum(one.pair.num_tokens for one in outcomes)
     return StepResult(
         loss=math.fsum(one.pair.chosen.info.weight * one.loss for one in outcomes) / n,
         nll=-chosen / num_chosen,

@@ -2,8 +2,8 @@
 them.
 
 A method is made once for a run and is told of each round before its first step. Its steps are
-submitted in order and finished in order; between the two, as many of them are in flight as it
-allows, one more than which it must not rely on.
+submitted in order and finished in order; between the two, as many of them are in flight as
+`loop.planning.steps.most_in_flight` allows its kind.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class StepInFlight(NamedTuple):
     example_ids: list[str]
     forward_backwards: list[Any]
     optim_step: Any
+    num_tokens: int  # that are trained on
     made: Any = None  # what the method keeps of it until it is finished
 
 
@@ -69,7 +70,6 @@ class StepResult:
 class Method(Protocol):
     """A way of training."""
 
-    num_in_flight: int  # steps that may wait for their results while the next one is submitted
     learns_answers: (
         bool  # `nll` is of answers that are to become likely, so that it tells a divergence
     )

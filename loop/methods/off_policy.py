@@ -25,7 +25,7 @@ from loop.methods.rollouts import (
     sample_groups,
     seed_of,
 )
-from loop.methods.sft import MAX_STEPS_IN_FLIGHT, batch_loss
+from loop.methods.sft import batch_loss
 from loop.methods.teaching import (
     Likeliest,
     likeliest_tokens,
@@ -55,7 +55,6 @@ class _Made:
 class OffPolicy:
     """Cross-entropy on the teacher's answers."""
 
-    num_in_flight = MAX_STEPS_IN_FLIGHT
     learns_answers = True
 
     def __init__(self, workplace: Workplace) -> None:
@@ -121,7 +120,8 @@ class OffPolicy:
             for part in parts_of(made.datums, config.data.accumulate)
         ]
         optim_step = client.optim_step(adam_params(config, lr))
-        return StepInFlight(step, lr, example_ids, forward_backwards, optim_step, made)
+        num_tokens = sum(one.model_input.length for one in made.datums)
+        return StepInFlight(step, lr, example_ids, forward_backwards, optim_step, num_tokens, made)
 
     async def _made(self, example_ids: Sequence[str]) -> _Made:
         plan = self._plan
@@ -165,7 +165,7 @@ class OffPolicy:
         return StepResult(
             loss,
             nll,
-            num_tokens=sum(one.model_input.length for one in made.datums),
+            num_tokens=pending.num_tokens,
             num_loss_tokens=sum(num_loss_tokens(one) for one in weights),
             measures=measures,
             num_prompt_tokens=made.num_prompt_tokens,

@@ -51,7 +51,6 @@ LOSS = "importance_sampling"
 class OnPolicy:
     """Reverse KL to the teacher on the student's own answers."""
 
-    num_in_flight = 1
     learns_answers = False  # what is sampled becomes unlikely as well as likely
 
     def __init__(self, workplace: Workplace) -> None:
@@ -78,7 +77,8 @@ class OnPolicy:
         groups = kept.groups
         datums = with_kl_advantages(datums_of(prompts, groups, _zeros(groups)), prompts, groups)
         made = AnsweredStep(datums, kept, measures_of(groups), self._num_read(prompts, groups))
-        pending = StepInFlight(step, lr, example_ids, [], None, made)
+        num_tokens = sum(one.model_input.length for one in datums)
+        pending = StepInFlight(step, lr, example_ids, [], None, num_tokens, made)
         return submit_policy_step(plan, client, pending, datums, LOSS)
 
     async def _sampled(

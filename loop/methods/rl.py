@@ -77,7 +77,6 @@ class _Judged(NamedTuple):
 class Rl:
     """Policy-gradient steps on rewards."""
 
-    num_in_flight = 0  # answers are sampled from the weights after the step before
     learns_answers = False
 
     def __init__(self, workplace: Workplace) -> None:
@@ -115,7 +114,8 @@ class Rl:
             measures["kl_start"] = await self._penalise(datums, pairs)
             num_read += sum(one.model_input.length + 1 for one in datums)
         made = AnsweredStep(datums, kept, measures, num_read)
-        pending = StepInFlight(step, lr, example_ids, [], None, made)
+        num_tokens = sum(one.model_input.length for one in datums)
+        pending = StepInFlight(step, lr, example_ids, [], None, num_tokens, made)
         return submit_policy_step(plan, client, pending, datums, self._settings.loss)
 
     async def finish(self, pending: StepInFlight) -> StepResult:

@@ -13,13 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     import tinker
 
-MAX_STEPS_IN_FLIGHT = 4
-
 
 class Sft:
     """Cross-entropy on the rows' answers."""
 
-    num_in_flight = MAX_STEPS_IN_FLIGHT
     learns_answers = True
 
     def __init__(self, workplace: Workplace) -> None:
@@ -38,7 +35,8 @@ class Sft:
             for part in parts_of(datums, config.data.accumulate)
         ]
         optim_step = client.optim_step(adam_params(config, lr))
-        return StepInFlight(step, lr, example_ids, forward_backwards, optim_step)
+        num_tokens = sum(rendering[example_id].info.num_tokens for example_id in example_ids)
+        return StepInFlight(step, lr, example_ids, forward_backwards, optim_step, num_tokens)
 
     async def finish(self, pending: StepInFlight) -> StepResult:
         outputs = [await future for future in pending.forward_backwards]
@@ -51,7 +49,7 @@ class Sft:
         return StepResult(
             loss,
             nll,
-            num_tokens=sum(one.info.num_tokens for one in rendered),
+            num_tokens=pending.num_tokens,
             num_loss_tokens=sum(one.info.num_loss_tokens for one in rendered),
         )
 

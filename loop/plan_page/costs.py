@@ -6,13 +6,31 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from config_schema import TrainingConfig
+from hyperparam_utils import RunSteps
 from loop.plan_page.view import Part, Planned
+from loop.planning.steps import most_in_flight
 from loop.planning.tokens import RunTokens, describe_tokens, tokens_of
 from loop.reports.lines import money, seconds_text
 from pages.document import Block, Column, Table
 from settings.groups import ModelPrices
 
 FOR_EVER_S = 1e10  # beyond which only the power of ten is of use
+
+
+class InVain(NamedTuple):
+    """Steps that may be in flight, and paid for, behind one that turns out to be bad, and about how
+    many tokens they come to."""
+
+    steps: int
+    tokens: int
+
+
+def in_vain(config: TrainingConfig, steps: RunSteps, num_trained: int) -> InVain:
+    """What a loss that is not finite may cost; a round ends with nothing in flight. `num_trained`
+    are the tokens of all steps."""
+    number = min(most_in_flight(config), steps.per_round, steps.total) - 1
+    return InVain(number, round(number * num_trained / steps.total))
 
 
 class Dollars(NamedTuple):
@@ -64,11 +82,13 @@ def costs_part(view: Planned) -> Part:
     tokens = tokens_of(view.plan)
     seconds, prices = seconds_of(view, tokens), _prices_of(view)
     dollars = None if prices is None else dollars_of(tokens, prices)
-    lines = [describe_tokens(view.plan, tokens), _time_line(view, seconds)]
+    lost = in_vain(view.config, view.plan.steps, tokens.trained)
+    lines = [describe_tokens(view.plan, tokens), *_in_vain_lines(lost), _time_line(view, seconds)]
     lines += _price_lines(view, tokens, dollars)
     table = view.config.budget.prices
     facts: dict[str, Any] = {
         "tokens": tokens._asdict(),
+        "in_vain": lost._asdict(),
         "seconds": seconds,
         "speed_of": None
         if view.earlier is None
@@ -83,6 +103,15 @@ def costs_part(view: Planned) -> Part:
     if dollars is not None and prices is not None:
         blocks = [_price_table(tokens, prices, dollars)]
     return Part("cost", title, lines, facts, blocks)
+
+
+def _in_vain_lines(lost: InVain) -> Iterator[str]:
+    if lost.steps:
+        yield (
+            f"steps in flight: a loss that is not finite is seen up to {lost.steps} steps late, so "
+            f"that up to {lost.steps} more steps, about {lost.tokens:,} tokens, are paid for in "
+            "vain (data.max_steps_in_flight; how many there are follows from the delay)"
+        )
 
 
 def _num_rounds(tokens: RunTokens) -> int:

@@ -17,6 +17,7 @@ from errors import ConfigError
 from hyperparam_utils import RunSteps, Schedule
 from loop.planning.methods import batch_text, words_for
 from rows.examples import ExampleTable
+from scores.measures import ON_POLICY, RL
 
 MANY_PASSES = 20  # more of them through a source draw a remark
 
@@ -62,6 +63,16 @@ def settle_steps(
         max_steps=config.max_steps,
     )
     return SettledSteps(steps, schedule)
+
+
+def most_in_flight(config: TrainingConfig) -> int:
+    """The most optimizer steps that may be in flight at once.
+
+    Answers of `rl` are sampled from the weights after the step before, so there is one at a time;
+    of on-policy distillation a step is trained while the next one's answers are sampled.
+    """
+    most = config.data.max_steps_in_flight
+    return min(most, {RL: 1, ON_POLICY: 2}.get(words_for(config), most))
 
 
 def mining_of(config: TrainingConfig) -> Mining:

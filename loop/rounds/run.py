@@ -12,8 +12,10 @@ from evalops_client import EvalOpsClient
 from ledger.store import RunStore
 from loop.methods.method import Method
 from loop.planning.plan import Plan
+from loop.planning.steps import most_in_flight
 from loop.reports.progress import Progress, Steps
 from loop.rounds.deliverer import Deliverer
+from loop.rounds.depth import Depth
 from loop.rounds.sharing import Sharing
 from loop.rounds.signals import Suspicions, Topics, topics_of
 from loop.run_page.page import keep_page
@@ -69,6 +71,7 @@ class Run:
     sharing: Sharing = field(default_factory=Sharing)
     leaves_after: LeavesAfter = never
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    depth: Depth = field(init=False)  # of the pipeline of steps
     method: Method | None = None  # once it trains
     training_client: tinker.TrainingClient | None = None
     parent: str | None = None  # the state that the training client's weights come from
@@ -82,6 +85,9 @@ class Run:
     stop_requested: bool = False
     was_signalled: bool = False
     said: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.depth = Depth(most_in_flight(self.plan.config))
 
     def show_page(self) -> None:
         """Write the run's page; that it cannot be written is a warning."""

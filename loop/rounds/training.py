@@ -1,8 +1,8 @@
 """One round of training on a service: steps and saves in flight, and the care of what was saved.
 
-Forward-backward and optimizer step are both submitted before either is awaited, and several steps
-are kept in flight; saves queue behind the steps before them, so the pipeline need not drain. Each
-is recorded when its result has come, in the order of submission.
+Forward-backward and optimizer step are both submitted before either is awaited, and as many steps
+are kept in flight as the delay asks for; saves queue behind the steps before them, so the pipeline
+need not drain. Each is recorded when its result has come, in the order of submission.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import contextlib
 import math
 import time
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 import tinker
@@ -24,6 +26,7 @@ from hyperparam_utils import LORA_ALPHA
 from ledger.records import Batch, Checkpoint
 from loop.methods.choosing import method_of
 from loop.methods.method import StepInFlight, Workplace
+from loop.rounds.depth import Pipelined
 from loop.rounds.keeping import (
     CARE_LIMIT_S,
     delete_checkpoint,
@@ -67,6 +70,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     run.steps = run.progress.steps(round_no, next_step - first_step, len(batches))
 
     in_flight: deque[InFlight] = deque()
+    run.depth.begin_round()
     run.is_training = True
     try:
         for step in range(next_step, end_step):
@@ -78,17 +82,19 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
             lr = run.plan.schedule.lr(step, decision.num_missed_gates)
             in_flight.append(await method.submit(client, step, batches[step - first_step], lr))
             run.steps.sent()
+            run.depth.sent(time.monotonic())
             is_round_end = step + 1 == end_step
             if not is_round_end and is_held_out_due(config, step + 1):
                 in_flight += submit_held_out(run, client, step + 1)
             if is_round_end or is_save_due(config, step + 1, time.monotonic() - saved_at):
                 in_flight.append(submit_save(run, client, round_no, step + 1, is_round_end))
                 saved_step, saved_at = step + 1, time.monotonic()
-            num_left = 0 if is_round_end else method.num_in_flight
+            num_left = 0 if is_round_end else run.depth.number - 1
             await finish_all(run, round_no, in_flight, num_left)
         if run.stop_requested:
             raise Interrupted(f"after round {round_no}'s last step, with the weights saved")
-    except TrainingError:
+    except TrainingError as error:
+        error.num_train_tokens = unrecorded_tokens(run, in_flight)
         await discard_saves(run, round_no, in_flight)
         raise
     finally:
@@ -172,9 +178,22 @@ def submit_save(
 
 
 async def finish_all(run: Run, round_no: int, in_flight: deque[InFlight], num_left: int) -> None:
-    """Await and record the oldest of what is in flight until `num_left` are."""
-    while len(in_flight) > num_left:
-        await finish(run, round_no, in_flight.popleft())
+    """Await and record the oldest of what is in flight until `num_left` steps are, or nothing."""
+    while in_flight and (num_left == 0 or num_steps(in_flight) > num_left):
+        await finish(run, round_no, in_flight[0])
+        in_flight.popleft()
+
+
+def num_steps(in_flight: Iterable[InFlight]) -> int:
+    return sum(isinstance(pending, StepInFlight) for pending in in_flight)
+
+
+def unrecorded_tokens(run: Run, in_flight: Iterable[InFlight]) -> int:
+    """Tokens of the steps in flight that no event tells of, and that the service takes all the
+    same."""
+    recorded = {event["step"] for event in run.store.events("step")}
+    steps = (pending for pending in in_flight if isinstance(pending, StepInFlight))
+    return sum(pending.num_tokens for pending in steps if pending.step not in recorded)
 
 
 async def finish(run: Run, round_no: int, pending: InFlight) -> None:
@@ -183,13 +202,16 @@ async def finish(run: Run, round_no: int, pending: InFlight) -> None:
     Raises `TrainingError` for a bad step.
     """
     if isinstance(pending, SaveInFlight):
-        await finish_save(run, round_no, pending)
+        await finish_save(run, round_no, pending, run.depth.take_measure())
+        run.depth.paused()
         return
     if isinstance(pending, HeldOutInFlight):
         await finish_held_out(run, round_no, pending)
+        run.depth.paused()
         return
     assert run.method is not None, "it has submitted this step"
     result = await run.method.finish(pending)
+    run.depth.came(time.monotonic())
     loss, nll = result.loss, result.nll
     if not (math.isfinite(loss) and math.isfinite(nll)):
         raise TrainingError(
@@ -247,7 +269,10 @@ async def finish_held_out(run: Run, round_no: int, pending: HeldOutInFlight) -> 
     run.progress.held_out_line(round_no, pending.step, loss)
 
 
-async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
+async def finish_save(
+    run: Run, round_no: int, save: SaveInFlight, measured: Pipelined | None = None
+) -> None:
+    """Await a save and record it, with what was `measured` of the steps before it."""
     config, origin = run.plan.config, run.plan.origin
     alpha = None if origin is None else origin.parent.lora_alpha
     state = await save.state
@@ -267,7 +292,8 @@ async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
             renderer=run.plan.renderer_name,
             expires_at=None if is_reference(config, round_no) else expiry(config),
             parent=run.parent,
-        )
+        ),
+        None if measured is None else asdict(measured),
     )
     run.parent = state.path
     if sampler is not None:
