@@ -229,7 +229,8 @@ def _rows(settings: OpenedSettings, longest: int) -> Rows:
 
 
 def _subject(settings: OpenedSettings, choice: ServiceChoice, rows: Rows) -> Subject:
-    from loop.methods.sft import MAX_STEPS_IN_FLIGHT
+    from loop.planning.steps import most_in_flight
+    from loop.rounds.depth import FEWEST, depth_for
     from services.check.checking import Subject
     from services.check.courses import Flags
     from services.check.known import known_logprobs
@@ -239,6 +240,7 @@ def _subject(settings: OpenedSettings, choice: ServiceChoice, rows: Rows) -> Sub
     if settings.model_dir is not None:
         known = known_logprobs(settings.model_dir, rows.first.tokens)
     flags = Flags(config.train_mlp, config.train_attn, config.train_unembed)
+    most = most_in_flight(config)
     return Subject(
         rank=config.lora_rank,
         flags=flags,
@@ -246,7 +248,7 @@ def _subject(settings: OpenedSettings, choice: ServiceChoice, rows: Rows) -> Sub
         long_row=rows.long,
         known=known,
         vocab_size=rows.vocab_size,
-        depth=MAX_STEPS_IN_FLIGHT,
+        depth=lambda latency_s, gap_s: min(most, max(FEWEST, depth_for(latency_s, gap_s))),
     )
 
 

@@ -37,6 +37,7 @@ MOVE_NATS = 0.1  # by a plain step, of each target: far above rounding, small be
 MAX_LR = 1e-3  # above it even a small model's A matrices move
 NUM_FALLS = 4  # steps on two rows
 NUM_DELAYS = 3
+SHORTEST_STEP_S = 0.001  # what a step takes beyond its delay is not less
 NUM_PILOTS = 2
 
 
@@ -51,7 +52,7 @@ class Subject:
     long_row: Row
     known: Sequence[float] | str
     vocab_size: int
-    depth: int  # steps that the loop keeps in flight
+    depth: Callable[[float, float], int]  # steps that the loop keeps in flight, of two times in s
 
 
 class Report(NamedTuple):
@@ -93,7 +94,8 @@ async def check(bench: Bench, subject: Subject, live: Callable[[str], None]) -> 
     plain = results["plain"]
     base = plain if isinstance(plain, Refused) else plain.before
     lines.append(weights_line(base, subject.known, subject.vocab_size))
-    lines.append(training_line(await within(_falling(bench, subject, lr))))
+    fall = await within(_falling(bench, subject, lr))
+    lines.append(training_line(fall if isinstance(fall, Refused) else fall.losses))
     lines.append(loss_line(results))
     live("what it saves and samples")
     trainer = await within(_trained(bench, subject, lr))
@@ -111,7 +113,8 @@ async def check(bench: Bench, subject: Subject, live: Callable[[str], None]) -> 
     lines += saving_lines(saved, results)
     lines += sampling_lines(sampling)
     live("how far away it is")
-    lines.append(await _delay_line(bench, subject))
+    step_s = None if isinstance(fall, Refused) else fall.step_s
+    lines.append(await _delay_line(bench, subject, step_s))
     return Report(lines, bench.spent)
 
 
@@ -135,34 +138,50 @@ async def _trained(bench: Bench, subject: Subject, lr: float) -> tinker.Training
     return client
 
 
-async def _falling(bench: Bench, subject: Subject, lr: float) -> list[float]:
-    """The loss of two rows, in nats a token, at each of some steps and after them."""
+class Fall(NamedTuple):
+    """Some steps on two rows, one after the other."""
+
+    losses: list[float]  # in nats a token, at each step and after them
+    step_s: float  # the shortest time that one of them took, from here to here
+
+
+async def _falling(bench: Bench, subject: Subject, lr: float) -> Fall:
     rows = [bench.row, subject.second_row]
     data = [row.datum([1.0] * row.num_targets) for row in rows]
     num_targets = sum(row.num_targets for row in rows)
-    losses = []
+    losses, times_s = [], []
     client = await bench.adapter(subject.rank, subject.flags)
     for _ in range(NUM_FALLS):
         bench.spent.train_tokens += num_targets
+        sent_at = time.monotonic()
         forward_backward = client.forward_backward(data, LOSS)
         step = client.optim_step(tinker.AdamParams(learning_rate=lr))
         output = await forward_backward
         await step
+        times_s.append(time.monotonic() - sent_at)
         losses.append(
             -math.fsum(math.fsum(one["logprobs"].to_numpy()) for one in output.loss_fn_outputs)
         )
     after = [await bench.logprobs(client, row) for row in rows]
     losses.append(-math.fsum(map(math.fsum, after)))
-    return [loss / num_targets for loss in losses]
+    return Fall([loss / num_targets for loss in losses], min(times_s))
 
 
-async def _delay_line(bench: Bench, subject: Subject) -> Line:
-    """How long an answer takes that needs no work, and the steps that the loop keeps in flight."""
+async def _delay_line(bench: Bench, subject: Subject, step_s: float | None) -> Line:
+    """How long an answer takes that needs no work, and the steps that the loop would begin with.
+
+    What a step takes beyond such an answer is counted as the service's work; a run's steps have
+    more rows than the check's, and it measures them itself.
+    """
     affects = "how long a run takes; no score"
     delays = await within(_delays(bench))
     if isinstance(delays, Refused):
         return Line("delay", "cannot tell", f"refused: {delays.said}", affects, False)
-    shown = f"{1000 * min(delays):.0f} ms; the loop keeps {subject.depth} steps in flight"
+    delay_s = min(delays)
+    shown = f"{1000 * delay_s:.0f} ms"
+    if step_s is not None:
+        depth = subject.depth(step_s, max(step_s - delay_s, SHORTEST_STEP_S))
+        shown += f"; of steps of {1000 * step_s:.0f} ms the loop keeps {depth} in flight"
     return Line("delay", "works", shown, affects, False)
 
 
