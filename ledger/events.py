@@ -151,6 +151,7 @@ class _Decided(_OfRound):
     lr_multiplier: Measure
     best_round: Count
     num_missed_gates: Count
+    to_start: bool = False
 
 
 class _Diagnosed(_OfRound):

@@ -296,6 +296,8 @@ class RunStore(SealedEvaluations):
 
     def record_decision(self, decision: Decision, step: int) -> None:
         fields = {k: v for k, v in asdict(decision).items() if k != "round"}
+        if not decision.to_start:  # said where it is so
+            del fields["to_start"]
         self.append("decided", round=decision.round, step=step, **fields)
 
     def record_held_out(self, round_no: int, loss: HeldOutLoss, step: int) -> None:
