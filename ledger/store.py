@@ -296,8 +296,6 @@ class RunStore(SealedEvaluations):
 
     def record_decision(self, decision: Decision, step: int) -> None:
         fields = {k: v for k, v in asdict(decision).items() if k != "round"}
-        if not decision.to_start:  # said where it is so
-            del fields["to_start"]
         self.append("decided", round=decision.round, step=step, **fields)
 
     def record_held_out(self, round_no: int, loss: HeldOutLoss, step: int) -> None:
@@ -314,8 +312,8 @@ class RunStore(SealedEvaluations):
             num_prompt_tokens=loss.num_prompt_tokens,
         )
 
-    def record_diagnosis(self, round_no: int, sentence: str, kinds: Sequence[str]) -> None:
-        self.append("diagnosed", round=round_no, sentence=sentence, kinds=list(kinds))
+    def record_diagnosis(self, round_no: int, said: str, kinds: Sequence[str], **told: Any) -> None:
+        self.append("diagnosed", round=round_no, sentence=said, kinds=list(kinds), **told)
 
     def record_topics(self, round_no: int, reports: Sequence[TopicReport]) -> None:
         """How each topic stands after a round, the weakest first."""
