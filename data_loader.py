@@ -23,7 +23,7 @@ from rows.contamination import EvalTexts
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Record
 from rows.forms import Reading, guess_columns, read_form
 from rows.places import dropped_text, first_words
-from rows.preferences import Aside, PairReader, Placed
+from rows.preferences import Aside, PairReader, Placed, opposites
 from rows.quality import Filters, near_duplicates
 from rows.row_keys import PAIR_SHAPES, PAIRS, PROMPT_SHAPES, SHAPES
 from rows.sources import Row, Source, as_text, read_rows, sha256_of
@@ -126,6 +126,8 @@ def load_examples(
         left = len(refusals) - MAX_REFUSALS
         more = f" And {left} more of the sources." if left > 0 else ""
         raise DataError(" ".join(refusals[:MAX_REFUSALS]) + more)
+    if holds == "pairs":
+        examples = _without_opposites(examples, dropped)
     if near_duplicates_from is not None:
         examples = _without_near_duplicates(examples, beside, near_duplicates_from, dropped)
     if not len(examples):
@@ -176,13 +178,14 @@ def _read_pair(row: Row, columns: Mapping[str, str], pairs: PairReader) -> Place
 
 def _why_none(dropped: DropLog) -> str:
     """What left no row of a source, and what to do."""
-    num_ties, num_unpaired = (dropped.counts[kind] for kind in ("tie", "unpaired"))
-    if not num_ties + num_unpaired:
+    kinds = ("tie", "opposite", "unpaired")
+    num_ties, num_opposite, num_unpaired = (dropped.counts[kind] for kind in kinds)
+    if not num_ties + num_opposite + num_unpaired:
         return "the filters of `data` leave no row. Loosen them."
     return (
-        f"no pair is left: {num_ties} rows prefer neither answer, and {num_unpaired} that mark one "
-        "answer find none with the other mark and the same prompt. Give rows with a chosen and a "
-        "rejected answer."
+        f"no pair is left: {num_ties} rows prefer neither answer, {num_opposite} stand the other "
+        f"way round as well, and {num_unpaired} that mark one answer find none with the other mark "
+        "and the same prompt. Give rows with a chosen and a rejected answer."
     )
 
 
@@ -202,6 +205,17 @@ def _flaw_of(record: Record, filters: Filters) -> tuple[str, str, str] | None:
             which = "" if messages is record.messages else "of its rejected answer: "
             return flaw.kind, f"{which}{flaw.reason}", first_words(messages)
     return None
+
+
+def _without_opposites(examples: ExampleTable, dropped: DropLog) -> ExampleTable:
+    """Without pairs whose answers stand the other way round as well: together they prefer none."""
+    found = opposites(examples)
+    for position, other in sorted(found.items()):
+        row = examples[position]
+        reason = f"{_place(examples[other], row.source)} prefers its answers the other way round"
+        text = first_words(row.messages)
+        dropped.append(DroppedRow(row.source, row.line_no, "opposite", reason, text))
+    return examples.take([one for one in range(len(examples)) if one not in found])
 
 
 def _without_near_duplicates(

@@ -52,7 +52,7 @@ def test_the_forms_of_a_prompt(fields: dict[str, Any]) -> None:
     reading = read_form(fields, may_ask=True)
     assert [(one.role, one.content) for one in reading.record.messages] == [("user", "Say 3")]
     assert reading.unused == ()
-    with pytest.raises(ValueError, match="expected|is empty|not the assistant's"):
+    with pytest.raises(ValueError, match=r"expected|is empty|not the assistant's"):
         read_form(fields)  # of sft
 
 
