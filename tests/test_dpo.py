@@ -157,9 +157,7 @@ def test_pairs_that_stand_the_other_way_round_as_well_are_left_out(tmp_path: Pat
         load_examples([Source("c.jsonl", tmp_path / "c.jsonl")], holds="pairs")
     with (tmp_path / "c.jsonl").open("a") as file:
         file.write("\n" + json.dumps(pair(5)))
-    with pytest.raises(
-        DataError, match=r"line 1: line 2 prefers .* held-out pairs are never"
-    ):
+    with pytest.raises(DataError, match=r"line 1: line 2 prefers .* held-out pairs are never"):
         load_pairs("pref:c.jsonl", tmp_path / "c.jsonl")
 
 
@@ -383,7 +381,7 @@ def test_low_margins_are_drawn_and_the_lowest_are_noise(tmp_path: Path, llama_di
     # 10 that look mislabelled, 10 with a low margin, 20 that are settled.
     losses = {one: 3.0 if n < 10 else 0.7 if n < 20 else 0.001 for n, one in enumerate(ids)}
     first = select_first(pool, num_slots=8, seed=0)
-    mining = Mining("loss", replay_share=0.0, noise_cap=0.25, of_holds="pairs")
+    mining = Mining("loss", replay_share=0.0, noise_cap=0.25, of_pairs=True)
     assert mining.needs_losses and not mining.needs_losses_before
     signals = Signals(losses={one: CandidateLoss(loss) for one, loss in losses.items()})
     chosen: Selection = select_next(first, Rows(pool, pool), signals, mining, num_slots=8)

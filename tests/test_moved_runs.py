@@ -103,12 +103,11 @@ def test_a_moved_project_goes_on_and_is_evaluated(
     assert "this evaluation is finished" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("way", ["on_policy", "off_policy"])
 def test_a_teacher_is_found_where_it_was_moved_to_with_the_run(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, way: str
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     assert run("qa", "runs/T") == 0
-    distill = {"way": way, "teacher": "runs/T@best", "max_tokens": 2}
+    distill = {"way": "on_policy", "teacher": "runs/T@best", "max_tokens": 2}
     settings = {**SETTINGS, "method": "distill", "distill": distill, "eval_tasks": ["qa:q.jsonl"]}
     (project / "taught.json").write_text(json.dumps(settings))
     assert run("taught", "runs/S") == 0
