@@ -207,9 +207,8 @@ def _refuse_answer_elsewhere(given: Mapping[str, Any], used: Collection[str]) ->
     found = next((key for key in ANSWER_KEYS if key in given and key not in used), None)
     if found is not None:
         raise ValueError(
-            f'"{found}" may hold the answer, and is not read as one beside what is asked; say in '
-            'data.columns that the question is "instruction" and the answer "output", make it the '
-            "last message, or take it out"
+            f'"{found}" may hold the answer, and is not read as one beside what is asked: call the '
+            'two "instruction" and "output", make it the last message, or take it out'
         )
 
 
