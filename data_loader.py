@@ -23,13 +23,19 @@ from rows.contamination import EvalTexts
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Record
 from rows.forms import Reading, guess_columns, read_form
 from rows.places import dropped_text, first_words
-from rows.preferences import Aside, PairReader, Placed
+from rows.preferences import Aside, PairReader, Placed, opposites
 from rows.quality import Filters, near_duplicates
-from rows.row_keys import PAIR_SHAPES, PAIRS, SHAPES
+from rows.row_keys import PAIR_SHAPES, PAIRS, PROMPT_SHAPES, SHAPES
 from rows.sources import Row, Source, as_text, read_rows, sha256_of
 from rows.tool_calls import is_blank
 from rows.words import Words, cut, normalise, words_of
 
+Holds = Literal["answers", "pairs", "prompts"]  # what rows train on; prompts may be answered
+EXPECTED: dict[Holds, str] = {
+    "answers": SHAPES,
+    "pairs": PAIR_SHAPES,
+    "prompts": PROMPT_SHAPES,
+}
 PAIR_KEYS = ("prompt", "chosen", "rejected")
 PAIR_COLUMNS = {
     "prompt": "QUESTION_COLUMN",
@@ -82,12 +88,13 @@ def load_examples(
     filters: Filters | None = None,
     near_duplicates_from: float | None = None,
     beside: Sequence[Example] = (),
-    pairs: bool = False,
+    holds: Holds = "answers",
 ) -> LoadedData:
     """Read training rows; of rows with the same conversation, or nearly so, the first is kept.
 
-    With `near_duplicates_from`, rows that are nearly one of those `beside` are dropped too; with
-    `pairs`, rows are preferences, and those that prefer nothing are dropped.
+    With `near_duplicates_from`, rows that are nearly one of those `beside` are dropped too. Rows
+    that hold pairs are preferences, and those that prefer nothing are dropped; rows that hold
+    prompts may have an answer or none.
 
     Raises `DataError`, with the lines of all problems, when a source cannot be read, holds no row,
     loses most rows to errors, or has a bad one and `on_bad_row` is stop.
@@ -95,7 +102,7 @@ def load_examples(
     examples, dropped, files, refusals = ExampleTable(), DropLog(), [], []
     first_at: dict[bytes, int] = {}
     for source in sources:
-        problems, columns, unused = _Problems(pairs), _Columns(source), Counter[str]()
+        problems, columns, unused = _Problems(holds), _Columns(source), Counter[str]()
         for (record, not_used), line_no in _placed(source, problems, columns, dropped):
             unused.update(not_used)
             columns.placed(not_used)
@@ -119,6 +126,8 @@ def load_examples(
         left = len(refusals) - MAX_REFUSALS
         more = f" And {left} more of the sources." if left > 0 else ""
         raise DataError(" ".join(refusals[:MAX_REFUSALS]) + more)
+    if holds == "pairs":
+        examples = _without_opposites(examples, dropped)
     if near_duplicates_from is not None:
         examples = _without_near_duplicates(examples, beside, near_duplicates_from, dropped)
     if not len(examples):
@@ -130,12 +139,17 @@ def _placed(
     source: Source, problems: _Problems, columns: _Columns, dropped: DropLog
 ) -> Iterator[Placed]:
     """Yield what the rows of a source come to; the others are counted and listed."""
-    pairs = PairReader() if problems.are_pairs else None
+    pairs = PairReader() if problems.holds == "pairs" else None
+    may_ask = problems.holds == "prompts"
     for row in read_rows(source):
         problems.num_rows += 1
         columns.saw(row.fields or {})
         try:
-            found = _read(row, source.columns, pairs)
+            found = (
+                Placed(read_row(row, source.columns, may_ask=may_ask), row.line_no)
+                if pairs is None
+                else _read_pair(row, source.columns, pairs)
+            )
         except ValueError as error:
             reason = as_text(str(error))
             problems.add(row.line_no, reason)
@@ -150,10 +164,8 @@ def _placed(
             dropped.append(_set_aside(one, source.name))
 
 
-def _read(row: Row, columns: Mapping[str, str], pairs: PairReader | None) -> Placed | Aside | None:
+def _read_pair(row: Row, columns: Mapping[str, str], pairs: PairReader) -> Placed | Aside | None:
     """What a row comes to; None where a pair waits for another row of it. Raises `ValueError`."""
-    if pairs is None:
-        return Placed(read_row(row, columns), row.line_no)
     if row.fields is None:
         raise ValueError(row.problem)
     fields, left_out = _renamed(row.fields, columns, (*PAIRS, PAIR_KEYS))
@@ -166,13 +178,14 @@ def _read(row: Row, columns: Mapping[str, str], pairs: PairReader | None) -> Pla
 
 def _why_none(dropped: DropLog) -> str:
     """What left no row of a source, and what to do."""
-    num_ties, num_unpaired = (dropped.counts[kind] for kind in ("tie", "unpaired"))
-    if not num_ties + num_unpaired:
+    kinds = ("tie", "opposite", "unpaired")
+    num_ties, num_opposite, num_unpaired = (dropped.counts[kind] for kind in kinds)
+    if not num_ties + num_opposite + num_unpaired:
         return "the filters of `data` leave no row. Loosen them."
     return (
-        f"no pair is left: {num_ties} rows prefer neither answer, and {num_unpaired} that mark one "
-        "answer find none with the other mark and the same prompt. Give rows with a chosen and a "
-        "rejected answer."
+        f"no pair is left: {num_ties} rows prefer neither answer, {num_opposite} stand the other "
+        f"way round as well, and {num_unpaired} that mark one answer find none with the other mark "
+        "and the same prompt. Give rows with a chosen and a rejected answer."
     )
 
 
@@ -192,6 +205,17 @@ def _flaw_of(record: Record, filters: Filters) -> tuple[str, str, str] | None:
             which = "" if messages is record.messages else "of its rejected answer: "
             return flaw.kind, f"{which}{flaw.reason}", first_words(messages)
     return None
+
+
+def _without_opposites(examples: ExampleTable, dropped: DropLog) -> ExampleTable:
+    """Without pairs whose answers stand the other way round as well: together they prefer none."""
+    found = opposites(examples)
+    for position, other in sorted(found.items()):
+        row = examples[position]
+        reason = f"{_place(examples[other], row.source)} prefers its answers the other way round"
+        text = first_words(row.messages)
+        dropped.append(DroppedRow(row.source, row.line_no, "opposite", reason, text))
+    return examples.take([one for one in range(len(examples)) if one not in found])
 
 
 def _without_near_duplicates(
@@ -226,9 +250,9 @@ def _place(row: Example, seen_from: str) -> str:
 class _Problems:
     """The bad rows of one source, by what is wrong with them."""
 
-    def __init__(self, are_pairs: bool) -> None:
+    def __init__(self, holds: Holds) -> None:
         self.num_rows = 0  # bad or not
-        self.are_pairs = are_pairs
+        self.holds: Holds = holds
         self._lines: dict[str, list[int]] = defaultdict(list)
 
     def add(self, line_no: int, reason: str) -> None:
@@ -250,9 +274,10 @@ class _Problems:
         shown = "; ".join(f"{lines_text(lines)}: {reason}" for reason, lines in groups[:MAX_GROUPS])
         left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
         more = f"; and {left} more of other kinds" if left else ""
-        guess = {} if self.are_pairs else guess_columns(found)
+        are_pairs = self.holds == "pairs"
+        guess = {} if are_pairs else guess_columns(found)
         names = guess or {"instruction": "QUESTION_COLUMN", "output": "ANSWER_COLUMN"}
-        if self.are_pairs:
+        if are_pairs:
             names = {key: name for key, name in PAIR_COLUMNS.items() if key not in found}
             names = names or PAIR_COLUMNS
         line = f'"data": {{{_columns_line(names)}}}'
@@ -267,7 +292,7 @@ class _Problems:
         )
         yield (
             f"{source}: {number} of {num_rows} rows cannot be used: {shown}{more}. Expected "
-            f"{PAIR_SHAPES if self.are_pairs else SHAPES}. {what}"
+            f"{EXPECTED[self.holds]}. {what}"
         )
 
 
@@ -285,14 +310,15 @@ def lines_text(lines: Sequence[int]) -> str:
     return f"line{'s' * (len(lines) > 1)} {', '.join(shown)}{more}"
 
 
-def read_row(row: Row, columns: Mapping[str, str]) -> Reading:
-    """What a row trains on. Raises `ValueError` with the reason when it is not a training row."""
+def read_row(row: Row, columns: Mapping[str, str], *, may_ask: bool = False) -> Reading:
+    """What a row trains on, or with `may_ask` asks alone. Raises `ValueError` with the reason when
+    it is not a training row."""
     if row.fields is None:
         raise ValueError(row.problem)
     if not columns:
-        return read_form(row.fields)
+        return read_form(row.fields, may_ask=may_ask)
     fields, left_out = _renamed(row.fields, columns)
-    record, unused = read_form(fields)
+    record, unused = read_form(fields, may_ask=may_ask)
     return Reading(record, tuple(sorted({*unused, *left_out})))
 
 

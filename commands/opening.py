@@ -15,8 +15,9 @@ from loop.planning.models import find_model_dir
 from loop.planning.training_yaml import load_settings
 from services.place import ServiceChoice, choose_service
 from settings.config_file import with_overrides
+from settings.method_groups import METHOD_GROUPS
 from settings.price_file import with_prices
-from settings.sameness import CHANGEABLE_ON_RESUME, hash_before, kept_settings
+from settings.sameness import ADDED_SINCE, CHANGEABLE_ON_RESUME, hash_before, kept_settings
 
 if TYPE_CHECKING:
     from ledger.store import RunStore
@@ -122,8 +123,11 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
     from ledger.store import RunStore
     from loop.planning.resumption import refuse_other_code
     from loop.planning.tasks import task_code
+    from loop.planning.teacher import with_teacher_now
 
     given = None
+    if args.overrides and args.resume and not is_absent_or_empty(resumed_place(args.resume)[0]):
+        _refuse_other_method(RunStore.open(resumed_place(args.resume)[0]), args.overrides)
     if args.config is not None:
         given = load_settings(args.config, args.overrides)
     run_dir, back_to = resumed_place(args.resume)
@@ -158,9 +162,29 @@ def _resumed(args: argparse.Namespace, session: Session) -> OpenedSettings:
     # Before a run has started nothing is recorded, and --config names code as for a new one.
     if store.has_started or args.config is None:
         notes += refuse_other_code(store, task_code(given), given.directory)
-    kept, said = recorded["resolved"], tuple(notes)
+    kept, said = with_teacher_now(store, recorded, model_dir), tuple(notes)
     opened = OpenedSettings(given, model_dir, store, run_dir, kept, evaluated, back_to, notes=said)
     return opened if store.has_started or evaluated is not None else with_start(opened)
+
+
+def _refuse_other_method(store: RunStore, overrides: list[str]) -> None:
+    """Raise `ConfigError` where --set gives a run another method than it has, or settings of one:
+    what these may be together is told of new runs."""
+    recorded = store.settled_config()["config"]
+    was = recorded.get("method", ADDED_SINCE["method"])
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        group = key.partition(".")[0]
+        is_other = group in METHOD_GROUPS and group != was
+        if group == "method" and with_overrides({}, [override]).get("method") != was:
+            is_other = True
+        if is_other:
+            raise ConfigError(
+                f"{store.run_dir}: --set {key}: the run was started with method {was}, and neither "
+                "its method nor what belongs to one can change when it is resumed. Leave it out; "
+                "or start a new run with another method, which may start from this run's weights "
+                f'("start_from": "{store.run_dir}@best").'
+            )
 
 
 def _refuse_going_back(key: str, store: RunStore, back_to: int) -> None:

@@ -34,7 +34,7 @@ class EnvironmentRow:
     cookbook's renderers take them, and belong to the environment alone."""
 
     question: str  # the turn that is answered
-    reference: str  # what the row answers
+    reference: str | None  # what the row answers; None where it only asks
     topic: str | None
     messages: list[Message]
     seed: int  # of this conversation, for whatever is left to chance

@@ -80,7 +80,7 @@ def load_pairs(name: str, path: Path, columns: Mapping[str, str] | None = None) 
     others. Exact duplicates count once.
     """
     source = Source(path.name, path, columns=columns or {})
-    data = load_examples([source], on_bad_row="stop", pairs=True)
+    data = load_examples([source], on_bad_row="stop", holds="pairs")
     left_out = [row for row in data.dropped if row.kind != "duplicate"]
     if left_out:
         first, num = left_out[0], len(left_out)

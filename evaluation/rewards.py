@@ -30,7 +30,8 @@ from user_code.own_graders import (
 if TYPE_CHECKING:
     from inspect_ai.scorer import Scorer
 
-Judge = Callable[[str, str, str], Awaitable[Verdict]]  # of the question, the answer, the reference
+# Of the question, the answer, and the row's own answer, where it has one.
+Judge = Callable[[str, str, str | None], Awaitable[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,12 @@ class Reward:
     name: str
     judge: Judge
     code: Mapping[str, str] = field(default_factory=dict)
+    needs_reference: bool = True  # it compares with the row's own answer
 
-    def problem_with(self, reference: str) -> str | None:
+    def problem_with(self, reference: str | None) -> str | None:
         """Why no answer can be held against a row's own; None where it can."""
+        if reference is None:
+            return "there is none to compare with" if self.needs_reference else None
         return problem_with(self.name, reference) if self.name in GRADERS else None
 
 
@@ -60,7 +64,10 @@ def load_reward(name: str, where: Path, file: Path | None) -> Reward:
             return Reward(name, _by_scorer(where, name, held), code)
         function = usable(where, name, held, kind="reward")
         return Reward(
-            name, _by_own(OwnGrader(name, function, loaded.modules, is_reward=True)), code
+            name,
+            _by_own(OwnGrader(name, function, loaded.modules, is_reward=True)),
+            code,
+            needs_reference=False,
         )
     if "/" in name:
         from inspect_ai._util.registry import registry_lookup
@@ -76,28 +83,30 @@ def load_reward(name: str, where: Path, file: Path | None) -> Reward:
     )
 
 
-def check_reward(reward: Reward, question: str, reference: str, where: str) -> float:
-    """What a row's own answer is worth. Raises `ConfigError` where it cannot be told; `where` names
-    the row."""
+def check_reward(reward: Reward, question: str, reference: str | None, where: str) -> float:
+    """What a row's own answer is worth, or, where it has none, its question as an answer. Raises
+    `ConfigError` where it cannot be told; `where` names the row."""
     with keeping_the_place():
         verdict = waited_for(_judged(reward, question, reference))
     if verdict.problem is not None:
+        tried = "own answer" if reference is not None else "question, given as an answer,"
         raise ConfigError(
-            f"rl.reward: it gives nothing for the row's own answer in {where}: {verdict.problem}. "
+            f"rl.reward: it gives nothing for the row's {tried} in {where}: {verdict.problem}. "
             "Mend it, or name another."
         )
     return verdict.score
 
 
-async def _judged(reward: Reward, question: str, reference: str) -> Verdict:
-    return await reward.judge(question, reference, reference)
+async def _judged(reward: Reward, question: str, reference: str | None) -> Verdict:
+    return await reward.judge(question, question if reference is None else reference, reference)
 
 
 # --- the kinds ------------------------------------------------------------------------------------
 
 
 def _by_grader(name: str) -> Judge:
-    async def judge(question: str, answer: str, reference: str) -> Verdict:
+    async def judge(question: str, answer: str, reference: str | None) -> Verdict:
+        assert reference is not None, "a row without one is refused"
         try:
             return Verdict(float(await grade(name, answer, [reference])))
         except NotJudged as error:
@@ -107,8 +116,8 @@ def _by_grader(name: str) -> Judge:
 
 
 def _by_own(own: OwnGrader) -> Judge:
-    async def judge(question: str, answer: str, reference: str) -> Verdict:
-        return await own.verdict(answer, [reference])
+    async def judge(question: str, answer: str, reference: str | None) -> Verdict:
+        return await own.verdict(answer, [] if reference is None else [reference])
 
     return judge
 
@@ -138,7 +147,8 @@ def _by_scorer(where: Path, name: str, make: Callable[[], Scorer]) -> Judge:
             f"{where}: rl.reward {name} cannot be made without arguments: {said}. Give it defaults."
         ) from error
 
-    async def judge(question: str, answer: str, reference: str) -> Verdict:
+    async def judge(question: str, answer: str, reference: str | None) -> Verdict:
+        assert reference is not None, "a row without one is refused"
         state = TaskState(
             model=ModelName("none/trained"),
             sample_id=1,

@@ -19,6 +19,7 @@ KINDS = {
     "no_loss_tokens": "nothing in it to train on",
     "tie": "neither answer is better than the other",
     "unpaired": "a marked answer without one of the other kind to its prompt",
+    "opposite": "a pair that stands the other way round as well",
 }
 
 # Where it is not only by wrong answers to the questions of evaluations.

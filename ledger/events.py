@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from errors import RunStoreError
 from ledger.records import Checkpoint, Origin, Stamp, WeightsPath
+from scores.reward_course import RoundRewards
 from storage.stored_json import Count, Measure, Share, parse_object, record_of
 
 Event = dict[str, Any]
@@ -166,10 +167,17 @@ class _Decided(_OfRound):
     lr_multiplier: Measure
     best_round: Count
     num_missed_gates: Count
+    to_start: bool = False
+
+
+def _checked_rewards(data: dict[str, Any]) -> dict[str, Any]:
+    record_of(RoundRewards, data)
+    return data
 
 
 class _Diagnosed(_OfRound):
     sentence: str
+    rewards: Annotated[dict[str, Any], AfterValidator(_checked_rewards)] | None = None
 
 
 class _Topics(_OfRound):

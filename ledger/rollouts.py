@@ -88,7 +88,7 @@ class RolledGroup:
 
     example_id: str
     question: str
-    reference: str  # what the row answers
+    reference: str | None  # what the row answers; None where it only asks
     samples: Annotated[list[RolledSample], Field(min_length=1)]
     is_used: bool = True
     num_tries: Annotated[int, Field(ge=1)] = 1  # groups sampled until this one, which was kept

@@ -312,8 +312,8 @@ class RunStore(SealedEvaluations):
             num_prompt_tokens=loss.num_prompt_tokens,
         )
 
-    def record_diagnosis(self, round_no: int, sentence: str, kinds: Sequence[str]) -> None:
-        self.append("diagnosed", round=round_no, sentence=sentence, kinds=list(kinds))
+    def record_diagnosis(self, round_no: int, said: str, kinds: Sequence[str], **told: Any) -> None:
+        self.append("diagnosed", round=round_no, sentence=said, kinds=list(kinds), **told)
 
     def record_topics(self, round_no: int, reports: Sequence[TopicReport]) -> None:
         """How each topic stands after a round, the weakest first."""

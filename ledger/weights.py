@@ -13,6 +13,7 @@ from typing import Any, Literal
 from errors import RunStoreError
 from ledger.records import Checkpoint, SavedWeights, Stamp, WeightsPath
 from ledger.run_directory import Event, RunDirectory, now
+from scores.decision import Decision
 from storage.files import append_line, read_lines
 from storage.journal import Journal
 from storage.stored_json import parse_object, record_of
@@ -208,8 +209,10 @@ class SavedWeightsRecords(RunDirectory):
         rounds: list[int] = []
         while round_no > 0:
             decided = self._last("decided", round_no - 1)
-            is_rollback = decided is not None and decided["action"] == "rollback"
-            round_no = decided["best_round"] if decided and is_rollback else round_no - 1
+            if decided is None:
+                round_no -= 1
+            else:
+                round_no = self._record(Decision, decided).goes_on_from
             rounds.append(round_no)
         return rounds[::-1]
 

@@ -64,6 +64,11 @@ class Example:
     rejected: Message | None = None  # of a pair: what the last message is preferred to
 
     @property
+    def has_answer(self) -> bool:
+        """Whether its last message is an answer; else it holds what is asked alone."""
+        return self.messages[-1].role == "assistant"
+
+    @property
     def turns(self) -> tuple[tuple[str, str], ...]:
         """(role, all that is said) of each message, and of the rejected answer after them."""
         said = self.messages if self.rejected is None else (*self.messages, self.rejected)

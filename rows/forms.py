@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from rows.examples import Message, Record, make_record
 from rows.row_keys import (
+    ANSWER_KEYS,
     CALL_ROLES,
     CONTEXT,
     CONTEXT_KEYS,
@@ -23,6 +24,8 @@ from rows.row_keys import (
     MAX_WEIGHT,
     MIN_WEIGHT,
     PAIRS,
+    PROMPT_SHAPES,
+    QUESTION_KEYS,
     REASONING_KEYS,
     REFUSED,
     REFUSED_IN_MESSAGE,
@@ -62,8 +65,11 @@ class Reading(NamedTuple):
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def read_form(fields: Mapping[str, Any]) -> Reading:
-    """What a row trains on. Raises `ValueError` with the reason where it is no training row."""
+def read_form(fields: Mapping[str, Any], *, may_ask: bool = False) -> Reading:
+    """What a row trains on; with `may_ask` it may hold what is asked, and no answer.
+
+    Raises `ValueError` with the reason where it is no training row.
+    """
     plain = _plain(fields)
     if plain is not None:
         return plain
@@ -79,12 +85,19 @@ def read_form(fields: Mapping[str, Any]) -> Reading:
         used.add(key)
         _refuse_context_elsewhere(given, messages)
     else:
-        pair = _pair_of(fields, given)
-        used |= {*pair, *CONTEXT_KEYS, "history", *REASONING_KEYS}
-        asked, answered = _asked(given, pair, unused), _answered(given, pair, unused)
+        alone = _question_alone(given) if may_ask else None
+        if alone is None:
+            pair = _pair_of(fields, given, PROMPT_SHAPES if may_ask else SHAPES)
+            used |= {*pair, *CONTEXT_KEYS, "history", *REASONING_KEYS}
+            asked, answered = _asked(given, pair, unused), _answered(given, pair, unused)
+        else:
+            used |= {alone, *CONTEXT_KEYS, "history"}
+            asked, answered = _asked(given, (alone, None), unused), ()
         messages = (*_history(given.get("history")), *asked, *answered)
     messages = _with_system(given, messages)
-    _refuse_incomplete(messages)
+    _refuse_incomplete(messages, may_ask=may_ask)
+    if messages[-1].role != "assistant":
+        _refuse_answer_elsewhere(given, used)
     weight = _weight(given, unused, "")
     record = make_record(
         messages, _topic(given.get("topic")), tools_of(given), 1.0 if weight is None else weight
@@ -182,8 +195,25 @@ def _refuse_context_elsewhere(given: Mapping[str, Any], messages: Sequence[Messa
             raise ValueError(f'"{key}" stands beside the messages and not in them: {CONTEXT}')
 
 
-def _refuse_incomplete(messages: tuple[Message, ...]) -> None:
-    if messages[-1].role != "assistant":
+def _question_alone(given: Mapping[str, Any]) -> str | None:
+    """The key of what is asked, in a row that has no answer to it; None where it has one."""
+    if any(asked in given and answered in given for asked, answered in PAIRS):
+        return None
+    return next((key for key in QUESTION_KEYS if key in given), None)
+
+
+def _refuse_answer_elsewhere(given: Mapping[str, Any], used: Collection[str]) -> None:
+    """A row is one without an answer where no key of it may hold one."""
+    found = next((key for key in ANSWER_KEYS if key in given and key not in used), None)
+    if found is not None:
+        raise ValueError(
+            f'"{found}" may hold the answer, and is not read as one beside what is asked: call the '
+            'two "instruction" and "output", make it the last message, or take it out'
+        )
+
+
+def _refuse_incomplete(messages: tuple[Message, ...], *, may_ask: bool) -> None:
+    if messages[-1].role != "assistant" and not (may_ask and messages[-1].role != "system"):
         raise ValueError("the last message is not the assistant's, so there is nothing to train on")
     if not any(message.role == "user" for message in messages):
         raise ValueError("there is no user message")
@@ -197,7 +227,7 @@ def _topic(value: Any) -> str | None:
     return str(value) if is_number else text_of(value, '"topic"')
 
 
-def _pair_of(fields: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, str]:
+def _pair_of(fields: Mapping[str, Any], given: Mapping[str, Any], shapes: str) -> tuple[str, str]:
     """The keys of the question and the answer. Raises `ValueError` where there are none."""
     for pair in PAIRS:
         if pair[0] in given and pair[1] in given:
@@ -210,10 +240,12 @@ def _pair_of(fields: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, 
         if fields.get(key) is not None:
             raise ValueError(f'"{key}" is not a list with at least one message')
     found = ", ".join(sorted(map(str, fields))[:8]) or "none"
-    raise ValueError(f"expected {SHAPES}, found keys: {found}")
+    raise ValueError(f"expected {shapes}, found keys: {found}")
 
 
-def _asked(given: Mapping[str, Any], pair: tuple[str, str], unused: set[str]) -> Sequence[Message]:
+def _asked(
+    given: Mapping[str, Any], pair: tuple[str, str | None], unused: set[str]
+) -> Sequence[Message]:
     """What comes before the answer of a pair: a question with its context, or messages."""
     asked = _messages_or_text(given, pair)[0]
     context = [key for key in CONTEXT_KEYS if key in given and key not in pair]
@@ -240,15 +272,15 @@ def _answered(
     return (Message("assistant", text_of(answered, f'"{pair[1]}"'), reasoning=_reasoning(given)),)
 
 
-def _messages_or_text(given: Mapping[str, Any], pair: tuple[str, str]) -> tuple[Any, Any]:
-    """Both sides of a pair. Two texts that are JSON lists of messages, as Parquet and CSV have
-    TRL's form, are these; any other text is itself, also where it is JSON."""
-    asked, answered = given[pair[0]], given[pair[1]]
-    if pair == ("prompt", "completion") and isinstance(asked, str) and asked.lstrip()[:1] == "[":
-        read = decoded(asked), decoded(answered)
-        if all(is_messages(one) for one in read):
-            return read
-    return asked, answered
+def _messages_or_text(given: Mapping[str, Any], pair: tuple[str, str | None]) -> tuple[Any, Any]:
+    """Both sides of a pair, or what is asked alone. Texts that are JSON lists of messages, as
+    Parquet and CSV have TRL's form, are these; any other text is itself, also where it is JSON."""
+    sides = [given[key] for key in pair if key is not None]
+    is_trl = pair in (("prompt", "completion"), ("prompt", None))
+    if is_trl and isinstance(sides[0], str) and sides[0].lstrip()[:1] == "[":
+        read = [decoded(one) for one in sides]
+        sides = read if all(is_messages(one) for one in read) else sides
+    return sides[0], sides[-1]
 
 
 def is_messages(value: Any) -> bool:

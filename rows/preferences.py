@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from rows.examples import Message, Record, make_record
+from rows.examples import Example, Message, Record, make_record
 from rows.forms import Reading, given_of, is_messages, marks_of, read_form
 from rows.places import first_words
 from rows.row_keys import (
@@ -252,6 +252,34 @@ def _refuse_prompt_elsewhere(prompt: Any, whole: list[Any]) -> None:
         stands = any(str(prompt).strip() in one for one in said)
     if not stands:
         raise ValueError('"prompt" does not stand in the conversations of chosen and rejected')
+
+
+# --- pairs that contradict each other -------------------------------------------------------------
+
+
+def opposites(pairs: Sequence[Example]) -> dict[int, int]:
+    """Of pairs that are there the other way round as well, to the same prompt, the positions, each
+    with that of the first one that says the opposite."""
+    by_sides: dict[bytes, list[int]] = {}
+    for position, pair in enumerate(pairs):
+        by_sides.setdefault(_either_way(pair), []).append(position)
+    found: dict[int, int] = {}
+    for positions in by_sides.values():
+        first: dict[Message, int] = {}  # by what is chosen
+        for position in positions:
+            first.setdefault(pairs[position].messages[-1], position)
+        if len(first) > 1:
+            for position in positions:
+                chosen = pairs[position].messages[-1]
+                found[position] = next(at for said, at in first.items() if said != chosen)
+    return found
+
+
+def _either_way(pair: Example) -> bytes:
+    """A digest of a prompt and both answers to it, in whichever order."""
+    assert pair.rejected is not None, "it is a pair"
+    sides = (make_record((one,), None).key for one in (pair.messages[-1], pair.rejected))
+    return make_record(pair.messages[:-1], None, pair.tools).key + b"".join(sorted(sides))
 
 
 # --- comparisons ----------------------------------------------------------------------------------

@@ -178,8 +178,7 @@ class Rendering:
         """What asks for an example's last answer, as the renderer takes it. Raises `ValueError`."""
         turns = turns_of(example, self._renderer, self._abilities)
         self._refuse_control_tokens(example)
-        last = max(i for i, (message, _) in enumerate(turns) if message["role"] == "assistant")
-        asked: Any = [message for message, _ in turns[:last]]
+        asked: Any = [message for message, _ in (turns[:-1] if example.has_answer else turns)]
         return asked
 
     def pieces_of(self, example_id: str, *, is_rejected: bool = False) -> Iterator[Piece]:
@@ -188,7 +187,7 @@ class Rendering:
         datum = self._side(example_id, is_rejected=is_rejected).datum
         weights = datum.loss_fn_inputs["weights"].to_numpy().tolist()
         tokens = zip(tokens_of(datum), [0.0, *weights], strict=True)
-        largest = max(weights)
+        largest = max(weights) or 1.0  # what is asked alone has no loss
         for weight, group in itertools.groupby(tokens, key=lambda one: one[1]):
             text = self._renderer.tokenizer.decode([token for token, _ in group])
             yield Piece(str(text), round(weight / largest, 4))
@@ -217,15 +216,23 @@ class Rendering:
         trained = _selected([message.role for message in example.messages], self.train_on_what)
         if any(m.calls and not one for m, one in zip(example.messages, trained, strict=True)):
             yield "calls without loss"
-        has_thought = answers[-1].reasoning is not None or CLOSE in answers[-1].content
+        last = example.messages[-1] if example.has_answer else None
+        has_thought = last is not None and (last.reasoning is not None or CLOSE in last.content)
         if has_thought and self._abilities.takes_reasoning:
             yield "reasoning"
         if any(self._tokenizer.controls_in(text) for text in _contents(example)):
             yield "control tokens"
 
     def _render(self, example: Example) -> RenderedExample:
+        import torch
         from tinker_cookbook.supervised.common import datum_from_model_input_weights
 
+        if not example.has_answer:  # shown, and sampled after
+            asked = self.prompt_of(example)
+            datum = datum_from_model_input_weights(
+                asked, torch.zeros(asked.length), max_length=None, reduction="none"
+            )
+            return RenderedExample(datum, self._info_of_prompt(example, asked))
         model_input, weights = self._build(example)
         info = self._info_of(example, model_input, weights)
         # Mean reduction: an example's weights sum to 1, so a long answer counts like a short one.
@@ -244,6 +251,8 @@ class Rendering:
 
         Raises `ValueError` for a row that cannot be trained on.
         """
+        if not example.has_answer:
+            return self._measure_prompt(example)
         sides = [example] if example.rejected is None else [example, other_side(example)]
         built = [self._build(one) for one in sides]
         infos = [self._info_of(example, *one) for one in built]
@@ -262,6 +271,22 @@ class Rendering:
             longest=max(info.num_tokens for info in infos),
             cut=tuple(info.truncated for info in infos),
         )
+
+    def _measure_prompt(self, example: Example) -> _Measured:
+        """What is known of a row that holds what is asked alone. Raises `ValueError`."""
+        length = self.prompt_of(example).length
+        if example.weight == 0:
+            raise _Unusable("no_loss_tokens", "its weight is 0")
+        if length >= self._max_seq_length:
+            raise _Unusable(
+                "no_loss_tokens",
+                f"what it asks has {length} tokens, which leaves an answer no room within "
+                f"max_seq_length {self._max_seq_length}",
+            )
+        return _Measured(length, 0, length, (False,))
+
+    def _info_of_prompt(self, example: Example, asked: tinker.ModelInput) -> DatumInfo:
+        return DatumInfo(example.id, asked.length, 0, False, example.weight)
 
     def _are_same(self, one: tinker.ModelInput, other: tinker.ModelInput) -> bool:
         """Whether two conversations are the same tokens as far as they are trained."""

@@ -12,14 +12,17 @@ from typing import Any
 from rows.tool_calls import TOOL_KEYS
 
 PAIRS = (("instruction", "output"), ("prompt", "completion"), ("input", "output"))
+QUESTION_KEYS = ("prompt", "instruction", "question", "input")  # where a row may hold no more
 CONTEXT_KEYS = ("input", "context")
 TEXT_KEYS = {  # where JSON text is a text like any other
-    *(key for pair in PAIRS for key in pair), "context", "content", "value", "topic", "system",
-    "system_prompt", "system_message", "reasoning_content", "reasoning", "thinking",
+    *(key for pair in PAIRS for key in pair), "question", "context", "content", "value", "topic",
+    "system", "system_prompt", "system_message", "reasoning_content", "reasoning", "thinking",
 }  # fmt: skip
 SHAPES = (
     '"messages", "conversations", "instruction"+"output", "prompt"+"completion" or "input"+"output"'
 )
+PROMPT_SHAPES = f'{SHAPES}, or what is asked alone: "prompt", "instruction", "question", "input", '
+PROMPT_SHAPES += "or messages that end with the user's"
 ROLES = {  # the names that files in the wild use, in lower case
     "system": "system",
     "developer": "system",
@@ -141,6 +144,7 @@ SYNONYMS = {  # what public files call these, the likeliest first
         "a",
     ),
 }
+ANSWER_KEYS = (*SYNONYMS["output"], "answers", "targets", "reference", "ground_truth", "expected")
 TEXT_PARTS = ("text", "input_text", "output_text")
 THINKING_PARTS = ("thinking", "reasoning")
 
@@ -157,6 +161,11 @@ USED_IN_A_ROW = {
     "`instruction` + `output`, `prompt` + `completion`, `input` + `output`": (
         "a question and its answer; `prompt` and `completion` may be lists of messages, and then "
         "answers in the prompt carry no loss"
+    ),
+    _shown(QUESTION_KEYS): (
+        "alone, or messages that end with the user's: what is asked, in a row without an answer, "
+        "with method `rl` or `distill`; refused beside a key that may hold the answer ("
+        f"{_shown(ANSWER_KEYS)})"
     ),
     "`input`, `context`": (
         "beside a question and an answer: appended to the question; beside a conversation it has "

@@ -10,6 +10,10 @@ A round that does not pass multiplies the learning rate by `lr_decay`. The best 
 that passed, or else the one with the highest score among those whose guards hold, the earlier one
 of equals; it is what the run recommends, not the last. Where it scores lower than what the run
 began with, the sentence says so.
+
+A round that is worse than the best beyond noise, or breaks a guard, is gone back on. The best is
+then the best of all that was evaluated: what the run began with, where every trained round is
+below it or breaks a guard.
 """
 
 from __future__ import annotations
@@ -88,10 +92,18 @@ class Decision:
     lr_multiplier: float
     best_round: int
     num_missed_gates: int  # so far, this round included; the k of the learning-rate formula
+    to_start: bool = False  # of a rollback: to what the run began with, not to the best round
 
     @property
     def stops(self) -> bool:
         return self.action not in ("continue", "rollback")
+
+    @property
+    def goes_on_from(self) -> int:
+        """The round whose weights the next one is trained on from."""
+        if self.action != "rollback":
+            return self.round
+        return 0 if self.to_start else self.best_round
 
 
 def decide(
@@ -128,7 +140,7 @@ def decide(
     end = _end(history, spent, gate, champion)
     if end is not None:
         return _ended(history, end, gate, best, missed)
-    fallen = _fall(history, best, gate)
+    fallen = _fall(history, gate)
     head = "Not passed" if _is_reached(result, gate) else "Score below threshold"
     going_on = f"Learning rate times {gate.lr_decay:g}, preparing round {result.round + 1}."
     multiplier = gate.lr_decay
@@ -138,8 +150,9 @@ def decide(
             f"All rounds are trained (gate.stop is false), preparing round {result.round + 1}."
         )
     if fallen is not None:
-        sentence = f"{head}: {why_not}. {fallen} {going_on}"
-        return Decision(result.round, "rollback", sentence, multiplier, best, missed)
+        sentence = f"{head}: {why_not}. {fallen.why} {going_on}"
+        to_start = fallen.to == 0
+        return Decision(result.round, "rollback", sentence, multiplier, best, missed, to_start)
     sentence = f"{head}: {why_not}. {going_on}"
     return Decision(result.round, "continue", sentence, multiplier, best, missed)
 
@@ -389,22 +402,51 @@ def _if_below_baseline(recommended: EvalResult, baseline: EvalResult, gate: Gate
     return f"; round {recommended.round} is below {gate.baseline} ({numbers})"
 
 
-def _fall(history: Sequence[EvalResult], best: int, gate: Gate) -> str | None:
-    """Why to go back to the best round: the last is worse beyond noise, or broke a guard."""
-    last = history[-1]
-    if not gate.rollback or best in (0, last.round):
+class _Fall(NamedTuple):
+    to: int  # the round to go back to
+    why: str
+
+
+def _fall(history: Sequence[EvalResult], gate: Gate) -> _Fall | None:
+    """Where to go back to, and why: the last round is worse than the best beyond noise, or broke a
+    guard that the best holds."""
+    last, first = history[-1], history[0]
+    if not gate.rollback:
         return None
-    best_result = next(result for result in history if result.round == best)
-    guard = broken_guard(last, history[0], gate)
-    if guard is not None and broken_guard(best_result, history[0], gate) is None:
-        return f"Back to round {best}: {guard}."
-    change = gate_change(last, best_result, 1 - 2 * gate.alpha)
-    if change.interval is None or change.interval.high >= 0:
-        return None
-    return (
-        f"Back to round {best} ({best_result.score:.4f}), which this round is worse than beyond "
-        f"noise ({_signed(change.mean, change.interval)})."
-    )
+    guard = broken_guard(last, first, gate)
+    for target in _worth_going_back_to(history, gate):
+        if target is last:
+            continue
+        numbers = f"({target.score:.4f})"
+        name = f"round {target.round}"
+        if target is first:
+            name, numbers = gate.baseline, f"(round 0, {target.score:.4f})"
+        if guard is not None and broken_guard(target, first, gate) is None:
+            return _Fall(target.round, f"Back to {name}: {guard}.")
+        change = gate_change(last, target, 1 - 2 * gate.alpha)
+        if change.interval is not None and change.interval.high < 0:
+            return _Fall(
+                target.round,
+                f"Back to {name} {numbers}, which this round is worse than beyond noise "
+                f"({_signed(change.mean, change.interval)}).",
+            )
+    return None
+
+
+def _worth_going_back_to(history: Sequence[EvalResult], gate: Gate) -> list[EvalResult]:
+    """What a rollback may go back to, the best first: the best trained round, and before it what
+    the run began with, where that is better."""
+    start = history[0]
+    trained = next(one for one in history if one.round == best_round(history, gate))
+    return [start, trained] if is_start_best(history, gate) else [trained]
+
+
+def is_start_best(history: Sequence[EvalResult], gate: Gate) -> bool:
+    """Whether nothing that was trained is as good as what the run began with: every round whose
+    guards hold is below it."""
+    start = history[0]
+    trained = next(one for one in history if one.round == best_round(history, gate))
+    return is_below_baseline(trained, start) or broken_guard(trained, start, gate) is not None
 
 
 def _signed(value: float, interval: Interval | None) -> str:

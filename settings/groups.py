@@ -313,7 +313,8 @@ class GateSettings(Settings):
     )
     rollback: bool = Field(
         default=True,
-        description="go on from the best round when one is worse beyond noise or breaks a guard",
+        description="go back to the best evaluated round, the baseline included, when one is worse "
+        "beyond noise or breaks a guard",
     )
     stop: bool = Field(
         default=True,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scores.decision import Decision, Gate, Spent, best_round, decide, flaw_warning
+from scores.decision import Decision, Gate, Rule, Spent, best_round, decide, flaw_warning
 from scores.intervals import wilson_interval
 from scores.resolution import TaskSize, describe_gate
 from scores.results import EvalResult, Measured, Role, SampleResult, eval_result, task_result
@@ -58,7 +58,8 @@ def verdict(*percents: int, gate: Gate = GATE, steps: int = 5, **spent: Any) -> 
         ([2, 75], 5, "stop_passed", 1.0, 1, 0),  # the threshold itself passes
         ([2, 45, 74], 10, "continue", 0.6, 2, 2),
         ([2, 45, 70, 60], 15, "stop_rounds", 1.0, 2, 3),  # best is not the last
-        ([90, 45, 45], 10, "continue", 0.6, 1, 2),  # a tie goes to the earlier round
+        ([40, 45, 45], 10, "continue", 0.6, 1, 2),  # a tie goes to the earlier round
+        ([90, 45, 45], 10, "rollback", 0.6, 1, 2),  # what the run began with is better than both
         ([2, 45, 50], 1000, "stop_budget", 1.0, 2, 2),
         ([2, 45, 70, 80], 15, "stop_passed", 1.0, 3, 2),
         ([2, 70, 30], 10, "rollback", 0.6, 1, 2),  # worse beyond noise
@@ -150,7 +151,7 @@ def test_paired_asks_for_threshold_and_gain(
     ("guard", "action", "clause"),
     [
         (17, "stop_passed", "Target met"),  # down by exactly what is allowed
-        (16, "continue", "guard g fell by 0.1000 from 0.9000 (allowed 0.05, n=20)"),
+        (16, "rollback", "guard g fell by 0.1000 from 0.9000 (allowed 0.05, n=20)"),
         (None, "stop_passed", "Target met"),  # the loop measures it before it lets the run stop
     ],
 )
@@ -289,9 +290,42 @@ def test_a_round_that_broke_a_guard_is_no_champion_of_the_plateau() -> None:
 
 
 def test_there_is_no_going_back_to_a_round_that_broke_the_guard_too() -> None:
+    """Where all have, the guard holds of what the run began with alone."""
     gate = replace(GATE, guards={"g": 0.05})
     history = [result(0, 2, guard=18), result(1, 60, guard=5), result(2, 58, guard=5)]
-    assert decide(history[:-1], history[-1], Spent(steps=5), gate).action == "continue"
+    decision = decide(history[:-1], history[-1], Spent(steps=5), gate)
+    assert (decision.action, decision.goes_on_from, decision.best_round) == ("rollback", 0, 1)
+    assert "Back to the untouched model: guard g fell by" in decision.sentence
+
+
+@pytest.mark.parametrize(
+    ("percents", "back_to"),
+    [
+        ([70, 30], 0),
+        ([70, 69], None),  # not beyond noise
+        ([70, 50, 20], 0),  # the best of all, not the best of what was trained
+        ([70, 70, 20], 1),  # as good as the start, and trained
+        ([70, 72, 30], 1),
+        ([70, 30, 68], None),
+        ([2, 1], None),
+    ],
+)
+@pytest.mark.parametrize("rule", ["mean", "lower_bound", "paired"])
+def test_the_best_that_a_round_may_go_back_to_is_what_the_run_began_with(
+    percents: list[int], back_to: int | None, rule: Rule
+) -> None:
+    started = replace(GATE, rule=rule, baseline="runs/p@best", threshold=0.95)
+    decision = verdict(*percents, gate=started)
+    if back_to is None:
+        assert (decision.action, decision.goes_on_from) == ("continue", decision.round)
+        return
+    assert (decision.action, decision.goes_on_from) == ("rollback", back_to)
+    assert decision.best_round > 0  # which is what a run recommends: a round that it trained
+    if back_to == 0:
+        start = "Back to runs/p@best (round 0, 0.7000), which this round is worse than beyond noise"
+        assert start in decision.sentence
+    kept = verdict(*percents, gate=replace(started, rollback=False))
+    assert (kept.action, kept.goes_on_from) == ("continue", kept.round)
 
 
 def test_unknown_noise_is_no_plateau() -> None:

@@ -128,6 +128,39 @@ def test_ties_are_set_aside_and_marked_rows_are_paired_by_their_prompt() -> None
     assert sorted(one.line_no for one in reader.left()) == [2, 3, 5]
 
 
+def test_pairs_that_stand_the_other_way_round_as_well_are_left_out(tmp_path: Path) -> None:
+    """Whatever they weigh, and in whichever file; together they prefer neither answer."""
+    files = {
+        "a.jsonl": [pair(1), pair(2), pair(1, "no", "yes", weight=2), pair(3, "yes", "perhaps")],
+        "b.jsonl": [pair(2, "no", "yes"), pair(3), pair(1), pair(4, topic="t")],
+    }
+    sources = []
+    for name, rows in files.items():
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        sources.append(Source(name, tmp_path / name))
+    data = load_examples(sources, holds="pairs")
+    assert [(one.source, one.line_no) for one in data.examples] == [
+        ("a.jsonl", 4),
+        ("b.jsonl", 2),
+        ("b.jsonl", 4),
+    ]
+    assert data.dropped.counts == {"opposite": 4, "duplicate": 1}
+    said = {(row.file, row.line_no): row.reason for row in data.dropped if row.kind == "opposite"}
+    assert said == {
+        ("a.jsonl", 1): "line 3 prefers its answers the other way round",
+        ("a.jsonl", 2): "line 1 of b.jsonl prefers its answers the other way round",
+        ("a.jsonl", 3): "line 1 prefers its answers the other way round",
+        ("b.jsonl", 1): "line 2 of a.jsonl prefers its answers the other way round",
+    }
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, [pair(1), pair(1, "no", "yes")])))
+    with pytest.raises(DataError, match="2 stand the other way round as well"):
+        load_examples([Source("c.jsonl", tmp_path / "c.jsonl")], holds="pairs")
+    with (tmp_path / "c.jsonl").open("a") as file:
+        file.write("\n" + json.dumps(pair(5)))
+    with pytest.raises(DataError, match=r"line 1: line 2 prefers .* held-out pairs are never"):
+        load_pairs("pref:c.jsonl", tmp_path / "c.jsonl")
+
+
 def test_keys_that_nothing_uses_are_named() -> None:
     placed = read({**pair(1), "score_chosen": 7, "messages": [Q, A]})
     assert isinstance(placed, Placed)
@@ -138,7 +171,7 @@ def test_an_id_covers_both_answers_and_those_of_other_rows_are_as_ever(tmp_path:
     file = tmp_path / "pairs.jsonl"
     rows = [pair(1), pair(1, "yes", "never"), pair(1), pair(2, "x", "x"), pair(3, weight=2)]
     file.write_text("\n".join(map(json.dumps, rows)))
-    data = load_examples([Source("pairs.jsonl", file)], pairs=True)
+    data = load_examples([Source("pairs.jsonl", file)], holds="pairs")
     assert dict(data.dropped.counts) == {"duplicate": 1, "tie": 1}
     assert len(set(data.examples.ids)) == 3 and data.examples[2].weight == 2
     table = ExampleTable(data.examples)  # as it comes out again
@@ -162,7 +195,7 @@ def test_supervised_training_says_which_method_takes_pairs(tmp_path: Path) -> No
 def rendered(tmp_path: Path, model_dir: Path, rows: list[dict], max_length: int = 64) -> Any:
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    data = load_examples([Source("rows.jsonl", file)], pairs=True)
+    data = load_examples([Source("rows.jsonl", file)], holds="pairs")
     rendering = Rendering(load_renderer("llama3", str(model_dir)), max_length)
     return rendering, rendering.render_all(data.examples)
 

@@ -103,6 +103,27 @@ def test_a_moved_project_goes_on_and_is_evaluated(
     assert "this evaluation is finished" in capsys.readouterr().err
 
 
+def test_a_teacher_is_found_where_it_was_moved_to_with_the_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert run("qa", "runs/T") == 0
+    distill = {"way": "on_policy", "teacher": "runs/T@best", "max_tokens": 2}
+    settings = {**SETTINGS, "method": "distill", "distill": distill, "eval_tasks": ["qa:q.jsonl"]}
+    (project / "taught.json").write_text(json.dumps(settings))
+    assert run("taught", "runs/S") == 0
+    there = moved(project, monkeypatch)
+    assert main(["--resume", str(there / "runs/S"), "--set", "max_rounds=2"]) == 0
+    store = RunStore.open(there / "runs/S")
+    assert store.checkpoint(2) is not None
+    # without it the error says where it is to be
+    shutil.move(there / "runs/T", there / "T")
+    capsys.readouterr()
+    assert main(["--resume", str(there / "runs/S"), "--set", "max_rounds=3"]) == 2
+    said = capsys.readouterr().err
+    assert f"{project / 'runs/T'}: the run of the teacher, runs/T@best" in said
+    assert "Move its directory to this place" in said
+
+
 def test_code_is_recorded_by_its_place_in_the_project(project: Path) -> None:
     assert run("inspect", "runs/I") == 0
     manifest = (project / "runs/I/data_manifest.json").read_text()

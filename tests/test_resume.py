@@ -325,6 +325,40 @@ def test_a_state_that_is_gone_is_named_with_what_is_still_there(
     assert same_bits(workspace.weights("run", 3), workspace.weights("whole", 3))
 
 
+METHODS: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "dpo": {"train_file": "pairs.jsonl", "mining": {"pool_file": None}},
+    "rl": {"rl": {"reward": "includes", "group_size": 2, "max_tokens": 2}},
+    "distill": {"distill": {"way": "on_policy", "teacher": "PATH", "max_tokens": 2}},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neither_the_method_nor_what_belongs_to_another_changes_on_resumption(
+    workspace: Workspace, llama_dir: Path, capsys: pytest.CaptureFixture, method: str
+) -> None:
+    """With --set alone and beside --config; no other setting is said to be wrong."""
+    pairs = [{"prompt": f"Say {i}", "chosen": "a", "rejected": "b"} for i in range(4)]
+    workspace.write_rows("pairs.jsonl", pairs)
+    changes = json.loads(json.dumps(METHODS[method]).replace("PATH", str(llama_dir)))
+    if method == "distill":  # what the student is itself, but for what it hears
+        changes["distill"]["teacher_prompt"] = "Say x."
+    workspace.settings |= {"max_rounds": 1, "steps_per_round": 1, "method": method, **changes}
+    assert workspace.run("run") == 0
+    config = ["--config", str(workspace.folder / "config.json")]
+    others = [name for name in METHODS if name != method]
+    sets = [f"method={other}" for other in others]
+    sets += [f"{other}={{}}" for other in others if other != "sft"]
+    sets += [f"{other}.max_tokens=3" for other in others if other in ("rl", "distill")]
+    capsys.readouterr()
+    for index, one in enumerate(sets):
+        assert resume(workspace, "run", "--set", one, *(config if index % 2 else [])) == 2
+        said = capsys.readouterr().err
+        key = one.partition("=")[0]
+        assert f"--set {key}: the run was started with method {method}, and neither its" in said
+    assert resume(workspace, "run", "--set", f"method={method}", "--set", "max_rounds=1") == 0
+
+
 # --- what is kept where ---------------------------------------------------------------------------
 
 

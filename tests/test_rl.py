@@ -24,8 +24,6 @@ from loop.methods.rl import measures_of
 from loop.methods.rollouts import seed_of
 from rows.examples import Example, ExampleTable, Message
 from scores.learnable import Group, PassRate, is_resting, pass_rate, promise
-from scores.results import Measured, SampleResult, eval_result, task_result
-from scores.reward_course import RewardSteps, reward_course
 from test_loop import Workspace, row, same_bits, start, wait_for
 from trainer_with_eval import main
 
@@ -43,7 +41,7 @@ def nothing(answer, targets):
 def later_more(answer, targets):
     global calls
     calls += 1
-    return float(calls)
+    return float(calls > 24) + calls % 2 / 100
 
 def sometimes(answer, targets):
     global calls
@@ -289,6 +287,9 @@ def test_a_reward_that_rises_without_the_score_is_told_of(space: Workspace) -> N
     (found,) = space.store("run").events("diagnosed", 1)
     assert "reward_only" in found["kinds"]
     assert "the held-out score did not: it was 0.0000 and is 0.0000" in found["sentence"]
+    first, last = (found["rewards"][half] for half in ("first", "last"))
+    assert first["mean"] < 0.3 and last["mean"] > 0.9  # which later rounds go on by
+    assert first["num_prompts"] == last["num_prompts"] == 8
 
 
 def test_too_many_answers_without_a_reward_stop_the_run(
@@ -449,33 +450,6 @@ def test_a_round_draws_by_what_was_answered_right(strategy: Any) -> None:
 
 
 # --- what is said ---------------------------------------------------------------------------------
-
-
-def scored(round_no: int, score: float) -> Any:
-    sample = SampleResult("t/1", None, "q", ("x",), "y", score, False, False, None)
-    return eval_result(round_no, None, Measured((task_result("t", (sample,)),)), {})
-
-
-@pytest.mark.parametrize(
-    ("rewards", "before", "scores", "kinds"),
-    [
-        ([0.1, 0.1, 0.5, 0.5], [], (0.4, 0.3), ("reward_only",)),
-        ([0.5, 0.5, 0.5, 0.5], [0.1, 0.2], (0.4, 0.4), ("reward_only",)),
-        ([0.1, 0.1, 0.5, 0.5], [], (0.4, 0.5), ()),
-        ([0.1, 0.9, 0.2, 0.9], [], (0.4, 0.3), ()),
-        ([0.5], [], (0.4, 0.3), ()),
-    ],
-    ids=["within", "since", "with the score", "by chance", "one step"],
-)
-def test_what_is_said_of_rewards(
-    rewards: list[float], before: list[float], scores: tuple[float, float], kinds: tuple[str, ...]
-) -> None:
-    steps = RewardSteps(rewards, before, [1] * len(rewards))
-    found = reward_course(steps, scored(1, scores[0]), scored(2, scores[1]))
-    assert found.kinds == kinds
-    assert "the mean reward" in found.said
-    if kinds:
-        assert f"it was {scores[0]:.4f} and is {scores[1]:.4f}" in found.said
 
 
 def test_what_a_scorer_does_is_data_and_a_study_may_ask_it(tmp_path: Path) -> None:

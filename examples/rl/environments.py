@@ -18,7 +18,7 @@ class SecondTry(MessageEnv):
     """Right is what is the row's answer and nothing else."""
 
     def __init__(self, row: Any) -> None:
-        self.reference: str = row.reference
+        self.reference: str | None = row.reference  # None of a row that only asks
         self.messages: list[Message] = row.messages
         self.num_tries = 0
 

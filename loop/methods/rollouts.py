@@ -40,11 +40,11 @@ MAX_SEED = 2**31
 
 
 class Prompt(NamedTuple):
-    """What a row asks, up to its last answer, which is the reference."""
+    """What a row asks, up to its last answer, which is the reference, where it has one."""
 
     example_id: str
     question: str  # the turn that is answered
-    reference: str
+    reference: str | None
     tokens: tinker.ModelInput
     weight: float  # of the row, that its advantages are multiplied by
 

@@ -24,7 +24,7 @@ from evaluation.tasks import Asked, EvalTask
 from ledger.finding import config_file_of
 from ledger.store import TEST_FILE, RunStore
 from loop.planning.inputs import counted, first_of, shown
-from loop.planning.row_files import sources_of
+from loop.planning.row_files import holds_of, sources_of
 from rows.contamination import EvalTexts, Hit
 from rows.words import normalise
 from settings.groups import Sources
@@ -219,7 +219,8 @@ def _rows_in_files(run: RunStore) -> Iterator[_Row]:
         loaded = LoadedConfig(config, file, file.parent)
         for key, given in (("train_file", config.train_file), *_pool(config)):
             with contextlib.suppress(LoopError):
-                for one in load_examples(sources_of(loaded, key, given)).examples:
+                sources, holds = sources_of(loaded, key, given), holds_of(config.method)
+                for one in load_examples(sources, holds=holds).examples:
                     yield _Row(one.id, one.turns, f"{one.source} line {one.line_no}")
 
 

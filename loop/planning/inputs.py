@@ -184,6 +184,13 @@ def _set_aside(config: TrainingConfig) -> tuple[str, ...]:
 def _hold_out_share(config: TrainingConfig, data: LoadedData) -> tuple[ExampleTable, EvalTask]:
     """Take `data.val_share` out of the training rows, as a held-out task."""
     train, validation = split_validation(data.examples, config.data.val_share)
+    for example in validation:
+        if not example.has_answer:
+            raise DataError(
+                f"{example.source} line {example.line_no}: it has no answer, and data.val_share "
+                "holds rows out for the loss of their answers. Leave data.val_share out; "
+                "eval_tasks asks held-out questions."
+            )
     path = Path(str(data.files[0].source))
     work = HeldOutFile(SPLIT_TASK, path, validation.sha256, validation, is_split=True)
     every = config.evaluation.every.get(SPLIT_TASK, 1)

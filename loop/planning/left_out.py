@@ -26,6 +26,7 @@ MANY_NEAR = 5  # different rows that one question drops: it may be a template, a
 REASONS = {
     "duplicate": "already in the files",
     "near_duplicate": "nearly like another row",
+    "opposite": "standing the other way round as well",
 }
 ASKING = {
     "asks": "asking",

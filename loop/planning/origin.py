@@ -256,8 +256,9 @@ def weights_to_start_from(store: RunStore, choice: ServiceChoice) -> Path | None
     if not is_run(run_dir, origin.parent.run_id):
         raise RunStoreError(
             f"{store.run_dir}: the run starts from {origin.parent}, which is not at {run_dir} any "
-            "more, and it was ended before it had saved these weights itself. Put that run back, "
-            "or start a new run from other weights."
+            "more, nor where it would be, had both been moved together, and it was ended before it "
+            "had saved these weights itself. Move that run's directory to this place, and give the "
+            "command again; or start a new run from other weights."
         )
     return run_dir / "checkpoints"
 

@@ -40,24 +40,31 @@ def refuse_unfit_references(reward: Reward, rows: ExampleTable) -> None:
             raise DataError(
                 f"{example.source} line {example.line_no}: rl.reward is {reward.name}, and of the "
                 f"row's answer {problem}. Correct the row, leave it out, or set rl.reward to "
-                "another."
+                f"another{'' if example.has_answer else '; FILE.py@FUNCTION needs none'}."
             )
 
 
-def reference_of(example: Example) -> str:
-    """What a row answers in the end."""
-    return next(one.content for one in reversed(example.messages) if one.role == "assistant")
+def reference_of(example: Example) -> str | None:
+    """What a row answers in the end; None where it only asks."""
+    return example.messages[-1].content if example.has_answer else None
 
 
 def question_of(example: Example) -> str:
-    """The turn that a row answers in the end."""
-    last = max(i for i, one in enumerate(example.messages) if one.role == "assistant")
-    return example.messages[last - 1].text if last else ""
+    """The turn that a row answers, or is to answer, in the end."""
+    asked = example.messages[:-1] if example.has_answer else example.messages
+    return asked[-1].text if asked else ""
 
 
 def describe_reward(reward: Reward, rows: ExampleTable) -> Iterator[str]:
-    """Yield what a row's own answer is worth. Raises `ConfigError` where that cannot be told."""
-    first = rows[0]
-    where = f"{first.source} line {first.line_no}"
-    worth = check_reward(reward, question_of(first), reference_of(first), where)
-    yield f"reward: {reward.name}; the own answer of {where} is worth {worth:g}"
+    """Yield what a row's own answer is worth, or without one its question, given as an answer.
+    Raises `ConfigError` where that cannot be told."""
+    tried = next((one for one in rows if one.has_answer), rows[0])
+    where = f"{tried.source} line {tried.line_no}"
+    worth = check_reward(reward, question_of(tried), reference_of(tried), where)
+    what = "own answer" if tried.has_answer else "question, given as an answer,"
+    yield f"reward: {reward.name}; the {what} of {where} is worth {worth:g}"
+    if num_without := sum(not one.has_answer for one in rows):
+        yield (
+            f"train_file: {num_without} of {len(rows)} rows have no answer; for these "
+            f"{reward.name} gets an empty list"
+        )

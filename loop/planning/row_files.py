@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Collection
 
 from config_schema import LoadedConfig
-from data_loader import LoadedData, load_examples
+from data_loader import Holds, LoadedData, load_examples
 from errors import ConfigError
 from rows.examples import ExampleTable
 from rows.quality import Filters
 from rows.sources import HUB_PREFIX, Source, as_text, hub_name, is_saved_dataset
 from settings.groups import Sources
+from settings.method_groups import MethodName
 
 
 def sources_of(
@@ -51,6 +52,13 @@ def sources_of(
     return sources
 
 
+def holds_of(method: MethodName) -> Holds:
+    """What the rows of a method hold."""
+    if method == "dpo":
+        return "pairs"
+    return "answers" if method == "sft" else "prompts"
+
+
 def load_rows(
     loaded: LoadedConfig, key: str, given: Sources, beside: LoadedData | None = None
 ) -> LoadedData:
@@ -63,5 +71,5 @@ def load_rows(
         on_bad_row=data.on_bad_row,
         filters=Filters(data.min_words, data.max_words, data.max_repetition),
         near_duplicates_from=data.near_duplicates,
-        pairs=loaded.config.method == "dpo",
+        holds=holds_of(loaded.config.method),
     )

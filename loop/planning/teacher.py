@@ -122,8 +122,33 @@ def _digests(teacher: Teacher, model_path: str) -> dict[str, str]:
     return found
 
 
+def with_teacher_now(
+    store: RunStore, recorded: Mapping[str, Any], model_dir: Path | None
+) -> dict[str, Any]:
+    """What a run that goes on resolved when it began, with its teacher where that lies now: moved
+    or copied together with the run, or where it was. `model_dir` is the student's base model."""
+    kept = dict(recorded["resolved"])
+    if kept.get("teacher") is None:
+        return kept
+    teacher = record_of(Teacher, kept["teacher"])
+    run_dir, model_path = (
+        one if one is None else str(store.now_at(Path(one)))
+        for one in (teacher.run_dir, teacher.model_path)
+    )
+    if teacher.model_path == recorded["files"]["base_model"] and model_dir is not None:
+        model_path = str(model_dir)
+    return kept | {"teacher": asdict(replace(teacher, run_dir=run_dir, model_path=model_path))}
+
+
 def _as_it_began(teacher: Teacher, model_path: str) -> Teacher:
     """The teacher of a run that goes on. Raises `RunStoreError` where its files are others."""
+    run_dir = teacher.run_dir
+    if teacher.service == "embedded" and run_dir is not None and not Path(run_dir).is_dir():
+        raise RunStoreError(
+            f"{run_dir}: the run of the teacher, {teacher}, lay here when this run began, and is "
+            "neither here any more nor where it would be, had both been moved together. Move its "
+            "directory to this place, and give the command again; or start a new run."
+        )
     change = model_change(teacher.sha256, _digests(teacher, model_path))
     if change is not None:
         where = teacher.run_dir or teacher.model_path

@@ -22,7 +22,7 @@ async def decide_and_record(
         if gate.patience is not None:
             run.champion = champion_of([*earlier, result], gate, run.champion)
         decision = decide(earlier, result, spent(run, step), gate, run.champion)
-        best = decision.best_round
+        best = decision.best_round if decision.stops else decision.goes_on_from
         if decision.action == "continue" or all(t.name in results[best].names for t in guards):
             break
         results[best] = await evaluate(run, best, store.checkpoint(best), guards)

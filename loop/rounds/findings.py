@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from ledger.records import Checkpoint
+from loop.planning.methods import group_size
 from loop.rounds.run import Run, topics_for
+from loop.rounds.signals import rewards_in
 from scores.diagnosis import (
     Curves,
     PreferenceSteps,
@@ -17,7 +20,10 @@ from scores.diagnosis import (
 )
 from scores.limits import Metrics, check
 from scores.results import EvalResult
-from scores.reward_course import RewardSteps, reward_course
+from scores.reward_course import RewardSteps, RoundRewards, reward_course, round_rewards
+from storage.stored_json import record_of
+
+REWARDS = "rewards"  # of a round, in its `diagnosed` event
 
 
 def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
@@ -38,26 +44,30 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
         course=_course_of_method(run, round_no),
     )
     lineage = [one for number in store.lineage(round_no) if (one := store.result(number))]
+    told: dict[str, dict[str, Any]] = {}
     if run.plan.config.method == "rl":
-        course = reward_course(_reward_steps(run, round_no), lineage[-1], result)
+        rewards = round_rewards(rewards_in(store, round_no, group_size(run.plan.config)))
+        rounds = [*(_recorded_rewards(run, one.round) for one in lineage[1:]), rewards]
+        course = reward_course(_reward_steps(run, round_no), rounds, lineage, result)
         curves = curves._replace(course=course.said, course_kinds=course.kinds)
+        told = {} if rewards is None else {REWARDS: asdict(rewards)}
     found = diagnose(curves, lineage, result)
-    store.record_diagnosis(round_no, found.sentence, found.kinds)
+    store.record_diagnosis(round_no, found.sentence, found.kinds, **told)
     return found.sentence
 
 
+def _recorded_rewards(run: Run, round_no: int) -> RoundRewards | None:
+    """Where the rewards of an earlier round went; None where they could not be compared, and of
+    rounds that a version before has trained."""
+    found = [event.get(REWARDS) for event in run.store.events("diagnosed", round_no)]
+    return record_of(RoundRewards, found[-1]) if found and found[-1] is not None else None
+
+
 def _reward_steps(run: Run, round_no: int) -> RewardSteps:
-    """What a round's steps measured of their rewards, and those of the round that it went on
-    from."""
-    before = run.store.lineage(round_no)[-1]
-    now, earlier = (
-        [step["measures"] for step in run.store.events("step", number) if _has_reward(step)]
-        for number in (round_no, before)
-    )
+    steps = [one["measures"] for one in run.store.events("step", round_no) if _has_reward(one)]
     return RewardSteps(
-        rewards=[one["reward"] for one in now],
-        rewards_before=[one["reward"] for one in earlier],
-        num_learnable=[round(one["learnable_groups"]) for one in now],
+        rewards=[one["reward"] for one in steps],
+        num_learnable=[round(one["learnable_groups"]) for one in steps],
     )
 
 

@@ -2,9 +2,10 @@
 
 The rule: every save expires `checkpoint_ttl_days` after it was made, so what a killed or forgotten
 run leaves behind vanishes by itself. The recommended round's weights have no expiry as long as
-they are recommended; those that a registry has, and what preferences are trained against, have none
-at all. States inside a round are deleted once the round's own is saved. A run does not depend on
-any of it: it gets a bounded time, and that it failed is recorded and said.
+they are recommended, nor have those that the run started from as long as nothing that it trained is
+as good; those that a registry has, and what preferences are trained against, have none at all.
+States inside a round are deleted once the round's own is saved. A run does not depend on any of it:
+it gets a bounded time, and that it failed is recorded and said.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from errors import RunStoreError
 from ledger.records import Checkpoint
 from ledger.run_directory import stamp_in
 from loop.rounds.run import Run
-from scores.decision import Decision
+from scores.decision import Decision, is_start_best
 
 CARE_LIMIT_S = 30.0  # for what the run does not depend on; the SDK would try for many minutes
 
@@ -40,15 +41,15 @@ def care_for(
     kept: Collection[str],
     deleted: Collection[str],
     promoted: Collection[str] = (),
-    reference: Collection[str] = (),
+    asked: Collection[str] = (),
 ) -> Care:
     """What is to be done once a round is decided, `best` being what it recommends.
 
     `kept` are the paths that have no expiry now, `deleted` those that are gone, `promoted` those
-    that a registry has, and `reference` those that the run goes on asking to its end.
+    that a registry has, and `asked` those that the run may ask or go back to.
     """
     recommended = (path for path in (best.state_path, best.sampler_path) if path is not None)
-    wanted = list(dict.fromkeys([*recommended, *reference]))
+    wanted = list(dict.fromkeys([*recommended, *asked]))
     ended = {one.round for one in checkpoints if one.sampler_path is not None}
     inside = [one for one in checkpoints if one.sampler_path is None and one.round in ended]
     return Care(
@@ -92,9 +93,11 @@ async def care_for_checkpoints(run: Run, decision: Decision) -> None:
     except RunStoreError as error:  # the run does not depend on it
         _say_failed(run, round_no, str(error))
         return
-    asked = [one for one in saved if is_reference(run.plan.config, one.round)]
-    reference = [path for one in asked for path in (one.state_path, one.sampler_path) if path]
-    care = care_for(saved, best, store.kept_paths(), store.deleted_paths(), promoted, reference)
+    results = [one for one in store.results() if one.round <= round_no]
+    of_start = is_reference(run.plan.config, 0) or is_start_best(results, run.plan.gate)
+    start = [one for one in saved if one.round == 0] if of_start else []
+    asked = [path for one in start for path in (one.state_path, one.sampler_path) if path]
+    care = care_for(saved, best, store.kept_paths(), store.deleted_paths(), promoted, asked)
     if not any(care):
         return
     rest, ttl = run.clients.rest, ttl_seconds(run.plan.config)

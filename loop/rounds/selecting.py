@@ -83,7 +83,7 @@ async def signals_for(
     plan, mining = run.plan, run.plan.mining
     if mining.replay_share == 1:  # nothing is drawn by what is known
         return Rows(plan.train.examples, plan.pool.examples, plan.train_weights), Signals()
-    start = decision.best_round if decision.action == "rollback" else previous.round
+    start = decision.goes_on_from
     result = run.store.result(start)  # of the weights that the round goes on from
     assert result is not None, "a round is evaluated before the next one is selected"
     train, pool = plan.train.examples, plan.pool.examples
@@ -168,6 +168,8 @@ async def losses_before(
     if plan.mining.needs_losses_before:
         began_as = store.checkpoint(0)  # None: the base model
         before |= await measured(before, None if began_as is None else began_as.sampler_path)
+    if start == 0:  # what the run began with is what it goes on from
+        now |= {one: loss for one, loss in before.items() if loss is not None}
     now |= await measured(now, path)
     losses = {one: CandidateLoss(now[one], before.get(one)) for one in rows.ids}
     made = MeasuredLosses(round_no, start, losses)

@@ -20,6 +20,7 @@ from rows.similarity import Likeness, TextTopics, likeness_to
 from scores.diagnosis import TopicReport
 from scores.learnable import Group, PassRate, pass_rate
 from scores.results import EvalResult, TopicScore, topic_scores
+from scores.reward_course import RewardedGroup
 
 SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
 RATE_ROUNDS = 4  # whose answers still say what a prompt is worth
@@ -97,21 +98,47 @@ def missing_rollouts(store: RunStore, rounds: Sequence[int]) -> list[str]:
     return [name for name in names if not (store.run_dir / name).is_file()]
 
 
+def rewards_in(store: RunStore, round_no: int, group_size: int) -> list[list[RewardedGroup]]:
+    """For each step of a round, the rewards of the answers to each of its prompts. Those of a
+    second try are left out: that there is one hangs on what the first gave.
+
+    Raises `RunStoreError` for a damaged file.
+    """
+    steps = [one for number in store.lineage(round_no) for one in store.events("step", number)]
+    asked = {example_id for one in steps for example_id in one.get("example_ids", ())}
+    found = []
+    for groups in _rolled_steps(store, round_no):
+        rewarded = []
+        for one in groups:
+            rewards = [s.reward for s in one.samples[:group_size] if s.reward is not None]
+            rewarded.append(RewardedGroup(rewards, one.example_id not in asked))
+            asked.add(one.example_id)
+        found.append(rewarded)
+    return found
+
+
 def _rolled_in(store: RunStore, rounds: Sequence[int]) -> Iterator[tuple[int, RolledGroup]]:
     """What the steps of these rounds sampled, oldest first, with the round."""
     for number in rounds:
-        for event in store.events("step", number):
-            try:
-                sha256 = (event.get("rollouts") or {}).get("sha256")  # older runs have none
-                rolled = read_rollouts(store.run_dir, event["step"], sha256)
-            except (OSError, ValueError) as error:
-                raise RunStoreError(
-                    f"{store.run_dir / rollouts_file(event['step'])}: {error}. What later rounds "
-                    "draw is known from it. Restore it, or delete it: its prompts then count as "
-                    "not tried."
-                ) from None
-            for one in rolled or ():
+        for groups in _rolled_steps(store, number):
+            for one in groups:
                 yield number, one
+
+
+def _rolled_steps(store: RunStore, round_no: int) -> Iterator[list[RolledGroup]]:
+    """What each step of a round sampled, those whose file is gone left out."""
+    for event in store.events("step", round_no):
+        try:
+            sha256 = (event.get("rollouts") or {}).get("sha256")  # older runs have none
+            rolled = read_rollouts(store.run_dir, event["step"], sha256)
+        except (OSError, ValueError) as error:
+            raise RunStoreError(
+                f"{store.run_dir / rollouts_file(event['step'])}: {error}. What later rounds "
+                "draw is known from it. Restore it, or delete it: its prompts then count as "
+                "not tried."
+            ) from None
+        if rolled is not None:
+            yield rolled
 
 
 def likeness_of(

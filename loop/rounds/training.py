@@ -54,7 +54,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     round_no = selection.round
     start = store.last_checkpoint()
     if decision.action == "rollback" and (start is None or start.round != round_no):
-        start, run.training_client = store.checkpoint(decision.best_round), None
+        start, run.training_client = store.checkpoint(decision.goes_on_from), None
     client = run.training_client = run.training_client or await open_training_client(run, start)
     examples = [pick.example_id for pick in selection.picks]
     batches = [

@@ -23,6 +23,7 @@ KINDS = {
     "no_loss_tokens": "nothing in it to train on",
     "tie": "neither answer is better than the other",
     "unpaired": "a marked answer without one of the other kind to its prompt",
+    "opposite": "a pair that stands the other way round as well",
     "similar": "near a question of an evaluation, and trained on",
 }
 WITHHELD = "It is near a question of the sealed test, which is not shown here"

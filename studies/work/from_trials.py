@@ -23,6 +23,7 @@ LABELS = {
     "no_loss_tokens": "without a token to train on",
     "tie": "pairs in which neither answer is better",
     "unpaired": "marked answers without one of the other kind",
+    "opposite": "pairs that stand the other way round as well",
 }
 
 

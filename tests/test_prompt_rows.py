@@ -1,0 +1,167 @@
+"""Rows that hold what is asked alone, for the methods that sample their answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_loader import load_examples
+from errors import DataError
+from ledger.rollouts import read_rollouts
+from rows.forms import read_form
+from rows.sources import Source
+from test_loop import Workspace, row
+from trainer_with_eval import main
+
+ASKED = {"role": "user", "content": "Say 3"}
+REWARDS = """
+seen = []
+
+def letters(answer, targets):
+    seen.append(targets)
+    assert targets in ([], ["7"]), targets
+    return answer.count("e") - answer.count("a") / 2
+"""
+RL: dict[str, Any] = {
+    "method": "rl",
+    "rl": {"reward": "rewards.py@letters", "group_size": 3, "max_tokens": 5},
+    "max_rounds": 2,
+    "steps_per_round": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "Say 3"},
+        {"instruction": "Say 3"},
+        {"question": "Say 3"},
+        {"input": "Say 3"},
+        {"prompt": [ASKED]},
+        {"prompt": json.dumps([ASKED])},
+        {"messages": [ASKED]},
+        {"conversations": [{"from": "human", "value": "Say 3"}]},
+        {"instruction": "Say 3", "output": ""},  # blank counts as absent
+        {"prompt": "Say 3", "completion": None},
+    ],
+)
+def test_the_forms_of_a_prompt(fields: dict[str, Any]) -> None:
+    reading = read_form(fields, may_ask=True)
+    assert [(one.role, one.content) for one in reading.record.messages] == [("user", "Say 3")]
+    assert reading.unused == ()
+    with pytest.raises(ValueError, match=r"expected|is empty|not the assistant's"):
+        read_form(fields)  # of sft
+
+
+def test_what_stands_around_a_prompt_is_used() -> None:
+    before = [["Say 1", "1"], ["Say 2", "2"]]
+    fields = {"instruction": "Say", "input": "3", "history": before, "system": "Be short.",
+              "topic": "sums", "weight": 2, "id": 7, "reasoning": "none"}  # fmt: skip
+    record, unused = read_form(fields, may_ask=True)
+    said = [(one.role, one.content) for one in record.messages]
+    assert said[0] == ("system", "Be short.") and said[-1] == ("user", "Say\n\n3")
+    assert len(said) == 6 and (record.topic, record.weight) == ("sums", 2.0)
+    assert unused == ("id", "reasoning")
+    tool = {"role": "tool", "content": "3", "name": "count"}
+    call = {"role": "assistant", "content": "", "function_call": {"name": "count", "arguments": {}}}
+    record, _ = read_form({"messages": [ASKED, call, tool]}, may_ask=True)
+    assert record.messages[-1].role == "tool"
+
+
+def test_answered_rows_are_what_they_are_without_the_leave() -> None:
+    for fields in ({"instruction": "Say 3", "output": "3"}, {"prompt": "Say 3", "completion": "-"},
+                   {"messages": [ASKED, {"role": "assistant", "content": "3"}]}):  # fmt: skip
+        assert read_form(fields, may_ask=True) == read_form(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"question": "Say 3", "answer": "3"}, '"answer" may hold the answer'),
+        ({"prompt": "Say 3", "output": "3"}, '"output" may hold the answer'),
+        ({"messages": [ASKED], "ground_truth": "3"}, '"ground_truth" may hold the answer'),
+        ({"messages": [{"role": "system", "content": "Be short."}]}, "nothing to train on"),
+        ({"output": "3"}, "or what is asked alone"),
+        ({"prompt": ""}, "or what is asked alone"),
+        ({"prompt": "Say 3", "chosen": "3", "rejected": "4"}, "set method to dpo"),
+    ],
+)
+def test_what_is_no_prompt(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_form(fields, may_ask=True)
+
+
+def test_a_csv_of_one_column_and_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text\nSay 3\nSay 3\nSay 4\n")
+    source = Source("rows.csv", file, columns={"prompt": "text"})
+    data = load_examples([source], holds="prompts")
+    assert [one.messages[0].content for one in data.examples] == ["Say 3", "Say 4"]
+    assert not data.examples[0].has_answer and data.dropped.counts["duplicate"] == 1
+    with pytest.raises(DataError, match=r'Expected .*"prompt".*found keys: prompt|found keys'):
+        load_examples([source])
+
+
+@pytest.fixture
+def asking(workspace: Workspace) -> Workspace:
+    """Rows without answers and one with, and one that an evaluation asks."""
+    (workspace.folder / "rewards.py").write_text(REWARDS)
+    rows: list[dict[str, Any]] = [{"prompt": f"Say {i}", "topic": "sums"} for i in range(9)]
+    rows.append({"messages": [{"role": "user", "content": "Hello"},
+                              {"role": "assistant", "content": "Hello."}, ASKED]})  # fmt: skip
+    rows += [row(7), {"prompt": "Which word stands at place 3?"}, {"prompt": "word " * 3000}]
+    workspace.write_rows("train.jsonl", rows)
+    workspace.write_rows("pool.jsonl", [{"question": f"Say {i}"} for i in range(100, 112)])
+    return workspace
+
+
+def test_a_run_on_prompts(asking: Workspace, capsys: pytest.CaptureFixture) -> None:
+    assert asking.run("run", **RL) == 0
+    printed = capsys.readouterr().err
+    assert "reward: rewards.py@letters; the own answer of train.jsonl line 11 is worth 0" in printed
+    assert "train_file: 10 of 11 rows have no answer" in printed
+    dropped = (asking.folder / "run/data_dropped.jsonl").read_text().splitlines()
+    kinds = {json.loads(line)["line_no"]: json.loads(line)["kind"] for line in dropped}
+    assert kinds == {12: "contaminated", 13: "no_loss_tokens"}
+    store = asking.store("run")
+    groups = [one for step in range(4) for one in read_rollouts(store.run_dir, step) or ()]
+    assert {one.reference for one in groups} <= {None, "7"} and None in {
+        one.reference for one in groups
+    }
+    assert {"Hello"}.isdisjoint(one.question for one in groups)  # asked is the last turn
+    assert "Say 10" in (asking.folder / "run/report.html").read_text()
+    assert main(["--resume", f"{asking.folder / 'run'}@round_01"]) == 0
+    capsys.readouterr()
+    assert asking.run("other", "--preview", "11", **RL) == 0
+    shown = capsys.readouterr().out
+    assert "train.jsonl line 10" in shown and "Say 3" in shown
+    assert asking.run("other", "--dry-run", **RL) == 0
+
+
+@pytest.mark.parametrize("way", ["on_policy", "off_policy"])
+def test_a_teacher_answers_prompts(asking: Workspace, way: str) -> None:
+    distill = {"way": way, "teacher": "runs/p@round_01", "max_tokens": 4}
+    asking.write_rows("taught.jsonl", [row(i) for i in range(8)])
+    parent = {"train_file": "taught.jsonl", "max_rounds": 1}
+    assert asking.run("runs/p", **{**parent, "mining": {"strategy": "topics"}}) == 0
+    changes = {"method": "distill", "distill": distill, "steps_per_round": 1}
+    assert asking.run("run", **changes) == 0
+    assert asking.store("run").num_rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rl": {**RL["rl"], "reward": "includes"}}, "train.jsonl line 1: rl.reward is includes"),
+        ({"data": {"val_share": 0.3}}, "it has no answer, and data.val_share"),
+        ({"method": "sft", "rl": None}, "train.jsonl: 12 of 13 rows cannot be used"),
+    ],
+)
+def test_where_an_answer_is_needed_the_row_is_named(
+    asking: Workspace, capsys: pytest.CaptureFixture, changes: dict[str, Any], said: str
+) -> None:
+    assert asking.run("run", **{**RL, **changes}) == 2
+    assert said in capsys.readouterr().err
