@@ -26,7 +26,7 @@ from typing import IO, Any, Self, TypeVar
 from errors import RunStoreError
 from ledger.events import Event, read_events
 from ledger.records import Usage, seconds_of
-from storage.files import append_line, read_lines, storage_error, write_whole
+from storage.files import append_line, read_lines, storage_error, write_bytes_whole, write_whole
 from storage.journal import Journal, num_waiting_tokens
 from storage.stored_json import parse_object, record_of
 
@@ -250,6 +250,10 @@ class RunDirectory:
     def write_text(self, name: str, text: str | Iterable[str]) -> None:
         """Write a file durably: a reader sees the old one or the new one, never half."""
         write_whole(self.run_dir / name, [text] if isinstance(text, str) else text)
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file that is no text, durably as `write_text`."""
+        write_bytes_whole(self.run_dir / name, content)
 
     def _journal(self, file: str, checkpoint: str | None) -> Journal:
         path = (self.run_dir / file).with_suffix(PARTIAL)

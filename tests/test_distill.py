@@ -22,7 +22,8 @@ from data_selector import Mining, Rows, Selection, Signals, select_first, select
 from errors import ConfigError, RunStoreError
 from ledger.events import impossibility
 from ledger.records import Ancestor, Origin, Teacher
-from ledger.rollouts import RolledGroup, RolledSample, TaughtAnswers, read_rollouts
+from ledger.rollouts import RolledGroup, RolledSample, read_rollouts
+from ledger.taught_answers import TaughtAnswers, TopTokens
 from loop.methods.off_policy import datum_of, mean_entropy
 from loop.methods.on_policy import measures_of, with_kl_advantages
 from loop.methods.rollouts import Prompt, datums_of
@@ -110,7 +111,7 @@ def test_advantages_are_the_cookbooks() -> None:
 
 def test_soft_targets_are_the_teachers_distribution_at_each_token() -> None:
     logprobs = np.log(np.array([[0.6, 0.2], [0.45, 0.45]], np.float32))
-    soft = normalised(np.array([[4, 1], [5, 2]]), logprobs, 0)
+    soft = normalised(TopTokens(np.array([[4, 1], [5, 2]]), logprobs))
     datum = datum_of(prompt_of_tokens(7, 8, 9), [4, 5], 0.5, soft)
     inputs = datum.loss_fn_inputs
     assert datum.model_input.to_ints() == [7, 8, 9, 4]

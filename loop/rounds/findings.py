@@ -16,6 +16,7 @@ from scores.diagnosis import (
     topic_reports,
 )
 from scores.limits import Metrics, check
+from scores.measures import method_words
 from scores.results import EvalResult
 from scores.reward_course import RewardSteps, reward_course
 
@@ -36,6 +37,7 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
         lora_rank=run.plan.config.lora_rank,
         vocab_size=len(run.plan.renderer.tokenizer),
         course=_course_of_method(run, round_no),
+        loss_is=method_words(run.plan.config.model_dump(mode="json")).nll_is,
     )
     lineage = [one for number in store.lineage(round_no) if (one := store.result(number))]
     if run.plan.config.method == "rl":

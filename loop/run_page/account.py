@@ -93,7 +93,7 @@ def _cost_sentence(view: Viewed) -> str:
     return "Without budget.prices in the settings no cost is known."
 
 
-USING = ("measured", "selected", "answered", "step", "test_measured", "rehearsed")
+USING = ("measured", "selected", "answered", "targets_read", "step", "test_measured", "rehearsed")
 
 
 def _less(one: Usage, other: Usage) -> Usage:
