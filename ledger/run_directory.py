@@ -287,6 +287,13 @@ class RunDirectory:
             return self._meter.total.plus(Usage(0, *self._waiting_tokens(), 0.0))
         return self._meter.by_round.get(round_no, Usage(0, 0, 0, 0.0))
 
+    def spent_again(self) -> Usage:
+        """What events used that a resumption has superseded: it was spent, and may be once more."""
+        kept = _Meter()
+        for event in self._events:
+            kept.add(event)
+        return self._meter.total.less(kept.total)
+
     def _waiting_tokens(self) -> tuple[int, int]:
         waiting = [num_waiting_tokens(path) for path in self.run_dir.glob(f"*/*{PARTIAL}")]
         return sum(prompt for prompt, _ in waiting), sum(sampled for _, sampled in waiting)

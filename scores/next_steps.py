@@ -217,7 +217,8 @@ def _after_curves(missed: Missed) -> Iterator[str]:
     if "stuck" in missed.kinds:
         yield (
             f"Raise the learning rate: the {missed.method.nll_is} stayed where it was at {rate:g}. "
-            f"Start a new run with --set learning_rate={rate * RAISE:.2g}, or with a higher lora_rank."
+            f"Start a new run with --set learning_rate={rate * RAISE:.2g}, or with a higher "
+            "lora_rank."
         )
     if "reward_only" in missed.kinds:
         yield (

@@ -61,7 +61,7 @@ def usage_section(view: Viewed) -> Section:
     rows = [[str(number + first), *_cells(view, used)] for number, used in of_rounds.items()]
     rest = total
     for used in of_rounds.values():
-        rest = _less(rest, used)
+        rest = rest.less(used)
     rows.append(["outside of these", *_cells(view, rest)])
     rows.append(["all", *_cells(view, total)])
     what = "checkpoint" if store.is_evaluation else "round"
@@ -94,15 +94,6 @@ def _cost_sentence(view: Viewed) -> str:
 
 
 USING = ("measured", "selected", "answered", "targets_read", "step", "test_measured", "rehearsed")
-
-
-def _less(one: Usage, other: Usage) -> Usage:
-    return Usage(
-        one.train_tokens - other.train_tokens,
-        one.prompt_tokens - other.prompt_tokens,
-        one.sampled_tokens - other.sampled_tokens,
-        max(0.0, one.minutes - other.minutes),
-    )
 
 
 def _cells(view: Viewed, used: Usage) -> list[str]:
