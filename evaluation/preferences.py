@@ -168,13 +168,7 @@ async def measure_pairs(
             num_sampled_tokens=NUM_SAMPLED_TO_SCORE * len(sides),
         )
         if not (math.isfinite(chosen) and math.isfinite(rejected)):
-            error = EvalError(
-                f"{where}: the log-probabilities under this checkpoint are {chosen} and "
-                f"{rejected}, so its weights are of no use. Start again with a lower learning_rate."
-            )
-            error.num_prompt_tokens = made.num_prompt_tokens
-            error.num_sampled_tokens = made.num_sampled_tokens
-            return error
+            return _of_no_use(where, made)
         journal.add(
             key,
             asdict(made),
@@ -192,6 +186,17 @@ async def measure_pairs(
         first.num_sampled_tokens = sum(error.num_sampled_tokens for error in errors)
         raise first
     return [one for one in done if isinstance(one, PairLogprobs)]
+
+
+def _of_no_use(where: str, made: PairLogprobs) -> EvalError:
+    """What is said of weights that give no finite log-probability, with what it cost."""
+    error = EvalError(
+        f"{where}: the log-probabilities under this checkpoint are {made.chosen} and "
+        f"{made.rejected}, so its weights are of no use. Start again with a lower learning_rate."
+    )
+    error.num_prompt_tokens = made.num_prompt_tokens
+    error.num_sampled_tokens = made.num_sampled_tokens
+    return error
 
 
 async def summed_logprob(client: tinker.SamplingClient, side: RenderedExample) -> float:

@@ -35,7 +35,7 @@ from loop.run_page.sampled import (
 from loop.run_page.side_by_side import find_named, side_by_side
 from loop.run_page.viewed import viewed
 from loop.tracking.rows import rows_of
-from page_reading import Page
+from page_reading import Page, is_shown, outside_of_code, tables_in
 from pages.charts import LineChart
 from pages.document import Figure, Section
 from report_runs import Made, lengthen, made_run, make_run
@@ -43,6 +43,7 @@ from scores.diagnosis import teacher_course
 from scores.measures import DPO, KNOWN, OFF_POLICY, ON_POLICY, RL, SFT, method_words, names_in
 from study_records import HOSTILE
 from test_loop import Workspace, row
+from test_pages import ACTING
 from test_plan_page import planned, risks_in
 
 DPO_MEASURES = {
@@ -274,6 +275,23 @@ def test_the_report_tells_the_method_and_its_measures(tmp_path: Path) -> None:
     assert "| 1 | 0.25 -> 0.28 | 0.1 -> 0.13 |" in report
     assert "- Reinforcement learning from verifiable rewards: reward includes" in report
     assert "of 8 prompts; learning rate" in report
+
+
+@pytest.mark.parametrize("text", ACTING)
+def test_the_report_keeps_its_shape_whatever_a_row_holds(tmp_path: Path, text: str) -> None:
+    """Questions, answers and topics are anybody's, and so are the names of measures."""
+    reports = []
+    for name, words in (("plain", "plain"), ("acting", text.replace("\ud800", ""))):
+        made = Made(settings=RL_RUN.settings, measures={"reward": 0.5}, words=words)
+        with closing(make_run(tmp_path / name / "run", made)) as store:
+            decision, view = store.last_decision(), viewed(store)
+            assert decision is not None
+            write_report(store, view.gate, view.config, decision, None)
+        reports.append((tmp_path / name / "run" / "eval_report.md").read_text(encoding="utf-8"))
+    plain, acting = reports
+    assert [len(rows) for rows in tables_in(acting)] == [len(rows) for rows in tables_in(plain)]
+    assert len(acting.splitlines()) == len(plain.splitlines())
+    assert not re.search(r"(?<!\\)<", outside_of_code(acting)) and is_shown(acting)
 
 
 def test_runs_of_two_methods_are_laid_beside_each_other(tmp_path: Path) -> None:
