@@ -312,6 +312,9 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
         assert [one.get("counted_before", False) for one in again][:2] == [bool(num_taken)] * 2
     used, whole = store.usage(), taught.store("whole").usage()
     assert (used.prompt_tokens, used.sampled_tokens) == (whole.prompt_tokens, whole.sampled_tokens)
+    again_trained = store.spent_again().train_tokens  # which is told when the run is resumed
+    assert used.train_tokens == whole.train_tokens + again_trained
+    assert bool(again_trained) == bool(num_taken)
 
 
 @pytest.mark.trains

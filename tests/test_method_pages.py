@@ -224,7 +224,7 @@ def test_all_rounds_together_keep_to_one_size(num_rounds: int) -> None:
 
 
 def test_the_groups_that_say_most_are_shown() -> None:
-    """One by its spread, one that is worth least, one that is worth most; trained ones first."""
+    """A trained one by its spread, one that is worth least, a trained one that is worth most."""
 
     def of(name: str, rewards: list[float], *, is_used: bool = True) -> RolledGroup:
         made = [RolledSample([1], [-1.0], name, False, one, one) for one in rewards]
@@ -233,7 +233,7 @@ def test_the_groups_that_say_most_are_shown() -> None:
     middling, worst, best = of("mid", [0.4, 0.6]), of("low", [0.0, 0.1]), of("high", [0.9, 1.0])
     widest, all_wrong = of("wide", [0.0, 1.0]), of("wrong", [0.0, 0.0], is_used=False)
     chosen = [one.group.question for one in chosen_of([middling, worst, all_wrong, best, widest])]
-    assert chosen == ["wide", "low", "high"]
+    assert chosen == ["wide", "wrong", "high"]
     assert [one.group.question for one in chosen_of([all_wrong, best])] == ["high", "wrong"]
     assert chosen_of([]) == []
 

@@ -92,7 +92,7 @@ def _which_are_shown(which: str, room: _Room, is_taught: bool) -> str:
         )
     rules = f"{', '.join(_RULES[: room.groups][:-1])} and {_RULES[room.groups - 1]}"
     return (
-        f"Of the first step of {which}, up to {room.groups} of the prompts that were trained on: "
+        f"Of the first step of {which}, up to {room.groups} prompts: "
         f"{rules.removeprefix(' and ')}; and up to {room.samples} answers to each, from the "
         f"highest advantage to the lowest; {whole}, with their tokens and log-probabilities. An "
         "answer's advantage says how much more likely (above 0) or less likely (below 0) training "
@@ -131,9 +131,9 @@ class _Shown(NamedTuple):
 
 
 _RULES = (
-    "the one whose answers are worth the most different things",
-    "the one whose answers are worth the least",
-    "the one whose answers are worth the most",
+    "of those that were trained on the one whose answers are worth the most different things",
+    "of all the one whose answers are worth the least",
+    "of those that were trained on the one whose answers are worth the most",
 )
 _WHY = ("The largest spread.", "Worth the least.", "Worth the most.")
 
@@ -163,15 +163,19 @@ def _held(run_dir: Path, name: str, changed_ns: int, num_bytes: int) -> _Chosen:
 
 
 def chosen_of(groups: Sequence[RolledGroup]) -> list[_Shown]:
-    """By the rules, each from the groups that those before left: from those that are trained on
-    before the others. What is equal goes by its place in the file."""
+    """By the rules, each from the groups that those before left. Where none of what is left was
+    trained on the others are taken; what is equal goes by its place in the file."""
     left = list(groups)
-    rules: tuple[Callable[[RolledGroup], float], ...] = (_spread, lambda one: -_worth(one), _worth)
+    rules: tuple[Callable[[RolledGroup], tuple[float, ...]], ...] = (
+        lambda one: (one.is_used, _spread(one)),
+        lambda one: (-_worth(one),),
+        lambda one: (one.is_used, _worth(one)),
+    )
     found = []
     for rule, why in zip(rules, _WHY, strict=True):
         if not left:
             break
-        best = max(left, key=lambda one: (one.is_used, rule(one)))
+        best = max(left, key=rule)
         found.append(_Shown(best, why))
         left = [one for one in left if one is not best]
     return found
