@@ -13,8 +13,7 @@
     report.html              all of it on one page; report_parts/, each round's answers in it
     evalops/round_NN-*.json  rounds as EvalOps is told of them
     reference.jsonl          of method dpo: the pairs' log-probabilities under the reference
-    rollouts/                sampled answers, a file a step; answers_NNN.jsonl are a teacher's, and
-                             targets_NNN.safetensors what it finds likely at each token of them
+    rollouts/                sampled answers, a file a step; answers_NNN, targets_NNN: a teacher's
     checkpoints/             the embedded service's weights
 
 The effective ledger is what a replay gives: a `resumed` event names the last durable `seq` and
