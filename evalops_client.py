@@ -403,7 +403,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _complain(text: str, word: str = "error") -> None:
     secret = os.environ.get(EVALOPS, "").strip()
-    print(f"{word}: {redact(text, secret) if secret else text}", file=sys.stderr)
+    said = one_line(text)  # of a service's answer a terminal acts on nothing
+    print(f"{word}: {redact(said, secret) if secret else said}", file=sys.stderr)
 
 
 def sync(run_dir: Path) -> int:
@@ -416,7 +417,7 @@ def sync(run_dir: Path) -> int:
         client = make_client(os.environ.get(EVALOPS), api_url)
         if not store.has_started:
             raise InputError(f"{run_dir}: the run has not started, so there is nothing to send.")
-        print(f"sending to {client.shown_url}")
+        print(f"sending to {one_line(client.shown_url)}")
         return asyncio.run(_send_undelivered(client, store))
 
 
@@ -434,7 +435,8 @@ async def _send_undelivered(client: EvalOpsClient, store: RunStore) -> int:
             detail, ok = str(error), False
         store.record_delivery(record.round, record.key, detail, ok=ok)
         num_now += ok
-        said = ("delivered" if ok else "not delivered") + (f" ({detail})" if detail else "")
+        said = "delivered" if ok else "not delivered"
+        said += f" ({one_line(detail)})" if detail else ""
         print(f"round {record.round} to suite {one_line(str(record.suite_id))}: {said}", flush=True)
     num_left = len(undelivered) - num_now + len(warnings)
     num_before = len(records) - len(undelivered)

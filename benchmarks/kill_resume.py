@@ -398,7 +398,7 @@ def on_policy(folder: Path) -> Iterator[World]:
 @contextlib.contextmanager
 def off_policy(folder: Path) -> Iterator[World]:
     settings = taught(folder, way="off_policy", targets="soft")
-    yield world_of(folder, settings, focus=("answered", *SAMPLING))
+    yield world_of(folder, settings, focus=("answered", "targets_read", *SAMPLING))
 
 
 @contextlib.contextmanager
@@ -870,15 +870,12 @@ def paid_tokens(run_dir: Path) -> tuple[int, int] | None:
     """Tokens read and sampled in a run of a method that samples, what was done twice counted twice;
     None of other runs, which a kill may cost a sample of an Inspect log.
 
-    Left out is what queues with the steps, and is computed again with them: held-out losses and the
-    teacher's distributions off policy.
+    Left out are held-out losses, which queue with the steps and are computed again with them.
     """
     store = RunStore.open(run_dir)
     if not (run_dir / "rollouts").is_dir():
         return None
-    again = [*store.ever("held_out")]
-    if any(store.ever("answered")):
-        again += store.ever("step")
+    again = store.ever("held_out")
     usage, left_out = store.usage(), sum(event.get("num_prompt_tokens", 0) for event in again)
     return usage.prompt_tokens - left_out, usage.sampled_tokens
 

@@ -116,7 +116,7 @@ class Bench:
         store.record_measured(round_no, self.measured(round_no, rng), step)
         self.record_result(store, round_no, step)
         losses = {one: candidate_loss(rng.random(), None) for one in self.plan.pool.examples.ids}
-        store.record_losses(measured_losses(round_no + 1, round_no, losses), 1000)
+        store.record_losses(measured_losses(round_no + 1, round_no, losses), 1000, 0)
 
     def measured(self, round_no: int, rng: random.Random) -> Any:
         at = "scores.results", "eval_result"

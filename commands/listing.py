@@ -41,8 +41,7 @@ def listing(
     Times are UTC. Where a row would be wider than `width`, each path has a line of its own.
     """
     head = (
-        f"Saved weights, {where}. They expire at the time shown, the best round's do not as long "
-        "as it is the best."
+        f"Saved weights, {where}.\nThose of the best round do not expire as long as it is the best."
     )
     names = f"{'round':>5} {'step':>6} {'kind':<8} {'score':>6}  {'saved':<16}  {'until':<16}"
     rows = []
@@ -70,7 +69,7 @@ def listing(
     if columns_of(names) > width:  # no room for columns
         parts = [part for r in rows for part in (r.prose, f"  {r.path}", r.marks) if part]
         return "\n".join(wrapped(part, width) for part in (head, *parts))
-    lines = [wrapped(head, width), names, "  path"]
+    lines = [wrapped(head, width), f"{names.rstrip()}  (path below)"]
     for row in rows:
         fits = columns_of(row.cells + row.marks) <= width
         lines.append(row.cells.rstrip() + row.marks if fits else row.cells.rstrip())

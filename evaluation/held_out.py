@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from rows.examples import Example, ExampleTable
 from rows.rendering import Rendering, tokens_of
 from rows.sources import Source
 from scores.results import HeldOutLoss, HeldOutRow, held_out_loss
+from services.watched_client import NUM_SAMPLED_TO_SCORE
 from simple_eval import Sampler
 from storage.journal import Journal
 
@@ -108,23 +109,35 @@ async def measure_losses(
                 )
         row = held_out_row(example, datum, np.array(logprobs[1:], dtype=float), tokenizer)
         if math.isfinite(row.nll_sum):
-            journal.add(key, asdict(row), num_prompt_tokens=len(tokens))
+            journal.add(
+                key,
+                asdict(row),
+                num_prompt_tokens=len(tokens),
+                num_sampled_tokens=NUM_SAMPLED_TO_SCORE,
+            )
         return row
 
     done = await asyncio.gather(*(score(example) for example in examples))
     rows = [row for row in done if isinstance(row, HeldOutRow)]
-    num_prompt_tokens = sum(rendering[row.id].info.num_tokens + 1 for row in rows)
     error = next((row for row in done if isinstance(row, EvalError)), None)
     if error is None:
-        loss = held_out_loss(name, rows, num_prompt_tokens)
+        loss = held_out_loss(name, rows, *_asked(rendering, rows))
         if math.isfinite(loss.nll):
             return loss
         error = EvalError(
             f"{name}: the loss of this checkpoint is {loss.nll}, so its weights are of no "
             "use. Start again with a lower learning_rate."
         )
-        error.num_prompt_tokens = num_prompt_tokens
+        # The journal has what the others took.
+        unkept = [row for row in rows if not math.isfinite(row.nll_sum)]
+        error.num_prompt_tokens, error.num_sampled_tokens = _asked(rendering, unkept)
     raise error
+
+
+def _asked(rendering: Rendering, rows: Sequence[HeldOutRow]) -> tuple[int, int]:
+    """Tokens that were read and sampled for rows."""
+    num_read = sum(rendering[row.id].info.num_tokens + 1 for row in rows)
+    return num_read, NUM_SAMPLED_TO_SCORE * len(rows)
 
 
 def held_out_datums(file: HeldOutFile, rendering: Rendering) -> list[tinker.Datum]:

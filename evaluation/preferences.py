@@ -24,6 +24,7 @@ from rows.examples import Example, ExampleTable
 from rows.rendering import RenderedExample, Rendering, tokens_of
 from rows.sources import Source, read_rows
 from scores.results import SampleResult, mean
+from services.watched_client import NUM_SAMPLED_TO_SCORE
 from simple_eval import Sampler
 from storage.journal import Journal
 from storage.stored_json import Count, Measure
@@ -70,7 +71,8 @@ class PairLogprobs:
     rejected: Measure
     num_chosen_tokens: Annotated[int, Field(ge=1)]
     num_rejected_tokens: Annotated[int, Field(ge=1)]
-    num_prompt_tokens: Count  # read for it
+    num_prompt_tokens: Count  # read for it,
+    num_sampled_tokens: Count = 0  # and sampled with it; versions before counted none
 
 
 def load_pairs(name: str, path: Path, columns: Mapping[str, str] | None = None) -> PairFile:
@@ -163,21 +165,38 @@ async def measure_pairs(
             num_chosen_tokens=sides[0].info.num_loss_tokens,
             num_rejected_tokens=sides[1].info.num_loss_tokens,
             num_prompt_tokens=sum(side.info.num_tokens + 1 for side in sides),
+            num_sampled_tokens=NUM_SAMPLED_TO_SCORE * len(sides),
         )
         if not (math.isfinite(chosen) and math.isfinite(rejected)):
-            return EvalError(
-                f"{where}: the log-probabilities under this checkpoint are {chosen} and "
-                f"{rejected}, so its weights are of no use. Start again with a lower learning_rate."
-            )
-        journal.add(key, asdict(made), num_prompt_tokens=made.num_prompt_tokens)
+            return _of_no_use(where, made)
+        journal.add(
+            key,
+            asdict(made),
+            num_prompt_tokens=made.num_prompt_tokens,
+            num_sampled_tokens=made.num_sampled_tokens,
+        )
         on_done(pair, made)
         return made
 
     done = await asyncio.gather(*(measured(pair) for pair in pairs))
-    error = next((one for one in done if isinstance(one, EvalError)), None)
-    if error is not None:
-        raise error
+    errors = [one for one in done if isinstance(one, EvalError)]
+    if errors:
+        first = errors[0]
+        first.num_prompt_tokens = sum(error.num_prompt_tokens for error in errors)
+        first.num_sampled_tokens = sum(error.num_sampled_tokens for error in errors)
+        raise first
     return [one for one in done if isinstance(one, PairLogprobs)]
+
+
+def _of_no_use(where: str, made: PairLogprobs) -> EvalError:
+    """What is said of weights that give no finite log-probability, with what it cost."""
+    error = EvalError(
+        f"{where}: the log-probabilities under this checkpoint are {made.chosen} and "
+        f"{made.rejected}, so its weights are of no use. Start again with a lower learning_rate."
+    )
+    error.num_prompt_tokens = made.num_prompt_tokens
+    error.num_sampled_tokens = made.num_sampled_tokens
+    return error
 
 
 async def summed_logprob(client: tinker.SamplingClient, side: RenderedExample) -> float:
@@ -223,6 +242,7 @@ def _sample(file: PairFile, pair: Example, made: PairLogprobs) -> SampleResult:
         error=None,
         cluster=file.clusters.get(pair.id),
         num_prompt_tokens=made.num_prompt_tokens,
+        num_sampled_tokens=made.num_sampled_tokens,
         other_scores={"chosen_logprob": made.chosen, "rejected_logprob": made.rejected},
     )
 

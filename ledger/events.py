@@ -79,6 +79,12 @@ class _Answered(_OfRound):
     num_truncated: Count
 
 
+class _TargetsRead(_OfRound):
+    file: Annotated[str, Field(pattern=r"^rollouts/targets_[0-9]{3,9}\.safetensors$")]
+    sha256: Sha256
+    num_rows: Count
+
+
 class _Rollouts(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -209,6 +215,7 @@ KINDS: dict[str, type[_Any]] = {
     "reference_set": _ReferenceSet,
     "reference_measured": _ReferenceMeasured,
     "answered": _Answered,
+    "targets_read": _TargetsRead,
     "step": _Step,
     "held_out": _HeldOut,
     "checkpoint": _Checkpoint,
@@ -313,6 +320,7 @@ _OF_BASELINE = ("measured", "evaluated")  # without weights where the run was no
 _NEEDED = {
     "selected": "decided",
     "answered": "selected",
+    "targets_read": "selected",
     "step": "selected",
     "held_out": "selected",
     "checkpoint": "selected",

@@ -187,6 +187,14 @@ class Usage(NamedTuple):
             minutes=self.minutes + other.minutes,
         )
 
+    def less(self, other: Usage) -> Usage:
+        return Usage(
+            train_tokens=self.train_tokens - other.train_tokens,
+            prompt_tokens=self.prompt_tokens - other.prompt_tokens,
+            sampled_tokens=self.sampled_tokens - other.sampled_tokens,
+            minutes=max(0.0, self.minutes - other.minutes),
+        )
+
 
 @dataclass(frozen=True)
 class Topics:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from errors import RunStoreError
 from ledger.run_directory import PARTIAL, RunDirectory
-from storage.journal import Journal, num_waiting_tokens
+from storage.journal import Journal
 from storage.stored_json import Count, Measure, parse_object, record_of
 
 ROLLOUTS = "rollouts"  # the folder in a run directory
@@ -102,9 +101,13 @@ def rollouts_file(step: int) -> str:
 def write_rollouts(store: RunDirectory, step: int, groups: Sequence[RolledGroup]) -> str:
     """Keep what was sampled for a step; returns the file's name in the run directory."""
     name = rollouts_file(step)
-    lines = (json.dumps(asdict(group), ensure_ascii=False) + "\n" for group in groups)
-    store.write_text(name, lines)
+    store.write_text(name, lines_of(groups))
     return name
+
+
+def lines_of(groups: Sequence[RolledGroup]) -> Iterator[str]:
+    """Yield groups as a file has them, a line each."""
+    return (json.dumps(asdict(group), ensure_ascii=False) + "\n" for group in groups)
 
 
 def rollouts_journal(store: RunDirectory, step: int, drawn_with: str) -> Journal:
@@ -126,83 +129,20 @@ def read_groups(run_dir: Path, name: str, sha256: str | None = None) -> list[Rol
     Raises `ValueError` for a damaged file, and for one that is not of this sha256.
     """
     file = run_dir / name
-    return _groups_in(_checked(file.read_bytes(), sha256)) if file.is_file() else None
-
-
-def _checked(content: bytes, sha256: str | None) -> bytes:
+    if not file.is_file():
+        return None
+    content = file.read_bytes()
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"its sha256 is not {sha256}, as the ledger has it")
-    return content
+    return groups_in(content)
 
 
-def _groups_in(content: bytes) -> list[RolledGroup]:
+def groups_in(content: bytes) -> list[RolledGroup]:
+    """The groups in the lines of a file. Raises `ValueError`."""
+
     def group_of(line: str) -> RolledGroup:
         fields: dict[str, Any] = parse_object(line)
         return record_of(RolledGroup, fields)
 
     # An answer may hold what `splitlines` takes for a line's end.
     return [group_of(line) for line in content.decode().split("\n") if line]
-
-
-# --- a teacher's answers --------------------------------------------------------------------------
-
-
-class TaughtAnswers:
-    """What a teacher has answered, once for each row of a run: a file for each time that it was
-    asked, named by an event `answered` with its sha256.
-
-    A file counts whether or not its round does: the teacher is the same after going back.
-    """
-
-    def __init__(self, store: RunDirectory) -> None:
-        self._store = store
-
-    @property
-    def _next_file(self) -> str:
-        number = sum(1 for _ in self._store.ever("answered")) + 1
-        return f"rollouts/answers_{number:03d}.jsonl"
-
-    def of(self, example_ids: Collection[str]) -> dict[str, RolledGroup]:
-        """The answers to those of these rows that have been answered. Raises `RunStoreError`."""
-        found: dict[str, RolledGroup] = {}
-        wanted = set(example_ids)
-        for event in self._store.ever("answered"):
-            # A kill may have left the journal of what is recorded, which would count again.
-            (self._store.run_dir / event["file"]).with_suffix(PARTIAL).unlink(missing_ok=True)
-            groups = self._read(event["file"], event["sha256"])
-            found |= {one.example_id: one for one in groups if one.example_id in wanted}
-        return found
-
-    def _read(self, name: str, sha256: str) -> list[RolledGroup]:
-        file = self._store.run_dir / name
-        try:
-            return _groups_in(_checked(file.read_bytes(), sha256))
-        except (OSError, ValueError) as error:
-            raise RunStoreError(
-                f"{file}: {error}. It holds answers of the teacher that were paid for, and was "
-                "changed by something else. Restore it, or start a new run."
-            ) from None
-
-    def journal(self) -> Journal:
-        """The answers of the file that comes next, one by one."""
-        path = (self._store.run_dir / self._next_file).with_suffix(PARTIAL)
-        return Journal(path, "the teacher")
-
-    def record(self, round_no: int, groups: Sequence[RolledGroup], journal: Journal) -> None:
-        """Keep the answers that a round needs beside those before, which the journal holds."""
-        name = self._next_file
-        text = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in groups)
-        self._store.write_text(name, text)
-        num_prompt_tokens, num_sampled_tokens = num_waiting_tokens(journal.path)
-        self._store.append(
-            "answered",
-            round=round_no,
-            file=name,
-            sha256=hashlib.sha256(text.encode()).hexdigest(),
-            num_rows=len(groups),
-            num_answers=sum(len(one.samples) for one in groups),
-            num_truncated=sum(one.is_truncated for group in groups for one in group.samples),
-            num_prompt_tokens=num_prompt_tokens,
-            num_sampled_tokens=num_sampled_tokens,
-        )
-        journal.discard()

@@ -26,7 +26,7 @@ from typing import IO, Any, Self, TypeVar
 from errors import RunStoreError
 from ledger.events import Event, read_events
 from ledger.records import Usage, seconds_of
-from storage.files import append_line, read_lines, storage_error, write_whole
+from storage.files import append_line, read_lines, storage_error, write_bytes_whole, write_whole
 from storage.journal import Journal, num_waiting_tokens
 from storage.stored_json import parse_object, record_of
 
@@ -254,6 +254,10 @@ class RunDirectory:
         """Write a file durably: a reader sees the old one or the new one, never half."""
         write_whole(self.run_dir / name, [text] if isinstance(text, str) else text)
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file that is no text, durably as `write_text`."""
+        write_bytes_whole(self.run_dir / name, content)
+
     def _journal(self, file: str, checkpoint: str | None) -> Journal:
         path = (self.run_dir / file).with_suffix(PARTIAL)
         return Journal(path, self.weights_of(checkpoint))
@@ -285,6 +289,13 @@ class RunDirectory:
         if round_no is None:
             return self._meter.total.plus(Usage(0, *self._waiting_tokens(), 0.0))
         return self._meter.by_round.get(round_no, Usage(0, 0, 0, 0.0))
+
+    def spent_again(self) -> Usage:
+        """What events used that a resumption has superseded: it was spent, and may be once more."""
+        kept = _Meter()
+        for event in self._events:
+            kept.add(event)
+        return self._meter.total.less(kept.total)
 
     def _waiting_tokens(self) -> tuple[int, int]:
         waiting = [num_waiting_tokens(path) for path in self.run_dir.glob(f"*/*{PARTIAL}")]

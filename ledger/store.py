@@ -13,7 +13,7 @@
     report.html              all of it on one page; report_parts/, each round's answers in it
     evalops/round_NN-*.json  rounds as EvalOps is told of them
     reference.jsonl          of method dpo: the pairs' log-probabilities under the reference
-    rollouts/                sampled answers, a file a step; answers_NNN.jsonl are a teacher's
+    rollouts/                sampled answers, a file a step; answers_NNN, targets_NNN: a teacher's
     checkpoints/             the embedded service's weights
 
 The effective ledger is what a replay gives: a `resumed` event names the last durable `seq` and
@@ -264,14 +264,14 @@ class RunStore(SealedEvaluations):
         told: dict[str, Any],
     ) -> None:
         samples = [sample for task in measured.tasks for sample in task.samples]
+        asked = [*samples, *measured.held_out]
         self.append(
             event_type,
             round=round_no,
             step=step,
             tasks=sorted(measured.names),
-            num_prompt_tokens=sum(sample.num_prompt_tokens for sample in samples)
-            + sum(loss.num_prompt_tokens for loss in measured.held_out),
-            num_sampled_tokens=sum(sample.num_sampled_tokens for sample in samples),
+            num_prompt_tokens=sum(one.num_prompt_tokens for one in asked),
+            num_sampled_tokens=sum(one.num_sampled_tokens for one in asked),
             num_samples=len(samples) + sum(loss.n for loss in measured.held_out),
             file=file,
             digests=digests_of(measured),
@@ -328,11 +328,10 @@ class RunStore(SealedEvaluations):
         )
 
     def write_shown(self, shown: Shown) -> None:
-        """Keep rows of a round as the model sees them, before the event that the round is chosen;
-        so there is one of them where there is the other."""
+        """Keep rows of a round as the model sees them, before the event that it is chosen."""
         self.write_json(_shown_file(shown.round), asdict(shown))
 
-    def record_losses(self, measured: MeasuredLosses, num_prompt_tokens: int) -> None:
+    def record_losses(self, measured: MeasuredLosses, num_read: int, num_sampled: int) -> None:
         """What the losses of the rows to draw from were before a round was chosen."""
         name = _losses_file(measured.round)
         self.write_json(name, {one: list(loss) for one, loss in measured.losses.items()})
@@ -341,7 +340,8 @@ class RunStore(SealedEvaluations):
             "losses_measured",
             round=measured.round,
             checkpoint_round=measured.checkpoint_round,
-            num_prompt_tokens=num_prompt_tokens,
+            num_prompt_tokens=num_read,
+            num_sampled_tokens=num_sampled,
             file=name,
         )
 

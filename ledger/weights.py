@@ -66,17 +66,21 @@ class SavedWeightsRecords(RunDirectory):
         """What the reference's log-probabilities of pairs are; it stays."""
         return Journal(self.run_dir / REFERENCE, self.weights_of(path))
 
-    def record_reference_measured(self, round_no: int, num_pairs: int, num_tokens: int) -> None:
+    def record_reference_measured(
+        self, round_no: int, num_pairs: int, num_prompt_tokens: int, num_sampled_tokens: int
+    ) -> None:
         """That the reference has been asked, by now, for so many pairs with so many tokens, where
         that is more than was told."""
-        told = self.ever("reference_measured")
-        num_new = num_tokens - sum(event["num_prompt_tokens"] for event in told)
+        told = list(self.ever("reference_measured"))
+        num_new = num_prompt_tokens - sum(event["num_prompt_tokens"] for event in told)
         if num_new > 0:
             self.append(
                 "reference_measured",
                 round=round_no,
                 num_pairs=num_pairs,
                 num_prompt_tokens=num_new,
+                num_sampled_tokens=num_sampled_tokens
+                - sum(event.get("num_sampled_tokens", 0) for event in told),
             )
 
     def record_deleted(self, round_no: int, paths: Sequence[str]) -> None:

@@ -348,7 +348,8 @@ class State:
             del run.unnamed[old.sampler_id]
             old.is_gone = True
             session.unnamed_saves.remove(old.weights)
-            self._submit_last("samplers", old.engine, _delete_weights(old.engine, old.weights))
+            job = _forget_weights(old.engine, old.weights, is_deleted=True)
+            self._submit_last("samplers", old.engine, job)
 
     def finish_session(self, session_id: str) -> None:
         """Forget a session with its runs, samplers and queued work; named checkpoints stay."""
@@ -404,18 +405,13 @@ class State:
         self.futures.purge()
 
 
-def _forget_weights(engine: Engine, weights: Path) -> Job:
+def _forget_weights(engine: Engine, weights: Path, *, is_deleted: bool = False) -> Job:
+    """Free what an engine holds of saved weights, and delete the files themselves if so told."""
+
     def job() -> Result:
         engine.forget_sampler(weights)
-        return {}
-
-    return job
-
-
-def _delete_weights(engine: Engine, weights: Path) -> Job:
-    def job() -> Result:
-        engine.forget_sampler(weights)
-        checkpoints.discard(weights)
+        if is_deleted:
+            checkpoints.discard(weights)
         return {}
 
     return job

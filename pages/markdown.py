@@ -71,6 +71,18 @@ def inline(text: str) -> str:
     return isolated(_ACTING.sub(r"\\\g<0>", unlinked))
 
 
+def code(text: str) -> str:
+    """A text as code inside a line, between more backticks than it has side by side."""
+    line = one_line(text)
+    fence = "`" * (_longest_ticks([line]) + 1)
+    room = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{room}{line}{room}{fence}"
+
+
+def _longest_ticks(lines: Sequence[str]) -> int:
+    return max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+
+
 def _broken_off(found: re.Match[str]) -> str:
     return found.group() if found["weights"] else f"{found.group()}{_NOTHING}"
 
@@ -138,20 +150,20 @@ def _block(block: Block, level: int) -> Iterator[str]:
 def _code(code: Code) -> Iterator[str]:
     """Between fences that are longer than any in it."""
     lines = [one_line(line) for line in code.lines]
-    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, _longest_ticks(lines) + 1)
     yield from (fence, *lines, fence, "")
 
 
 def _table(table: Table) -> Iterator[str]:
     yield from (at_start(table.whole_caption), "")
-    yield _row([column.title for column in table.columns])
+    yield row([column.title for column in table.columns])
     yield _row_of(["---:" if column.is_number else "---" for column in table.columns])
-    yield from (_row(row) for row in table.rows)
+    yield from (row(cells) for cells in table.rows)
     yield ""
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A row of a table."""
     return _row_of([inline(cell) for cell in cells])
 
 

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, get_args
 
 from scores.distributions import student_t_quantile
 from scores.intervals import Interval, estimate, mcnemar_exact, mean
+from scores.measures import SFT
 from scores.results import EvalResult, HeldOutLoss
 
 MIN_STEPS = 4  # of a round, before its trend is looked at
@@ -63,6 +64,7 @@ class Curves(NamedTuple):
     vocab_size: int  # a blind guess among it has a loss of its logarithm
     course: str | None = None  # said instead of the losses, where they are not of the rows' answers
     course_kinds: tuple[Kind, ...] = ()  # of the problems that it tells of
+    loss_is: str = SFT.nll_is  # what the losses are
 
 
 class Diagnosis(NamedTuple):
@@ -215,7 +217,7 @@ def _too_high(curves: Curves) -> str | None:
     else:
         return None
     return (
-        f"the training loss {moved} a token{_guess_beside(reached, blind_guess)}: the "
+        f"the {curves.loss_is} {moved} a token{_guess_beside(reached, blind_guess)}: the "
         f"learning rate {curves.lr:.3g} is too high, or rows of this round are bad"
     )
 
@@ -230,7 +232,7 @@ def _stuck(curves: Curves) -> str | None:
     if most_fallen >= STUCK_FRAC * level or _end(losses) > RISE_FACTOR * _start(losses):
         return None
     return (
-        f"the training loss stayed at {level:.3f} a token for {n} steps"
+        f"the {curves.loss_is} stayed at {level:.3f} a token for {n} steps"
         f"{_guess_beside(level, math.log(curves.vocab_size))}: the learning rate {curves.lr:.3g} "
         f"or lora_rank {curves.lora_rank} is too low, or these rows have no more to teach"
     )
@@ -261,7 +263,7 @@ def _course(curves: Curves) -> str:
     is_spike = _is_far_above(max(first, last), max(losses), blind_guess)
     spike = f", with a spike to {max(losses):.3f}" if is_spike else ""
     scale = f" (certainty has 0, a blind guess {blind_guess:.2f})" if last <= blind_guess else ""
-    return f"the training loss {moved}{_guess_beside(last, blind_guess)}{spike}{scale}"
+    return f"the {curves.loss_is} {moved}{_guess_beside(last, blind_guess)}{spike}{scale}"
 
 
 def _has_learned(losses: Sequence[float]) -> bool:

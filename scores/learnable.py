@@ -9,6 +9,8 @@ from typing import NamedTuple
 GROUPS_COUNTED = 2  # the last ones: older answers are of other weights
 SMALLEST_DISTANCE = 1e-6  # nats a token; where all are at the teacher, all weigh alike
 REST_ROUNDS = 2  # that a solved prompt waits
+SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
+SUSPECT_SHARE = 0.1  # as unlikely as this share of the rows that were measured, and no other one
 
 
 class CandidateLoss(NamedTuple):

@@ -162,9 +162,18 @@ class MethodWords(NamedTuple):
     is_sampled: bool  # trained on answers that the model that is trained has sampled
     unit: str  # what an example is in a step
     nll_is: str  # what `nll` is the negative log-probability of, as the title of a curve
+    minimised: str  # what `loss` is
 
 
-SFT = MethodWords("sft", "Supervised fine-tuning", True, False, "examples", "training loss")
+SFT = MethodWords(
+    "sft",
+    "Supervised fine-tuning",
+    True,
+    False,
+    "examples",
+    "training loss",
+    "the cross-entropy of the rows' answers, each row counting alike",
+)
 DPO = MethodWords(
     "dpo",
     "Direct preference optimization (DPO)",
@@ -172,6 +181,7 @@ DPO = MethodWords(
     False,
     "pairs",
     "loss of the chosen answers",
+    "-log sigmoid of the margin, on average over the pairs",
 )
 RL = MethodWords(
     "rl",
@@ -180,6 +190,7 @@ RL = MethodWords(
     True,
     "prompts",
     "surprise at its own sampled answers",
+    "the policy-gradient loss that rl.loss names, of rewards less the mean of their group",
 )
 ON_POLICY = MethodWords(
     "distill",
@@ -188,9 +199,17 @@ ON_POLICY = MethodWords(
     True,
     "prompts",
     "surprise at its own sampled answers",
+    "the reverse KL to the teacher, by the policy-gradient loss importance_sampling",
 )
 OFF_POLICY = MethodWords(
-    "distill", "Off-policy distillation", True, False, "prompts", "loss of the teacher's answers"
+    "distill",
+    "Off-policy distillation",
+    True,
+    False,
+    "prompts",
+    "loss of the teacher's answers",
+    "the cross-entropy of the teacher's answers, as tokens (hard) or as its distribution at each "
+    "of them (soft), each row counting alike",
 )
 
 

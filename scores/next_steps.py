@@ -211,13 +211,14 @@ def _after_curves(missed: Missed) -> Iterator[str]:
     rate = missed.trained.learning_rate
     if "too_high" in missed.kinds:
         yield (
-            f"Lower the learning rate: the training loss rose at {rate:g}. Start a new run with "
-            f"--set learning_rate={rate / LOWER:.2g}."
+            f"Lower the learning rate: the {missed.method.nll_is} rose at {rate:g}. Start a new "
+            f"run with --set learning_rate={rate / LOWER:.2g}."
         )
     if "stuck" in missed.kinds:
         yield (
-            f"Raise the learning rate: the training loss stayed where it was at {rate:g}. Start a "
-            f"new run with --set learning_rate={rate * RAISE:.2g}, or with a higher lora_rank."
+            f"Raise the learning rate: the {missed.method.nll_is} stayed where it was at {rate:g}. "
+            f"Start a new run with --set learning_rate={rate * RAISE:.2g}, or with a higher "
+            "lora_rank."
         )
     if "reward_only" in missed.kinds:
         yield (

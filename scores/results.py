@@ -150,6 +150,7 @@ class HeldOutLoss:
     num_loss_tokens: int
     num_prompt_tokens: int
     rows: tuple[HeldOutRow, ...]
+    num_sampled_tokens: int = 0  # that came with them; versions before counted none
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,9 @@ def task_result(
     )
 
 
-def held_out_loss(name: str, rows: Sequence[HeldOutRow], num_prompt_tokens: int) -> HeldOutLoss:
+def held_out_loss(
+    name: str, rows: Sequence[HeldOutRow], num_prompt_tokens: int, num_sampled_tokens: int = 0
+) -> HeldOutLoss:
     """Summarise held-out conversations. At least one, each with at least one loss token."""
     num_tokens = sum(row.num_loss_tokens for row in rows)
     texts = [(row.text_nll_sum, row.num_loss_bytes) for row in rows if row.text_nll_sum is not None]
@@ -319,6 +322,7 @@ def held_out_loss(name: str, rows: Sequence[HeldOutRow], num_prompt_tokens: int)
         num_loss_tokens=num_tokens,
         num_prompt_tokens=num_prompt_tokens,
         rows=tuple(rows),
+        num_sampled_tokens=num_sampled_tokens,
     )
 
 

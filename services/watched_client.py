@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Tokens that a request samples which asks for log-probabilities alone: the SDK asks for one, no
+# service takes fewer, and it is paid for as any other.
+NUM_SAMPLED_TO_SCORE = 1
+
 
 def watched(
     client: tinker.SamplingClient,

@@ -32,6 +32,12 @@ def write_whole(target: Path, parts: Iterable[str]) -> None:
         file.writelines(parts)
 
 
+def write_bytes_whole(target: Path, content: bytes) -> None:
+    """Write a file durably, all of it or nothing. Raises `StorageError`."""
+    with _replacing(target) as temporary:
+        temporary.write_bytes(content)
+
+
 def copy_whole(source: Path, target: Path) -> None:
     """Copy a file durably, all of it or nothing. Raises `StorageError`."""
     with _replacing(target) as temporary:

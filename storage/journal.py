@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,9 +52,9 @@ class Journal:
         return len(self._records)
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Prompt tokens that its records took."""
-        return sum(record["num_prompt_tokens"] for record in self._records.values())
+    def num_tokens(self) -> tuple[int, int]:
+        """Prompt and sampled tokens that its records took."""
+        return _tokens_of(self._records.values())
 
     def get(self, key: str, kind: type[T]) -> T | None:
         """A finished record. Raises `RunStoreError` for one that is not of this kind."""
@@ -103,9 +103,13 @@ def num_waiting_tokens(path: Path) -> tuple[int, int]:
     """Prompt and sampled tokens of the records that wait in a journal for their result."""
     records = [_record(line) for line in read_lines(path, repair=False).complete[1:]]
     kept = [record for record in records if record is not None]
+    return _tokens_of(kept)
+
+
+def _tokens_of(records: Collection[dict[str, Any]]) -> tuple[int, int]:
     return (
-        sum(record["num_prompt_tokens"] for record in kept),
-        sum(record["num_sampled_tokens"] for record in kept),
+        sum(record["num_prompt_tokens"] for record in records),
+        sum(record["num_sampled_tokens"] for record in records),
     )
 
 

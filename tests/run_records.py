@@ -172,7 +172,7 @@ def trained(store: RunStore, round_no: int, shape: Shape, *, num_steps: int | No
     first = (round_no - 1) * shape.steps
     losses = {name: CandidateLoss(1.0 + n) for n, name in enumerate(names)}
     if round_no > 1:
-        store.record_losses(MeasuredLosses(round_no, round_no - 1, losses), 11)
+        store.record_losses(MeasuredLosses(round_no, round_no - 1, losses), 11, 2)
     row = ShownRow(
         names[0], "pool.jsonl", 1, shape.text, "pool", reason, True, 9, 3, False, 1.0,
         [ShownPiece(f"asked {shape.text} ", 0.0), ShownPiece(f"told {shape.text}", 1.0, 1234)],

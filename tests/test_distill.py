@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import math
@@ -22,8 +23,9 @@ from data_selector import Mining, Rows, Selection, Signals, select_first, select
 from errors import ConfigError, RunStoreError
 from ledger.events import impossibility
 from ledger.records import Ancestor, Origin, Teacher
-from ledger.rollouts import RolledGroup, RolledSample, TaughtAnswers, read_rollouts
-from loop.methods.off_policy import datum_of, mean_entropy
+from ledger.rollouts import RolledGroup, RolledSample, read_rollouts
+from ledger.taught_answers import SoftTargets, TaughtAnswers, TopTokens
+from loop.methods.off_policy import datum_of, mean_entropy, usable
 from loop.methods.on_policy import measures_of, with_kl_advantages
 from loop.methods.rollouts import Prompt, datums_of
 from loop.methods.sft import batch_loss
@@ -110,7 +112,7 @@ def test_advantages_are_the_cookbooks() -> None:
 
 def test_soft_targets_are_the_teachers_distribution_at_each_token() -> None:
     logprobs = np.log(np.array([[0.6, 0.2], [0.45, 0.45]], np.float32))
-    soft = normalised(np.array([[4, 1], [5, 2]]), logprobs, 0)
+    soft = normalised(TopTokens(np.array([[4, 1], [5, 2]]), logprobs))
     datum = datum_of(prompt_of_tokens(7, 8, 9), [4, 5], 0.5, soft)
     inputs = datum.loss_fn_inputs
     assert datum.model_input.to_ints() == [7, 8, 9, 4]
@@ -198,8 +200,16 @@ def test_off_policy_learns_what_the_teacher_answers(taught: Workspace, targets: 
     measures = steps[-1]["measures"]
     assert ("forward_kl" in measures) == (targets == "soft")
     assert 0 <= measures["truncated_share"] <= 1
-    if targets == "soft":  # the scored tokens are counted
-        assert all(one["num_prompt_tokens"] > 0 for one in steps)
+    read = [one for one in events if one["type"] == "targets_read"]
+    assert bool(read) == (targets == "soft")
+    assert not any(one.get("num_prompt_tokens") for one in steps)  # what is kept costs nothing
+    if targets == "soft":  # each answer that can be trained on is read once, in one request
+        usable = [s for g in groups for s in g["samples"] if s["tokens"] and not s["is_truncated"]]
+        assert sum(one["num_sampled_tokens"] for one in read) == len(usable)
+        kept = SoftTargets(taught.store("run"))
+        known = [g["example_id"] for g in groups if g["example_id"] in kept.known()]
+        lengths = [len(one.tokens_TK) for one in kept.of(known).values()]
+        assert sum(lengths) == sum(len(one["tokens"]) for one in usable)
     teacher = taught.store("run").settled_config()["resolved"]["teacher"]
     checkpoint, selection = taught.store("teacher").checkpoint(1), taught.store("run").selection(2)
     assert checkpoint is not None and selection is not None
@@ -222,7 +232,9 @@ def test_on_policy_is_judged_by_the_teacher(taught: Workspace) -> None:
             assert len(sample.teacher_logprobs) == len(sample.tokens)
         assert one["measures"]["reverse_kl"] == pytest.approx(measures_of(groups)["reverse_kl"])
         assert abs(one["measures"]["kl_sampler_trainer"]) < 0.01
-        assert one["num_sampled_tokens"] == sum(len(s.tokens) for g in groups for s in g.samples)
+        samples = [sample for group in groups for sample in group.samples]
+        num_judged = sum(bool(sample.tokens) for sample in samples)  # a token each comes with it
+        assert one["num_sampled_tokens"] == sum(len(s.tokens) for s in samples) + num_judged
         assert one["loss"] == pytest.approx(one["measures"]["reverse_kl"], abs=1e-4)  # a token
     selection = taught.store("run").selection(2)
     assert selection is not None
@@ -248,7 +260,7 @@ def test_a_run_takes_no_more_tokens_than_its_plan_says(
     said = "".join(capsys.readouterr())
     assert taught.run("run", **changes) == 0
     used = taught.store("run").usage()
-    tokens = r"at most ([\d,]+) trained, at most ([\d,]+) prompt and ([\d,]+) sampled"
+    tokens = r"at most ([\d,]+) trained, ([\d,]+) prompt and ([\d,]+) sampled"
     found = re.search(tokens, said)
     assert found is not None
     most = [int(one.replace(",", "")) for one in found.groups()]
@@ -292,12 +304,59 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     store = taught.store("killed")
     assert impossibility(store.effective()) is None
     # what was sampled was not sampled again
-    again = [one for one in taught.events("killed")[cut:] if one["type"] in ("answered", "step")]
-    assert not any(one["type"] == "answered" for one in again)
+    kinds = ("answered", "targets_read", "step")
+    again = [one for one in taught.events("killed")[cut:] if one["type"] in kinds]
+    assert {one["type"] for one in again} == {"step"}
     if way == "on_policy":
         # and was counted once: here, where the ledger did not have the step yet
         assert [one.get("counted_before", False) for one in again][:2] == [bool(num_taken)] * 2
-    assert store.usage().sampled_tokens == taught.store("whole").usage().sampled_tokens
+    used, whole = store.usage(), taught.store("whole").usage()
+    assert (used.prompt_tokens, used.sampled_tokens) == (whole.prompt_tokens, whole.sampled_tokens)
+    again_trained = store.spent_again().train_tokens  # which is told when the run is resumed
+    assert used.train_tokens == whole.train_tokens + again_trained
+    assert bool(again_trained) == bool(num_taken)
+
+
+@pytest.mark.trains
+def test_soft_targets_are_kept_answer_by_answer(taught: Workspace) -> None:
+    """A run that is killed while the teacher reads asks for no answer again that was read."""
+    changes: dict[str, Any] = {"distill": {**TEACHER, "way": "off_policy"}, "max_rounds": 1}
+    assert taught.run("whole", **changes) == 0
+    whole, killed = taught.folder / "whole", taught.folder / "killed"
+    shutil.copytree(whole, killed)
+    (read,) = (one for one in taught.events("whole") if one["type"] == "targets_read")
+    lines = (killed / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (killed / "ledger.jsonl").write_text("".join(lines[: read["seq"]]))
+    (killed / read["file"]).unlink()
+    kept = SoftTargets(taught.store("whole"))
+    groups = TaughtAnswers(taught.store("whole")).of(kept.known())
+    example_id, group = next(iter(groups.items()))
+    top = kept.of([example_id])[example_id]
+    length = len(usable(group)[0].tokens)
+    changed = top.logprobs_TK[:length] - 1  # to tell it by
+    tokens, logprobs = (
+        base64.b64encode(part.tobytes()).decode() for part in (top.tokens_TK[:length], changed)
+    )
+    SoftTargets(taught.store("killed")).journal().add(
+        f"targets/{example_id}/0",
+        {"tokens": tokens, "logprobs": logprobs, "num_tokens": length},
+        num_prompt_tokens=10_000,
+        num_sampled_tokens=1,
+    )
+    assert main(["--resume", str(killed)]) == 0
+    kept = SoftTargets(taught.store("killed"))
+    assert example_id in kept.known()
+    again = kept.of([example_id])[example_id].logprobs_TK
+    assert np.array_equal(again[:length], changed)
+    assert np.array_equal(again[length:], top.logprobs_TK[length:])
+    (now,) = (one for one in taught.events("killed") if one["type"] == "targets_read")
+    assert 10_000 < now["num_prompt_tokens"] < 10_000 + read["num_prompt_tokens"]
+    assert now["num_sampled_tokens"] == read["num_sampled_tokens"]
+    assert not list((killed / "rollouts").glob("*.partial.jsonl"))
+    file = killed / now["file"]
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(RunStoreError, match="sha256"):
+        SoftTargets(taught.store("killed")).known()
 
 
 def test_answers_of_a_round_cut_short_are_not_paid_again(taught: Workspace) -> None:

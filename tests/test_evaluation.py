@@ -748,11 +748,12 @@ def test_the_tokens_said_before_the_first_step_are_an_upper_bound(
     }
     assert workspace.run("run", **changes) == 0
     told = capsys.readouterr().err
-    said = re.search(r"about ([\d,]+) trained, at most ([\d,]+) prompt and ([\d,]+) sampled", told)
+    pattern = r"at most ([\d,]+) trained(?: \([^)]*\))?, ([\d,]+) prompt and ([\d,]+) sampled"
+    said = re.search(pattern, told)
     assert said is not None
     trained, prompt, sampled = (int(number.replace(",", "")) for number in said.groups())
     used = workspace.store("run").usage()
-    assert used.train_tokens == pytest.approx(trained, rel=0.1)  # of a mean over the rows
+    assert 0.9 * trained < used.train_tokens <= trained
     assert 0.75 * prompt < used.prompt_tokens <= prompt
     assert 0.5 * sampled < used.sampled_tokens <= sampled
     assert "in 3 evaluations and the sealed test" in told

@@ -23,11 +23,19 @@ from loop.reports.progress import Progress, steps_text
 from loop.reports.rounds_table import rounds_of, rounds_table
 from loop.reports.run_report import write_report
 from loop.run_page.page import page_of
-from loop.run_page.sampled import MOST_GROUPS, MOST_ROUNDS, MOST_SAMPLES
+from loop.run_page.sampled import (
+    FEWEST_SAMPLES,
+    MOST_ANSWERS,
+    MOST_GROUPS,
+    MOST_ROUNDS,
+    MOST_SAMPLES,
+    chosen_of,
+    room_of,
+)
 from loop.run_page.side_by_side import find_named, side_by_side
 from loop.run_page.viewed import viewed
 from loop.tracking.rows import rows_of
-from page_reading import Page
+from page_reading import Page, is_shown, outside_of_code, tables_in
 from pages.charts import LineChart
 from pages.document import Figure, Section
 from report_runs import Made, lengthen, made_run, make_run
@@ -35,6 +43,7 @@ from scores.diagnosis import teacher_course
 from scores.measures import DPO, KNOWN, OFF_POLICY, ON_POLICY, RL, SFT, method_words, names_in
 from study_records import HOSTILE
 from test_loop import Workspace, row
+from test_pages import ACTING
 from test_plan_page import planned, risks_in
 
 DPO_MEASURES = {
@@ -170,7 +179,7 @@ def test_a_page_has_curves_of_the_measures_and_some_sampled_groups(tmp_path: Pat
     headings = shown.text_of("h2")
     assert "What training measured" in headings and "Sampled answers" in headings
     assert "Reward by step" in text and "In the table alone" not in text
-    assert text.count("Round 1, step 0: 3 of 9 groups") == 1
+    assert text.count("Round 1, step 0: 9 groups, mean reward ") == 1
     assert text.count("The row answers: reference ") == 2 * MOST_GROUPS  # of two rounds
     assert f"{MOST_SAMPLES} of 16 answers" in text
     assert f'href="./{rollouts_file(0)}"' in text
@@ -192,9 +201,9 @@ def test_of_preference_pairs_the_page_says_what_is_marked_and_whose_loss_is_draw
 
 def test_a_page_of_many_steps_stays_small(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    shares = (0.1,) * (MOST_ROUNDS + 4)
+    shares = (0.1,) * 41
     groups = [group(number, num_samples=16, text="word " * 200) for number in range(8)]
-    settings = {**RL_RUN.settings, "max_rounds": 20}
+    settings = {**RL_RUN.settings, "max_rounds": 41}
     rl = Made(shares, 0, 4, 1, settings, {}, measures=RL_RUN.measures, rollouts=groups)
     made_run(run_dir, rl)
     before = len(page(run_dir))
@@ -202,7 +211,31 @@ def test_a_page_of_many_steps_stays_small(tmp_path: Path) -> None:
     after = page(run_dir)
     assert len(after) - before < 150_000  # of a thousand steps
     assert len(after) < 600_000
-    assert f"{MOST_ROUNDS} of {len(shares) - 1} rounds" in after
+    assert "Of the first step of each round" in after
+    assert len(re.findall(r"Round \d+, step \d+: 8 groups", after)) == len(shares) - 1
+    assert after.count("16 answers.") == (len(shares) - 1) * MOST_GROUPS
+
+
+@pytest.mark.parametrize("num_rounds", [1, 10, 40, 300, 5000])
+def test_all_rounds_together_keep_to_one_size(num_rounds: int) -> None:
+    room = room_of(min(num_rounds, MOST_ROUNDS))
+    assert room.groups >= 1 and room.samples >= FEWEST_SAMPLES
+    assert min(num_rounds, MOST_ROUNDS) * room.groups * room.samples <= MOST_ANSWERS
+
+
+def test_the_groups_that_say_most_are_shown() -> None:
+    """A trained one by its spread, one that is worth least, a trained one that is worth most."""
+
+    def of(name: str, rewards: list[float], *, is_used: bool = True) -> RolledGroup:
+        made = [RolledSample([1], [-1.0], name, False, one, one) for one in rewards]
+        return RolledGroup(name, name, "", made, is_used)
+
+    middling, worst, best = of("mid", [0.4, 0.6]), of("low", [0.0, 0.1]), of("high", [0.9, 1.0])
+    widest, all_wrong = of("wide", [0.0, 1.0]), of("wrong", [0.0, 0.0], is_used=False)
+    chosen = [one.group.question for one in chosen_of([middling, worst, all_wrong, best, widest])]
+    assert chosen == ["wide", "wrong", "high"]
+    assert [one.group.question for one in chosen_of([all_wrong, best])] == ["high", "wrong"]
+    assert chosen_of([]) == []
 
 
 def test_a_damaged_file_of_answers_is_named(tmp_path: Path) -> None:
@@ -228,7 +261,7 @@ def test_a_foreign_measure_is_shown_as_text(tmp_path: Path, name: str) -> None:
         for line in report.splitlines()
         if line.startswith("| round | ") and "score" not in line
     )
-    assert head.count("|") == 3 and len(head) < 80
+    assert len(re.findall(r"(?<!\\)\|", head)) == 3 and len(head) < 80
     assert "\n## head" not in report
 
 
@@ -242,6 +275,23 @@ def test_the_report_tells_the_method_and_its_measures(tmp_path: Path) -> None:
     assert "| 1 | 0.25 -> 0.28 | 0.1 -> 0.13 |" in report
     assert "- Reinforcement learning from verifiable rewards: reward includes" in report
     assert "of 8 prompts; learning rate" in report
+
+
+@pytest.mark.parametrize("text", ACTING)
+def test_the_report_keeps_its_shape_whatever_a_row_holds(tmp_path: Path, text: str) -> None:
+    """Questions, answers and topics are anybody's, and so are the names of measures."""
+    reports = []
+    for name, words in (("plain", "plain"), ("acting", text.replace("\ud800", ""))):
+        made = Made(settings=RL_RUN.settings, measures={"reward": 0.5}, words=words)
+        with closing(make_run(tmp_path / name / "run", made)) as store:
+            decision, view = store.last_decision(), viewed(store)
+            assert decision is not None
+            write_report(store, view.gate, view.config, decision, None)
+        reports.append((tmp_path / name / "run" / "eval_report.md").read_text(encoding="utf-8"))
+    plain, acting = reports
+    assert [len(rows) for rows in tables_in(acting)] == [len(rows) for rows in tables_in(plain)]
+    assert len(acting.splitlines()) == len(plain.splitlines())
+    assert not re.search(r"(?<!\\)<", outside_of_code(acting)) and is_shown(acting)
 
 
 def test_runs_of_two_methods_are_laid_beside_each_other(tmp_path: Path) -> None:
@@ -277,7 +327,8 @@ def test_the_plan_counts_sampled_answers_and_says_what_is_trained(
 ) -> None:
     workspace.write_rows("train.jsonl", [row(i) for i in range(4)])
     workspace.write_rows("pool.jsonl", [row(i) for i in range(4, 8)])
-    settings: dict[str, Any] = {"steps_per_round": 30, "max_rounds": 2}
+    mining = {"pool_file": "pool.jsonl", "strategy": "topics"}  # which measures no losses
+    settings: dict[str, Any] = {"steps_per_round": 30, "max_rounds": 2, "mining": mining}
     plain = planned(workspace, capsys, **settings)
     rl = {"group_size": 3, "max_tokens": 5}
     plan = planned(workspace, capsys, **settings, method="rl", rl=rl)
@@ -286,10 +337,12 @@ def test_the_plan_counts_sampled_answers_and_says_what_is_trained(
     assert tokens["sampled_to_train"] == 2 * answers * 5  # a group that is all wrong comes twice
     assert tokens["sampled"] == before["sampled"] + tokens["sampled_to_train"]
     prompt_tokens = tokens["prompt_to_train"] / (2 * 60 * 4)  # a request for each group
-    assert tokens["trained"] == 2 * answers * (prompt_tokens + 5)
+    assert tokens["trained"] == 2 * answers * (prompt_tokens + 4)  # the last one is no input
     held = planned(workspace, capsys, **settings, method="rl", rl={**rl, "kl_coef": 0.1})
     read = held["cost"]["tokens"]["prompt_to_train"] - tokens["prompt_to_train"]
-    assert read == tokens["trained"]  # by the weights that it started from
+    assert read == 2 * answers * (prompt_tokens + 5)  # by the weights that it started from,
+    sampled = held["cost"]["tokens"]["sampled"] - tokens["sampled"]
+    assert sampled == 2 * answers  # each with a token that is sampled
     lines = "\n".join(plan["plan"])
     assert plan["model"]["method"] == "rl" and plan["model"]["method_settings"]["group_size"] == 3
     assert plan["model"]["train_on"] is None and plain["model"]["train_on"] is not None

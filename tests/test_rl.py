@@ -483,3 +483,41 @@ def huge():
     for name, said in (("exits", "ended with SystemExit: 3"), ("huge", "OverflowError")):
         with pytest.raises(ConfigError, match=said):
             asyncio.run(worth(name))
+
+
+COUNTED = """
+import asyncio
+now, most = 0, 0
+
+async def counted(answer, accepted):
+    global now, most
+    now, most = now + 1, max(most, now + 1)
+    for _ in range(100):  # turns of the event loop, in which the others begin
+        await asyncio.sleep(0)
+    now -= 1
+    with open("most.txt", "w") as file:
+        file.write(str(most))
+    return sum(ord(one) for one in answer) % 7
+
+def alone(answer, accepted):
+    return sum(ord(one) for one in answer) % 7
+"""
+
+
+def test_answers_are_judged_at_once_and_stay_in_their_order(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as requests are under way, whosever answers they are; each gets its own reward."""
+    monkeypatch.chdir(space.folder)
+    (space.folder / "counted.py").write_text(COUNTED)
+    changes: dict[str, Any] = {"max_rounds": 1, "steps_per_round": 1, "batch_size": 3}
+    changes["evaluation"] = {"max_tokens": 4, "concurrency": 5}
+    for name in ("counted", "alone"):
+        rl = {**RL["rl"], "reward": f"counted.py@{name}", "group_size": 2}
+        assert space.run(name, method="rl", rl=rl, **changes) == 0
+    assert (space.folder / "most.txt").read_text() == "5"
+    rewards = [
+        [[one.reward for one in group.samples] for group in groups_of(space, name, 0)]
+        for name in ("counted", "alone")
+    ]
+    assert rewards[0] == rewards[1]

@@ -23,8 +23,15 @@ from ledger.rollouts import (
     rollouts_journal,
     write_rollouts,
 )
-from loop.methods.method import StepResult, Workplace
-from loop.methods.rollouts import Trained, num_sampled_tokens
+from loop.methods.method import StepInFlight, StepResult, Workplace
+from loop.methods.rollouts import (
+    Prompt,
+    Trained,
+    num_sampled_tokens,
+    prompt_of,
+    submit_policy_step,
+)
+from services.watched_client import NUM_SAMPLED_TO_SCORE
 from storage.journal import Journal
 
 if TYPE_CHECKING:
@@ -48,26 +55,51 @@ class StepAnswers(NamedTuple):
     counted_before: bool
 
 
+class Trainable(NamedTuple):
+    """What a step's answers are trained as, and what they tell. `num_read` are the tokens that were
+    read for them without a gradient, and `num_scored` how often weights were asked for
+    log-probabilities of them."""
+
+    datums: list[tinker.Datum]
+    measures: dict[str, float]
+    num_read: int
+    num_scored: int
+
+
+class Answering(NamedTuple):
+    """How a step's answers come about, what they are trained as, and by which loss."""
+
+    sample: Callable[
+        [tinker.TrainingClient, int, Sequence[Prompt], Journal], Awaitable[list[RolledGroup]]
+    ]
+    trainable: Callable[[Sequence[Prompt], list[RolledGroup]], Awaitable[Trainable]]
+    loss: str
+
+
 class AnsweredStep(NamedTuple):
     """What a step on sampled answers keeps until it is finished."""
 
-    datums: list[tinker.Datum]
+    trainable: Trainable
     kept: StepAnswers
-    measures: dict[str, float]
-    num_prompt_tokens: int
+
+    @property
+    def datums(self) -> list[tinker.Datum]:
+        return self.trainable.datums
 
     def result(self, trained: Trained | None, measures: Mapping[str, float]) -> StepResult:
         """What came of it, the loss in nats a token; `trained` is None where nothing was."""
-        masks = [one.loss_fn_inputs["mask"].to_numpy() for one in self.datums]
+        made = self.trainable
+        masks = [one.loss_fn_inputs["mask"].to_numpy() for one in made.datums]
         num_loss_tokens = sum(int((mask > 0).sum()) for mask in masks)
         return StepResult(
             loss=0.0 if trained is None else trained.loss / num_loss_tokens,
             nll=0.0 if trained is None else trained.nll,
-            num_tokens=sum(one.model_input.length for one in self.datums),
+            num_tokens=sum(one.model_input.length for one in made.datums),
             num_loss_tokens=num_loss_tokens,
-            measures={**self.measures, **measures},
-            num_prompt_tokens=self.num_prompt_tokens,
-            num_sampled_tokens=num_sampled_tokens(self.kept.groups),
+            measures={**made.measures, **measures},
+            num_prompt_tokens=made.num_read,
+            num_sampled_tokens=num_sampled_tokens(self.kept.groups)
+            + NUM_SAMPLED_TO_SCORE * made.num_scored,
             rollouts=self.kept.file._asdict(),
             counted_before=self.kept.counted_before,
         )
@@ -78,7 +110,7 @@ class KeptRollouts:
     as JSON: other settings do not take them."""
 
     def __init__(self, workplace: Workplace, settings: Mapping[str, Any]) -> None:
-        self._store = workplace.store
+        self._plan, self._store = workplace.plan, workplace.store
         self._say = workplace.progress.line
         self._settings = dict(settings)
         self._round: int | None = None
@@ -94,19 +126,34 @@ class KeptRollouts:
                 file = RolloutsFile(**event["rollouts"])
                 self._told[event["step"], file.drawn_with] = file.sha256
 
-    async def of_step(
+    async def submit(
+        self, client: tinker.TrainingClient, pending: StepInFlight, answering: Answering
+    ) -> StepInFlight:
+        """Submit a step on its answers: those that are kept, where they came about as they would
+        now, or else new ones, which are kept.
+
+        Raises `RunStoreError` for a damaged file.
+        """
+        prompts = [prompt_of(self._plan, one) for one in pending.example_ids]
+
+        async def sample(journal: Journal) -> list[RolledGroup]:
+            return await answering.sample(client, pending.step, prompts, journal)
+
+        kept = await self._of_step(pending.step, pending.example_ids, pending.lr, sample)
+        made = await answering.trainable(prompts, kept.groups)
+        num_tokens = sum(one.model_input.length for one in made.datums)
+        pending = pending._replace(num_tokens=num_tokens, made=AnsweredStep(made, kept))
+        return submit_policy_step(self._plan, client, pending, made.datums, answering.loss)
+
+    async def _of_step(
         self,
         step: int,
         example_ids: Sequence[str],
         lr: float,
         sample: Callable[[Journal], Awaitable[list[RolledGroup]]],
     ) -> StepAnswers:
-        """A step's groups, one for each prompt in their order: those that are kept, where they came
-        about as they would now, or else what `sample` gives, which is kept: whole in the end, and
-        until then what has come of it in the journal that it is given.
-
-        Raises `RunStoreError` for a damaged file.
-        """
+        """A step's groups, one for each prompt in their order; what `sample` gives is kept whole in
+        the end, and until then what has come of it in the journal that it is given."""
         key = self._key(step, example_ids)
         groups = self._kept(step, key, example_ids)
         counted_before = groups is not None and (step, key) in self._told

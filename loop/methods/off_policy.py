@@ -1,7 +1,8 @@
 """Off-policy distillation: the teacher answers, and the student learns its answers by
 cross-entropy, as tokens (hard) or as the teacher's distribution at each of them (soft).
 
-A row is answered once in a run, `distill.group_size` times; answers that were cut at
+A row is answered once in a run, `distill.group_size` times, and what the teacher finds likely in
+its answers is read once; answers that were cut at
 `distill.max_tokens` are counted and left out, and each row counts alike.
 """
 
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from data_selector import Selection
 from errors import TrainingError
-from ledger.rollouts import RolledGroup, RolledSample, TaughtAnswers
+from ledger.rollouts import RolledGroup, RolledSample
+from ledger.taught_answers import SoftTargets, TaughtAnswers, TopTokens
 from loop.methods.method import StepInFlight, StepResult, Workplace, adam_params, parts_of
 from loop.methods.rollouts import (
     Answer,
@@ -28,8 +30,9 @@ from loop.methods.rollouts import (
 from loop.methods.sft import batch_loss
 from loop.methods.teaching import (
     Likeliest,
-    likeliest_tokens,
+    normalised,
     open_teacher,
+    read_targets,
     settings_of,
     teacher_prompt_of,
 )
@@ -49,7 +52,6 @@ class _Made:
     total_weight: float
     entropy: float | None  # of the soft targets, mean over tokens in nats; None of hard ones
     measures: dict[str, float]
-    num_prompt_tokens: int
 
 
 class OffPolicy:
@@ -60,26 +62,34 @@ class OffPolicy:
     def __init__(self, workplace: Workplace) -> None:
         self._workplace, self._plan = workplace, workplace.plan
         self._answers = TaughtAnswers(workplace.store)
+        self._targets = SoftTargets(workplace.store)
+        self._is_soft = (settings_of(self._plan).targets or "soft") == "soft"
         self._groups: dict[str, RolledGroup] = {}
         self._teacher: tinker.SamplingClient | None = None
 
     async def begin_round(self, selection: Selection) -> None:
-        """Have the rows answered that are not yet, all at once."""
-        if self._teacher is None:
-            self._teacher = await open_teacher(self._workplace)
+        """Have the rows answered that are not yet, all at once, and what the teacher finds likely
+        at each token of the answers."""
         ids = list(dict.fromkeys(pick.example_id for pick in selection.picks))
         groups = self._answers.of(ids)
         left = [one for one in ids if one not in groups]
         if left:
-            groups |= await self._answered(selection.round, left, self._teacher)
+            groups |= await self._answered(selection.round, left)
         self._groups = groups
         self._refuse_unanswered(selection)
+        if self._is_soft:
+            await self._read_targets(selection.round, ids)
 
-    async def _answered(
-        self, round_no: int, ids: Sequence[str], teacher: tinker.SamplingClient
-    ) -> dict[str, RolledGroup]:
+    async def _opened(self) -> tinker.SamplingClient:
+        """The teacher, opened where it has anything to say: not where all of it is kept."""
+        if self._teacher is None:
+            self._teacher = await open_teacher(self._workplace)
+        return self._teacher
+
+    async def _answered(self, round_no: int, ids: Sequence[str]) -> dict[str, RolledGroup]:
         """The teacher's answers to these rows, kept one by one, and recorded together."""
         plan, settings = self._plan, settings_of(self._plan)
+        teacher = await self._opened()
         journal = self._answers.journal()
         asking = Asking(settings.group_size, settings.max_tokens, TEMPERATURE)
         counted = self._workplace.progress.counter("the teacher answers rows", len(ids))
@@ -95,6 +105,19 @@ class OffPolicy:
                 counted()
         self._answers.record(round_no, [groups[one] for one in ids], journal)
         return groups
+
+    async def _read_targets(self, round_no: int, ids: Sequence[str]) -> None:
+        """Have read what was not yet, answer by answer, and record it together."""
+        known = self._targets.known()
+        left = {one: usable(self._groups[one]) for one in ids if one not in known}
+        left = {one: answers for one, answers in left.items() if answers}
+        if not left:
+            return
+        journal = self._targets.journal()
+        self._workplace.progress.live(f"the teacher reads its answers to {len(left):,} rows")
+        made = await read_targets(self._plan, await self._opened(), left, journal)
+        self._targets.record(round_no, made, journal)
+        self._targets.known()
 
     def _refuse_unanswered(self, selection: Selection) -> None:
         """Raise `TrainingError` for a step without an answer that can be trained on."""
@@ -113,7 +136,7 @@ class OffPolicy:
     async def submit(
         self, client: tinker.TrainingClient, step: int, example_ids: list[str], lr: float
     ) -> StepInFlight:
-        made = await self._made(example_ids)
+        made = self._made(example_ids)
         config = self._plan.config
         forward_backwards = [
             client.forward_backward(list(part), "cross_entropy")
@@ -123,18 +146,13 @@ class OffPolicy:
         num_tokens = sum(one.model_input.length for one in made.datums)
         return StepInFlight(step, lr, example_ids, forward_backwards, optim_step, num_tokens, made)
 
-    async def _made(self, example_ids: Sequence[str]) -> _Made:
+    def _made(self, example_ids: Sequence[str]) -> _Made:
         plan = self._plan
         groups = [self._groups[one] for one in example_ids]
         pairs = [(group, one) for group in groups for one in usable(group)]
         answers = [one for _, one in pairs]
-        is_soft = (settings_of(plan).targets or "soft") == "soft"
         prompts = {one: prompt_of(plan, one) for one in example_ids}
-        soft: list[Likeliest | None] = [None] * len(pairs)
-        if is_soft:
-            assert self._teacher is not None, "the round has begun"
-            asked = [teacher_prompt_of(plan, group.example_id) for group, _ in pairs]
-            soft = list(await likeliest_tokens(plan, self._teacher, asked, answers))
+        soft = self._soft(groups) if self._is_soft else [None] * len(pairs)
         weights = [prompts[g.example_id].weight / len(usable(g)) for g, _ in pairs]
         datums = [
             datum_of(prompts[group.example_id], answer.tokens, weight, targets)
@@ -147,8 +165,19 @@ class OffPolicy:
         }
         known = [one for one in soft if one is not None]
         entropy = mean_entropy(known) if known else None
-        num_read = sum(one.num_prompt_tokens for one in known)
-        return _Made(datums, math.fsum(weights), entropy, measures, num_read)
+        return _Made(datums, math.fsum(weights), entropy, measures)
+
+    def _soft(self, groups: Sequence[RolledGroup]) -> list[Likeliest]:
+        """The targets of each usable answer of these groups, in their order."""
+        kept = self._targets.of([one.example_id for one in groups if usable(one)])
+        found = []
+        for group in groups:
+            begin = 0
+            for answer in usable(group):
+                part = slice(begin, begin := begin + len(answer.tokens))
+                top = kept[group.example_id]
+                found.append(normalised(TopTokens(top.tokens_TK[part], top.logprobs_TK[part])))
+        return found
 
     async def finish(self, pending: StepInFlight) -> StepResult:
         made: _Made = pending.made
@@ -168,7 +197,6 @@ class OffPolicy:
             num_tokens=pending.num_tokens,
             num_loss_tokens=sum(num_loss_tokens(one) for one in weights),
             measures=measures,
-            num_prompt_tokens=made.num_prompt_tokens,
         )
 
 

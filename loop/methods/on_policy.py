@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING
 
 from data_selector import Selection
 from ledger.rollouts import RolledGroup, RolledSample
-from loop.methods.kept_rollouts import AnsweredStep, KeptRollouts
+from loop.methods.kept_rollouts import AnsweredStep, Answering, KeptRollouts, Trainable
 from loop.methods.method import StepInFlight, StepResult, Workplace
 from loop.methods.rollouts import (
     Asking,
     Prompt,
+    answer_measures,
     datums_of,
-    prompt_of,
     rolled_sample,
     sample_groups,
     sampler_now,
     sampler_trainer_kl,
     seeds_of,
-    submit_policy_step,
     trained_by,
 )
 from loop.methods.teaching import (
@@ -38,6 +37,7 @@ from loop.methods.teaching import (
     teacher_of,
     teacher_prompt_of,
 )
+from scores.intervals import mean
 from storage.journal import Journal
 
 if TYPE_CHECKING:
@@ -69,17 +69,17 @@ class OnPolicy:
     async def submit(
         self, client: tinker.TrainingClient, step: int, example_ids: list[str], lr: float
     ) -> StepInFlight:
-        plan = self._plan
-        prompts = [prompt_of(plan, one) for one in example_ids]
-        kept = await self._kept.of_step(
-            step, example_ids, lr, lambda journal: self._sampled(client, step, prompts, journal)
-        )
-        groups = kept.groups
+        pending = StepInFlight(step, lr, example_ids, [], None, 0)
+        answering = Answering(self._sampled, self._trainable, LOSS)
+        return await self._kept.submit(client, pending, answering)
+
+    async def _trainable(
+        self, prompts: Sequence[Prompt], groups: Sequence[RolledGroup]
+    ) -> Trainable:
         datums = with_kl_advantages(datums_of(prompts, groups, _zeros(groups)), prompts, groups)
-        made = AnsweredStep(datums, kept, measures_of(groups), self._num_read(prompts, groups))
-        num_tokens = sum(one.model_input.length for one in datums)
-        pending = StepInFlight(step, lr, example_ids, [], None, num_tokens, made)
-        return submit_policy_step(plan, client, pending, datums, LOSS)
+        num_scored = sum(bool(one.tokens) for group in groups for one in group.samples)
+        num_read = self._num_read(prompts, groups)
+        return Trainable(datums, measures_of(groups), num_read, num_scored)
 
     async def _sampled(
         self, client: tinker.TrainingClient, step: int, prompts: Sequence[Prompt], journal: Journal
@@ -157,16 +157,9 @@ def measures_of(groups: Sequence[RolledGroup]) -> dict[str, float]:
     """Reverse KL to the teacher and entropy in nats a token, mean length, share of cut answers; the
     first two are means over the sampled tokens."""
     samples = [one for group in groups for one in group.samples]
-    num_tokens = sum(len(one.tokens) for one in samples)
-    found = {
-        "answer_tokens": num_tokens / len(samples),
-        "truncated_share": sum(one.is_truncated for one in samples) / len(samples),
-    }
-    if num_tokens:
-        kl = -math.fsum(value for one in samples for value in kl_advantages(one)) / num_tokens
-        entropy = -math.fsum(lp for one in samples for lp in one.logprobs) / num_tokens
-        found |= {"reverse_kl": kl, "entropy": entropy}
-    return found
+    by_token = [value for one in samples for value in kl_advantages(one)]
+    found = {"reverse_kl": -mean(by_token)} if by_token else {}
+    return found | answer_measures(samples)
 
 
 def _zeros(groups: Sequence[RolledGroup]) -> list[torch.Tensor]:

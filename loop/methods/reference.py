@@ -44,5 +44,5 @@ async def reference_logprobs(
         sampler = Sampler(NAME, client, plan.renderer, plan.rendering, plan.sampling)
         made = await measure_pairs(NAME, pairs, sampler, journal, lambda pair, one: counted())
         known |= {one.id: one for one in made}
-    store.record_reference_measured(round_no, len(journal), journal.num_prompt_tokens)
+    store.record_reference_measured(round_no, len(journal), *journal.num_tokens)
     return known

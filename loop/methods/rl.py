@@ -9,7 +9,7 @@ out, and a step of such groups alone has no gradient, so that no optimizer step 
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,21 +18,20 @@ from data_selector import Selection
 from errors import TrainingError
 from ledger.rollouts import RolledGroup, RolledSample
 from loop.methods.conversations import Talking, hold_conversations
-from loop.methods.kept_rollouts import AnsweredStep, KeptRollouts
+from loop.methods.kept_rollouts import AnsweredStep, Answering, KeptRollouts, Trainable
 from loop.methods.method import StepInFlight, StepResult, Workplace
 from loop.methods.rollouts import (
     Answer,
     Asking,
     Prompt,
+    answer_measures,
     datums_of,
     num_read_tokens,
-    prompt_of,
     rolled_sample,
     sample_groups,
     sampler_now,
     sampler_trainer_kl,
     seeds_of,
-    submit_policy_step,
     trained_by,
     trajectories_of,
 )
@@ -99,31 +98,32 @@ class Rl:
     async def submit(
         self, client: tinker.TrainingClient, step: int, example_ids: list[str], lr: float
     ) -> StepInFlight:
-        plan = self._plan
-        prompts = [prompt_of(plan, example_id) for example_id in example_ids]
-        kept = await self._kept.of_step(
-            step, example_ids, lr, lambda journal: self._sampled(client, step, prompts, journal)
-        )
-        groups = kept.groups
+        pending = StepInFlight(step, lr, example_ids, [], None, 0)
+        answering = Answering(self._sampled, self._trainable, self._settings.loss)
+        return await self._kept.submit(client, pending, answering)
+
+    async def _trainable(
+        self, prompts: Sequence[Prompt], groups: Sequence[RolledGroup]
+    ) -> Trainable:
         pairs = [(p, _only_judged(g)) for p, g in zip(prompts, groups, strict=True) if g.is_used]
         advantages = advantages_of(pairs)
         datums = datums_of([p for p, _ in pairs], [g for _, g in pairs], advantages)
         measures = measures_of(groups, self._settings.group_size)
         num_read = sum(num_read_tokens(p, g) for p, g in zip(prompts, groups, strict=True))
+        num_scored = 0
         if self._settings.kl_coef and datums:
             measures["kl_start"] = await self._penalise(datums, pairs)
             num_read += sum(one.model_input.length + 1 for one in datums)
-        made = AnsweredStep(datums, kept, measures, num_read)
-        num_tokens = sum(one.model_input.length for one in datums)
-        pending = StepInFlight(step, lr, example_ids, [], None, num_tokens, made)
-        return submit_policy_step(plan, client, pending, datums, self._settings.loss)
+            num_scored = len(datums)
+        return Trainable(datums, measures, num_read, num_scored)
 
     async def finish(self, pending: StepInFlight) -> StepResult:
         made: AnsweredStep = pending.made
         if not made.datums:
             self._workplace.progress.line(
                 f"step {pending.step}: no group of answers has any variance in its rewards (mean "
-                f"{made.measures['reward']:.3g}), so there is no gradient, and the weights stay"
+                f"{made.trainable.measures['reward']:.3g}), so there is no gradient, and the "
+                "weights stay"
             )
             return made.result(None, {})
         trained = await trained_by(pending, made.datums)
@@ -188,12 +188,11 @@ class Rl:
             assert answer.read.said is not None, "else it cannot be read"
             return await reward.judge(prompt.question, answer.read.said, prompt.reference)
 
-        judged = []
-        for prompt, group in zip(prompts, answers, strict=True):
-            with keeping_the_place():
-                verdicts = await asyncio.gather(*(judge(prompt, answer) for answer in group))
-            judged.append(_Judged(group, list(verdicts)))
-        return judged
+        asked = [prompt for prompt, group in zip(prompts, answers, strict=True) for _ in group]
+        given = [answer for group in answers for answer in group]
+        with keeping_the_place():
+            verdicts = iter(await ask_all(self._plan, judge, asked, given))
+        return [_Judged(group, list(itertools.islice(verdicts, len(group)))) for group in answers]
 
     def _refuse_failures(self, step: int, groups: Sequence[_Judged]) -> None:
         """Raise `TrainingError` where more than a tenth of the answers have no reward."""
@@ -316,13 +315,10 @@ def measures_of(groups: Sequence[RolledGroup], group_size: int) -> dict[str, flo
     there is one hangs on what the first gave."""
     firsts: list[RolledSample] = [one for group in groups for one in group.samples[:group_size]]
     rewards = _known([one.reward for one in firsts])
-    logprobs = [logprob for one in firsts for logprob in one.logprobs]
     turns = [len(one.turns) for one in firsts if one.turns is not None]
     return {
         "reward": mean(rewards) if rewards else 0.0,
-        "entropy": -mean(logprobs) if logprobs else 0.0,
-        "answer_tokens": mean([len(one.tokens) for one in firsts]),
-        "truncated_share": mean([float(one.is_truncated) for one in firsts]),
+        **answer_measures(firsts),
         "constant_share": mean([float(not group.is_used) for group in groups]),
         "learnable_groups": float(sum(group.is_used for group in groups)),
         "resampled_groups": float(sum(group.num_tries > 1 for group in groups)),

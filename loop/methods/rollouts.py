@@ -25,6 +25,7 @@ from loop.methods.method import StepInFlight, Workplace, adam_params, parts_of
 from loop.planning.plan import Plan
 from loop.planning.rewards import question_of, reference_of
 from rows.examples import find_example
+from scores.intervals import mean
 from simple_eval import ReadAnswer, read_answer
 from storage.journal import Journal
 from storage.stored_json import Count, Measure
@@ -219,6 +220,17 @@ def num_read_tokens(prompt: Prompt, group: RolledGroup) -> int:
 
 def num_sampled_tokens(groups: Sequence[RolledGroup]) -> int:
     return sum(len(one.tokens) for group in groups for one in group.samples)
+
+
+def answer_measures(samples: Sequence[RolledSample]) -> dict[str, float]:
+    """Of sampled answers the entropy, an estimate in nats a token, the mean length, and the share
+    that was cut."""
+    logprobs = [logprob for one in samples for logprob in one.logprobs]
+    return {
+        **({"entropy": -mean(logprobs)} if logprobs else {}),
+        "answer_tokens": mean([len(one.tokens) for one in samples]),
+        "truncated_share": mean([float(one.is_truncated) for one in samples]),
+    }
 
 
 # --- training -------------------------------------------------------------------------------------

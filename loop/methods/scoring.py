@@ -17,6 +17,7 @@ from ledger.rollouts import RolledGroup, RolledSample
 from loop.methods.rollouts import Prompt, all_of, datums_of
 from loop.planning.plan import Plan
 from rows.rendering import tokens_of
+from services.watched_client import NUM_SAMPLED_TO_SCORE
 from storage.journal import Journal
 from storage.stored_json import Measure
 
@@ -61,7 +62,8 @@ async def token_logprobs(
             f"{sum(is_wanted)} tokens, and each of them is judged by one. Use a service that gives "
             "them."
         )
-    journal.add(key, asdict(_Logprobs(logprobs)), num_prompt_tokens=len(tokens))
+    cost = {"num_prompt_tokens": len(tokens), "num_sampled_tokens": NUM_SAMPLED_TO_SCORE}
+    journal.add(key, asdict(_Logprobs(logprobs)), **cost)
     return logprobs
 
 

@@ -6,20 +6,25 @@ answer of either is scored after either's prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from errors import ConfigError
+from errors import ConfigError, ServiceError
 from ledger.records import Teacher
 from ledger.rollouts import RolledSample
+from ledger.taught_answers import TopTokens
 from loop.methods.method import Workplace
 from loop.methods.rollouts import Prompt, prompt_of
 from loop.methods.scoring import answer_logprobs, ask_all
 from loop.planning.plan import Plan
 from loop.planning.teacher import with_system
 from rows.examples import find_example
+from services.watched_client import NUM_SAMPLED_TO_SCORE
 from settings.method_groups import DistillSettings
 from storage.journal import Journal
+from storage.stored_json import Count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,49 +84,109 @@ async def score_answers(
 
 class Likeliest(NamedTuple):
     """The teacher's likeliest tokens at each token of an answer, their probabilities summing to 1
-    at each, and how many tokens it read for it."""
+    at each."""
 
     tokens_TK: np.ndarray
     probs_TK: np.ndarray
-    num_prompt_tokens: int
 
 
-async def likeliest_tokens(
+@dataclass(frozen=True)
+class _Read:
+    """What a journal holds of an answer: (T, K) as bytes, int32 and float32, in base64."""
+
+    tokens: str
+    logprobs: str
+    num_tokens: Count
+
+
+async def read_targets(
     plan: Plan,
     teacher: tinker.SamplingClient,
-    prompts: Sequence[Prompt],
-    answers: Sequence[RolledSample],
-) -> list[Likeliest]:
-    """The distribution of the teacher at each token of answers, cut at its likeliest ones;
-    `prompts` are the teacher's, one for each answer. Raises `ServiceError`, and `ConfigError` for a
-    service that does not give them."""
+    answers: Mapping[str, Sequence[RolledSample]],
+    journal: Journal,
+) -> dict[str, TopTokens]:
+    """What the teacher finds likely at each token of its answers to rows, kept as it comes; those
+    of a row's answers stand one after the other.
+
+    Raises `ServiceError`, and `ConfigError` for a service that does not give them.
+    """
+    import numpy as np
+
+    number = min(NUM_LIKELIEST, len(plan.renderer.tokenizer))
+
+    async def ask(prompt: Prompt, sample: tuple[int, RolledSample]) -> TopTokens:
+        place, answer = sample
+        key = f"targets/{prompt.example_id}/{place}"
+        if (kept := journal.get(key, _Read)) is not None:
+            return _decoded(kept)
+        tokens = [*prompt.tokens.to_ints(), *answer.tokens]
+        made = await _top_tokens(teacher, tokens, len(answer.tokens), number)
+        cost = {"num_prompt_tokens": len(tokens), "num_sampled_tokens": NUM_SAMPLED_TO_SCORE}
+        journal.add(key, asdict(_encoded(made)), **cost)
+        return made
+
+    flat = [(one, sample) for one, some in answers.items() for sample in enumerate(some)]
+    prompts = {one: teacher_prompt_of(plan, one) for one in answers}
+    made = iter(await ask_all(plan, ask, [prompts[one] for one, _ in flat], [s for _, s in flat]))
+    rows = {one: [next(made) for _ in some] for one, some in answers.items()}
+    return {
+        one: TopTokens(*(np.concatenate(parts) for parts in zip(*some, strict=True)))
+        for one, some in rows.items()
+        if some
+    }
+
+
+async def _top_tokens(
+    teacher: tinker.SamplingClient, tokens: Sequence[int], num_last: int, number: int
+) -> TopTokens:
+    """The likeliest tokens at each of the last ones of some tokens."""
+    import numpy as np
     import tinker
 
-    async def ask(prompt: Prompt, answer: RolledSample) -> Likeliest:
-        tokens = [*prompt.tokens.to_ints(), *answer.tokens]
-        number = min(NUM_LIKELIEST, len(plan.renderer.tokenizer))
-        response = await teacher.sample(
-            tinker.ModelInput.from_ints(tokens),
-            1,
-            tinker.SamplingParams(max_tokens=1),
-            include_prompt_logprobs=True,
-            topk_prompt_logprobs=number,
+    response = await teacher.sample(
+        tinker.ModelInput.from_ints(list(tokens)),
+        1,
+        tinker.SamplingParams(max_tokens=NUM_SAMPLED_TO_SCORE),
+        include_prompt_logprobs=True,
+        topk_prompt_logprobs=number,
+    )
+    given = response.topk_prompt_logprobs_np
+    if given is None or len(given.token_ids) != len(tokens):
+        raise ConfigError(
+            "distill.targets is soft, and the service does not give the likeliest tokens of a "
+            "prompt. Start a new run with distill.targets hard."
         )
-        given = response.topk_prompt_logprobs_np
-        if given is None or len(given.token_ids) != len(tokens):
-            raise ConfigError(
-                "distill.targets is soft, and the service does not give the likeliest tokens of a "
-                "prompt. Start a new run with distill.targets hard."
-            )
-        num_tokens = len(answer.tokens)
-        return normalised(given.token_ids[-num_tokens:], given.logprobs[-num_tokens:], len(tokens))
+    made = TopTokens(
+        given.token_ids[-num_last:].astype(np.int32), given.logprobs[-num_last:].astype(np.float32)
+    )
+    if np.isnan(made.logprobs_TK).any():
+        raise ServiceError(
+            "The service gave log-probabilities of the teacher's that are no numbers, so there is "
+            "nothing to learn from. Check the teacher's weights."
+        )
+    return made
 
-    return await ask_all(plan, ask, prompts, answers)
+
+def _encoded(made: TopTokens) -> _Read:
+    tokens, logprobs = (
+        base64.b64encode(part.astype(part.dtype.newbyteorder("<")).tobytes()).decode()
+        for part in made
+    )
+    return _Read(tokens, logprobs, len(made.tokens_TK))
 
 
-def normalised(tokens_TK: np.ndarray, logprobs_TK: np.ndarray, num_prompt_tokens: int) -> Likeliest:
+def _decoded(kept: _Read) -> TopTokens:
+    import numpy as np
+
+    tokens = np.frombuffer(base64.b64decode(kept.tokens), "<i4")
+    logprobs = np.frombuffer(base64.b64decode(kept.logprobs), "<f4")
+    shape = (kept.num_tokens, -1)
+    return TopTokens(tokens.reshape(shape), logprobs.reshape(shape))
+
+
+def normalised(top: TopTokens) -> Likeliest:
     """Likeliest tokens whose probabilities sum to 1 at each position."""
     import numpy as np
 
-    probs = np.exp(logprobs_TK.astype(np.float64))
-    return Likeliest(tokens_TK, probs / probs.sum(axis=1, keepdims=True), num_prompt_tokens)
+    probs = np.exp(top.logprobs_TK.astype(np.float64))
+    return Likeliest(top.tokens_TK, probs / probs.sum(axis=1, keepdims=True))

@@ -158,7 +158,7 @@ def _price_lines(view: Planned, tokens: RunTokens, dollars: Dollars | None) -> I
         return
     source = "" if table.source is None else f", {table.source}"
     yield (
-        f"price at most: about {money(dollars.total)} ({money(dollars.train)} trained, "
+        f"price at most: {money(dollars.total)} ({money(dollars.train)} trained, "
         f"{money(dollars.prefill)} read, {money(dollars.sample)} sampled), "
         f"{money(dollars.total / _num_rounds(tokens))} a round, by the prices of "
         f"{table.as_of}{source}; what is read counts as not cached"
@@ -199,13 +199,12 @@ def _price_table(tokens: RunTokens, prices: ModelPrices, dollars: Dollars) -> Ta
         Column("Dollars a million", True),
         Column("Dollars at most", True),
     ]
-    longest = "Sampled answers that are trained on count at their longest. "
-    mean = (
-        "Trained are as many rows of mean length as the run takes; longer ones by chance come to a "
-        "little more. "
+    how = (
+        "Sampled answers that are trained on count at their longest. "
+        if tokens.mean_trained is None
+        else f"With mean rows {tokens.mean_trained:,} tokens are trained on. "
     )
     note = (
-        f"{longest if tokens.sampled_to_train else mean}No service says how many tokens it had "
-        "cached, so all that is read counts in full."
+        f"{how}No service says how many tokens it had cached, so all that is read counts in full."
     )
     return Table("What the run costs at the most", columns, rows, note=note)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from config_schema import TrainingConfig
-from loop.planning.methods import group_size, words_for
+from loop.planning.drawn import Lengths, taken_in_steps
+from loop.planning.environments import room_of
+from loop.planning.methods import words_for
 from loop.planning.plan import Plan
 from loop.planning.teacher import with_system
+from rows.examples import ExampleTable
 from scores.measures import DPO, ON_POLICY, RL, SFT
+from services.watched_client import NUM_SAMPLED_TO_SCORE
 from settings.method_groups import RlSettings
 
+SIDES = 2  # of a pair, each asked for with the last token that it ends with
 TRIES = 2  # groups, where the first is all wrong; both are trained on then
 
 
@@ -26,70 +29,79 @@ class MethodTokens(NamedTuple):
     trained: int
     prompt: int = 0
     sampled: int = 0
+    mean_trained: int | None = None  # were the mined rows mean ones; of answers that is not known
 
 
 def method_tokens(plan: Plan) -> MethodTokens:
-    """What training takes. Trained rows are counted as so many times the mean row as the run takes
-    examples; what is sampled, and what is read, as what it comes to at the most."""
-    config, method = plan.config, words_for(plan.config)
-    num_taken = plan.steps.total * config.batch_size
-    trained = round(_mean_tokens(plan) * num_taken)
-    if method is SFT:
-        return MethodTokens(trained)
-    if method is DPO:  # each pair is read first, for the loss, and then trained
-        lengths = [number for table in (plan.train, plan.pool) for number in table.num_tokens]
-        return MethodTokens(trained, _most_taken(plan, lengths) + _num_reference_tokens(plan))
-    size, longest = group_size(config), _longest_answer(config)
+    """What training takes at the most: no more, whatever rows are drawn and answers are sampled."""
+    method = words_for(plan.config)
+    if method is SFT or method is DPO:
+        trained, mean = taken_in_steps(plan, _row_lengths(plan))
+        if method is SFT:
+            return MethodTokens(trained, mean_trained=mean)
+        # Each pair is read first, for the loss, and then trained.
+        reference = _reference_tokens(plan)
+        return MethodTokens(trained, trained + reference.prompt, reference.sampled, mean)
+    return _rewarded(plan) if method is RL else _distilled(plan, is_sampled=method is ON_POLICY)
+
+
+def _rewarded(plan: Plan) -> MethodTokens:
+    rl = plan.config.rl
+    assert rl is not None, "its settings"
+    num_groups = TRIES * plan.steps.total * plan.config.batch_size
+    num_answers = num_groups * rl.group_size
+    if rl.max_turns is not None:
+        return _conversations(plan, rl, num_answers)
     # A group is one request, which reads its prompt once.
-    lengths = _prompt_lengths(plan)
-    prompts, answers = _most_taken(plan, lengths), num_taken * size
-    whole = size * prompts + answers * longest
-    if method is RL:
-        assert config.rl is not None, "its settings"
-        if config.rl.max_turns is not None:
-            return _conversations(config, config.rl, num_taken * TRIES)
-        of_start = TRIES * whole if config.rl.kl_coef else 0
-        return MethodTokens(TRIES * whole, TRIES * prompts + of_start, TRIES * answers * longest)
-    assert config.distill is not None, "its settings"
-    told = _prompt_lengths(plan, config.distill.teacher_prompt)
-    judged = size * _most_taken(plan, told) + answers * longest
-    if method is ON_POLICY:
-        return MethodTokens(whole, prompts + judged, answers * longest)
-    num_answered = min(len(told), num_taken)
-    is_soft = (config.distill.targets or "soft") == "soft"
-    read = sum(heapq.nlargest(num_answered, told)) + (judged if is_soft else 0)
-    return MethodTokens(whole, read, num_answered * size * longest)
+    prompts = TRIES * taken_in_steps(plan, _prompt_lengths(plan)).most
+    sampled = num_answers * rl.max_tokens
+    whole = rl.group_size * prompts + sampled
+    made = MethodTokens(whole - num_answers, prompts, sampled)  # the last token is no input
+    return _scored(made, whole, num_answers) if rl.kl_coef else made
 
 
-def _most_taken(plan: Plan, lengths: Sequence[int]) -> int:
-    """Tokens of the rows of all steps, of rows so long, were they in each round the longest ones.
-
-    A round has a row twice only where it begins anew with all of them. It may have one more often
-    where few are left to draw from, since prompts that are solved rest, and where sources have
-    shares; all of its rows are counted as the longest one then.
-    """
-    slots, num_taken = (
-        number * plan.config.batch_size for number in (plan.steps.per_round, plan.steps.total)
-    )
-    if words_for(plan.config) is RL or plan.train_weights:
-        return num_taken * max(lengths)
-    times = 1 + math.ceil(slots / len(lengths))
-    num_rounds, num_left = divmod(num_taken, slots)
-    longest = heapq.nlargest(slots, (number for number in lengths for _ in range(times)))
-    return num_rounds * sum(longest) + sum(longest[:num_left])
-
-
-def _conversations(config: TrainingConfig, rl: RlSettings, num_prompts: int) -> MethodTokens:
-    """What conversations with an environment come to, where each answer is sampled after as many
-    tokens as there is room for, and no prompt goes on from the one before."""
+def _conversations(plan: Plan, rl: RlSettings, num_conversations: int) -> MethodTokens:
+    """What conversations with an environment come to, where each has all its turns, no prompt goes
+    on from the one before, and each but for its answer is as long as there is room for."""
     assert rl.max_turns is not None, "it has an environment"
-    answers = num_prompts * rl.group_size * rl.max_turns
-    whole = answers * config.max_seq_length
-    of_start = whole if rl.kl_coef else 0
-    return MethodTokens(whole, whole + of_start, answers * rl.max_tokens)
+    room = room_of(plan)
+    num_turns = num_conversations * rl.max_turns
+    # A turn is sampled where there is room for two tokens.
+    made = MethodTokens(
+        num_turns * (room - 1), num_turns * (room - 2), num_turns * min(rl.max_tokens, room - 1)
+    )
+    return _scored(made, num_turns * room, num_turns) if rl.kl_coef else made
 
 
-def _num_reference_tokens(plan: Plan) -> int:
+def _distilled(plan: Plan, *, is_sampled: bool) -> MethodTokens:
+    distill = plan.config.distill
+    assert distill is not None, "its settings"
+    size, longest = distill.group_size, distill.max_tokens
+    num_taken = plan.steps.total * plan.config.batch_size
+    num_answers = num_taken * size
+    prompts = taken_in_steps(plan, _prompt_lengths(plan)).most
+    trained = size * prompts + num_answers * (longest - 1)
+    told = _prompt_lengths(plan, distill.teacher_prompt)
+    if is_sampled:
+        made = MethodTokens(trained, prompts, num_answers * longest)
+        judged = size * taken_in_steps(plan, told).most + num_answers * longest
+        return _scored(made, judged, num_answers)
+    lengths = [*told.train, *told.pool]
+    num_rows = min(len(lengths), num_taken)  # each is answered once, and read once
+    asked, num_answers = sum(heapq.nlargest(num_rows, lengths)), num_rows * size
+    made = MethodTokens(trained, asked, num_answers * longest)
+    if (distill.targets or "soft") == "hard":
+        return made
+    return _scored(made, size * asked + num_answers * longest, num_answers)
+
+
+def _scored(made: MethodTokens, num_read: int, num_asked: int) -> MethodTokens:
+    """With what it takes to ask other weights so often for log-probabilities."""
+    sampled = made.sampled + NUM_SAMPLED_TO_SCORE * num_asked
+    return MethodTokens(made.trained, made.prompt + num_read, sampled)
+
+
+def _reference_tokens(plan: Plan) -> MethodTokens:
     """Tokens of the longest pairs, as many as are trained or measured, each once."""
     num_rounds = math.ceil(plan.steps.total / plan.steps.per_round)
     num_slots = plan.steps.per_round * plan.config.batch_size
@@ -97,25 +109,22 @@ def _num_reference_tokens(plan: Plan) -> int:
     if plan.mining.needs_losses:
         hard = plan.mining.slots(num_slots, has_pool=bool(len(plan.pool.examples))).num_hard
         num_asked += (num_rounds - 1) * plan.mining.num_to_measure(hard)
-    tables = plan.train, plan.pool
     # The last token of each answer is read as well.
-    lengths = sorted((n + 2 for table in tables for n in table.num_tokens), reverse=True)
-    return sum(lengths[:num_asked])
+    lengths = [number + SIDES for table in _row_lengths(plan) for number in table]
+    longest = heapq.nlargest(num_asked, lengths)
+    return MethodTokens(0, sum(longest), SIDES * NUM_SAMPLED_TO_SCORE * len(longest))
 
 
-def _mean_tokens(plan: Plan) -> float:
-    lengths = [number for table in (plan.train, plan.pool) for number in table.num_tokens]
-    return sum(lengths) / len(lengths)
+def _row_lengths(plan: Plan) -> Lengths:
+    """Tokens of each row that is trained on, of a pair both sides'."""
+    return Lengths(plan.train.num_tokens, plan.pool.num_tokens)
 
 
-def _prompt_lengths(plan: Plan, told: str | None = None) -> list[int]:
+def _prompt_lengths(plan: Plan, told: str | None = None) -> Lengths:
     """Tokens of each row up to its last answer, with a system message `told` before it."""
-    tables = (plan.train.examples, plan.pool.examples)
-    rows = (one if told is None else with_system(one, told) for table in tables for one in table)
-    return [plan.rendering.prompt_of(one).length for one in rows]
 
+    def of(rows: ExampleTable) -> list[int]:
+        asked = (one if told is None else with_system(one, told) for one in rows)
+        return [plan.rendering.prompt_of(one).length for one in asked]
 
-def _longest_answer(config: TrainingConfig) -> int:
-    group = config.rl or config.distill
-    assert group is not None, "a method that samples has a group"
-    return group.max_tokens
+    return Lengths(of(plan.train.examples), of(plan.pool.examples))

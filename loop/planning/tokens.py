@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from evaluation.held_out import HeldOutFile
@@ -12,7 +13,9 @@ from loop.planning.fitting import infos_of
 from loop.planning.method_tokens import method_tokens
 from loop.planning.methods import words_for
 from loop.planning.plan import Plan
+from rows.rendering import DatumInfo
 from scores.measures import DPO, OFF_POLICY, ON_POLICY, RL
+from services.watched_client import NUM_SAMPLED_TO_SCORE
 from simple_eval import Turn, build_prompt
 
 
@@ -25,14 +28,14 @@ class RunTokens(NamedTuple):
     num_evaluations: int  # the baseline among them, the sealed test apart
     prompt_to_train: int = 0  # of `prompt` and `sampled`, what training itself takes: answers that
     sampled_to_train: int = 0  # are trained on, and what a reference or a teacher reads
+    mean_trained: int | None = None  # were the mined rows mean ones, where rows are trained on
 
 
 def tokens_of(plan: Plan) -> RunTokens:
-    """The most tokens that the run reads and samples, one turn to a question, and about how many it
-    trains on at the most.
+    """The most tokens that the run trains on, reads and samples, with one turn to a question.
 
-    Trained are so many times the mean row as the run takes examples; the longest rows would come to
-    more. Answers that are sampled to train on are counted at their longest.
+    Nothing that is drawn or sampled makes it more. What a solver of Inspect's adds does, and what
+    is taken again after a kill, which is told when the run is resumed.
     """
     config = plan.config
     num_rounds = math.ceil(plan.steps.total / plan.steps.per_round)
@@ -41,19 +44,22 @@ def tokens_of(plan: Plan) -> RunTokens:
         times = sum(task.is_due(round_no) for round_no in range(num_rounds + 1))
         if times <= num_rounds:  # also where a round is stopped on, and a guard before a rollback
             times = num_rounds + 1 if task.role == "guard" else times + 1
-        every = config.evaluation.held_out_every_steps
-        if every is not None and isinstance(task.work, HeldOutFile):
-            times += plan.steps.total // every
         per_time = eval_tokens(plan, task)
         num_prompt += times * per_time.num_prompt
         num_sampled += times * per_time.num_sampled
-        if task.needs_rehearsal:
-            num_prompt += per_time.num_prompt // task.n
-            num_sampled += _max_tokens(plan, task)
-    num_prompt += _num_mining_tokens(plan, num_rounds)
+        every = config.evaluation.held_out_every_steps
+        if every is not None and isinstance(task.work, HeldOutFile):  # a pass, which samples none
+            num_prompt += plan.steps.total // every * per_time.num_prompt
+    mined = _mining_tokens(plan, num_rounds)
+    num_prompt += mined.num_prompt
+    num_sampled += mined.num_sampled
     for task in plan.test_tasks:
         num_prompt += eval_tokens(plan, task).num_prompt
         num_sampled += eval_tokens(plan, task).num_sampled
+    for task in (*plan.tasks, *plan.test_tasks):
+        if task.needs_rehearsal:
+            num_prompt += max(_num_prompt_tokens(plan, one) for one in task.asked)
+            num_sampled += _max_tokens(plan, task)
     of_method = method_tokens(plan)
     return RunTokens(
         of_method.trained,
@@ -62,6 +68,7 @@ def tokens_of(plan: Plan) -> RunTokens:
         num_rounds + 1,
         of_method.prompt,
         of_method.sampled,
+        of_method.mean_trained,
     )
 
 
@@ -71,9 +78,10 @@ def describe_tokens(plan: Plan, tokens: RunTokens) -> str:
     has_judge = plan.config.evaluation.grader_model is not None
     judged = "; what the grader reads and says comes on top" if has_judge else ""
     method = words_for(plan.config)
-    is_most = method.is_sampled or method is OFF_POLICY
-    trained = f"{'at most' if is_most else 'about'} {tokens.trained:,} trained"
-    read = f"{'about' if method is DPO else 'at most'} {tokens.prompt:,} prompt"  # mean rows
+    trained = f"at most {tokens.trained:,} trained"
+    if tokens.mean_trained not in (None, tokens.trained):
+        trained += f" ({tokens.mean_trained:,} with mean rows)"
+    read = f"{tokens.prompt:,} prompt"
     evaluations = f"{tokens.num_evaluations} evaluations{sealed}{judged}"
     if not (tokens.prompt_to_train or tokens.sampled_to_train):
         return f"tokens: {trained}, {read} and {tokens.sampled:,} sampled in {evaluations}"
@@ -95,39 +103,43 @@ TO_TRAIN = {
 }
 
 
-def _num_mining_tokens(plan: Plan, num_rounds: int) -> int:
+class EvalTokens(NamedTuple):
+    num_prompt: int
+    num_sampled: int
+
+
+def _mining_tokens(plan: Plan, num_rounds: int) -> EvalTokens:
     """Tokens of the rows whose losses are measured before each later round, and once untrained,
     were they the longest ones."""
     if not plan.mining.needs_losses:
-        return 0
+        return EvalTokens(0, 0)
     rendered = plan.pool if len(plan.pool.examples) else plan.train
     num_slots = plan.steps.per_round * plan.config.batch_size
     num_hard = plan.mining.slots(num_slots, has_pool=rendered is plan.pool).num_hard
     num_ends = 2 if plan.mining.of_pairs else 1  # the last token of each is read as well
     longest = sorted((number + num_ends for number in rendered.num_tokens), reverse=True)
     at_once = plan.mining.num_to_measure(num_hard)
-    num_tokens = (num_rounds - 1) * sum(longest[:at_once])
+    asked = (num_rounds - 1) * longest[:at_once]
     if plan.mining.needs_losses_before:
-        num_tokens += sum(longest[: (num_rounds - 1) * at_once])
-    return num_tokens
-
-
-class EvalTokens(NamedTuple):
-    num_prompt: int
-    num_sampled: int
+        asked += longest[: (num_rounds - 1) * at_once]
+    return EvalTokens(sum(asked), num_ends * NUM_SAMPLED_TO_SCORE * len(asked))
 
 
 def eval_tokens(plan: Plan, task: EvalTask) -> EvalTokens:
     """Tokens of measuring a task once, at the most."""
     if isinstance(task.work, HeldOutFile):
         infos = [plan.rendering[example.id].info for example in task.work.examples]
-        return EvalTokens(sum(info.num_tokens + 1 for info in infos), 0)
+        return _to_score(infos)
     if isinstance(task.work, PairFile):
-        sides = (i for one in task.work.examples for i in infos_of(plan.rendering, one))
-        return EvalTokens(sum(info.num_tokens + 1 for info in sides), 0)
+        return _to_score([i for one in task.work.examples for i in infos_of(plan.rendering, one)])
     num_prompt = sum(_num_prompt_tokens(plan, one) for one in task.asked)
     repeats = plan.sampling.num_repeats
     return EvalTokens(repeats * num_prompt, repeats * task.n * _max_tokens(plan, task))
+
+
+def _to_score(infos: Sequence[DatumInfo]) -> EvalTokens:
+    num_read = sum(info.num_tokens + 1 for info in infos)  # the last token is read as well
+    return EvalTokens(num_read, NUM_SAMPLED_TO_SCORE * len(infos))
 
 
 def _num_prompt_tokens(plan: Plan, asked: Asked) -> int:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from config_schema import TrainingConfig
 from ledger.references import Subject
 from ledger.store import RunStore
+from pages.markdown import at_start, inline, row
 from scores.decision import Gate, judge
 from scores.results import (
     LEVEL,
@@ -209,9 +210,9 @@ def write_comparison(
     """Write eval_report.md of an evaluation."""
     lines = [
         f"# Evaluation of {len(comparisons)} checkpoint{'s' * (len(comparisons) > 1)}: "
-        f"{config.run_name}",
+        f"{inline(config.run_name)}",
         "",
-        *(f"- {one.sentence}" for one in comparisons),
+        *(f"- {at_start(one.sentence)}" for one in comparisons),
         "",
         *_score_table(comparisons),
         *_task_table(comparisons),
@@ -227,14 +228,14 @@ def _score_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
         moved = "" if one.difference is None else _difference_text(one.difference)
         flaws = f"{result.num_truncated} truncated, {result.num_malformed} malformed"
         cells = [one.label, result.checkpoint or "untouched", score_text(result), str(result.n)]
-        yield f"| {' | '.join([*cells, moved, f'{flaws}, {result.num_failed} failed'])} |"
+        yield row([*cells, moved, f"{flaws}, {result.num_failed} failed"])
     yield ""
 
 
 def _task_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Each task and held-out loss, with the paired difference to the first checkpoint."""
     first = comparisons[0].result
-    yield f"| task | {' | '.join(one.label for one in comparisons)} |"
+    yield row(["task", *(one.label for one in comparisons)])
     yield f"|---|{'---|' * len(comparisons)}"
     for task in first.tasks:
         cells = []
@@ -246,7 +247,7 @@ def _task_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
                 moved = task_difference(mine, task, LEVEL)
                 cell += f", {signed_text(moved.mean)} {interval_text(moved.interval, signed=True)}"
             cells.append(cell)
-        yield f"| {task.name} ({task.role}) | {' | '.join(cells)} |"
+        yield row([f"{task.name} ({task.role})", *cells])
     for position, loss in enumerate(first.held_out):
         losses = [one.result.held_out[position] for one in comparisons]
-        yield f"| {loss.name}, nats a token | {' | '.join(f'{o.nll:.4f}' for o in losses)} |"
+        yield row([f"{loss.name}, nats a token", *(f"{one.nll:.4f}" for one in losses)])

@@ -16,6 +16,7 @@ from ledger.store import RunStore
 from loop.reports.lines import money
 from loop.reports.sparkline import ends_text
 from loop.reports.what_next import what_next
+from pages.markdown import at_start, code, inline, row
 from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
 from scores.decision import Decision, Gate, broken_guard, flaw_warning, is_below_baseline
 from scores.diagnosis import last_quarter
@@ -34,6 +35,7 @@ NUM_FAILURES_SHOWN = 10
 NUM_ROWS_SHOWN = 5
 NUM_PICKS_SHOWN = 2  # of each round
 ROW_CHARS = 240
+WORDS_CHARS = 100  # of a question, an answer or a topic
 NEXT_STEP_CHARS = 600
 GAP_FACTOR = 1.5  # held-out loss over training loss from which the report warns
 
@@ -62,9 +64,9 @@ def write_report(
     checkpoint = store.checkpoint(decision.best_round)
     assert best is not None and baseline is not None and checkpoint is not None
     lines = [
-        f"# Evaluation report: {config['run_name']}",
+        f"# Evaluation report: {inline(config['run_name'])}",
         "",
-        decision.sentence,
+        at_start(decision.sentence),
         "",
         *_recommendation(store, gate, decision, best, baseline, checkpoint),
         *_next_steps(what_next(store, gate, config, decision)),
@@ -106,8 +108,8 @@ def _recommendation(
     gain = score_difference(best, baseline, LEVEL)
     yield "## Recommended checkpoint"
     yield ""
-    yield f"Round {best.round}: `{checkpoint.sampler_path}`"
-    yield f"(to train on from: `{checkpoint.state_path}`)."
+    yield f"Round {best.round}: {code(checkpoint.sampler_path or '')}"
+    yield f"(to train on from: {code(checkpoint.state_path)})."
     yield ""
     yield (
         f"- {_why(store, gate, decision)}: {score_text(best)}; {signed_text(gain.mean)} "
@@ -116,13 +118,13 @@ def _recommendation(
     )
     if is_below_baseline(best, baseline):
         own = store.checkpoint(0)
-        where = "" if own is None else f", kept as round 0: `{own.sampler_path}`"
+        where = "" if own is None else f", kept as round 0: {code(own.sampler_path or '')}"
         yield (
             f"- Warning: what the run began with scored higher ({baseline.score:.4f}). By its "
-            f"score {store.baseline_name} is the better one{where}."
+            f"score {inline(store.baseline_name)} is the better one{where}."
         )
     elif best.score <= baseline.score:
-        yield f"- No round scored above {store.baseline_name}: nothing is gained yet."
+        yield f"- No round scored above {inline(store.baseline_name)}: nothing is gained yet."
     if store.num_rounds > 1:
         yield (
             "- The highest of several noisy scores is too high on average; the sealed test had no "
@@ -130,7 +132,7 @@ def _recommendation(
         )
     guard = broken_guard(best, baseline, gate)
     if guard is not None:
-        yield f"- Warning: {guard}."
+        yield f"- Warning: {inline(guard)}."
     if not store.is_within_limits(best.round):
         yield "- Warning: a limit of evalops_budget_file is violated."
     for task in best.tasks:
@@ -139,9 +141,10 @@ def _recommendation(
             change = task_difference(task, before, LEVEL)
             is_worse = change.interval is not None and change.interval.high < 0
             verdict = "worse beyond noise" if is_worse else "not worse beyond noise"
-            yield f"- Benchmark {task.name}: {signed_text(change.mean)} on the baseline, {verdict}."
+            moved = f"{signed_text(change.mean)} on the baseline, {verdict}"
+            yield f"- Benchmark {inline(task.name)}: {moved}."
     if (flaws := flaw_warning(best)) is not None:
-        yield f"- {flaws[0].upper()}{flaws[1:]}."
+        yield f"- {at_start(flaws[0].upper() + flaws[1:])}."
     config = store.settled_config()["config"]
     # Held-out rows are compared with what was trained on: of other methods that is another thing.
     is_alike = method_words(config) is SFT
@@ -149,8 +152,8 @@ def _recommendation(
     for loss in best.held_out if is_alike else ():
         if loss.nll > GAP_FACTOR * training:
             yield (
-                f"- Warning: the held-out loss {loss.nll:.4f} of {loss.name} is far above the "
-                f"training loss {training:.4f} of the round's last steps: signs of overfitting."
+                f"- Warning: the held-out loss {loss.nll:.4f} of {inline(loss.name)} is far above "
+                f"the training loss {training:.4f} of the round's last steps: signs of overfitting."
             )
     yield ""
 
@@ -159,7 +162,7 @@ def _next_steps(steps: Sequence[str]) -> Iterator[str]:
     if steps:
         yield "## What to try next"
         yield ""
-        yield from (f"- {_flat(step, NEXT_STEP_CHARS)}" for step in steps)
+        yield from (f"- {at_start(one_line(step, NEXT_STEP_CHARS))}" for step in steps)
         yield ""
 
 
@@ -176,7 +179,7 @@ def _side_by_side(
     if test is not None:
         rows.append((f"sealed test, round {test.round}", test))
     for name, result in rows:
-        yield f"| {name} | {result.score:.4f} | {interval_text(result.interval)} | {result.n} |"
+        yield row([name, f"{result.score:.4f}", interval_text(result.interval), f"{result.n}"])
     if test is None:
         yield ""
         if store.test_opened() is not None:
@@ -202,18 +205,14 @@ def _tasks(best: EvalResult, baseline: EvalResult) -> Iterator[str]:
             change = f"{signed_text(moved.mean)} {interval_text(moved.interval, signed=True)}"
             change += p_value_text(moved.p_value)
             was = f"{before.score:.4f}"
-        yield (
-            f"| {task.layer} | {task.name} | {task.role} | {was} | {score_text(task)} | {change} | "
-            f"{task.n} | {task.num_truncated} truncated, {task.num_malformed} malformed, "
-            f"{task.num_failed} failed |"
-        )
+        flaws = f"{task.num_truncated} truncated, {task.num_malformed} malformed"
+        cells = [f"{task.layer}", task.name, task.role, was, score_text(task), change, f"{task.n}"]
+        yield row([*cells, f"{flaws}, {task.num_failed} failed"])
     earlier = {loss.name: loss for loss in baseline.held_out}
     for loss in best.held_out:
         was = f"{earlier[loss.name].nll:.4f}" if loss.name in earlier else ""
-        yield (
-            f"| 1 | {loss.name} | loss | {was} | {loss.nll:.4f} nats a token, perplexity "
-            f"{loss.perplexity:.4g}{bits_text(loss)} | | {loss.n} | |"
-        )
+        now = f"{loss.nll:.4f} nats a token, perplexity {loss.perplexity:.4g}{bits_text(loss)}"
+        yield row(["1", loss.name, "loss", was, now, "", f"{loss.n}", ""])
     yield ""
 
 
@@ -227,7 +226,7 @@ def _rounds(store: RunStore) -> Iterator[str]:
         sentence = "" if decision is None else decision.sentence
         rate = "" if lr is None else f"{lr:.4g}"
         diagnosis = store.diagnosis(result.round) or ""
-        yield f"| {result.round} | {score_text(result)} | {rate} | {sentence} | {diagnosis} |"
+        yield row([f"{result.round}", score_text(result), rate, sentence, diagnosis])
     yield ""
 
 
@@ -239,17 +238,17 @@ def _measures(store: RunStore) -> Iterator[str]:
         return
     yield "## What training measured, first to last step of a round"
     yield ""
-    yield f"| round | {' | '.join(_flat(words_of(one).title) for one in names)} |"
+    yield row(["round", *(words_of(one).title for one in names)])
     yield f"|---|{'---|' * len(names)}"
     by_round: dict[int, list[Mapping[str, Any]]] = {}
     for step in steps:
         by_round.setdefault(step["round"], []).append(step)
     for number, of_round in by_round.items():
         cells = (ends_text(values_of(of_round, one)) for one in names)
-        yield f"| {number} | {' | '.join(cells)} |"
+        yield row([f"{number}", *cells])
     yield ""
     yield from (
-        f"- {_flat(words_of(one).title)}: {words_of(one).meaning}."
+        f"- {at_start(words_of(one).title)}: {inline(words_of(one).meaning)}."
         for one in names
         if words_of(one).meaning
     )
@@ -270,10 +269,9 @@ def _topics(store: RunStore, best: EvalResult) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for one in reports:
         change = "" if one.change is None else f"{one.change:+.2f}"
-        yield (
-            f"| {_flat(one.topic)} | {one.score:.2f} {interval_text(one.interval)} | {one.n} | "
-            f"{change} | {one.num_added} |"
-        )
+        score = f"{one.score:.2f} {interval_text(one.interval)}"
+        topic = one_line(one.topic, WORDS_CHARS)
+        yield row([topic, score, f"{one.n}", change, f"{one.num_added}"])
     yield ""
 
 
@@ -286,20 +284,22 @@ def _failures(best: EvalResult) -> Iterator[str]:
     if not wrong:
         yield "No question of the dev set was answered wrong."
     for sample in wrong:
-        answer = sample.error or _flat(sample.answer or "")
+        answer = sample.error or one_line(sample.answer or "", WORDS_CHARS)
         got = "likelier was" if "rejected_logprob" in sample.other_scores else "got"
         kinds = {"truncated": sample.truncated, "malformed": sample.malformed}
         flaws = "".join(f", {name}" for name, is_so in kinds.items() if is_so)
-        expected = _flat(" or ".join(sample.expected))
+        expected = one_line(" or ".join(sample.expected), WORDS_CHARS)
+        question = one_line(sample.question, WORDS_CHARS)
         end = "" if f"{answer}{flaws}".endswith(".") else "."
-        yield f"- {_flat(sample.question)} Expected {expected}, {got} {answer}{flaws}{end}"
+        said = f"{question} Expected {expected}, {got} {answer}{flaws}{end}"
+        yield f"- {at_start(said)}"
     yield ""
 
 
 def _rows(store: RunStore) -> Iterator[str]:
     """The rows that are worth a look, by file, line and first words."""
     dropped = [row for row in store.manifest().dropped if row.kind != "similar"]  # of older runs
-    found = [f"Dropped: {_flat(dropped_text(row), ROW_CHARS)}" for row in dropped[:NUM_ROWS_SHOWN]]
+    found = [f"Dropped: {_of_row(dropped_text(one))}" for one in dropped[:NUM_ROWS_SHOWN]]
     suspects: tuple[RowPlace, ...] = ()
     for event in store.events("selected"):
         selection = store.selection(event["round"])
@@ -309,9 +309,9 @@ def _rows(store: RunStore) -> Iterator[str]:
         for pick in itertools.islice(mined, NUM_PICKS_SHOWN):
             if pick.file is not None and pick.line_no is not None:
                 place = place_text(pick.file, pick.line_no, pick.text)
-                drawn = _flat(f"{place}: {pick.reason}", ROW_CHARS)
+                drawn = _of_row(f"{place}: {pick.reason}")
                 found.append(f"Drawn in round {selection.round}: {drawn}")
-    found += (f"Looks wrong: {_flat(str(row), ROW_CHARS)}" for row in suspects[:NUM_ROWS_SHOWN])
+    found += (f"Looks wrong: {_of_row(str(one))}" for one in suspects[:NUM_ROWS_SHOWN])
     if found:
         yield "## Rows to look at"
         yield ""
@@ -330,17 +330,19 @@ def _description(
     usage, data = store.usage(), store.data_manifest()
     yield "## The run"
     yield ""
-    yield f"- Base model {checkpoint.base_model}, renderer {checkpoint.renderer}."
+    model, renderer = inline(checkpoint.base_model), inline(checkpoint.renderer)
+    yield f"- Base model {model}, renderer {renderer}."
     if (prompt := config["evaluation"]["system_prompt"]) is not None:
-        yield f"- Every question was asked with a system prompt before it: {_flat(prompt)}"
+        yield f"- Every question was asked with a system prompt before it: {_of_row(prompt)}"
     if (origin := store.origin) is not None:
         how = "with its optimizer" if origin.with_optimizer else "with a new optimizer"
-        yield f"- Started from {origin.chain}: `{origin.parent.state_path}`, {how}."
-        yield from (f"- Not known of the sealed test: {what}." for what in origin.unknown)
-        yield from (f"- {what[0].upper()}{what[1:]}." for what in origin.warnings)
+        yield f"- Started from {inline(origin.chain)}: {code(origin.parent.state_path)}, {how}."
+        yield from (f"- Not known of the sealed test: {inline(what)}." for what in origin.unknown)
+        yield from (f"- {at_start(what[0].upper() + what[1:])}." for what in origin.warnings)
     method = method_words(config)
     if method is not SFT:
-        yield f"- {method.title}: {_flat(settings_text(config), NEXT_STEP_CHARS)}."
+        settings = one_line(settings_text(config), NEXT_STEP_CHARS)
+        yield f"- {method.title}: {inline(settings)}. Minimised is {inline(method.minimised)}."
     layers = [name for name in ("attn", "mlp", "unembed") if getattr(checkpoint, f"train_{name}")]
     yield (
         f"- LoRA rank {checkpoint.lora_rank}, alpha {checkpoint.lora_alpha:g}, trained layers: "
@@ -349,11 +351,11 @@ def _description(
     for key, counts in data["examples"].items():
         files = {n: f for n, f in data["files"].items() if n.partition("[")[0] == key}
         num_rows = sum(file["num_rows"] for file in files.values())
-        paths = ", ".join(f"`{file['path']}`" for file in files.values())
-        yield f"- {key}: {counts['num_examples']} of {num_rows} rows of {paths}."
+        paths = ", ".join(code(file["path"]) for file in files.values())
+        yield f"- {inline(key)}: {counts['num_examples']} of {num_rows} rows of {paths}."
     dropped = dict(data["num_dropped"])
     num_similar = data["num_similar"] + dropped.pop("similar", 0)  # older runs list them there
-    counts = ", ".join(f"{number} {kind}" for kind, number in dropped.items())
+    counts = ", ".join(f"{number} {inline(kind)}" for kind, number in dropped.items())
     yield f"- Dropped rows: {counts or 'none'} (`{DROPPED}`)."
     yield f"- Similar rows, trained on: {num_similar or 'none'} (`{SIMILAR}`)."
     yield (
@@ -368,6 +370,6 @@ def _description(
     )
 
 
-def _flat(text: str, limit: int = 100) -> str:
-    """One cell of a table, or one item of a list."""
-    return one_line(text.replace("|", "/"), limit)
+def _of_row(text: str) -> str:
+    """What is said of a row, after a word of ours."""
+    return inline(one_line(text, ROW_CHARS))

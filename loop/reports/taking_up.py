@@ -26,6 +26,13 @@ def describe_taking_up(
     gone = num_steps_before - sum(1 for _ in store.events("step"))
     lost = f"; {gone} step{'s' * (gone != 1)} after that do not count any more" if gone > 0 else ""
     yield f"  kept: {kept}{lost}"
+    again = store.spent_again()
+    if again.tokens:
+        yield (
+            f"  on top of what is planned, at the most: {again.train_tokens:,} trained, "
+            f"{again.prompt_tokens:,} prompt and {again.sampled_tokens:,} sampled tokens of what "
+            "does not count any more"
+        )
 
 
 def _kept(store: RunStore, round_no: int) -> str:

@@ -19,6 +19,7 @@ from scores.diagnosis import (
     topic_reports,
 )
 from scores.limits import Metrics, check
+from scores.measures import method_words
 from scores.results import EvalResult
 from scores.reward_course import RewardSteps, RoundRewards, reward_course, round_rewards
 from storage.stored_json import record_of
@@ -42,6 +43,7 @@ def diagnose_and_record(run: Run, result: EvalResult) -> str | None:
         lora_rank=run.plan.config.lora_rank,
         vocab_size=len(run.plan.renderer.tokenizer),
         course=_course_of_method(run, round_no),
+        loss_is=method_words(run.plan.config.model_dump(mode="json")).nll_is,
     )
     lineage = [one for number in store.lineage(round_no) if (one := store.result(number))]
     told: dict[str, dict[str, Any]] = {}

@@ -143,10 +143,10 @@ async def losses_before(
         before |= {example_id: loss.before for example_id, loss in one.losses.items()}
         if one.checkpoint_round == start:
             now |= {example_id: loss.now for example_id, loss in one.losses.items()}
-    num_tokens = 0
+    num_read = num_sampled = 0
 
     async def measured(known: Collection[str], path: str | None) -> dict[str, float]:
-        nonlocal num_tokens
+        nonlocal num_read, num_sampled
         new = rows.take([i for i in range(len(rows)) if rows.id_of(i) not in known])
         if not len(new):
             return {}
@@ -157,12 +157,14 @@ async def losses_before(
         if plan.mining.of_pairs:
             assert plan.config.dpo is not None, "the schema gives the method its group"
             pairs = await measure_pairs(name, new, sampler, journal)
-            num_tokens += sum(pair.num_prompt_tokens for pair in pairs)
+            num_read += sum(pair.num_prompt_tokens for pair in pairs)
+            num_sampled += sum(pair.num_sampled_tokens for pair in pairs)
             reference = await reference_logprobs(workplace_of(run), new.ids, round_no)
             beta = plan.config.dpo.beta
             return {pair.id: pair_loss(pair, reference[pair.id], beta) for pair in pairs}
         losses = await measure_losses(name, new, sampler, journal)
-        num_tokens += losses.num_prompt_tokens
+        num_read += losses.num_prompt_tokens
+        num_sampled += losses.num_sampled_tokens
         return {row.id: row.nll_sum / row.num_loss_tokens for row in losses.rows}
 
     if plan.mining.needs_losses_before:
@@ -173,7 +175,7 @@ async def losses_before(
     now |= await measured(now, path)
     losses = {one: CandidateLoss(now[one], before.get(one)) for one in rows.ids}
     made = MeasuredLosses(round_no, start, losses)
-    store.record_losses(made, num_tokens)
+    store.record_losses(made, num_read, num_sampled)
     journal.discard()
-    run.progress.losses_line(round_no, len(losses), num_tokens)
+    run.progress.losses_line(round_no, len(losses), num_read)
     return made

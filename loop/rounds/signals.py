@@ -18,13 +18,11 @@ from ledger.store import RunStore
 from rows.examples import Example, ExampleTable
 from rows.similarity import Likeness, TextTopics, likeness_to
 from scores.diagnosis import TopicReport
-from scores.learnable import Group, PassRate, pass_rate
+from scores.learnable import SUSPECT_ROUNDS, SUSPECT_SHARE, Group, PassRate, pass_rate
 from scores.results import EvalResult, TopicScore, topic_scores
 from scores.reward_course import RewardedGroup
 
-SUSPECT_ROUNDS = 2  # a row is suspected after so many checkpoints found its answer unlikely,
 RATE_ROUNDS = 4  # whose answers still say what a prompt is worth
-SUSPECT_SHARE = 0.1  # as unlikely as this share of the rows that were measured, and no other one
 
 
 @dataclass(frozen=True)

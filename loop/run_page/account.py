@@ -61,7 +61,7 @@ def usage_section(view: Viewed) -> Section:
     rows = [[str(number + first), *_cells(view, used)] for number, used in of_rounds.items()]
     rest = total
     for used in of_rounds.values():
-        rest = _less(rest, used)
+        rest = rest.less(used)
     rows.append(["outside of these", *_cells(view, rest)])
     rows.append(["all", *_cells(view, total)])
     what = "checkpoint" if store.is_evaluation else "round"
@@ -93,16 +93,7 @@ def _cost_sentence(view: Viewed) -> str:
     return "Without budget.prices in the settings no cost is known."
 
 
-USING = ("measured", "selected", "answered", "step", "test_measured", "rehearsed")
-
-
-def _less(one: Usage, other: Usage) -> Usage:
-    return Usage(
-        one.train_tokens - other.train_tokens,
-        one.prompt_tokens - other.prompt_tokens,
-        one.sampled_tokens - other.sampled_tokens,
-        max(0.0, one.minutes - other.minutes),
-    )
+USING = ("measured", "selected", "answered", "targets_read", "step", "test_measured", "rehearsed")
 
 
 def _cells(view: Viewed, used: Usage) -> list[str]:

@@ -27,7 +27,9 @@ def measures_sections(view: Viewed) -> Iterator[Section]:
     if not names:
         return
     method = method_words(view.config)
-    blocks: list[Block] = [Paragraph(f"{method.title}: {settings_text(view.config)}.")]
+    blocks: list[Block] = [
+        Paragraph(f"{method.title}: {settings_text(view.config)}. Minimised is {method.minimised}.")
+    ]
     ends = Span(0.0, float(max(steps[-1]["step"], 1)))
     begins = begins_of(steps)
     blocks += [_figure(steps, name, ends, begins) for name in names[:MOST_DRAWN]]

@@ -1,11 +1,15 @@
 """Of a run's page: answers that were sampled to train on, with their rewards and advantages.
 
-A page shows a few groups of a few steps, and says which file has all of them.
+A page has every round, to be opened, with a few groups that are chosen by a rule, and says which
+file has all of them. The more rounds there are, the fewer groups and answers each has, so that a
+page stays of one size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from errors import RunStoreError
@@ -17,9 +21,12 @@ from loop.run_page.wording import cut, loss_text
 from pages.document import Block, Column, Folded, Link, Links, Paragraph, Section, Table
 from scores.measures import OFF_POLICY, method_words
 
-MOST_ROUNDS = 6  # the first one and the newest ones
 MOST_GROUPS = 3  # of a round
 MOST_SAMPLES = 8  # of a group
+MOST_ANSWERS = 400  # of a page; a round has at least
+FEWEST_SAMPLES = 2  # of one group
+MOST_ROUNDS = MOST_ANSWERS // FEWEST_SAMPLES
+HELD_FILES = 1024  # whose choice is held between two pages of a run
 
 
 class KeptFile(NamedTuple):
@@ -36,7 +43,8 @@ def sampled_sections(view: Viewed) -> Iterator[Section]:
     files, method = _files(view.store), method_words(view.config)
     if files or method.is_sampled:
         title = "The teacher's answers" if method is OFF_POLICY else "Sampled answers"
-        yield Section(title, list(_blocks(view.store, files)), anchor="sampled")
+        is_taught = method is OFF_POLICY
+        yield Section(title, list(_blocks(view.store, files, is_taught)), anchor="sampled")
 
 
 def _files(store: RunStore) -> list[KeptFile]:
@@ -59,52 +67,132 @@ def _is_there(store: RunStore, file: KeptFile) -> bool:
     return (store.run_dir / file.name).is_file()
 
 
-def _blocks(store: RunStore, files: Sequence[KeptFile]) -> Iterator[Block]:
+def _blocks(store: RunStore, files: Sequence[KeptFile], is_taught: bool) -> Iterator[Block]:
     if not files:
         yield Paragraph(f"No step has been trained on sampled answers ({ROLLOUTS}/ has none).")
         return
-    shown = [*files[:1], *files[1:][1 - MOST_ROUNDS :]]
+    shown = spread(files, MOST_ROUNDS)
+    room = room_of(len(shown))
     which = "each round" if len(shown) == len(files) else f"{len(shown)} of {len(files)} rounds"
-    yield Paragraph(
-        f"Of the first step of {which}, or of what was answered before it, up to {MOST_GROUPS} "
-        "prompts, those that were trained on before others and from the lowest mean reward to the "
-        f"highest, and up to {MOST_SAMPLES} answers to each; {ROLLOUTS}/ beside this page has all "
-        "of them whole, with their tokens and log-probabilities. An answer's advantage says how "
-        "much more likely (above 0) or less likely (below 0) training makes it."
-    )
+    yield Paragraph(_which_are_shown(which, room, is_taught))
     for file in reversed(shown):
-        groups = _read(store, file.name)
-        title = f"{file.title}: {min(len(groups), MOST_GROUPS)} of {len(groups):,} groups"
+        chosen = _chosen_in(store, file.name)
+        title = f"{file.title}: {chosen.said}"
         whole = Links("All of them:", [Link(file.name, f"./{file.name}")])
-        yield Folded(title, [*_groups(groups), whole])
+        tables = [_table(one, room.samples) for one in chosen.groups[: room.groups]]
+        yield Folded(title, [*tables, whole])
 
 
-def _read(store: RunStore, name: str) -> list[RolledGroup]:
+def _which_are_shown(which: str, room: _Room, is_taught: bool) -> str:
+    whole = f"{ROLLOUTS}/ beside this page has all of them whole"
+    if is_taught:
+        return (
+            f"Of what was answered before {which}, the first {room.groups} prompts, with up to "
+            f"{room.samples} answers to each; {whole}, with their tokens."
+        )
+    rules = f"{', '.join(_RULES[: room.groups][:-1])} and {_RULES[room.groups - 1]}"
+    return (
+        f"Of the first step of {which}, up to {room.groups} prompts: "
+        f"{rules.removeprefix(' and ')}; and up to {room.samples} answers to each, from the "
+        f"highest advantage to the lowest; {whole}, with their tokens and log-probabilities. An "
+        "answer's advantage says how much more likely (above 0) or less likely (below 0) training "
+        "makes it."
+    )
+
+
+class _Room(NamedTuple):
+    """How many groups a round shows, and how many answers to each."""
+
+    groups: int
+    samples: int
+
+
+def room_of(num_rounds: int) -> _Room:
+    """So many that all rounds together keep to `MOST_ANSWERS`."""
+    of_round = max(FEWEST_SAMPLES, MOST_ANSWERS // max(1, num_rounds))
+    groups = max(1, min(MOST_GROUPS, of_round // FEWEST_SAMPLES))
+    return _Room(groups, min(MOST_SAMPLES, of_round // groups))
+
+
+# --- which of them --------------------------------------------------------------------------------
+
+
+class _Chosen(NamedTuple):
+    """The groups of a file that a page may show, in the order that they are left out from behind;
+    and what is said of all of them."""
+
+    groups: list[_Shown]
+    said: str
+
+
+class _Shown(NamedTuple):
+    group: RolledGroup
+    why: str
+
+
+_RULES = (
+    "of those that were trained on the one whose answers are worth the most different things",
+    "of all the one whose answers are worth the least",
+    "of those that were trained on the one whose answers are worth the most",
+)
+_WHY = ("The largest spread.", "Worth the least.", "Worth the most.")
+
+
+def _chosen_in(store: RunStore, name: str) -> _Chosen:
+    path = store.run_dir / name
     try:
-        return read_groups(store.run_dir, name) or []
+        stamp = path.stat()
+        return _held(store.run_dir, name, stamp.st_mtime_ns, stamp.st_size)
     except (ValueError, OSError) as error:
         raise RunStoreError(
-            f"{store.run_dir / name}: these are no sampled answers: {error}. The file was changed "
-            "by something else; restore it, or delete it."
+            f"{path}: these are no sampled answers: {error}. The file was changed by something "
+            "else; restore it, or delete it."
         ) from None
 
 
-def _groups(groups: Sequence[RolledGroup]) -> Iterator[Block]:
-    """Those that are trained on before the others, each from the lowest mean reward to the
-    highest."""
-    used, others = (
-        sorted((one for one in groups if one.is_used is is_used), key=_worth)
-        for is_used in (True, False)
+@functools.lru_cache(maxsize=HELD_FILES)
+def _held(run_dir: Path, name: str, changed_ns: int, num_bytes: int) -> _Chosen:
+    """What a file has to show. It is held: a run makes its page anew after each round, and its
+    files stay as they are, which their time and size tell."""
+    groups = read_groups(run_dir, name) or []
+    rewards = [one.reward for group in groups for one in group.samples if one.reward is not None]
+    said = f"{len(groups):,} group{'s' * (len(groups) != 1)}"
+    if rewards:
+        said += f", mean reward {loss_text(sum(rewards) / len(rewards))}"
+    return _Chosen(chosen_of(groups), said)
+
+
+def chosen_of(groups: Sequence[RolledGroup]) -> list[_Shown]:
+    """By the rules, each from the groups that those before left. Where none of what is left was
+    trained on the others are taken; what is equal goes by its place in the file."""
+    left = list(groups)
+    rules: tuple[Callable[[RolledGroup], tuple[float, ...]], ...] = (
+        lambda one: (one.is_used, _spread(one)),
+        lambda one: (-_worth(one),),
+        lambda one: (one.is_used, _worth(one)),
     )
-    shown = spread(used, MOST_GROUPS)
-    room = MOST_GROUPS - len(shown)
-    for group in [*shown, *(spread(others, room) if room > 1 else others[:room])]:
-        yield _table(group)
+    found = []
+    for rule, why in zip(rules, _WHY, strict=True):
+        if not left:
+            break
+        best = max(left, key=rule)
+        found.append(_Shown(best, why))
+        left = [one for one in left if one is not best]
+    return found
+
+
+def _values(group: RolledGroup) -> list[float]:
+    """Rewards, or advantages where there are none."""
+    return [one.advantage if one.reward is None else one.reward for one in group.samples]
+
+
+def _spread(group: RolledGroup) -> float:
+    values = _values(group)
+    return max(values) - min(values)
 
 
 def _worth(group: RolledGroup) -> float:
-    """The mean reward, or the mean advantage where there are no rewards."""
-    values = [one.advantage if one.reward is None else one.reward for one in group.samples]
+    values = _values(group)
     return sum(values) / len(values)
 
 
@@ -120,7 +208,8 @@ def _said(sample: RolledSample) -> str:
     return " ".join(said)
 
 
-def _table(group: RolledGroup) -> Table:
+def _table(shown: _Shown, most_samples: int) -> Table:
+    group = shown.group
     samples = sorted(group.samples, key=lambda one: -one.advantage)
     rows = [
         [
@@ -129,7 +218,7 @@ def _table(group: RolledGroup) -> Table:
             f"{len(one.tokens):,}" + (", cut off" if one.is_truncated else ""),
             _said(one) or "(nothing)",
         ]
-        for one in spread(samples, MOST_SAMPLES)
+        for one in spread(samples, most_samples)
     ]
     columns = [
         Column("reward", True),
@@ -137,7 +226,9 @@ def _table(group: RolledGroup) -> Table:
         Column("tokens", True),
         Column("answer"),
     ]
-    notes = [f"The row answers: {cut(group.reference)}"] if group.reference else []
+    is_judged = any(_values(group))  # a teacher's own answers are worth nothing in particular
+    notes = [shown.why] if is_judged else []
+    notes += [f"The row answers: {cut(group.reference)}"] if group.reference else []
     if len(rows) < len(samples):
         notes.append(f"{len(rows)} of {len(samples):,} answers.")
     if not group.is_used:
