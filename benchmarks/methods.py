@@ -112,7 +112,12 @@ def chains() -> dict[str, list[Step]]:
             Step(
                 "off_policy",
                 "distill/off_policy.json",
-                {"eval_tasks": ask, "distill.teacher": "{runs}/teacher_{seed}@best", **whole},
+                {
+                    "eval_tasks": ask,
+                    "distill.teacher": "{runs}/teacher_{seed}@best",
+                    **whole,
+                    "max_rounds": 3,
+                },
             ),
             Step(
                 "on_policy",
@@ -437,10 +442,7 @@ def aims(records: Records, num_seeds: int) -> list[Aim]:
             continue
         one = compare(runs, prefix)
         if (kind, prefix) == ("dpo", "qa:"):
-            low = one.change.interval.low if one.change.interval else -1.0
-            said = f"dpo: lower bound of the change in question accuracy {low:+.4f}, above -0.02"
-            is_met = low > -0.02 and one.num_clusters >= 500
-            found.append(Aim(f"{said}; {one.num_clusters} facts", is_met))
+            found.append(harm_of_dpo(runs, one))
             continue
         said = f"{kind}: {called} rises with p < 0.01 in {one.num_sure} of {num_seeds} seeds"
         found.append(Aim(said, one.num_sure >= 0.8 * num_seeds))
@@ -460,6 +462,28 @@ def aims(records: Records, num_seeds: int) -> list[Aim]:
     num = sum(all(one) for one in hacks)
     said = f"hacked rewards found and gone back on in {num} of {len(hacks)} runs"
     return [*found, Aim(said, num == len(hacks) == len(HACKS) * num_seeds)]
+
+
+def harm_of_dpo(runs: Sequence[Record], one: Compared) -> Aim:
+    """Whether DPO left facts alone: these five runs, clustered by fact; and of such runs at large.
+
+    The aim is the former: answers averaged over the seeds, a cluster for each fact. The latter
+    takes in how runs vary, of which five tell little.
+    """
+    task = next(name for name in runs[0].first if name.startswith("qa:"))
+    before, after = (
+        {id_: mean(side[task][id_] for side in sides) for id_ in sides[0][task]}
+        for sides in ([run.first for run in runs], [run.last for run in runs])
+    )
+    clusters = runs[0].clusters[task] or None
+    pooled = paired_difference(after, before, clusters, is_repeated=True).interval
+    at_large = one.change.interval
+    low, low_at_large = (found.low if found else -1.0 for found in (pooled, at_large))
+    said = (
+        f"dpo: lower bound of the change in question accuracy {low:+.4f} in these runs, clustered "
+        f"by fact, above -0.02; {one.num_clusters} facts (of any such run {low_at_large:+.4f})"
+    )
+    return Aim(said, low > -0.02 and one.num_clusters >= 500)
 
 
 def main() -> int:
