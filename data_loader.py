@@ -46,6 +46,7 @@ MAX_REJECTED_SHARE = 0.5  # a file that loses more of its rows to errors is prob
 MAX_REFUSALS = 20  # sources that a message explains,
 MAX_GROUPS = 20  # kinds of problems that a message lists,
 MAX_RANGES = 12  # and ranges of lines of each
+FOUND_KEYS = ", found keys: "  # what follows it in the reason of a row of no form are its keys
 RATED_KEYS = {"prompt", "response", "score"}
 RATED = (
     "These are rated answers, which no method trains on as they are: some were wrong, and none has "
@@ -270,7 +271,7 @@ class _Problems:
         number = self.number
         if not number or (on_bad_row == "skip" and number <= MAX_REJECTED_SHARE * num_rows):
             return
-        groups = sorted(self._lines.items(), key=lambda item: item[1][0])
+        groups = sorted(self._kinds().items(), key=lambda item: item[1][0])
         shown = "; ".join(f"{lines_text(lines)}: {reason}" for reason, lines in groups[:MAX_GROUPS])
         left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
         more = f"; and {left} more of other kinds" if left else ""
@@ -282,6 +283,9 @@ class _Problems:
             names = names or PAIR_COLUMNS
         line = f'"data": {{{_columns_line(names)}}}'
         line = f"here probably {line}" if guess else f"with names of these keys: {line}"
+        expected = f"Expected {EXPECTED[self.holds]}. "
+        if number == num_rows and len(groups) == 1 and f"{EXPECTED[self.holds]}, found" in shown:
+            expected = ""  # it has just been said
         what = (
             "Correct or remove them; with data.on_bad_row at skip, training rows are left out "
             "and listed."
@@ -291,9 +295,23 @@ class _Problems:
             else f"If it is the right file, say in the config what it calls its columns, {line}."
         )
         yield (
-            f"{source}: {number} of {num_rows} rows cannot be used: {shown}{more}. Expected "
-            f"{EXPECTED[self.holds]}. {what}"
+            f"{source}: {number} of {num_rows} rows cannot be used: {shown}{more}. {expected}{what}"
         )
+
+    def _kinds(self) -> dict[str, list[int]]:
+        """The lines of each problem; rows of no form are one, whichever of their keys are blank."""
+        by_head: dict[str, list[str]] = defaultdict(list)
+        for reason in self._lines:
+            by_head[reason.partition(FOUND_KEYS)[0]].append(reason)
+        kinds: dict[str, list[int]] = {}
+        for head, reasons in by_head.items():
+            if len(reasons) == 1:
+                kinds[reasons[0]] = self._lines[reasons[0]]
+                continue
+            keys = {key for one in reasons for key in one.partition(FOUND_KEYS)[2].split(", ")}
+            lines = sorted(line for one in reasons for line in self._lines[one])
+            kinds[f"{head}{FOUND_KEYS}{', '.join(sorted(keys))} (not each in every row)"] = lines
+        return kinds
 
 
 def lines_text(lines: Sequence[int]) -> str:
@@ -318,7 +336,13 @@ def read_row(row: Row, columns: Mapping[str, str], *, may_ask: bool = False) -> 
     if not columns:
         return read_form(row.fields, may_ask=may_ask)
     fields, left_out = _renamed(row.fields, columns)
-    record, unused = read_form(fields, may_ask=may_ask)
+    try:
+        record, unused = read_form(fields, may_ask=may_ask)
+    except ValueError as error:
+        blank = [theirs for theirs in columns.values() if is_blank(row.fields.get(theirs))]
+        if FOUND_KEYS in str(error) and len(blank) == 1:
+            raise ValueError(f'"{blank[0]}" is missing or empty') from None
+        raise
     return Reading(record, tuple(sorted({*unused, *left_out})))
 
 

@@ -104,13 +104,16 @@ def _settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
     return OpenedSettings(loaded, find_model_dir(loaded), None, None, {}, None)
 
 
+NOT_NAMED = "(no base_model is named)"  # what is said to have nowhere to go then
+
+
 def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> str:
     """The model to check where none is named: this project's own on this machine, else the one that
     the service lists. Raises `ConfigError` where it lists several."""
     from services.place import choose_service, refuse_silent_address
 
     demo = PROGRAM.parent / "demo_model"
-    choice = choose_service(base_url, "?", None, keys.environment, local=args.local)
+    choice = choose_service(base_url, NOT_NAMED, None, keys.environment, local=args.local)
     if choice.kind == "embedded":
         return str(demo)
     if choice.base_url is not None:

@@ -137,12 +137,13 @@ class RunDirectory:
     @classmethod
     def open(cls, run_dir: Path, *, to_resume: bool = False) -> Self:
         """Open a run to resume it, dropping a torn last line. Raises `RunStoreError` for no run."""
-        is_run = False
+        is_run = is_there = False
         with contextlib.suppress(OSError):  # a name that no directory can have
-            is_run = (run_dir / CONFIG).is_file()
+            is_run, is_there = (run_dir / CONFIG).is_file(), run_dir.exists()
         if not is_run:
+            why = f"it has no {CONFIG}" if is_there else "there is nothing of that name"
             raise RunStoreError(
-                f"{run_dir}: not a run directory, it has no {CONFIG}. Name the directory of a run."
+                f"{run_dir}: not a run directory, {why}. Name the directory of a run."
             )
         refuse_links(run_dir)
         with contextlib.ExitStack() as undo:

@@ -67,7 +67,7 @@ def _false_stops(gate: Gate, sizes: Sequence[TaskSize]) -> str:
     about = "about " if len(sizes) > 1 else ""
     return (
         f"; a model that is really {truth:.2f} would stop falsely in {most}{about}{risk:.1%} of "
-        f"runs of {looks} rounds (gate.rule {gate.rule})"
+        f"runs of {looks} round{'s' * (looks != 1)} (gate.rule {gate.rule})"
     )
 
 

@@ -262,6 +262,24 @@ def test_without_columns_the_line_to_write_is_shown(tmp_path: Path) -> None:
     assert '"data": {"columns": {"instruction": "QUESTION_COLUMN", ' in str(refused.value)
 
 
+def test_rows_of_no_form_are_one_kind_whichever_of_their_cells_are_blank(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("Ask,Say,notes\nq1,a1,\nq2,a2,n\nq3,,n\nq4,a4,\n")
+    with pytest.raises(DataError) as refused:
+        load_examples([Source("rows.csv", file)])
+    said = str(refused.value)
+    assert "lines 2-5: expected" in said and said.count('"prompt"+"completion"') == 1
+    assert "found keys: Ask, Say, notes (not each in every row). If it is" in said
+
+
+def test_an_empty_cell_of_a_named_column_is_called_by_the_files_own_name(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("Ask,Say,notes\nq1,a1,\nq2,,n\n,a3,n\nq4,a4,\n")
+    source = Source("rows.csv", file, columns={"instruction": "Ask", "output": "Say"})
+    reasons = [one.reason for one in load_examples([source]).dropped]
+    assert reasons == ['"Say" is missing or empty', '"Ask" is missing or empty']
+
+
 @pytest.mark.parametrize("indent", [None, 1])
 def test_an_array_is_read_whatever_the_files_name(tmp_path: Path, indent: int | None) -> None:
     for name in ("f.jsonl", "f.json"):

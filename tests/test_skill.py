@@ -440,6 +440,9 @@ def test_what_follows_from_a_key_follows_from_its_override(tmp_path: Path) -> No
     [
         ({"num_stesp": 3}, "line 6: num_stesp is no key of a training config; did you mean num_st"),
         ({"num_epochs": 1}, "line 6: num_epochs is 1, and num_steps says how long"),
+        ({"data": {"columns": {}}}, "line 6: data is no key of a training config; what a file"),
+        ({"max_steps": 3}, "line 6: max_steps is no key of a training config; here it is called"),
+        ({"gate": {"alpha": 0.1}}, "it is a setting, given as an option: --set gate=VALUE"),
         ({"num_steps": None}, "line 4: num_steps is null"),
         ({"num_steps": "many"}, "line 4: num_steps: input should be a valid integer"),
         ({"num_steps": 0}, "line 4: num_steps: input should be greater than"),
@@ -461,6 +464,17 @@ def test_what_a_key_cannot_be_is_said_with_file_and_line(
         load_settings(path)
     message = str(caught.value)
     assert message.startswith(f"{path} ") and part in message and "\n" not in message
+
+
+def test_a_second_length_is_refused_as_an_option_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--set num_epochs=2: num_steps says how long the run"):
+        load_settings(written(tmp_path, {}), ["num_epochs=2"])
+
+
+def test_columns_are_named_with_their_file(tmp_path: Path) -> None:
+    named = {"file": "rows.csv", "columns": {"instruction": "Question", "output": "Answer"}}
+    (source,) = load_settings(written(tmp_path, {"train_file": [named]})).config.train_file
+    assert source.columns == named["columns"]
 
 
 def without(key: str) -> Iterator[str]:

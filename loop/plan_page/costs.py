@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from config_schema import TrainingConfig
 from hyperparam_utils import RunSteps
 from loop.plan_page.view import Part, Planned
+from loop.planning.inputs import counted
 from loop.planning.steps import most_in_flight
 from loop.planning.tokens import RunTokens, describe_tokens, tokens_of
 from loop.reports.lines import money, seconds_text
@@ -107,10 +108,14 @@ def costs_part(view: Planned) -> Part:
 
 def _in_vain_lines(lost: InVain) -> Iterator[str]:
     if lost.steps:
+        steps = counted(lost.steps, "step")
+        more, are = (
+            ("1 more step", "is") if lost.steps == 1 else (f"{lost.steps} more steps", "are")
+        )
         yield (
-            f"steps in flight: a loss that is not finite is seen up to {lost.steps} steps late, so "
-            f"that up to {lost.steps} more steps, about {lost.tokens:,} tokens, are paid for in "
-            "vain (data.max_steps_in_flight; how many there are follows from the delay)"
+            f"steps in flight: a loss that is not finite is seen up to {steps} late, so "
+            f"that up to {more}, about {lost.tokens:,} tokens, {are} paid for in vain "
+            "(data.max_steps_in_flight; how many there are follows from the delay)"
         )
 
 

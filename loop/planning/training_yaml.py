@@ -44,6 +44,10 @@ SETTINGS = {  # the template's key -> the setting that it is
 }
 NEEDED = ("base_model", "train_file", "num_steps", "eval_every")
 RESOLVED_FROM_NULL = ("val_file", "eval_file", "learning_rate", "renderer_name", "base_url")
+ONE_LENGTH = (
+    "num_steps says how long the run is: num_steps x train_batch_size / rows are its passes "
+    "through train_file, which --dry-run shows. Leave num_epochs out, or null."
+)
 # What makes rounds out of one stretch of training: nothing but its end stops it, and what a round
 # trains on does not depend on what the one before had answered.
 PLAIN: dict[str, Any] = {
@@ -64,6 +68,8 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> Loade
     file = read_yaml(Path(path), "a training config")
     folder = file.path.resolve().parent
     raw = with_overrides(settings_of(file), overrides or [])
+    if raw.get("num_epochs") is not None:
+        raise ConfigError(f"--set num_epochs={as_value(raw['num_epochs'])}: {ONE_LENGTH}")
     if file.content.get("learning_rate") is None:  # an override is as good as the key
         raw.setdefault("use_recommended_lr", "learning_rate" not in raw)
     steps, every = raw.get("max_steps"), raw.get("steps_per_round")
@@ -95,9 +101,7 @@ def _check_keys(file: YamlFile) -> None:
         if key == "num_epochs":
             _refuse_epochs(file)
         elif key not in SETTINGS:
-            near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(SETTINGS)}."
-            raise file.error((key,), f"{shown(key)} is no key of a training config; {hint}")
+            raise file.error((key,), f"{shown(key)} is no key of a training config; {_hint(key)}")
         elif given[key] is None and key not in RESOLVED_FROM_NULL:
             raise file.error(
                 (key,), f"{key} is null, and nothing says what it is then. Give a value."
@@ -120,14 +124,29 @@ def _check_keys(file: YamlFile) -> None:
         )
 
 
+def _hint(key: str) -> str:
+    """What to write in the place of a key that is unknown: a key, an option, or any of the keys."""
+    if key == "data":
+        return (
+            "what a file calls its columns stands with its name, as in train_file: [{file: "
+            "data/rows.csv, columns: {instruction: QUESTION_COLUMN, output: ANSWER_COLUMN}}]; "
+            "other settings of data are options, as in --set data.near_duplicates=0.8."
+        )
+    keys = {setting: ours for ours, setting in SETTINGS.items()}
+    if key in keys:
+        return f"here it is called {keys[key]}."
+    if key in TrainingConfig.model_fields:
+        return f"it is a setting, given as an option: --set {key}=VALUE, or --set {key}.NAME=VALUE."
+    near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(SETTINGS)}."
+
+
 def _refuse_epochs(file: YamlFile) -> None:
     """Two lengths of one run, of which the shorter would hold without a word."""
     if file.content["num_epochs"] is not None:
         raise file.error(
             ("num_epochs",),
-            f"num_epochs is {as_value(file.content['num_epochs'])}, and num_steps says how long "
-            "the run is: num_steps x train_batch_size / rows are its passes through train_file, "
-            "which --dry-run shows. Leave num_epochs out, or null.",
+            f"num_epochs is {as_value(file.content['num_epochs'])}, and {ONE_LENGTH}",
         )
 
 
