@@ -32,11 +32,15 @@ class Clients(NamedTuple):
 
 def open_clients(base_url: str | None, api_key: str | None) -> Clients:
     """Open a session on the service at `base_url` (None: Tinker's own)."""
-    rest = rest_client(base_url, api_key)
+    return Clients(rest_client(base_url, api_key), service_client(base_url, api_key))
+
+
+def service_client(base_url: str | None, api_key: str | None) -> tinker.ServiceClient:
+    """A client that opens a session once it makes others."""
     service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
     if is_older(tinker.__version__):
-        service = cast("tinker.ServiceClient", _OlderService(service))
-    return Clients(rest, service)
+        return cast("tinker.ServiceClient", _OlderService(service))
+    return service
 
 
 def rest_client(base_url: str | None, api_key: str | None) -> tinker.RestClient:
@@ -50,6 +54,13 @@ def rest_client(base_url: str | None, api_key: str | None) -> tinker.RestClient:
 def is_older(version: str) -> bool:
     """Whether an SDK is spelled otherwise than our code is."""
     return tuple(int(part) for part in version.split(".")[:2]) < PRESENT_SPELLING
+
+
+def sampler_path_in_full(path: str) -> str:
+    """Where weights are, as the protocol spells it. SkyRL 0.4.0 leaves out of what kind those for
+    the sampler are, which its sampler alone understands, and nothing that deletes or downloads."""
+    run, _, name = path.removeprefix("tinker://").rpartition("/")
+    return path if "/" in run else f"tinker://{run}/sampler_weights/{name}"
 
 
 class _Older:

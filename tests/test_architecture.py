@@ -67,7 +67,7 @@ NUM_FILES = {
     "loop.plan_page": 14,
     "loop.planning": 22,
     "loop.reports": 12,
-    "loop.rounds": 16,
+    "loop.rounds": 17,
     "loop.run_page": 26,
     "loop.tracking": 12,
     "pages": 10,

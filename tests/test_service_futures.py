@@ -23,6 +23,8 @@ from local_tinker.session_routes import CLIENT_CONFIG
 from local_tinker.wire import UserError
 from sdk_client import PROMPT, sample, using
 
+pytestmark = pytest.mark.core
+
 NUM_SAMPLES = 24
 
 

@@ -27,6 +27,9 @@ from local_tinker.sampling import Wave
 from local_tinker.state import MAX_UNNAMED
 from rows.chat_formats import load_tokenizer
 from sdk_client import ADAM, DATA, PROMPT, new_run, sample, train, using
+from services.sdk import rest_client
+
+pytestmark = pytest.mark.core
 
 LENGTHS = (1, 3, 8, 13, 21, 31)  # prompts of one padded length
 
@@ -314,7 +317,7 @@ def test_weights_saved_without_a_name_live_as_long_as_their_session(
         ]
         assert len({tuple(one.logprobs or ()) for one in made}) == 3
         assert len(list(tmp_path.glob(".scratch-*/*"))) == 3
-        rest = tinker.RestClient(base_url=service.base_url, api_key=service.open_folder(tmp_path))
+        rest = rest_client(service.base_url, service.open_folder(tmp_path))
         assert (await rest.list_user_checkpoints()).checkpoints == []
 
     using(service, tmp_path, body)

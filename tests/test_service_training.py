@@ -29,6 +29,8 @@ from sdk_client import (
     using,
 )
 
+pytestmark = pytest.mark.core
+
 TOKENS = [5, 6, 7, 8, 9, 10]
 
 

@@ -31,12 +31,14 @@ from loop.rounds.keeping import (
     is_reference,
     ttl_seconds,
 )
+from loop.rounds.refusing import refuse_other_loss
 from loop.rounds.run import Run
 from loop.rounds.session import naming_what_is_gone, sampling_client
 from loop.tracking.playground import write_for_playground
 from scores.decision import Decision
 from scores.diagnosis import divergence
 from services.faults import said_by
+from services.sdk import sampler_path_in_full
 from services.watched_client import watched
 
 SAVE_EVERY_S = 600.0  # inside long rounds, where the settings name no number of steps
@@ -53,6 +55,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     if decision.action == "rollback" and (start is None or start.round != round_no):
         start, run.training_client = store.checkpoint(decision.best_round), None
     client = run.training_client = run.training_client or await open_training_client(run, start)
+    await refuse_other_loss(run, client)
     examples = [pick.example_id for pick in selection.picks]
     batches = [
         examples[i : i + config.batch_size] for i in range(0, len(examples), config.batch_size)
@@ -247,7 +250,7 @@ async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
             round=round_no,
             step=save.step,
             state_path=state.path,
-            sampler_path=None if sampler is None else sampler.path,
+            sampler_path=None if sampler is None else sampler_path_in_full(sampler.path),
             base_model=config.base_model,
             lora_rank=config.lora_rank,
             lora_alpha=LORA_ALPHA,
@@ -269,7 +272,7 @@ async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> 
     for save in [pending for pending in in_flight if isinstance(pending, SaveInFlight)]:
         for future in filter(None, (save.state, save.sampler)):
             try:
-                path = (await future).path
+                path = sampler_path_in_full((await future).path)
             except tinker.TinkerError:
                 continue  # the service refused to save these weights; there is nothing to discard
             run.store.append("checkpoint_unusable", round=round_no, step=save.step, state_path=path)
