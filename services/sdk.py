@@ -70,6 +70,8 @@ class _Older:
         self._client = client
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
         attribute = getattr(self._client, name)
         return _awaitable(attribute) if callable(attribute) else attribute
 

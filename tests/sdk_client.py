@@ -20,11 +20,17 @@ from tinker import types
 import forked
 import local_tinker
 from conftest import REPO
-from services.sdk import service_client
+from services.sdk import is_older, service_client
 
 KEY = "tml-chosen-for-this-test"
 PROMPT = [5, 6, 7, 8]
 ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
+
+
+def not_with_older_sdk(why: str) -> pytest.MarkDecorator:
+    """For what the SDK of requirements-selfhosted.txt cannot ask for."""
+    reason = f"tinker {tinker.__version__} {why}"
+    return pytest.mark.skipif(is_older(tinker.__version__), reason=reason)
 
 
 def datum(tokens: list[int], weights: list[float] | None = None) -> types.Datum:
