@@ -188,6 +188,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--config also what its questions can tell, with RUN_DIR how many answers a run changed",
     )
     parser.add_argument(
+        "--check-service",
+        action="store_true",
+        help="try what the service does of what Tinker documents (loss, alpha, optimizer, saves, "
+        "samples), with a few thousand tokens; exit 1 where a difference changes scores",
+    )
+    parser.add_argument(
         "--local",
         action="store_true",
         help="train on this machine, whatever keys or addresses are set",
@@ -289,6 +295,10 @@ def run_command(args: argparse.Namespace, session: Session) -> int:
         from commands.chat import chat
 
         return chat(args, session)
+    if args.check_service:
+        from commands.check_service import check_service
+
+        return check_service(args, session)
     from commands.opening import open_settings
 
     settings = open_settings(args, session)
@@ -317,7 +327,7 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
     progress = begin_progress(args, settings, session)
     from commands.outcome import Ending, report_end_and_alert, report_finished
     from commands.starting import settle, take_up
-    from loop.rounds.session import open_service, refuse_unfit_path
+    from loop.rounds.session import open_service, refuse_unfit_service
 
     progress.lines(settings.notes)
     as_recorded = loaded.config.model_dump(mode="json")
@@ -325,7 +335,7 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
         return report_finished(args, session, store, loaded.config, progress)
     choice, plan, beside = settle(args, settings, session, progress)
     with open_service(choice, plan, progress) as service:
-        in_loop(refuse_unfit_path(settings.start, plan, choice.base_url, session.keys))
+        progress.lines(in_loop(refuse_unfit_service(settings.start, plan, choice, session.keys)))
         store, place = take_up(settings, plan, choice, service, session)
         beside = beside._replace(alert=functools.partial(alert, session))
         decision = in_loop(train_on_service(plan, store, progress, place, beside))

@@ -13,6 +13,7 @@ from loop.planning.origin import checked_origin, refuse_other_files, weights_to_
 from loop.planning.page import describe_inputs, describe_plan
 from loop.planning.plan import Plan, make_plan
 from loop.planning.resumption import continue_run, with_known_model
+from loop.planning.service_checks import checked
 from loop.planning.teacher import refuse_other_teacher_service
 from loop.reports.progress import Progress
 from loop.reports.taking_up import describe_taking_up
@@ -43,6 +44,8 @@ def settle(
     choice = choose_place(args, settings, session, settings.kept.get("service"))
     evalops, limits = open_evalops(loaded.config, session.keys), load_limits(loaded)
     progress.line(f"service: {choice.kind} ({choice.reason})")
+    if (found := checked(loaded.file, choice, loaded.config.base_model)) is not None:
+        progress.line(f"service check: {found}")
     if limits is not None and (untouched := limits.not_acted_on) is not None:
         progress.line(f"{loaded.config.evalops_budget_file}: {untouched}")
     progress.live("reading data and questions")

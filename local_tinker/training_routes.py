@@ -19,6 +19,16 @@ from local_tinker.worker import Result
 logger = logging.getLogger(__name__)
 
 
+def refuse_late_load(seq_id: int | None) -> None:
+    """Raise `UserError` for weights that are to be loaded after a run's first request."""
+    if seq_id not in (None, 1):
+        raise UserError(
+            f"LoadWeights is not permitted with seq_id {seq_id}: as on Tinker a run may load "
+            "weights in its first request alone; make a new run from the checkpoint, with "
+            "create_training_client_from_state or create_training_client_from_state_with_optimizer"
+        )
+
+
 def add_training_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None:
     @app.post("/api/v1/create_model")
     async def create_model(body: wire.CreateModel) -> dict[str, str]:
@@ -79,13 +89,7 @@ def add_training_routes(app: FastAPI, direct: DirectRoutes, state: State) -> Non
     @app.post("/api/v1/load_weights")
     async def load_weights(body: wire.LoadWeights) -> dict[str, str]:
         with state.passing_over_refused(body.model_id, body.seq_id):
-            if body.seq_id not in (None, 1):
-                raise UserError(
-                    f"LoadWeights is not permitted with seq_id {body.seq_id}: as on Tinker a run "
-                    "may load weights in its first request alone; make a new run from the "
-                    "checkpoint, with create_training_client_from_state or "
-                    "create_training_client_from_state_with_optimizer"
-                )
+            refuse_late_load(body.seq_id)
             directory = state.find_checkpoint(body.path)
             info = checkpoints.read_whole_info(directory)
         if body.session_id is not None and body.model_seq_id is not None:

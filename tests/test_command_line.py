@@ -229,7 +229,7 @@ def test_the_command_line_is_frozen() -> None:
         *("-h", "--help", "--config", "--set", "--run-dir", "--resume", "--local", "--dry-run"),
         *("--preview", "--gate", "--json", "-v", "--verbose", "--evaluate", "--list", "--alert"),
         *("--init", "--power", "--summary", "--junit", "--registry", "--chat"),
-        "--beside",
+        *("--beside", "--check-service"),
     }
 
 

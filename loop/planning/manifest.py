@@ -18,6 +18,7 @@ from grading.graders import GRADING
 from loop.planning.inputs import Inputs, num_dropped
 from loop.planning.models import lora_param_count, model_digests, model_files
 from loop.planning.plan import Plan
+from loop.planning.service_checks import checked
 from loop.planning.tasks import relative_code
 from loop.planning.teacher import recorded_teacher
 from rows.examples import DropLog, DroppedRow
@@ -46,6 +47,7 @@ def resolved_config(
             "steps_per_round": plan.steps.per_round or None,  # None: nothing is trained
             "service": choice.kind,
             "base_url": choice.base_url,
+            "service_check": checked(plan.inputs.loaded.file, choice, plan.config.base_model),
             "num_lora_params": _num_lora_params(plan),
             "teacher": recorded_teacher(plan.inputs.teacher),
         },

@@ -94,7 +94,41 @@ def serve_teacher(service: Service, plan: Plan) -> None:
         service.serve_model(teacher.model_name or teacher.model_path, teacher.model_path)
 
 
-async def refuse_unfit_path(
+async def refuse_unfit_service(
+    start: Start | None, plan: Plan, choice: ServiceChoice, keys: Keys
+) -> list[str]:
+    """Raise `ConfigError` where the service does not serve the base model or has not the weights to
+    start from; lines on what could not be looked up. Engines are known that train whatever they
+    serve under any name."""
+    notes = []
+    if choice.kind != "embedded":
+        notes += await _refuse_unserved(plan.config.base_model, choice.base_url, keys)
+    await _refuse_unfit_path(start, plan, choice.base_url, keys)
+    return notes
+
+
+async def _refuse_unserved(base_model: str, base_url: str | None, keys: Keys) -> list[str]:
+    where = f"The service at {base_url or 'Tinker'}"
+    try:
+        models = (
+            await rest_client(base_url, keys.tinker).get_server_capabilities()
+        ).supported_models
+    except SDK_ERRORS as error:
+        explained = explain(error, base_url)
+        if not isinstance(error, tinker.NotFoundError):
+            raise explained or error from error
+        return [f"{where} lists no models, so whether it serves {base_model} was not checked"]
+    listed = [one.model_name for one in models if one.model_name and one.trainable is not False]
+    if base_model not in listed:
+        raise ConfigError(
+            f"base_model {base_model!r}: the service at {base_url or 'Tinker'} does not list it "
+            "among the models that it trains. Set base_model to what it lists: "
+            f"{', '.join(listed) or 'nothing'}."
+        )
+    return []
+
+
+async def _refuse_unfit_path(
     start: Start | None, plan: Plan, base_url: str | None, keys: Keys
 ) -> None:
     """Raise `ConfigError` where a run is to start from a path of no known run, and the service does

@@ -159,6 +159,7 @@ def _environment_table(view: Viewed) -> Table:
     rows = [
         ["service", _said(resolved.get("service"))],
         ["address", _said(resolved.get("base_url"), _usual_address(view))],
+        ["service check", _said(resolved.get("service_check"), "none: not needed, or older run")],
         ["base model", _said(recorded["files"].get("base_model"))],
         ["chat format", _said(resolved.get("renderer_name"))],
         ["agreement with the model's template", _said(resolved.get("chat_template"))],

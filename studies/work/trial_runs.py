@@ -35,7 +35,7 @@ from loop.planning.models import find_model_dir
 from loop.planning.plan import Plan
 from loop.rounds.finishing import ask_test_of_winner
 from loop.rounds.run import Beside, LeavesAfter
-from loop.rounds.session import connected, hosting, refuse_unfit_path, serve
+from loop.rounds.session import connected, hosting, refuse_unfit_service, serve
 from loop.rounds.sharing import Sharing
 from loop.tracking.following import Following, tracked
 from services.keys import Keys
@@ -137,7 +137,7 @@ async def train_trial(
         await asyncio.sleep(0)  # a signal may wait to be heard
         floor.refuse_stopped()
         async with floor.service_for(choice, plan, progress) as service:
-            await refuse_unfit_path(settings.start, plan, choice.base_url, session.keys)
+            progress.lines(await refuse_unfit_service(settings.start, plan, choice, session.keys))
             store, place = take_up(settings, plan, choice, service, session)
             beside = floor.beside(beside)._replace(leaves_after=leaves_after)
             await trainer_with_eval.train_on_service(plan, store, progress, place, beside)

@@ -1,0 +1,175 @@
+"""All probes of a service, one after another, and the lines that come of them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import tinker
+
+from services.check.bench import LOSS, Bench, Refused, Row, Spent, within
+from services.check.courses import Course, Flags, Push, courses, decayed_share, other_rank
+from services.check.model import name_line, probe_names, weights_line
+from services.check.sampling import (
+    NUM_PROMPT_TOKENS,
+    NUM_TOKENS,
+    probe_sampling,
+    sampling_lines,
+)
+from services.check.saving import probe_saving, saving_lines
+from services.check.training import (
+    alpha_line,
+    flags_line,
+    long_row_line,
+    loss_line,
+    optimizer_lines,
+    seed_line,
+    training_line,
+)
+from services.check.verdicts import Line
+
+PILOT_LR = 1e-4
+MOVE_NATS = 0.1  # by a plain step, of each target: far above rounding, small beside the loss
+MAX_LR = 1e-2
+NUM_FALLS = 4  # steps on two rows
+NUM_DELAYS = 3
+NUM_PILOTS = 2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked: the model and adapter of the settings, the texts to do it with, and the
+    log-probabilities of the first by the model's files, or why there are none."""
+
+    rank: int
+    flags: Flags
+    second_row: Row
+    long_row: Row
+    known: Sequence[float] | str
+    vocab_size: int
+    depth: int  # steps that the loop keeps in flight
+
+
+class Report(NamedTuple):
+    """All lines in the order of the table, and what they cost."""
+
+    lines: list[Line]
+    spent: Spent
+
+
+def planned(row: Row, subject: Subject) -> Spent:
+    """The tokens that a check sends at most."""
+    num_targets = row.num_targets
+    made = courses(subject.rank, subject.flags).values()
+    asked = NUM_PROMPT_TOKENS + NUM_TOKENS
+    num_forward = 2 * (len(made) + NUM_PILOTS) + 6
+    return Spent(
+        train_tokens=num_targets * (sum(one.num_trained_rows for one in made) + NUM_PILOTS + 8)
+        + NUM_FALLS * (num_targets + subject.second_row.num_targets),
+        prompt_tokens=num_targets * num_forward
+        + subject.second_row.num_targets
+        + subject.long_row.num_targets
+        + 7 * NUM_PROMPT_TOKENS
+        + 4 * asked,
+        sampled_tokens=7 * NUM_TOKENS + 2,
+    )
+
+
+async def check(bench: Bench, subject: Subject, live: Callable[[str], None]) -> Report:
+    """Try everything. Raises what the SDK does where the service cannot be spoken to any more."""
+    live("which model is served")
+    names = await probe_names(bench, subject.rank, subject.flags)
+    lines = [name_line(bench.base_model, names)]
+    live("how large a step is")
+    made = courses(subject.rank, subject.flags)
+    lr = await _find_lr(bench, made["plain"])
+    live("how it trains")
+    measured = await asyncio.gather(*(bench.run(one, lr) for one in made.values()))
+    results = dict(zip(made, measured, strict=True))
+    plain = results["plain"]
+    base = plain if isinstance(plain, Refused) else plain.before
+    lines.append(weights_line(base, subject.known, subject.vocab_size))
+    lines.append(training_line(await within(_falling(bench, subject, lr))))
+    lines.append(loss_line(results))
+    live("what it saves and samples")
+    trainer = await within(_trained(bench, subject, lr))
+    if isinstance(trainer, Refused):
+        saved = sampling = long_row = trainer
+    else:
+        saved = await within(probe_saving(bench, trainer, subject.rank, lr))
+        sampling = await probe_sampling(bench, trainer)
+        long_row = await within(bench.logprobs(trainer, subject.long_row))
+    alpha = saved.said if isinstance(saved, Refused) else saved.stored_alpha
+    lines.append(alpha_line(results, (subject.rank, other_rank(subject.rank)), alpha))
+    lines += optimizer_lines(results, decayed_share(lr))
+    lines += [flags_line(results), seed_line(results)]
+    lines.append(long_row_line(long_row, subject.long_row.num_targets))
+    lines += saving_lines(saved, results)
+    lines += sampling_lines(sampling)
+    live("how far away it is")
+    lines.append(await _delay_line(bench, subject))
+    return Report(lines, bench.spent)
+
+
+async def _find_lr(bench: Bench, plain: Course) -> float:
+    """The learning rate of which a plain step moves the loss by about `MOVE_NATS`."""
+    lr = PILOT_LR
+    for _ in range(NUM_PILOTS):
+        found = await bench.run(plain, lr)
+        if isinstance(found, Refused):
+            return lr
+        if found.move > 0:
+            return min(MAX_LR, lr * MOVE_NATS / found.move)
+        lr *= 10  # nothing that could be seen
+    return lr
+
+
+async def _trained(bench: Bench, subject: Subject, lr: float) -> tinker.TrainingClient:
+    """An adapter after a plain step."""
+    client = await bench.adapter(subject.rank, subject.flags)
+    await bench.push(client, Push(), lr)
+    return client
+
+
+async def _falling(bench: Bench, subject: Subject, lr: float) -> list[float]:
+    """The loss of two rows, in nats a token, at each of some steps and after them."""
+    rows = [bench.row, subject.second_row]
+    data = [row.datum([1.0] * row.num_targets) for row in rows]
+    num_targets = sum(row.num_targets for row in rows)
+    losses = []
+    client = await bench.adapter(subject.rank, subject.flags)
+    for _ in range(NUM_FALLS):
+        bench.spent.train_tokens += num_targets
+        forward_backward = client.forward_backward(data, LOSS)
+        step = client.optim_step(tinker.AdamParams(learning_rate=lr))
+        output = await forward_backward
+        await step
+        losses.append(
+            -math.fsum(math.fsum(one["logprobs"].to_numpy()) for one in output.loss_fn_outputs)
+        )
+    after = [await bench.logprobs(client, row) for row in rows]
+    losses.append(-math.fsum(map(math.fsum, after)))
+    return [loss / num_targets for loss in losses]
+
+
+async def _delay_line(bench: Bench, subject: Subject) -> Line:
+    """How long an answer takes that needs no work, and the steps that the loop keeps in flight."""
+    affects = "how long a run takes; no score"
+    delays = await within(_delays(bench))
+    if isinstance(delays, Refused):
+        return Line("delay", "cannot tell", f"refused: {delays.said}", affects, False)
+    shown = f"{1000 * min(delays):.0f} ms; the loop keeps {subject.depth} steps in flight"
+    return Line("delay", "works", shown, affects, False)
+
+
+async def _delays(bench: Bench) -> list[float]:
+    delays = []
+    for _ in range(NUM_DELAYS):
+        asked_at = time.monotonic()
+        await bench.rest.get_server_capabilities()
+        delays.append(time.monotonic() - asked_at)
+    return delays

@@ -1,0 +1,273 @@
+"""What a service samples, beside what it trains: the probes, and what is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tinker
+
+from services.check.bench import Bench, Refused, Row, within
+from services.check.verdicts import Line
+
+NUM_TOKENS = 24  # of an answer
+NUM_PROMPT_TOKENS = 8
+TEMPERATURE = 0.5
+TOPK = 20  # as many as Tinker gives
+CLOSE_NATS = 0.05  # mean distance of two computations of the same log-probabilities, in bfloat16
+APART_NATS = 0.15  # what two hypotheses must be apart to be told from each other
+MIN_TOKENS = 4
+
+
+class Answer(NamedTuple):
+    """Sampled tokens, with what the service says of their log-probabilities."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+class Scored(NamedTuple):
+    """An answer whose tokens the trainer and the sampler have scored, untempered, in nats; and of
+    each place the likeliest tokens' (None: not given)."""
+
+    answer: Answer
+    by_trainer: tuple[float, ...]
+    by_sampler: tuple[float | None, ...]  # of the prompt and the answer
+    likeliest: tuple[tuple[float, ...], ...] | None
+    whole_by_trainer: tuple[float, ...]  # of all but the first token
+
+
+async def sampled(
+    bench: Bench, client: tinker.SamplingClient, temperature: float, seed: int
+) -> Answer:
+    """Sample after the row's first tokens, up to `NUM_TOKENS` whatever they are."""
+    prompt = list(bench.row.tokens[:NUM_PROMPT_TOKENS])
+    bench.spent.prompt_tokens += len(prompt)
+    response = await client.sample(
+        tinker.ModelInput.from_ints(prompt),
+        1,
+        tinker.SamplingParams(max_tokens=NUM_TOKENS, seed=seed, temperature=temperature, stop=[]),
+    )
+    (sequence,) = response.sequences
+    bench.spent.sampled_tokens += len(sequence.tokens)
+    return Answer(tuple(sequence.tokens), tuple(sequence.logprobs or ()))
+
+
+async def scored(
+    bench: Bench, trainer: tinker.TrainingClient, sampler: tinker.SamplingClient, answer: Answer
+) -> Scored:
+    """Score an answer by both, behind its prompt."""
+    start = NUM_PROMPT_TOKENS
+    tokens = (*bench.row.tokens[:start], *answer.tokens)
+    whole = await bench.logprobs(trainer, Row(tokens))
+    bench.spent.prompt_tokens += len(tokens)
+    response = await sampler.sample(
+        tinker.ModelInput.from_ints(list(tokens)),
+        1,
+        tinker.SamplingParams(max_tokens=1, temperature=0.0),
+        include_prompt_logprobs=True,
+        topk_prompt_logprobs=TOPK,
+    )
+    bench.spent.sampled_tokens += 1
+    rows = response.topk_prompt_logprobs
+    likeliest = None
+    if rows is not None and len(rows) == len(tokens):
+        likeliest = tuple(tuple(lp for _, lp in row or ()) for row in rows[start:])
+    given = response.prompt_logprobs or []
+    return Scored(answer, whole[start - 1 :], tuple(given), likeliest, whole)
+
+
+class Sampling(NamedTuple):
+    """All that was sampled: greedily twice, by one seed twice and by another, at temperature 1 and
+    at another one. What was refused is that."""
+
+    greedy: tuple[Answer, Answer] | Refused
+    seeded: tuple[Answer, Answer, Answer] | Refused
+    plain: Scored | Refused
+    tempered: Scored | Refused
+
+
+async def probe_sampling(bench: Bench, trainer: tinker.TrainingClient) -> Sampling | Refused:
+    """Sample from the trainer's weights, and score what comes. One request waits for another, so
+    that what a service batches is not part of the question."""
+    client = await within(_sampler(bench, trainer))
+    if isinstance(client, Refused):
+        return client
+
+    async def answers(*asked: tuple[float, int]) -> list[Answer]:
+        return [await sampled(bench, client, *one) for one in asked]
+
+    async def scores(temperature: float, seed: int) -> Scored:
+        answer = await sampled(bench, client, temperature, seed)
+        return await scored(bench, trainer, client, answer)
+
+    greedy = await within(answers((0.0, 1), (0.0, 2)))
+    seeded = await within(answers((1.0, 3), (1.0, 3), (1.0, 4)))
+    return Sampling(
+        greedy if isinstance(greedy, Refused) else (greedy[0], greedy[1]),
+        seeded if isinstance(seeded, Refused) else (seeded[0], seeded[1], seeded[2]),
+        await within(scores(1.0, 5)),
+        await within(scores(TEMPERATURE, 6)),
+    )
+
+
+async def _sampler(bench: Bench, trainer: tinker.TrainingClient) -> tinker.SamplingClient:
+    path = await bench.save_sampler(trainer, "sampler")
+    return await bench.service.create_sampling_client(model_path=path)
+
+
+# --- what is made of it ---------------------------------------------------------------------------
+
+
+def sampling_lines(found: Sampling | Refused) -> list[Line]:
+    """The lines on sampling."""
+    if isinstance(found, Refused):
+        found = Sampling(found, found, found, found)
+    return [
+        greedy_line(found.greedy),
+        seeded_line(found.seeded),
+        trainer_line(found.plain),
+        temperature_line(found.tempered),
+        prompt_line(found.plain),
+    ]
+
+
+def greedy_line(found: tuple[Answer, Answer] | Refused) -> Line:
+    name, affects = "greedy answers repeat", "scores: `evaluation.temperature` is 0 by default"
+    if isinstance(found, Refused):
+        return Line(name, "differs", f"refused: {found.said}", "all evaluation")
+    one, two = found
+    num_same = _num_alike(one.tokens, two.tokens)
+    shown = f"{num_same} of {len(one.tokens)} tokens alike, asked twice"
+    return Line(name, "works" if one.tokens == two.tokens else "differs", shown, affects)
+
+
+def seeded_line(found: tuple[Answer, Answer, Answer] | Refused) -> Line:
+    name, affects = "seeds of samples", "that evaluations above temperature 0 can be repeated"
+    if isinstance(found, Refused):
+        return Line(name, "differs", f"refused: {found.said}", "all evaluation", False)
+    one, two, other = (answer.tokens for answer in found)
+    if one != two:
+        shown = f"the seed is ignored: {_num_alike(one, two)} of {len(one)} tokens alike"
+        return Line(name, "differs", shown, affects, False)
+    if one == other:
+        why = "two seeds gave one answer: the model may be sure of it"
+        return Line(name, "cannot tell", why, affects, False)
+    return Line(name, "works", "one seed repeats, another differs", affects, False)
+
+
+def trainer_line(found: Scored | Refused) -> Line:
+    name = "sampler and trainer agree"
+    affects = "methods that learn from samples (`rl`, `distill`)"
+    if isinstance(found, Refused):
+        return Line(name, "cannot tell", f"refused: {found.said}", affects)
+    apart = _mean_apart(found.answer.logprobs, found.by_trainer)
+    if apart is None:
+        return Line(name, "cannot tell", _too_few(found.answer), affects)
+    shown = f"{apart:.4f} nats a token apart, temperature 1"
+    return Line(name, "works" if apart <= CLOSE_NATS else "differs", shown, affects)
+
+
+def temperature_line(found: Scored | Refused) -> Line:
+    """Whether sampled tokens carry the log-probabilities of the distribution they came from."""
+    name, affects = "tempered log-probabilities", "`rl` and `distill` at a temperature other than 1"
+    if isinstance(found, Refused):
+        return Line(name, "cannot tell", f"refused: {found.said}", affects)
+    said, untempered = found.answer.logprobs, found.by_trainer
+    from_untempered = _mean_apart(said, untempered)
+    if from_untempered is None:
+        return Line(name, "cannot tell", _too_few(found.answer), affects)
+    if found.likeliest is None:
+        verdict = "differs" if from_untempered <= CLOSE_NATS else "cannot tell"
+        why = f"{from_untempered:.3f} nats from the untempered, and no likeliest tokens are given"
+        return Line(name, verdict, why, affects)
+    bounds = [
+        tempered_bounds(lp, top, TEMPERATURE)
+        for lp, top in zip(untempered, found.likeliest, strict=True)
+    ]
+    off = math.fsum(
+        max(low - one, one - high, 0.0) for one, (low, high) in zip(said, bounds, strict=True)
+    )
+    off /= len(said)
+    gap = math.fsum(
+        max(low - one, one - high, 0.0) for one, (low, high) in zip(untempered, bounds, strict=True)
+    ) / len(said)
+    shown = (
+        f"temperature {TEMPERATURE:g}: {off:.3f} nats from the tempered, {from_untempered:.3f} "
+        "from the untempered"
+    )
+    if gap < APART_NATS:
+        return Line(name, "cannot tell", f"this model's are too alike; {shown}", affects)
+    if off <= CLOSE_NATS:
+        return Line(name, "works", shown, affects)
+    how = "they are untempered: " if from_untempered <= CLOSE_NATS else ""
+    return Line(name, "differs", how + shown, affects)
+
+
+def tempered_bounds(
+    logprob: float, likeliest: Sequence[float], temperature: float
+) -> tuple[float, float]:
+    """Between what the log-probability of a token lies at a temperature below 1, in nats, from its
+    untempered one and those of the likeliest tokens.
+
+    What is left for the others is bounded: p^(1/T) is at most p times the last likeliest token's
+    p^(1/T - 1).
+    """
+    power = 1 / temperature
+    known = math.fsum(math.exp(one * power) for one in likeliest)
+    rest = max(0.0, 1.0 - math.fsum(map(math.exp, likeliest)))
+    least = min(likeliest, default=0.0)
+    unknown = rest * math.exp(least * (power - 1))
+    low = logprob * power - math.log(known + unknown) if known + unknown > 0 else -math.inf
+    high = logprob * power - math.log(known) if known > 0 else 0.0
+    return low, min(high, 0.0)
+
+
+def prompt_line(found: Scored | Refused) -> Line:
+    """Whether a prompt's log-probabilities are the trainer's, one a token, and the likeliest
+    tokens' fit to them."""
+    name, affects = "prompt log-probabilities", "`nll:` tasks, teachers of `distill`"
+    if isinstance(found, Refused):
+        return Line(name, "cannot tell", f"refused: {found.said}", affects)
+    given = found.by_sampler
+    if len(given) != len(found.whole_by_trainer) + 1 or None in given[1:]:
+        num = sum(one is not None for one in given)
+        why = f"{num} for a prompt of {len(found.whole_by_trainer) + 1} tokens"
+        return Line(name, "differs", why, affects, False)
+    apart = _mean_apart([one for one in given[1:] if one is not None], found.whole_by_trainer)
+    assert apart is not None, "one each"
+    shown = f"{apart:.4f} nats a token from the trainer's"
+    if apart > CLOSE_NATS:
+        return Line(name, "differs", shown, affects)
+    top = found.likeliest
+    if top is None:
+        return Line(name, "works", f"{shown}; the likeliest tokens are not given", affects)
+    own = given[NUM_PROMPT_TOKENS:]
+    fits = all(
+        list(row) == sorted(row, reverse=True)
+        and row[0] >= (one or 0.0) - CLOSE_NATS
+        and math.fsum(map(math.exp, row)) < 1 + CLOSE_NATS
+        for row, one in zip(top, own, strict=True)
+        if row
+    )
+    if not fits or not all(top):
+        return Line(name, "differs", f"{shown}; the {TOPK} likeliest do not fit to them", affects)
+    return Line(name, "works", f"{shown}; the {TOPK} likeliest fit", affects)
+
+
+def _num_alike(ones: Sequence[int], others: Sequence[int]) -> int:
+    return sum(one == other for one, other in zip(ones, others, strict=False))
+
+
+def _mean_apart(ones: Sequence[float], others: Sequence[float]) -> float | None:
+    """The mean distance of two computations; None where there are too few, or not as many."""
+    if len(ones) != len(others) or len(ones) < MIN_TOKENS:
+        return None
+    return math.fsum(abs(one - other) for one, other in zip(ones, others, strict=True)) / len(ones)
+
+
+def _too_few(answer: Answer) -> str:
+    return (
+        f"{len(answer.tokens)} tokens were sampled, with {len(answer.logprobs)} log-probabilities"
+    )

@@ -1,0 +1,280 @@
+"""What the courses say of how a service trains. Pure: what was measured in, lines out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from services.check.bench import Measured, Refused
+from services.check.courses import (
+    BETAS,
+    HEAVY,
+    HUGE_EPS,
+    NO_MOMENTUM,
+    SHORT_MEMORY,
+    TINY,
+    predicted_move,
+)
+from services.check.verdicts import Found, Line, Verdict, nearest, worst
+
+MAX_NOISE_FRAC = 0.1  # of a plain step's move, beyond which no ratio means anything
+SAME_FRAC = 0.02  # of the mean change by a step: two adapters are the same below it
+OTHER_FRAC = 5 * SAME_FRAC  # and not the same above
+LOSS_FRAC = 0.01  # how far a loss that is said may be from what the log-probabilities give
+
+# Courses whose steps differ in the weights of their loss.
+WEIGHTED = ("momentum", "no momentum", "long memory", "short memory", "clipped")
+WITHOUT_WEIGHTS = "the weights of a loss do not count here, and the steps differ in them"
+
+Results = Mapping[str, Measured | Refused]
+
+
+def moves(results: Results, *names: str) -> dict[str, float] | str:
+    """How far courses moved the loss, in plain steps, by their names; why not, where one failed."""
+    found = {}
+    for name in ("plain", *names):
+        result = results[name]
+        if isinstance(result, Refused):
+            return f"the service refused it: {result.said}"
+        found[name] = result.move
+    plain, noise = found["plain"], noise_of(results)
+    if not plain > 0:
+        return f"a plain step does not make the loss fall ({-plain:+.4f} nats a token)"
+    if noise > MAX_NOISE_FRAC * plain:
+        return (
+            f"the same weights give losses that differ by {noise:.4f} nats a token, and a step "
+            f"moves it by {plain:.4f}"
+        )
+    return {name: move / plain for name, move in found.items()}
+
+
+def noise_of(results: Results) -> float:
+    """How far the losses of fresh adapters, which are all the base model, are apart, in nats."""
+    means = [
+        math.fsum(one.before) / len(one.before)
+        for one in results.values()
+        if isinstance(one, Measured)
+    ]
+    return max(means) - min(means) if means else 0.0
+
+
+def weights_count(results: Results) -> bool:
+    """Whether a loss of weight -1 is made larger by a step."""
+    negative = results["negative"]
+    return isinstance(negative, Measured) and negative.move < 0
+
+
+def judged(
+    results: Results,
+    course: str,
+    promised: float,
+    broken: Mapping[str, float],
+    unit: str = "plain",
+) -> Found:
+    """Judge the move of one course, in those of another. Where a service does not take the weights
+    of a loss for what they are, the courses that rest on them tell nothing else."""
+    found = moves(results, course, unit)
+    if not isinstance(found, str) and course in WEIGHTED and not weights_count(results):
+        found = WITHOUT_WEIGHTS
+    if isinstance(found, str):
+        return Found("cannot tell", found)
+    if not found[unit] > 0:
+        return Found("cannot tell", "the step to compare it with does not make the loss fall")
+    return nearest(found[course] / found[unit], promised, broken)
+
+
+def training_line(losses: Sequence[float] | Refused) -> Line:
+    """Whether the loss of two examples falls; `losses` are those of each step, and the last."""
+    affects = "all training"
+    if isinstance(losses, Refused):
+        return Line("training", "differs", f"refused: {losses.said}", affects)
+    shown = (
+        f"two examples: {losses[0]:.3f} -> {losses[-1]:.3f} nats a token, {len(losses) - 1} steps"
+    )
+    is_falling = all(map(math.isfinite, losses)) and losses[-1] < losses[0]
+    return Line("training", "works" if is_falling else "differs", shown, affects)
+
+
+def loss_line(results: Results) -> Line:
+    """Whether the gradient is that of the plain sum of weight times loss over all tokens."""
+    summed, even = predicted_move([-HEAVY, 1.0]), predicted_move([-1.0, 1.0])
+    found = {
+        "weights": judged(results, "negative", -1.0, {"weights do not count": 1.0}),
+        "heavier rows": judged(
+            results, "heavy row", summed, {"a row's loss is divided by its weights": even}
+        ),
+        "more rows": judged(
+            results, "many rows", summed, {"the loss is a mean over rows or tokens": even}
+        ),
+        "more tokens": _of_more_tokens(results),
+        "loss that is said": _said_loss(results),
+    }
+    if found["more tokens"].verdict == "differs" and found["weights"].verdict == "differs":
+        del found["more tokens"]  # without weights it has no meaning
+    verdict = worst(found)
+    why = verdict.why
+    if verdict.verdict == "works":
+        why = "weights, rows and tokens add up, and so does the loss that is said"
+    affects = "learning rates, `data.weights`, losses of preferences and rewards"
+    return Line("loss is a plain sum", verdict.verdict, why, affects)
+
+
+def _of_more_tokens(results: Results) -> Found:
+    first = results["first"]
+    if isinstance(first, Refused):
+        return Found("cannot tell", f"the service refused it: {first.said}")
+    as_mean = predicted_move([-1.0, 1.0 / len(first.before)])
+    return judged(
+        results,
+        "first and tiny",
+        predicted_move([-1.0, 1.0]),
+        {"a row's loss is divided by the number of its tokens": as_mean},
+        unit="first",
+    )
+
+
+def _said_loss(results: Results) -> Found:
+    """Whether `loss:sum` is the sum that the log-probabilities give."""
+    pairs = [pair for one in results.values() if isinstance(one, Measured) for pair in one.losses]
+    said = [(one, computed) for one, computed in pairs if one is not None]
+    if not said:
+        return Found("works", "is none: the loop reckons it from the log-probabilities")
+    off = max(abs(one - computed) / max(abs(computed), 1e-3) for one, computed in said)
+    verdict: Verdict = "works" if off <= LOSS_FRAC else "differs"
+    return Found(verdict, f"up to {off:.1%} off the sum of the log-probabilities")
+
+
+def alpha_line(results: Results, ranks: tuple[int, int], stored_alpha: float | str) -> Line:
+    """What alpha does at two ranks, and what the adapter's own configuration says it is, or why
+    that is not known."""
+    factor = ranks[1] / ranks[0]
+    broken = {
+        "alpha grows with the rank": factor,
+        "the update is scaled by 1/sqrt(rank), as in rsLoRA": math.sqrt(factor),
+        "alpha falls with the rank": 1 / factor,
+    }
+    found = judged(results, "other rank", 1.0, broken)
+    why = f"a step at rank {ranks[1]} beside rank {ranks[0]}: {found.why}"
+    verdict = found.verdict
+    if isinstance(stored_alpha, str):
+        why += f"; its size is not known: {stored_alpha}"
+    else:
+        why += f"; its adapter_config.json says {stored_alpha:g}"
+        if stored_alpha != 32 and verdict == "works":
+            verdict = "differs"
+    return Line("alpha is 32 at any rank", verdict, why, "learning rates at every rank")
+
+
+def optimizer_lines(results: Results, decayed_share: float) -> list[Line]:
+    """Betas, eps, clipping and weight decay, each by two steps that differ in it alone."""
+    opposed = [1.0, -1.0]
+    long, short = [predicted_move([1.0, 0.1], one) for one in (NO_MOMENTUM, SHORT_MEMORY)]
+    kept = predicted_move(opposed)
+    betas = worst(
+        {
+            "beta1 0.9": judged(results, "momentum", kept, {"beta1 is another": -1.0}),
+            "beta1 0": judged(results, "no momentum", -1.0, {"beta1 is not what was sent": kept}),
+            "beta2 0.95": judged(results, "long memory", long, {"beta2 is another": short}),
+            "beta2 0.01": judged(
+                results, "short memory", short, {"beta2 is not what was sent": long}
+            ),
+        }
+    )
+    eps = judged(results, "huge eps", 0.0, {"eps is not what was sent": 1.0})
+    clipped = predicted_move([TINY, -1.0])
+    clipping = judged(results, "clipped", clipped, {"gradients are not clipped": kept})
+    decay = Found("cannot tell", "its learning rate is too small for a decay that any engine takes")
+    if decayed_share > MAX_NOISE_FRAC:
+        # A and B are both less by that share.
+        decay = judged(
+            results, "decayed", (1 - decayed_share) ** 2, {"weights do not decay": 1.0},
+            "not decayed",
+        )  # fmt: skip
+    all_of_it = f"the Adam that the loop asks for: betas {BETAS[0]}/{BETAS[1]}"
+    return [
+        Line("betas", betas.verdict, betas.why, all_of_it),
+        Line("eps", eps.verdict, f"eps {HUGE_EPS:g}: {eps.why}", "the Adam that the loop asks for"),
+        Line(
+            "clipping",
+            clipping.verdict,
+            clipping.why,
+            "other clients; the loop clips nothing",
+            False,
+        ),
+        Line("weight decay", decay.verdict, decay.why, "`weight_decay`"),
+    ]
+
+
+def flags_line(results: Results) -> Line:
+    """Whether the three flags choose what is trained: the moves of the parts add up to the whole's.
+
+    A course that was refused is a difference that changes no score: no run begins.
+    """
+    affects, parts = (
+        "`train_mlp`, `train_attn`, `train_unembed`",
+        ("mlp", "attention", "unembedding"),
+    )
+    said = [(p, r.said) for p in parts if isinstance(r := results[p], Refused)]
+    if said:
+        why = "; ".join(f"{part} alone is refused: {one}" for part, one in said)
+        return Line("train flags", "differs", why, affects, False)
+    found = moves(results, "all layers", *parts)
+    if isinstance(found, str):
+        return Line("train flags", "cannot tell", found, affects)
+    whole = found["all layers"]
+    shares = {part: found[part] / whole for part in parts}
+    shown = ", ".join(f"{part} {share:.2f}" for part, share in shares.items())
+    total = nearest(sum(shares.values()), 1.0, {"the flags change nothing": 3.0})
+    idle = [part for part, share in shares.items() if abs(share) < 1e-3]
+    if idle:
+        total = Found("differs", f"{' and '.join(idle)} alone moves nothing")
+    return Line(
+        "train flags", total.verdict, f"of a step of all layers: {shown}; {total.why}", affects
+    )
+
+
+def seed_line(results: Results) -> Line:
+    """Whether the seed decides the initial weights, seen after one step."""
+    affects = "that a run can be repeated; `seed`, and studies over seeds"
+    found = moves(results, "same seed", "other seed")
+    if isinstance(found, str):
+        return Line("seed", "cannot tell", found, affects, False)
+    same, other = (_change(results, "plain", name) for name in ("same seed", "other seed"))
+    size = _change(results, "plain", None)
+    shown = (
+        f"after a step, adapters of one seed differ by {same / size:.1%} of it, of two by "
+        f"{other / size:.1%}"
+    )
+    verdict: Verdict = "works"
+    if same > SAME_FRAC * size and same > other / 2:
+        verdict, shown = "differs", f"the seed is ignored: {shown}"
+    elif other <= SAME_FRAC * size / 2 and other <= 2 * same:
+        verdict, shown = "differs", f"all seeds are one: {shown}"
+    elif same > SAME_FRAC * size:
+        verdict = "cannot tell"
+    return Line("seed", verdict, shown, affects, False)
+
+
+def _change(results: Results, name: str, other: str | None) -> float:
+    """The mean distance of two courses' log-probabilities; None: of a course's own, by its step."""
+    one, two = results[name], results[other or name]
+    assert isinstance(one, Measured), "the caller has looked"
+    assert isinstance(two, Measured), "the caller has looked"
+    apart = two.after if other is not None else one.before
+    return math.fsum(abs(a - b) for a, b in zip(one.after, apart, strict=True)) / len(apart)
+
+
+def long_row_line(logprobs: Sequence[float] | Refused, num_targets: int) -> Line:
+    """Whether a row as long as the settings allow is read to its end."""
+    affects = "`max_seq_length`"
+    if isinstance(logprobs, Refused):
+        return Line("long rows", "differs", f"refused: {logprobs.said}", affects, False)
+    if len(logprobs) != num_targets:
+        why = f"a row of {num_targets} targets is answered with {len(logprobs)} log-probabilities"
+        return Line("long rows", "differs", f"cut short: {why}", affects)
+    tail = logprobs[-max(1, num_targets // 8) :]
+    if not all(map(math.isfinite, tail)) or len({round(one, 9) for one in tail}) == 1:
+        return Line(
+            "long rows", "differs", "cut short: the last log-probabilities are no values", affects
+        )
+    return Line("long rows", "works", f"{num_targets} targets are read to the end", affects)

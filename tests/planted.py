@@ -1,0 +1,197 @@
+"""The embedded service with one planted difference: a hook around the engine's maths, each of them
+something that an engine of others was seen to do, or could.
+
+The protocol, the queues and all else stay what they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from local_tinker import engine, lora, losses, sampling, state, training, training_routes
+from local_tinker.choosing import Choice
+from local_tinker.engine import Engine
+from local_tinker.lora import LoraShape
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def _adam(**forced: float) -> Plant:
+    """Parameters of AdamW that are not what was sent."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        step = training.optim_step
+        patch.setattr(
+            training, "optim_step", lambda run, params: step(run, params.model_copy(update=forced))
+        )
+
+    return plant
+
+
+def _loss(change: Callable[[Any, dict[str, Any]], Any]) -> Plant:
+    """`change` gets the sum of a pass and its inputs."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        summed = losses.loss_sum
+
+        def loss_sum(loss_fn: str, config: Any, logprobs: Any, inputs: Any, lengths: Any) -> Any:
+            return change(lambda given: summed(loss_fn, config, logprobs, given, lengths), inputs)
+
+        patch.setattr(losses, "loss_sum", loss_sum)
+
+    return plant
+
+
+def _created(change: Callable[[LoraShape, int | None], tuple[LoraShape, int | None]]) -> Plant:
+    """Adapters of another shape or seed than was asked for."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        create = Engine.create_run
+
+        def create_run(
+            self: Engine, run_id: str, shape: LoraShape, seed: int | None, user_metadata: Any
+        ) -> Any:
+            return create(self, run_id, *change(shape, seed), user_metadata)
+
+        patch.setattr(Engine, "create_run", create_run)
+
+    return plant
+
+
+def _scaled(set_scale: Callable[[Any], None], scale_of: Callable[[int], float]) -> Plant:
+    """Another scale of the update, in training and in sampling alike."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        make, load = lora.make_config, Engine._load_sampler
+
+        def make_config(*args: Any) -> Any:
+            config = make(*args)
+            set_scale(config)
+            return config
+
+        def load_sampler(self: Engine, directory: Any) -> Any:
+            rank = engine.checkpoints.read_info(directory).shape.rank
+            patch.setattr(engine, "LORA_ALPHA", scale_of(rank) * rank)
+            try:
+                return load(self, directory)
+            finally:
+                patch.setattr(engine, "LORA_ALPHA", lora.LORA_ALPHA)
+
+        patch.setattr(lora, "make_config", make_config)
+        patch.setattr(Engine, "_load_sampler", load_sampler)
+
+    return plant
+
+
+def _set_twice_the_rank(config: Any) -> None:
+    config.lora_alpha = 2 * config.r
+
+
+def _set_rslora(config: Any) -> None:
+    config.use_rslora = True
+
+
+def any_name(patch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked for, the model that is served is trained, as SkyRL does."""
+    patch.setattr(state.State, "engine_named", lambda self, name: next(iter(self.engines.values())))
+
+
+def untempered(patch: pytest.MonkeyPatch) -> None:
+    choose = sampling.choose
+
+    def choosing(logits_BV: torch.Tensor, wishes: Any) -> list[Choice]:
+        logprobs_BV = logits_BV.float().log_softmax(-1)
+        return [
+            choice._replace(logprob=float(logprobs_BV[wish.slot, choice.token]))
+            for wish, choice in zip(wishes, choose(logits_BV, wishes), strict=True)
+        ]
+
+    patch.setattr(sampling, "choose", choosing)
+
+
+def unrestored_optimizer(patch: pytest.MonkeyPatch) -> None:
+    load = Engine.load_run
+
+    def load_run(self: Engine, *args: Any, with_optimizer: bool, **others: Any) -> Any:
+        return load(self, *args, with_optimizer=False, **others)
+
+    patch.setattr(Engine, "load_run", load_run)
+
+
+def load_at_any_time(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(training_routes, "refuse_late_load", lambda seq_id: None)
+
+
+def truncated(patch: pytest.MonkeyPatch) -> None:
+    """Rows are cut at 64 tokens, and what is beyond has a log-probability of 0."""
+    forward = training.forward_backward
+    most = 64
+
+    def forward_backward(model: Any, run: Any, request: Any, config: Any) -> Any:
+        data = tuple(
+            datum._replace(
+                input_tokens_N=datum.input_tokens_N[:most],
+                target_tokens=datum.target_tokens[:most],
+                inputs={name: values[:most] for name, values in datum.inputs.items()},
+            )
+            for datum in request.data
+        )
+        result = forward(model, run, dataclasses.replace(request, data=data), config)
+        lengths = [datum.input_tokens_N.size for datum in request.data]
+        whole = [
+            np.pad(row, (0, length - len(row)))
+            for row, length in zip(result.logprobs, lengths, strict=True)
+        ]
+        return result._replace(logprobs=whole)
+
+    patch.setattr(training, "forward_backward", forward_backward)
+
+
+def _per_token(summed: Any, inputs: dict[str, Any]) -> Any:
+    return summed(inputs) / (inputs["weights"] != 0).sum().clamp(min=1)
+
+
+def _per_weight(summed: Any, inputs: dict[str, Any]) -> Any:
+    return summed(inputs) / inputs["weights"].sum()
+
+
+def _unweighted(summed: Any, inputs: dict[str, Any]) -> Any:
+    return summed({**inputs, "weights": torch.ones_like(inputs["weights"])})
+
+
+# What is planted, and the one line that says so.
+PLANTED: dict[str, tuple[Plant, str]] = {
+    "mean loss": (_loss(_per_token), "loss is a plain sum"),
+    "alpha 2r": (_scaled(_set_twice_the_rank, lambda rank: 2.0), "alpha is 32 at any rank"),
+    "dropped eps": (_adam(eps=1e-12), "eps"),
+    "dropped clipping": (_adam(grad_clip_norm=0.0), "clipping"),
+    "ignored train flags": (
+        _created(lambda shape, seed: (LoraShape(shape.rank, True, True, True), seed)),
+        "train flags",
+    ),
+    "ignored seed": (_created(lambda shape, seed: (shape, None)), "seed"),
+    "untempered log-probabilities": (untempered, "tempered log-probabilities"),
+    "unrestored optimizer": (unrestored_optimizer, "optimizer comes back"),
+    "load_weights at any time": (load_at_any_time, "load_weights first or never"),
+}
+NEIGHBOURS: dict[str, tuple[Plant, str]] = {
+    "any name": (any_name, "the model's name"),
+    "dropped betas": (_adam(beta1=0.9, beta2=0.95), "betas"),
+    "other beta2": (_adam(beta2=0.999), "betas"),
+    "dropped weight decay": (_adam(weight_decay=0.0), "weight decay"),
+    "rsLoRA": (
+        _scaled(_set_rslora, lambda rank: lora.LORA_ALPHA / math.sqrt(rank)),
+        "alpha is 32 at any rank",
+    ),
+    "one seed for all": (_created(lambda shape, seed: (shape, 0)), "seed"),
+    "loss by weight": (_loss(_per_weight), "loss is a plain sum"),
+    "weights ignored": (_loss(_unweighted), "loss is a plain sum"),
+    "truncation": (truncated, "long rows"),
+}
