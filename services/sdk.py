@@ -12,7 +12,7 @@ session at work has been seen to wait for ever.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple, cast
 
@@ -93,22 +93,22 @@ class _OlderService(_Older):
 
     async def create_lora_training_client(self, *arguments: Any, **options: Any) -> _OlderTraining:
         client = await self._in_session()
-        return _OlderTraining(await client.create_lora_training_client_async(*arguments, **options))
+        return await _training(client.create_lora_training_client_async(*arguments, **options))
 
     async def create_training_client_from_state(
         self, *arguments: Any, **options: Any
     ) -> _OlderTraining:
         client = await self._in_session()
-        return _OlderTraining(
-            await client.create_training_client_from_state_async(*arguments, **options)
+        return await _training(
+            client.create_training_client_from_state_async(*arguments, **options)
         )
 
     async def create_training_client_from_state_with_optimizer(
         self, *arguments: Any, **options: Any
     ) -> _OlderTraining:
         client = await self._in_session()
-        made = client.create_training_client_from_state_with_optimizer_async(*arguments, **options)
-        return _OlderTraining(await made)
+        make = client.create_training_client_from_state_with_optimizer_async
+        return await _training(make(*arguments, **options))
 
     async def create_sampling_client(self, *arguments: Any, **options: Any) -> _Older:
         client = await self._in_session()
@@ -130,11 +130,36 @@ class _OlderService(_Older):
         return AwaitableConcurrentFuture(done)
 
 
+async def _training(made: Awaitable[Any]) -> _OlderTraining:
+    client = await made
+    return _OlderTraining(client, await client.get_info_async())
+
+
 class _OlderTraining(_Older):
     """Trains and saves as it is; `forward_backward_custom` returns once its first pass is done."""
 
+    def __init__(self, client: Any, info: tinker.types.GetInfoResponse) -> None:
+        super().__init__(client)
+        self._info = info
+
+    def get_info(self) -> tinker.types.GetInfoResponse:
+        """What was asked when the client was made, as SDK 0.38 does it."""
+        return self._info
+
     async def save_weights_and_get_sampling_client(self) -> _Older:
         return _Older(await self._client.save_weights_and_get_sampling_client_async())
+
+
+class ModelServed(NamedTuple):
+    """A model of a service's list, as SDK 0.38 tells of it."""
+
+    model_name: str | None
+    max_context_length: int | None
+    trainable: bool | None = None  # an older SDK reads no word of it
+
+
+class ModelsServed(NamedTuple):
+    supported_models: list[ModelServed]
 
 
 class _OlderRest(_Older):
@@ -150,5 +175,8 @@ class _OlderRest(_Older):
     async def delete_checkpoint_from_tinker_path(self, path: str) -> None:
         await self._client.delete_checkpoint_from_tinker_path_async(path)
 
-    async def get_server_capabilities(self) -> tinker.types.GetServerCapabilitiesResponse:
-        return await self._service.get_server_capabilities_async()
+    async def get_server_capabilities(self) -> ModelsServed:
+        found = await self._service.get_server_capabilities_async()
+        return ModelsServed(
+            [ModelServed(one.model_name, one.max_context_length) for one in found.supported_models]
+        )

@@ -84,6 +84,7 @@ def test_polled_results_that_were_fetched_are_dropped(
     using(service, tmp_path, body)
 
 
+@not_with_older_sdk("polls for each sample alone")
 @pytest.mark.usefixtures("polled")
 def test_a_polled_sample_that_fails_is_told(service: local_tinker.Service, tmp_path: Path) -> None:
     async def body(client: tinker.ServiceClient) -> None:
