@@ -56,13 +56,6 @@ def is_older(version: str) -> bool:
     return tuple(int(part) for part in version.split(".")[:2]) < PRESENT_SPELLING
 
 
-def sampler_path_in_full(path: str) -> str:
-    """Where weights are, as the protocol spells it. SkyRL 0.4.0 leaves out of what kind those for
-    the sampler are, which its sampler alone understands, and nothing that deletes or downloads."""
-    run, _, name = path.removeprefix("tinker://").rpartition("/")
-    return path if "/" in run else f"tinker://{run}/sampler_weights/{name}"
-
-
 class _Older:
     """A client of an older SDK, each of whose futures can be awaited."""
 

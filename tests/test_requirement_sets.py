@@ -18,10 +18,11 @@ from conftest import REPO
 from data_loader import load_examples
 from errors import ServiceError
 from loop.rounds.refusing import is_plain_sum
+from loop.rounds.training import sampler_path_in_full
 from rows.chat_formats import load_renderer
 from rows.rendering import Rendering
 from rows.sources import Source
-from services.sdk import PRESENT_SPELLING, is_older, sampler_path_in_full
+from services.sdk import PRESENT_SPELLING, is_older
 from services.watched_client import for_each_token
 from simple_eval import build_prompt, load_questions
 

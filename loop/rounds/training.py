@@ -38,7 +38,6 @@ from loop.tracking.playground import write_for_playground
 from scores.decision import Decision
 from scores.diagnosis import divergence
 from services.faults import said_by
-from services.sdk import sampler_path_in_full
 from services.watched_client import watched
 
 SAVE_EVERY_S = 600.0  # inside long rounds, where the settings name no number of steps
@@ -265,6 +264,13 @@ async def finish_save(run: Run, round_no: int, save: SaveInFlight) -> None:
     run.parent = state.path
     if sampler is not None:
         write_for_playground(run.store)
+
+
+def sampler_path_in_full(path: str) -> str:
+    """Where weights are, as the protocol spells it. SkyRL 0.4.0 leaves out of what kind those for
+    the sampler are, which its sampler alone understands, and nothing that deletes or downloads."""
+    run, _, name = path.removeprefix("tinker://").rpartition("/")
+    return path if "/" in run else f"tinker://{run}/sampler_weights/{name}"
 
 
 async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> None:
