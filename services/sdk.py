@@ -65,8 +65,22 @@ class _Older:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        attribute = getattr(self._client, name)
+        attribute = getattr(self._client, name, _MISSING)
+        if attribute is _MISSING:
+            return _unknown(name)
         return _awaitable(attribute) if callable(attribute) else attribute
+
+
+_MISSING = object()
+
+
+def _unknown(name: str) -> Callable[..., Any]:
+    """A method that came with a later SDK: as little to be had as what a service refuses."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        raise tinker.TinkerError(f"tinker {tinker.__version__} has no {name}")
+
+    return call
 
 
 def _awaitable(method: Callable[..., Any]) -> Callable[..., Any]:
