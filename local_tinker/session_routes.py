@@ -95,7 +95,7 @@ def add_session_routes(app: FastAPI, direct: DirectRoutes, state: State) -> None
                 "trainable": True,
                 "sampleable": True,
             }
-            for name, engine in list(state.engines.items())
+            for name, engine in state.named_engines().items()
         ]
         return {"supported_models": models}
 

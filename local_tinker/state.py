@@ -162,10 +162,17 @@ class State:
         session.last_seen_at = time.monotonic()
         return session
 
+    def named_engines(self) -> dict[str, Engine]:
+        """The base models under all names that they are served by: what each was loaded from is one
+        as well."""
+        named = dict(self.engines)
+        for engine in self.engines.values():
+            named.setdefault(engine.path, engine)
+        return named
+
     def engine_named(self, base_model: str) -> Engine:
-        for name, engine in self.engines.items():
-            if base_model in (name, engine.path):
-                return engine
+        if (engine := self.named_engines().get(base_model)) is not None:
+            return engine
         raise NotFound(
             f"base model {base_model!r} is not served here; this service has "
             f"{', '.join(sorted(self.engines))}"

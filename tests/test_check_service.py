@@ -189,18 +189,18 @@ def test_several_models_and_none_named_is_bad_input(
     monkeypatch.setenv("TINKER_API_KEY", service.open_folder(tmp_path / "checkpoints"))
     monkeypatch.setenv("TINKER_BASE_URL", service.base_url)
     assert main(["--check-service"]) == 2
-    assert "the service lists llama, qwen3" in capsys.readouterr().err
+    assert "the service lists llama, qwen3, /" in capsys.readouterr().err
 
 
 def test_a_run_is_refused_a_model_that_the_service_does_not_list(
-    workspace: Any, service: local_tinker.Service, tmp_path: Path,
+    workspace: Any, model_dir: Path, service: local_tinker.Service, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """It serves other models, and would it train one of them under this name nobody would know."""
     monkeypatch.setenv("TINKER_API_KEY", service.open_folder(tmp_path / "checkpoints"))
     monkeypatch.setenv("TINKER_BASE_URL", service.base_url)
     config = workspace.folder / "config.json"
-    config.write_text(json.dumps(workspace.settings))
+    config.write_text(json.dumps({**workspace.settings, "base_model": str(model_dir)}))
     assert main(["--config", str(config), "--run-dir", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert "does not list it among the models that it trains" in said

@@ -137,7 +137,7 @@ def test_two_models_one_log_without_keys_and_a_page_that_needs_none(
             await client.close("success")
             return {model.model_name for model in models}
 
-        assert asyncio.run(body()) == {str(llama_dir), "friendly"}
+        assert asyncio.run(body()) == {str(llama_dir), "friendly", str(qwen_dir)}
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     text = log.read_text()

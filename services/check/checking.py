@@ -34,7 +34,7 @@ from services.check.verdicts import Line
 
 PILOT_LR = 1e-4
 MOVE_NATS = 0.1  # by a plain step, of each target: far above rounding, small beside the loss
-MAX_LR = 1e-2
+MAX_LR = 1e-3  # above it even a small model's A matrices move
 NUM_FALLS = 4  # steps on two rows
 NUM_DELAYS = 3
 NUM_PILOTS = 2

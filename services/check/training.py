@@ -18,6 +18,7 @@ from services.check.courses import (
 from services.check.verdicts import Found, Line, Verdict, nearest, worst
 
 MAX_NOISE_FRAC = 0.1  # of a plain step's move, beyond which no ratio means anything
+MAX_CURVATURE = 0.15  # of a plain step's move, beyond which ratios are no multiples of steps
 SAME_FRAC = 0.02  # of the mean change by a step: two adapters are the same below it
 OTHER_FRAC = 5 * SAME_FRAC  # and not the same above
 LOSS_FRAC = 0.01  # how far a loss that is said may be from what the log-probabilities give
@@ -45,7 +46,18 @@ def moves(results: Results, *names: str) -> dict[str, float] | str:
             f"the same weights give losses that differ by {noise:.4f} nats a token, and a step "
             f"moves it by {plain:.4f}"
         )
+    if (curved := _curvature(results, plain)) > MAX_CURVATURE:
+        return f"a step up and a step down move the loss by lengths that differ by {curved:.0%}"
     return {name: move / plain for name, move in found.items()}
+
+
+def _curvature(results: Results, plain: float) -> float:
+    """How far a step against the gradient is from being a plain step's opposite; 0 where the
+    service does not take weights, which says nothing of the loss."""
+    negative = results["negative"]
+    if isinstance(negative, Refused) or not negative.move < 0:
+        return 0.0
+    return abs(negative.move / plain + 1)
 
 
 def noise_of(results: Results) -> float:
