@@ -340,7 +340,8 @@ def read_row(row: Row, columns: Mapping[str, str], *, may_ask: bool = False) -> 
         record, unused = read_form(fields, may_ask=may_ask)
     except ValueError as error:
         blank = [theirs for theirs in columns.values() if is_blank(row.fields.get(theirs))]
-        if FOUND_KEYS in str(error) and len(blank) == 1:
+        is_of_it = FOUND_KEYS in str(error) or str(error).endswith('" is empty')
+        if is_of_it and len(blank) == 1:
             raise ValueError(f'"{blank[0]}" is missing or empty') from None
         raise
     return Reading(record, tuple(sorted({*unused, *left_out})))

@@ -280,7 +280,8 @@ def _more_rounds(missed: Missed, ways: WaysOn) -> Iterator[str]:
 
 
 def _after_topics(missed: Missed, best: EvalResult) -> Iterator[str]:
-    weak = [one for one in missed.topics if one.score < best.score][:NUM_TOPICS]
+    # A topic of one question says nothing of the topic.
+    weak = [one for one in missed.topics if one.n > 1 and one.score < best.score][:NUM_TOPICS]
     if not weak:
         return
     named = ", ".join(

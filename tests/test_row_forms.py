@@ -274,7 +274,7 @@ def test_rows_of_no_form_are_one_kind_whichever_of_their_cells_are_blank(tmp_pat
 
 def test_an_empty_cell_of_a_named_column_is_called_by_the_files_own_name(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
-    file.write_text("Ask,Say,notes\nq1,a1,\nq2,,n\n,a3,n\nq4,a4,\n")
+    file.write_text("Ask,Say,notes\nq1,a1,\nq2,,n\n  ,a3,n\nq4,a4,\n")
     source = Source("rows.csv", file, columns={"instruction": "Ask", "output": "Say"})
     reasons = [one.reason for one in load_examples([source]).dropped]
     assert reasons == ['"Say" is missing or empty', '"Ask" is missing or empty']

@@ -473,8 +473,9 @@ def test_a_second_length_is_refused_as_an_option_too(tmp_path: Path) -> None:
 
 def test_columns_are_named_with_their_file(tmp_path: Path) -> None:
     named = {"file": "rows.csv", "columns": {"instruction": "Question", "output": "Answer"}}
-    (source,) = load_settings(written(tmp_path, {"train_file": [named]})).config.train_file
-    assert source.columns == named["columns"]
+    config = load_settings(written(tmp_path, {"train_file": [named]})).config
+    (source,) = config.model_dump()["train_file"]
+    assert source["columns"] == named["columns"]
 
 
 def without(key: str) -> Iterator[str]:
