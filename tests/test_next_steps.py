@@ -78,7 +78,7 @@ def test_what_the_run_began_with_is_kept_where_it_scored_higher() -> None:
         ({"kinds": ("stuck",)}, WAYS, "Raise the learning rate: the training loss stayed where"),
         ({"kinds": ("overfitting",)}, WAYS, "Train less on these rows, or on more of them: the"),
         ({"topics": (topic("names", 0.25),)}, WaysOn(None, None), "Add rows of the weakest topics"),
-        ({"topics": (topic("one", 0, n=1),)}, WaysOn(None, None), "Read the wrong answers in evals/"),
+        ({"topics": (topic("one", 0, n=1),)}, WaysOn(None, None), "Read the wrong answers in ev"),
         ({}, WaysOn(None, '"runs/x@best"'), 'Go on from the best weights in a new config: "start'),
         ({}, WaysOn(None, None), "Read the wrong answers in evals/round_02.json, and add rows to"),
         (
