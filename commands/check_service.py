@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 MODE = "--check-service"
 BESIDE = ("check_service", "config", "overrides", "local", "json", "verbose")
-NUM_ROW_TOKENS = 33
+NUM_ROW_TOKENS = 33  # as many as are sampled behind a prompt, so that no context has to be larger
 LEAVE_S = 5  # for the service to be told that the session is over
 # Without --config: what the settings need and the check does not.
 NOTHING_TO_TRAIN = {"train_file": "nothing.jsonl", "eval_tasks": ["simple_qa"]}
@@ -122,7 +122,7 @@ def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> s
         with explained(choice.base_url):
             rest = rest_client(choice.base_url, keys.tinker)
             models = (await rest.get_server_capabilities()).supported_models
-        return [one.model_name for one in models if one.model_name]
+        return [one.model_name for one in models if one.model_name and one.trainable is not False]
 
     names = in_loop(listed())
     if len(names) != 1:
@@ -159,20 +159,27 @@ async def _check(
     if service is not None:
         base_url = service.base_url
         keys = replace(keys, tinker=service.open_folder(folder))
+    left: list[str] = []
     try:
-        async with _bench(settings, base_url, keys, progress) as (bench, rows):
+        async with _bench(settings, base_url, keys, left) as (bench, rows):
             subject = _subject(settings, choice, rows)
             progress.lines(_costs(settings, bench, subject))
             return await check(bench, subject, progress.live)
     except asyncio.CancelledError:
-        raise Interrupted("Interrupted; what the check had saved is deleted.") from None
+        but = ", but for what a warning names" if left else ""
+        raise Interrupted(f"Interrupted; what the check had saved is deleted{but}.") from None
+    finally:
+        progress.lines(
+            f"warning: not deleted; it was to be kept for an hour: {one}" for one in left
+        )
 
 
 @contextlib.asynccontextmanager
 async def _bench(
-    settings: OpenedSettings, base_url: str | None, keys: Keys, progress: Progress
+    settings: OpenedSettings, base_url: str | None, keys: Keys, left: list[str]
 ) -> AsyncIterator[tuple[Bench, Rows]]:
-    """A session on the service, with the texts; at its end nothing is left of it."""
+    """A session on the service, with the texts; at its end nothing is left of it but what the
+    service does not delete, which is added to `left`."""
     import asyncio
 
     import tinker
@@ -186,14 +193,13 @@ async def _bench(
         clients = open_clients(base_url, keys.tinker)
         try:
             context = await _context(clients.rest, config.base_model)
-            rows = _rows(settings, min(config.max_seq_length, context or config.max_seq_length))
+            rows = _rows(settings, context)
             name = f"check-{secrets.token_hex(4)}"
             bench = Bench(clients.service, clients.rest, config.base_model, rows.first, name)
             try:
                 yield bench, rows
             finally:
-                left = await bench.delete_all()
-                progress.lines(f"warning: not deleted, and kept for an hour: {one}" for one in left)
+                left += await bench.delete_all()
         finally:
             with contextlib.suppress(tinker.TinkerError, TimeoutError):
                 await asyncio.wait_for(clients.service.close("success").result_async(), LEAVE_S)
@@ -205,26 +211,35 @@ async def _capabilities(rest: tinker.RestClient) -> tinker.types.GetServerCapabi
 
 async def _context(rest: tinker.RestClient, base_model: str) -> int | None:
     """The context of a model by the service's list; None where it does not say."""
-    from services.check.bench import Refused, within
+    from services.check.bench import ANSWER_S, Refused, within
 
-    listed = await within(_capabilities(rest))
+    listed = await within(_capabilities(rest), ANSWER_S)
     models = () if isinstance(listed, Refused) else listed.supported_models
     return next((one.max_context_length for one in models if one.model_name == base_model), None)
 
 
-def _rows(settings: OpenedSettings, longest: int) -> Rows:
-    """The texts in the model's tokens, repeated as long as they have to be."""
+def _rows(settings: OpenedSettings, context: int | None) -> Rows:
+    """The texts in the model's tokens, repeated as long as they have to be. Raises `ConfigError`
+    where the context is too small to check anything in."""
     from loop.planning.inputs import model_path_of
     from rows.chat_formats import load_tokenizer
     from services.check.bench import Row
 
-    tokenizer = load_tokenizer(model_path_of(settings.loaded.config, settings.model_dir))
+    config = settings.loaded.config
+    if context is not None and context < NUM_ROW_TOKENS:
+        raise ConfigError(
+            f"{MODE}: the service says that {config.base_model} has a context of {context} tokens, "
+            f"and the check takes {NUM_ROW_TOKENS}. No run can be made in so few; correct the "
+            "service's list."
+        )
+    tokenizer = load_tokenizer(model_path_of(config, settings.model_dir))
     tokens = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
 
     def row(one: Sequence[int], num_tokens: int) -> Row:
         return Row(tuple((list(one) * (num_tokens // len(one) + 1))[:num_tokens]))
 
-    first, second = (row(one, min(NUM_ROW_TOKENS, longest)) for one in tokens)
+    first, second = (row(one, NUM_ROW_TOKENS) for one in tokens)
+    longest = max(2, min(config.max_seq_length, context or config.max_seq_length))
     return Rows(first, second, row([*tokens[0], *tokens[1]], longest), len(tokenizer))
 
 
