@@ -13,6 +13,8 @@ import pytest
 from test_loop import Workspace, row, same_bits
 from trainer_with_eval import main
 
+pytestmark = pytest.mark.core
+
 SEALED = {"question": "Which word is under seal?", "answer": "x"}
 
 
