@@ -10,8 +10,10 @@ import argparse
 import contextlib
 import json
 import secrets
+import signal
 import tempfile
 import textwrap
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from commands.boundary import Session, in_loop
 from commands.opening import OpenedSettings, begin_progress, choose_place, refuse_beside
 from config_schema import LoadedConfig, load_and_validate_config, validate
-from errors import ConfigError, Interrupted
+from errors import ConfigError, Interrupted, ServiceError
 from loop.planning.models import find_model_dir
 from loop.planning.service_checks import FILE_SUFFIX, check_record
 from loop.reports.console import PROGRAM, USUAL_WIDTH, say
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 MODE = "--check-service"
 BESIDE = ("check_service", "config", "overrides", "local", "json", "verbose")
 NUM_ROW_TOKENS = 33  # as many as are sampled behind a prompt, so that no context has to be larger
+MUTE_S = 30  # for any answer at all
 LEAVE_S = 5  # for the service to be told that the session is over
 # Without --config: what the settings need and the check does not.
 NOTHING_TO_TRAIN = {"train_file": "nothing.jsonl", "eval_tasks": ["simple_qa"]}
@@ -78,6 +81,8 @@ def check_service(args: argparse.Namespace, session: Session) -> int:
     with hosting(choice, progress) as service:
         if service is not None:
             _serve(service, config.base_model, path)
+        elif choice.base_url is not None:
+            _refuse_mute(choice.base_url)
         with tempfile.TemporaryDirectory(prefix="check-service-") as folder:
             report = in_loop(
                 _check(settings, choice, service, Path(folder), session.keys, progress)
@@ -115,6 +120,7 @@ def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> s
         return str(demo)
     if choice.base_url is not None:
         refuse_silent_address(choice.base_url)
+        _refuse_mute(choice.base_url)
     from loop.rounds.session import explained
     from services.sdk import rest_client
 
@@ -131,6 +137,23 @@ def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> s
             "one: --set base_model=NAME, or --config FILE."
         )
     return names[0]
+
+
+def _refuse_mute(base_url: str) -> None:
+    """Raise `ServiceError` where something listens and says nothing to a request, which the SDK
+    waits for when it is made, for minutes and deaf to Ctrl-C. What is said does not matter."""
+    import httpx
+
+    try:
+        httpx.get(f"{base_url.rstrip('/')}/api/v1/healthz", timeout=MUTE_S)
+    except httpx.ReadTimeout:
+        raise ServiceError(
+            f"The service at {base_url} takes connections and has not answered within {MUTE_S} s. "
+            "It hangs, or something else listens there. Start it again, or correct base_url (or "
+            "TINKER_BASE_URL)."
+        ) from None
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return  # the SDK meets it as well, and says what it is
 
 
 def _serve(service: Service, base_model: str, path: str) -> None:
@@ -160,6 +183,7 @@ async def _check(
         base_url = service.base_url
         keys = replace(keys, tinker=service.open_folder(folder))
     left: list[str] = []
+    _end_on_sigterm()
     try:
         async with _bench(settings, base_url, keys, left) as (bench, rows):
             subject = _subject(settings, choice, rows)
@@ -172,6 +196,16 @@ async def _check(
         progress.lines(
             f"warning: not deleted; it was to be kept for an hour: {one}" for one in left
         )
+
+
+def _end_on_sigterm() -> None:
+    """Let SIGTERM end the task at work as Ctrl-C does, where handlers can be set."""
+    import asyncio
+
+    task = asyncio.current_task()
+    assert task is not None, "it is called in one"
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 @contextlib.asynccontextmanager

@@ -11,13 +11,13 @@ import contextlib
 import math
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import tinker
 
 from services.check.courses import TINY, Course, Flags, Push, decayed_share
 from services.check.verdicts import Verdict
-from services.faults import SDK_ERRORS, explain, is_gone, said_by
+from services.faults import SDK_ERRORS, explain, said_by
 
 TTL_S = 3600  # of what is saved
 MAX_AT_ONCE = 6  # adapters at work; a course waits for its own requests alone
@@ -120,8 +120,9 @@ class Bench:
     row: Row
     name: str  # that all saves begin with
     spent: Spent = field(default_factory=Spent)
-    # tinker:// paths, and whether the service has answered that they are made
-    saved: dict[str, bool] = field(default_factory=dict)
+    # tinker:// paths: a save that is under way is sent; one that failed, or is being deleted, may
+    # not be there
+    saved: dict[str, Literal["sent", "made", "doubtful"]] = field(default_factory=dict)
     _room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_AT_ONCE))
 
     async def adapter(
@@ -212,37 +213,45 @@ class Bench:
 
     @contextlib.contextmanager
     def _kept_in_mind(self, client: tinker.TrainingClient, kind: str, what: str) -> Iterator[str]:
-        """Note the path before anything is sent: a save that is broken off is deleted as well, and
-        one that is refused was never made."""
+        """Note the path before anything is sent: a save that is broken off is deleted as well."""
         name = f"{self.name}-{what}"
         path = f"tinker://{client.model_id}/{kind}/{name}"
-        self.saved[path] = False
+        self.saved[path] = "sent"
         try:
             yield name
-        except (tinker.APIStatusError, tinker.RequestFailedError) as error:
-            if is_gone(error):
-                del self.saved[path]
+        except SDK_ERRORS:
+            self.saved[path] = "doubtful"
             raise
-        self.saved[path] = True
+        self.saved[path] = "made"
+
+    async def delete(self, path: str) -> None:
+        """Delete one of the saves, as the loop does."""
+        self.saved[path] = "doubtful"
+        try:
+            await self.rest.delete_checkpoint_from_tinker_path(path)
+        except SDK_ERRORS:
+            self.saved[path] = "made"
+            raise
+        del self.saved[path]
 
     async def delete_all(self) -> list[str]:
         """Delete what was saved; the paths that the service would not delete, each with why."""
         left = []
-        for path, is_made in reversed(self.saved.items()):
+        for path, became in reversed(self.saved.items()):
             try:
                 async with asyncio.timeout(DELETE_S):
-                    await self._delete(path, is_made)
+                    await self._clear_away(path, SAVE_WAITS_S if became == "sent" else ())
             except TimeoutError:
                 left.append(f"{path}: no answer within {DELETE_S} s")
             except SDK_ERRORS as error:
-                left.append(f"{path}: {said_by(error)}")
+                if became != "doubtful" or not isinstance(error, tinker.NotFoundError):
+                    left.append(f"{path}: {said_by(error)}")
         self.saved.clear()
         return left
 
-    async def _delete(self, path: str, is_made: bool) -> None:
-        """Delete what was saved, or what is being saved: a save whose answer was not waited for may
-        be made a little later."""
-        for wait_s in () if is_made else SAVE_WAITS_S:
+    async def _clear_away(self, path: str, waits_s: Sequence[float]) -> None:
+        """Delete what was saved; a save whose answer was not waited for may be made later."""
+        for wait_s in waits_s:
             with contextlib.suppress(tinker.NotFoundError):
                 await self.rest.delete_checkpoint_from_tinker_path(path)
                 return

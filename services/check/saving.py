@@ -125,8 +125,7 @@ async def _list_and_delete(
     other = await bench.save_state(trainer, "deleted")
     if not {path, other} <= await _listed(rest, trainer.model_id):
         return "what was just saved is not in the list"
-    await rest.delete_checkpoint_from_tinker_path(other)
-    del bench.saved[other]
+    await bench.delete(other)
     if other in await _listed(rest, trainer.model_id):
         return "what was deleted is in the list still"
     return ""

@@ -136,7 +136,7 @@ def loss_line(results: Results) -> Line:
             results, "many rows", summed, {"the loss is a mean over rows or tokens": even}
         ),
         "more tokens": _of_more_tokens(results),
-        "loss that is said": _said_loss(results),
+        "loss that is said": said_loss(results),
     }
     if found["more tokens"].verdict == "differs" and found["weights"].verdict == "differs":
         del found["more tokens"]  # without weights it has no meaning
@@ -162,7 +162,7 @@ def _of_more_tokens(results: Results) -> Found:
     )
 
 
-def _said_loss(results: Results) -> Found:
+def said_loss(results: Results) -> Found:
     """Whether `loss:sum` is the sum that the log-probabilities give."""
     all_said = [
         said for one in results.values() if isinstance(one, Measured) for said in one.losses
@@ -170,7 +170,7 @@ def _said_loss(results: Results) -> Found:
     said = [(one, one.loss) for one in all_said if one.loss is not None]
     if not said:
         return Found("works", "is none: the loop reckons it from the log-probabilities")
-    noise = token_noise_of(results)
+    noise = MANY_NOISES * token_noise_of(results)
     far = [
         (loss, one.computed)
         for one, loss in said
