@@ -263,8 +263,8 @@ def _rows(settings: OpenedSettings, context: int | None) -> Rows:
     if context is not None and context < NUM_ROW_TOKENS:
         raise ConfigError(
             f"{MODE}: the service says that {config.base_model} has a context of {context} tokens, "
-            f"and the check takes {NUM_ROW_TOKENS}. No run can be made in so few; correct the "
-            "service's list."
+            f"and the check takes {NUM_ROW_TOKENS}. Check a larger model, or correct "
+            "the service's list."
         )
     tokenizer = load_tokenizer(model_path_of(config, settings.model_dir))
     tokens = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
