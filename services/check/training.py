@@ -224,16 +224,13 @@ def optimizer_lines(results: Results, decayed_share: float) -> list[Line]:
     clipping = judged(results, "clipped", clipped, {"gradients are not clipped": kept})
     decay = Found("cannot tell", "its learning rate is too small for a decay that any engine takes")
     if decayed_share > MAX_NOISE_FRAC:
+        broken = {"weights do not decay": 1.0}
+        if betas.verdict == "works":  # the step beside it moves nothing else, and less can be told
+            twice = "the learning rate or the decay is twice what was sent"
+            broken[twice] = (1 - 2 * decayed_share) ** 2
         # A and B are both less by that share.
-        decay = judged(
-            results, "decayed", (1 - decayed_share) ** 2,
-            {
-                "weights do not decay": 1.0,
-                "the learning rate or the decay is twice what was sent": (1 - 2 * decayed_share)
-                ** 2,
-            },
-            "not decayed",
-        )  # fmt: skip
+        promised = (1 - decayed_share) ** 2
+        decay = judged(results, "decayed", promised, broken, "not decayed")
     all_of_it = f"the Adam that the loop asks for: betas {BETAS[0]}/{BETAS[1]}"
     return [
         Line("betas", betas.verdict, betas.why, all_of_it),
