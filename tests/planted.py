@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -77,12 +77,11 @@ def _scaled(set_scale: Callable[[Any], None], scale_of: Callable[[int], float]) 
             set_scale(config)
             return config
 
+        def scalings(self: lora.LoraShape, names: Iterable[str]) -> dict[str, float]:
+            return dict.fromkeys(names, scale_of(self.rank))
+
         patch.setattr(lora, "make_config", make_config)
-        patch.setattr(
-            LoraShape,
-            "scalings",
-            lambda self, names: dict.fromkeys(names, scale_of(self.rank)),
-        )
+        patch.setattr(lora.LoraShape, "scalings", scalings)
 
     return plant
 
