@@ -10,8 +10,10 @@ import argparse
 import contextlib
 import json
 import secrets
+import signal
 import tempfile
 import textwrap
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from commands.boundary import Session, in_loop
 from commands.opening import OpenedSettings, begin_progress, choose_place, refuse_beside
 from config_schema import LoadedConfig, load_and_validate_config, validate
-from errors import ConfigError, Interrupted
+from errors import ConfigError, Interrupted, ServiceError
 from loop.planning.models import find_model_dir
 from loop.planning.service_checks import FILE_SUFFIX, check_record
 from loop.reports.console import PROGRAM, USUAL_WIDTH, say
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
 
 MODE = "--check-service"
 BESIDE = ("check_service", "config", "overrides", "local", "json", "verbose")
-NUM_ROW_TOKENS = 33
+NUM_ROW_TOKENS = 33  # as many as are sampled behind a prompt, so that no context has to be larger
+MUTE_S = 30  # for any answer at all
 LEAVE_S = 5  # for the service to be told that the session is over
 # Without --config: what the settings need and the check does not.
 NOTHING_TO_TRAIN = {"train_file": "nothing.jsonl", "eval_tasks": ["simple_qa"]}
@@ -78,6 +81,8 @@ def check_service(args: argparse.Namespace, session: Session) -> int:
     with hosting(choice, progress) as service:
         if service is not None:
             _serve(service, config.base_model, path)
+        elif choice.base_url is not None:
+            _refuse_mute(choice.base_url)
         with tempfile.TemporaryDirectory(prefix="check-service-") as folder:
             report = in_loop(
                 _check(settings, choice, service, Path(folder), session.keys, progress)
@@ -118,6 +123,7 @@ def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> s
         return str(demo)
     if choice.base_url is not None:
         refuse_silent_address(choice.base_url)
+        _refuse_mute(choice.base_url)
     from loop.rounds.session import explained
     from services.sdk import rest_client
 
@@ -125,7 +131,7 @@ def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> s
         with explained(choice.base_url):
             rest = rest_client(choice.base_url, keys.tinker)
             models = (await rest.get_server_capabilities()).supported_models
-        return [one.model_name for one in models if one.model_name]
+        return [one.model_name for one in models if one.model_name and one.trainable is not False]
 
     names = in_loop(listed())
     if len(names) != 1:
@@ -134,6 +140,23 @@ def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> s
             "one: --set base_model=NAME, or --config FILE."
         )
     return names[0]
+
+
+def _refuse_mute(base_url: str) -> None:
+    """Raise `ServiceError` where something listens and says nothing to a request, which the SDK
+    waits for when it is made, for minutes and deaf to Ctrl-C. What is said does not matter."""
+    import httpx
+
+    try:
+        httpx.get(f"{base_url.rstrip('/')}/api/v1/healthz", timeout=MUTE_S)
+    except httpx.ReadTimeout:
+        raise ServiceError(
+            f"The service at {base_url} takes connections and has not answered within {MUTE_S} s. "
+            "It hangs, or something else listens there. Start it again, or correct base_url (or "
+            "TINKER_BASE_URL)."
+        ) from None
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return  # the SDK meets it as well, and says what it is
 
 
 def _serve(service: Service, base_model: str, path: str) -> None:
@@ -162,20 +185,38 @@ async def _check(
     if service is not None:
         base_url = service.base_url
         keys = replace(keys, tinker=service.open_folder(folder))
+    left: list[str] = []
+    _end_on_sigterm()
     try:
-        async with _bench(settings, base_url, keys, progress) as (bench, rows):
+        async with _bench(settings, base_url, keys, left) as (bench, rows):
             subject = _subject(settings, choice, rows)
             progress.lines(_costs(settings, bench, subject))
             return await check(bench, subject, progress.live)
     except asyncio.CancelledError:
-        raise Interrupted("Interrupted; what the check had saved is deleted.") from None
+        but = ", but for what a warning names" if left else ""
+        raise Interrupted(f"Interrupted; what the check had saved is deleted{but}.") from None
+    finally:
+        progress.lines(
+            f"warning: not deleted; it was to be kept for an hour: {one}" for one in left
+        )
+
+
+def _end_on_sigterm() -> None:
+    """Let SIGTERM end the task at work as Ctrl-C does, where handlers can be set."""
+    import asyncio
+
+    task = asyncio.current_task()
+    assert task is not None, "it is called in one"
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 @contextlib.asynccontextmanager
 async def _bench(
-    settings: OpenedSettings, base_url: str | None, keys: Keys, progress: Progress
+    settings: OpenedSettings, base_url: str | None, keys: Keys, left: list[str]
 ) -> AsyncIterator[tuple[Bench, Rows]]:
-    """A session on the service, with the texts; at its end nothing is left of it."""
+    """A session on the service, with the texts; at its end nothing is left of it but what the
+    service does not delete, which is added to `left`."""
     import asyncio
 
     import tinker
@@ -189,14 +230,13 @@ async def _bench(
         clients = open_clients(base_url, keys.tinker)
         try:
             context = await _context(clients.rest, config.base_model)
-            rows = _rows(settings, min(config.max_seq_length, context or config.max_seq_length))
+            rows = _rows(settings, context)
             name = f"check-{secrets.token_hex(4)}"
             bench = Bench(clients.service, clients.rest, config.base_model, rows.first, name)
             try:
                 yield bench, rows
             finally:
-                left = await bench.delete_all()
-                progress.lines(f"warning: not deleted, and kept for an hour: {one}" for one in left)
+                left += await bench.delete_all()
         finally:
             with contextlib.suppress(tinker.TinkerError, TimeoutError):
                 await asyncio.wait_for(clients.service.close("success").result_async(), LEAVE_S)
@@ -208,26 +248,35 @@ async def _capabilities(rest: tinker.RestClient) -> tinker.types.GetServerCapabi
 
 async def _context(rest: tinker.RestClient, base_model: str) -> int | None:
     """The context of a model by the service's list; None where it does not say."""
-    from services.check.bench import Refused, within
+    from services.check.bench import ANSWER_S, Refused, within
 
-    listed = await within(_capabilities(rest))
+    listed = await within(_capabilities(rest), ANSWER_S)
     models = () if isinstance(listed, Refused) else listed.supported_models
     return next((one.max_context_length for one in models if one.model_name == base_model), None)
 
 
-def _rows(settings: OpenedSettings, longest: int) -> Rows:
-    """The texts in the model's tokens, repeated as long as they have to be."""
+def _rows(settings: OpenedSettings, context: int | None) -> Rows:
+    """The texts in the model's tokens, repeated as long as they have to be. Raises `ConfigError`
+    where the context is too small to check anything in."""
     from loop.planning.inputs import model_path_of
     from rows.chat_formats import load_tokenizer
     from services.check.bench import Row
 
-    tokenizer = load_tokenizer(model_path_of(settings.loaded.config, settings.model_dir))
+    config = settings.loaded.config
+    if context is not None and context < NUM_ROW_TOKENS:
+        raise ConfigError(
+            f"{MODE}: the service says that {config.base_model} has a context of {context} tokens, "
+            f"and the check takes {NUM_ROW_TOKENS}. Check a larger model, or correct "
+            "the service's list."
+        )
+    tokenizer = load_tokenizer(model_path_of(config, settings.model_dir))
     tokens = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
 
     def row(one: Sequence[int], num_tokens: int) -> Row:
         return Row(tuple((list(one) * (num_tokens // len(one) + 1))[:num_tokens]))
 
-    first, second = (row(one, min(NUM_ROW_TOKENS, longest)) for one in tokens)
+    first, second = (row(one, NUM_ROW_TOKENS) for one in tokens)
+    longest = max(2, min(config.max_seq_length, context or config.max_seq_length))
     return Rows(first, second, row([*tokens[0], *tokens[1]], longest), len(tokenizer))
 
 

@@ -19,6 +19,7 @@ from local_tinker import lora, losses, sampling, state, training, training_route
 from local_tinker.choosing import Choice
 from local_tinker.engine import Engine
 from local_tinker.lora import LoraShape
+from local_tinker.sample_rows import Row
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -149,6 +150,40 @@ def truncated(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(training, "forward_backward", forward_backward)
 
 
+def twice_the_rate(patch: pytest.MonkeyPatch) -> None:
+    step = training.optim_step
+    patch.setattr(
+        training,
+        "optim_step",
+        lambda run, params: step(
+            run, params.model_copy(update={"learning_rate": 2 * params.learning_rate})
+        ),
+    )
+
+
+def no_stop_token(patch: pytest.MonkeyPatch) -> None:
+    """Answers lack the token that they were stopped by."""
+    result = Row.result
+
+    def without(self: Row) -> Any:
+        if self.stop_reason == "stop":
+            del self.tokens[-1], self.logprobs[-1]
+        return result(self)
+
+    patch.setattr(Row, "result", without)
+
+
+def one_token_more(patch: pytest.MonkeyPatch) -> None:
+    take = Row.take
+
+    def taking(self: Row, choice: Choice, tokenizer: Any) -> None:
+        take(self, choice, tokenizer)
+        if self.stop_reason == "length" and len(self.tokens) == self.request.max_tokens > 1:
+            self.stop_reason = None
+
+    patch.setattr(Row, "take", taking)
+
+
 def _per_token(summed: Any, inputs: dict[str, Any]) -> Any:
     return summed(inputs) / (inputs["weights"] != 0).sum().clamp(min=1)
 
@@ -189,4 +224,7 @@ NEIGHBOURS: dict[str, tuple[Plant, str]] = {
     "loss by weight": (_loss(_per_weight), "loss is a plain sum"),
     "weights ignored": (_loss(_unweighted), "loss is a plain sum"),
     "truncation": (truncated, "long rows"),
+    "twice the rate": (twice_the_rate, "weight decay"),
+    "no stop token": (no_stop_token, "answers end as asked"),
+    "one token more": (one_token_more, "answers end as asked"),
 }

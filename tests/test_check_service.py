@@ -7,22 +7,31 @@ import math
 import os
 import re
 import signal
+import socket
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import local_tinker
+from commands import check_service
 from commands.check_service import summary, table
 from conftest import thorough_only
 from errors import ConfigError
-from local_tinker import sampling, sampling_routes
+from local_tinker import sampling, sampling_routes, training
+from local_tinker.engine import Engine
 from loop.planning.service_checks import FILE_SUFFIX, NOT_CHECKED, check_record, checked
 from planted import NEIGHBOURS, PLANTED
-from services.check.courses import predicted_move
-from services.check.sampling import tempered_bounds
-from services.check.verdicts import Line, nearest
+from services.check import checking
+from services.check.bench import Bench, Measured, Refused, Said
+from services.check.courses import Course, Flags, courses, predicted_move
+from services.check.sampling import Answer, Scored, ends_line, tempered_bounds, trainer_line
+from services.check.training import said_loss, seed_line, token_noise_of
+from services.check.verdicts import Found, Line, nearest, worst
 from services.place import ServiceChoice
 from trainer_with_eval import main
 
@@ -150,6 +159,11 @@ def test_an_answer_that_the_sdk_cannot_use_is_told_of(
     assert "the SDK cannot use its answer (AssertionError" in greedy["found"]
 
 
+def few_courses(rank: int, flags: Flags) -> dict[str, Course]:
+    """All of them, without a step: what is trained does not matter."""
+    return {name: replace(one, pushes=()) for name, one in courses(rank, flags).items()}
+
+
 def test_all_ten_are_planted_every_day() -> None:
     assert sorted(name for names in TOGETHER for name in names) == sorted(ALL)
     assert len(ALL) == 10
@@ -177,6 +191,87 @@ def test_ctrl_c_leaves_nothing_saved(
     assert saved
     assert not list((tmp_path / "checkpoints").rglob("*.safetensors"))
     assert "what the check had saved is deleted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_save_that_is_under_way_when_the_check_is_ended_is_deleted(
+    sent: signal.Signals, served: local_tinker.Service, model_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The service is slow to write: the save is made when the check has been told to end."""
+    saved: list[Path] = []
+    monkeypatch.setenv("TINKER_API_KEY", served.open_folder(tmp_path / "checkpoints"))
+    monkeypatch.setenv("TINKER_BASE_URL", served.base_url)
+    save = Engine.save
+
+    def slowly(*args: Any, **others: Any) -> Any:
+        os.kill(os.getpid(), sent)
+        time.sleep(0.2)
+        save(*args, **others)
+        saved.extend((tmp_path / "checkpoints").rglob("*.safetensors"))
+
+    monkeypatch.setattr(Engine, "save", slowly)
+    monkeypatch.setattr(checking, "courses", few_courses)
+    overrides = ["--set", f"base_model={model_dir}", "--set", "max_seq_length=128"]
+    assert main(["--check-service", "--json", *overrides]) == 130
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["error"].endswith("what the check had saved is deleted.")
+    assert "Traceback" not in printed.err
+    assert saved
+    assert not list((tmp_path / "checkpoints").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: row[:0], "it gave 0 log-probabilities for 32 targets"),
+        (lambda row: np.full_like(row, np.nan), "log-probabilities that are no finite numbers"),
+    ],
+)
+def test_log_probabilities_that_are_none_are_told_of(
+    change: Callable[[Any], Any], said: str, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = training.forward_backward
+
+    def forward_backward(*args: Any) -> Any:
+        result = forward(*args)
+        return result._replace(logprobs=[change(row) for row in result.logprobs])
+
+    monkeypatch.setattr(training, "forward_backward", forward_backward)
+    lines = {line["name"]: line for line in check(exit_code=1)["lines"]}
+    assert said in lines["betas"]["found"]
+    assert lines["training"]["verdict"] == "differs"
+    told = [lines[name]["verdict"] for name in ("eps", "seed", "prompt log-probabilities")]
+    assert told == ["cannot tell"] * 3
+
+
+def test_a_service_that_listens_and_says_nothing_is_not_waited_for(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check_service, "MUTE_S", 0.1)
+    monkeypatch.setenv("TINKER_API_KEY", "tml-any")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("TINKER_BASE_URL", url)
+        assert main(["--check-service", "--json", "--set", f"base_model={model_dir}"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert "takes connections and has not answered within 0.1 s" in answer["error"]
+
+
+def test_a_service_that_does_not_train_is_given_up(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing waits for each of two dozen courses in turn."""
+    made: list[str] = []
+
+    async def waits(self: Bench, *_: Any) -> Refused:
+        made.append(self.name)
+        return Refused("no answer within 120 s", is_late=True)
+
+    monkeypatch.setattr(Bench, "run", waits)
+    answer = check(exit_code=1)
+    assert len(made) == 1
+    assert "no answer within 120 s" in answer["error"]
 
 
 # --- what is said, and written down ---------------------------------------------------------------
@@ -275,6 +370,72 @@ def test_the_predicted_move_is_that_of_torch(
         weight.grad = torch.full_like(weight, gradient)
         optimizer.step()
     assert predicted_move(gradients, betas) == pytest.approx(-weight.item(), rel=1e-9)
+
+
+def fresh(*logprobs: tuple[float, ...], moved: float = 0.1, **said: Any) -> dict[str, Measured]:
+    """Courses that begin with these log-probabilities of the same weights."""
+    names = ("plain", "same seed", "other seed", "negative")
+    found = {}
+    for name, before in zip(names, logprobs, strict=True):
+        move = -moved if name == "negative" else moved
+        found[name] = Measured(before, tuple(one + move for one in before), **said)
+    return found
+
+
+def test_noise_is_not_called_a_difference() -> None:
+    """The same weights give other log-probabilities each time, in single ones more than in all."""
+    noisy = fresh((-1.02, -3.0), (-1.0, -3.02), (-1.0, -3.02), (-1.02, -3.0))
+    assert token_noise_of(noisy) == pytest.approx(0.02)
+    assert seed_line(noisy).verdict == "cannot tell"
+    quiet = fresh((-1.0, -3.0), (-1.0, -3.0), (-1.0, -3.0), (-1.0, -3.0))
+    shifted = quiet["plain"]._replace(after=(-0.88, -2.92))
+    ignored = {**quiet, "same seed": shifted, "other seed": shifted}
+    assert "the seed is ignored" in seed_line(ignored).found
+    assert nearest(0.45, 0.0, {"dropped": 1.0}, noise=0.2).verdict == "cannot tell"
+    assert nearest(0.95, 0.0, {"dropped": 1.0}, noise=0.2).verdict == "differs"
+    answer = Answer((1, 2, 3, 4), (-1.0, -1.1, -1.0, -1.1))
+    scored = Scored(answer, (-1.1, -1.0, -1.1, -1.0), (), None, ())
+    assert [trainer_line(scored, noise).verdict for noise in (0.05, 0.0)] == [
+        "cannot tell",
+        "differs",
+    ]
+
+
+def test_a_loss_that_is_said_is_held_against_the_log_probabilities() -> None:
+    same = [(-1.0, -3.0)] * 4
+
+    def verdict(*said: Said, before: Any = same) -> str:
+        return said_loss(fresh(*before, losses=said)).verdict
+
+    assert verdict(Said(4.0, 4.01, 2.0)) == "works"
+    assert verdict(Said(4.0, 8.0, 2.0)) == "differs"
+    assert verdict(Said(4.0, 4.0, 2.0), Said(math.nan, 4.0, 2.0)) == "differs"
+    assert verdict(Said(4.0, 4.0, 2.0), Said(4.0, math.nan, 2.0)) == "differs"
+    assert verdict(Said(0.05, 0.06, 1.0)) == "differs"  # of a target that is nearly sure
+    noisy = [(-1.02, -3.0), (-1.0, -3.02)] * 2
+    assert verdict(Said(0.05, 0.06, 1.0), before=noisy) == "works"
+
+
+def test_an_answer_ends_as_it_was_asked_to() -> None:
+    tokens = tuple(range(24))
+    whole = Answer(tokens, ())
+
+    def line(stopped: Answer, first: Answer = whole) -> Line:
+        return ends_line((first, first), stopped)
+
+    assert line(Answer(tokens[:13], (), "stop")).verdict == "works"
+    assert 'is called "length"' in line(Answer(tokens[:13], (), "length")).found
+    assert "left out" in line(Answer(tokens[:12], (), "stop")).found
+    assert "goes on" in line(whole).found
+    assert line(Answer((5, 5, 5), (), "stop")).verdict == "cannot tell"
+    assert "25 came" in line(whole, Answer((*tokens, 1), ())).found
+    assert "3 came" in line(whole, Answer(tokens[:3], (), "stop")).found
+
+
+def test_a_reason_that_all_have_is_said_once() -> None:
+    same = {name: Found("cannot tell", "it failed") for name in ("one", "two")}
+    assert worst(same) == ("cannot tell", "it failed")
+    assert worst({"one": Found("cannot tell", "it failed")}).why == "one: it failed"
 
 
 def test_a_number_is_judged_by_what_it_is_near() -> None:

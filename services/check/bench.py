@@ -7,22 +7,25 @@ saved is deleted at the end whatever happens, and expires on the service if this
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import tinker
 
 from services.check.courses import TINY, Course, Flags, Push, decayed_share
+from services.check.verdicts import Verdict
 from services.faults import SDK_ERRORS, explain, said_by
 
 TTL_S = 3600  # of what is saved
 MAX_AT_ONCE = 6  # adapters at work; a course waits for its own requests alone
-LIMIT_S = 120  # for the answer to a probe
+LIMIT_S = 120  # for the answers to a probe
+ANSWER_S = 30  # for an answer that needs no work
+DELETE_S = 10  # for the deletion of one save
+SAVE_WAITS_S = (0.5, 1.0, 2.0)  # for a save that was under way when the check was broken off
 LOSS = "cross_entropy"
-# What comes of answers that lack something: the SDK asserts what it has to find in them.
-PROBE_ERRORS = (*SDK_ERRORS, AssertionError, LookupError, TimeoutError)
 T = TypeVar("T")
 
 
@@ -50,14 +53,22 @@ class Row(NamedTuple):
         return [push.factor, *[push.factor * rest] * (self.num_targets - 1)]
 
 
+class Said(NamedTuple):
+    """Of one forward_backward: the `loss:sum` that was said (None: none), the one that follows from
+    the log-probabilities, in nats, and the sum of the weights' sizes."""
+
+    loss: float | None
+    computed: float
+    size: float
+
+
 class Measured(NamedTuple):
     """What a course came to: the log-probabilities of the row's targets before and after it, in
-    nats, and of each forward_backward the `loss:sum` that was said (None: none) and the one that
-    follows from the log-probabilities."""
+    nats, and what each forward_backward said."""
 
     before: tuple[float, ...]
     after: tuple[float, ...]
-    losses: tuple[tuple[float | None, float], ...] = ()
+    losses: tuple[Said, ...] = ()
     is_on_first: bool = False
 
     @property
@@ -68,10 +79,26 @@ class Measured(NamedTuple):
         return (math.fsum(self.after) - math.fsum(self.before)) / len(self.after)
 
 
+class Unusable(Exception):
+    """An answer that is not of the form that was asked for."""
+
+
 class Refused(NamedTuple):
-    """What a service said instead of doing what it was asked for."""
+    """Why a probe gave nothing, in words that stand alone: what the service said instead of doing
+    what it was asked for, or what is wrong with its answer. `is_late`: it has not answered in time,
+    which says nothing of what it does."""
 
     said: str
+    is_late: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of a line on something that is to be done, and that a run would wait for."""
+        return "cannot tell" if self.is_late else "differs"
+
+
+# What comes of answers that lack something: the SDK asserts what it has to find in them.
+PROBE_ERRORS = (*SDK_ERRORS, AssertionError, LookupError, Unusable)
 
 
 @dataclass
@@ -93,7 +120,9 @@ class Bench:
     row: Row
     name: str  # that all saves begin with
     spent: Spent = field(default_factory=Spent)
-    saved: list[str] = field(default_factory=list)  # tinker:// paths
+    # tinker:// paths: a save that is under way is sent; one that failed, or is being deleted, may
+    # not be there
+    saved: dict[str, Literal["sent", "made", "doubtful"]] = field(default_factory=dict)
     _room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_AT_ONCE))
 
     async def adapter(
@@ -112,16 +141,26 @@ class Bench:
     async def logprobs(
         self, client: tinker.TrainingClient, row: Row | None = None
     ) -> tuple[float, ...]:
-        """Of each target of a row, under an adapter's weights."""
+        """Of each target of a row, under an adapter's weights. Raises `Unusable` where they are
+        not one finite number for each."""
         row = row or self.row
+        logprobs = await self.forward(client, row)
+        if len(logprobs) != row.num_targets:
+            raise Unusable(
+                f"it gave {len(logprobs)} log-probabilities for {row.num_targets} targets"
+            )
+        if not all(map(math.isfinite, logprobs)):
+            raise Unusable("it gave log-probabilities that are no finite numbers")
+        return logprobs
+
+    async def forward(self, client: tinker.TrainingClient, row: Row) -> tuple[float, ...]:
+        """What a service gives as the log-probabilities of a row's targets, whatever it is."""
         self.spent.prompt_tokens += row.num_targets
         output = await client.forward([row.datum([1.0] * row.num_targets)], LOSS)
         return tuple(map(float, output.loss_fn_outputs[0]["logprobs"].to_numpy()))
 
-    async def push(
-        self, client: tinker.TrainingClient, push: Push, lr: float
-    ) -> tuple[float | None, float]:
-        """Take one step; the loss that was said, and the one that the log-probabilities give."""
+    async def push(self, client: tinker.TrainingClient, push: Push, lr: float) -> Said:
+        """Take one step; what was said of its loss."""
         weights = self.row.weights(push)
         self.spent.train_tokens += self.row.num_targets * push.num_rows
         stepping_lr = lr if push.moves else 0.0
@@ -143,7 +182,8 @@ class Bench:
             for one in output.loss_fn_outputs
             for weight, logprob in zip(weights, one["logprobs"].to_numpy(), strict=False)
         )
-        return output.metrics.get("loss:sum"), computed
+        size = push.num_rows * math.fsum(map(abs, weights))
+        return Said(output.metrics.get("loss:sum"), computed, size)
 
     async def run(self, course: Course, lr: float) -> Measured | Refused:
         """Make a fresh adapter, and train it by a course."""
@@ -155,52 +195,80 @@ class Bench:
         before = await self.logprobs(client)
         losses = [await self.push(client, push, lr) for push in course.pushes]
         after = await self.logprobs(client)
-        if not len(before) == len(after) == self.row.num_targets:
-            num = min(len(before), len(after))
-            return Refused(f"it gave {num} log-probabilities for {self.row.num_targets} targets")
         return Measured(before, after, tuple(losses), course.is_on_first)
 
     # --- what is saved ----------------------------------------------------------------------
 
     async def save_state(self, client: tinker.TrainingClient, what: str) -> str:
-        name = self._keep_in_mind(client, "weights", what)
-        return (await client.save_state(name, ttl_seconds=TTL_S)).path
+        with self._kept_in_mind(client, "weights", what) as name:
+            return (await client.save_state(name, ttl_seconds=TTL_S)).path
 
     async def save_sampler(self, client: tinker.TrainingClient, what: str) -> str:
-        name = self._keep_in_mind(client, "sampler_weights", what)
-        return (await client.save_weights_for_sampler(name, ttl_seconds=TTL_S)).path
+        with self._kept_in_mind(client, "sampler_weights", what) as name:
+            return (await client.save_weights_for_sampler(name, ttl_seconds=TTL_S)).path
 
     async def save_external(self, client: tinker.TrainingClient, what: str) -> str:
-        name = self._keep_in_mind(client, "external_weights", what)
-        return (await client.save_weights_external(name, ttl_seconds=TTL_S)).path
+        with self._kept_in_mind(client, "external_weights", what) as name:
+            return (await client.save_weights_external(name, ttl_seconds=TTL_S)).path
 
-    def _keep_in_mind(self, client: tinker.TrainingClient, kind: str, what: str) -> str:
+    @contextlib.contextmanager
+    def _kept_in_mind(self, client: tinker.TrainingClient, kind: str, what: str) -> Iterator[str]:
         """Note the path before anything is sent: a save that is broken off is deleted as well."""
         name = f"{self.name}-{what}"
-        self.saved.append(f"tinker://{client.model_id}/{kind}/{name}")
-        return name
+        path = f"tinker://{client.model_id}/{kind}/{name}"
+        self.saved[path] = "sent"
+        try:
+            yield name
+        except SDK_ERRORS:
+            self.saved[path] = "doubtful"
+            raise
+        self.saved[path] = "made"
+
+    async def delete(self, path: str) -> None:
+        """Delete one of the saves, as the loop does."""
+        self.saved[path] = "doubtful"
+        try:
+            await self.rest.delete_checkpoint_from_tinker_path(path)
+        except SDK_ERRORS:
+            self.saved[path] = "made"
+            raise
+        del self.saved[path]
 
     async def delete_all(self) -> list[str]:
-        """Delete what was saved; the paths that the service would not delete."""
+        """Delete what was saved; the paths that the service would not delete, each with why."""
         left = []
-        while self.saved:
-            path = self.saved[-1]
+        for path, became in reversed(self.saved.items()):
             try:
-                await self.rest.delete_checkpoint_from_tinker_path(path)
+                async with asyncio.timeout(DELETE_S):
+                    await self._clear_away(path, SAVE_WAITS_S if became == "sent" else ())
+            except TimeoutError:
+                left.append(f"{path}: no answer within {DELETE_S} s")
             except SDK_ERRORS as error:
-                left.append(f"{path}: {said_by(error)}")
-            self.saved.pop()
+                if became != "doubtful" or not isinstance(error, tinker.NotFoundError):
+                    left.append(f"{path}: {said_by(error)}")
+        self.saved.clear()
         return left
 
+    async def _clear_away(self, path: str, waits_s: Sequence[float]) -> None:
+        """Delete what was saved; a save whose answer was not waited for may be made later."""
+        for wait_s in waits_s:
+            with contextlib.suppress(tinker.NotFoundError):
+                await self.rest.delete_checkpoint_from_tinker_path(path)
+                return
+            await asyncio.sleep(wait_s)
+        await self.rest.delete_checkpoint_from_tinker_path(path)
 
-async def within(work: Coroutine[Any, Any, T]) -> T | Refused:
+
+async def within(work: Coroutine[Any, Any, T], limit_s: int = LIMIT_S) -> T | Refused:
     """What a probe gives, or why it gave nothing, within a limit of time.
 
     Raises what the SDK does where the service cannot be spoken to any more.
     """
     try:
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(limit_s):
             return await work
+    except TimeoutError:
+        return Refused(f"no answer within {limit_s} s", is_late=True)
     except PROBE_ERRORS as error:
         return refused(error)
 
@@ -208,14 +276,15 @@ async def within(work: Coroutine[Any, Any, T]) -> T | Refused:
 def refused(error: Exception) -> Refused:
     """What a service said, or what is wrong with its answer; raises the error again where the
     session is over."""
-    if isinstance(error, TimeoutError):
-        return Refused(f"no answer within {LIMIT_S} s")
+    if isinstance(error, Unusable):
+        return Refused(str(error))
     explained = explain(error, None)
     if explained is None:
         return Refused(f"the SDK cannot use its answer ({type(error).__name__}: {error})")
     # A 404 may be of an address that a service does not have, which is no session that is lost.
-    if explained.fault in ("user_error", "server_error", "too_long"):
-        return Refused(said_by(error))
-    if explained.fault == "session_lost" and isinstance(error, tinker.NotFoundError):
-        return Refused(said_by(error))
+    if explained.fault == "server_error":
+        return Refused(f"it failed: {said_by(error)}")
+    is_absent = explained.fault == "session_lost" and isinstance(error, tinker.NotFoundError)
+    if is_absent or explained.fault in ("user_error", "too_long"):
+        return Refused(f"refused: {said_by(error)}")
     raise error

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import tinker
 
-from services.check.bench import LOSS, Bench, Refused, Row, Spent, within
+from errors import ServiceError
+from services.check.bench import ANSWER_S, LOSS, Bench, Refused, Row, Spent, within
 from services.check.courses import Course, Flags, Push, courses, decayed_share, other_rank
 from services.check.model import name_line, probe_names, weights_line
 from services.check.sampling import (
@@ -28,6 +29,7 @@ from services.check.training import (
     loss_line,
     optimizer_lines,
     seed_line,
+    token_noise_of,
     training_line,
 )
 from services.check.verdicts import Line
@@ -74,9 +76,9 @@ def planned(row: Row, subject: Subject) -> Spent:
         prompt_tokens=num_targets * num_forward
         + subject.second_row.num_targets
         + subject.long_row.num_targets
-        + 7 * NUM_PROMPT_TOKENS
+        + 8 * NUM_PROMPT_TOKENS
         + 4 * asked,
-        sampled_tokens=7 * NUM_TOKENS + 2,
+        sampled_tokens=8 * NUM_TOKENS + 2,
     )
 
 
@@ -85,6 +87,7 @@ async def check(bench: Bench, subject: Subject, live: Callable[[str], None]) -> 
     live("which model is served")
     names = await probe_names(bench, subject.rank, subject.flags)
     lines = [name_line(bench.base_model, names)]
+    _go_on_after(names.called)
     live("how large a step is")
     made = courses(subject.rank, subject.flags)
     lr = await _find_lr(bench, made["plain"])
@@ -104,18 +107,29 @@ async def check(bench: Bench, subject: Subject, live: Callable[[str], None]) -> 
     else:
         saved = await within(probe_saving(bench, trainer, subject.rank, lr))
         sampling = await probe_sampling(bench, trainer)
-        long_row = await within(bench.logprobs(trainer, subject.long_row))
+        long_row = await within(bench.forward(trainer, subject.long_row))
     alpha = saved.said if isinstance(saved, Refused) else saved.stored_alpha
     lines.append(alpha_line(results, (subject.rank, other_rank(subject.rank)), alpha))
     lines += optimizer_lines(results, decayed_share(lr))
     lines += [flags_line(results), seed_line(results)]
     lines.append(long_row_line(long_row, subject.long_row.num_targets))
     lines += saving_lines(saved, results)
-    lines += sampling_lines(sampling)
+    lines += sampling_lines(sampling, token_noise_of(results))
     live("how far away it is")
     step_s = None if isinstance(fall, Refused) else fall.step_s
     lines.append(await _delay_line(bench, subject, step_s))
     return Report(lines, bench.spent)
+
+
+def _go_on_after(found: object) -> None:
+    """Raise `ServiceError` after one of the first requests that was not answered in time: each
+    probe would be waited for as long, and tell nothing."""
+    if isinstance(found, Refused) and found.is_late:
+        raise ServiceError(
+            f"The service was asked for an adapter and one step of it: {found.said}. It hangs, has "
+            "much other work, or fails each time that the SDK asks again. Check it again when it "
+            "answers."
+        )
 
 
 async def _find_lr(bench: Bench, plain: Course) -> float:
@@ -124,6 +138,7 @@ async def _find_lr(bench: Bench, plain: Course) -> float:
     for _ in range(NUM_PILOTS):
         found = await bench.run(plain, lr)
         if isinstance(found, Refused):
+            _go_on_after(found)
             return lr
         if found.move > 0:
             return min(MAX_LR, lr * MOVE_NATS / found.move)
@@ -174,9 +189,9 @@ async def _delay_line(bench: Bench, subject: Subject, step_s: float | None) -> L
     more rows than the check's, and it measures them itself.
     """
     affects = "how long a run takes; no score"
-    delays = await within(_delays(bench))
+    delays = await within(_delays(bench), ANSWER_S)
     if isinstance(delays, Refused):
-        return Line("delay", "cannot tell", f"refused: {delays.said}", affects, False)
+        return Line("delay", "cannot tell", delays.said, affects, False)
     delay_s = min(delays)
     shown = f"{1000 * delay_s:.0f} ms"
     if step_s is not None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from services.check.bench import Bench, Refused, within
+from services.check.bench import ANSWER_S, Bench, Refused, within
 from services.check.courses import Flags
 from services.check.verdicts import Line
 
@@ -31,7 +31,9 @@ async def probe_names(bench: Bench, rank: int, flags: Flags) -> Names:
     called = await within(_called(bench, rank, flags))
     made_up = await within(bench.adapter(rank, flags, base_model=MADE_UP))
     return Names(
-        await within(_listed(bench)), called, made_up if isinstance(made_up, Refused) else None
+        await within(_listed(bench), ANSWER_S),
+        called,
+        made_up if isinstance(made_up, Refused) else None,
     )
 
 
@@ -49,7 +51,7 @@ def name_line(base_model: str, names: Names) -> Line:
     """Whether a name means a model: it is listed, and one that no model has is refused."""
     name = "the model's name"
     if isinstance(names.called, Refused):
-        return Line(name, "differs", f"refused: {names.called.said}", AFFECTS)
+        return Line(name, "differs", names.called.said, AFFECTS)
     if names.made_up is None:
         why = f"it trains {MADE_UP} as well: what it serves has any name"
         return Line(name, "differs", why, AFFECTS)
@@ -72,7 +74,7 @@ def weights_line(
     """
     name = "the model's weights"
     if isinstance(logprobs, Refused):
-        return Line(name, "cannot tell", f"refused: {logprobs.said}", AFFECTS)
+        return Line(name, "cannot tell", logprobs.said, AFFECTS)
     loss = -math.fsum(logprobs) / len(logprobs)
     chance = math.log(vocab_size)
     if isinstance(known, str):

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import tinker
 
 from services.check.bench import Bench, Refused, Row, within
-from services.check.verdicts import Line
+from services.check.training import MANY_NOISES
+from services.check.verdicts import Line, Verdict
 
 NUM_TOKENS = 24  # of an answer
 NUM_PROMPT_TOKENS = 8
@@ -21,10 +22,11 @@ MIN_TOKENS = 4
 
 
 class Answer(NamedTuple):
-    """Sampled tokens, with what the service says of their log-probabilities."""
+    """Sampled tokens, with what the service says of their log-probabilities and their end."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    end: str = "length"
 
 
 class Scored(NamedTuple):
@@ -39,19 +41,27 @@ class Scored(NamedTuple):
 
 
 async def sampled(
-    bench: Bench, client: tinker.SamplingClient, temperature: float, seed: int
+    bench: Bench,
+    client: tinker.SamplingClient,
+    temperature: float,
+    seed: int,
+    stop: Sequence[int] = (),
 ) -> Answer:
-    """Sample after the row's first tokens, up to `NUM_TOKENS` whatever they are."""
+    """Sample after the row's first tokens, up to `NUM_TOKENS` whatever they are, or to one of
+    `stop`."""
     prompt = list(bench.row.tokens[:NUM_PROMPT_TOKENS])
     bench.spent.prompt_tokens += len(prompt)
     response = await client.sample(
         tinker.ModelInput.from_ints(prompt),
         1,
-        tinker.SamplingParams(max_tokens=NUM_TOKENS, seed=seed, temperature=temperature, stop=[]),
+        tinker.SamplingParams(
+            max_tokens=NUM_TOKENS, seed=seed, temperature=temperature, stop=list(stop)
+        ),
     )
     (sequence,) = response.sequences
     bench.spent.sampled_tokens += len(sequence.tokens)
-    return Answer(tuple(sequence.tokens), tuple(sequence.logprobs or ()))
+    logprobs = tuple(sequence.logprobs or ())
+    return Answer(tuple(sequence.tokens), logprobs, str(sequence.stop_reason))
 
 
 async def scored(
@@ -79,10 +89,11 @@ async def scored(
 
 
 class Sampling(NamedTuple):
-    """All that was sampled: greedily twice, by one seed twice and by another, at temperature 1 and
-    at another one. What was refused is that."""
+    """All that was sampled: greedily twice, and once more up to a token of the first answer; by one
+    seed twice and by another, at temperature 1 and at another one. What was refused is that."""
 
     greedy: tuple[Answer, Answer] | Refused
+    stopped: Answer | Refused
     seeded: tuple[Answer, Answer, Answer] | Refused
     plain: Scored | Refused
     tempered: Scored | Refused
@@ -103,9 +114,15 @@ async def probe_sampling(bench: Bench, trainer: tinker.TrainingClient) -> Sampli
         return await scored(bench, trainer, client, answer)
 
     greedy = await within(answers((0.0, 1), (0.0, 2)))
+    if isinstance(greedy, Refused) and greedy.is_late:
+        return greedy  # what comes after it would be waited for as long
+    stopped: Answer | Refused = Refused("there is no answer that could be stopped")
+    if not isinstance(greedy, Refused) and greedy[0].tokens:
+        stopped = await within(sampled(bench, client, 0.0, 1, (_stop_of(greedy[0]),)))
     seeded = await within(answers((1.0, 3), (1.0, 3), (1.0, 4)))
     return Sampling(
         greedy if isinstance(greedy, Refused) else (greedy[0], greedy[1]),
+        stopped,
         seeded if isinstance(seeded, Refused) else (seeded[0], seeded[1], seeded[2]),
         await within(scores(1.0, 5)),
         await within(scores(TEMPERATURE, 6)),
@@ -117,26 +134,68 @@ async def _sampler(bench: Bench, trainer: tinker.TrainingClient) -> tinker.Sampl
     return await bench.service.create_sampling_client(model_path=path)
 
 
+def _stop_of(answer: Answer) -> int:
+    """The token that an answer is to end at when it is asked for again."""
+    return answer.tokens[len(answer.tokens) // 2]
+
+
 # --- what is made of it ---------------------------------------------------------------------------
 
 
-def sampling_lines(found: Sampling | Refused) -> list[Line]:
-    """The lines on sampling."""
+def sampling_lines(found: Sampling | Refused, noise: float) -> list[Line]:
+    """The lines on sampling; `noise` is how far apart the trainer's log-probabilities by the same
+    weights are, in nats."""
     if isinstance(found, Refused):
-        found = Sampling(found, found, found, found)
+        found = Sampling(found, found, found, found, found)
     return [
         greedy_line(found.greedy),
+        ends_line(found.greedy, found.stopped),
         seeded_line(found.seeded),
-        trainer_line(found.plain),
-        temperature_line(found.tempered),
-        prompt_line(found.plain),
+        trainer_line(found.plain, noise),
+        temperature_line(found.tempered, noise),
+        prompt_line(found.plain, noise),
     ]
+
+
+def _is_close(apart: float, noise: float) -> Verdict:
+    """Whether two computations of log-probabilities are of one distribution."""
+    if apart <= CLOSE_NATS:
+        return "works"
+    return "cannot tell" if apart <= MANY_NOISES * noise else "differs"
+
+
+def ends_line(greedy: tuple[Answer, Answer] | Refused, stopped: Answer | Refused) -> Line:
+    """Whether an answer has as many tokens as were asked for, or ends with its stop token."""
+    name, affects = "answers end as asked", "all evaluation: answers are longer or shorter"
+    if isinstance(greedy, Refused):
+        return Line(name, "cannot tell", greedy.said, affects)
+    whole = greedy[0]
+    if len(whole.tokens) != NUM_TOKENS or whole.end != "length":
+        why = (
+            f"{NUM_TOKENS} tokens were asked for without a stop: {len(whole.tokens)} came, and the "
+            f'end is called "{whole.end}"'
+        )
+        return Line(name, "differs", why, affects)
+    if isinstance(stopped, Refused):
+        why = f"with a stop token: {stopped.said}"
+        return Line(name, stopped.verdict, why, affects)
+    stop, tokens = _stop_of(whole), stopped.tokens
+    if stop in tokens[:-1]:
+        return Line(name, "differs", "an answer goes on after its stop token", affects)
+    if tokens[-1:] == (stop,):
+        why = f"{NUM_TOKENS} tokens where none stops; a stop token is the last"
+        if stopped.end == "stop":
+            return Line(name, "works", why, affects)
+        return Line(name, "differs", f'{why}, but the end is called "{stopped.end}"', affects)
+    if tokens == whole.tokens[: whole.tokens.index(stop)]:
+        return Line(name, "differs", "the stop token is left out of the answer", affects)
+    return Line(name, "cannot tell", "another answer came, without the stop token", affects)
 
 
 def greedy_line(found: tuple[Answer, Answer] | Refused) -> Line:
     name, affects = "greedy answers repeat", "scores: `evaluation.temperature` is 0 by default"
     if isinstance(found, Refused):
-        return Line(name, "differs", f"refused: {found.said}", "all evaluation")
+        return Line(name, "differs", found.said, "all evaluation")
     one, two = found
     num_same = _num_alike(one.tokens, two.tokens)
     shown = f"{num_same} of {len(one.tokens)} tokens alike, asked twice"
@@ -146,7 +205,7 @@ def greedy_line(found: tuple[Answer, Answer] | Refused) -> Line:
 def seeded_line(found: tuple[Answer, Answer, Answer] | Refused) -> Line:
     name, affects = "seeds of samples", "that evaluations above temperature 0 can be repeated"
     if isinstance(found, Refused):
-        return Line(name, "differs", f"refused: {found.said}", "all evaluation", False)
+        return Line(name, found.verdict, found.said, "all evaluation", False)
     one, two, other = (answer.tokens for answer in found)
     if one != two:
         shown = f"the seed is ignored: {_num_alike(one, two)} of {len(one)} tokens alike"
@@ -157,23 +216,23 @@ def seeded_line(found: tuple[Answer, Answer, Answer] | Refused) -> Line:
     return Line(name, "works", "one seed repeats, another differs", affects, False)
 
 
-def trainer_line(found: Scored | Refused) -> Line:
+def trainer_line(found: Scored | Refused, noise: float) -> Line:
     name = "sampler and trainer agree"
     affects = "methods that learn from samples (`rl`, `distill`)"
     if isinstance(found, Refused):
-        return Line(name, "cannot tell", f"refused: {found.said}", affects)
+        return Line(name, "cannot tell", found.said, affects)
     apart = _mean_apart(found.answer.logprobs, found.by_trainer)
     if apart is None:
         return Line(name, "cannot tell", _too_few(found.answer), affects)
     shown = f"{apart:.4f} nats a token apart, temperature 1"
-    return Line(name, "works" if apart <= CLOSE_NATS else "differs", shown, affects)
+    return Line(name, _is_close(apart, noise), shown, affects)
 
 
-def temperature_line(found: Scored | Refused) -> Line:
+def temperature_line(found: Scored | Refused, noise: float) -> Line:
     """Whether sampled tokens carry the log-probabilities of the distribution they came from."""
     name, affects = "tempered log-probabilities", "`rl` and `distill` at a temperature other than 1"
     if isinstance(found, Refused):
-        return Line(name, "cannot tell", f"refused: {found.said}", affects)
+        return Line(name, "cannot tell", found.said, affects)
     said, untempered = found.answer.logprobs, found.by_trainer
     from_untempered = _mean_apart(said, untempered)
     if from_untempered is None:
@@ -199,8 +258,8 @@ def temperature_line(found: Scored | Refused) -> Line:
     )
     if gap < APART_NATS:
         return Line(name, "cannot tell", f"this model's are too alike; {shown}", affects)
-    if off <= CLOSE_NATS:
-        return Line(name, "works", shown, affects)
+    if (verdict := _is_close(off, noise)) != "differs":
+        return Line(name, verdict, shown, affects)
     how = "they are untempered: " if from_untempered <= CLOSE_NATS else ""
     return Line(name, "differs", how + shown, affects)
 
@@ -224,12 +283,12 @@ def tempered_bounds(
     return low, min(high, 0.0)
 
 
-def prompt_line(found: Scored | Refused) -> Line:
+def prompt_line(found: Scored | Refused, noise: float) -> Line:
     """Whether a prompt's log-probabilities are the trainer's, one a token, and the likeliest
     tokens' fit to them."""
     name, affects = "prompt log-probabilities", "`nll:` tasks, teachers of `distill`"
     if isinstance(found, Refused):
-        return Line(name, "cannot tell", f"refused: {found.said}", affects)
+        return Line(name, "cannot tell", found.said, affects)
     given = found.by_sampler
     if len(given) != len(found.whole_by_trainer) + 1 or None in given[1:]:
         num = sum(one is not None for one in given)
@@ -238,8 +297,8 @@ def prompt_line(found: Scored | Refused) -> Line:
     apart = _mean_apart([one for one in given[1:] if one is not None], found.whole_by_trainer)
     assert apart is not None, "one each"
     shown = f"{apart:.4f} nats a token from the trainer's"
-    if apart > CLOSE_NATS:
-        return Line(name, "differs", shown, affects)
+    if (verdict := _is_close(apart, noise)) != "works":
+        return Line(name, verdict, shown, affects)
     top = found.likeliest
     if top is None:
         return Line(name, "works", f"{shown}; the likeliest tokens are not given", affects)

@@ -42,15 +42,19 @@ class Found(NamedTuple):
     why: str
 
 
-def nearest(measured: float, promised: float, broken: Mapping[str, float]) -> Found:
+def nearest(
+    measured: float, promised: float, broken: Mapping[str, float], noise: float = 0.0
+) -> Found:
     """Judge one number: `promised` is what a service that works gives, `broken` what others give,
-    each under what it does then."""
+    each under what it does then; `noise` is how far the number is off by chance."""
     if not math.isfinite(measured):
         return Found("differs", f"measured {measured}, which is no number")
     shown = f"{_plain(measured)} where {_plain(promised)} is promised"
     gap = min(abs(value - promised) for value in broken.values())
     if abs(measured - promised) <= NEAR_FRAC * gap:
         return Found("works", shown)
+    if abs(measured - promised) <= NEAR_FRAC * gap + noise:
+        return Found("cannot tell", f"{shown}, and the same weights differ by {noise:.2f}")
     how, value = min(broken.items(), key=lambda one: abs(one[1] - measured))
     if abs(measured - value) <= NEAR_FRAC * abs(value - promised):
         return Found("differs", f"{how}: {shown}")
@@ -60,9 +64,11 @@ def nearest(measured: float, promised: float, broken: Mapping[str, float]) -> Fo
 def worst(found: Mapping[str, Found]) -> Found:
     """One verdict of several, by their names: what differs, else what cannot be told, else all."""
     for verdict in ("differs", "cannot tell"):
-        bad = [f"{name}: {one.why}" for name, one in found.items() if one.verdict == verdict]
+        bad = {name: one.why for name, one in found.items() if one.verdict == verdict}
+        if len(bad) > 1 and len(set(bad.values())) == 1:  # said once
+            return Found(verdict, next(iter(bad.values())))
         if bad:
-            return Found(verdict, "; ".join(bad))
+            return Found(verdict, "; ".join(f"{name}: {why}" for name, why in bad.items()))
     return Found("works", "; ".join(f"{name} {one.why}" for name, one in found.items()))
 
 
