@@ -187,7 +187,8 @@ def _checked_config(file: Path, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{file}: is no JSON: {error}. Restore it from a copy.") from None
     if not isinstance(config, dict):
-        raise FolderError(f"{file}: expected an object, found {type(config).__name__}.")
+        found = type(config).__name__
+        raise FolderError(f"{file}: expected an object, found {found}. Restore it from a copy.")
     kind = config.get("peft_type")
     if kind != "LORA":
         raise FolderError(

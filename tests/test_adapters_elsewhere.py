@@ -155,6 +155,16 @@ def test_half_precision_is_read_as_it_is(
     assert gap(said.logprobs, logprobs_of(model)) < 1e-5
 
 
+def test_a_head_saved_in_half_precision_is_the_base_models_own(
+    places: Places, tmp_path: Path
+) -> None:
+    """PEFT saves the head's own matrix beside its LoRA, rounded where it was trained so."""
+    model = write(places.models["qwen3"], tmp_path / "a", torch.bfloat16, **FORMS["head"])
+    assert load_file(tmp_path / "a" / WEIGHTS)[HEAD].dtype == torch.bfloat16
+    said = asked(places, "qwen3", read_folder(tmp_path / "a"))
+    assert gap(said.logprobs, logprobs_of(model)) < 1e-5
+
+
 def _double(layers: list[Any]) -> None:
     for layer in layers:
         layer.scaling["default"] *= 2
