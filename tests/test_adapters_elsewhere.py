@@ -317,6 +317,9 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (lambda folder: _change(folder, lora_alpha=None), "lora_alpha is null"),
     (lambda folder: _change(folder, rank_pattern={"q_proj": 2}), "is of rank 4, and .* says 2"),
     (lambda folder: _change(folder, target_modules=["q_proj"]), "tensors of .*v_proj.* not name"),
+    (lambda folder: _change(folder, target_modules=5), "target_modules is 5, which PEFT does not"),
+    (lambda folder: _change(folder, use_rslora="false"), 'use_rslora is "false", which PEFT'),
+    (lambda folder: _change(folder, target_modules="(q"), "is no pattern of names: missing"),
     (lambda folder: _change(folder, target_modules="all-linear"), "no tensors of .* and 7 more, "),
     (lambda folder: (folder / CONFIG).write_text("{"), "is no JSON"),  # pyright: ignore
     (_pickled, "there is adapter_model.bin. Pickled"),
