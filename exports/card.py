@@ -155,9 +155,10 @@ def _opening(source: Source, format: str, story: Story | None) -> Iterator[Block
     checkpoint = story.checkpoint
     origin = story.store.origin
     after = "" if origin is None else f", on from {origin.parent}"
+    number = story.store.num_steps_in(checkpoint)
     made = (
         f"It was trained by run {story.store.run_id}: round {checkpoint.round}, "
-        f"{checkpoint.step:,} optimizer step{'s' * (checkpoint.step != 1)}{after}."
+        f"{number:,} optimizer step{'s' * (number != 1)}{after}."
     )
     yield Paragraph(f"{of} {made}")
     yield Paragraph(story.headline, is_lead=True)

@@ -52,5 +52,5 @@ def _opening(story: Story) -> str:
     start = "" if origin is None else f" It began with the weights of {origin.parent}."
     return (
         f"Run {run}: base model {one.base_model}, chat format {one.renderer}. {story.lora_text}. "
-        f"{one.step:,} optimizer steps.{start}"
+        f"{story.store.num_steps_in(one):,} optimizer steps.{start}"
     )

@@ -48,7 +48,7 @@ class Checkpoint:
     """
 
     round: Count
-    step: Count  # optimizer steps in these weights
+    step: Count  # optimizer steps that the run had taken, those it went back on included
     state_path: WeightsPath
     sampler_path: WeightsPath | None
     base_model: str

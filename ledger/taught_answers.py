@@ -10,10 +10,11 @@ whether or not its round does: the teacher is the same after going back.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errors import RunStoreError
 from ledger.rollouts import ROLLOUTS, RolledGroup, groups_in, lines_of
@@ -137,26 +138,25 @@ class SoftTargets:
 
     def known(self) -> Collection[str]:
         """The rows that have been read. Raises `RunStoreError`."""
-        from safetensors import safe_open
-
         for path in self._files.paths():
-            with safe_open(path, "np") as file:
+            with _opened(path) as file:
                 names = (name.partition("/") for name in file.keys())  # noqa: SIM118
                 self._known |= {one: path for one, _, what in names if what == "tokens"}
         return self._known.keys()
 
-    def of(self, example_ids: Sequence[str]) -> dict[str, TopTokens]:
-        """Those of rows that `known` has told of, as they were given, bit for bit."""
-        from safetensors import safe_open
-
+    def of(self, num_tokens: Mapping[str, int]) -> dict[str, TopTokens]:
+        """Those of rows that `known` has told of, by how many tokens their answers have, as they
+        were given, bit for bit. Raises `RunStoreError` where a file has other ones."""
         known = self._known
         found: dict[str, TopTokens] = {}
-        for path in dict.fromkeys(known[one] for one in example_ids):
-            with safe_open(path, "np") as file:
-                for one in example_ids:
-                    if known[one] == path and one not in found:
-                        parts = (file.get_tensor(f"{one}/{what}") for what in _PARTS)
-                        found[one] = TopTokens(*parts)
+        for path in dict.fromkeys(known[one] for one in num_tokens):
+            with _opened(path) as file:
+                for one, number in num_tokens.items():
+                    if known[one] == path:
+                        found[one] = TopTokens(*(file.get_tensor(f"{one}/{p}") for p in _PARTS))
+                        sizes = {part.shape for part in found[one]}
+                        if len(sizes) > 1 or next(iter(sizes))[:1] != (number,):
+                            raise ValueError(f"what it has of row {one} is not of {number} tokens")
         return found
 
     def journal(self) -> Journal:
@@ -177,3 +177,15 @@ class SoftTargets:
 
 
 _PARTS = ("tokens", "logprobs")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of tensors. Raises `RunStoreError` for what is found wrong with it meanwhile."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            yield file
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _refusal(path, error) from None

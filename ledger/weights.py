@@ -220,6 +220,13 @@ class SavedWeightsRecords(RunDirectory):
             rounds.append(round_no)
         return rounds[::-1]
 
+    def num_steps_in(self, checkpoint: Checkpoint) -> int:
+        """Optimizer steps of the run that saved weights have had: fewer than the run had taken,
+        where it went back to earlier ones."""
+        rounds = (*self.lineage(checkpoint.round), checkpoint.round)
+        steps = (event["step"] for number in rounds for event in self.events("step", number))
+        return sum(step < checkpoint.step for step in steps)
+
     def measured_weights(
         self, round_no: int, tasks: Collection[str]
     ) -> list[dict[str, str] | None]:

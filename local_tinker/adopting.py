@@ -30,6 +30,10 @@ from local_tinker.peft_folders import CONFIG_FILE, WEIGHTS_FILE, FolderError, Pe
 from local_tinker.wire import UserError
 
 NUM_NAMED = 3  # of layers that do not fit
+MERGE = (
+    "Merge the adapter into a copy of its base model with the program that wrote it, and give that "
+    "as base_model"
+)
 OTHER_BASE = "Set base_model to the model that the adapter was trained on"
 
 
@@ -101,10 +105,13 @@ def shape_of(engine: Engine, folder: PeftFolder) -> LoraShape:
     _refuse_unknown(engine, folder, linear)
     _refuse_other_than_said(folder, linear)
     flags = {linear[name].flag for name in folder.pairs}
-    if "train_mlp" in flags and any(layer.parameter for layer in every):
+    mlp = [name for name in folder.pairs if linear[name].flag == "train_mlp"]
+    if mlp and any(layer.parameter for layer in every):
         raise FolderError(
-            f"{folder.directory}: the MLP layers of {engine.name}, which has experts, are read of "
-            "adapters that this service wrote alone; adapters of others on its attention are read."
+            f"{folder.directory / WEIGHTS_FILE}: {_some(mlp)}: the MLP layers of {engine.name}, "
+            "which has experts, are read of "
+            "adapters that this service wrote alone; adapters of others on its attention are read. "
+            f"{MERGE}."
         )
     adapted = tuple(_adapted(folder, linear[name]) for name in linear if name in folder.pairs)
     own = LoraShape(
@@ -192,17 +199,22 @@ def _refuse_changed_matrices(
     model: Any, folder: PeftFolder, tensors: dict[str, torch.Tensor]
 ) -> None:
     """Raise `FolderError` for a matrix saved whole that is not the base model's own. PEFT saves
-    that of an adapted unembedding beside its LoRA, as it was."""
+    that of an adapted unembedding beside its LoRA, as it was, in the precision of the adapter or of
+    its training: either may be the rounded one."""
     unembedding = next(one.name for one in lora.layers_of(model) if one.flag == "train_unembed")
     for layer, name in folder.whole.items():
         own = model.get_output_embeddings().weight if layer == unembedding else None
         given = tensors[name]
-        if own is None or own.shape != given.shape or not torch.equal(own, given.to(own)):
+        if own is None or own.shape != given.shape or not _same_but_rounded(own.cpu(), given):
             raise FolderError(
                 f"{folder.directory / WEIGHTS_FILE}: {name} of shape {tuple(given.shape)} is not "
                 "the base model's own matrix, so the adapter was trained on another one (its "
                 f"vocabulary may have been resized). {OTHER_BASE}."
             )
+
+
+def _same_but_rounded(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one, other.to(one.dtype)) or torch.equal(one.to(other.dtype), other)
 
 
 # --- experts --------------------------------------------------------------------------------------
@@ -215,7 +227,7 @@ def _shape_of_experts(engine: Engine, folder: PeftFolder) -> LoraShape:
     if folder.has_patterns or config.get("use_rslora") or config["lora_alpha"] != LORA_ALPHA:
         raise FolderError(
             f"{file}: adapters with target_parameters are read with lora_alpha {LORA_ALPHA}, "
-            "without use_rslora and patterns, as this service writes them."
+            f"without use_rslora and patterns, as this service writes them. {MERGE}."
         )
     said = [_set_of(config.get(key)) for key in ("target_modules", "target_parameters")]
     for flags in itertools.product((True, False), repeat=3):
@@ -229,7 +241,7 @@ def _shape_of_experts(engine: Engine, folder: PeftFolder) -> LoraShape:
     else:
         raise FolderError(
             f"{file}: target_modules and target_parameters are no set of layers that this service "
-            f"trains in {engine.name}; of experts, only adapters in its own form are read."
+            f"trains in {engine.name}; of experts, only adapters in its own form are read. {MERGE}."
         )
     expected = engine.adapter_shapes(shape)
     if odd := {n for n in expected.keys() | folder.shapes.keys()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,11 @@ NO_NUMBER = frozenset(
         *("task_type",),
     }
 )
+# Of what form a key is, or a list of it, where it is there.
+FORMS = {
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), str),
+    **{"layers_to_transform": int, "use_rslora": bool, "base_model_name_or_path": str},
+}
 # Ways of beginning that leave the base model's own weights as they are.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 WHY_NOT = {
@@ -187,7 +193,8 @@ def _checked_config(file: Path, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{file}: is no JSON: {error}. Restore it from a copy.") from None
     if not isinstance(config, dict):
-        raise FolderError(f"{file}: expected an object, found {type(config).__name__}.")
+        found = type(config).__name__
+        raise FolderError(f"{file}: expected an object, found {found}. Restore it from a copy.")
     kind = config.get("peft_type")
     if kind != "LORA":
         raise FolderError(
@@ -207,6 +214,7 @@ def _checked_config(file: Path, content: bytes) -> dict[str, Any]:
             raise FolderError(f"{file}: {key} is no object of numbers by layer.")
     for key, value in (config.get("alpha_pattern") or {}).items():
         _check_alpha(file, f"alpha_pattern {key}", value)
+    _check_forms(file, config)
     start = config.get("init_lora_weights", True)
     if start not in PLAIN_STARTS:
         raise FolderError(
@@ -221,6 +229,30 @@ def _checked_config(file: Path, content: bytes) -> dict[str, Any]:
             f"{file}: {key} is {json.dumps(value)[:80]}: {WHY_NOT.get(key, OTHERWISE)}."
         )
     return config
+
+
+def _check_forms(file: Path, config: Mapping[str, Any]) -> None:
+    """Raise `FolderError` for a key of another form than PEFT writes, or a pattern that is none."""
+    for key, kind in FORMS.items():
+        value = config.get(key)
+        may_be_list = key not in ("use_rslora", "base_model_name_or_path")
+        every = value if may_be_list and isinstance(value, list) else [value]
+        if value is not None and not all(type(one) is kind for one in every):
+            raise FolderError(
+                f"{file}: {key} is {json.dumps(value)[:80]}, which PEFT does not write. Save the "
+                "adapter with its save_pretrained."
+            )
+    patterns = [*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})]
+    patterns += [one for key in ("target_modules", "exclude_modules")
+                 if isinstance(one := config.get(key), str)]  # fmt: skip
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise FolderError(
+                f"{file}: {json.dumps(pattern)[:80]} is no pattern of names: {error}. Take the "
+                "file from where the adapter was saved."
+            ) from None
 
 
 def _check_alpha(file: Path, key: str, value: Any) -> None:

@@ -53,6 +53,7 @@ class Missed(NamedTuple):
     trained: Trained
     max_tokens: int | None  # of an answer, as the settings have it
     method: MethodWords = SFT
+    went_on_from: int | None = None  # of the last round; None for the round before it
     has_unused_pool: bool = False  # mining.pool_file of a run that began elsewhere, never drawn
 
 
@@ -243,6 +244,8 @@ def _more_rounds(missed: Missed, ways: WaysOn) -> Iterator[str]:
     """Going on, where the last round still gained or learned and only a bound ended the run."""
     decision, gate, trained = missed.decision, missed.gate, missed.trained
     *_, before, last = missed.results
+    if missed.went_on_from is not None:
+        before = next(one for one in missed.results if one.round == missed.went_on_from)
     moved = f"the last round raised the score from {before.score:.4f} to {last.score:.4f}"
     if last.score <= before.score:
         if {"stuck", "overfitting", "reward_only", "no_variance"} & set(missed.kinds):

@@ -62,10 +62,14 @@ class Journal:
         try:
             return None if record is None else record_of(kind, record["fields"])
         except ValueError as error:
-            raise RunStoreError(
-                f"{self.path}: what it holds of {key!r} cannot be read: {error}. Remove the file; "
-                "what it holds is measured again."
-            ) from None
+            raise self.unreadable(key, error) from None
+
+    def unreadable(self, key: str, error: ValueError) -> RunStoreError:
+        """What to say of a record that is not what it should be."""
+        return RunStoreError(
+            f"{self.path}: what it holds of {key!r} cannot be read: {error}. Remove the file; what "
+            "it holds is measured again."
+        )
 
     def add(
         self,

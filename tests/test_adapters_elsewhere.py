@@ -155,6 +155,16 @@ def test_half_precision_is_read_as_it_is(
     assert gap(said.logprobs, logprobs_of(model)) < 1e-5
 
 
+def test_a_head_saved_in_half_precision_is_the_base_models_own(
+    places: Places, tmp_path: Path
+) -> None:
+    """PEFT saves the head's own matrix beside its LoRA, rounded where it was trained so."""
+    model = write(places.models["qwen3"], tmp_path / "a", torch.bfloat16, **FORMS["head"])
+    assert load_file(tmp_path / "a" / WEIGHTS)[HEAD].dtype == torch.bfloat16
+    said = asked(places, "qwen3", read_folder(tmp_path / "a"))
+    assert gap(said.logprobs, logprobs_of(model)) < 1e-5
+
+
 def _double(layers: list[Any]) -> None:
     for layer in layers:
         layer.scaling["default"] *= 2
@@ -307,6 +317,9 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (lambda folder: _change(folder, lora_alpha=None), "lora_alpha is null"),
     (lambda folder: _change(folder, rank_pattern={"q_proj": 2}), "is of rank 4, and .* says 2"),
     (lambda folder: _change(folder, target_modules=["q_proj"]), "tensors of .*v_proj.* not name"),
+    (lambda folder: _change(folder, target_modules=5), "target_modules is 5, which PEFT does not"),
+    (lambda folder: _change(folder, use_rslora="false"), 'use_rslora is "false", which PEFT'),
+    (lambda folder: _change(folder, target_modules="(q"), "is no pattern of names: missing"),
     (lambda folder: _change(folder, target_modules="all-linear"), "no tensors of .* and 7 more, "),
     (lambda folder: (folder / CONFIG).write_text("{"), "is no JSON"),  # pyright: ignore
     (_pickled, "there is adapter_model.bin. Pickled"),

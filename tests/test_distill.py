@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tinker
 import torch
 
@@ -24,12 +26,13 @@ from errors import ConfigError, RunStoreError
 from ledger.events import impossibility
 from ledger.records import Ancestor, Origin, Teacher
 from ledger.rollouts import RolledGroup, RolledSample, read_rollouts
+from ledger.run_directory import RunDirectory
 from ledger.taught_answers import SoftTargets, TaughtAnswers, TopTokens
 from loop.methods.off_policy import datum_of, mean_entropy, usable
 from loop.methods.on_policy import measures_of, with_kl_advantages
 from loop.methods.rollouts import Prompt, datums_of
 from loop.methods.sft import batch_loss
-from loop.methods.teaching import normalised
+from loop.methods.teaching import _decoded, _Read, normalised
 from loop.planning.teacher import refuse_same_weights
 from rows.examples import Example, ExampleTable, Message
 from rows.sources import Source
@@ -204,12 +207,17 @@ def test_off_policy_learns_what_the_teacher_answers(taught: Workspace, targets: 
     assert bool(read) == (targets == "soft")
     assert not any(one.get("num_prompt_tokens") for one in steps)  # what is kept costs nothing
     if targets == "soft":  # each answer that can be trained on is read once, in one request
-        usable = [s for g in groups for s in g["samples"] if s["tokens"] and not s["is_truncated"]]
-        assert sum(one["num_sampled_tokens"] for one in read) == len(usable)
+        by_row = {
+            g["example_id"]: [
+                len(s["tokens"]) for s in g["samples"] if s["tokens"] and not s["is_truncated"]
+            ]
+            for g in groups
+        }
+        assert sum(one["num_sampled_tokens"] for one in read) == sum(map(len, by_row.values()))
         kept = SoftTargets(taught.store("run"))
-        known = [g["example_id"] for g in groups if g["example_id"] in kept.known()]
-        lengths = [len(one.tokens_TK) for one in kept.of(known).values()]
-        assert sum(lengths) == sum(len(one["tokens"]) for one in usable)
+        assert set(kept.known()) == {one for one, lengths in by_row.items() if lengths}
+        lengths = {one: sum(by_row[one]) for one in kept.known()}
+        assert kept.of(lengths).keys() == lengths.keys()
     teacher = taught.store("run").settled_config()["resolved"]["teacher"]
     checkpoint, selection = taught.store("teacher").checkpoint(1), taught.store("run").selection(2)
     assert checkpoint is not None and selection is not None
@@ -331,7 +339,7 @@ def test_soft_targets_are_kept_answer_by_answer(taught: Workspace) -> None:
     kept = SoftTargets(taught.store("whole"))
     groups = TaughtAnswers(taught.store("whole")).of(kept.known())
     example_id, group = next(iter(groups.items()))
-    top = kept.of([example_id])[example_id]
+    top = kept.of({example_id: sum(len(one.tokens) for one in usable(group))})[example_id]
     length = len(usable(group)[0].tokens)
     changed = top.logprobs_TK[:length] - 1  # to tell it by
     tokens, logprobs = (
@@ -346,7 +354,7 @@ def test_soft_targets_are_kept_answer_by_answer(taught: Workspace) -> None:
     assert main(["--resume", str(killed)]) == 0
     kept = SoftTargets(taught.store("killed"))
     assert example_id in kept.known()
-    again = kept.of([example_id])[example_id].logprobs_TK
+    again = kept.of({example_id: len(top.tokens_TK)})[example_id].logprobs_TK
     assert np.array_equal(again[:length], changed)
     assert np.array_equal(again[length:], top.logprobs_TK[length:])
     (now,) = (one for one in taught.events("killed") if one["type"] == "targets_read")
@@ -359,6 +367,51 @@ def test_soft_targets_are_kept_answer_by_answer(taught: Workspace) -> None:
         SoftTargets(taught.store("killed")).known()
 
 
+def kept_targets(folder: Path, content: bytes) -> SoftTargets:
+    """A run directory's, of one file that holds this and has its own sha256 in the ledger."""
+    store = RunDirectory.create(folder, {})
+    (folder / "rollouts").mkdir()
+    (folder / "rollouts/targets_001.safetensors").write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    store.append("targets_read", file="rollouts/targets_001.safetensors", sha256=sha256)
+    return SoftTargets(store)
+
+
+def test_targets_that_are_not_of_the_answers_are_refused_with_their_file(tmp_path: Path) -> None:
+    size = (3, 2)
+    whole = {"a/tokens": np.zeros(size, np.int32), "a/logprobs": np.zeros(size, np.float32)}
+    kept = kept_targets(tmp_path / "whole", safetensors.numpy.save(whole))
+    assert list(kept.known()) == ["a"]
+    assert kept.of({"a": 3})["a"].tokens_TK.shape == size
+    refused = "targets_001.safetensors: .*Restore it, or start a new run"
+    with pytest.raises(RunStoreError, match=r"targets_001\.safetensors: .*a is not of 4 tokens"):
+        kept.of({"a": 4})
+    del whole["a/logprobs"]
+    kept = kept_targets(tmp_path / "half", safetensors.numpy.save(whole))
+    assert list(kept.known()) == ["a"]
+    with pytest.raises(RunStoreError, match=refused):
+        kept.of({"a": 3})
+    with pytest.raises(RunStoreError, match=refused):
+        kept_targets(tmp_path / "none", b"no tensors").known()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tokens": "!", "logprobs": "AAAA", "num_tokens": 2}, "base64"),
+        ({"tokens": "", "logprobs": "", "num_tokens": 0}, "of 0 tokens, and the answer has 2"),
+        ({"tokens": "AAAA", "logprobs": "AAAA", "num_tokens": 2}, "buffer size"),
+        ({"tokens": "AAAAAAAAAAA=", "logprobs": "AAAAAAAAAAA=", "num_tokens": 2}, "reshape"),
+    ],
+)
+def test_targets_that_a_journal_holds_otherwise_are_refused(
+    fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        _decoded(_Read(**fields), num_tokens=2, number=3)
+
+
+@pytest.mark.trains
 def test_answers_of_a_round_cut_short_are_not_paid_again(taught: Workspace) -> None:
     changes: dict[str, Any] = {"distill": {**TEACHER, "way": "off_policy"}, "max_rounds": 1}
     assert taught.run("run", **changes) == 0

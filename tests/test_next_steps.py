@@ -40,6 +40,16 @@ def missed(*results: EvalResult, **changes: Any) -> Missed:
     return made._replace(**changes)
 
 
+def test_a_round_is_held_against_what_it_went_on_from() -> None:
+    """Not against a round that was gone back on."""
+    results = result(0, 9), result(1, 2), result(2, 10)
+    (told,) = (one for one in next_steps(missed(*results), WAYS) if "more rounds" in one)
+    assert f"from {results[1].score:.4f} to {results[2].score:.4f}" in told
+    back = missed(*results, went_on_from=0)
+    (told,) = (one for one in next_steps(back, WAYS) if "more rounds" in one)
+    assert f"from {results[0].score:.4f} to {results[2].score:.4f}" in told
+
+
 def topic(name: str, score: float, n: int = 4, added: int = 0) -> TopicReport:
     return TopicReport(name, score, Interval(0, 1), n, None, added)
 

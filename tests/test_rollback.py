@@ -73,6 +73,7 @@ def test_a_run_goes_back_to_the_untouched_model_and_ends_the_same_after_a_kill(
     assert first is not None and second is not None
     assert (first.parent, second.parent) == (None, None)  # of a fresh adapter
     assert num_optimizer_steps(workspace, second) == 8  # not those of round 1 as well
+    assert store.num_steps_in(second) == store.num_steps_in(first) == 8
     ends = workspace.weights("run", 2)
     for kind in MOMENTS:
         folder = killed_after(workspace, "run", kind, 1 if kind == "decided" else 2)

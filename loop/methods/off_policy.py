@@ -169,7 +169,8 @@ class OffPolicy:
 
     def _soft(self, groups: Sequence[RolledGroup]) -> list[Likeliest]:
         """The targets of each usable answer of these groups, in their order."""
-        kept = self._targets.of([one.example_id for one in groups if usable(one)])
+        lengths = {g.example_id: sum(len(one.tokens) for one in usable(g)) for g in groups}
+        kept = self._targets.of({one: number for one, number in lengths.items() if number})
         found = []
         for group in groups:
             begin = 0

@@ -118,7 +118,10 @@ async def read_targets(
         place, answer = sample
         key = f"targets/{prompt.example_id}/{place}"
         if (kept := journal.get(key, _Read)) is not None:
-            return _decoded(kept)
+            try:
+                return _decoded(kept, len(answer.tokens), number)
+            except ValueError as error:
+                raise journal.unreadable(key, error) from None
         tokens = [*prompt.tokens.to_ints(), *answer.tokens]
         made = await _top_tokens(teacher, tokens, len(answer.tokens), number)
         cost = {"num_prompt_tokens": len(tokens), "num_sampled_tokens": NUM_SAMPLED_TO_SCORE}
@@ -175,12 +178,16 @@ def _encoded(made: TopTokens) -> _Read:
     return _Read(tokens, logprobs, len(made.tokens_TK))
 
 
-def _decoded(kept: _Read) -> TopTokens:
+def _decoded(kept: _Read, num_tokens: int, number: int) -> TopTokens:
+    """What was kept of an answer. Raises `ValueError` where it is not of so many tokens, each with
+    so many likeliest ones."""
     import numpy as np
 
-    tokens = np.frombuffer(base64.b64decode(kept.tokens), "<i4")
-    logprobs = np.frombuffer(base64.b64decode(kept.logprobs), "<f4")
-    shape = (kept.num_tokens, -1)
+    if kept.num_tokens != num_tokens:
+        raise ValueError(f"it is of {kept.num_tokens} tokens, and the answer has {num_tokens}")
+    tokens = np.frombuffer(base64.b64decode(kept.tokens, validate=True), "<i4")
+    logprobs = np.frombuffer(base64.b64decode(kept.logprobs, validate=True), "<f4")
+    shape = (num_tokens, number)
     return TopTokens(tokens.reshape(shape), logprobs.reshape(shape))
 
 

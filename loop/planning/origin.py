@@ -75,7 +75,7 @@ def find_origin(loaded: LoadedConfig) -> Start | None:
         run_id=store.run_id,
         run_dir=str(store.run_dir.resolve()),
         round=checkpoint.round,
-        step=checkpoint.step,
+        step=store.num_steps_in(checkpoint),
         base_model=checkpoint.base_model,
         renderer=checkpoint.renderer,
         lora_alpha=None if checkpoint.lora_alpha == LORA_ALPHA else checkpoint.lora_alpha,

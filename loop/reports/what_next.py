@@ -29,6 +29,7 @@ def what_next(
         trained=trained_in(store, decision.round, config),
         max_tokens=config["evaluation"]["max_tokens"],
         method=method_words(config),
+        went_on_from=store.lineage(decision.round)[-1],
         has_unused_pool=_has_unused_pool(store, config, decision.round),
     )
     ways = WaysOn(
