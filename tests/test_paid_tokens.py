@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from safetensors.torch import load_file, save_file
 
+from conftest import thorough_only
 from ledger.records import Usage
 from local_tinker.engine import Engine
 from local_tinker.sample_rows import Row
@@ -131,10 +132,13 @@ WAYS: dict[str, dict[str, Any]] = {
         "distill": {**TEACHER, "way": "off_policy", "targets": "hard"},
     },
 }
+RARER = ("sft by loss", "rl held back", "off policy, hard")
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=thorough_only if way in RARER else []) for way in WAYS]
+)
 def test_a_run_pays_no_more_than_its_plan_says_and_counts_what_the_service_took(
     spread_rows: Workspace, taken: Taken, capsys: pytest.CaptureFixture, way: str
 ) -> None:
@@ -163,7 +167,16 @@ def without_finite_gradients(model_dir: Path, folder: Path) -> str:
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("way", ["sft", "dpo", "rl held back", "on policy", "off policy, soft"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "sft",
+        "dpo",
+        "on policy",
+        pytest.param("rl held back", marks=thorough_only),
+        pytest.param("off policy, soft", marks=thorough_only),
+    ],
+)
 def test_what_is_in_flight_behind_a_bad_step_is_counted_once(
     spread_rows: Workspace, taken: Taken, way: str
 ) -> None:
