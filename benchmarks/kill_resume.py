@@ -33,7 +33,7 @@ in the middle of sampling or arithmetic. The series:
     far_service the same, with many steps in flight
 
 Each process of a run, the one that is never interrupted too, has a bound on the steps in flight of
-its own, drawn from DEPTHS; evaluations of checkpoints have none.
+its own, drawn from DEPTHS; evaluations of checkpoints and diverging runs have none.
 
 Compared are adapter and optimizer tensors of every checkpoint, evaluations, selections, measured
 losses, the data manifest and the effective ledger; times, ids, paths and interruptions aside. A run
@@ -186,7 +186,7 @@ class World:
     exit_code: int = 0
     checkpoints: Path | None = None  # where the weights are; None: in the run directory
     fails: Path = field(default_factory=lambda: Path("fails"))  # while it is there, tasks fail
-    # Draws how many steps are in flight; None where nothing is trained.
+    # Draws how many steps are in flight; None where the settings say so.
     depths: random.Random | None = field(default_factory=lambda: random.Random(0))
 
     def arguments(self, run_dir: Path) -> list[str]:
@@ -368,7 +368,9 @@ def diverging(folder: Path) -> Iterator[World]:
     tensors = load_file(weights)
     tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(tensors, weights, metadata={"format": "pt"})
-    yield world_of(folder, settings, focus=("checkpoint_unusable", "failed"), exit_code=1)
+    # As many saves are unusable as were in flight behind the bad step.
+    focus = ("checkpoint_unusable", "failed")
+    yield world_of(folder, settings, focus=focus, exit_code=1, depths=None)
 
 
 def trained_before(folder: Path, settings: dict[str, Any], name: str = "start") -> None:
