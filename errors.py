@@ -57,7 +57,14 @@ class StorageError(LoopError):
 
 
 class TrainingError(LoopError):
-    """Training itself went wrong, for example a loss that is not finite."""
+    """Training itself went wrong, for example a loss that is not finite.
+
+    `rollouts` are the files of the answers that its tokens count, each with its step.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.rollouts: list[dict[str, Any]] = []
 
 
 class EvalError(LoopError):

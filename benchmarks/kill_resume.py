@@ -17,6 +17,8 @@ in the middle of sampling or arithmetic. The series:
     inspect    two Inspect tasks beside them, one rehearsed and measured at the end
     guarded    rounds that get worse, and are gone back from; limits; rounds sent to an EvalOps
     rising     rounds that get better, up to the target: what was best is let go
+    to_start   rounds that get worse than the untouched model, which is gone back to
+    to_weights the same of a run that was started from the weights of another
     stopped    ended by Ctrl-C, or by an evaluation that fails, and killed while that is recorded
     diverging  the first loss is not finite; the run fails, and has to fail in the same way again
     dpo        preferences, started from the weights of another run, and mined by their margins
@@ -25,8 +27,13 @@ in the middle of sampling or arithmetic. The series:
     on_policy  the student's answers, judged by a teacher token by token
     off_policy a teacher's answers and its distribution at each token
     engine     a service of its own process that knows no expiry of weights
+    far        a service whose results of steps are long under way, so that many are in flight
     evaluate   checkpoints evaluated outside a run
     service    the service's process (`python -m local_tinker`) is killed, and started again
+    far_service the same, with many steps in flight
+
+Each process of a run, the one that is never interrupted too, has a bound on the steps in flight of
+its own, drawn from DEPTHS; evaluations of checkpoints and diverging runs have none.
 
 Compared are adapter and optimizer tensors of every checkpoint, evaluations, selections, measured
 losses, the data manifest and the effective ledger; times, ids, paths and interruptions aside. A run
@@ -82,12 +89,17 @@ INTERRUPTIONS = ("resumed", "interrupted", "failed", "eval_failed")
 KEY = "tml-of-the-kill-benchmark"
 TWICE_SHARE = 0.2  # of the moments: the resumed run is killed as well
 TIMED_SHARE = 0.2  # of the moments: at a random time, not at an operation
+RESULT_S = 0.15  # that the results of a step are under way from a service that is far away
 LIMIT_S = 300.0  # for one run; a run that hangs is a failure
+SERVICE_SERIES = ("service", "far_service")  # in which the service is killed
+DEPTHS = (1, 2, 4, 16, 64)
 DEFAULT_SERIES = [
     "plain:60",
     "inspect:40",
     "guarded:24",
     "rising:8",
+    "to_start:12",
+    "to_weights:12",
     "stopped:24",
     "diverging:8",
     "dpo:20",
@@ -96,8 +108,10 @@ DEFAULT_SERIES = [
     "on_policy:20",
     "off_policy:20",
     "engine:6",
+    "far:20",
     "evaluate:10",
     "service:50",
+    "far_service:10",
 ]
 
 TASK_FILE = """
@@ -172,10 +186,15 @@ class World:
     exit_code: int = 0
     checkpoints: Path | None = None  # where the weights are; None: in the run directory
     fails: Path = field(default_factory=lambda: Path("fails"))  # while it is there, tasks fail
+    # Draws how many steps are in flight; None where the settings say so.
+    depths: random.Random | None = field(default_factory=lambda: random.Random(0))
 
     def arguments(self, run_dir: Path) -> list[str]:
-        is_new = is_absent_or_empty(run_dir)
-        return [*(self.begin if is_new else self.go_on), str(run_dir)]
+        """The arguments of the next process of a run."""
+        command = [*(self.begin if is_absent_or_empty(run_dir) else self.go_on), str(run_dir)]
+        if self.depths is None:
+            return command
+        return [*command, "--set", f"data.max_steps_in_flight={self.depths.choice(DEPTHS)}"]
 
     def checkpoint_dir(self, run_dir: Path) -> Path:
         return self.checkpoints or run_dir / "checkpoints"
@@ -300,6 +319,41 @@ def rising(folder: Path) -> Iterator[World]:
     yield world_of(folder, settings, focus=("checkpoint_released", "checkpoint_kept"))
 
 
+def knows_all(folder: Path, **start: Any) -> dict[str, Any]:
+    """Settings of a run that is asked for what it says when it begins, and is taught something
+    else, after which it says nothing of that any more."""
+    settings = base_settings(folder) | start | {"evaluation": {"max_tokens": 6}}
+    settings |= {"learning_rate": 0.02, "lr_decay": 1.0, "steps_per_round": 8}
+    write_rows(
+        folder / "train.jsonl",
+        [{"instruction": f"Say word {i}", "output": "q" * (i % 5 + 3)} for i in range(20)],
+    )
+    del settings["mining"]
+    first = {**settings, "max_rounds": 1, "steps_per_round": 1, "checkpoint_every_steps": None}
+    trained_before(folder, first, "first")
+    samples = json.loads((folder / "first" / "evals" / "round_00.json").read_text())["tasks"][0]
+    said = [(one["question"], one["answer"]) for one in samples["samples"]]
+    known = [{"question": question, "answer": answer} for question, answer in said if answer]
+    assert len(known) > 8, known
+    write_rows(folder / "questions.jsonl", known)
+    return settings
+
+
+BACK = ("decided", "selected", "step", "checkpoint", "checkpoint_deleted")
+
+
+@contextlib.contextmanager
+def to_start(folder: Path) -> Iterator[World]:
+    yield world_of(folder, knows_all(folder), focus=BACK)
+
+
+@contextlib.contextmanager
+def to_weights(folder: Path) -> Iterator[World]:
+    trained_before(folder, base_settings(folder))
+    settings = knows_all(folder, start_from=str(folder / "start"), start_from_optimizer=True)
+    yield world_of(folder, settings, focus=BACK)
+
+
 @contextlib.contextmanager
 def stopped(folder: Path) -> Iterator[World]:
     settings = base_settings(folder)
@@ -314,15 +368,17 @@ def diverging(folder: Path) -> Iterator[World]:
     tensors = load_file(weights)
     tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(tensors, weights, metadata={"format": "pt"})
-    yield world_of(folder, settings, focus=("checkpoint_unusable", "failed"), exit_code=1)
+    # As many saves are unusable as were in flight behind the bad step.
+    focus = ("checkpoint_unusable", "failed")
+    yield world_of(folder, settings, focus=focus, exit_code=1, depths=None)
 
 
-def trained_before(folder: Path, settings: dict[str, Any]) -> None:
-    """A run of one round in `start`, to start from or to learn from."""
+def trained_before(folder: Path, settings: dict[str, Any], name: str = "start") -> None:
+    """A run of one round in a folder of this name, to start from or to learn from."""
     start = {**settings, "max_rounds": 1, "evaluation": {"max_tokens": 6}, "val_file": None}
-    (folder / "start.json").write_text(json.dumps(start))
-    arguments = ["--config", str(folder / "start.json"), "--run-dir", str(folder / "start")]
-    assert end_of(forked(lambda: command(arguments), folder / "start.log")) == 0
+    (folder / f"{name}.json").write_text(json.dumps(start))
+    arguments = ["--config", str(folder / f"{name}.json"), "--run-dir", str(folder / name)]
+    assert end_of(forked(lambda: command(arguments), folder / f"{name}.log")) == 0
 
 
 @contextlib.contextmanager
@@ -427,7 +483,7 @@ def evaluate(folder: Path) -> Iterator[World]:
     assert end_of(forked(lambda: command(world.arguments(trained)), folder / "log")) == 0
     names = [f"{trained}@round_{number:02d}" for number in range(3)]
     begin = ["--config", str(folder / "config.json"), "--evaluate", *names, "--run-dir"]
-    yield World(folder, begin, ["--resume"], world.focus)
+    yield World(folder, begin, ["--resume"], world.focus, depths=None)
 
 
 @contextlib.contextmanager
@@ -435,7 +491,64 @@ def service(folder: Path) -> Iterator[World]:
     """The service itself is the study's to start, kill and start again."""
     settings, port = base_settings(folder), free_port()
     settings["base_url"] = f"http://127.0.0.1:{port}"
+    (folder / "port").write_text(str(port))
     with environment(TINKER_API_KEY=KEY, NO_PROXY="127.0.0.1"):
+        yield world_of(folder, settings, checkpoints=folder / "saved")
+
+
+def deep_settings(folder: Path) -> dict[str, Any]:
+    """Settings of rounds that are longer than the steps in flight are many, with saves and held-out
+    losses between them."""
+    settings = base_settings(folder)
+    settings |= {"steps_per_round": 24, "max_rounds": 2, "checkpoint_every_steps": 7}
+    settings["evaluation"] |= {"held_out_every_steps": 5}
+    return settings
+
+
+def distant(folder: Path, port: int) -> int:
+    """A service whose results of steps come late, from one at this port; its address is written to
+    a file."""
+    from fault_proxy import Delay, fault_proxy  # pyright: ignore[reportMissingImports] (of tests/)
+
+    with fault_proxy(f"http://127.0.0.1:{port}", delay=Delay(of_results_s=RESULT_S)) as proxy:
+        write_address(folder / "far_url", proxy.url)
+        signal.pause()
+    return 0
+
+
+@contextlib.contextmanager
+def far_from(port: int, folder: Path) -> Iterator[str]:
+    """The address of a service that stands far from the one at this port."""
+    pid, file = forked(lambda: distant(folder, port), folder / "far_log"), folder / "far_url"
+    try:
+        yield address_in(file, folder / "far_log")
+    finally:
+        kill(pid)
+
+
+@contextlib.contextmanager
+def far(folder: Path) -> Iterator[World]:
+    settings, port = deep_settings(folder), free_port()
+    with (
+        environment(TINKER_API_KEY=KEY, NO_PROXY="127.0.0.1"),
+        service_at(port, folder),
+        far_from(port, folder) as url,
+    ):
+        settings["base_url"] = url
+        focus = ("step", "checkpoint", "held_out")
+        yield world_of(folder, settings, focus=focus, checkpoints=folder / "saved")
+
+
+@contextlib.contextmanager
+def far_service(folder: Path) -> Iterator[World]:
+    """As `service`, and as `far`."""
+    settings, port = deep_settings(folder), free_port()
+    with (
+        environment(TINKER_API_KEY=KEY, NO_PROXY="127.0.0.1"),
+        far_from(port, folder) as url,
+    ):
+        (folder / "port").write_text(str(port))
+        settings["base_url"] = url
         yield world_of(folder, settings, checkpoints=folder / "saved")
 
 
@@ -446,6 +559,8 @@ WORLDS = {
         inspect,
         guarded,
         rising,
+        to_start,
+        to_weights,
         stopped,
         diverging,
         dpo,
@@ -454,8 +569,10 @@ WORLDS = {
         on_policy,
         off_policy,
         engine,
+        far,
         evaluate,
         service,
+        far_service,
     )
 }
 
@@ -578,20 +695,30 @@ def evalops_at(folder: Path) -> Iterator[str]:
 
         with fake_evalops() as fake:
             fake.play(OK_P)
-            (folder / "evalops_url.new").write_text(fake.url)
-            (folder / "evalops_url.new").rename(folder / "evalops_url")
+            write_address(folder / "evalops_url", fake.url)
             signal.pause()
         return 0
 
     pid, file = forked(serve, folder / "evalops_log"), folder / "evalops_url"
     try:
-        deadline = time.monotonic() + 30
-        while not file.exists():
-            assert time.monotonic() < deadline, (folder / "evalops_log").read_text()
-            time.sleep(0.02)
-        yield file.read_text()
+        yield address_in(file, folder / "evalops_log")
     finally:
         kill(pid)
+
+
+def write_address(file: Path, url: str) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(url)
+    new.rename(file)
+
+
+def address_in(file: Path, log: Path) -> str:
+    """What `write_address` writes, once it does."""
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    return file.read_text()
 
 
 # --- runs that are watched ------------------------------------------------------------------------
@@ -774,6 +901,7 @@ _VOLATILE = (
     "latency_ms",
     "pipeline",
     "counted_before",
+    "max_steps_in_flight",
 )
 
 
@@ -979,7 +1107,7 @@ def run_service_series(
     every third time the run as well, while it records that it lost its service."""
     rng, outcomes = random.Random(seed), []
     with WORLDS[series](folder) as world:
-        port = int(json.loads((folder / "config.json").read_text())["base_url"].rpartition(":")[2])
+        port = int((folder / "port").read_text())
         whole, log = folder / "whole", folder / "service_log"
         server = forked(lambda: tinker_service(port, folder), log)
         await_port(port, log)
@@ -1069,7 +1197,7 @@ def main() -> int:
             def tell(text: str) -> None:
                 print(text, file=sys.stderr, flush=True)
 
-            run = run_service_series if series == "service" else run_series
+            run = run_service_series if series in SERVICE_SERIES else run_series
             results[series] = run(series, int(number), args.seed, folder, tell)
     missed = report(results)
     if args.series == DEFAULT_SERIES and missed:

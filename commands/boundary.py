@@ -206,6 +206,8 @@ def record_failure(store: RunStore, error: BaseException, message: str) -> None:
         fields["fault"] = error.fault
     if isinstance(error, LoopError) and error.num_train_tokens:
         fields["num_tokens"] = error.num_train_tokens
+    if isinstance(error, TrainingError) and error.rollouts:
+        fields["rollouts"] = error.rollouts
     if isinstance(error, LoopError) and error.num_prompt_tokens:
         fields["num_prompt_tokens"] = error.num_prompt_tokens
         fields["num_sampled_tokens"] = error.num_sampled_tokens

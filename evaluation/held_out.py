@@ -153,8 +153,12 @@ def held_out_of_output(
         held_out_row(example, rendering[example.id].datum, made["logprobs"].to_numpy(), tokenizer)
         for example, made in zip(file.examples, output.loss_fn_outputs, strict=True)
     ]
-    num_prompt_tokens = sum(rendering[e.id].info.num_tokens for e in file.examples)
-    return held_out_loss(file.name, rows, num_prompt_tokens)
+    return held_out_loss(file.name, rows, num_held_out_tokens(file, rendering))
+
+
+def num_held_out_tokens(file: HeldOutFile, rendering: Rendering) -> int:
+    """Tokens that a forward pass over `held_out_datums` reads."""
+    return sum(rendering[example.id].info.num_tokens for example in file.examples)
 
 
 def held_out_row(

@@ -41,8 +41,23 @@ class _Any(BaseModel):
     worked: Annotated[float, Field(ge=0, le=1e10)] = 0.0  # seconds since the event before it
 
 
+class _Rollouts(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    sha256: Sha256
+    drawn_with: str
+
+
+class _RolloutsOfStep(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    step: Count
+    file: _Rollouts
+
+
 class _Failed(_Any):
     num_tokens: Count = 0  # of steps that were in flight, and are not recorded
+    rollouts: list[_RolloutsOfStep] = []  # whose answers are in what was read and sampled
 
 
 class _OfRound(_Any):
@@ -83,13 +98,6 @@ class _TargetsRead(_OfRound):
     file: Annotated[str, Field(pattern=r"^rollouts/targets_[0-9]{3,9}\.safetensors$")]
     sha256: Sha256
     num_rows: Count
-
-
-class _Rollouts(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    sha256: Sha256
-    drawn_with: str
 
 
 class _Step(_OfRound):

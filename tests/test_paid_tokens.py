@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from conftest import thorough_only
+from ledger.records import Usage
+from local_tinker.engine import Engine
+from local_tinker.sample_rows import Row
+from local_tinker.training import ForwardResult, TrainingRun
+from local_tinker.wire import ForwardBackward
 from test_distill import TEACHER, steps_of, taught, teacher_dir  # noqa: F401
 from test_loop import Workspace, row
 from test_rl_environments import ENVIRONMENTS
+from trainer_with_eval import main
 
 REWARD = """
 def digits(answer, accepted):
@@ -46,6 +56,42 @@ def most_of(told: str) -> Most:
     )
     assert found is not None, told
     return Most(*(int(one.replace(",", "")) for one in found.groups()))
+
+
+class Taken:
+    """What the embedded service has computed in this process, in tokens."""
+
+    def __init__(self) -> None:
+        self.trained = self.read = 0
+        self.rows: list[Row] = []
+
+    def check(self, used: Usage) -> None:
+        """What the ledger counts is what the service took, to the token."""
+        asked = {id(row.request): row.request for row in self.rows}
+        prompts = sum(len(request.prompt) for request in asked.values())
+        sampled = sum(len(row.tokens) for row in self.rows)
+        assert used[:3] == (self.trained, prompts + self.read, sampled)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Taken]:
+    taken, forward_backward, begin_row = Taken(), Engine.forward_backward, Row.__init__
+
+    def counted(engine: Engine, run: TrainingRun, request: ForwardBackward) -> ForwardResult:
+        number = sum(len(one.input_tokens_N) for one in request.data)
+        if request.forward_only:
+            taken.read += number
+        else:
+            taken.trained += number
+        return forward_backward(engine, run, request)
+
+    def noted(row: Row, *args: Any) -> None:
+        begin_row(row, *args)
+        taken.rows.append(row)
+
+    monkeypatch.setattr(Engine, "forward_backward", counted)
+    monkeypatch.setattr(Row, "__init__", noted)
+    yield taken
 
 
 @pytest.fixture
@@ -93,16 +139,69 @@ RARER = ("sft by loss", "rl held back", "off policy, hard")
 @pytest.mark.parametrize(
     "way", [pytest.param(way, marks=thorough_only if way in RARER else []) for way in WAYS]
 )
-def test_a_run_pays_no_more_than_its_plan_says(
-    spread_rows: Workspace, capsys: pytest.CaptureFixture, way: str
+def test_a_run_pays_no_more_than_its_plan_says_and_counts_what_the_service_took(
+    spread_rows: Workspace, taken: Taken, capsys: pytest.CaptureFixture, way: str
 ) -> None:
     assert spread_rows.run("run", **WAYS[way]) == 0
     most, used = most_of(capsys.readouterr().err), spread_rows.store("run").usage()
     assert 0 < used.train_tokens <= most.trained
     assert 0 < used.prompt_tokens <= most.prompt
     assert 0 < used.sampled_tokens <= most.sampled
+    taken.check(used)
     if way != "rl in turns":  # whose conversations may fill their room, and do not
         assert most.trained <= 6 * used.train_tokens and most.prompt <= 4 * used.prompt_tokens
+
+
+def without_finite_gradients(model_dir: Path, folder: Path) -> str:
+    """A model whose losses are finite, and whose gradients are not: what its first attention adds
+    is nothing, times more than a float holds."""
+    shutil.copytree(model_dir, folder)
+    tensors = load_file(folder / "model.safetensors")
+    layer = "model.layers.0."
+    for name in "qkv":
+        tensors[f"{layer}self_attn.{name}_proj.weight"].zero_()
+    tensors[f"{layer}self_attn.o_proj.weight"] *= 1e12
+    tensors[f"{layer}input_layernorm.weight"].fill_(1e36)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize(
+    "way",
+    [
+        "sft",
+        "dpo",
+        "on policy",
+        pytest.param("rl held back", marks=thorough_only),
+        pytest.param("off policy, soft", marks=thorough_only),
+    ],
+)
+def test_what_is_in_flight_behind_a_bad_step_is_counted_once(
+    spread_rows: Workspace, taken: Taken, way: str
+) -> None:
+    """With what was read and sampled for it, and the held-out losses between; a resumption trains
+    on the answers that it finds, and fails in the same way."""
+    folder = spread_rows.folder
+    changes = {"eval_tasks": ["qa:questions.jsonl", "nll:held.jsonl"], **WAYS[way]}
+    changes["eval_tasks"] = ["qa:questions.jsonl", "nll:held.jsonl"]
+    changes["evaluation"] = {"max_tokens": 4, "held_out_every_steps": 1}
+    base_model = without_finite_gradients(Path(spread_rows.settings["base_model"]), folder / "bad")
+    changes |= {"base_model": base_model, "steps_per_round": 2, "max_rounds": 1}
+    assert spread_rows.run("run", **changes) == 1
+    failed = spread_rows.events("run")[-1]
+    assert "the service refused the optimizer step in round 1, step 0" in failed["detail"]
+    assert failed["num_tokens"] > 0 and failed["num_prompt_tokens"] > 0
+    taken.check(spread_rows.store("run").usage())
+    assert main(["--resume", str(folder / "run")]) == 1
+    again = spread_rows.events("run")[-1]
+    assert again["num_tokens"] == failed["num_tokens"]
+    if "rollouts" in failed:
+        assert again["rollouts"] == failed["rollouts"]
+        assert again.get("num_sampled_tokens", 0) == 0 < failed["num_sampled_tokens"]
+    used = spread_rows.store("run").usage()
+    assert used.train_tokens == taken.trained
+    taken.check(used)
 
 
 @pytest.mark.trains

@@ -58,7 +58,14 @@ class Dpo:
         optim_step = client.optim_step(adam_params(config, lr))
         num_tokens = sum(pair.num_tokens for pair in pairs)
         return StepInFlight(
-            step, lr, example_ids, forward_backwards, optim_step, num_tokens, losses
+            step,
+            lr,
+            example_ids,
+            forward_backwards,
+            optim_step,
+            num_tokens,
+            losses,
+            num_prompt_tokens=num_tokens,  # of the pass before the loss
         )
 
     async def finish(self, pending: StepInFlight) -> StepResult:

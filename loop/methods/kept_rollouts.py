@@ -86,6 +86,11 @@ class AnsweredStep(NamedTuple):
     def datums(self) -> list[tinker.Datum]:
         return self.trainable.datums
 
+    @property
+    def num_sampled_tokens(self) -> int:
+        scored = NUM_SAMPLED_TO_SCORE * self.trainable.num_scored
+        return num_sampled_tokens(self.kept.groups) + scored
+
     def result(self, trained: Trained | None, measures: Mapping[str, float]) -> StepResult:
         """What came of it, the loss in nats a token; `trained` is None where nothing was."""
         made = self.trainable
@@ -98,8 +103,7 @@ class AnsweredStep(NamedTuple):
             num_loss_tokens=num_loss_tokens,
             measures={**made.measures, **measures},
             num_prompt_tokens=made.num_read,
-            num_sampled_tokens=num_sampled_tokens(self.kept.groups)
-            + NUM_SAMPLED_TO_SCORE * made.num_scored,
+            num_sampled_tokens=self.num_sampled_tokens,
             rollouts=self.kept.file._asdict(),
             counted_before=self.kept.counted_before,
         )
@@ -123,8 +127,14 @@ class KeptRollouts:
         self._round, self._before = round_no, None
         for event in self._store.ever("step"):
             if event.get("rollouts"):
-                file = RolloutsFile(**event["rollouts"])
-                self._told[event["step"], file.drawn_with] = file.sha256
+                self._tell(event["step"], event["rollouts"])
+        for event in self._store.ever("failed"):
+            for one in event.get("rollouts", ()):
+                self._tell(one["step"], one["file"])
+
+    def _tell(self, step: int, file: Mapping[str, str]) -> None:
+        told = RolloutsFile(**file)
+        self._told[step, told.drawn_with] = told.sha256
 
     async def submit(
         self, client: tinker.TrainingClient, pending: StepInFlight, answering: Answering
@@ -142,7 +152,15 @@ class KeptRollouts:
         kept = await self._of_step(pending.step, pending.example_ids, pending.lr, sample)
         made = await answering.trainable(prompts, kept.groups)
         num_tokens = sum(one.model_input.length for one in made.datums)
-        pending = pending._replace(num_tokens=num_tokens, made=AnsweredStep(made, kept))
+        answered = AnsweredStep(made, kept)
+        is_new = not kept.counted_before
+        pending = pending._replace(
+            num_tokens=num_tokens,
+            made=answered,
+            num_prompt_tokens=made.num_read * is_new,
+            num_sampled_tokens=answered.num_sampled_tokens * is_new,
+            rollouts=kept.file._asdict(),
+        )
         return submit_policy_step(self._plan, client, pending, made.datums, answering.loss)
 
     async def _of_step(

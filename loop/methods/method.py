@@ -48,6 +48,9 @@ class StepInFlight(NamedTuple):
     optim_step: Any
     num_tokens: int  # that are trained on
     made: Any = None  # what the method keeps of it until it is finished
+    num_prompt_tokens: int = 0  # read for it without a gradient, which no event has counted yet,
+    num_sampled_tokens: int = 0  # and sampled for it
+    rollouts: Mapping[str, str] = {}  # the `RolloutsFile` that these were for, where it has one
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ import tinker
 from config_schema import TrainingConfig
 from data_selector import Selection
 from errors import Interrupted, TrainingError
-from evaluation.held_out import HeldOutFile, held_out_datums, held_out_of_output
+from evaluation.held_out import (
+    HeldOutFile,
+    held_out_datums,
+    held_out_of_output,
+    num_held_out_tokens,
+)
 from hyperparam_utils import LORA_ALPHA
 from ledger.records import Batch, Checkpoint
 from loop.methods.choosing import method_of
@@ -96,7 +101,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
         if run.stop_requested:
             raise Interrupted(f"after round {round_no}'s last step, with the weights saved")
     except TrainingError as error:
-        error.num_train_tokens = unrecorded_tokens(run, in_flight)
+        tell_unrecorded(run, in_flight, error)
         await discard_saves(run, round_no, in_flight)
         raise
     finally:
@@ -190,12 +195,19 @@ def num_steps(in_flight: Iterable[InFlight]) -> int:
     return sum(isinstance(pending, StepInFlight) for pending in in_flight)
 
 
-def unrecorded_tokens(run: Run, in_flight: Iterable[InFlight]) -> int:
-    """Tokens of the steps in flight that no event tells of, and that the service takes all the
-    same."""
+def tell_unrecorded(run: Run, in_flight: Iterable[InFlight], error: TrainingError) -> None:
+    """Put into the error what no event tells of, and the service takes all the same: the tokens of
+    the steps in flight, and of the held-out losses between them."""
     recorded = {event["step"] for event in run.store.events("step")}
-    steps = (pending for pending in in_flight if isinstance(pending, StepInFlight))
-    return sum(pending.num_tokens for pending in steps if pending.step not in recorded)
+    for pending in in_flight:
+        if isinstance(pending, HeldOutInFlight):
+            error.num_prompt_tokens += num_held_out_tokens(pending.file, run.plan.rendering)
+        elif isinstance(pending, StepInFlight) and pending.step not in recorded:
+            error.num_train_tokens += pending.num_tokens
+            error.num_prompt_tokens += pending.num_prompt_tokens
+            error.num_sampled_tokens += pending.num_sampled_tokens
+            if pending.rollouts:
+                error.rollouts.append({"step": pending.step, "file": dict(pending.rollouts)})
 
 
 async def finish(run: Run, round_no: int, pending: InFlight) -> None:
