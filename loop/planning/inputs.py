@@ -261,7 +261,7 @@ def _resolve_learning_rate(
         # The cookbook would match "llama" or "qwen" anywhere in the path and call that a model.
         raise ConfigError(
             f"use_recommended_lr: there is no recommended learning rate for a model directory "
-            f"({model_dir}). Set use_recommended_lr to false and learning_rate to a number."
+            f"({model_dir}). Set learning_rate to a number, and leave use_recommended_lr out."
         )
     rate = hyperparam_utils.recommended_lr(config.base_model)
     return rate, f"the cookbook's rate; learning_rate {config.learning_rate:g} is not used"
