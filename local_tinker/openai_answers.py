@@ -16,7 +16,7 @@ from tinker.proto import tinker_public_pb2 as pb
 from local_tinker.choosing import Choice
 from local_tinker.openai_text import Delta, Format, Said, num_kept
 from local_tinker.openai_tokens import TokenName, TokenNames, text_offsets
-from local_tinker.wire import EMPTY_LOGPROB
+from local_tinker.wire import EMPTY_LOGPROB, IS_OLDER_SDK
 
 LOWEST_LOGPROB = -9999.0  # what OpenAI writes for a token that cannot come; JSON has no infinity
 
@@ -55,7 +55,7 @@ def read_response(message: bytes, prompt: Sequence[int]) -> Response:
             _scored(
                 np.frombuffer(sequence.tokens, "<i4").tolist(),
                 np.frombuffer(sequence.logprobs, "<f4").tolist(),
-                sequence.topk_sampled_logprobs,
+                None if IS_OLDER_SDK else sequence.topk_sampled_logprobs,
             ),
             sequence.stop_reason == pb.STOP_REASON_STOP,
         )
@@ -67,8 +67,10 @@ def read_response(message: bytes, prompt: Sequence[int]) -> Response:
 
 
 def _scored(
-    tokens: Sequence[int], logprobs: Sequence[float], topk: pb.TopkLogprobs
+    tokens: Sequence[int], logprobs: Sequence[float], topk: pb.TopkLogprobs | None
 ) -> list[Scored]:
+    if topk is None:
+        return [Scored(*one, ()) for one in zip(tokens, logprobs, strict=True)]
     ids = np.frombuffer(topk.token_ids, "<i4").reshape(-1, max(topk.k, 1)).tolist()
     values = np.frombuffer(topk.logprobs, "<f4").reshape(-1, max(topk.k, 1)).tolist()
     tops = [_likeliest(*row) for row in zip(ids, values, strict=True)]

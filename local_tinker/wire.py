@@ -276,6 +276,10 @@ _DTYPES = {
     pb.DTYPE_INT64: np.dtype("<i8"),
     pb.DTYPE_INT32: np.dtype("<i4"),
 }
+# Whether the installed SDK's messages lack fields, as those of 0.25 do, which self-hosted engines
+# want. Who speaks by such an SDK cannot ask for what would be in them.
+IS_OLDER_SDK = "topk_sampled_logprobs" not in pb.SampledSequence.DESCRIPTOR.fields_by_name
+TOPK_LENGTH = 4  # the number of the field for the number of rows
 
 
 def parse_forward_backward(body: bytes) -> pb.ForwardBackwardRequest:
@@ -305,8 +309,9 @@ def read_forward_backward(message: pb.ForwardBackwardRequest, max_tokens: int) -
             "less in one call"
         )
     config: dict[str, float | str] = dict(message.loss_fn_config)
-    for name, value in message.loss_fn_config_v2.items():
-        config[name] = value.text if value.WhichOneof("value") == "text" else value.number
+    if not IS_OLDER_SDK:
+        for name, value in message.loss_fn_config_v2.items():
+            config[name] = value.text if value.WhichOneof("value") == "text" else value.number
     return ForwardBackward(
         loss_fn=message.loss_fn,
         loss_fn_config=config,
@@ -475,20 +480,25 @@ def sample_response(sequences: list[SampledTokens], scores: PromptScores | None)
                 else pb.STOP_REASON_LENGTH,
                 tokens=np.asarray(sequence.tokens, dtype="<i4").tobytes(),
                 logprobs=np.asarray(sequence.logprobs, dtype="<f4").tobytes(),
-                topk_sampled_logprobs=None if sequence.topk is None else _topk(sequence.topk),
             )
             for sequence in sequences
         ]
     )
+    for made, sequence in zip(response.sequences, sequences, strict=True):
+        if sequence.topk is not None:
+            _refuse_older_sdk("the likeliest tokens of an answer")
+            _write_topk(made.topk_sampled_logprobs, sequence.topk)
     if scores is None:
         return response.SerializeToString()
     if scores.logprobs_T is not None:
         response.prompt_logprobs = np.asarray(scores.logprobs_T, dtype="<f4").tobytes()
     if scores.topk is not None:
-        response.topk_prompt_logprobs.CopyFrom(_topk(scores.topk))
+        _write_topk(response.topk_prompt_logprobs, scores.topk)
     if scores.targets is not None and scores.target_logprobs is not None:
+        _refuse_older_sdk("the log-probabilities of given tokens")
         response.target_prompt_logprobs.CopyFrom(_as_asked(scores.targets, scores.target_logprobs))
     if scores.alt_tokens is not None and scores.alt_logprobs is not None:
+        _refuse_older_sdk("other tokens at a prompt's places")
         for field, array, dtype in (
             (response.prompt_alt_tokens.tokens, scores.alt_tokens, "<i8"),
             (response.prompt_alt_tokens.logprobs, scores.alt_logprobs, "<f4"),
@@ -499,17 +509,25 @@ def sample_response(sequences: list[SampledTokens], scores: PromptScores | None)
     return response.SerializeToString()
 
 
-def _topk(topk: TopK) -> pb.TopkLogprobs:
+def _refuse_older_sdk(what: str) -> None:
+    """Raise `UserError` where the SDK that is installed here has no field for it."""
+    if IS_OLDER_SDK:
+        raise UserError(
+            f"the messages of the Tinker SDK that this service is installed beside do not hold "
+            f"{what}; install the SDK of requirements.txt"
+        )
+
+
+def _write_topk(message: pb.TopkLogprobs, topk: TopK) -> None:
     """Rows that were not asked for become the protocol's empty cells: id 0, `EMPTY_LOGPROB`."""
     is_empty = np.isnan(topk.logprobs_LK)
     ids = np.where(is_empty, 0, topk.token_ids_LK)
     logprobs = np.where(is_empty, EMPTY_LOGPROB, topk.logprobs_LK)
-    return pb.TopkLogprobs(
-        token_ids=np.ascontiguousarray(ids, dtype="<i4").tobytes(),
-        logprobs=np.ascontiguousarray(logprobs, dtype="<f4").tobytes(),
-        k=ids.shape[1],
-        length=ids.shape[0],
-    )
+    message.token_ids = np.ascontiguousarray(ids, dtype="<i4").tobytes()
+    message.logprobs = np.ascontiguousarray(logprobs, dtype="<f4").tobytes()
+    message.k = ids.shape[1]
+    # The same field of the wire, which has had two names.
+    setattr(message, message.DESCRIPTOR.fields_by_number[TOPK_LENGTH].name, ids.shape[0])
 
 
 def _as_asked(targets: TensorData, logprobs: np.ndarray) -> pb.Tensor:

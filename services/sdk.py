@@ -1,4 +1,9 @@
-"""The clients of the Tinker SDK, all made here.
+"""The clients of the Tinker SDK, all made here, and one spelling for all versions from 0.25 on.
+
+Everything else is written as SDK 0.38 is spelled. The engines that people run themselves want 0.25
+(requirements-selfhosted.txt), where what makes a client waits and has a twin to await, an answer is
+a plain future that cannot be awaited, and no session is finished. So of an SDK before 0.38 the
+clients are handed out as `_Older` ones, which are spelled as those of 0.38.
 
 A run makes its REST client once, and before its session: of SDK 0.38, one that is made beside a
 session at work has been seen to wait for ever.
@@ -6,9 +11,16 @@ session at work has been seen to wait for ever.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple, cast
 
 import tinker
+from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
+
+# From here on the SDK is spelled as our code is.
+PRESENT_SPELLING = (0, 38)
 
 
 class Clients(NamedTuple):
@@ -20,10 +32,158 @@ class Clients(NamedTuple):
 
 def open_clients(base_url: str | None, api_key: str | None) -> Clients:
     """Open a session on the service at `base_url` (None: Tinker's own)."""
-    rest = rest_client(base_url, api_key)
-    return Clients(rest, tinker.ServiceClient(base_url=base_url, api_key=api_key))
+    return Clients(rest_client(base_url, api_key), service_client(base_url, api_key))
+
+
+def service_client(base_url: str | None, api_key: str | None) -> tinker.ServiceClient:
+    """A client that opens a session once it makes others."""
+    service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
+    if is_older(tinker.__version__):
+        return cast("tinker.ServiceClient", _OlderService(service))
+    return service
 
 
 def rest_client(base_url: str | None, api_key: str | None) -> tinker.RestClient:
     """A client for what needs no session: what is known of weights, how long they are kept."""
+    if is_older(tinker.__version__):
+        service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
+        return cast("tinker.RestClient", _OlderRest(service.create_rest_client(), service))
     return tinker.RestClient(base_url=base_url, api_key=api_key)
+
+
+def is_older(version: str) -> bool:
+    """Whether an SDK is spelled otherwise than our code is."""
+    return tuple(int(part) for part in version.split(".")[:2]) < PRESENT_SPELLING
+
+
+class _Older:
+    """A client of an older SDK, each of whose futures can be awaited."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        attribute = getattr(self._client, name, _MISSING)
+        if attribute is _MISSING:
+            return _unknown(name)
+        return _awaitable(attribute) if callable(attribute) else attribute
+
+
+_MISSING = object()
+
+
+def _unknown(name: str) -> Callable[..., Any]:
+    """A method that came with a later SDK: as little to be had as what a service refuses."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        raise tinker.TinkerError(f"tinker {tinker.__version__} has no {name}")
+
+    return call
+
+
+def _awaitable(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        given = method(*arguments, **options)
+        return AwaitableConcurrentFuture(given) if isinstance(given, Future) else given
+
+    return call
+
+
+class _OlderService(_Older):
+    """Makes clients without blocking whoever awaits them."""
+
+    def __init__(self, client: Any) -> None:
+        super().__init__(client)
+        self._has_session = False
+
+    async def create_lora_training_client(self, *arguments: Any, **options: Any) -> _OlderTraining:
+        client = await self._in_session()
+        return await _training(client.create_lora_training_client_async(*arguments, **options))
+
+    async def create_training_client_from_state(
+        self, *arguments: Any, **options: Any
+    ) -> _OlderTraining:
+        client = await self._in_session()
+        return await _training(
+            client.create_training_client_from_state_async(*arguments, **options)
+        )
+
+    async def create_training_client_from_state_with_optimizer(
+        self, *arguments: Any, **options: Any
+    ) -> _OlderTraining:
+        client = await self._in_session()
+        make = client.create_training_client_from_state_with_optimizer_async
+        return await _training(make(*arguments, **options))
+
+    async def create_sampling_client(self, *arguments: Any, **options: Any) -> _Older:
+        client = await self._in_session()
+        return _Older(await client.create_sampling_client_async(*arguments, **options))
+
+    async def _in_session(self) -> Any:
+        """The client, which opens its session in a thread, since that waits for the service."""
+        await asyncio.to_thread(lambda: self._client.holder)
+        self._has_session = True
+        return self._client
+
+    def close(self, status: str) -> AwaitableConcurrentFuture[None]:
+        """End the heartbeats, by whose absence a service knows that a session is over; such an SDK
+        has no word for it."""
+        if self._has_session:
+            self._client.holder.close()
+        done: Future[None] = Future()
+        done.set_result(None)
+        return AwaitableConcurrentFuture(done)
+
+
+async def _training(made: Awaitable[Any]) -> _OlderTraining:
+    client = await made
+    return _OlderTraining(client, await client.get_info_async())
+
+
+class _OlderTraining(_Older):
+    """Trains and saves as it is; `forward_backward_custom` returns once its first pass is done."""
+
+    def __init__(self, client: Any, info: tinker.types.GetInfoResponse) -> None:
+        super().__init__(client)
+        self._info = info
+
+    def get_info(self) -> tinker.types.GetInfoResponse:
+        """What was asked when the client was made, as SDK 0.38 does it."""
+        return self._info
+
+    async def save_weights_and_get_sampling_client(self) -> _Older:
+        return _Older(await self._client.save_weights_and_get_sampling_client_async())
+
+
+class ModelServed(NamedTuple):
+    """A model of a service's list, as SDK 0.38 tells of it."""
+
+    model_name: str | None
+    max_context_length: int | None
+    trainable: bool | None = None  # an older SDK reads no word of it
+
+
+class ModelsServed(NamedTuple):
+    supported_models: list[ModelServed]
+
+
+class _OlderRest(_Older):
+    """Knows what the service can do as well, which was asked of the other client."""
+
+    def __init__(self, client: Any, service: Any) -> None:
+        super().__init__(client)
+        self._service = service
+
+    async def set_checkpoint_ttl_from_tinker_path(self, path: str, ttl_seconds: int | None) -> None:
+        await self._client.set_checkpoint_ttl_from_tinker_path_async(path, ttl_seconds)
+
+    async def delete_checkpoint_from_tinker_path(self, path: str) -> None:
+        await self._client.delete_checkpoint_from_tinker_path_async(path)
+
+    async def get_server_capabilities(self) -> ModelsServed:
+        found = await self._service.get_server_capabilities_async()
+        return ModelsServed(
+            [ModelServed(one.model_name, one.max_context_length) for one in found.supported_models]
+        )

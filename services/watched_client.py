@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -31,6 +31,22 @@ def watched(
     logs, and a server may have quoted them.
     """
     return cast("tinker.SamplingClient", _WatchedClient(client, on_answer, redacted))
+
+
+def for_each_token(found: Sequence[float | None], num_tokens: int) -> list[float | None]:
+    """One log-probability for each token of a prompt, None for the first, which has none.
+
+    An engine may leave the first one out (SkyRL's JAX backend does), so that one is missing; of any
+    other number nobody can say whose they are. Raises `ServiceError` for it.
+    """
+    if len(found) == num_tokens:
+        return list(found)
+    if len(found) == num_tokens - 1:
+        return [None, *found]
+    raise ServiceError(
+        f"the service gave {len(found)} log-probabilities for a prompt of {num_tokens} tokens, so "
+        "whose they are cannot be told"
+    )
 
 
 class _WatchedClient:
@@ -62,7 +78,8 @@ class _WatchedClient:
         return await self._answer(future)
 
     async def compute_logprobs(self, prompt: tinker.ModelInput) -> list[float | None]:
-        return await self._answer(self._client.compute_logprobs(prompt))
+        found = await self._answer(self._client.compute_logprobs(prompt))
+        return for_each_token(found, prompt.length)
 
     async def _answer(self, future: Awaitable[T]) -> T:
         from services.faults import SDK_ERRORS, explain

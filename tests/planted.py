@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from local_tinker import engine, lora, losses, sampling, state, training, training_routes
+from local_tinker import lora, losses, sampling, state, training, training_routes
 from local_tinker.choosing import Choice
 from local_tinker.engine import Engine
 from local_tinker.lora import LoraShape
@@ -69,23 +69,18 @@ def _scaled(set_scale: Callable[[Any], None], scale_of: Callable[[int], float]) 
     """Another scale of the update, in training and in sampling alike."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        make, load = lora.make_config, Engine._load_sampler
+        make = lora.make_config
 
         def make_config(*args: Any) -> Any:
             config = make(*args)
             set_scale(config)
             return config
 
-        def load_sampler(self: Engine, directory: Any) -> Any:
-            rank = engine.checkpoints.read_info(directory).shape.rank
-            patch.setattr(engine, "LORA_ALPHA", scale_of(rank) * rank)
-            try:
-                return load(self, directory)
-            finally:
-                patch.setattr(engine, "LORA_ALPHA", lora.LORA_ALPHA)
+        def scalings(self: lora.LoraShape, names: Iterable[str]) -> dict[str, float]:
+            return dict.fromkeys(names, scale_of(self.rank))
 
         patch.setattr(lora, "make_config", make_config)
-        patch.setattr(Engine, "_load_sampler", load_sampler)
+        patch.setattr(lora.LoraShape, "scalings", scalings)
 
     return plant
 

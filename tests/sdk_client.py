@@ -16,15 +16,21 @@ import tinker
 import torch
 from safetensors.torch import load_file
 from tinker import types
-from tinker.lib.internal_client_holder import sessionless_holder_cache
 
 import forked
 import local_tinker
 from conftest import REPO
+from services.sdk import is_older, service_client
 
 KEY = "tml-chosen-for-this-test"
 PROMPT = [5, 6, 7, 8]
 ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
+
+
+def not_with_older_sdk(why: str) -> pytest.MarkDecorator:
+    """For what the SDK of requirements-selfhosted.txt cannot ask for."""
+    reason = f"tinker {tinker.__version__} {why}"
+    return pytest.mark.skipif(is_older(tinker.__version__), reason=reason)
 
 
 def datum(tokens: list[int], weights: list[float] | None = None) -> types.Datum:
@@ -47,9 +53,7 @@ def using(
     """Run `body` with an SDK client whose checkpoints go to `folder`, then finish its session."""
 
     async def main() -> Any:
-        client = tinker.ServiceClient(
-            base_url=service.base_url, api_key=service.open_folder(folder)
-        )
+        client = service_client(service.base_url, service.open_folder(folder))
         try:
             return await body(client)
         finally:
@@ -97,6 +101,8 @@ def name_in_environment(monkeypatch: pytest.MonkeyPatch, base_url: str, key: str
     A `RestClient()` of SDK 0.38 is the one that was made first in the process, whatever service the
     environment names since: without a new one it would go on to a service that has ended.
     """
+    from tinker.lib.internal_client_holder import sessionless_holder_cache
+
     monkeypatch.setenv("TINKER_BASE_URL", base_url)
     monkeypatch.setenv("TINKER_API_KEY", key)
     sessionless_holder_cache._holders.pop((None, None), None)

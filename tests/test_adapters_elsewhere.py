@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import export
 import local_tinker
-from conftest import pairs
+from conftest import pairs, thorough_only
 from errors import ConfigError
 from exports.merged import merge
 from ledger.references import find_start, find_subjects
@@ -482,6 +482,7 @@ def test_a_run_starts_from_it_as_it_is(
     assert (adapter.alpha, adapter.rank, len(adapter.pairs)) == (8, 4, 4)
 
 
+@thorough_only
 @pytest.mark.trains
 def test_it_is_exported(away: Path, llama_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export.main(["away", "peft", "--format", "peft"]) == 2

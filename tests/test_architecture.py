@@ -67,7 +67,7 @@ NUM_FILES = {
     "loop.plan_page": 17,
     "loop.planning": 26,
     "loop.reports": 12,
-    "loop.rounds": 18,
+    "loop.rounds": 19,
     "loop.run_page": 26,
     "loop.tracking": 12,
     "pages": 10,

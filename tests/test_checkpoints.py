@@ -16,6 +16,8 @@ from local_tinker.checkpoints import StorageError, TinkerPath
 from local_tinker.wire import NotFound, UserError
 from racing_checkpoints import ACTS, info_of, numbers_in, raced, save
 
+pytestmark = pytest.mark.core
+
 PATH = TinkerPath("s:train:0", "weights", "x")
 
 

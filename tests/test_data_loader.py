@@ -18,6 +18,8 @@ from rows.rendering import Rendering
 from rows.sources import Source
 from rows.words import normalise
 
+pytestmark = pytest.mark.core
+
 
 def write_rows(path: Path, rows: list) -> Path:
     lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)

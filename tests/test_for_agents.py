@@ -172,15 +172,13 @@ def test_a_service_is_asked_for_its_models_and_one_that_it_has_not_is_refused(
     assert_as_documented(answer)
     assert answer["service"]["kind"] == "compatible"
     assert answer["service"]["base_model_is_served"] is True
-    assert {one["name"]: one["context"] for one in answer["service"]["models"]} == {
-        "llama": 512,
-        "qwen3": 512,
-    }
+    listed = {one["name"]: one["context"] for one in answer["service"]["models"]}
+    assert listed["llama"] == listed["qwen3"] == 512  # and as often by their paths
     assert all(one["trainable"] and one["sampleable"] for one in answer["service"]["models"])
     assert not any("serves base_model" in what for what in answer["not_checked"])
     refused = told(workspace, capsys, 2, **there | {"base_model": "lama"})
     assert "base_model 'lama' is not among what the service" in refused["error"]
-    assert "it has llama, qwen3" in refused["error"]
+    assert "it has llama, " in refused["error"]
     assert_as_documented(refused)
     assert set(refused) >= {"service", "capacity", "commands", "suites"}  # to choose another by
 

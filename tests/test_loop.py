@@ -35,6 +35,8 @@ from rows.sources import Source
 from rows.words import normalise
 from trainer_with_eval import main
 
+pytestmark = pytest.mark.core
+
 TOPICS = ("sums", "names")
 
 # At this rate 40 steps teach the tiny model one answer, and 40 more another, without a swing: any

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from conftest import thorough_only
 from test_distill import TEACHER, steps_of, taught, teacher_dir  # noqa: F401
 from test_loop import Workspace, row
 from test_rl_environments import ENVIRONMENTS
@@ -85,10 +86,13 @@ WAYS: dict[str, dict[str, Any]] = {
         "distill": {**TEACHER, "way": "off_policy", "targets": "hard"},
     },
 }
+RARER = ("sft by loss", "rl held back", "off policy, hard")
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=thorough_only if way in RARER else []) for way in WAYS]
+)
 def test_a_run_pays_no_more_than_its_plan_says(
     spread_rows: Workspace, capsys: pytest.CaptureFixture, way: str
 ) -> None:

@@ -15,6 +15,8 @@ from rows.examples import DroppedRow
 from rows.rendering import Rendering
 from rows.sources import Source
 
+pytestmark = pytest.mark.core
+
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 

@@ -19,6 +19,8 @@ from loop.rounds.training import SAVE_EVERY_S, is_save_due
 from test_loop import Workspace, same_bits, start, wait_for
 from trainer_with_eval import main
 
+pytestmark = pytest.mark.core
+
 # Moments of each series; stopped has an Inspect task.
 KILL_STUDY = {"plain": 3, "rising": 2, "stopped": 4, "service": 2}
 if not IS_THOROUGH:

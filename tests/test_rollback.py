@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conftest import thorough_only
 from ledger.store import RunStore
 from test_evaluation import num_optimizer_steps
 from test_loop import Workspace, same_bits
@@ -82,7 +83,7 @@ def test_a_run_goes_back_to_the_untouched_model_and_ends_the_same_after_a_kill(
         assert "Back to the untouched model" in (workspace.folder / "run" / page).read_text()
 
 
-@pytest.mark.parametrize("with_optimizer", [False, True])
+@pytest.mark.parametrize("with_optimizer", [pytest.param(False, marks=thorough_only), True])
 def test_a_run_goes_back_to_the_weights_that_it_was_started_from(
     workspace: Workspace, with_optimizer: bool, capsys: pytest.CaptureFixture
 ) -> None:

@@ -17,6 +17,8 @@ from scores.decision import Spent, decide
 from test_data_selector import TRAIN
 from test_decision import GATE, result
 
+pytestmark = pytest.mark.core
+
 MANIFEST = {"files": {"train_file": {"path": "t.jsonl", "sha256": "1"}}, "eval_tasks": {}}
 
 

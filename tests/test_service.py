@@ -32,6 +32,9 @@ from sdk_client import (
     train,
     using,
 )
+from services.sdk import rest_client
+
+pytestmark = pytest.mark.core
 
 # --- training --------------------------------------------------------------------------------
 
@@ -373,9 +376,7 @@ def test_saving_twice_needs_overwrite_and_deleted_weights_are_gone(
         with pytest.raises(tinker.RequestFailedError, match="exists already"):
             await run.save_state("x")
         await run.save_state("x", overwrite=True)
-        rest = tinker.RestClient(
-            base_url=service.base_url, api_key=service.open_folder(tmp_path / "other")
-        )
+        rest = rest_client(service.base_url, service.open_folder(tmp_path / "other"))
         await rest.delete_checkpoint_from_tinker_path(path)
         assert not checkpoint_dir(tmp_path, path).exists()
         with pytest.raises(tinker.BadRequestError, match="is not stored here"):

@@ -21,7 +21,9 @@ from local_tinker import waiting
 from local_tinker.futures import Target
 from local_tinker.session_routes import CLIENT_CONFIG
 from local_tinker.wire import UserError
-from sdk_client import PROMPT, sample, using
+from sdk_client import PROMPT, not_with_older_sdk, sample, using
+
+pytestmark = pytest.mark.core
 
 NUM_SAMPLES = 24
 
@@ -45,6 +47,7 @@ def log_of(service: local_tinker.Service, client: tinker.SamplingClient) -> Any:
     return service._state.futures._logs.get(target)
 
 
+@not_with_older_sdk("polls for each sample alone")
 def test_polled_samples_are_those_of_one_request_each(
     service: local_tinker.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +66,7 @@ def test_polled_samples_are_those_of_one_request_each(
     assert using(service, tmp_path, body) == one_by_one
 
 
+@not_with_older_sdk("polls for each sample alone")
 @pytest.mark.usefixtures("polled")
 def test_polled_results_that_were_fetched_are_dropped(
     service: local_tinker.Service, tmp_path: Path
@@ -80,6 +84,7 @@ def test_polled_results_that_were_fetched_are_dropped(
     using(service, tmp_path, body)
 
 
+@not_with_older_sdk("polls for each sample alone")
 @pytest.mark.usefixtures("polled")
 def test_a_polled_sample_that_fails_is_told(service: local_tinker.Service, tmp_path: Path) -> None:
     async def body(client: tinker.ServiceClient) -> None:
@@ -111,6 +116,7 @@ def test_a_polled_sample_that_fails_is_told(service: local_tinker.Service, tmp_p
     using(service, tmp_path, body)
 
 
+@not_with_older_sdk("polls for each sample alone")
 @pytest.mark.usefixtures("polled")
 def test_a_clone_polls_for_its_own_samples(service: local_tinker.Service, tmp_path: Path) -> None:
     async def body(client: tinker.ServiceClient) -> None:

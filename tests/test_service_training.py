@@ -23,11 +23,14 @@ from sdk_client import (
     adapter_of,
     datum,
     new_run,
+    not_with_older_sdk,
     same_bits,
     sample,
     train,
     using,
 )
+
+pytestmark = pytest.mark.core
 
 TOKENS = [5, 6, 7, 8, 9, 10]
 
@@ -104,6 +107,7 @@ def test_policy_losses_are_sums_of_their_published_formulas(
         np.testing.assert_allclose(made["logprobs"].to_numpy(), lp, atol=1e-5)
 
 
+@not_with_older_sdk("does not know the input of gspo")
 def test_gspo_shares_one_ratio_per_sequence(service: local_tinker.Service, tmp_path: Path) -> None:
     async def body(client: tinker.ServiceClient) -> tuple[np.ndarray, float]:
         run = await new_run(client)
@@ -120,6 +124,7 @@ def test_gspo_shares_one_ratio_per_sequence(service: local_tinker.Service, tmp_p
     assert loss == pytest.approx(-5 * 1.1, rel=1e-5)  # exp(0.2) is clipped at 1.1, five positions
 
 
+@not_with_older_sdk("lets torch warn of its sparse tensors")
 @pytest.mark.parametrize("is_sparse", [False, True])
 def test_soft_targets_dense_and_sparse(
     service: local_tinker.Service, tmp_path: Path, llama_dir: Path, is_sparse: bool
@@ -265,6 +270,7 @@ def test_a_batch_in_chunks_trains_as_the_whole_batch(
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
 
 
+@not_with_older_sdk("lets torch warn of its sparse tensors")
 def test_a_small_body_cannot_claim_much_memory(
     service: local_tinker.Service, tmp_path: Path
 ) -> None:

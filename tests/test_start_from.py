@@ -13,6 +13,8 @@ import pytest
 from test_loop import Workspace, row, same_bits
 from trainer_with_eval import main
 
+pytestmark = pytest.mark.core
+
 SEALED = {"question": "Which word is under seal?", "answer": "x"}
 
 
@@ -230,7 +232,7 @@ def test_a_run_that_was_ended_before_it_had_the_weights(
     capsys.readouterr()
     assert main(["--resume", str(parent.folder / "runs/c")]) == 2
     said = errors(capsys)
-    assert "ended before it had saved these weights itself. Put that run back" in said
+    assert "ended before it had saved these weights itself. Move that run's directory" in said
     shutil.move(away, parent.folder / "runs/p")
     assert main(["--resume", str(parent.folder / "runs/c")]) == 0
     adapters = [tensors_of(parent, *one, "adapter") for one in (("runs/p", 1), ("runs/c", 0))]

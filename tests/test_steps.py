@@ -18,6 +18,8 @@ from settings.sameness import ADDED_SINCE, CHANGEABLE_ON_RESUME
 from test_loop import Workspace, row
 from trainer_with_eval import main
 
+pytestmark = pytest.mark.core
+
 
 def loaded(**settings: Any) -> LoadedConfig:
     raw = {"base_model": "m", "train_file": "t.jsonl", "eval_tasks": ["simple_qa"], **settings}

@@ -34,6 +34,7 @@ from loop.rounds.keeping import (
     is_reference,
     ttl_seconds,
 )
+from loop.rounds.refusing import refuse_other_loss
 from loop.rounds.run import Run
 from loop.rounds.session import naming_what_is_gone, sampling_client
 from loop.tracking.playground import write_for_playground
@@ -56,6 +57,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     if decision.action == "rollback" and (start is None or start.round != round_no):
         start, run.training_client = store.checkpoint(decision.goes_on_from), None
     client = run.training_client = run.training_client or await open_training_client(run, start)
+    await refuse_other_loss(run, client)
     examples = [pick.example_id for pick in selection.picks]
     batches = [
         examples[i : i + config.batch_size] for i in range(0, len(examples), config.batch_size)
@@ -282,7 +284,7 @@ async def finish_save(
             round=round_no,
             step=save.step,
             state_path=state.path,
-            sampler_path=None if sampler is None else sampler.path,
+            sampler_path=None if sampler is None else sampler_path_in_full(sampler.path),
             base_model=config.base_model,
             lora_rank=config.lora_rank,
             lora_alpha=LORA_ALPHA if alpha is None else alpha,
@@ -300,12 +302,19 @@ async def finish_save(
         write_for_playground(run.store)
 
 
+def sampler_path_in_full(path: str) -> str:
+    """Where weights are, as the protocol spells it. SkyRL 0.4.0 leaves out of what kind those for
+    the sampler are, which its sampler alone understands, and nothing that deletes or downloads."""
+    run, _, name = path.removeprefix("tinker://").rpartition("/")
+    return path if "/" in run else f"tinker://{run}/sampler_weights/{name}"
+
+
 async def discard_saves(run: Run, round_no: int, in_flight: deque[InFlight]) -> None:
     """Mark saves that queue behind a bad step as unusable, and delete them."""
     for save in [pending for pending in in_flight if isinstance(pending, SaveInFlight)]:
         for future in filter(None, (save.state, save.sampler)):
             try:
-                path = (await future).path
+                path = sampler_path_in_full((await future).path)
             except tinker.TinkerError:
                 continue  # the service refused to save these weights; there is nothing to discard
             run.store.append("checkpoint_unusable", round=round_no, step=save.step, state_path=path)
