@@ -74,8 +74,8 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> Loade
     if file.content.get("learning_rate") is None:  # an override is as good as the key
         raw.setdefault("use_recommended_lr", "learning_rate" not in raw)
     steps, every = raw.get("max_steps"), raw.get("steps_per_round")
-    are_counts = isinstance(steps, int) and isinstance(every, int) and steps > 0 < every
-    if are_counts and "max_rounds" not in raw:
+    is_open = "max_rounds" not in raw
+    if is_open and isinstance(steps, int) and isinstance(every, int) and steps > 0 < every:
         raw["max_rounds"] = math.ceil(steps / every)
         _refuse_many(file, raw["max_rounds"], steps)
     checked = check(with_prices(raw, folder, str(file.path)))
