@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from errors import ConfigError
 from hyperparam_utils import RunSteps
+from settings.addresses import Address
 from settings.config_file import as_shown, read_object, type_name, with_overrides
 from settings.groups import (
     MAX_COUNT,
@@ -65,7 +66,7 @@ class TrainingConfig(Settings):
     base_model: Name = Field(
         min_length=1, description="model to fine-tune: a hub name, or a model directory"
     )
-    base_url: Name | None = Field(
+    base_url: Address | None = Field(
         default=None, description="address of a Tinker-compatible service; null: chosen by rule"
     )
     method: MethodName = Field(
@@ -470,9 +471,7 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         known = [setting.key for setting in describe_settings()]
         if any(isinstance(part, int) for part in place):  # one of several sources
-            known = [
-                ".".join(map(str, (*place[:-1], name))) for name in SourceSettings.model_fields
-            ]
+            known = [".".join(map(str, (*place[:-1], n))) for n in SourceSettings.model_fields]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see docs/settings.md."
         return f"{key} is not a setting; {hint}"

@@ -106,8 +106,8 @@ def recommended_lr(base_model: str) -> float:
     except (NotImplementedError, ConfigurationError, KeyError, ValueError, OSError) as error:
         raise ConfigError(
             f"use_recommended_lr: the cookbook has no recommended learning rate for {base_model!r} "
-            f"({type(error).__name__}). Set use_recommended_lr to false and learning_rate to a "
-            "number."
+            f"({type(error).__name__}). Set learning_rate to a number, and leave "
+            "use_recommended_lr out."
         ) from None
 
 

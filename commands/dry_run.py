@@ -146,6 +146,7 @@ def _planned(
     from loop.planning.teacher import describe_teacher
 
     choice = known.choice
+    _refuse_missing_directory(settings, choice)
     inputs = read_inputs(settings.loaded, settings.model_dir, settings.kept)
     plan = _made_plan(settings, inputs, choice, unchecked)
     if plan is not None:
@@ -171,6 +172,17 @@ def _planned(
         model=config_of(config.base_model, inputs.model_dir),
         folders=[*map(str, folders)],
     )
+
+
+def _refuse_missing_directory(settings: OpenedSettings, choice: ServiceChoice | None) -> None:
+    """Raise `ConfigError` for a path where nothing is, which no hub model can be called and no
+    service was named that might."""
+    name = settings.loaded.config.base_model
+    if choice is None and settings.model_dir is None and name.startswith(("/", "./", "../", "~")):
+        raise ConfigError(
+            f"base_model {name!r} is a path, and there is no such directory beside the config or "
+            "here. Correct it, or give the name of a hub model."
+        )
 
 
 def _place(

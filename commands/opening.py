@@ -14,6 +14,7 @@ from errors import ConfigError, StorageError
 from loop.planning.models import find_model_dir
 from loop.planning.training_yaml import load_settings
 from services.place import ServiceChoice, choose_service
+from settings.addresses import is_address, refused
 from settings.config_file import with_overrides
 from settings.method_groups import METHOD_GROUPS
 from settings.price_file import with_prices
@@ -264,7 +265,7 @@ def choose_place(
 ) -> ServiceChoice:
     """Where the run happens, by the rules of services/place.py.
 
-    Raises `ConfigError` where a resumed run's model directory is gone.
+    Raises `ConfigError` where a resumed run's model directory is gone, and for what is no address.
     """
     if settings.store is not None and settings.model_dir is None:
         was = settings.store.settled_config()["files"]["base_model"]
@@ -277,7 +278,7 @@ def choose_place(
     config, env, start = settings.loaded.config, session.keys.environment, settings.start
     if start is not None and start.service == "embedded":
         begun_on = "embedded"
-    return choose_service(
+    choice = choose_service(
         config.base_url,
         config.base_model,
         settings.model_dir,
@@ -285,6 +286,9 @@ def choose_place(
         local=args.local,
         begun_on=begun_on,
     )
+    if choice.base_url is not None and not is_address(choice.base_url):  # the config's was checked
+        raise ConfigError(refused("TINKER_BASE_URL", choice.base_url))
+    return choice
 
 
 def begin_run(

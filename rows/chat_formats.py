@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import ConfigError, TokenizerError
+from errors import ConfigError, TokenizerError, one_line
 from rows.chat_templates import (
     CONVERSATION,
     DECISIVE,
@@ -84,6 +84,7 @@ _FORMATS = (
     ((), "role_colon"),
 )
 MARKERS = {name: markers for markers, names in _FORMATS for name in names.split()}
+MAX_SAID = 300  # characters of what a library says
 NUM_NEAREST = 3  # renderers that a refusal shows beside the template
 
 
@@ -123,6 +124,7 @@ def load_tokenizer(base_model: str, key: str = "base_model") -> Any:
 
     Raises `TokenizerError` when there is none on this machine or the hub, or it loses text.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from tinker_cookbook.tokenizer_utils import get_tokenizer
 
     from local_tinker.tokenizer import TextLostError, keeping_text, load_by_auto
@@ -136,6 +138,11 @@ def load_tokenizer(base_model: str, key: str = "base_model") -> Any:
         )
     except TextLostError as error:
         raise TokenizerError(f"{key} {base_model!r}: its tokenizer loses text: {error}") from None
+    except StrictDataclassError as error:  # none of the kinds below (huggingface_hub 1)
+        raise TokenizerError(
+            f"{key} {base_model!r}: its config.json holds what is no size or setting of a model: "
+            f"{one_line(str(error), MAX_SAID)}. Give a complete model directory."
+        ) from None
     # What transformers raises for files that are not what they should be: there is no list of it.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,6 +9,7 @@ knows what a row means.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import functools
@@ -69,6 +70,7 @@ def read_rows(source: Source) -> Iterator[Row]:
         yield from _parquet_rows(source)
         return
     with _readable(source), _opened(source.path) as file:
+        _refuse_utf16(source, file)
         if kind in ("csv", "tsv"):
             yield from _csv_rows(source, file, "," if kind == "csv" else "\t")
         elif _is_one_array(source, kind, _first_byte(file)):
@@ -204,6 +206,14 @@ class _ZstdFile(io.RawIOBase):
         number = min(len(buffer), len(self._made))
         buffer[:number], self._made = self._made[:number], self._made[number:]
         return number
+
+
+def _refuse_utf16(source: Source, file: IO[bytes]) -> None:
+    """Raise `DataError` for what a spreadsheet saves as "Unicode text", of which every row would
+    be refused with a reason of its own."""
+    assert isinstance(file, io.BufferedReader | gzip.GzipFile)
+    if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise DataError(f"{source}: not UTF-8 but UTF-16. Save it as UTF-8.")
 
 
 def _first_byte(file: IO[bytes]) -> bytes:

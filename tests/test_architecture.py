@@ -75,7 +75,7 @@ NUM_FILES = {
     "rows": 21,
     "scores": 15,
     "services": 17,
-    "settings": 10,
+    "settings": 11,
     "storage": 6,
     "studies.design": 17,
     "studies.findings": 9,

@@ -163,9 +163,17 @@ def test_an_address_where_nothing_listens_is_said_at_once(
     monkeypatch.setenv("TINKER_API_KEY", "tml-x")
     write(tmp_path, "t.jsonl", GOOD_ROW)
     config = write(tmp_path, "c.json", {**MINIMAL, "base_model": str(llama_dir)})
-    for address in ("http://127.0.0.1:9", "http://127.0.0.1:nine", "nonsense"):
+    for address, said in (
+        ("http://127.0.0.1:9", "Nothing answers at http://127.0.0.1:9"),
+        ("http://127.0.0.1:nine", "found 'http://127.0.0.1:nine'"),
+        ("nonsense", "base_url: input should be an address such as"),
+    ):
         assert main(["--config", config, "--set", f"base_url={address}"]) == 2
-        assert f"Nothing answers at {address}" in capsys.readouterr().err
+        assert said in capsys.readouterr().err
+    monkeypatch.setenv("TINKER_BASE_URL", "http://me:sk-x@127.0.0.1:9")
+    assert main(["--config", config]) == 2
+    assert "found '[hidden]@127.0.0.1:9'" in (said := capsys.readouterr().err)
+    assert "sk-x" not in said
     assert not (tmp_path / "runs").exists()
 
 

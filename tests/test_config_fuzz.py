@@ -107,7 +107,15 @@ TASKS = (
 )
 MODELS = (
     *(MODEL, "nobody/nothing", "meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B", "a/b/c", "folder"),
-    *("no_sizes", "odd_sizes", "zero_sizes", "no_tokenizer", "odd_tokenizer", "list_config"),
+    *(
+        "no_sizes",
+        "odd_sizes",
+        "text_sizes",
+        "zero_sizes",
+        "no_tokenizer",
+        "odd_tokenizer",
+        "list_config",
+    ),
     *("no_json", "-x", "//"),
 )
 COLUMNS = (
@@ -249,6 +257,7 @@ def make_models(folder: Path, model_dir: Path) -> None:
     for name, config in (
         ("no_sizes", {"model_type": "llama"}),
         ("odd_sizes", {**untyped, "hidden_size": "32"}),
+        ("text_sizes", {**good, "hidden_size": "32"}),
         ("zero_sizes", {**untyped, "num_attention_heads": 0, "head_dim": None}),
         ("odd_tokenizer", good),
         ("no_tokenizer", good),
@@ -687,6 +696,9 @@ def answer(folder: Path, config: dict[str, Any] | bytes, *arguments: str) -> Out
         ({"base_model": "list_config"}, "config.json: not a JSON object. Give base_model a"),
         ({"evaluation": {"grader_model": "no_json"}}, "Give evaluation.grader_model a complete"),
         ({"base_model": "odd_sizes"}, "config.json: its sizes are not all positive numbers"),
+        ({"base_model": "text_sizes"}, "its config.json holds what is no size or setting of a"),
+        ({"base_url": "http://a:sk-x@b"}, "without user name, password, query or fragment; found"),
+        ({"base_url": ""}, "base_url: input should be an address such as"),
         ({"base_model": "zero_sizes"}, "config.json: its sizes are not all positive numbers"),
         ({"eval_tasks": ["leaves.py@t"]}, "leaves.py@t: the Inspect task cannot be loaded"),
         ({"eval_tasks": ["tasks.py@leaves"]}, "cannot be loaded: SystemExit: goodbye."),

@@ -129,6 +129,8 @@ def test_chats_in_parquet_keep_their_turns(tmp_path: Path) -> None:
         ("a.json", b"[{}] x", "something after the end"),
         ("a.json", b"[" * 100_000, "nested too deeply"),
         ("a.json", b"[\xff]", "not valid UTF-8"),
+        ("a.csv", "instruction,output\nq,a\n".encode("utf-16"), "not UTF-8 but UTF-16. Save it"),
+        ("a.jsonl.gz", gzip.compress(as_jsonl(ROWS).decode().encode("utf-16")), "but UTF-16"),
         ("a.csv", b'instruction,output\nq,"never closed\nq,a\n', "line 2: a quoted field"),
         ("a.csv", b"output,output\na,b\n", "two columns are called 'output'"),
         ("a.csv", b"instruction,output\n", "the file is empty"),

@@ -149,6 +149,15 @@ def test_a_base_model_that_is_nowhere_on_this_machine_is_refused_before_it_is_lo
 # --- a service that is asked ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["./gone", "/gone/model", "../gone"])
+def test_a_path_where_nothing_is_is_no_hub_model(
+    workspace: Workspace, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    refused = told(workspace, capsys, 2, base_model=name)
+    assert set(refused) == {"error", "exit_code", *BEFORE}
+    assert f"base_model {name!r} is a path, and there is no such directory" in refused["error"]
+
+
 def test_a_service_is_asked_for_its_models_and_one_that_it_has_not_is_refused(
     workspace: Workspace,
     service: local_tinker.Service,

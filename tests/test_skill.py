@@ -26,6 +26,7 @@ from conftest import REPO, SETTLED
 from errors import ConfigError
 from ledger.store import RunStore
 from loop.planning.training_yaml import NEEDED, SETTINGS, load_settings
+from loop.reports.console import resume_command
 from loop.rounds.training import save_name
 from rows.row_keys import as_question
 
@@ -301,6 +302,18 @@ def test_the_adapter_is_that_of_the_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("started", "named"),
+    [(SCRIPTS / "sl_trainer.py", "sl_trainer.py"), (REPO / "study.py", "trainer_with_eval.py")],
+)
+def test_what_goes_on_is_the_trainer_that_was_started(
+    monkeypatch: pytest.MonkeyPatch, started: Path, named: str
+) -> None:
+    """The loop's own would go on as well, and leave out the record that the page reads."""
+    monkeypatch.setattr(sys, "argv", [str(started)])
+    assert re.search(rf"\b{named} --resume run$", resume_command(Path("run")))
+
+
+@pytest.mark.parametrize(
     ("script", "arguments", "part"),
     [
         ("sl_trainer.py", ["--config", "gone.yaml"], "gone.yaml: there is no such file"),
@@ -454,6 +467,8 @@ def test_what_follows_from_a_key_follows_from_its_override(tmp_path: Path) -> No
         ({"train_file": {}}, "line 2: train_file"),
         ({"max_seq_len": 2}, "line 6: max_seq_len: input should be greater than or equal to 8"),
         ({"lora_rank": 512}, "line 6: lora_rank: input should be less than or equal to 256"),
+        ({"num_steps": 10**6, "eval_every": 10}, "line 5: 1,000,000 steps are 100,000 times"),
+        ({"base_url": "no address"}, "line 6: base_url: input should be an address"),
     ],
 )
 def test_what_a_key_cannot_be_is_said_with_file_and_line(

@@ -13,7 +13,7 @@ from config_schema import TrainingConfig
 from errors import ConfigError
 from hyperparam_utils import RunSteps
 from loop.planning.training_yaml import load_settings
-from loop.reports.console import PROGRAM, command_for
+from loop.reports.console import command_for, started_trainer
 
 MOST_STEPS, FEWEST_STEPS = 500, 5  # of a pilot; within them a tenth of the run
 
@@ -87,7 +87,7 @@ def _flags(args: argparse.Namespace, overrides: list[str]) -> list[str]:
 
 
 def _command(arguments: list[str]) -> str:
-    return f"{command_for(PROGRAM)} {shlex.join(arguments)}"
+    return f"{command_for(started_trainer())} {shlex.join(arguments)}"
 
 
 def _free_folder(parent: Path, name: str) -> Path:

@@ -14,9 +14,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from config_schema import LoadedConfig, TrainingConfig, check, load_and_validate_config
+from config_schema import (
+    MAX_ROUNDS,
+    LoadedConfig,
+    TrainingConfig,
+    check,
+    load_and_validate_config,
+)
 from errors import ConfigError
 from settings.config_file import with_overrides
+from settings.groups import MAX_COUNT
 from settings.price_file import with_prices
 from settings.yaml_file import YamlFile, as_value, read_yaml, shown
 
@@ -73,8 +80,10 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> Loade
     if file.content.get("learning_rate") is None:  # an override is as good as the key
         raw.setdefault("use_recommended_lr", "learning_rate" not in raw)
     steps, every = raw.get("max_steps"), raw.get("steps_per_round")
-    if isinstance(steps, int) and isinstance(every, int) and steps > 0 < every:
-        raw.setdefault("max_rounds", math.ceil(steps / every))
+    is_open = "max_rounds" not in raw
+    if is_open and isinstance(steps, int) and isinstance(every, int) and steps > 0 < every:
+        raw["max_rounds"] = math.ceil(steps / every)
+        _refuse_many(file, raw["max_rounds"], steps)
     checked = check(with_prices(raw, folder, str(file.path)))
     if isinstance(checked, TrainingConfig):
         return LoadedConfig(checked, file.path, folder)
@@ -147,6 +156,17 @@ def _refuse_epochs(file: YamlFile) -> None:
         raise file.error(
             ("num_epochs",),
             f"num_epochs is {as_value(file.content['num_epochs'])}, and {ONE_LENGTH}",
+        )
+
+
+def _refuse_many(file: YamlFile, num_rounds: int, steps: int) -> None:
+    """Raise `ConfigError` for more evaluations than a run has rounds, by the key that is given."""
+    if num_rounds > MAX_ROUNDS and steps <= MAX_COUNT:
+        raise file.error(
+            ("eval_every",),
+            f"{steps:,} steps are {num_rounds:,} times eval_every, and losses and score are "
+            f"measured at most {MAX_ROUNDS:,} times. Raise eval_every to "
+            f"{math.ceil(steps / MAX_ROUNDS):,} or more.",
         )
 
 

@@ -16,6 +16,8 @@ from loop.reports.events_out import JsonLines
 from loop.reports.lines import wrapped
 
 PROGRAM = Path(__file__).resolve().parent.parent.parent / "trainer_with_eval.py"
+# It goes on with runs as well, and writes down at the end what the other does not.
+OF_SKILL = PROGRAM.parent / "skills" / "tinker-llm-chief-officer" / "scripts" / "sl_trainer.py"
 USUAL_WIDTH = 80
 DUMB = ("dumb", "unknown")  # terminals that act on no control codes
 
@@ -171,7 +173,12 @@ def how_to_continue(run_dir: Path) -> str:
 
 def resume_command(run_dir: Path) -> str:
     """The command that goes on with a run, for the shell and folder that this one was given in."""
-    return f"{command_for(PROGRAM)} --resume {shlex.quote(str(run_dir))}"
+    return f"{command_for(started_trainer())} --resume {shlex.quote(str(run_dir))}"
+
+
+def started_trainer() -> Path:
+    """The trainer that this process is, else the loop's own: what is to be given next as well."""
+    return OF_SKILL if Path(sys.argv[0]).resolve() == OF_SKILL else PROGRAM
 
 
 def command_for(program: Path) -> str:
