@@ -261,9 +261,9 @@ def _resolve_learning_rate(
         # The cookbook would match "llama" or "qwen" anywhere in the path and call that a model.
         raise ConfigError(
             f"use_recommended_lr: there is no recommended learning rate for a model directory "
-            f"({model_dir}). Set learning_rate to a number, and leave use_recommended_lr out: LoRA's "
-            "rate is about ten times that of full fine-tuning, and small models take higher ones "
-            "(demo_config.json has 0.003 for the demo model)."
+            f"({model_dir}). Set learning_rate to a number, and leave use_recommended_lr out: "
+            "LoRA's rate is about ten times that of full fine-tuning, and small models take "
+            "higher ones (demo_config.json has 0.003 for the demo model)."
         )
     rate = hyperparam_utils.recommended_lr(config.base_model)
     return rate, f"the cookbook's rate; learning_rate {config.learning_rate:g} is not used"
