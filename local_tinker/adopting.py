@@ -26,7 +26,13 @@ from local_tinker import checkpoints, lora
 from local_tinker.checkpoints import CheckpointInfo, Kind
 from local_tinker.engine import Engine
 from local_tinker.lora import LORA_ALPHA, AdaptedLayer, Layer, LoraShape
-from local_tinker.peft_folders import CONFIG_FILE, WEIGHTS_FILE, FolderError, PeftFolder
+from local_tinker.peft_folders import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    FolderError,
+    PeftFolder,
+    refuse_slow_patterns,
+)
 from local_tinker.wire import UserError
 
 NUM_NAMED = 3  # of layers that do not fit
@@ -103,6 +109,7 @@ def shape_of(engine: Engine, folder: PeftFolder) -> LoraShape:
     every = list(lora.layers_of(engine.model))
     linear = {layer.name: layer for layer in every if layer.parameter is None}
     _refuse_unknown(engine, folder, linear)
+    refuse_slow_patterns(folder, linear)
     _refuse_other_than_said(folder, linear)
     flags = {linear[name].flag for name in folder.pairs}
     mlp = [name for name in folder.pairs if linear[name].flag == "train_mlp"]

@@ -15,7 +15,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +46,14 @@ FORMS = {
     **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), str),
     **{"layers_to_transform": int, "use_rslora": bool, "base_model_name_or_path": str},
 }
+PATTERNS_S = 10.0  # the longest that its patterns may take, with the start of a process
+TRY_PATTERNS = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for name in names:
+        re.fullmatch(pattern, name)
+"""
 # Ways of beginning that leave the base model's own weights as they are.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 WHY_NOT = {
@@ -242,10 +252,7 @@ def _check_forms(file: Path, config: Mapping[str, Any]) -> None:
                 f"{file}: {key} is {json.dumps(value)[:80]}, which PEFT does not write. Save the "
                 "adapter with its save_pretrained."
             )
-    patterns = [*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})]
-    patterns += [one for key in ("target_modules", "exclude_modules")
-                 if isinstance(one := config.get(key), str)]  # fmt: skip
-    for pattern in patterns:
+    for pattern in _patterns(config):
         try:
             re.compile(pattern)
         except re.error as error:
@@ -253,6 +260,35 @@ def _check_forms(file: Path, config: Mapping[str, Any]) -> None:
                 f"{file}: {json.dumps(pattern)[:80]} is no pattern of names: {error}. Take the "
                 "file from where the adapter was saved."
             ) from None
+
+
+def _patterns(config: Mapping[str, Any]) -> list[str]:
+    """The patterns that a config names layers by, as PEFT matches them with whole names."""
+    names = (config.get(key) for key in ("target_modules", "exclude_modules"))
+    ends = [*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})]
+    return [rf"(.*\.)?({one})$" for one in ends] + [one for one in names if isinstance(one, str)]
+
+
+def refuse_slow_patterns(folder: PeftFolder, names: Iterable[str]) -> None:
+    """Raise `FolderError` where matching the config's patterns with layers takes too long.
+
+    A pattern can take for ever, and a thread in it hears no signal: it is tried in a process that
+    can be ended, and only then by PEFT here.
+    """
+    if not (patterns := _patterns(folder.config)):
+        return
+    tried = json.dumps([patterns, list(names)])
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", TRY_PATTERNS],
+            input=tried, text=True, check=True, timeout=PATTERNS_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise FolderError(
+            f"{folder.directory / CONFIG_FILE}: to find the layers that its patterns name "
+            f"({json.dumps(patterns)[:80]}) takes more than {PATTERNS_S:g} s. Write the names of "
+            "the layers instead, as lists."
+        ) from None
 
 
 def _check_alpha(file: Path, key: str, value: Any) -> None:

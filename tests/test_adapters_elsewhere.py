@@ -26,6 +26,7 @@ from exports.merged import merge
 from ledger.references import find_start, find_subjects
 from ledger.registry_weights import path_in
 from ledger.run_directory import EVALUATED
+from local_tinker import peft_folders
 from local_tinker.engine import Engine
 from local_tinker.peft_folders import FolderError, PeftFolder, find_folder, read_folder
 from local_tinker.wire import UserError
@@ -354,6 +355,17 @@ def test_what_cannot_be_computed_is_refused_by_name(
     with pytest.raises(FolderError, match=said) as error:
         places.service.adopt("llama", read_folder(tmp_path / "a"))
     assert str(tmp_path / "a") in str(error.value)
+
+
+def test_patterns_that_take_too_long_are_refused(
+    places: Places, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(written, tmp_path / "a")
+    _change(tmp_path / "a", target_modules=r".*\.(q|v)_proj")
+    places.service.adopt("llama", read_folder(tmp_path / "a"))
+    monkeypatch.setattr(peft_folders, "PATTERNS_S", 0.0)
+    with pytest.raises(FolderError, match=r"takes more than 0 s\. Write the names"):
+        places.service.adopt("llama", read_folder(tmp_path / "a"))
 
 
 def test_other_models_and_vocabularies_are_refused(places: Places, tmp_path: Path) -> None:
