@@ -31,6 +31,7 @@ RISE_FACTOR = 1.5  # of a round's end over its start, where the trend is sure
 FEW_STEPS = 5  # whose median is a round's start or end: a bad batch or two do not move it
 FAR_FACTOR = 2.0  # over the start, of a loss above a blind guess, where batches are much alike
 FAR_FACTOR_BELOW = 4.0  # below one, where batches of 4 rows differ so in 1 flat round of 50
+BROKEN_FACTOR = 10.0  # over a blind guess: no rows are so unlikely to weights that are whole
 FALLEN_FRAC = 0.9  # an end below this share of its start has fallen
 LEARNED_FRAC = 0.75  # an end below this share of its start shows that something was learned
 RISING_FRAC = 0.02  # of a held-out loss: a smaller rise is none
@@ -207,7 +208,9 @@ def _too_high(curves: Curves) -> str | None:
         is_far = is_far or min(losses[1:]) > max(FAR_FACTOR * start, LOW_NATS)
     if is_far:
         moved = f"is exploding, from {start:.3f} to {(reached := max(end, last)):.3f}"
-    elif end > max(FAR_FACTOR * blind_guess, FALLEN_FRAC * start):  # an earlier round exploded
+    elif end > min(  # an earlier round exploded, and this one may have fallen from there
+        BROKEN_FACTOR * blind_guess, max(FAR_FACTOR * blind_guess, FALLEN_FRAC * start)
+    ):
         moved = f"is exploding, at {(reached := end):.3f}"
     elif n >= MIN_STEPS and min(last, end) > max(RISE_FACTOR * first, LOW_NATS):
         growth = _trend([math.log(max(loss, 1e-6)) for loss in losses])  # it is exponential

@@ -72,6 +72,8 @@ TOO_HIGH = "the learning rate 0.003 is too high, or rows of this round are bad."
         (FALLING[::-1], "rose from 0.900 to 3.750 a token: the learning rate 0.003 is too"),
         ([2.0, 2.1, 2.5, 9.0, 30.0], "is exploding, from 2.000 to 30.000"),
         ([2.0, 5.0, 1.0, 4.0], "went from"),  # noise
+        ([2843.0, 2400.0, 1900.0, 1367.0], "is exploding, at "),  # though it falls
+        ([90.0, 60.0, 40.0, 30.0], "went from"),  # rows that contradict what was learned
         ([0.01, 0.02, 0.03, 0.04] * 2, "went from"),  # tiny losses do not explode
         ([4.0, 4.1] * 8, "stayed at 4.050 a token for 16 steps: the learning rate 0.003 or"),
         ([4.0, 4.1] * 3, "went from 4.000 to 4.100"),  # too few steps to say
