@@ -21,11 +21,11 @@ trap 'rm -rf "$work"' EXIT
     tokenizers==0.22.2 numpy==2.4.6
 cd "$work"
 export HF_HUB_OFFLINE=1 HF_HOME="$work/hf" XDG_DATA_HOME="$work/data" XDG_CACHE_HOME="$work/cache"
-export INSPECT_DISPLAY=none
 venv/bin/python - <<'PY' 2>errors.txt || { cat errors.txt; exit 1; }
 import asyncio
+import io
+from contextlib import redirect_stdout
 from importlib.metadata import version
-from pathlib import Path
 
 import tinker
 from inspect_ai import Task
@@ -68,7 +68,8 @@ def evaluated(dataset, folder):
     )
     sampler = Sampler()
     try:
-        given = asyncio.run(builder()(sampler))
+        with redirect_stdout(io.StringIO()):  # Inspect's display
+            given = asyncio.run(builder()(sampler))
     except TypeError as error:
         given = error
     log = read_eval_log(list_eval_logs(folder)[0])
