@@ -32,7 +32,8 @@ from pages.markup import isolated
 # Anywhere in a line. `_` inside of a word, a bracket without a target and `&` without a name are
 # plain text, so that lora_rank, [0.25, 0.75] and R&D stay readable. `$` begins GitHub's formulas.
 _ACTING = re.compile(
-    r"""[\\`*<|~$]               # escapes, code, emphasis, HTML, cells, deleted text, formulas
+    r"""(?P<weights>tinker://(?:(?!://|www\.)[a-z0-9_.:/+-])+)  # is copied, so as it is
+    | [\\`*<|~$]               # escapes, code, emphasis, HTML, cells, deleted text, formulas
     | (?<!\w)@ | @(?=[\w-]+\.\w)  # addresses; none is name@3, which has no domain
     | (?<![^\W_])_ | _(?![^\W_])  # emphasis at the edge of a word
     | \](?=[(\[:]) | \[(?=\^)     # links and what they point to, footnotes
@@ -68,7 +69,7 @@ def markdown(document: Document) -> str:
 def inline(text: str) -> str:
     """A text inside a line or a cell of a table."""
     unlinked = _LINKED.sub(_broken_off, one_line(text))
-    return isolated(_ACTING.sub(r"\\\g<0>", unlinked))
+    return isolated(_ACTING.sub(_escaped, unlinked))
 
 
 def code(text: str) -> str:
@@ -81,6 +82,10 @@ def code(text: str) -> str:
 
 def _longest_ticks(lines: Sequence[str]) -> int:
     return max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found.group() if found["weights"] else f"\\{found.group()}"
 
 
 def _broken_off(found: re.Match[str]) -> str:
