@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from conftest import REPO
+from conftest import REPO, thorough_only
 from ledger.store import RunStore
 from test_docs import AFTER_THE_DEMO, assert_shown, block, masked, run_example
 from trainer_with_eval import main
@@ -64,6 +64,7 @@ def test_demo_transcript_is_a_real_one(demo: Demo, monkeypatch: pytest.MonkeyPat
     run_example(AFTER_THE_DEMO, demo.folder)
 
 
+@thorough_only
 def test_with_next_to_no_learning_rate_nothing_is_learned(tmp_path: Path) -> None:
     store = run_demo(tmp_path, "learning_rate=1e-9", "min_lr=0", "max_rounds=1").store
     baseline, after = store.result(0), store.result(1)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from inspect_ai.log import read_eval_log
 
+from conftest import thorough_only
 from evaluation.held_out import load_held_out
 from evaluation.inspect_tasks import TaskOptions, load_inspect_task
 from evaluation.tasks import EvalTask
@@ -364,6 +365,7 @@ def test_truncated_answers_never_pass(workspace: Workspace, capsys: pytest.Captu
     assert "\nTarget not met: 0.5000 >= 0, but 6 of 6 answers were truncated" in printed.out
 
 
+@thorough_only
 def test_the_longest_answer_that_was_asked_for_is_on_record(
     workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
@@ -789,6 +791,7 @@ def test_killed_before_what_the_end_measured_is_recorded_it_is_recorded(
     assert "nll:val.jsonl" in result.names
 
 
+@thorough_only
 def test_the_judge_may_be_the_untouched_model_or_a_directory_beside_the_config(
     workspace: Workspace, llama_dir: Path
 ) -> None:
@@ -854,7 +857,9 @@ def test_what_is_recommended_has_its_guards_measured(workspace: Workspace) -> No
     assert (decision.action, decision.best_round) == ("stop_rounds", 2)
 
 
-@pytest.mark.parametrize("name", ["tasks.py@things", "qa:many.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["tasks.py@things", pytest.param("qa:many.jsonl", marks=thorough_only)]
+)
 def test_interrupted_in_an_evaluation_it_leaves_at_once_and_quietly(
     workspace: Workspace, name: str
 ) -> None:

@@ -221,6 +221,7 @@ def sdk_outcomes(
         yield {str(fault): pool.submit(meet, fault) for fault in (None, *FAULTS)}
 
 
+@thorough_only
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_quarter_of_all_requests_meets_one_kind_of_fault_and_no_bit_changes(
     sdk_outcomes: dict[str, Future[SdkOutcome]], fault: Fault

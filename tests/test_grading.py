@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import pytest
 
-from conftest import IS_THOROUGH, REPO
+from conftest import IS_THOROUGH, REPO, thorough_only
 from grading.final_values import number_alone
 from grading.graders import GRADERS, problem_with
 from grading.numbers import read, spans_in
@@ -210,6 +210,7 @@ REPEATED = [
 ]
 
 
+@thorough_only
 def test_long_answers_take_no_longer_than_their_length_says() -> None:
     """All of them in the time that a single one would go far beyond by its square."""
     done = subprocess.run(

@@ -11,7 +11,7 @@ import pytest
 import tinker
 
 import local_tinker
-from conftest import pairs
+from conftest import pairs, thorough_only
 from evaluation.inspect_model import inspect_model
 from evaluation.inspect_runs import InspectSetting, run_inspect
 from evaluation.inspect_scores import InspectScores
@@ -443,7 +443,9 @@ def test_rows_are_those_of_the_file_as_it_is(
     assert asked(tmp_path / "two", "Which one?") == ("Which one?",)
 
 
-@pytest.mark.parametrize("order", [("learns", "does_not"), ("does_not", "learns")])
+@pytest.mark.parametrize(
+    "order", [("learns", "does_not"), pytest.param(("does_not", "learns"), marks=thorough_only)]
+)
 def test_two_runs_of_one_config_each_get_their_own_score(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, order: tuple[str, str]
 ) -> None:

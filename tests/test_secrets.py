@@ -31,7 +31,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import local_tinker
-from conftest import REPO, pairs
+from conftest import REPO, pairs, thorough_only
 from fake_evalops import OK_P, FakeEvalOps, as_json, fake_evalops
 from ledger.store import RunStore
 from services.keys import redact
@@ -332,6 +332,7 @@ def test_a_key_that_cannot_be_used(secrets: Secrets, monkeypatch: pytest.MonkeyP
             secrets.ends(2, "run", "-v", "--json")
 
 
+@thorough_only
 def test_a_key_is_what_stands_between_spaces(
     secrets: Secrets, proxy: QuotingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +351,7 @@ def test_a_key_is_what_stands_between_spaces(
 # --- other processes ------------------------------------------------------------------------------
 
 
+@thorough_only
 def test_interrupted_in_a_process_of_its_own(secrets: Secrets, proxy: QuotingProxy) -> None:
     arguments = secrets.arguments("run", steps_per_round=200, eval_tasks=["qa:questions.jsonl"])
     process = subprocess.Popen(

@@ -26,7 +26,7 @@ import tinker
 
 import forked
 import local_tinker
-from conftest import REPO
+from conftest import REPO, thorough_only
 from local_tinker import checkpoints, state, wire
 from local_tinker import futures as futures_module
 from local_tinker.__main__ import check_access, parse_size
@@ -328,6 +328,7 @@ sys.canary.itself = sys.canary
 """
 
 
+@thorough_only
 def test_neither_silent_connections_nor_what_is_in_memory_hold_up_the_end(
     llama_dir: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from conftest import thorough_only
 from test_loop import Workspace, row, same_bits
 from trainer_with_eval import main
 
@@ -257,6 +258,7 @@ def test_a_ledger_without_these_weights_is_none_of_ours(
         assert part in errors(capsys)
 
 
+@thorough_only
 @pytest.mark.trains
 def test_a_child_of_a_child_names_them_all(
     parent: Workspace, capsys: pytest.CaptureFixture

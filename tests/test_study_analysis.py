@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from conftest import thorough_only
 from ledger.records import Usage
 from scores.comparisons import (
     Parts,
@@ -227,7 +228,10 @@ def test_coverage_of_a_setting(k: int, luck: float) -> None:
     assert covered / runs >= 0.93
 
 
-@pytest.mark.parametrize(("k", "luck"), [(1, 0.0), (3, 0.0), (3, 0.4), (5, 0.4)])
+LONGER = [pytest.param(k, luck, marks=thorough_only) for k, luck in ((3, 0.0), (5, 0.4))]
+
+
+@pytest.mark.parametrize(("k", "luck"), [(1, 0.0), (3, 0.4), *LONGER])
 def test_a_null_study_of_four_arms(k: int, luck: float) -> None:
     rng, alarms, runs = np.random.default_rng(k + 10), 0, 80
     for _ in range(runs):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import study
+from conftest import thorough_only
 from errors import RunStoreError
 from studies.work.record import StudyRecord
 from test_loop import SMOOTH_RATE
@@ -80,6 +81,7 @@ def test_results_are_laid_out_as_the_study_is_now(folder: StudyFolder) -> None:
     assert (logs / found["log"]).is_file()
 
 
+@thorough_only
 @pytest.mark.trains
 def test_a_winner_is_of_the_trials_that_there_are(
     folder: StudyFolder, capsys: pytest.CaptureFixture
@@ -152,6 +154,7 @@ def test_an_event_without_what_it_is_read_for_is_refused(folder: StudyFolder) ->
         StudyRecord.read(results)
 
 
+@thorough_only
 @pytest.mark.trains
 def test_a_dropped_arm_stays_dropped_whatever_it_is_called(folder: StudyFolder) -> None:
     folder.teach_one_answer()
@@ -200,6 +203,7 @@ def test_a_sealed_test_that_was_opened_stays_so_without_the_record(
     assert folder.store(other).test_opened() is None
 
 
+@thorough_only
 @pytest.mark.trains
 def test_trials_are_compared_after_as_many_rounds(
     folder: StudyFolder, capsys: pytest.CaptureFixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import forked
-from conftest import REPO
+from conftest import REPO, thorough_only
 from test_loop import Workspace
 from trainer_with_eval import main
 
@@ -148,6 +148,7 @@ def test_an_output_that_was_never_open_is_no_file_of_the_run(workspace: Workspac
     assert_is_whole(workspace)
 
 
+@thorough_only
 def test_streams_that_were_never_open_are_no_file_of_the_run(workspace: Workspace) -> None:
     """Else the ledger gets the number of standard error, and what a library writes to it."""
     words = shlex.join([sys.executable, PROGRAM, *workspace.arguments("run", max_rounds=1)])
