@@ -300,7 +300,7 @@ def test_the_winners_weights_lie_in_a_folder_that_is_named(tmp_path: Path) -> No
     arms = [replace(arm, trials=[trial, *arm.trials[1:]]), *outcome.arms[1:]]
     won = replace(outcome, arms=arms, winner="run_000", winner_sentence="The winner is run_000.")
     told = Written(tmp_path, won, findings_of(won)).markdown
-    assert f"weights are {trial.checkpoint}".replace("://", r"\://") in told
+    assert f"weights are {trial.checkpoint}" in told
     assert "```\nSTUDY/results/run_000\nSTUDY/results/run_000/eval_report.md\n```" in told
     assert "eval_report" not in written(tmp_path).markdown
 
