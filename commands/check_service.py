@@ -46,6 +46,7 @@ BESIDE = ("check_service", "config", "overrides", "local", "json", "verbose")
 NUM_ROW_TOKENS = 33  # as many as are sampled behind a prompt, so that no context has to be larger
 MUTE_S = 30  # for any answer at all
 LEAVE_S = 5  # for the service to be told that the session is over
+NOT_NAMED = "(no base_model is named)"  # what is said to have nowhere to go then
 # Without --config: what the settings need and the check does not.
 NOTHING_TO_TRAIN = {"train_file": "nothing.jsonl", "eval_tasks": ["simple_qa"]}
 TEXTS = (
@@ -109,9 +110,6 @@ def _settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
     return OpenedSettings(loaded, find_model_dir(loaded), None, None, {}, None)
 
 
-NOT_NAMED = "(no base_model is named)"  # what is said to have nowhere to go then
-
-
 def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> str:
     """The model to check where none is named: this project's own on this machine, else the one that
     the service lists. Raises `ConfigError` where it lists several."""
@@ -125,13 +123,12 @@ def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> s
         refuse_silent_address(choice.base_url)
         _refuse_mute(choice.base_url)
     from loop.rounds.session import explained
-    from services.sdk import rest_client
+    from services.sdk import names_to_train, rest_client
 
     async def listed() -> list[str]:
         with explained(choice.base_url):
             rest = rest_client(choice.base_url, keys.tinker)
-            models = (await rest.get_server_capabilities()).supported_models
-        return [one.model_name for one in models if one.model_name and one.trainable is not False]
+            return names_to_train(await rest.get_server_capabilities())
 
     names = in_loop(listed())
     if len(names) != 1:
@@ -282,7 +279,7 @@ def _rows(settings: OpenedSettings, context: int | None) -> Rows:
 
 def _subject(settings: OpenedSettings, choice: ServiceChoice, rows: Rows) -> Subject:
     from loop.planning.steps import most_in_flight
-    from loop.rounds.depth import FEWEST, depth_for
+    from loop.rounds.depth import bounded, depth_for
     from services.check.checking import Subject
     from services.check.courses import Flags
     from services.check.known import known_logprobs
@@ -300,7 +297,7 @@ def _subject(settings: OpenedSettings, choice: ServiceChoice, rows: Rows) -> Sub
         long_row=rows.long,
         known=known,
         vocab_size=rows.vocab_size,
-        depth=lambda latency_s, gap_s: min(most, max(FEWEST, depth_for(latency_s, gap_s))),
+        depth=lambda latency_s, gap_s: bounded(depth_for(latency_s, gap_s), most),
     )
 
 

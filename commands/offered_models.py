@@ -8,6 +8,7 @@ whether its weights load is found out by a run alone.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import queue
@@ -56,10 +57,13 @@ def _asked(base_url: str | None, keys: Keys) -> Offer:
 
     answers: queue.SimpleQueue[list[SupportedModel] | Exception] = queue.SimpleQueue()
 
+    async def listed() -> list[SupportedModel]:
+        rest = rest_client(base_url, keys.tinker)
+        return list((await rest.get_server_capabilities()).supported_models)
+
     def ask() -> None:
         try:
-            rest = rest_client(base_url, keys.tinker)
-            answers.put(list(rest.get_server_capabilities().result().supported_models))
+            answers.put(asyncio.run(listed()))
         except SDK_ERRORS as error:
             answers.put(error)
 

@@ -51,6 +51,12 @@ def rest_client(base_url: str | None, api_key: str | None) -> tinker.RestClient:
     return tinker.RestClient(base_url=base_url, api_key=api_key)
 
 
+def names_to_train(capabilities: tinker.types.GetServerCapabilitiesResponse) -> list[str]:
+    """The models that a service lists, but for those of which it says that it trains none."""
+    models = capabilities.supported_models
+    return [one.model_name for one in models if one.model_name and one.trainable is not False]
+
+
 def is_older(version: str) -> bool:
     """Whether an SDK is spelled otherwise than our code is."""
     return tuple(int(part) for part in version.split(".")[:2]) < PRESENT_SPELLING
@@ -162,7 +168,8 @@ class ModelServed(NamedTuple):
 
     model_name: str | None
     max_context_length: int | None
-    trainable: bool | None = None  # an older SDK reads no word of it
+    trainable: bool | None = None  # an older SDK reads no word of this and the next
+    sampleable: bool | None = None
 
 
 class ModelsServed(NamedTuple):

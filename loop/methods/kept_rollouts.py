@@ -87,6 +87,11 @@ class AnsweredStep(NamedTuple):
         return self.trainable.datums
 
     @property
+    def num_tokens(self) -> int:
+        """Those that are trained on."""
+        return sum(one.model_input.length for one in self.datums)
+
+    @property
     def num_sampled_tokens(self) -> int:
         scored = NUM_SAMPLED_TO_SCORE * self.trainable.num_scored
         return num_sampled_tokens(self.kept.groups) + scored
@@ -99,7 +104,7 @@ class AnsweredStep(NamedTuple):
         return StepResult(
             loss=0.0 if trained is None else trained.loss / num_loss_tokens,
             nll=0.0 if trained is None else trained.nll,
-            num_tokens=sum(one.model_input.length for one in made.datums),
+            num_tokens=self.num_tokens,
             num_loss_tokens=num_loss_tokens,
             measures={**made.measures, **measures},
             num_prompt_tokens=made.num_read,
@@ -151,11 +156,10 @@ class KeptRollouts:
 
         kept = await self._of_step(pending.step, pending.example_ids, pending.lr, sample)
         made = await answering.trainable(prompts, kept.groups)
-        num_tokens = sum(one.model_input.length for one in made.datums)
         answered = AnsweredStep(made, kept)
         is_new = not kept.counted_before
         pending = pending._replace(
-            num_tokens=num_tokens,
+            num_tokens=answered.num_tokens,
             made=answered,
             num_prompt_tokens=made.num_read * is_new,
             num_sampled_tokens=answered.num_sampled_tokens * is_new,

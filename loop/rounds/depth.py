@@ -34,6 +34,11 @@ def depth_for(latency_s: float, gap_s: float) -> int:
     return math.ceil(SPARE * latency_s / gap_s) + 1
 
 
+def bounded(asked: int, most: int) -> int:
+    """The depth for one that is asked for: the fewest at least, `most` at most."""
+    return min(most, max(FEWEST, asked))
+
+
 @dataclass(frozen=True)
 class Pipelined:
     """What was measured of the steps in flight; of too few steps there are no times."""
@@ -48,7 +53,7 @@ class Depth:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.number = min(FEWEST, most)
+        self.number = bounded(FEWEST, most)
         self._sent_s: deque[float] = deque()  # of those in flight, the oldest first
         self._gaps_s: deque[float] = deque(maxlen=WINDOW)
         self._latency_s: float | None = None  # the shortest, of this round
@@ -76,7 +81,7 @@ class Depth:
         self._num_came += 1
         if (gap_s := self._gap_s) is not None:
             asked = depth_for(self._latency_s, gap_s)
-            self.number = min(self._most, max(FEWEST, min(asked, GROWTH * self._num_came)))
+            self.number = bounded(min(asked, GROWTH * self._num_came), self._most)
 
     def paused(self) -> None:
         """Something else came back; what lies between two steps then is no gap of theirs."""

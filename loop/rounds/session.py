@@ -32,7 +32,7 @@ from loop.rounds.run import Run
 from services.faults import SDK_ERRORS, explain, is_gone, said_by
 from services.keys import Keys
 from services.place import Place, ServiceChoice, refuse_silent_address
-from services.sdk import open_clients, rest_client
+from services.sdk import names_to_train, open_clients, rest_client
 from services.watched_client import watched
 
 if TYPE_CHECKING:
@@ -110,15 +110,12 @@ async def refuse_unfit_service(
 async def _refuse_unserved(base_model: str, base_url: str | None, keys: Keys) -> list[str]:
     where = f"The service at {base_url or 'Tinker'}"
     try:
-        models = (
-            await rest_client(base_url, keys.tinker).get_server_capabilities()
-        ).supported_models
+        listed = names_to_train(await rest_client(base_url, keys.tinker).get_server_capabilities())
     except SDK_ERRORS as error:
         explained = explain(error, base_url)
         if not isinstance(error, tinker.NotFoundError):
             raise explained or error from error
         return [f"{where} lists no models, so whether it serves {base_model} was not checked"]
-    listed = [one.model_name for one in models if one.model_name and one.trainable is not False]
     if base_model not in listed:
         raise ConfigError(
             f"base_model {base_model!r}: the service at {base_url or 'Tinker'} does not list it "

@@ -61,8 +61,9 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     start = store.last_checkpoint()
     if decision.action == "rollback" and (start is None or start.round != round_no):
         start, run.training_client = store.checkpoint(decision.goes_on_from), None
-    client = run.training_client = run.training_client or await open_training_client(run, start)
-    await refuse_other_loss(run, client)
+    if (client := run.training_client) is None:
+        client = run.training_client = await open_training_client(run, start)
+        await refuse_other_loss(run, client)
     examples = [pick.example_id for pick in selection.picks]
     batches = [
         examples[i : i + config.batch_size] for i in range(0, len(examples), config.batch_size)
