@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import gc
 import logging
 import os
 import signal
@@ -166,6 +168,7 @@ async def connected(
     plan: Plan, store: RunStore, progress: Progress, place: Place
 ) -> AsyncIterator[Run]:
     """Open a session on the service, and finish it whatever happens."""
+    freeze_what_is_loaded()
     base_url, keys, here = place.choice.base_url, place.keys, None
     if place.service is not None:
         here = place.checkpoint_dir.parent
@@ -203,6 +206,16 @@ async def connected(
         too_late = (asyncio.CancelledError,) if status == "success" else ()
         with contextlib.suppress(tinker.TinkerError, TimeoutError, *too_late):
             await asyncio.wait_for(clients.service.close(status).result_async(), 5)
+
+
+@functools.cache
+def freeze_what_is_loaded() -> None:
+    """Leave out of searches for cycles what is there before the first run of a process.
+
+    What libraries and rows hold is there to the end. Each full search of it stops every step and
+    answer for a third of a second, and a service that is far away runs dry meanwhile.
+    """
+    gc.freeze()
 
 
 @contextlib.contextmanager
