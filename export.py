@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.boundary import Session, report_failure, sigterm_as_interrupt
+from commands.boundary import Session, end_program, report_failure, sigterm_as_interrupt
 from errors import Interrupted, LoopError
 from loop.reports.console import Starting, drop, open_missing_streams, say, tell, write_out
 from services.keys import Keys, taken
@@ -159,4 +159,4 @@ def use_of(made: Made, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main())

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.boundary import Session, report_failure, sigterm_as_interrupt
+from commands.boundary import Session, end_program, report_failure, sigterm_as_interrupt
 from errors import ConfigError, Interrupted, LoopError, one_line
 from loop.reports.console import Starting, drop, open_missing_streams, say, tell, write_out
 from services.keys import Keys, taken
@@ -425,4 +425,4 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Keys], int]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main())

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from commands.boundary import describe_failure, sigterm_as_interrupt
+from commands.boundary import describe_failure, end_program, sigterm_as_interrupt
 from errors import ConfigError, InputError, Interrupted, LoopError
 from loop.reports.console import (
     Starting,
@@ -294,4 +294,4 @@ def track(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main())

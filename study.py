@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.boundary import describe_failure
+from commands.boundary import describe_failure, end_program
 from errors import ConfigError, InputError, Interrupted, LoopError
 from loop.reports.console import (
     Starting,
@@ -486,4 +486,4 @@ def _shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from commands.boundary import (
     Session,
     alert,
+    end_program,
     in_loop,
     report_failure,
     report_unread,
@@ -378,4 +379,4 @@ async def train_on_service(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main())

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the demo on SkyRL's JAX backend, on the CPU, and on the embedded service, and compare them.
+# Run the demo on SkyRL's JAX backend, on the CPU, and on the embedded service, compare them, and
+# check SkyRL as docs/engines.md tells it (--check-service).
 #
 #     benchmarks/engines.sh
 #
@@ -7,6 +8,7 @@
 # and some 7 GB in .skyrl/, kept for the next run; deleting that folder undoes it. SkyRL listens on
 # loopback alone, and writes its database and weights to a temporary folder. The demo takes some ten
 # minutes there, for JAX compiles its sampling anew for each length of prompt and number of answers.
+# The check says that SkyRL differs, which is no failure of this script.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -68,13 +70,13 @@ export HF_HUB_OFFLINE=1 TINKER_TELEMETRY=0 NO_PROXY=127.0.0.1,localhost no_proxy
 
 # SkyRL serves demo_model under the name that it is started with, so that the settings can name it.
 # It reads from its own command line how uv was called, and calls it so for its engine. Sampling in
-# batches of one size has less compiled.
+# batches of one size has less compiled. The check alone takes more than 20 adapters.
 echo "Starting SkyRL on 127.0.0.1:$PORT ..."
 VIRTUAL_ENV="$kept/venv" PATH="$kept/venv/bin:$PATH" JAX_PLATFORMS=cpu UV_OFFLINE=1 \
     UV_CACHE_DIR="$work/uv" PYTHONDONTWRITEBYTECODE=1 \
     uv run --no-project --active -m skyrl.tinker.api \
     --base-model demo_model --backend jax \
-    --backend-config '{"max_lora_adapters": 8, "sample_max_num_sequences": 32}' \
+    --backend-config '{"max_lora_adapters": 64, "sample_max_num_sequences": 32}' \
     --host 127.0.0.1 --port "$PORT" --checkpoints-base "$work/checkpoints" \
     --external-inference-lora-base "$work/loras" --database-url "sqlite:///$work/tinker.db" \
     >"$work/skyrl.log" 2>&1 &
@@ -98,10 +100,17 @@ run_demo() {
         >"$work/$name.out" 2>"$work/$name.log" || { cat "$work/$name.log" >&2; return 1; }
     grep -E "^(Baseline|round [0-9]+: score|Sealed test)" "$work/$name.log" "$work/$name.out" -h | sed 's/^/    /'
 }
-TINKER_API_KEY=tml-any-key-will-do run_demo skyrl --set "base_url=http://127.0.0.1:$PORT"
+on_skyrl=(--set "base_url=http://127.0.0.1:$PORT")
+TINKER_API_KEY=tml-any-key-will-do run_demo skyrl "${on_skyrl[@]}"
 run_demo embedded --local
 run_demo embedded-without-head --local --set train_unembed=false
 
 echo
 PYTHONPATH=. "$VENV_PYTHON" benchmarks/engines.py "$work/skyrl" "$work/checkpoints" \
     "$work/embedded" "$work/embedded-without-head"
+
+echo
+echo "The check of SkyRL:"
+# 0: nothing differs that changes scores; 1: something does.
+TINKER_API_KEY=tml-any-key-will-do "$VENV_PYTHON" trainer_with_eval.py --check-service \
+    --set base_model=demo_model "${on_skyrl[@]}" || [ "$?" = 1 ]

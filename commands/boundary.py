@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import shlex
 import signal
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Never, TypeVar
 
 from errors import (
     ConfigError,
@@ -83,6 +84,16 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def end_program(exit_code: int) -> Never:
+    """Exit with what a command returned.
+
+    Python's own end would search all that the libraries hold for cycles and take it apart, which is
+    a fifth of the processor time of a short command.
+    """
+    gc.freeze()
+    sys.exit(exit_code)
 
 
 def in_loop(work: Coroutine[Any, Any, T]) -> T:
