@@ -35,6 +35,7 @@ from loop.reports.console import (
 )
 
 if TYPE_CHECKING:
+    from loop.rounds.sharing import Sharing
     from studies.design.checking import TrialState
     from studies.design.generating import Generation, OnDisk
     from studies.findings.outcome import StudyOutcome, TrialOutcome
@@ -290,7 +291,6 @@ def run(args: argparse.Namespace) -> int:
         from services.keys import taken
         from studies.design.generating import bring_up_to_date, generation_of
         from studies.work.known import known_run_dirs
-        from studies.work.open_files import allow_open_files
         from studies.work.record import StudyRecord
         from studies.work.running import Work, run_study
         from studies.work.screen import Screen
@@ -309,8 +309,7 @@ def run(args: argparse.Namespace) -> int:
     bring_up_to_date(generation)
     for warning in generation.warnings:
         tell(f"warning: {warning}", file=sys.stderr)
-    if args.parallel > 1 and (too_few := allow_open_files(args.parallel)) is not None:
-        tell(f"warning: {too_few}", file=sys.stderr)
+    sharing = _sharing_of(generation, args.parallel)
     known = known_run_dirs(study, args.reuse)
     rows = {arm.run_id: arm.name for arm in generation.arms}
     rows |= {one.trial.run_id: one.trial.shown for one in generation.trials}
@@ -328,7 +327,7 @@ def run(args: argparse.Namespace) -> int:
             verbose=args.verbose,
         )
         opened.callback(screen.close)
-        floor = Floor(keys, screen, args.local, args.parallel)
+        floor = Floor(keys, screen, args.local, args.parallel, sharing)
         opened.callback(floor.close)
         spending = Spending(study.experiment.study.budget)
         work = Work(generation, record, floor, spending)
@@ -340,6 +339,20 @@ def run(args: argparse.Namespace) -> int:
     exit_code = _tell_outcome(outcome, command)
     _write_report(generation, outcome)
     return exit_code
+
+
+def _sharing_of(generation: Generation, num_parallel: int) -> Sharing:
+    """What trials share, with a bound of its own where they are side by side; a warning where this
+    process may not hold as many files open as that takes."""
+    from loop.rounds.sharing import Sharing
+    from studies.work.in_flight import allow_open_files, in_flight_of
+
+    if num_parallel == 1:
+        return Sharing()
+    most = in_flight_of([one.config for one in (*generation.trials, *generation.arms)])
+    if (too_few := allow_open_files(num_parallel, most)) is not None:
+        tell(f"warning: {too_few}", file=sys.stderr)
+    return Sharing(most.answers)
 
 
 def _flags_of(args: argparse.Namespace) -> str:
