@@ -35,7 +35,6 @@ from loop.reports.console import (
 )
 
 if TYPE_CHECKING:
-    from loop.rounds.sharing import Sharing
     from studies.design.checking import TrialState
     from studies.design.generating import Generation, OnDisk
     from studies.findings.outcome import StudyOutcome, TrialOutcome
@@ -290,6 +289,7 @@ def run(args: argparse.Namespace) -> int:
         from loop.tracking.trackers import refuse_missing
         from services.keys import taken
         from studies.design.generating import bring_up_to_date, generation_of
+        from studies.work.in_flight import sharing_of
         from studies.work.known import known_run_dirs
         from studies.work.record import StudyRecord
         from studies.work.running import Work, run_study
@@ -309,7 +309,10 @@ def run(args: argparse.Namespace) -> int:
     bring_up_to_date(generation)
     for warning in generation.warnings:
         tell(f"warning: {warning}", file=sys.stderr)
-    sharing = _sharing_of(generation, args.parallel)
+    configs = [one.config for one in (*generation.trials, *generation.arms)]
+    sharing, warning = sharing_of(configs, args.parallel)
+    if warning is not None:
+        tell(f"warning: {warning}", file=sys.stderr)
     known = known_run_dirs(study, args.reuse)
     rows = {arm.run_id: arm.name for arm in generation.arms}
     rows |= {one.trial.run_id: one.trial.shown for one in generation.trials}
@@ -339,20 +342,6 @@ def run(args: argparse.Namespace) -> int:
     exit_code = _tell_outcome(outcome, command)
     _write_report(generation, outcome)
     return exit_code
-
-
-def _sharing_of(generation: Generation, num_parallel: int) -> Sharing:
-    """What trials share, with a bound of its own where they are side by side; a warning where this
-    process may not hold as many files open as that takes."""
-    from loop.rounds.sharing import Sharing
-    from studies.work.in_flight import allow_open_files, in_flight_of
-
-    if num_parallel == 1:
-        return Sharing()
-    most = in_flight_of([one.config for one in (*generation.trials, *generation.arms)])
-    if (too_few := allow_open_files(num_parallel, most)) is not None:
-        tell(f"warning: {too_few}", file=sys.stderr)
-    return Sharing(most.answers)
 
 
 def _flags_of(args: argparse.Namespace) -> str:

@@ -16,9 +16,9 @@ from services.sdk import Clients, open_clients
 Status = Literal["success", "interrupted", "errored"]  # from the best to the worst
 WORST_FIRST: tuple[Status, ...] = ("errored", "interrupted", "success")
 
-# What a service keeps of a run, an adapter above all, it keeps to the end of the run's session. Half
-# of the places that SkyRL has by default (32, docs/engines.md), for the next session's runs may be
-# at work before this one's are all done.
+# What a service keeps of a run, an adapter above all, it keeps to the end of the run's session.
+# Half of the places that SkyRL has by default (32, docs/engines.md), for runs of the next session
+# may be at work before all of this one are done.
 MAX_RUNS = 16
 
 
@@ -62,7 +62,8 @@ class SharedClients:
     def leave(self, session: SharedSession, status: Status) -> Status | None:
         """Note the end of a run. Where it was the last one in its session: the worst status of all
         of them, which the session is to be closed with."""
-        session.status = min(session.status, status, key=WORST_FIRST.index)
+        if WORST_FIRST.index(status) < WORST_FIRST.index(session.status):
+            session.status = status
         session.num_at_work -= 1
         if session.num_at_work > 0:
             return None

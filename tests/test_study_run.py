@@ -94,6 +94,17 @@ class StudyFolder:
         (self.folder / "evals" / "tasks.py").write_text(asked)
         self.write(controls={"learning_rate": SMOOTH_RATE, "steps_per_round": 60, "batch_size": 4})
 
+    def break_grader_of(self, run_id: str) -> Path:
+        """Have a task's grader fail in one trial, as long as the file is there that is returned."""
+        broken = TASK.replace(
+            "scorer=includes())\n\n\n@task\ndef letters",
+            "scorer=flawed())\n\n\n@task\ndef letters",
+        ).replace("\n\n@task\ndef words", FLAWED + "\n\n@task\ndef words")
+        (self.folder / "evals" / "tasks.py").write_text(broken)
+        flag = self.folder / "flag"
+        flag.write_text(run_id)
+        return flag
+
     def write_sealed_test(self) -> None:
         """test.jsonl, with five questions that the same answer is right for."""
         rows = [{"question": f"Sealed question {i}?", "answer": "yes"} for i in range(5)]
@@ -367,13 +378,7 @@ def test_trials_side_by_side_may_hold_their_connections_open() -> None:
 def test_a_trial_that_fails_stops_no_other_and_is_tried_again(
     folder: StudyFolder, capsys: pytest.CaptureFixture
 ) -> None:
-    broken = TASK.replace(
-        "scorer=includes())\n\n\n@task\ndef letters",
-        "scorer=flawed())\n\n\n@task\ndef letters",
-    ).replace("\n\n@task\ndef words", FLAWED + "\n\n@task\ndef words")
-    (folder.folder / "evals" / "tasks.py").write_text(broken)
-    flag = folder.folder / "flag"
-    flag.write_text("run_001")
+    flag = folder.break_grader_of("run_001")
     assert folder.run("--local") == 1
     said = capsys.readouterr()
     assert "run_001: failed" in said.err and "Try it again with" in said.err

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from config_schema import TrainingConfig
 from loop.planning.steps import most_in_flight
 from loop.rounds.depth import FEWEST
+from loop.rounds.sharing import Sharing
 from services.shared_clients import MAX_RUNS
 
 # Twice what one run asks for (evaluation.concurrency, 128): a service that one run keeps busy is
@@ -33,6 +34,22 @@ class InFlight(NamedTuple):
 
     answers: int
     steps: int
+
+
+class Shared(NamedTuple):
+    """What trials share, and what to do where this process may not hold what that takes."""
+
+    sharing: Sharing
+    warning: str | None
+
+
+def sharing_of(configs: Sequence[TrainingConfig], num_parallel: int) -> Shared:
+    """What trials of these settings share; bounded together where they are side by side, for one
+    alone has the bounds of its settings."""
+    if num_parallel == 1:
+        return Shared(Sharing(), None)
+    most = in_flight_of(configs)
+    return Shared(Sharing(most.answers), allow_open_files(num_parallel, most))
 
 
 def in_flight_of(configs: Sequence[TrainingConfig]) -> InFlight:

@@ -152,9 +152,11 @@ async def ask_sealed_test(trial: TrialPlace, floor: Floor, session: Session, rou
         choice, plan, _ = settle(args, settings, session, progress)
         async with floor.service_for(choice, plan, progress) as service:
             store, place = take_up(settings, plan, choice, service, session)
-            async with connected(plan, store, progress, place, floor.sharing) as run:
-                async with tracked(store, plan.config, progress.line, floor.tracking):
-                    await ask_test_of_winner(run, round_no)
+            async with (
+                connected(plan, store, progress, place, floor.sharing) as run,
+                tracked(store, plan.config, progress.line, floor.tracking),
+            ):
+                await ask_test_of_winner(run, round_no)
             session.is_running = False
 
 
