@@ -289,8 +289,8 @@ def run(args: argparse.Namespace) -> int:
         from loop.tracking.trackers import refuse_missing
         from services.keys import taken
         from studies.design.generating import bring_up_to_date, generation_of
+        from studies.work.in_flight import sharing_of
         from studies.work.known import known_run_dirs
-        from studies.work.open_files import allow_open_files
         from studies.work.record import StudyRecord
         from studies.work.running import Work, run_study
         from studies.work.screen import Screen
@@ -309,8 +309,10 @@ def run(args: argparse.Namespace) -> int:
     bring_up_to_date(generation)
     for warning in generation.warnings:
         tell(f"warning: {warning}", file=sys.stderr)
-    if args.parallel > 1 and (too_few := allow_open_files(args.parallel)) is not None:
-        tell(f"warning: {too_few}", file=sys.stderr)
+    configs = [one.config for one in (*generation.trials, *generation.arms)]
+    sharing, warning = sharing_of(configs, args.parallel)
+    if warning is not None:
+        tell(f"warning: {warning}", file=sys.stderr)
     known = known_run_dirs(study, args.reuse)
     rows = {arm.run_id: arm.name for arm in generation.arms}
     rows |= {one.trial.run_id: one.trial.shown for one in generation.trials}
@@ -328,7 +330,7 @@ def run(args: argparse.Namespace) -> int:
             verbose=args.verbose,
         )
         opened.callback(screen.close)
-        floor = Floor(keys, screen, args.local, args.parallel)
+        floor = Floor(keys, screen, args.local, args.parallel, sharing)
         opened.callback(floor.close)
         spending = Spending(study.experiment.study.budget)
         work = Work(generation, record, floor, spending)

@@ -363,9 +363,8 @@ async def train_on_service(
     from loop.tracking.following import tracked
 
     beside = beside or Beside()
-    async with connected(plan, store, progress, place) as run:
+    async with connected(plan, store, progress, place, beside.sharing) as run:
         run.limits, run.alert, run.leaves_after = beside.limits, beside.alert, beside.leaves_after
-        run.sharing = beside.sharing or run.sharing
         async with tracked(store, plan.config, progress.line, beside.tracking):
             with sending(run, beside.evalops):
                 decision = await run_rounds(run)

@@ -305,8 +305,7 @@ async def _measure_each(
     for number, subject in enumerate(subjects):
         folder = subject.checkpoint_dir or place.checkpoint_dir
         of_subject = place._replace(checkpoint_dir=folder)
-        async with connected(plan, store, progress, of_subject) as run:
-            run.sharing = beside.sharing or run.sharing
+        async with connected(plan, store, progress, of_subject, beside.sharing) as run:
             label, path, tasks = subject.label, subject.path, list(plan.tasks)
             result = await measure_and_record(run, number, label, path, subject.step, tasks)
         progress.line(f"{label}: measured, {number + 1} of {len(subjects)} checkpoints")

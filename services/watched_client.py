@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from errors import ServiceError
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+Turns = contextlib.AbstractAsyncContextManager[Any]  # entered and left any number of times
 
 # Tokens that a request samples which asks for log-probabilities alone: the SDK asks for one, no
 # service takes fewer, and it is paid for as any other.
@@ -24,13 +26,17 @@ def watched(
     client: tinker.SamplingClient,
     on_answer: Callable[[float], None],
     redacted: Callable[[str], str],
+    turns: Turns | None = None,
 ) -> tinker.SamplingClient:
     """A client, as evaluators use one, that tells of each answer how many seconds it took.
 
+    With `turns` each request waits for its turn first, and holds it until it is answered; what it
+    waits for it is not among those seconds.
     What a request fails with is a `ServiceError` without the keys, for it goes into records and
     logs, and a server may have quoted them.
     """
-    return cast("tinker.SamplingClient", _WatchedClient(client, on_answer, redacted))
+    turns = contextlib.nullcontext() if turns is None else turns
+    return cast("tinker.SamplingClient", _WatchedClient(client, on_answer, redacted, turns))
 
 
 def for_each_token(found: Sequence[float | None], num_tokens: int) -> list[float | None]:
@@ -55,10 +61,12 @@ class _WatchedClient:
         client: tinker.SamplingClient,
         on_answer: Callable[[float], None],
         redacted: Callable[[str], str],
+        turns: Turns,
     ) -> None:
         self._client = client
         self._on_answer = on_answer
         self._redacted = redacted
+        self._turns = turns
 
     async def sample(
         self,
@@ -68,32 +76,34 @@ class _WatchedClient:
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
     ) -> tinker.SampleResponse:
-        future = self._client.sample(
-            prompt,
-            num_samples,
-            sampling_params,
-            include_prompt_logprobs=include_prompt_logprobs,
-            topk_prompt_logprobs=topk_prompt_logprobs,
+        return await self._answer(
+            lambda: self._client.sample(
+                prompt,
+                num_samples,
+                sampling_params,
+                include_prompt_logprobs=include_prompt_logprobs,
+                topk_prompt_logprobs=topk_prompt_logprobs,
+            )
         )
-        return await self._answer(future)
 
     async def compute_logprobs(self, prompt: tinker.ModelInput) -> list[float | None]:
-        found = await self._answer(self._client.compute_logprobs(prompt))
+        found = await self._answer(lambda: self._client.compute_logprobs(prompt))
         return for_each_token(found, prompt.length)
 
-    async def _answer(self, future: Awaitable[T]) -> T:
+    async def _answer(self, ask: Callable[[], Awaitable[T]]) -> T:
         from services.faults import SDK_ERRORS, explain
 
-        asked_at = time.monotonic()
-        try:
-            answer = await future
-        except SDK_ERRORS as error:
-            if explain(error, None) is None:
-                raise
-            said = self._redacted(f"{type(error).__name__}: {error}")
-            raise ServiceError(said) from None
-        self._on_answer(time.monotonic() - asked_at)
-        return answer
+        async with self._turns:
+            asked_at = time.monotonic()
+            try:
+                answer = await ask()
+            except SDK_ERRORS as error:
+                if explain(error, None) is None:
+                    raise
+                said = self._redacted(f"{type(error).__name__}: {error}")
+                raise ServiceError(said) from None
+            self._on_answer(time.monotonic() - asked_at)
+            return answer
 
 
 @dataclass

@@ -8,7 +8,8 @@ request meets which fault; `counts` says what was really done, so that a test ca
         assert proxy.counts["answer_lost"] > 0
 
 With a `Delay` it stands for a service that is far away. It counts the steps in flight: those that
-the service has accepted, and whose results the client does not have yet.
+the service has accepted, and whose results the client does not have yet. The same of samples, and
+which sessions were opened and how they were finished.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import socket
 import struct
 import threading
@@ -50,6 +52,9 @@ FLUSH_S = 0.02  # the client reads what was sent; a reset may discard what it ha
 HEARTBEAT = b"POST /api/v1/session_heartbeat "
 STEP = b"POST /api/v1/forward_backward "
 RESULT = b"POST /api/v1/retrieve_future "
+SAMPLE = b"POST /api/v1/asample "
+SESSION = b"POST /api/v1/create_session "
+FINISH = re.compile(rb"POST /api/v1/sessions/(\S+)/finish ")
 OF_STEPS = (b"ForwardBackward", b"OptimStep")  # what the SDK says that a result is of
 HOP_BY_HOP = (b"connection", b"keep-alive", b"content-length", b"transfer-encoding")
 LIMIT_BYTES = 2**20  # of a head
@@ -153,7 +158,8 @@ class FaultProxy:
     """The running proxy: its address, and what it has done to how many requests.
 
     `num_steps` is of the steps that the service has accepted, `most_in_flight` the most of them at
-    one time whose results the client did not have.
+    one time whose results the client did not have; `num_samples` and `most_samples` are the same of
+    samples. `sessions` has the status that each was finished with, None where it was not.
     """
 
     def __init__(self, upstream: str, plan: FaultPlan | None, delay: Delay) -> None:
@@ -161,6 +167,9 @@ class FaultProxy:
         self.num_requests = self.num_steps = self.most_in_flight = 0
         self._delay = delay
         self._in_flight: set[str] = set()
+        self.num_samples = self.most_samples = 0
+        self.sessions: dict[str, str | None] = {}
+        self._sampling: set[str] = set()
         self.counts: Counter[Fault] = Counter()
         self._upstream = urlsplit(upstream)
         self._plan = plan
@@ -227,10 +236,19 @@ class FaultProxy:
             self._in_flight.add(json.loads(answer.body)["request_id"])
             self.num_steps += 1
             self.most_in_flight = max(self.most_in_flight, len(self._in_flight))
+        elif request.start_line.startswith(SAMPLE) and b" 200 " in answer.start_line:
+            self._sampling.add(json.loads(answer.body)["request_id"])
+            self.num_samples += 1
+            self.most_samples = max(self.most_samples, len(self._sampling))
+        elif request.start_line.startswith(SESSION):
+            self.sessions[json.loads(answer.body)["session_id"]] = None
+        elif found := FINISH.match(request.start_line):
+            self.sessions[found[1].decode()] = json.loads(request.body)["reason"]["type"]
 
     def _count_come(self, request: Message, answer: Message) -> None:
         if request.start_line.startswith(RESULT) and b" 200 " in answer.start_line:
             self._in_flight.discard(json.loads(request.body)["request_id"])
+            self._sampling.discard(json.loads(request.body)["request_id"])
 
     async def _answer(self, request: Message, fault: Fault | None) -> Message:
         if fault is not None and fault not in (

@@ -74,7 +74,7 @@ NUM_FILES = {
     "promotion": 19,
     "rows": 21,
     "scores": 15,
-    "services": 17,
+    "services": 18,
     "settings": 11,
     "storage": 6,
     "studies.design": 17,
@@ -241,6 +241,7 @@ def test_clients_are_made_in_one_place() -> None:
         "commands.offered_models",
         "exports.gathering",
         "promotion.keeping",
+        "services.shared_clients",
     }
 
 

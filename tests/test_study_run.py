@@ -29,7 +29,7 @@ from sdk_client import KEY
 from studies.work.from_trials import warnings_said
 from studies.work.halving import judge_rung, rungs
 from studies.work.hindsight import gate_words
-from studies.work.open_files import allow_open_files
+from studies.work.in_flight import InFlight, allow_open_files
 from studies.work.record import StudyRecord
 from test_loop import SMOOTH_RATE
 from trainer_with_eval import main as train
@@ -93,6 +93,17 @@ class StudyFolder:
         asked = TASK.replace('target="x"', 'target="yes"').replace('target="e"', 'target="yes"')
         (self.folder / "evals" / "tasks.py").write_text(asked)
         self.write(controls={"learning_rate": SMOOTH_RATE, "steps_per_round": 60, "batch_size": 4})
+
+    def break_grader_of(self, run_id: str) -> Path:
+        """Have a task's grader fail in one trial, as long as the file is there that is returned."""
+        broken = TASK.replace(
+            "scorer=includes())\n\n\n@task\ndef letters",
+            "scorer=flawed())\n\n\n@task\ndef letters",
+        ).replace("\n\n@task\ndef words", FLAWED + "\n\n@task\ndef words")
+        (self.folder / "evals" / "tasks.py").write_text(broken)
+        flag = self.folder / "flag"
+        flag.write_text(run_id)
+        return flag
 
     def write_sealed_test(self) -> None:
         """test.jsonl, with five questions that the same answer is right for."""
@@ -338,22 +349,24 @@ def test_trials_side_by_side_on_a_remote_service(
         assert folder.run("--parallel", "3") == 0, capsys.readouterr().err
         assert folder.answers() == in_turn.answers()
         paths = [folder.result(run_id, 1).checkpoint or "" for run_id in folder.answers()]
-        sessions = {path.removeprefix("tinker://").split(":")[0] for path in paths}
-        assert len(sessions) == 3
+        runs = {path.removeprefix("tinker://").split("/")[0] for path in paths}
+        assert len(runs) == 3  # of one session, which all of them share
+        assert len({run.split(":")[0] for run in runs}) == 1
     paid = [folder.store(run_id).usage(0).tokens > 0 for run_id in folder.answers()]
     assert sum(paid) == 1
 
 
 def test_trials_side_by_side_may_hold_their_connections_open() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = InFlight(answers=200, steps=32)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
-        assert allow_open_files(3) is None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))
+        assert allow_open_files(3, most) is None
         raised, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        assert raised >= 3 * 256 and hard == before[1]
-        assert allow_open_files(2) is None  # it is not lowered again
+        assert raised >= 2 * 200 + 2 * 32 and hard == before[1]
+        assert allow_open_files(2, most) is None  # it is not lowered again
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (raised, hard)
-        said = allow_open_files(10_000_000)
+        said = allow_open_files(10_000_000, most)
         assert said is not None and "(ulimit -n)" in said and "lower --parallel" in said
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -365,13 +378,7 @@ def test_trials_side_by_side_may_hold_their_connections_open() -> None:
 def test_a_trial_that_fails_stops_no_other_and_is_tried_again(
     folder: StudyFolder, capsys: pytest.CaptureFixture
 ) -> None:
-    broken = TASK.replace(
-        "scorer=includes())\n\n\n@task\ndef letters",
-        "scorer=flawed())\n\n\n@task\ndef letters",
-    ).replace("\n\n@task\ndef words", FLAWED + "\n\n@task\ndef words")
-    (folder.folder / "evals" / "tasks.py").write_text(broken)
-    flag = folder.folder / "flag"
-    flag.write_text("run_001")
+    flag = folder.break_grader_of("run_001")
     assert folder.run("--local") == 1
     said = capsys.readouterr()
     assert "run_001: failed" in said.err and "Try it again with" in said.err

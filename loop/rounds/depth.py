@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 FEWEST = 4  # in flight, where nothing is measured yet, and while little delay asks for no more
@@ -37,6 +38,18 @@ def depth_for(latency_s: float, gap_s: float) -> int:
 def bounded(asked: int, most: int) -> int:
     """The depth for one that is asked for: the fewest at least, `most` at most."""
     return min(most, max(FEWEST, asked))
+
+
+def share_of(most: int, num_runs: int, num_of_others: int) -> int:
+    """The depth that one of `num_runs` runs may have at most, while `num_of_others` steps of the
+    others are in flight.
+
+    What a run measures of a service that others use as well holds their queues: each would ask for
+    more than the others have, and all would come to `most`, where one of them would have been
+    enough to keep the service busy. So they share `most` evenly, and a run that comes later waits
+    with more than the fewest until the others have come down to their shares.
+    """
+    return bounded(min(most // num_runs, most - num_of_others), most)
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,11 @@ class Depth:
     def paused(self) -> None:
         """Something else came back; what lies between two steps then is no gap of theirs."""
         self._came_s = None
+
+    def among(self, training: Sequence[Depth]) -> int:
+        """How many may be in flight while these train, itself among them."""
+        others = sum(len(one._sent_s) for one in training if one is not self)
+        return min(self.number, share_of(self._most, len(training), others))
 
     def take_measure(self) -> Pipelined:
         """What was measured, of the most in flight since it was last taken."""

@@ -89,6 +89,16 @@ class Run:
     def __post_init__(self) -> None:
         self.depth = Depth(most_in_flight(self.plan.config))
 
+    def begin_training(self) -> None:
+        """From now on steps are in flight, beside those of other runs."""
+        self.depth.begin_round()
+        self.sharing.training.append(self.depth)
+        self.is_training = True
+
+    def end_training(self) -> None:
+        self.is_training = False
+        self.sharing.training.remove(self.depth)
+
     def show_page(self) -> None:
         """Write the run's page; that it cannot be written is a warning."""
         if (problem := keep_page(self.store)) is not None:

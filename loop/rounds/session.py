@@ -1,7 +1,8 @@
 """A run on a service: opened, watched for signals and faults, and closed whatever happens.
 
 The embedded service is started here alone. Several runs may be at work in one process: a signal is
-heard by all of them, and what one changes of the process is put back when its service closes.
+heard by all of them, those that share a session finish it together, and what one changes of the
+process is put back when its service closes.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from loop.planning.plan import Plan
 from loop.reports.console import tell
 from loop.reports.progress import Progress
 from loop.rounds.run import Run
+from loop.rounds.sharing import Sharing
 from services.faults import SDK_ERRORS, explain, is_gone, said_by
 from services.keys import Keys
 from services.place import Place, ServiceChoice, refuse_silent_address
-from services.sdk import names_to_train, open_clients, rest_client
+from services.sdk import names_to_train, rest_client
+from services.shared_clients import Status
 from services.watched_client import watched
 
 if TYPE_CHECKING:
@@ -165,10 +168,16 @@ def _log_levels_kept() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def connected(
-    plan: Plan, store: RunStore, progress: Progress, place: Place
+    plan: Plan,
+    store: RunStore,
+    progress: Progress,
+    place: Place,
+    sharing: Sharing | None = None,
 ) -> AsyncIterator[Run]:
-    """Open a session on the service, and finish it whatever happens."""
+    """Go to a session on the service, one that runs of the same `sharing` are at work in or a new
+    one, and leave it whatever happens; the last one finishes it."""
     freeze_what_is_loaded()
+    sharing = sharing or Sharing()
     base_url, keys, here = place.choice.base_url, place.keys, None
     if place.service is not None:
         here = place.checkpoint_dir.parent
@@ -181,31 +190,39 @@ async def connected(
             place.service.open_folder(Path(teacher.run_dir) / CHECKPOINTS)
     progress.live(f"waiting for the service at {base_url or 'Tinker'}")
     with explained(base_url):
-        clients = open_clients(base_url, keys.tinker)
-    run = Run(plan, store, progress, clients, base_url, keys, here)
+        session = sharing.clients.take(base_url, keys.tinker)
+    run = Run(plan, store, progress, session.clients, base_url, keys, here, sharing=sharing)
     progress.num_spent = lambda: store.usage().tokens
     stop_on_signals(run)
-    status = "errored"
+    status: Status = "errored"
     try:
         with explained(base_url):
             yield run
         status = "success"
     except (Interrupted, asyncio.CancelledError) as error:
         status = "interrupted"
-        # Each request on its way would be reported, with a traceback, when the service closes.
-        for name in LOUD_LOGGERS:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _be_quiet()
         detail = str(error) or "with all that was recorded so far saved"
         if progress.is_gone:
             raise OutputGone(f"Nobody read the progress any more; stopped {detail}.") from None
         raise Interrupted(f"Interrupted {detail}.") from None
     finally:
         run.is_closing = True
+        of_all = sharing.clients.leave(session, status)
         progress.close()
         # Where all is done, a stop that was asked for at the last moment has nothing to stop.
         too_late = (asyncio.CancelledError,) if status == "success" else ()
-        with contextlib.suppress(tinker.TinkerError, TimeoutError, *too_late):
-            await asyncio.wait_for(clients.service.close(status).result_async(), 5)
+        if of_all is not None:
+            if of_all == "interrupted":
+                _be_quiet()
+            with contextlib.suppress(tinker.TinkerError, TimeoutError, *too_late):
+                await asyncio.wait_for(session.clients.service.close(of_all).result_async(), 5)
+
+
+def _be_quiet() -> None:
+    """Each request on its way would be reported, with a traceback, when the service closes."""
+    for name in LOUD_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @functools.cache
@@ -293,7 +310,7 @@ async def sampling_client(
         run.stopwatch.add(seconds)
         on_answer()
 
-    return watched(client, answered, run.keys.redacted)
+    return watched(client, answered, run.keys.redacted, run.sharing.answer_turns)
 
 
 @contextlib.asynccontextmanager

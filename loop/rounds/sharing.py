@@ -1,8 +1,9 @@
-"""What several runs share: measurements that one of them has paid for, turns in Inspect, signals.
+"""What several runs share: measurements that one of them has paid for, clients, turns, signals.
 
 The same questions, asked of the same weights in the same way, have the same answers; so what a run
 directory holds of weights that another run is to measure is taken from there. Inspect evaluates for
-one run of a process at a time.
+one run of a process at a time. Sessions on a service, and what is in flight there, are shared by
+runs that are at work at the same time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any, NamedTuple
 from evaluation.tasks import EvalTask
 from ledger.run_directory import EVALUATED
 from ledger.store import RunStore
+from loop.rounds.depth import Depth
 from scores.results import EvalResult
+from services.shared_clients import SharedClients
 
 OF_HELD_OUT = ("max_seq_length", "data")  # settings that change what of its rows is measured
 
@@ -33,9 +36,15 @@ class Paid(NamedTuple):
 
 
 class Sharing:
-    """What is known of other runs' measurements, by the weights and all that changes a score."""
+    """What is known of other runs' measurements, by the weights and all that changes a score; and
+    what they hold of the services together."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_answers: int | None = None) -> None:
+        """With `most_answers`, so many are asked for at once, however many runs ask; without, it is
+        each run's `evaluation.concurrency` alone that bounds them."""
+        self.clients = SharedClients()
+        self.answer_turns = None if most_answers is None else asyncio.Semaphore(most_answers)
+        self.training: list[Depth] = []  # of the runs that train now
         self.inspect_turn = asyncio.Lock()
         self.is_stopping = False  # one of them was asked to stop, and so all of them are
         self._paid: dict[str, Paid] = {}

@@ -78,8 +78,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
     run.steps = run.progress.steps(round_no, next_step - first_step, len(batches))
 
     in_flight: deque[InFlight] = deque()
-    run.depth.begin_round()
-    run.is_training = True
+    run.begin_training()
     try:
         for step in range(next_step, end_step):
             if run.stop_requested:
@@ -97,7 +96,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
             if is_round_end or is_save_due(config, step + 1, time.monotonic() - saved_at):
                 in_flight.append(submit_save(run, client, round_no, step + 1, is_round_end))
                 saved_step, saved_at = step + 1, time.monotonic()
-            num_left = 0 if is_round_end else run.depth.number - 1
+            num_left = 0 if is_round_end else run.depth.among(run.sharing.training) - 1
             await finish_all(run, round_no, in_flight, num_left)
         if run.stop_requested:
             raise Interrupted(f"after round {round_no}'s last step, with the weights saved")
@@ -106,7 +105,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
         await discard_saves(run, round_no, in_flight)
         raise
     finally:
-        run.is_training = False
+        run.end_training()
         run.progress.steps_line(round_no, list(store.events("step", round_no)))
     checkpoint = store.checkpoint(round_no)
     assert checkpoint is not None, "the last save of a round is its checkpoint"
@@ -344,7 +343,7 @@ def workplace_of(run: Run) -> Workplace:
         return await sampling_client(run, path, lambda: None, model)
 
     def watch(client: tinker.SamplingClient) -> tinker.SamplingClient:
-        return watched(client, run.stopwatch.add, run.keys.redacted)
+        return watched(client, run.stopwatch.add, run.keys.redacted, run.sharing.answer_turns)
 
     return Workplace(run.plan, run.store, run.progress, open_sampler, watch)
 

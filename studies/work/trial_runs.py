@@ -1,7 +1,7 @@
 """One trial of a study, or an arm that is not trained, as an ordinary run beside others.
 
-Each has its own session, clients and run directory; they share the process, the embedded service,
-and what one of them has measured for all.
+Each has its own run directory; they share the process, the embedded service, sessions and clients
+of others, what may be in flight there, and what one of them has measured for all.
 """
 
 from __future__ import annotations
@@ -152,10 +152,11 @@ async def ask_sealed_test(trial: TrialPlace, floor: Floor, session: Session, rou
         choice, plan, _ = settle(args, settings, session, progress)
         async with floor.service_for(choice, plan, progress) as service:
             store, place = take_up(settings, plan, choice, service, session)
-            async with connected(plan, store, progress, place) as run:
-                run.sharing = floor.sharing
-                async with tracked(store, plan.config, progress.line, floor.tracking):
-                    await ask_test_of_winner(run, round_no)
+            async with (
+                connected(plan, store, progress, place, floor.sharing) as run,
+                tracked(store, plan.config, progress.line, floor.tracking),
+            ):
+                await ask_test_of_winner(run, round_no)
             session.is_running = False
 
 
