@@ -25,7 +25,7 @@ from commands.evaluate import (
     common_renderer,
     notes_on,
     refuse_other_models,
-    refuse_unknown_paths,
+    refuse_unfit_subjects,
     serve_as_named,
 )
 from commands.opening import (
@@ -97,7 +97,9 @@ def chat(args: argparse.Namespace, session: Session) -> int:
     progress.lines(refuse_other_models([subject], plan))
     with open_service(choice, plan, progress) as service, asyncio.Runner() as runner:
         serve_as_named(service, plan, [subject])
-        runner.run(refuse_unknown_paths([subject], choice, plan.config, session.keys, KEY))
+        keys = session.keys
+        tell = progress.line
+        runner.run(refuse_unfit_subjects([subject], choice, plan.config, keys, tell, KEY))
         progress.live("loading the weights")
         with (
             weights_folder(service, subject, plan) as weights,

@@ -21,12 +21,14 @@ from loop.reports.console import say, tell
 from loop.rounds.adopting import adopt_subjects
 from loop.rounds.evaluating import measure_and_record
 from loop.rounds.run import Beside
-from loop.rounds.session import connected, open_service
+from loop.rounds.session import connected, open_service, refuse_unserved
 from loop.run_page.page import PAGE, keep_page
 from loop.tracking.following import tracked
+from services.faults import SDK_ERRORS, explain, is_gone, said_by
 from services.keys import Keys
 from services.place import Place
 from services.sdk import rest_client
+from services.waiting import aside
 
 if TYPE_CHECKING:
     from ledger.store import RunStore
@@ -106,7 +108,8 @@ def evaluate_checkpoints(
     plan = with_known_weights(settled.plan, store, subjects, progress)
     with open_service(settled.choice, plan, progress) as service:
         serve_as_named(service, plan, subjects)
-        in_loop(refuse_unknown_paths(subjects, settled.choice, plan.config, session.keys))
+        choice, keys = settled.choice, session.keys
+        in_loop(refuse_unfit_subjects(subjects, choice, plan.config, keys, progress.line))
         store, place = take_up_evaluation(
             settings, settled._replace(plan=plan), service, session, subjects
         )
@@ -319,17 +322,18 @@ async def _measure_each(
     return results
 
 
-async def refuse_unknown_paths(
+async def refuse_unfit_subjects(
     subjects: Sequence[Subject],
     choice: ServiceChoice,
     config: TrainingConfig,
     keys: Keys,
+    tell: Callable[[str], None],
     key: str = "--evaluate",
 ) -> None:
-    """Raise `ConfigError` for a bare path whose weights are not there, or of another model; `key`
-    is what errors begin with."""
-    import tinker
-
+    """Raise `ConfigError` where the service does not serve the models, and for a bare path whose
+    weights are not there, or of another model; `tell` is given what could not be looked up, and
+    `key` is what errors on a path begin with."""
+    await refuse_unserved(config, choice, keys, tell, is_trained=False)
     for subject in subjects:
         if subject.path is None or subject.run_dir is not None or subject.adapter is not None:
             continue
@@ -338,12 +342,15 @@ async def refuse_unknown_paths(
                 f"{key} {subject.path}: no run below ./runs has these weights, and the "
                 "embedded service finds weights by their run. Give RUN_DIR@round_02 instead."
             )
-        rest = rest_client(choice.base_url, keys.tinker)
         try:
+            rest = await aside(lambda: rest_client(choice.base_url, keys.tinker))
             info = await rest.get_weights_info_by_tinker_path(subject.path)
-        except tinker.APIStatusError as error:
+        except SDK_ERRORS as error:
+            if not is_gone(error):
+                raise explain(error, choice.base_url) or error from error
             raise ConfigError(
-                f"{key} {subject.path}: the service does not have it: {error}. Check the path."
+                f"{key} {subject.path}: the service does not have it: {said_by(error)}. Check the "
+                "path."
             ) from None
         if info.base_model != config.base_model:
             raise ConfigError(

@@ -1,15 +1,13 @@
 """Where a run happens: the first rule that applies decides, and its reason is printed.
 
-Nothing here talks to a service but to see that something listens at its address.
+Nothing here talks to a service: services/listening sees whether one answers there.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from errors import ConfigError
 from services.keys import TINKER, Keys, refuse_unsendable
@@ -86,20 +84,6 @@ def _require_key(env: Mapping[str, str], why: str) -> None:
             "where it checks none, any that starts with tml- will do."
         )
     refuse_unsendable(TINKER, key)
-
-
-def refuse_silent_address(base_url: str) -> None:
-    """Raise `ConfigError` when nothing listens there; the SDK would retry for minutes."""
-    try:
-        url = urlsplit(base_url)
-        port = url.port or (443 if url.scheme == "https" else 80)
-        with socket.create_connection((url.hostname or "", port), timeout=5):
-            return
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"Nothing answers at {base_url}: {error}. Start the service, or correct base_url (or "
-            "TINKER_BASE_URL)."
-        ) from None
 
 
 class Place(NamedTuple):
