@@ -27,6 +27,7 @@ from commands.evaluate import (
     refuse_other_models,
     refuse_unfit_subjects,
     serve_as_named,
+    why_weights_here,
 )
 from commands.opening import (
     OpenedSettings,
@@ -177,8 +178,7 @@ def place_of(
     store, is_moved = settings.store, settings.loaded.config.base_url is not None
     if is_elsewhere and store is not None and not (is_moved or args.local):
         return service_of_run(store.settled_config(), session.keys.environment)
-    begun_on = "embedded" if subject.service == "embedded" else None
-    return choose_place(args, settings, session, begun_on)
+    return choose_place(args, settings, session, why_weights_here([subject]))
 
 
 def _how(subject: Subject, plan: Plan) -> str:

@@ -26,7 +26,7 @@ from loop.run_page.page import PAGE, keep_page
 from loop.tracking.following import tracked
 from services.faults import SDK_ERRORS, explain, is_gone, said_by
 from services.keys import Keys
-from services.place import Place
+from services.place import OF_A_RUN, OF_ANOTHER_PROGRAM, Place, why_here
 from services.sdk import rest_client
 from services.waiting import aside
 
@@ -150,8 +150,7 @@ def settle_evaluation(
             "it is compared with first, for example RUN_DIR@round_00 for the untouched model."
         )
     refuse_missing(settings.loaded.config)
-    begun_on = "embedded" if any(s.service == "embedded" for s in subjects) else None
-    choice = choose_place(args, settings, session, begun_on)
+    choice = choose_place(args, settings, session, why_weights_here(subjects))
     inputs = read_eval_inputs(settings.loaded, settings.model_dir)
     name = common_renderer(subjects, inputs)
     recorded = {"renderer_name": name} if any(s.renderer for s in subjects) else {}
@@ -162,6 +161,16 @@ def settle_evaluation(
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
     lines += notes_on(subjects, inputs)
     return SettledEvaluation(choice, plan, gate, lines)
+
+
+def why_weights_here(subjects: Sequence[Subject]) -> str | None:
+    """Why they are asked on this machine, first for the weights of runs; None where nothing says
+    so."""
+    whys = [
+        why_here(one.service, OF_A_RUN if one.adapter is None else OF_ANOTHER_PROGRAM)
+        for one in subjects
+    ]
+    return OF_A_RUN if OF_A_RUN in whys else next((one for one in whys if one is not None), None)
 
 
 def notes_on(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:

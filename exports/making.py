@@ -107,8 +107,10 @@ def called(folder: Path, out: Path) -> Iterator[None]:
 
 def _told(source: Source) -> str:
     """What is exported, in a line."""
-    checkpoint = source.checkpoint
-    where = "" if checkpoint is None else f"round {checkpoint.round}, {checkpoint.step} steps, "
+    store, checkpoint = source.store, source.checkpoint
+    where = ""
+    if store is not None and checkpoint is not None:
+        where = f"round {checkpoint.round}, {store.num_steps_in(checkpoint)} steps, "
     return f"{where}{source.sampler_path} on {source.base_name}, renderer {source.renderer}"
 
 

@@ -24,6 +24,7 @@ from loop.reports.console import tell
 from loop.rounds.keeping import CARE_LIMIT_S
 from promotion.evidence import Candidate
 from promotion.rules import Objection
+from services.faults import is_unknown_request
 from services.keys import Keys
 from services.listening import refuse_no_service
 from services.place import service_of_run
@@ -68,11 +69,16 @@ def keep(candidate: Candidate, keys: Keys) -> list[str]:
         else:
             asyncio.run(_keep_on_service(candidate, list(until), keys))
     except (LoopError, tinker.TinkerError, TimeoutError) as error:
-        said = keys.redacted(str(error) or type(error).__name__)
+        said = keys.redacted(str(error) or type(error).__name__).rstrip(".")
+        remedy = "Promote it once the service answers, or export it before then."
+        if is_unknown_request(error):
+            remedy = (
+                "It has no such request, so it may let nothing expire, which is not known here: "
+                "export it, or train with checkpoint_ttl_days null there."
+            )
         raise ServiceError(
             f"{candidate.label}: nothing was promoted, because its weights expire at "
-            f"{min(until.values())}, and the service does not keep them: {said}. Promote it once "
-            "the service answers, or export it before then."
+            f"{min(until.values())}, and the service does not keep them: {said}. {remedy}"
         ) from None
     return list(until)
 
