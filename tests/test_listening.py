@@ -35,6 +35,8 @@ from test_loop import Workspace
 from test_study_run import StudyFolder
 from trainer_with_eval import main
 
+pytestmark = pytest.mark.core
+
 KEY = "tml-any"
 SHORT = Patience(answer_s=5, ready_s=0)
 
