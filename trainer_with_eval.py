@@ -344,7 +344,8 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
         return report_finished(args, session, store, loaded.config, progress)
     choice, plan, beside = settle(args, settings, session, progress)
     with open_service(choice, plan, progress) as service:
-        progress.lines(in_loop(refuse_unfit_service(settings.start, plan, choice, session.keys)))
+        keys, tell = session.keys, progress.line
+        in_loop(refuse_unfit_service(settings.start, plan, choice, keys, tell))
         store, place = take_up(settings, plan, choice, service, session)
         beside = beside._replace(alert=functools.partial(alert, session))
         decision = in_loop(train_on_service(plan, store, progress, place, beside))

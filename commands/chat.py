@@ -25,8 +25,9 @@ from commands.evaluate import (
     common_renderer,
     notes_on,
     refuse_other_models,
-    refuse_unknown_paths,
+    refuse_unfit_subjects,
     serve_as_named,
+    why_weights_here,
 )
 from commands.opening import (
     OpenedSettings,
@@ -97,7 +98,9 @@ def chat(args: argparse.Namespace, session: Session) -> int:
     progress.lines(refuse_other_models([subject], plan))
     with open_service(choice, plan, progress) as service, asyncio.Runner() as runner:
         serve_as_named(service, plan, [subject])
-        runner.run(refuse_unknown_paths([subject], choice, plan.config, session.keys, KEY))
+        keys = session.keys
+        tell = progress.line
+        runner.run(refuse_unfit_subjects([subject], choice, plan.config, keys, tell, KEY))
         progress.live("loading the weights")
         with (
             weights_folder(service, subject, plan) as weights,
@@ -175,8 +178,7 @@ def place_of(
     store, is_moved = settings.store, settings.loaded.config.base_url is not None
     if is_elsewhere and store is not None and not (is_moved or args.local):
         return service_of_run(store.settled_config(), session.keys.environment)
-    begun_on = "embedded" if subject.service == "embedded" else None
-    return choose_place(args, settings, session, begun_on)
+    return choose_place(args, settings, session, why_weights_here([subject]))
 
 
 def _how(subject: Subject, plan: Plan) -> str:

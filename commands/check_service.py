@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import secrets
 import signal
+import sys
 import tempfile
 import textwrap
 import threading
@@ -23,10 +25,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from commands.boundary import Session, in_loop
 from commands.opening import OpenedSettings, begin_progress, choose_place, refuse_beside
 from config_schema import LoadedConfig, load_and_validate_config, validate
-from errors import ConfigError, Interrupted, ServiceError
+from errors import ConfigError, Interrupted
 from loop.planning.models import find_model_dir
 from loop.planning.service_checks import FILE_SUFFIX, check_record
-from loop.reports.console import PROGRAM, USUAL_WIDTH, say
+from loop.reports.console import PROGRAM, USUAL_WIDTH, say, tell
 from services.keys import Keys
 from services.place import ServiceChoice
 from settings.config_file import with_overrides
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 MODE = "--check-service"
 BESIDE = ("check_service", "config", "overrides", "local", "json", "verbose")
 NUM_ROW_TOKENS = 33  # as many as are sampled behind a prompt, so that no context has to be larger
-MUTE_S = 30  # for any answer at all
 LEAVE_S = 5  # for the service to be told that the session is over
 NOT_NAMED = "(no base_model is named)"  # what is said to have nowhere to go then
 # Without --config: what the settings need and the check does not.
@@ -82,8 +83,6 @@ def check_service(args: argparse.Namespace, session: Session) -> int:
     with hosting(choice, progress) as service:
         if service is not None:
             _serve(service, config.base_model, path)
-        elif choice.base_url is not None:
-            _refuse_mute(choice.base_url)
         with tempfile.TemporaryDirectory(prefix="check-service-") as folder:
             report = in_loop(
                 _check(settings, choice, service, Path(folder), session.keys, progress)
@@ -113,21 +112,22 @@ def _settings(args: argparse.Namespace, session: Session) -> OpenedSettings:
 def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> str:
     """The model to check where none is named: this project's own on this machine, else the one that
     the service lists. Raises `ConfigError` where it lists several."""
-    from services.place import choose_service, refuse_silent_address
+    from services.listening import refuse_no_service
+    from services.place import choose_service
 
     demo = PROGRAM.parent / "demo_model"
     choice = choose_service(base_url, NOT_NAMED, None, keys.environment, local=args.local)
     if choice.kind == "embedded":
         return str(demo)
     if choice.base_url is not None:
-        refuse_silent_address(choice.base_url)
-        _refuse_mute(choice.base_url)
+        refuse_no_service(choice.base_url, functools.partial(tell, file=sys.stderr))
     from loop.rounds.session import explained
     from services.sdk import names_to_train, rest_client
+    from services.waiting import aside
 
     async def listed() -> list[str]:
         with explained(choice.base_url):
-            rest = rest_client(choice.base_url, keys.tinker)
+            rest = await aside(lambda: rest_client(choice.base_url, keys.tinker))
             return names_to_train(await rest.get_server_capabilities())
 
     names = in_loop(listed())
@@ -137,23 +137,6 @@ def _only_model(args: argparse.Namespace, base_url: str | None, keys: Keys) -> s
             "one: --set base_model=NAME, or --config FILE."
         )
     return names[0]
-
-
-def _refuse_mute(base_url: str) -> None:
-    """Raise `ServiceError` where something listens and says nothing to a request, which the SDK
-    waits for when it is made, for minutes and deaf to Ctrl-C. What is said does not matter."""
-    import httpx
-
-    try:
-        httpx.get(f"{base_url.rstrip('/')}/api/v1/healthz", timeout=MUTE_S)
-    except httpx.ReadTimeout:
-        raise ServiceError(
-            f"The service at {base_url} takes connections and has not answered within {MUTE_S} s. "
-            "It hangs, or something else listens there. Start it again, or correct base_url (or "
-            "TINKER_BASE_URL)."
-        ) from None
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return  # the SDK meets it as well, and says what it is
 
 
 def _serve(service: Service, base_model: str, path: str) -> None:
@@ -221,10 +204,11 @@ async def _bench(
     from loop.rounds.session import explained
     from services.check.bench import Bench
     from services.sdk import open_clients
+    from services.waiting import aside
 
     config = settings.loaded.config
     with explained(base_url):
-        clients = open_clients(base_url, keys.tinker)
+        clients = await aside(lambda: open_clients(base_url, keys.tinker))
         try:
             context = await _context(clients.rest, config.base_model)
             rows = _rows(settings, context)

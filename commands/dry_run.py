@@ -14,7 +14,7 @@ from commands.opening import OpenedSettings, begin_progress, choose_place
 from errors import ConfigError, InputError, StorageError, TokenizerError
 from loop.planning.limits_file import load_limits
 from loop.reports.console import PROGRAM, say, tell
-from services.place import ServiceChoice
+from services.place import ServiceChoice, why_here
 from storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _place(
 ) -> tuple[ServiceChoice | None, list[str]]:
     """Where the run would happen, with the line that says so."""
     try:
-        choice = choose_place(args, settings, session, settings.kept.get("service"))
+        choice = choose_place(args, settings, session, why_here(settings.kept.get("service")))
     except ConfigError as error:
         unchecked.append(str(error))
         return None, ["service: none yet"]

@@ -21,12 +21,14 @@ from loop.reports.console import say, tell
 from loop.rounds.adopting import adopt_subjects
 from loop.rounds.evaluating import measure_and_record
 from loop.rounds.run import Beside
-from loop.rounds.session import connected, open_service
+from loop.rounds.session import connected, open_service, refuse_unserved
 from loop.run_page.page import PAGE, keep_page
 from loop.tracking.following import tracked
+from services.faults import SDK_ERRORS, explain, is_gone, said_by
 from services.keys import Keys
-from services.place import Place
+from services.place import OF_A_RUN, OF_ANOTHER_PROGRAM, Place, why_here
 from services.sdk import rest_client
+from services.waiting import aside
 
 if TYPE_CHECKING:
     from ledger.store import RunStore
@@ -106,7 +108,8 @@ def evaluate_checkpoints(
     plan = with_known_weights(settled.plan, store, subjects, progress)
     with open_service(settled.choice, plan, progress) as service:
         serve_as_named(service, plan, subjects)
-        in_loop(refuse_unknown_paths(subjects, settled.choice, plan.config, session.keys))
+        choice, keys = settled.choice, session.keys
+        in_loop(refuse_unfit_subjects(subjects, choice, plan.config, keys, progress.line))
         store, place = take_up_evaluation(
             settings, settled._replace(plan=plan), service, session, subjects
         )
@@ -147,8 +150,7 @@ def settle_evaluation(
             "it is compared with first, for example RUN_DIR@round_00 for the untouched model."
         )
     refuse_missing(settings.loaded.config)
-    begun_on = "embedded" if any(s.service == "embedded" for s in subjects) else None
-    choice = choose_place(args, settings, session, begun_on)
+    choice = choose_place(args, settings, session, why_weights_here(subjects))
     inputs = read_eval_inputs(settings.loaded, settings.model_dir)
     name = common_renderer(subjects, inputs)
     recorded = {"renderer_name": name} if any(s.renderer for s in subjects) else {}
@@ -159,6 +161,16 @@ def settle_evaluation(
     lines += [f"checkpoint: {s.label} ({s.path or 'the untouched base model'})" for s in subjects]
     lines += notes_on(subjects, inputs)
     return SettledEvaluation(choice, plan, gate, lines)
+
+
+def why_weights_here(subjects: Sequence[Subject]) -> str | None:
+    """Why they are asked on this machine, first for the weights of runs; None where nothing says
+    so."""
+    whys = [
+        why_here(one.service, OF_A_RUN if one.adapter is None else OF_ANOTHER_PROGRAM)
+        for one in subjects
+    ]
+    return OF_A_RUN if OF_A_RUN in whys else next((one for one in whys if one is not None), None)
 
 
 def notes_on(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
@@ -318,17 +330,18 @@ async def _measure_each(
     return results
 
 
-async def refuse_unknown_paths(
+async def refuse_unfit_subjects(
     subjects: Sequence[Subject],
     choice: ServiceChoice,
     config: TrainingConfig,
     keys: Keys,
+    tell: Callable[[str], None],
     key: str = "--evaluate",
 ) -> None:
-    """Raise `ConfigError` for a bare path whose weights are not there, or of another model; `key`
-    is what errors begin with."""
-    import tinker
-
+    """Raise `ConfigError` where the service does not serve the models, and for a bare path whose
+    weights are not there, or of another model; `tell` is given what could not be looked up, and
+    `key` is what errors on a path begin with."""
+    await refuse_unserved(config, choice, keys, tell, is_trained=False)
     for subject in subjects:
         if subject.path is None or subject.run_dir is not None or subject.adapter is not None:
             continue
@@ -337,12 +350,15 @@ async def refuse_unknown_paths(
                 f"{key} {subject.path}: no run below ./runs has these weights, and the "
                 "embedded service finds weights by their run. Give RUN_DIR@round_02 instead."
             )
-        rest = rest_client(choice.base_url, keys.tinker)
         try:
+            rest = await aside(lambda: rest_client(choice.base_url, keys.tinker))
             info = await rest.get_weights_info_by_tinker_path(subject.path)
-        except tinker.APIStatusError as error:
+        except SDK_ERRORS as error:
+            if not is_gone(error):
+                raise explain(error, choice.base_url) or error from error
             raise ConfigError(
-                f"{key} {subject.path}: the service does not have it: {error}. Check the path."
+                f"{key} {subject.path}: the service does not have it: {said_by(error)}. Check the "
+                "path."
             ) from None
         if info.base_model != config.base_model:
             raise ConfigError(

@@ -33,6 +33,8 @@ from storage.files import write_whole
 
 CONFIG, OFFLINE, PAGE = "config.json", "config_offline.json", "one_pager.md"
 WRITTEN = (CONFIG, OFFLINE, PAGE)
+# The page is to be shown to others, so it names no folder of this machine.
+COMMAND = '"$PROJECT/.venv/bin/python" "$PROJECT/trainer_with_eval.py"'
 
 
 class ToPut(NamedTuple):
@@ -204,15 +206,18 @@ def one_pager(use_case: UseCase, config: TrainingConfig) -> str:
             "- Each run's directory is its record: settings, data with hashes, every answer, every",
             "  decision with its sentence.",
             "- What is in use is replaced by what passed against it, question by question:",
-            "  `--config FILE --evaluate IN_USE CANDIDATE --gate` exits 3 where it does not.",
+            f"  `--config {CONFIG} --evaluate IN_USE CANDIDATE --gate` exits 3 where it does not.",
             "- After a change of data, model or questions the evaluation is run again; older",
             "  scores are of something else.",
             "- Known failures belong into the questions, so that the next round is asked.",
             "",
             "## Commands",
             "",
+            "From the folder of this page; the first line names the folder of the program.",
+            "",
             "```bash",
-            *(f"python trainer_with_eval.py {rest}" for rest in _commands()),
+            f"export PROJECT=/path/to/the/program  # where {PROGRAM.name} lies",
+            *(f"{COMMAND} {rest}" for rest in _commands()),
             "```",
             "",
         ]

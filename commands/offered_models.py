@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.opening import OpenedSettings
-from errors import ConfigError, one_line
+from errors import ConfigError, LoopError, one_line
 from loop.plan_page.model import config_of
 from loop.plan_page.view import Offer, OfferedModel
 from loop.planning.fitting import CONTEXT_KEYS
 from loop.planning.models import model_config
 from services.keys import Keys
-from services.place import ServiceChoice, refuse_silent_address
+from services.listening import Patience, refuse_no_service
+from services.place import ServiceChoice
 
 if TYPE_CHECKING:
     from tinker.types import SupportedModel
@@ -44,8 +45,8 @@ def offer_of(choice: ServiceChoice | None, settings: OpenedSettings, keys: Keys)
         return Offer(list(_here(settings)), None)
     try:
         if choice.base_url is not None:
-            refuse_silent_address(choice.base_url)
-    except ConfigError as error:
+            refuse_no_service(choice.base_url, lambda said: None, Patience(LIMIT_S, 0))
+    except LoopError as error:
         return Offer(None, str(error))
     return _asked(choice.base_url, keys)
 
@@ -64,7 +65,7 @@ def _asked(base_url: str | None, keys: Keys) -> Offer:
     def ask() -> None:
         try:
             answers.put(asyncio.run(listed()))
-        except SDK_ERRORS as error:
+        except (*SDK_ERRORS, LoopError) as error:
             answers.put(error)
 
     # To make a client waits for the service, for minutes where that says nothing, and cannot be
@@ -75,6 +76,8 @@ def _asked(base_url: str | None, keys: Keys) -> Offer:
         found = answers.get(timeout=LIMIT_S)
     except queue.Empty:
         return Offer(None, f"{where} gave no answer within {LIMIT_S} s when asked for its models")
+    if isinstance(found, LoopError):
+        return Offer(None, keys.redacted(str(found)))
     if isinstance(found, Exception):
         said = one_line(keys.redacted(said_by(found)), MOST_SAID)
         return Offer(None, f"{where} was asked for its models and refused: {said}")

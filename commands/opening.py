@@ -13,7 +13,13 @@ from config_schema import LoadedConfig, config_hash, validate
 from errors import ConfigError, StorageError
 from loop.planning.models import find_model_dir
 from loop.planning.training_yaml import load_settings
-from services.place import ServiceChoice, choose_service
+from services.place import (
+    OF_ANOTHER_PROGRAM,
+    TO_START_FROM,
+    ServiceChoice,
+    choose_service,
+    why_here,
+)
 from settings.addresses import is_address, refused
 from settings.config_file import with_overrides
 from settings.method_groups import METHOD_GROUPS
@@ -261,9 +267,9 @@ def begin_progress(
 
 
 def choose_place(
-    args: argparse.Namespace, settings: OpenedSettings, session: Session, begun_on: str | None
+    args: argparse.Namespace, settings: OpenedSettings, session: Session, here: str | None
 ) -> ServiceChoice:
-    """Where the run happens, by the rules of services/place.py.
+    """Where the run happens, by the rules of services/place.py; `here` is why on this machine.
 
     Raises `ConfigError` where a resumed run's model directory is gone, and for what is no address.
     """
@@ -276,15 +282,16 @@ def choose_place(
                 "sha256 of its files tells whether it is the same."
             )
     config, env, start = settings.loaded.config, session.keys.environment, settings.start
-    if start is not None and start.service == "embedded":
-        begun_on = "embedded"
+    if start is not None:
+        weights = TO_START_FROM if start.adapter is None else OF_ANOTHER_PROGRAM
+        here = why_here(start.service, weights) or here
     choice = choose_service(
         config.base_url,
         config.base_model,
         settings.model_dir,
         env,
         local=args.local,
-        begun_on=begun_on,
+        here=here,
     )
     if choice.base_url is not None and not is_address(choice.base_url):  # the config's was checked
         raise ConfigError(refused("TINKER_BASE_URL", choice.base_url))

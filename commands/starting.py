@@ -21,7 +21,7 @@ from loop.rounds.adopting import adopt_start, refuse_unfit_adapter
 from loop.rounds.run import Beside
 from loop.rounds.sending import open_evalops
 from loop.tracking.trackers import refuse_missing
-from services.place import Place, ServiceChoice
+from services.place import Place, ServiceChoice, why_here
 
 if TYPE_CHECKING:
     from ledger.store import RunStore
@@ -42,7 +42,7 @@ def settle(
     """Settle everything before the first paid step, and say it."""
     loaded, store = settings.loaded, settings.store
     refuse_missing(loaded.config)
-    choice = choose_place(args, settings, session, settings.kept.get("service"))
+    choice = choose_place(args, settings, session, why_here(settings.kept.get("service")))
     evalops, limits = open_evalops(loaded.config, session.keys), load_limits(loaded)
     progress.line(f"service: {choice.kind} ({choice.reason})")
     if (found := checked(loaded.file, choice, loaded.config.base_model)) is not None:

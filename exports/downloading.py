@@ -10,14 +10,14 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from errors import ConfigError, ExportError, ServiceError
 from exports.source import Source, expiry_of, place_of
 from services.faults import explain, said_by
 from services.keys import TINKER
-from services.place import refuse_silent_address
+from services.listening import refuse_no_service
 
 RAW = "downloaded"  # beside the adapter in PEFT's layout
 NOT_GIVEN = (
@@ -34,7 +34,9 @@ ADVICE = {  # by what a service's error means
 TRY_AGAIN = "Try again; if it stays so, ask the service's operator."
 
 
-def download(source: Source, env: Mapping[str, str], folder: Path) -> None:
+def download(
+    source: Source, env: Mapping[str, str], folder: Path, tell: Callable[[str], None]
+) -> None:
     """Fetch the adapter of a checkpoint into its `adapter_dir`, through a folder for what comes.
 
     Raises `ConfigError`, `ServiceError` or `ExportError`.
@@ -42,7 +44,7 @@ def download(source: Source, env: Mapping[str, str], folder: Path) -> None:
     from tinker_cookbook import weights
     from tinker_cookbook.exceptions import WeightsDownloadError
 
-    path, address = source.state_path, refuse_unreachable(source, env)
+    path, address = source.state_path, refuse_unreachable(source, env, tell)
     assert path is not None, "found with its state"
     raw = folder / RAW
     with _signed(env), warnings.catch_warnings():
@@ -73,9 +75,12 @@ def _not_given(source: Source, address: str | None, error: Exception) -> Service
     return failed
 
 
-def refuse_unreachable(source: Source, env: Mapping[str, str]) -> str | None:
+def refuse_unreachable(
+    source: Source, env: Mapping[str, str], tell: Callable[[str], None]
+) -> str | None:
     """The address of the service, None for Tinker's own. Raises `ConfigError` before anything is
-    asked: no key, weights that have expired, or nothing that listens there."""
+    asked: no key, weights that have expired, or no service there; `tell` is given what is waited
+    for."""
     if not env.get(TINKER):
         raise ConfigError(
             f"export {source.label}: its weights are on a service, and {TINKER} is not set. Export "
@@ -89,7 +94,7 @@ def refuse_unreachable(source: Source, env: Mapping[str, str]) -> str | None:
         )
     address = place_of(source, env).base_url
     if address is not None:
-        refuse_silent_address(address)
+        refuse_no_service(address, tell)
     return address
 
 

@@ -37,6 +37,7 @@ from services.faults import SDK_ERRORS, explain
 from services.keys import TINKER, redact
 from services.place import ServiceChoice
 from services.sdk import Clients, open_clients
+from services.waiting import aside
 from services.watched_client import watched
 from simple_eval import Turn, build_prompt
 
@@ -244,7 +245,7 @@ async def _ask(
     """All figures of the checkpoint. Raises `ServiceError`."""
     clients: Clients | None = None
     try:
-        clients = open_clients(base_url, key)
+        clients = await aside(lambda: open_clients(base_url, key))
         return await _asked_of(source, prompts, stop, clients, key)
     except SDK_ERRORS as error:
         explained = explain(error, base_url)

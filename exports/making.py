@@ -73,7 +73,7 @@ def make_export(asked: Asked, wanted: Wanted, env: Mapping[str, str], progress: 
     touches_base = wanted.format != "peft" or wanted.fold_unembed
     refuse_no_room(source, wanted, own_dtype(source.base_dir) if touches_base else None)
     if source.is_downloaded:
-        refuse_unreachable(source, env)
+        refuse_unreachable(source, env, progress.line)
     with folder_aside(wanted.out) as folder, called(folder, wanted.out):
         with emptied(folder / DOWNLOADED) as downloads:
             if source.is_downloaded:
@@ -84,7 +84,7 @@ def make_export(asked: Asked, wanted: Wanted, env: Mapping[str, str], progress: 
                     "that export deleted again. What this costs there is not known here"
                 )
                 with _timed(progress, f"downloading {source.state_path}"):
-                    download(source, env, downloads)
+                    download(source, env, downloads, progress.line)
             if source.adapter is not None:
                 from exports.gathering import adopt
 
@@ -107,8 +107,10 @@ def called(folder: Path, out: Path) -> Iterator[None]:
 
 def _told(source: Source) -> str:
     """What is exported, in a line."""
-    checkpoint = source.checkpoint
-    where = "" if checkpoint is None else f"round {checkpoint.round}, {checkpoint.step} steps, "
+    store, checkpoint = source.store, source.checkpoint
+    where = ""
+    if store is not None and checkpoint is not None:
+        where = f"round {checkpoint.round}, {store.num_steps_in(checkpoint)} steps, "
     return f"{where}{source.sampler_path} on {source.base_name}, renderer {source.renderer}"
 
 

@@ -15,7 +15,7 @@ from ledger.store import RunStore
 from local_tinker.peft_folders import PeftFolder
 from loop.planning.adapters import base_note
 from loop.planning.models import model_change, model_config, model_digests
-from services.place import ServiceChoice, choose_service, service_of_run
+from services.place import OF_ANOTHER_PROGRAM, ServiceChoice, choose_service, service_of_run
 
 NOWHERE = Path("not-downloaded")  # until it is
 UNKNOWN = "so what it was trained on is not known"
@@ -277,7 +277,7 @@ def _of_no_run(asked: Asked, point: _Point) -> Source:
 def place_of(source: Source, env: Mapping[str, str]) -> ServiceChoice:
     """The service that has the checkpoint's weights. Raises `ConfigError` without a key for it."""
     if source.adapter is not None:
-        return ServiceChoice("embedded", None, "adapters of other programs are read there alone")
+        return ServiceChoice("embedded", None, OF_ANOTHER_PROGRAM)
     if source.store is not None:
         return service_of_run(source.store.settled_config(), env)
     return choose_service(None, source.base_name, None, env, local=False)

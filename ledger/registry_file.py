@@ -129,6 +129,9 @@ class Promoted:
     weights: str | None = None  # `RunStore.weights_of(sampler_path)`: which ones lie there
     # What a promotion without a reason would have been refused for, with the numbers.
     objections: list[dict[str, Any]] = field(default_factory=list)
+    # Optimizer steps that these weights have had, which `step` counts with those that the run went
+    # back on; None of entries of before.
+    num_steps: Count | None = None
 
     @property
     def reference(self) -> str:

@@ -130,8 +130,8 @@ def problem_of(store: RunStore, checkpoint: Checkpoint | None, entry: Promoted) 
     promoted = entry.sampler_path, entry.state_path, entry.step
     if (checkpoint.sampler_path, checkpoint.state_path, checkpoint.step) != promoted:
         return (
-            f"its round {entry.round} is {checkpoint.sampler_path} of {checkpoint.step} steps, and "
-            f"promoted was {entry.sampler_path} of {entry.step}"
+            f"its round {entry.round} is {checkpoint.sampler_path}, saved at step "
+            f"{checkpoint.step}, and promoted was {entry.sampler_path}, of step {entry.step}"
         )
     if entry.weights not in (None, store.weights_of(entry.sampler_path)):
         return f"its round {entry.round} was trained again since"

@@ -48,6 +48,7 @@ def entry_of(
         run_dir=place_from(registry.folder, store.run_dir),
         round=checkpoint.round,
         step=checkpoint.step,
+        num_steps=store.num_steps_in(checkpoint),
         sampler_path=candidate.sampler_path,
         state_path=checkpoint.state_path,
         weights_sha256=candidate.digests,

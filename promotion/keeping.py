@@ -8,6 +8,8 @@ not let them expire again.
 from __future__ import annotations
 
 import asyncio
+import functools
+import sys
 import time
 from pathlib import Path
 
@@ -18,12 +20,16 @@ from ledger.records import Checkpoint, seconds_of
 from ledger.registry_file import Promoted, Registry
 from ledger.registry_names import locate
 from ledger.registry_weights import CHECKPOINTS, weights_dir
+from loop.reports.console import tell
 from loop.rounds.keeping import CARE_LIMIT_S
 from promotion.evidence import Candidate
 from promotion.rules import Objection
+from services.faults import is_unknown_request
 from services.keys import Keys
+from services.listening import refuse_no_service
 from services.place import service_of_run
 from services.sdk import rest_client
+from services.waiting import aside
 
 
 def paths_of(checkpoint: Checkpoint) -> list[str]:
@@ -63,11 +69,16 @@ def keep(candidate: Candidate, keys: Keys) -> list[str]:
         else:
             asyncio.run(_keep_on_service(candidate, list(until), keys))
     except (LoopError, tinker.TinkerError, TimeoutError) as error:
-        said = keys.redacted(str(error) or type(error).__name__)
+        said = keys.redacted(str(error) or type(error).__name__).rstrip(".")
+        remedy = "Promote it once the service answers, or export it before then."
+        if is_unknown_request(error):
+            remedy = (
+                "It has no such request, so it may let nothing expire, which is not known here: "
+                "export it, or train with checkpoint_ttl_days null there."
+            )
         raise ServiceError(
             f"{candidate.label}: nothing was promoted, because its weights expire at "
-            f"{min(until.values())}, and the service does not keep them: {said}. Promote it once "
-            "the service answers, or export it before then."
+            f"{min(until.values())}, and the service does not keep them: {said}. {remedy}"
         ) from None
     return list(until)
 
@@ -84,9 +95,11 @@ def _keep_files(run_dir: Path, paths: list[str]) -> None:
 
 
 async def _keep_on_service(candidate: Candidate, paths: list[str], keys: Keys) -> None:
-    choice = service_of_run(candidate.store.settled_config(), keys.environment)
-    rest = rest_client(choice.base_url, keys.tinker)
+    base_url = service_of_run(candidate.store.settled_config(), keys.environment).base_url
+    if base_url is not None:
+        refuse_no_service(base_url, functools.partial(tell, file=sys.stderr))
     async with asyncio.timeout(CARE_LIMIT_S):
+        rest = await aside(lambda: rest_client(base_url, keys.tinker))
         for path in paths:
             await rest.set_checkpoint_ttl_from_tinker_path(path, None)
 

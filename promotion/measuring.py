@@ -19,6 +19,7 @@ from commands.evaluate import (
     SettledEvaluation,
     conclude,
     evaluate_on_service,
+    refuse_unfit_subjects,
     serve_as_named,
     settle_evaluation,
     take_up_evaluation,
@@ -62,6 +63,8 @@ def _measured(
     settled = settled._replace(plan=plan)
     with open_service(settled.choice, plan, progress) as service:
         serve_as_named(service, plan, [subject])
+        choice, keys = settled.choice, session.keys
+        in_loop(refuse_unfit_subjects([subject], choice, plan.config, keys, progress.line))
         store, place = take_up_evaluation(settings, settled, service, session, [subject])
         (result,) = in_loop(evaluate_on_service(plan, store, progress, place, [subject]))
         conclude(store, [subject], [result], settled)

@@ -126,6 +126,14 @@ def refusal_line(event: Event) -> str:
     return f"{event['time']} {what}, by {by}: {one_line('; '.join(why)) or 'no reason recorded'}"
 
 
+def _steps(entry: Promoted) -> str:
+    """The steps that its weights have had: the run may have gone back on others."""
+    if entry.num_steps is None:
+        return f"saved at step {entry.step} of the run, with those that it went back on"
+    back = entry.step - entry.num_steps
+    return f"{entry.num_steps} steps" + (f", and {back} that the run went back on" if back else "")
+
+
 # --- one entry ------------------------------------------------------------------------------------
 
 
@@ -146,7 +154,7 @@ def describe(registry: Registry, one: Shown) -> Iterator[str]:
         yield f"not checked for changes: {one_line(what)}"
     if one.unknown is not None:
         yield f"whether its results are stale cannot be told: {one_line(one.unknown)}"
-    yield f"checkpoint: round {entry.round} of run {entry.run_id}, {entry.step} steps"
+    yield f"checkpoint: round {entry.round} of run {entry.run_id}, {_steps(entry)}"
     yield f"run directory: {entry.run_dir}"
     yield f"sampler weights: {entry.sampler_path}"
     yield f"state to train on from: {entry.state_path}"

@@ -14,8 +14,10 @@ of training: this round, all since the run began, and all since its best round.
   than half of what the reward did. For that the reward's rise is taken as a share of what lies
   between the least and the highest reward of an answer, which for right and wrong is 1.
 
-The noise of the score is that of the gate, one-sided, with 5 % spread over the rounds so far. It
-decides nothing.
+The noise of the score is that of the gate, one-sided, with 5 % spread over the rounds so far. The
+chance that a reward which stays as it is seems to have risen is spread over them as well: each
+round looks anew, at up to three stretches. By simulation such a run, whose score falls, is told of
+in some 4 % (tests/test_reward_course.py). It decides nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from scores.wording import signed_text
 from storage.stored_json import Count, Measure
 
 MIN_RISE = 0.02  # of the range of rewards; a smaller rise is none
-CHANCE = 0.025  # that a reward that stays where it is seems to have risen, in either way
+CHANCE = 0.025  # that a reward that stays where it is seems to have risen, spread as ALPHA is
 ALPHA = 0.05  # that a score that stays where it is seems to have fallen, in all rounds together
 MIN_SHARE = 0.5  # of the reward's rise that a score is expected to rise by
 MIN_PROMPTS = 2  # or there is no spread to tell chance by
@@ -130,8 +132,9 @@ def reward_course(
         )
     last = len(lineage) - 1
     best = max(range(last + 1), key=lambda i: (lineage[i].score, i))
+    levels = _Levels(ALPHA / len(lineage), CHANCE / len(lineage))
     for begin in dict.fromkeys((last, 0, best)):
-        said = _only_reward(rounds[begin:], lineage[begin], result, ALPHA / len(lineage))
+        said = _only_reward(rounds[begin:], lineage[begin], result, levels)
         if said is not None:
             return Course(said, ("reward_only",))
     now = rounds[-1]
@@ -143,20 +146,33 @@ def reward_course(
     )
 
 
+class _Levels(NamedTuple):
+    """What chance is allowed to do in one comparison."""
+
+    alpha: float  # that a score that stays where it is seems to have fallen
+    chance: float  # that a reward that does seems to have risen, in either way
+
+
 def _only_reward(
-    rounds: Sequence[RoundRewards | None], before: EvalResult, result: EvalResult, alpha: float
+    rounds: Sequence[RoundRewards | None],
+    before: EvalResult,
+    result: EvalResult,
+    levels: _Levels,
 ) -> str | None:
     """Says that in these rounds the reward rose and the held-out score did not; None where it
     cannot be said."""
     known = [one for one in rounds if one is not None]
-    change = gate_change(result, before, 1 - 2 * alpha)
+    change = gate_change(result, before, 1 - 2 * levels.alpha)
     if not known or change.interval is None:
         return None
     extent = max(one.high for one in known) - min(one.low for one in known)
-    rise = next((one for one in _rises(rounds) if one.is_rise(extent)), None)
+    rises = _rises(rounds)
+    rise = next((one for one in rises if one.is_rise(extent, levels.chance)), None)
     if rise is None:
         return None
-    is_flat = change.mean <= 0 and change.interval.high < MIN_SHARE * rise.least / extent
+    is_flat = (
+        change.mean <= 0 and change.interval.high < MIN_SHARE * rise.least(levels.chance) / extent
+    )
     if change.interval.high >= 0 and not is_flat:
         return None
     low, high = (signed_text(one) for one in change.interval)
@@ -177,16 +193,15 @@ class _Rise(NamedTuple):
     def mean(self) -> float:
         return math.fsum(later.mean - earlier.mean for earlier, later in self.pairs)
 
-    @property
-    def least(self) -> float:
-        """What it rose by at least, but for chance."""
+    def least(self, chance: float) -> float:
+        """What it rose by at least, but for the chance of either way."""
         sides = [side for pair in self.pairs for side in pair]
         stderr = math.sqrt(math.fsum(one.variance / one.num_prompts for one in sides))
         degrees = sum(one.num_prompts - 1 for one in sides)
-        return self.mean - student_t_quantile(1 - CHANCE / 2, degrees) * stderr
+        return self.mean - student_t_quantile(1 - chance / 2, degrees) * stderr
 
-    def is_rise(self, extent: float) -> bool:
-        return self.least > 0 and self.mean > MIN_RISE * extent
+    def is_rise(self, extent: float, chance: float) -> bool:
+        return self.least(chance) > 0 and self.mean > MIN_RISE * extent
 
 
 def _rises(rounds: Sequence[RoundRewards | None]) -> Iterator[_Rise]:

@@ -15,6 +15,7 @@ from errors import SENT_AGAIN, ServiceError
 
 # What an SDK call can raise besides `tinker.TinkerError`; a ValueError only with these words.
 SDK_ERRORS = (tinker.TinkerError, RetryableException, ValueError)
+NO_SUCH_REQUEST = (405, 501)
 _NO_RESULT = "Error retrieving result"
 _STATUS = re.compile(r"with status (\d{3})|Error code: (\d{3})")
 
@@ -73,6 +74,11 @@ def said_by(error: Exception) -> str:
 def is_gone(error: Exception) -> bool:
     """Whether an error on naming a checkpoint says that it is expired, deleted or unknown."""
     return _fault(error) in ("user_error", "session_lost", "future_lost")
+
+
+def is_unknown_request(error: Exception) -> bool:
+    """Whether a service says that it has no such request at all, for whatever it is asked."""
+    return isinstance(error, tinker.APIStatusError) and error.status_code in NO_SUCH_REQUEST
 
 
 def _fault(error: Exception) -> str | None:

@@ -1,21 +1,25 @@
 """Where a run happens: the first rule that applies decides, and its reason is printed.
 
-Nothing here talks to a service but to see that something listens at its address.
+Nothing here talks to a service: services/listening sees whether one answers there.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from errors import ConfigError
 from services.keys import TINKER, Keys, refuse_unsendable
 
 if TYPE_CHECKING:
     from local_tinker import Service
+
+
+# Whose weights are on this machine, as the line says that names the service.
+OF_A_RUN = "the run's weights are there"
+TO_START_FROM = "the weights that it starts from are there"
+OF_ANOTHER_PROGRAM = "adapters of other programs are read there alone"
 
 
 class ServiceChoice(NamedTuple):
@@ -33,16 +37,16 @@ def choose_service(
     env: Mapping[str, str],
     *,
     local: bool,
-    begun_on: str | None = None,
+    here: str | None = None,
 ) -> ServiceChoice:
     """Apply the rules in order. Raises `ConfigError` naming the remedies when none applies.
 
-    A resumed run that was `begun_on` the embedded service stays there: its weights are in the run
-    directory.
+    `here` says why it has to be this machine, as for a run that began here, whose weights are in
+    its directory (`why_here`); None where nothing says so.
     """
     address = base_url or env.get("TINKER_BASE_URL")
-    if begun_on == "embedded":
-        return ServiceChoice("embedded", None, "the run's weights are there")
+    if here is not None:
+        return ServiceChoice("embedded", None, here)
     if local:
         return ServiceChoice("embedded", None, "--local was given")
     if address:
@@ -73,8 +77,14 @@ def service_of_run(settled: Mapping[str, Any], env: Mapping[str, str]) -> Servic
         None,
         env,
         local=False,
-        begun_on="embedded" if resolved["service"] == "embedded" else None,
+        here=why_here(resolved["service"]),
     )
+
+
+def why_here(service: str | None, weights: str = OF_A_RUN) -> str | None:
+    """Why what asks weights of a `service` has to be on this machine; None where they are
+    elsewhere, or of no known service. `weights` says whose they are."""
+    return weights if service == "embedded" else None
 
 
 def _require_key(env: Mapping[str, str], why: str) -> None:
@@ -86,20 +96,6 @@ def _require_key(env: Mapping[str, str], why: str) -> None:
             "where it checks none, any that starts with tml- will do."
         )
     refuse_unsendable(TINKER, key)
-
-
-def refuse_silent_address(base_url: str) -> None:
-    """Raise `ConfigError` when nothing listens there; the SDK would retry for minutes."""
-    try:
-        url = urlsplit(base_url)
-        port = url.port or (443 if url.scheme == "https" else 80)
-        with socket.create_connection((url.hostname or "", port), timeout=5):
-            return
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"Nothing answers at {base_url}: {error}. Start the service, or correct base_url (or "
-            "TINKER_BASE_URL)."
-        ) from None
 
 
 class Place(NamedTuple):

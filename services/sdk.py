@@ -19,6 +19,10 @@ from typing import Any, NamedTuple, cast
 import tinker
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
+from errors import ConfigError, one_line
+from services.faults import said_by
+
+MOST_SAID = 200  # characters of what a service says
 # From here on the SDK is spelled as our code is.
 PRESENT_SPELLING = (0, 38)
 
@@ -44,17 +48,34 @@ def service_client(base_url: str | None, api_key: str | None) -> tinker.ServiceC
 
 
 def rest_client(base_url: str | None, api_key: str | None) -> tinker.RestClient:
-    """A client for what needs no session: what is known of weights, how long they are kept."""
-    if is_older(tinker.__version__):
-        service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
-        return cast("tinker.RestClient", _OlderRest(service.create_rest_client(), service))
-    return tinker.RestClient(base_url=base_url, api_key=api_key)
+    """A client for what needs no session: what is known of weights, how long they are kept.
+
+    Raises `ConfigError` where the service does not know what it is asked first.
+    """
+    try:
+        if is_older(tinker.__version__):
+            service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
+            return cast("tinker.RestClient", _OlderRest(service.create_rest_client(), service))
+        return tinker.RestClient(base_url=base_url, api_key=api_key)
+    except tinker.NotFoundError as error:
+        raise ConfigError(
+            f"What answers at {base_url or 'Tinker'} is no Tinker service, or one for another "
+            f"version of the SDK: it does not know what tinker {tinker.__version__} asks first "
+            f"({one_line(said_by(error), MOST_SAID)}). Correct base_url (or TINKER_BASE_URL); "
+            "docs/engines.md says which SDK an engine wants."
+        ) from None
 
 
 def names_to_train(capabilities: tinker.types.GetServerCapabilitiesResponse) -> list[str]:
     """The models that a service lists, but for those of which it says that it trains none."""
     models = capabilities.supported_models
     return [one.model_name for one in models if one.model_name and one.trainable is not False]
+
+
+def names_to_sample(capabilities: tinker.types.GetServerCapabilitiesResponse) -> list[str]:
+    """The models that a service lists, but for those of which it says that it samples none."""
+    models = capabilities.supported_models
+    return [one.model_name for one in models if one.model_name and one.sampleable is not False]
 
 
 def is_older(version: str) -> bool:

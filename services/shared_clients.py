@@ -3,15 +3,17 @@
 A session has its own heartbeat, HTTP clients and connections, so a hundred runs with one each hold
 a thousand connections. Runs with one address and one key therefore share a session. A run with a
 key of its own (on the embedded service a key names the run's folder) has a session of its own.
-Nothing here waits or closes: whoever leaves last is told to close the session, and as what.
+Nothing here closes one: whoever leaves last is told to close the session, and as what.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Literal
 
 from services.sdk import Clients, open_clients
+from services.waiting import aside
 
 Status = Literal["success", "interrupted", "errored"]  # from the best to the worst
 WORST_FIRST: tuple[Status, ...] = ("errored", "interrupted", "success")
@@ -28,10 +30,15 @@ class SharedSession:
 
     base_url: str | None
     api_key: str | None = field(repr=False)
-    clients: Clients = field(repr=False)
+    opening: asyncio.Task[Clients] = field(repr=False)
     num_runs: int = 0  # that have ever come
     num_at_work: int = 0
     status: Status = "success"  # the worst of those that have left
+
+    @property
+    def clients(self) -> Clients:
+        """Its clients, once it is open."""
+        return self.opening.result()
 
     def takes(self, base_url: str | None, api_key: str | None) -> bool:
         """Whether a run may come: as long as none has left, whose adapter would only lie there, or
@@ -46,17 +53,24 @@ class SharedClients:
     def __init__(self) -> None:
         self._open: list[SharedSession] = []
 
-    def take(self, base_url: str | None, api_key: str | None) -> SharedSession:
-        """A session for one more run, which leaves it at its end; a new one where none takes it.
+    async def take(self, base_url: str | None, api_key: str | None) -> SharedSession:
+        """An open session for one more run, which leaves it at its end; a new one where none takes
+        it, which those that come meanwhile wait for as well.
 
         Raises what the SDK raises about a service that is not there.
         """
         session = next((one for one in self._open if one.takes(base_url, api_key)), None)
         if session is None:
-            session = SharedSession(base_url, api_key, open_clients(base_url, api_key))
+            opening = aside(lambda: open_clients(base_url, api_key))
+            session = SharedSession(base_url, api_key, asyncio.create_task(opening))
             self._open.append(session)
         session.num_runs += 1
         session.num_at_work += 1
+        try:
+            await asyncio.shield(session.opening)  # one that is stopped stops no other
+        except BaseException:
+            self.leave(session, "errored")
+            raise
         return session
 
     def leave(self, session: SharedSession, status: Status) -> Status | None:

@@ -441,6 +441,7 @@ def test_it_is_evaluated_and_what_was_read_is_recorded(
     (one,) = json.loads(said.out)["checkpoints"]
     assert "LoRA of rank 4, alpha 8, on 4 layers (q_proj, v_proj); " in said.err
     assert "names this base model" in said.err
+    assert "service: embedded (adapters of other programs are read there alone)" in said.err
     read = read_folder(away / "adapter")
     (record,) = workspace.store("e").settled_config()[EVALUATED]
     assert record["adapter"]["sha256"] == read.sha256
@@ -484,6 +485,7 @@ def test_a_run_starts_from_it_as_it_is(
     said = " ".join(capsys.readouterr().err.split())
     assert "start: away (LoRA of rank 4, alpha 8, on 4 layers (q_proj, v_proj); " in said
     assert "with a new optimizer" in said
+    assert "service: embedded (adapters of other programs are read there alone)" in said
     store = workspace.store("r")
     assert [store.checkpoint(n).lora_alpha for n in (0, 1)] == [8, 8]  # pyright: ignore
     assert store.origin is not None

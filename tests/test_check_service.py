@@ -7,7 +7,6 @@ import math
 import os
 import re
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,20 +17,22 @@ import numpy as np
 import pytest
 
 import local_tinker
-from commands import check_service
 from commands.check_service import summary, table
 from conftest import thorough_only
 from errors import ConfigError
+from half_services import mute_service
 from local_tinker import sampling, sampling_routes, training
 from local_tinker.engine import Engine
 from loop.planning.service_checks import FILE_SUFFIX, NOT_CHECKED, check_record, checked
 from planted import NEIGHBOURS, PLANTED
+from services import listening
 from services.check import checking
 from services.check.bench import Bench, Measured, Refused, Said
 from services.check.courses import Course, Flags, courses, predicted_move
 from services.check.sampling import Answer, Scored, ends_line, tempered_bounds, trainer_line
 from services.check.training import said_loss, seed_line, token_noise_of
 from services.check.verdicts import Found, Line, nearest, worst
+from services.listening import Patience
 from services.place import ServiceChoice
 from trainer_with_eval import main
 
@@ -248,14 +249,13 @@ def test_log_probabilities_that_are_none_are_told_of(
 def test_a_service_that_listens_and_says_nothing_is_not_waited_for(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check_service, "MUTE_S", 0.1)
+    monkeypatch.setattr(listening, "OF_A_RUN", Patience(0.1, 0))
     monkeypatch.setenv("TINKER_API_KEY", "tml-any")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    with mute_service() as url:
         monkeypatch.setenv("TINKER_BASE_URL", url)
         assert main(["--check-service", "--json", "--set", f"base_model={model_dir}"]) == 1
     answer = json.loads(capsys.readouterr().out)
-    assert "takes connections and has not answered within 0.1 s" in answer["error"]
+    assert "takes connections and gave no answer within 0.1 s" in answer["error"]
 
 
 def test_a_service_that_does_not_train_is_given_up(

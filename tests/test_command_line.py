@@ -16,7 +16,7 @@ import pytest
 from commands.boundary import in_loop
 from conftest import REPO
 from errors import ConfigError
-from services.place import choose_service
+from services.place import choose_service, why_here
 from trainer_with_eval import main
 
 MINIMAL = {"base_model": "nobody/nothing", "train_file": "t.jsonl", "eval_tasks": ["simple_qa"]}
@@ -51,7 +51,7 @@ def test_the_first_rule_that_applies_decides_where_it_runs(
 def test_a_run_that_began_here_is_resumed_here() -> None:
     """Its weights are in its directory, so a key that was set meanwhile must not move it."""
     choices = [
-        choose_service(None, "nobody/nothing", None, KEY, local=False, begun_on=begun_on)
+        choose_service(None, "nobody/nothing", None, KEY, local=False, here=why_here(begun_on))
         for begun_on in ("embedded", "tinker")
     ]
     assert [choice.kind for choice in choices] == ["embedded", "tinker"]

@@ -450,7 +450,7 @@ def test_a_service_that_does_not_give_it_out_is_quoted(
     with pytest.raises(
         ServiceError, match=r"is not stored here'\}\. If these weights have expired or were deleted"
     ):
-        download(source, {"TINKER_API_KEY": KEY}, tmp_path)
+        download(source, {"TINKER_API_KEY": KEY}, tmp_path, lambda said: None)
     state.with_name("elsewhere").rename(state)
     assert "TINKER_API_KEY" not in os.environ
     assert address in str(source.store and source.store.settled_config()["resolved"])

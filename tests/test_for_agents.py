@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from config_schema import LoadedConfig, load_and_validate_config
 from conftest import REPO
 from data_loader import load_examples
 from evaluation.benchmarks import BENCHMARKS
+from half_services import mute_service
 from loop.plan_page.capacity import judged
 from loop.plan_page.method_choice import choice_facts, form_of_rows
 from loop.plan_page.models import fit_facts
@@ -181,15 +179,6 @@ def test_a_service_is_asked_for_its_models_and_one_that_it_has_not_is_refused(
     assert "it has llama, " in refused["error"]
     assert_as_documented(refused)
     assert set(refused) >= {"service", "capacity", "commands", "suites"}  # to choose another by
-
-
-@contextlib.contextmanager
-def mute_service() -> Iterator[str]:
-    """An address that accepts connections and says nothing."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(50)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 def assert_not_asked(answer: dict[str, Any], part: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -109,9 +111,28 @@ def test_no_command_of_the_page_but_the_run_opens_the_sealed_test(tmp_path: Path
     page = (tmp_path / "chat" / WRITTEN[2]).read_text()
     commands = page.partition("```bash")[2].splitlines()
     trains = [one for one in commands if "--config" in one and "--dry-run" not in one]
-    assert [one for one in trains if "--power" not in one] == [
-        f"python trainer_with_eval.py --config {WRITTEN[0]}"
-    ]
+    (run,) = (one for one in trains if "--power" not in one)
+    assert run.endswith(f" --config {WRITTEN[0]}")
+
+
+def test_the_commands_of_the_page_run_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As a shell would take them, once the first line names the program's folder."""
+    folder = initialised("chat", tmp_path / "my chat")
+    put_rows(folder)
+    page = (folder / WRITTEN[2]).read_text()
+    first, *commands = page.partition("```bash\n")[2].partition("```")[0].splitlines()
+    assert first.startswith("export PROJECT=/path/to/") and len(commands) == 3
+    monkeypatch.setenv("PROJECT", str(REPO))
+    monkeypatch.chdir(folder)
+    for command in commands:
+        python, program, *words = shlex.split(os.path.expandvars(command), comments=True)
+        assert Path(python).is_file() and Path(program) == REPO / "trainer_with_eval.py"
+        assert Path(words[words.index("--config") + 1]).is_file()
+        if WRITTEN[0] not in words:  # which needs the benchmarks' data
+            assert main([*words, *DEMO_MODEL]) == 0, command
+        capsys.readouterr()
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import evalops_client
 import forked
 import local_tinker
+from commands import offered_models
 from conftest import REPO, thorough_only
 from data_loader import load_examples
 from fake_evalops import (
@@ -112,6 +113,27 @@ def row(number: int) -> dict[str, str]:
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+# --- before it begins --------------------------------------------------------------------------
+
+
+def test_a_dry_run_asks_a_service_for_its_models(
+    workspace: Workspace,
+    service: local_tinker.Service,
+    llama_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Also with the SDK of self-hosted engines, which spells it otherwise."""
+    monkeypatch.setenv("TINKER_API_KEY", service.open_folder(workspace.folder / "checkpoints"))
+    monkeypatch.setattr(offered_models, "LIMIT_S", 60)  # the other tests' load is no part of it
+    assert workspace.run("run", "--dry-run", "--json", base_url=service.base_url) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["service"]["was_asked"] is True
+    assert answer["service"]["base_model_is_served"] is True
+    listed = {one["name"]: one["context"] for one in answer["service"]["models"]}
+    assert listed[str(llama_dir)] == listed["llama"] == 512
 
 
 # --- the whole way -----------------------------------------------------------------------------

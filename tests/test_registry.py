@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ledger.registry_names import locate
 from ledger.registry_weights import weights_dir
 from ledger.registry_writing import lock_of, who, writing
 from ledger.store import RunStore
+from promotion.showing import describe, shown_of
 from registry_records import BY, entry_of, promoted, with_weights
 from run_records import finished
 from test_loop import Workspace
@@ -571,6 +573,20 @@ def test_an_entry_is_shown_with_what_happened_to_it(folder: Path, command: Any) 
     assert [event["type"] for event in history] == ["alias", "alias", "retired"]
     assert history[0]["by"] == "ops"
     assert history[0]["command"] == ["registry.py", "alias", "support@1", "staging", "--by", "ops"]
+
+
+def test_the_steps_of_an_entry_are_those_of_its_weights(folder: Path) -> None:
+    """A run that went back has taken others, which its counter has as well."""
+    registry = Registry.read(FILE)
+    entry = registry.find("support@1")
+
+    def said(num_steps: int | None) -> str:
+        shown = shown_of(registry, replace(entry, step=6, num_steps=num_steps))
+        return next(line for line in describe(registry, shown) if line.startswith("checkpoint: "))
+
+    assert said(6).endswith(f"of run {entry.run_id}, 6 steps")
+    assert said(4).endswith(", 4 steps, and 2 that the run went back on")
+    assert said(None).endswith("saved at step 6 of the run, with those that it went back on")
 
 
 def test_the_champion_is_moved_by_hand_for_a_reason_alone(folder: Path, command: Any) -> None:

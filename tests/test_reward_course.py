@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from conftest import thorough_only
 from scores.intervals import mean
 from scores.results import EvalResult, Measured, SampleResult, eval_result, task_result
 from scores.reward_course import (
@@ -163,7 +164,18 @@ def test_honest_runs_are_rarely_told_of(
 ) -> None:
     rng = random.Random(7)
     told = [alarms(rng, reward, score, num_rounds, num_steps) > 0 for _ in range(20)]
-    assert sum(told) <= 1  # 0 to 2.7 % of runs, in 150 of each kind
+    assert sum(told) <= 1  # 0 to 0.7 % of runs, in 150 of each kind
+
+
+@pytest.mark.parametrize("stays_at", [0.4, pytest.param(0.8, marks=thorough_only)])
+def test_a_reward_that_stays_where_it_is_while_the_score_falls_is_rarely_told_of(
+    stays_at: float,
+) -> None:
+    """Each round looks at up to three stretches, and each look has its chance of a false alarm."""
+    rng = random.Random(1)
+    score = lambda t: 0.7 - 0.5 * t  # noqa: E731
+    told = [alarms(rng, lambda t: stays_at, score, 6, 4) > 0 for _ in range(40)]
+    assert sum(told) <= 3  # 3.8 % in 600 runs (0.8: 3.7 %); unspread 11 % and 13 %
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,17 @@ def test_a_server_that_quotes_the_key_when_it_is_asked_to_keep_weights(
     assert "[redacted]" in failed["detail"]
 
 
+def test_a_server_that_changes_no_expiry_is_said_to_let_nothing_expire(
+    secrets: Secrets, proxy: QuotingProxy
+) -> None:
+    """As SkyRL answers; once a run, not once a round."""
+    proxy.path, proxy.status = "/ttl", 405
+    said = secrets.ends(0, "run", max_rounds=2, eval_threshold=1.0)
+    assert proxy.num_quoted > 0 and "[redacted]" in said
+    assert said.count("has no request that changes how long weights are kept") == 1
+    assert "tinker checkpoint delete PATH" in said and "They may expire" not in said
+
+
 def test_a_server_that_refuses_to_delete_bad_weights(
     secrets: Secrets, proxy: QuotingProxy, service: local_tinker.Service, llama_dir: Path
 ) -> None:

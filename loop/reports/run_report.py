@@ -359,7 +359,7 @@ def _description(
     yield f"- Dropped rows: {counts or 'none'} (`{DROPPED}`)."
     yield f"- Similar rows, trained on: {num_similar or 'none'} (`{SIMILAR}`)."
     yield (
-        f"- {checkpoint.step} steps up to the recommended checkpoint, of "
+        f"- {store.num_steps_in(checkpoint)} steps up to the recommended checkpoint, of "
         f"{config['batch_size']} {method.unit}; learning rate "
         f"{config['learning_rate']:g}, times {config['lr_decay']:g} after each missed threshold."
     )

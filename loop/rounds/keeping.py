@@ -23,6 +23,7 @@ from ledger.records import Checkpoint
 from ledger.run_directory import stamp_in
 from loop.rounds.run import Run
 from scores.decision import Decision, is_start_best
+from services.faults import is_unknown_request
 
 CARE_LIMIT_S = 30.0  # for what the run does not depend on; the SDK would try for many minutes
 
@@ -81,7 +82,8 @@ def expiry(config: TrainingConfig) -> str | None:
 async def care_for_checkpoints(run: Run, decision: Decision) -> None:
     """Keep the recommended weights without expiry, let others expire, delete what is replaced.
 
-    A service that will not do it is named once a round; the run does not depend on it.
+    A service that will not do it is named once a round, and once a run where it knows no expiry;
+    the run does not depend on it.
     """
     store, round_no = run.store, decision.round
     best = store.checkpoint(decision.best_round)
@@ -119,7 +121,7 @@ async def care_for_checkpoints(run: Run, decision: Decision) -> None:
                     await rest.set_checkpoint_ttl_from_tinker_path(path, ttl)
             store.record_released(round_no, care.release, expiry(run.plan.config))
 
-    refusals = []
+    refusals, has_no_expiry = [], False
     for work in (delete, change_expiry):  # a service may know how to do the one and not the other
         try:
             async with asyncio.timeout(CARE_LIMIT_S):
@@ -128,8 +130,25 @@ async def care_for_checkpoints(run: Run, decision: Decision) -> None:
             refusals.append(f"it did not do so within {CARE_LIMIT_S:g} s")
         except tinker.TinkerError as error:
             refusals.append(f"{type(error).__name__}: {error}")
-    if refusals:
+            has_no_expiry = work is change_expiry and is_unknown_request(error)
+    if has_no_expiry and len(refusals) == 1:
+        _say_no_expiry(run, round_no, refusals[0])
+    elif refusals:
         _say_failed(run, round_no, "; ".join(refusals))
+
+
+def _say_no_expiry(run: Run, round_no: int, why: str) -> None:
+    """Of a service that changes no expiry, as one that sets none (SkyRL 0.4.0): once a run."""
+    store, said = run.store, run.keys.redacted(why)
+    is_known = any(one["detail"] == said for one in store.events("care_failed"))
+    store.record_care_failed(round_no, said)
+    if not is_known:
+        run.progress.line(
+            f"note: the service has no request that changes how long weights are kept ({said}). "
+            "Such a service lets none expire, whatever --list shows, so all that the run saves "
+            "stays there until it is deleted: tinker checkpoint delete PATH, with the paths of "
+            "--list. checkpoint_ttl_days null says so from the start."
+        )
 
 
 def _say_failed(run: Run, round_no: int, why: str) -> None:

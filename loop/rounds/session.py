@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 
 import tinker
 
+from config_schema import TrainingConfig
 from errors import ConfigError, Interrupted, OutputGone, ServiceError
 from ledger.registry_weights import CHECKPOINTS
 from ledger.store import RunStore
@@ -35,12 +36,16 @@ from loop.rounds.run import Run
 from loop.rounds.sharing import Sharing
 from services.faults import SDK_ERRORS, explain, is_gone, said_by
 from services.keys import Keys
-from services.place import Place, ServiceChoice, refuse_silent_address
-from services.sdk import names_to_train, rest_client
+from services.listening import refuse_no_service
+from services.place import Place, ServiceChoice
+from services.sdk import names_to_sample, names_to_train, rest_client
 from services.shared_clients import Status
+from services.waiting import aside, saying
 from services.watched_client import watched
 
 if TYPE_CHECKING:
+    from tinker.types import GetServerCapabilitiesResponse
+
     from local_tinker import Service
 
 LOUD_LOGGERS = ("tinker", "asyncio")
@@ -58,10 +63,10 @@ def open_service(choice: ServiceChoice, plan: Plan, progress: Progress) -> Itera
 @contextlib.contextmanager
 def hosting(choice: ServiceChoice, progress: Progress) -> Iterator[Service | None]:
     """The embedded service, without a model yet; None where the run happens elsewhere."""
-    with _log_levels_kept():
+    with log_levels_kept():
         if choice.kind != "embedded":
             if choice.base_url is not None:
-                refuse_silent_address(choice.base_url)
+                refuse_no_service(choice.base_url, progress.line)
             yield None
             return
         os.environ.setdefault("TINKER_TELEMETRY", "0")
@@ -100,34 +105,59 @@ def serve_teacher(service: Service, plan: Plan) -> None:
 
 
 async def refuse_unfit_service(
-    start: Start | None, plan: Plan, choice: ServiceChoice, keys: Keys
-) -> list[str]:
-    """Raise `ConfigError` where the service does not serve the base model or has not the weights to
-    start from; lines on what could not be looked up. Engines are known that train whatever they
-    serve under any name."""
-    notes = []
-    if choice.kind != "embedded":
-        notes += await _refuse_unserved(plan.config.base_model, choice.base_url, keys)
+    start: Start | None,
+    plan: Plan,
+    choice: ServiceChoice,
+    keys: Keys,
+    tell: Callable[[str], None],
+) -> None:
+    """Raise `ConfigError` where the service does not serve the models or has not the weights to
+    start from; `tell` is given what could not be looked up."""
+    await refuse_unserved(plan.config, choice, keys, tell, is_trained=True)
     await _refuse_unfit_path(start, plan, choice.base_url, keys)
-    return notes
 
 
-async def _refuse_unserved(base_model: str, base_url: str | None, keys: Keys) -> list[str]:
-    where = f"The service at {base_url or 'Tinker'}"
+async def refuse_unserved(
+    config: TrainingConfig,
+    choice: ServiceChoice,
+    keys: Keys,
+    tell: Callable[[str], None],
+    *,
+    is_trained: bool,
+) -> None:
+    """Raise `ConfigError` where the service does not list the base model, which `is_trained` or
+    asked alone, or the model that grades; `tell` is told where it lists none. Engines are known
+    that take whatever they serve under any name. The embedded service loads what is asked for."""
+    if choice.kind == "embedded":
+        return
+    base_url = choice.base_url
+    where = f"the service at {base_url or 'Tinker'}"
+
+    async def ask() -> GetServerCapabilitiesResponse:
+        rest = await aside(lambda: rest_client(base_url, keys.tinker))
+        return await rest.get_server_capabilities()
+
     try:
-        listed = names_to_train(await rest_client(base_url, keys.tinker).get_server_capabilities())
+        capabilities = await saying(
+            ask(), lambda: tell(f"waiting for {where}; the SDK tries for some minutes")
+        )
     except SDK_ERRORS as error:
         explained = explain(error, base_url)
         if not isinstance(error, tinker.NotFoundError):
             raise explained or error from error
-        return [f"{where} lists no models, so whether it serves {base_model} was not checked"]
-    if base_model not in listed:
-        raise ConfigError(
-            f"base_model {base_model!r}: the service at {base_url or 'Tinker'} does not list it "
-            "among the models that it trains. Set base_model to what it lists: "
-            f"{', '.join(listed) or 'nothing'}."
-        )
-    return []
+        tell(f"{where} lists no models, so whether it serves {config.base_model} was not checked")
+        return
+    trained, asked = names_to_train(capabilities), names_to_sample(capabilities)
+    wanted = {"base_model": (config.base_model, trained if is_trained else asked)}
+    if (grader := config.evaluation.grader_model) is not None:
+        wanted["evaluation.grader_model"] = (grader, asked)
+    for key, (name, listed) in wanted.items():
+        if name not in listed:
+            does = "trains" if listed is trained else "samples from"
+            raise ConfigError(
+                f"{key} {name!r}: {where} does not list it among the models that it {does}. Set "
+                f"{key} to what it lists: {', '.join(listed) or 'nothing'}."
+            )
 
 
 async def _refuse_unfit_path(
@@ -139,7 +169,8 @@ async def _refuse_unfit_path(
         return
     path = start.origin.parent.state_path
     try:
-        info = await rest_client(base_url, keys.tinker).get_weights_info_by_tinker_path(path)
+        rest = await aside(lambda: rest_client(base_url, keys.tinker))
+        info = await rest.get_weights_info_by_tinker_path(path)
     except SDK_ERRORS as error:
         if is_gone(error):
             raise ConfigError(
@@ -155,7 +186,7 @@ async def _refuse_unfit_path(
 
 
 @contextlib.contextmanager
-def _log_levels_kept() -> Iterator[None]:
+def log_levels_kept() -> Iterator[None]:
     """Put the levels back that an interrupted run sets, for the runs that come after it."""
     loggers = [logging.getLogger(name) for name in LOUD_LOGGERS]
     levels = [logger.level for logger in loggers]
@@ -190,7 +221,7 @@ async def connected(
             place.service.open_folder(Path(teacher.run_dir) / CHECKPOINTS)
     progress.live(f"waiting for the service at {base_url or 'Tinker'}")
     with explained(base_url):
-        session = sharing.clients.take(base_url, keys.tinker)
+        session = await sharing.clients.take(base_url, keys.tinker)
     run = Run(plan, store, progress, session.clients, base_url, keys, here, sharing=sharing)
     progress.num_spent = lambda: store.usage().tokens
     stop_on_signals(run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from commands.boundary import Session
 from commands.evaluate import (
     conclude,
     evaluate_on_service,
-    refuse_unknown_paths,
+    refuse_unfit_subjects,
     serve_as_named,
     settle_evaluation,
     take_up_evaluation,
@@ -35,11 +36,13 @@ from loop.planning.models import find_model_dir
 from loop.planning.plan import Plan
 from loop.rounds.finishing import ask_test_of_winner
 from loop.rounds.run import Beside, LeavesAfter
-from loop.rounds.session import connected, hosting, refuse_unfit_service, serve
+from loop.rounds.session import connected, hosting, log_levels_kept, refuse_unfit_service, serve
 from loop.rounds.sharing import Sharing
 from loop.tracking.following import Following, tracked
 from services.keys import Keys
+from services.listening import refuse_no_service
 from services.place import ServiceChoice
+from services.waiting import aside
 from studies.work.screen import Screen, TrialProgress
 
 if TYPE_CHECKING:
@@ -68,7 +71,10 @@ class Floor:
         """The service of a trial; the embedded one takes trials in turn, since they would share one
         processor."""
         if choice.kind != "embedded":
-            with hosting(choice, progress):
+            if (address := choice.base_url) is not None:
+                tell = functools.partial(self.screen.line_once, "note")
+                await aside(lambda: refuse_no_service(address, tell))
+            with log_levels_kept():
                 yield None
             return
         if self.num_parallel > 1:
@@ -137,7 +143,8 @@ async def train_trial(
         await asyncio.sleep(0)  # a signal may wait to be heard
         floor.refuse_stopped()
         async with floor.service_for(choice, plan, progress) as service:
-            progress.lines(await refuse_unfit_service(settings.start, plan, choice, session.keys))
+            keys, tell = session.keys, progress.line
+            await refuse_unfit_service(settings.start, plan, choice, keys, tell)
             store, place = take_up(settings, plan, choice, service, session)
             beside = floor.beside(beside)._replace(leaves_after=leaves_after)
             await trainer_with_eval.train_on_service(plan, store, progress, place, beside)
@@ -184,7 +191,8 @@ async def measure_arm(
         settled = settled._replace(plan=plan)
         async with floor.service_for(settled.choice, plan, progress) as service:
             serve_as_named(service, plan, subjects)
-            await refuse_unknown_paths(subjects, settled.choice, plan.config, session.keys)
+            choice, keys = settled.choice, session.keys
+            await refuse_unfit_subjects(subjects, choice, plan.config, keys, progress.line)
             store, place = take_up_evaluation(settings, settled, service, session, subjects)
             beside = floor.beside(Beside())
             results = await evaluate_on_service(plan, store, progress, place, subjects, beside)
