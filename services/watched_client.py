@@ -1,4 +1,5 @@
-"""A sampling client that times each answer and keeps the keys out of what fails."""
+"""A sampling client that times each answer, tells what each request takes, and keeps the keys out
+of what fails."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from errors import ServiceError
+from services.counted_client import Note, Tokens, not_noted
 
 if TYPE_CHECKING:
     import tinker
@@ -24,13 +26,15 @@ def watched(
     client: tinker.SamplingClient,
     on_answer: Callable[[float], None],
     redacted: Callable[[str], str],
+    note: Note = not_noted,
 ) -> tinker.SamplingClient:
-    """A client, as evaluators use one, that tells of each answer how many seconds it took.
+    """A client, as evaluators use one, that tells of each answer how many seconds it took, and of
+    each request what it takes before it is sent.
 
     What a request fails with is a `ServiceError` without the keys, for it goes into records and
     logs, and a server may have quoted them.
     """
-    return cast("tinker.SamplingClient", _WatchedClient(client, on_answer, redacted))
+    return cast("tinker.SamplingClient", _WatchedClient(client, on_answer, redacted, note))
 
 
 def for_each_token(found: Sequence[float | None], num_tokens: int) -> list[float | None]:
@@ -55,10 +59,12 @@ class _WatchedClient:
         client: tinker.SamplingClient,
         on_answer: Callable[[float], None],
         redacted: Callable[[str], str],
+        note: Note,
     ) -> None:
         self._client = client
         self._on_answer = on_answer
         self._redacted = redacted
+        self._note = note
 
     async def sample(
         self,
@@ -68,6 +74,8 @@ class _WatchedClient:
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
     ) -> tinker.SampleResponse:
+        longest = num_samples * (sampling_params.max_tokens or 0)
+        self._note(Tokens(prompt_tokens=prompt.length, sampled_tokens=longest))
         future = self._client.sample(
             prompt,
             num_samples,
@@ -75,9 +83,13 @@ class _WatchedClient:
             include_prompt_logprobs=include_prompt_logprobs,
             topk_prompt_logprobs=topk_prompt_logprobs,
         )
-        return await self._answer(future)
+        response = await self._answer(future)
+        num_sampled = sum(len(one.tokens) for one in response.sequences)
+        self._note(Tokens(sampled_tokens=num_sampled - longest))
+        return response
 
     async def compute_logprobs(self, prompt: tinker.ModelInput) -> list[float | None]:
+        self._note(Tokens(prompt_tokens=prompt.length, sampled_tokens=NUM_SAMPLED_TO_SCORE))
         found = await self._answer(self._client.compute_logprobs(prompt))
         return for_each_token(found, prompt.length)
 

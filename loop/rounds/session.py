@@ -280,7 +280,7 @@ async def sampling_client(
         run.stopwatch.add(seconds)
         on_answer()
 
-    return watched(client, answered, run.keys.redacted)
+    return watched(client, answered, run.keys.redacted, run.store.note_sent)
 
 
 @contextlib.asynccontextmanager
