@@ -37,8 +37,8 @@ def describe_taking_up(
     lost = store.in_vain()
     if lost.tokens:
         yield (
-            f"  {in_vain_text(*lost[:3])} when the run ended before; answers that were kept whole "
-            "are used, and are not among them any more once they are"
+            f"  {in_vain_text(*lost[:3])}, as a process or a request ended before; answers among "
+            "them that were kept are used, and recorded with their step"
         )
 
 
