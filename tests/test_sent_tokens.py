@@ -24,7 +24,7 @@ from local_tinker.wire import ForwardBackward
 from services.counted_client import Tokens
 from standstill import GIVE_UP_S, Standstill
 from storage.totals import Totals, read_totals
-from test_loop import Workspace, start
+from test_loop import Workspace, row, start
 from test_paid_tokens import Taken, taken  # noqa: F401
 from trainer_with_eval import main
 
@@ -204,6 +204,25 @@ def test_answers_in_flight_at_a_kill_count_as_the_longest(
     assert lost[:3] == (0, measured["num_prompt_tokens"], 10 * 12)  # the ten were asked again
     assert store.spent().train_tokens == taken.trained
     assert store.spent().sampled_tokens >= sum(len(row.tokens) for row in taken.rows)
+
+
+# --- a probe --------------------------------------------------------------------------------------
+
+
+def test_what_a_service_is_probed_with_is_in_the_ledger(
+    workspace: Workspace,
+    service: local_tinker.Service,
+    taken: Taken,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", service.open_folder(workspace.folder / "weights"))
+    workspace.write_rows("train.jsonl", [{**row(n), "weight": 2.0} for n in range(10)])
+    assert workspace.run("run", base_url=service.base_url, max_rounds=1) == 0
+    store = workspace.store("run")
+    (probed,) = store.events("probed")
+    assert probed["num_prompt_tokens"] > 0
+    assert store.spent() == store.usage()
+    taken.check(store.usage())
 
 
 # --- a fault of the service -----------------------------------------------------------------------
