@@ -130,8 +130,9 @@ def kill_in_flight(workspace: Workspace, proxy: FaultProxy, gate: Gate, **change
         steps = list(RunStore.open(run_dir).events("step"))
         (of_step,) = {one["num_tokens"] for one in steps}  # the rows are of one length
         sent = read_totals(run_dir / SENT, Tokens._fields)
-        is_still = len(steps) == NUM_PASSED and sent is not None
-        is_still = is_still and sent["train_tokens"] == proxy.num_steps * of_step
+        assert sent is not None
+        is_all_there = sent["train_tokens"] == proxy.num_steps * of_step
+        is_still = len(steps) == NUM_PASSED and is_all_there
         num_still = num_still + 1 if is_still else 0
         return num_still == STILL
 
