@@ -350,7 +350,7 @@ def start_or_resume(args: argparse.Namespace, settings: OpenedSettings, session:
         beside = beside._replace(alert=functools.partial(alert, session))
         decision = in_loop(train_on_service(plan, store, progress, place, beside))
         session.is_running = False
-    ending = Ending(loaded.config, plan.cost_usd(store.usage()))
+    ending = Ending(loaded.config, plan.cost_usd(store.spent()))
     return report_end_and_alert(args, session, store, decision, ending)
 
 

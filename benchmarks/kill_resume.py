@@ -981,6 +981,8 @@ def differences(
     paid = [paid_tokens(one) for one in (whole, resumed)]
     if paid[0] != paid[1]:
         found.append(f"tokens that were paid for, read and sampled: {paid}")
+    if (lost := RunStore.open(whole).in_vain()).tokens:  # of a run that nothing has interrupted
+        found.append(f"tokens that were sent and are in no event: {lost}")
     delivered = [len(RunStore.open(one).delivered_keys()) for one in (whole, resumed)]
     if delivered[0] != delivered[1]:
         found.append(f"rounds delivered: {delivered}")

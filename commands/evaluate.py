@@ -377,6 +377,7 @@ def report_comparisons(
         outcome = {
             "checkpoints": [to_json(one) for one in comparisons],
             "tokens": store.usage()._asdict(),
+            "tokens_in_vain": store.in_vain()._asdict(),
             "run_dir": str(store.run_dir),
         }
         say(json.dumps(outcome, indent=1))

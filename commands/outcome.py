@@ -56,7 +56,7 @@ def report_finished(
     if not (store.run_dir / PAGE).is_file() and (problem := keep_page(store)) is not None:
         progress.line(problem)
     # The alert comes again: a kill at the very end may have kept it from being told.
-    used_usd = cost_usd(config, store.usage())
+    used_usd = cost_usd(config, store.spent())
     return report_end_and_alert(args, session, store, decision, Ending(config, used_usd))
 
 
@@ -133,6 +133,7 @@ def _outcome(
         "test_stayed_sealed": _is_sealed(store),
         "within_limits": store.is_within_limits(decision.best_round),
         "tokens": store.usage()._asdict(),
+        "tokens_in_vain": store.in_vain()._asdict(),
         "cost_usd": ending.cost_usd,
         "next_steps": steps,
         "run_dir": str(store.run_dir),

@@ -214,6 +214,7 @@ class _Delivery(_OfRound):
 KINDS: dict[str, type[_Any]] = {
     "run_started": _RunStarted,
     "rehearsed": _Any,
+    "probed": _Any,
     "resumed": _Resumed,
     "interrupted": _Any,
     "failed": _Failed,

@@ -26,6 +26,8 @@ from typing import IO, Any, Self, TypeVar
 from errors import RunStoreError
 from ledger.events import Event, read_events
 from ledger.records import Usage, seconds_of
+from ledger.sent import Sent
+from services.counted_client import Tokens
 from storage.files import append_line, read_lines, storage_error, write_bytes_whole, write_whole
 from storage.journal import Journal, num_waiting_tokens
 from storage.stored_json import parse_object, record_of
@@ -96,6 +98,7 @@ class RunDirectory:
         self._all_events: list[Event] = []
         self.on_event: Callable[[Event], None] = lambda event: None  # told of each that is appended
         self._meter = _Meter()
+        self._sent = Sent(run_dir)
         self._worked_until: float | None = None  # by this process, in seconds of its clock
         self._held: dict[tuple[str, object], Any] = {}  # by file and what it was read as
         for event in events:
@@ -291,6 +294,21 @@ class RunDirectory:
             return self._meter.total.plus(Usage(0, *self._waiting_tokens(), 0.0))
         return self._meter.by_round.get(round_no, Usage(0, 0, 0, 0.0))
 
+    def note_sent(self, tokens: Tokens) -> None:
+        """Note what is about to be sent to the service, so that it is known whatever comes of it.
+        Raises `StorageError`."""
+        assert self.is_held, "what writes in a run directory keeps all others off it"
+        self._sent.note(tokens, self._meter.total)
+
+    def in_vain(self) -> Usage:
+        """What was sent at the most that is not in `usage`: paid for in vain, where nothing is on
+        its way. Raises `RunStoreError`."""
+        return self._sent.in_vain(self.usage())
+
+    def spent(self) -> Usage:
+        """What the run has cost at the most: what was used, and what was paid for in vain."""
+        return self.usage().plus(self.in_vain())
+
     def spent_again(self) -> Usage:
         """What events used that a resumption has superseded: it was spent, and may be once more."""
         kept = _Meter()
@@ -299,7 +317,13 @@ class RunDirectory:
         return self._meter.total.less(kept.total)
 
     def _waiting_tokens(self) -> tuple[int, int]:
-        waiting = [num_waiting_tokens(path) for path in self.run_dir.glob(f"*/*{PARTIAL}")]
+        told: dict[str, set[str]] = defaultdict(set)  # tasks of an evaluation that still goes on
+        for event in (*self.events("measured"), *self.events("test_measured")):
+            told[event["file"].removesuffix(".json")].update(event["tasks"])
+        waiting = []
+        for path in self.run_dir.glob(f"*/*{PARTIAL}"):
+            file = path.relative_to(self.run_dir).as_posix().removesuffix(PARTIAL)
+            waiting.append(num_waiting_tokens(path, told.get(file, ())))
         return sum(prompt for prompt, _ in waiting), sum(sampled for _, sampled in waiting)
 
     @property

@@ -1,4 +1,5 @@
-"""A sampling client that times each answer and keeps the keys out of what fails."""
+"""A sampling client that times each answer, tells what each request takes, and keeps the keys out
+of what fails."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from errors import ServiceError
+from services.counted_client import Note, Tokens, not_noted
 
 if TYPE_CHECKING:
     import tinker
@@ -26,9 +28,11 @@ def watched(
     client: tinker.SamplingClient,
     on_answer: Callable[[float], None],
     redacted: Callable[[str], str],
+    note: Note = not_noted,
     turns: Turns | None = None,
 ) -> tinker.SamplingClient:
-    """A client, as evaluators use one, that tells of each answer how many seconds it took.
+    """A client, as evaluators use one, that tells of each answer how many seconds it took, and of
+    each request what it takes before it is sent.
 
     With `turns` each request waits for its turn first, and holds it until it is answered; what it
     waits for it is not among those seconds.
@@ -36,7 +40,7 @@ def watched(
     logs, and a server may have quoted them.
     """
     turns = contextlib.nullcontext() if turns is None else turns
-    return cast("tinker.SamplingClient", _WatchedClient(client, on_answer, redacted, turns))
+    return cast("tinker.SamplingClient", _WatchedClient(client, on_answer, redacted, note, turns))
 
 
 def for_each_token(found: Sequence[float | None], num_tokens: int) -> list[float | None]:
@@ -61,11 +65,13 @@ class _WatchedClient:
         client: tinker.SamplingClient,
         on_answer: Callable[[float], None],
         redacted: Callable[[str], str],
+        note: Note,
         turns: Turns,
     ) -> None:
         self._client = client
         self._on_answer = on_answer
         self._redacted = redacted
+        self._note = note
         self._turns = turns
 
     async def sample(
@@ -76,18 +82,29 @@ class _WatchedClient:
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
     ) -> tinker.SampleResponse:
-        return await self._answer(
-            lambda: self._client.sample(
+        longest = num_samples * (sampling_params.max_tokens or 0)
+
+        def ask() -> Awaitable[tinker.SampleResponse]:
+            self._note(Tokens(prompt_tokens=prompt.length, sampled_tokens=longest))
+            return self._client.sample(
                 prompt,
                 num_samples,
                 sampling_params,
                 include_prompt_logprobs=include_prompt_logprobs,
                 topk_prompt_logprobs=topk_prompt_logprobs,
             )
-        )
+
+        response = await self._answer(ask)
+        num_sampled = sum(len(one.tokens) for one in response.sequences)
+        self._note(Tokens(sampled_tokens=num_sampled - longest))
+        return response
 
     async def compute_logprobs(self, prompt: tinker.ModelInput) -> list[float | None]:
-        found = await self._answer(lambda: self._client.compute_logprobs(prompt))
+        def ask() -> Awaitable[list[float | None]]:
+            self._note(Tokens(prompt_tokens=prompt.length, sampled_tokens=NUM_SAMPLED_TO_SCORE))
+            return self._client.compute_logprobs(prompt)
+
+        found = await self._answer(ask)
         return for_each_token(found, prompt.length)
 
     async def _answer(self, ask: Callable[[], Awaitable[T]]) -> T:

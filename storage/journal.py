@@ -103,10 +103,12 @@ class Journal:
         self._has_head = False
 
 
-def num_waiting_tokens(path: Path) -> tuple[int, int]:
-    """Prompt and sampled tokens of the records that wait in a journal for their result."""
+def num_waiting_tokens(path: Path, told: Collection[str] = ()) -> tuple[int, int]:
+    """Prompt and sampled tokens of the records that wait in a journal for their result, but for
+    those of which it is `told` already: their keys begin with one of these names and a slash."""
+    beginnings = tuple(f"{name}/" for name in told)
     records = [_record(line) for line in read_lines(path, repair=False).complete[1:]]
-    kept = [record for record in records if record is not None]
+    kept = [one for one in records if one is not None and not one["key"].startswith(beginnings)]
     return _tokens_of(kept)
 
 

@@ -232,4 +232,4 @@ def test_the_plan_says_what_a_bad_step_may_cost(
     assert f"up to 63 steps late, so that up to 63 more steps, about {in_vain['tokens']:,}" in text
     assert told(steps_per_round=5)[1]["steps"] == 4  # no step is in flight between rounds
     text, in_vain = told(data={"max_steps_in_flight": 1})
-    assert in_vain == {"steps": 0, "tokens": 0} and "steps late" not in text
+    assert not any(in_vain.values()) and "steps late" not in text

@@ -148,6 +148,7 @@ def test_a_run_pays_no_more_than_its_plan_says_and_counts_what_the_service_took(
     assert 0 < used.prompt_tokens <= most.prompt
     assert 0 < used.sampled_tokens <= most.sampled
     taken.check(used)
+    assert spread_rows.store("run").spent() == used  # nothing was sent that is not recorded
     if way != "rl in turns":  # whose conversations may fill their room, and do not
         assert most.trained <= 6 * used.train_tokens and most.prompt <= 4 * used.prompt_tokens
 

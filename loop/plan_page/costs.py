@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from config_schema import TrainingConfig
-from hyperparam_utils import RunSteps
+from evaluation.held_out import HeldOutFile
 from loop.plan_page.view import Part, Planned
 from loop.planning.inputs import counted
+from loop.planning.methods import words_for
+from loop.planning.plan import Plan
 from loop.planning.steps import most_in_flight
-from loop.planning.tokens import RunTokens, describe_tokens, tokens_of
+from loop.planning.tokens import RunTokens, describe_tokens, eval_tokens, tokens_of
 from loop.reports.lines import money, seconds_text
 from pages.document import Block, Column, Table
+from scores.measures import DPO, ON_POLICY, RL
 from settings.groups import ModelPrices
 
 FOR_EVER_S = 1e10  # beyond which only the power of ten is of use
@@ -21,17 +23,29 @@ FOR_EVER_S = 1e10  # beyond which only the power of ten is of use
 
 class InVain(NamedTuple):
     """Steps that may be in flight, and paid for, behind one that turns out to be bad, and about how
-    many tokens they come to."""
+    many tokens they come to: trained on, and read and sampled for them and between them."""
 
     steps: int
     tokens: int
+    prompt: int
+    sampled: int
 
 
-def in_vain(config: TrainingConfig, steps: RunSteps, num_trained: int) -> InVain:
-    """What a loss that is not finite may cost; a round ends with nothing in flight. `num_trained`
-    are the tokens of all steps."""
+def in_vain(plan: Plan, tokens: RunTokens) -> InVain:
+    """What a loss that is not finite may cost; a round ends with nothing in flight. `tokens` are
+    those of the whole run."""
+    config, steps = plan.config, plan.steps
     number = min(most_in_flight(config), steps.per_round, steps.total) - 1
-    return InVain(number, round(number * num_trained / steps.total))
+    method, prompt, sampled = words_for(config), 0, 0
+    if method is DPO:
+        prompt = tokens.trained  # each pair is read before its loss; the reference has read it
+    elif method in (RL, ON_POLICY):
+        prompt, sampled = tokens.prompt_to_train, tokens.sampled_to_train
+    if (every := config.evaluation.held_out_every_steps) is not None:
+        works = [one for one in plan.tasks if isinstance(one.work, HeldOutFile)]
+        prompt += steps.total // every * sum(eval_tokens(plan, one).num_prompt for one in works)
+    behind = (round(number * one / steps.total) for one in (tokens.trained, prompt, sampled))
+    return InVain(number, *behind)
 
 
 class Dollars(NamedTuple):
@@ -83,7 +97,7 @@ def costs_part(view: Planned) -> Part:
     tokens = tokens_of(view.plan)
     seconds, prices = seconds_of(view, tokens), _prices_of(view)
     dollars = None if prices is None else dollars_of(tokens, prices)
-    lost = in_vain(view.config, view.plan.steps, tokens.trained)
+    lost = in_vain(view.plan, tokens)
     lines = [describe_tokens(view.plan, tokens), *_in_vain_lines(lost), _time_line(view, seconds)]
     lines += _price_lines(view, tokens, dollars)
     table = view.config.budget.prices
@@ -114,7 +128,8 @@ def _in_vain_lines(lost: InVain) -> Iterator[str]:
         )
         yield (
             f"steps in flight: a loss that is not finite is seen up to {steps} late, so "
-            f"that up to {more}, about {lost.tokens:,} tokens, {are} paid for in vain "
+            f"that up to {more}, about {lost.tokens:,} trained, {lost.prompt:,} prompt and "
+            f"{lost.sampled:,} sampled tokens, {are} paid for in vain "
             "(data.max_steps_in_flight; how many there are follows from the delay)"
         )
 

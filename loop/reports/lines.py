@@ -87,6 +87,14 @@ def money(dollars: float, places: int = 2) -> str:
     return f"${dollars:,.{places}f}" if dollars < 1e9 else f"${dollars:.3g}"
 
 
+def in_vain_text(trained: int, prompt: int, sampled: int) -> str:
+    """Tokens that were sent and are recorded nowhere, as a sentence's beginning."""
+    return (
+        f"paid for in vain: at most {trained:,} trained, {prompt:,} prompt and {sampled:,} sampled "
+        "tokens, which were sent and are recorded nowhere"
+    )
+
+
 def seconds_text(seconds: float) -> str:
     """A span of time to two places that count."""
     whole = max(1, round(seconds))

@@ -13,7 +13,7 @@ from errors import one_line
 from ledger.records import Checkpoint
 from ledger.rollouts import ROLLOUTS
 from ledger.store import RunStore
-from loop.reports.lines import money
+from loop.reports.lines import in_vain_text, money
 from loop.reports.sparkline import ends_text
 from loop.reports.what_next import what_next
 from pages.markdown import at_start, code, inline, row
@@ -368,6 +368,11 @@ def _description(
         f"{usage.sampled_tokens:,} sampled, {usage.minutes:.1f} minutes"
         + ("." if cost_usd is None else f", {money(cost_usd)} by the prices in the settings.")
     )
+    lost = store.in_vain()
+    if lost.tokens:
+        priced = "" if cost_usd is None else "; what was used is priced with them"
+        text = in_vain_text(*lost[:3])
+        yield f"- {text[0].upper()}{text[1:]}, as a process or a request ended before{priced}."
 
 
 def _of_row(text: str) -> str:

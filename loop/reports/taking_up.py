@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from evaluation.tasks import EvalTask
 from ledger.store import RunStore
+from loop.reports.lines import in_vain_text
 from scores.decision import EXTENDABLE
 
 
@@ -32,6 +33,12 @@ def describe_taking_up(
             f"  on top of what is planned, at the most: {again.train_tokens:,} trained, "
             f"{again.prompt_tokens:,} prompt and {again.sampled_tokens:,} sampled tokens of what "
             "does not count any more"
+        )
+    lost = store.in_vain()
+    if lost.tokens:
+        yield (
+            f"  {in_vain_text(*lost[:3])}, as a process or a request ended before; answers among "
+            "them that were kept are used, and recorded with their step"
         )
 
 

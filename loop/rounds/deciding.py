@@ -38,7 +38,7 @@ async def decide_and_record(
 def spent(run: Run, step: int) -> Spent:
     """What the run has used, and what its dearest round used, in the units of the budget."""
     rounds = [run.store.usage(number) for number in range(1, run.store.num_rounds + 1)]
-    used = run.store.usage()
+    used = run.store.spent()  # what was paid for in vain is of no round
     return Spent(
         steps=step,
         tokens=used.tokens,

@@ -130,7 +130,7 @@ def check_limits(run: Run, result: EvalResult, checkpoint: Checkpoint | None) ->
 
 def round_metrics(run: Run, result: EvalResult) -> Metrics:
     """What limits are held against: a round's scores, and what the run has used up to it."""
-    used = run.store.usage()
+    used = run.store.spent()
     custom = {task.name: task.score for task in result.tasks}
     custom |= {f"{t.name}/{name}": value for t in result.tasks for name, value in t.metrics.items()}
     custom |= {loss.name: loss.nll for loss in result.held_out}

@@ -30,7 +30,7 @@ async def complete_evidence(run: Run, decision: Decision) -> None:
                 run.progress.line(stayed_sealed(test_on))
         run.progress.live("writing the report")
     finally:  # there is a report, also where an evaluation failed
-        config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.usage())
+        config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.spent())
         write_report(store, plan.gate, config, decision, cost_usd)
 
 
@@ -42,7 +42,7 @@ async def ask_test_of_winner(run: Run, round_no: int) -> None:
     assert checkpoint is not None and decision is not None, "a finished run has both"
     if store.test_result() is None:
         await ask_sealed_test(run, checkpoint)
-    config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.usage())
+    config, cost_usd = plan.config.model_dump(mode="json"), plan.cost_usd(store.spent())
     write_report(store, plan.gate, config, decision, cost_usd)
     run.is_closing = True
     store.append("run_finished", round=decision.round, action=decision.action)

@@ -39,6 +39,7 @@ async def refuse_other_loss(run: Run, client: tinker.TrainingClient) -> None:
         },
     )
     output = await client.forward([datum], "cross_entropy")
+    run.store.append("probed", num_prompt_tokens=datum.model_input.length)  # it is paid for as well
     logprobs = output.loss_fn_outputs[0]["logprobs"].to_numpy().tolist()
     if not is_plain_sum(output.metrics, logprobs, weights):
         found = output.metrics.get("loss:sum", "none at all")

@@ -341,7 +341,8 @@ async def sampling_client(
         run.stopwatch.add(seconds)
         on_answer()
 
-    return watched(client, answered, run.keys.redacted, run.sharing.answer_turns)
+    note, turns = run.store.note_sent, run.sharing.answer_turns
+    return watched(client, answered, run.keys.redacted, note, turns)
 
 
 @contextlib.asynccontextmanager

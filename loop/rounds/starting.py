@@ -18,6 +18,7 @@ from loop.planning.teacher import refuse_other_tokenizer
 from loop.rounds.run import Run
 from loop.rounds.session import sampling_client
 from loop.rounds.training import finish_save, submit_save
+from services.counted_client import counted
 from services.faults import SDK_ERRORS, is_gone, said_by
 
 
@@ -47,8 +48,8 @@ async def starting_weights(run: Run) -> Checkpoint | None:
         )
         gone.fault = "checkpoint_gone"
         raise gone from error
-    run.training_client, run.parent = client, path
-    await finish_save(run, 0, submit_save(run, client, 0, 0, is_round_end=True))
+    run.training_client, run.parent = counted(client, run.store.note_sent), path
+    await finish_save(run, 0, submit_save(run, run.training_client, 0, 0, is_round_end=True))
     checkpoint = run.store.checkpoint(0)
     assert checkpoint is not None, "it was recorded just now"
     return checkpoint

@@ -45,6 +45,7 @@ from loop.rounds.session import naming_what_is_gone, sampling_client
 from loop.tracking.playground import write_for_playground
 from scores.decision import Decision
 from scores.diagnosis import divergence
+from services.counted_client import counted
 from services.faults import said_by
 from services.watched_client import watched
 
@@ -343,22 +344,24 @@ def workplace_of(run: Run) -> Workplace:
         return await sampling_client(run, path, lambda: None, model)
 
     def watch(client: tinker.SamplingClient) -> tinker.SamplingClient:
-        return watched(client, run.stopwatch.add, run.keys.redacted, run.sharing.answer_turns)
+        note, turns = run.store.note_sent, run.sharing.answer_turns
+        return watched(client, run.stopwatch.add, run.keys.redacted, note, turns)
 
     return Workplace(run.plan, run.store, run.progress, open_sampler, watch)
 
 
 async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.TrainingClient:
-    """A new adapter, or a saved state with its optimizer."""
-    config = run.plan.config
+    """A client that tells the store what it sends, of a new adapter, or of a saved state with its
+    optimizer."""
+    service, config = run.clients.service, run.plan.config
     run.progress.live("preparing the adapter")
     run.parent = None if start is None else start.state_path
     if start is not None:
         async with naming_what_is_gone(run, start.state_path):
-            return await run.clients.service.create_training_client_from_state_with_optimizer(
-                start.state_path
-            )
-    return await run.clients.service.create_lora_training_client(
+            path = start.state_path
+            client = await service.create_training_client_from_state_with_optimizer(path)
+            return counted(client, run.store.note_sent)
+    client = await service.create_lora_training_client(
         base_model=config.base_model,
         rank=config.lora_rank,
         seed=config.seed,
@@ -367,3 +370,4 @@ async def open_training_client(run: Run, start: Checkpoint | None) -> tinker.Tra
         train_unembed=config.train_unembed,
         user_metadata={"renderer_name": run.plan.renderer_name},
     )
+    return counted(client, run.store.note_sent)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from ledger.records import Usage
 from loop.reports.console import PROGRAM, command_for
-from loop.reports.lines import money
+from loop.reports.lines import in_vain_text, money
 from loop.run_page.viewed import Viewed, is_on_this_machine
 from pages.document import (
     Block,
@@ -80,6 +80,9 @@ def usage_section(view: Viewed) -> Section:
         Table("Used", columns, rows, is_folded=len(rows) > MOST_OPEN, note=note),
         Paragraph(_cost_sentence(view)),
     ]
+    lost = store.in_vain()
+    if lost.tokens:
+        blocks.append(Paragraph(_in_vain_sentence(lost)))
     return Section("Tokens and cost", blocks, anchor="usage")
 
 
@@ -91,6 +94,14 @@ def _cost_sentence(view: Viewed) -> str:
     if is_on_this_machine(view.store):
         return "The run was on this machine, so these tokens cost nothing."
     return "Without budget.prices in the settings no cost is known."
+
+
+def _in_vain_sentence(lost: Usage) -> str:
+    text = in_vain_text(*lost[:3])
+    return (
+        f"On its way, or {text}: a process was killed, or a service or a request failed. They are "
+        "in none of the rows above; the cost in all and the budget have them."
+    )
 
 
 USING = ("measured", "selected", "answered", "targets_read", "step", "test_measured", "rehearsed")

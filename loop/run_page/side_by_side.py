@@ -200,7 +200,7 @@ def _told(one: Named) -> Told:
     store, glance = one.store, one.glance
     result: EvalResult | None = None if one.round is None else store.result(one.round)
     baseline = store.result(0)
-    usage = store.usage()
+    usage = store.spent()
     decision = store.last_decision()
     return Told(
         label=one.label,

@@ -371,4 +371,6 @@ def cost_section(told: Sequence[Told]) -> Section:
             used.sampled_tokens,
         )
         rows.append([one.run_label, *(f"{n:,}" for n in counts), f"{used.minutes:.1f}", cost])
-    return Section("Cost", [Table("What each run used", columns, rows)], anchor="cost")
+    note = "With what was sent and is recorded nowhere, at the most: it was paid for in vain."
+    table = Table("What each run used", columns, rows, note=note)
+    return Section("Cost", [table], anchor="cost")

@@ -50,7 +50,7 @@ def viewed(store: RunStore) -> Viewed:
     """
     settings = config_schema.validate(store.settled_config()["config"], str(store.run_dir))
     config = settings.model_dump(mode="json")
-    cost = cost_usd(settings, store.usage())
+    cost = cost_usd(settings, store.spent())
     return Viewed(store, config, gate_of(settings), cost, settings, standing_of(store))
 
 

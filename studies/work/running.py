@@ -283,7 +283,7 @@ def _note_usage(work: Work, place: TrialPlace, store: RunStore) -> None:
 
     rounds = [] if store.is_evaluation else range(store.num_rounds + 1)
     of_rounds = [spent(store.usage(number)) for number in rounds]
-    work.spending.note(place.run_id, spent(store.usage()), of_rounds)
+    work.spending.note(place.run_id, spent(store.spent()), of_rounds)
 
 
 # --- an arm that is not trained -------------------------------------------------------------------
