@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 import tinker
 
-from errors import ConfigError, Interrupted, OutputGone, ServiceError
+from errors import ConfigError, Interrupted, OutputGone, ServiceError, StorageError
 from ledger.registry_weights import CHECKPOINTS
 from ledger.store import RunStore
 from loop.planning.origin import Start, refuse_other_adapter
@@ -29,7 +29,9 @@ from loop.planning.plan import Plan
 from loop.reports.console import tell
 from loop.reports.progress import Progress
 from loop.rounds.run import Run
+from loop.rounds.waiting import Waits
 from services.faults import SDK_ERRORS, explain, is_gone, said_by
+from services.held_up import watching
 from services.keys import Keys
 from services.place import Place, ServiceChoice, refuse_silent_address
 from services.sdk import names_to_train, open_clients, rest_client
@@ -177,15 +179,25 @@ async def connected(
         if teacher is not None and teacher.path is not None and teacher.run_dir is not None:
             place.service.open_folder(Path(teacher.run_dir) / CHECKPOINTS)
     progress.live(f"waiting for the service at {base_url or 'Tinker'}")
-    with explained(base_url):
-        clients = open_clients(base_url, keys.tinker)
-    run = Run(plan, store, progress, clients, base_url, keys, here)
-    progress.num_spent = lambda: store.usage().tokens
-    stop_on_signals(run)
+    with watching(base_url) as held_up:
+        waits = Waits(held_up, store, progress, keys)
+        with explained(base_url, waits.before):
+            clients = open_clients(base_url, keys.tinker, held_up)
+        run = Run(plan, store, progress, clients, base_url, keys, waits, here)
+        progress.num_spent = lambda: store.usage().tokens
+        stop_on_signals(run)
+        async with waits.telling(), _in_session(run):
+            yield run
+
+
+@contextlib.asynccontextmanager
+async def _in_session(run: Run) -> AsyncIterator[None]:
+    """Finish the run's session, whatever happens in the block."""
+    progress, clients = run.progress, run.clients
     status = "errored"
     try:
-        with explained(base_url):
-            yield run
+        with explained(run.base_url, run.waits.before):
+            yield
         status = "success"
     except (Interrupted, asyncio.CancelledError) as error:
         status = "interrupted"
@@ -198,7 +210,10 @@ async def connected(
         raise Interrupted(f"Interrupted {detail}.") from None
     finally:
         run.is_closing = True
+        run.waits.tell()
         progress.close()
+        with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong
+            run.waits.record_rest()
         # Where all is done, a stop that was asked for at the last moment has nothing to stop.
         too_late = (asyncio.CancelledError,) if status == "success" else ()
         with contextlib.suppress(tinker.TinkerError, TimeoutError, *too_late):
@@ -206,12 +221,13 @@ async def connected(
 
 
 @contextlib.contextmanager
-def explained(base_url: str | None) -> Iterator[None]:
-    """What the SDK raises about the service becomes a `ServiceError` that says what it means."""
+def explained(base_url: str | None, before: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """What the SDK raises about the service becomes a `ServiceError` that says what it means, and
+    what the service held up `before`."""
     try:
         yield
     except SDK_ERRORS as error:
-        explained = explain(error, base_url)
+        explained = explain(error, base_url, before())
         if explained is None:
             raise
         raise explained from error
