@@ -212,7 +212,7 @@ class _HeldUp(_Any):
 
     what: str
     num_refused: Count
-    num_pauses: Count
+    num_times: Count
     seconds: Annotated[float, Field(ge=0, le=1e10)]
     reason: str
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
+from urllib.parse import urlsplit
 
 from errors import one_line
 
@@ -70,7 +72,8 @@ class Total(NamedTuple):
     """All hold-ups of a kind since the service is watched."""
 
     num_refused: int = 0
-    num_pauses: int = 0
+    num_queued: int = 0  # queue states that told of it
+    num_times: int = 0
     seconds: float = 0.0
     reason: str = ""
 
@@ -82,7 +85,7 @@ class _Hold:
     waiting: set[str] = field(default_factory=set)  # paths, or a queue, that have not gone on
     until: float | None = None  # when all that waited had gone on
     num_refused: int = 0
-    is_queued: bool = False
+    num_queued: int = 0
     reason: str = ""
     told_at: float | None = None
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_RECENT))
@@ -97,7 +100,7 @@ class _Hold:
         while self.recent and now - self.recent[0] > RECENT_S:
             self.recent.popleft()
         seconds = (now if self.until is None else self.until) - self.began
-        shown = self.num_refused, len(self.recent), self.is_queued, seconds, self.reason
+        shown = self.num_refused, len(self.recent), self.num_queued > 0, seconds, self.reason
         return HeldUp(what, *shown)
 
 
@@ -114,14 +117,14 @@ class HoldUps:
 
     # --- what the SDK meets ---------------------------------------------------------------------
 
-    def answered(self, url: Any, status: int) -> None:
-        """An answer to any request of this process; `url` is httpx's."""
+    def answered(self, url: str, status: int) -> None:
+        """An answer to any request of this process."""
         if status < 400 and not self._holds:  # nearly all, and it costs next to nothing
             return
         what = _refusal(status)
         if (what is None and not self._holds) or not self._is_ours(url):
             return
-        path = str(url.path)
+        path = urlsplit(url).path
         if path.endswith(UNAWAITED):
             return
         if what is not None:
@@ -138,10 +141,10 @@ class HoldUps:
         else:
             self._held_up(STATES.get(state, "queue"), "queue", reason or "")
 
-    def _is_ours(self, url: Any) -> bool:
+    def _is_ours(self, url: str) -> bool:
         if self.base_url is None:
-            return str(url.host).endswith(VENDORS_HOST)
-        return str(url).startswith(f"{self.base_url}/")
+            return (urlsplit(url).hostname or "").endswith(VENDORS_HOST)
+        return url.startswith(f"{self.base_url}/")
 
     def _held_up(self, what: What, waiting: str, reason: str | None) -> None:
         """`reason` is None for a refused request."""
@@ -154,7 +157,7 @@ class HoldUps:
                 hold.num_refused += 1
                 hold.recent.append(now)
             else:
-                hold.is_queued = True
+                hold.num_queued += 1
                 hold.reason = one_line(reason, MAX_REASON_CHARS)
 
     def _went_on(self, waiting: str) -> None:
@@ -216,7 +219,8 @@ def _with(total: Total, hold: _Hold, now: float) -> Total:
     seconds = (now if hold.until is None else hold.until) - hold.began
     return Total(
         total.num_refused + hold.num_refused,
-        total.num_pauses + 1,
+        total.num_queued + hold.num_queued,
+        total.num_times + 1,
         total.seconds + seconds,
         hold.reason or total.reason,
     )
@@ -231,6 +235,7 @@ def _refusal(status: int) -> What | None:
 # --- where answers are seen -----------------------------------------------------------------------
 
 _LOGGER = logging.getLogger("httpx")
+_ANSWER = re.compile(r'HTTP Request: \S+ (\S+) "\S+ (\d{3}) ')
 
 
 class _Answers(logging.Filter):
@@ -242,10 +247,10 @@ class _Answers(logging.Filter):
         self.watched: list[HoldUps] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        match record.args:  # 'HTTP Request: %s %s "%s %d %s"'
-            case (str(), url, str(), int(status), str()):
-                for one in self.watched:
-                    one.answered(url, status)
+        # Its arguments are in its text alone once keys have been taken out of it.
+        if (found := _ANSWER.match(record.getMessage())) is not None:
+            for one in self.watched:
+                one.answered(found[1], int(found[2]))
         return record.levelno >= self._lets_through
 
 

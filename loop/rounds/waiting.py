@@ -49,15 +49,16 @@ class Waits:
         for what, total in totals.items():
             was = before.get(what, Total())
             num_refused, seconds = total.num_refused - was.num_refused, total.seconds - was.seconds
-            if num_refused or seconds >= LASTING_S:
+            if total != was and (num_refused or seconds >= LASTING_S):
+                was_said = total.num_queued > was.num_queued
                 self._store.append(
                     "held_up",
                     round=round_no,
                     what=what,
                     num_refused=num_refused,
-                    num_pauses=total.num_pauses - was.num_pauses,
+                    num_times=total.num_times - was.num_times,
                     seconds=round(seconds, 1),
-                    reason=self._keys.redacted(total.reason),
+                    reason=self._keys.redacted(total.reason) if was_said else "",
                 )
 
     def record_rest(self) -> None:
