@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 from errors import one_line
+from services.keys import UNHEARD
 
 What = Literal["rate_limit", "capacity", "billing", "failing", "queue"]
 WHATS: tuple[What, ...] = get_args(What)
@@ -241,13 +242,14 @@ _ANSWER = re.compile(r'HTTP Request: \S+ (\S+) "\S+ (\d{3}) ')
 class _Answers(logging.Filter):
     """Takes the statuses out of httpx's log, and lets through what was let through before."""
 
-    def __init__(self, lets_through: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._lets_through = lets_through
+        self.level_before = _LOGGER.level
+        self._lets_through = _LOGGER.getEffectiveLevel()
         self.watched: list[HoldUps] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        # Its arguments are in its text alone once keys have been taken out of it.
+        # Of its text: where keys are taken out of it, it has no arguments any more.
         if (found := _ANSWER.match(record.getMessage())) is not None:
             for one in self.watched:
                 one.answered(found[1], int(found[2]))
@@ -265,10 +267,11 @@ def watching(base_url: str | None) -> Iterator[HoldUps]:
     global _answers
     found = [one for one in _WATCHING if one.base_url == HoldUps(base_url).base_url]
     held_up = found[0] if found else HoldUps(base_url)
-    level = _LOGGER.level
     if _answers is None:
-        _answers = _Answers(_LOGGER.getEffectiveLevel())
+        _answers = _Answers()
         _LOGGER.addFilter(_answers)
+        if not _LOGGER.isEnabledFor(logging.INFO):
+            UNHEARD.add((_LOGGER.name, logging.INFO))
     _WATCHING.append(held_up)
     _answers.watched = list(dict.fromkeys(_WATCHING))
     keep_watching()
@@ -278,8 +281,9 @@ def watching(base_url: str | None) -> Iterator[HoldUps]:
         _WATCHING.remove(held_up)
         _answers.watched = list(dict.fromkeys(_WATCHING))
         if not _WATCHING:
+            _LOGGER.setLevel(_answers.level_before)
+            UNHEARD.discard((_LOGGER.name, logging.INFO))
             _LOGGER.removeFilter(_answers)
-            _LOGGER.setLevel(level)
             _answers = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ from sdk_client import new_run
 from services import held_up as held_up_module
 from services.faults import explain
 from services.held_up import CALM_S, GIVEN_UP_S, LASTING_S, SELDOM_S, HoldUps, Total, watching
+from services.keys import UNHEARD
 from services.sdk import open_clients
 from test_loop import Workspace
 from test_study_run import StudyFolder
@@ -194,14 +196,19 @@ def test_httpx_says_no_more_than_it_did_and_is_left_as_it_was(
 ) -> None:
     logger = logging.getLogger("httpx")
     level, filters = logger.level, list(logger.filters)
-    with watching(service.base_url) as held, watching(service.base_url + "/") as same:
-        assert same is held
-        httpx.get(f"{service.base_url}/api/v1/healthz")
+    with contextlib.ExitStack() as first_trial, contextlib.ExitStack() as second_trial:
+        held = first_trial.enter_context(watching(service.base_url))
+        assert second_trial.enter_context(watching(service.base_url + "/")) is held
+        held.queued("paused_capacity", None)
+        httpx.get(f"{service.base_url}/api/v1/retrieve_future")  # not found, and so no answer
+        assert held.totals()["capacity"].num_queued == 1
         assert caplog.records == []
         logger.setLevel(logging.WARNING)  # as Inspect does
         held_up_module.keep_watching()
         assert logger.isEnabledFor(logging.INFO)
-    assert (logger.level, logger.filters) == (level, filters)
+        first_trial.close()  # the one that began first ends first
+        assert logger.filters != filters
+    assert (logger.level, logger.filters, UNHEARD) == (level, filters, set())
 
 
 @pytest.mark.core
