@@ -25,6 +25,7 @@ from services.faults import explain
 from services.held_up import CALM_S, GIVEN_UP_S, LASTING_S, SELDOM_S, HoldUps, Total, watching
 from services.keys import UNHEARD
 from services.sdk import open_clients
+from studies.work.screen import Screen
 from test_loop import Workspace
 from test_study_run import StudyFolder
 
@@ -358,3 +359,31 @@ def test_the_trials_of_a_study_say_it_once_and_record_it_each(
     assert sum("over: the service limited the rate" in log for log in logs) == len(logs) == 2
     found = [list(folder.store(name).ever("held_up")) for name in ("run_000", "run_001")]
     assert all(sum(event["num_refused"] for event in of_one) >= 1 for of_one in found)
+
+
+@pytest.mark.usefixtures("soon_told")
+def test_an_error_comes_with_what_was_held_up_before_it(
+    workspace: Workspace, service: local_tinker.Service, key: str, capsys: pytest.CaptureFixture
+) -> None:
+    plan = [first(FORWARD_BACKWARD, 2), first(FORWARD_BACKWARD, 1, b"401 Unauthorized")]
+    with fault_proxy(service.base_url, first=plan) as proxy:
+        assert workspace.run("run", base_url=proxy.url, max_rounds=1) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"\)\. Before that it limited the rate for \d s, 2 requests refused\. ", said)
+    assert held_up_events(workspace, "run") == [(1, "rate_limit", 2, False)]
+    events = workspace.events("run")
+    assert [event["type"] for event in events[-2:]] == ["held_up", "failed"]
+
+
+def test_the_table_of_a_study_says_it_once_above_its_rows(tmp_path: Path) -> None:
+    screen = Screen(
+        {"run_000": "rank 2", "run_001": "rank 4"},
+        redacted=lambda text: text,
+        logs_dir=tmp_path,
+        how_to_continue="",
+        verbose=False,
+    )
+    for run_id in screen.rows:
+        screen.progress_of(run_id).held_up = lambda: "the service limits the rate"
+    title = str(screen.table().title)
+    assert title.count("the service limits the rate") == 1
