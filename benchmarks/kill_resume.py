@@ -916,7 +916,7 @@ def masked(value: Any) -> Any:
 
 def events_of(run_dir: Path) -> list[dict[str, Any]]:
     lines = (run_dir / "ledger.jsonl").read_text().splitlines()
-    left_out = (*INTERRUPTIONS, "evalops")
+    left_out = (*INTERRUPTIONS, "evalops", "held_up")
     effective = effective_events([json.loads(line) for line in lines])
     return [event for event in effective if event["type"] not in left_out]
 

@@ -206,6 +206,17 @@ class _TestOpened(_OfRound):
     checkpoint: WeightsPath | None
 
 
+class _HeldUp(_Any):
+    """What the service refused for now or let wait since the event of its kind before, as it was
+    seen by the process: other runs that were at work in it have it as well."""
+
+    what: str
+    num_refused: Count
+    num_times: Count
+    seconds: Annotated[float, Field(ge=0, le=1e10)]
+    reason: str
+
+
 class _Delivery(_OfRound):
     ok: bool
     key: str = ""
@@ -243,6 +254,7 @@ KINDS: dict[str, type[_Any]] = {
     "test_measured": _Measured,
     "test_evaluated": _Evaluated,
     "evalops": _Delivery,
+    "held_up": _HeldUp,
     "compared": _OfRound,
     "run_finished": _Any,
 }

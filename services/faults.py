@@ -46,8 +46,9 @@ _BY_STATUS = {
 }
 
 
-def explain(error: Exception, base_url: str | None) -> ServiceError | None:
-    """What an error of the SDK means; None for one that is not about the service."""
+def explain(error: Exception, base_url: str | None, before: str = "") -> ServiceError | None:
+    """What an error of the SDK means; None for one that is not about the service. `before` is the
+    sentence that says what the service had held up by then, where it had."""
     fault = _fault(error)
     if fault is None:
         return None
@@ -60,7 +61,7 @@ def explain(error: Exception, base_url: str | None) -> ServiceError | None:
         )
     explained = ServiceError(
         f"The service at {base_url or 'Tinker'} {_MEANINGS[fault]} ({type(error).__name__}: "
-        f"{said_by(error)}).{remedy} What was saved before is safe."
+        f"{said_by(error)}).{before}{remedy} What was saved before is safe."
     )
     explained.fault = fault
     return explained

@@ -17,6 +17,10 @@ TINKER, EVALOPS = "TINKER_API_KEY", "EVALOPS_API_KEY"
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 MIN_CHARS = 8  # a shorter value is no secret, and its letters may stand anywhere
 
+# Log records, by logger and level, that a filter keeps from everybody: going through them for keys
+# would cost more than they do, and there is one for each request.
+UNHEARD: set[tuple[str, int]] = set()
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -91,6 +95,8 @@ def _redacted_logs(keys: Keys) -> Iterator[None]:
 
     def make(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = before(*args, **kwargs)
+        if (record.name, record.levelno) in UNHEARD:
+            return record
         try:
             message = record.getMessage()
         except (TypeError, ValueError):  # somebody's mistake, which must not break the call

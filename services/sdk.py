@@ -17,10 +17,12 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, cast
 
 import tinker
+from tinker.lib.api_future_impl import QueueState, QueueStateObserver
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from errors import ConfigError, one_line
 from services.faults import said_by
+from services.held_up import HoldUps
 
 MOST_SAID = 200  # characters of what a service says
 # From here on the SDK is spelled as our code is.
@@ -34,9 +36,15 @@ class Clients(NamedTuple):
     service: tinker.ServiceClient
 
 
-def open_clients(base_url: str | None, api_key: str | None) -> Clients:
-    """Open a session on the service at `base_url` (None: Tinker's own)."""
-    return Clients(rest_client(base_url, api_key), service_client(base_url, api_key))
+def open_clients(
+    base_url: str | None, api_key: str | None, held_up: HoldUps | None = None
+) -> Clients:
+    """Open a session on the service at `base_url` (None: Tinker's own). The clients that are made
+    in it tell `held_up` of the states of their requests in the service's queue."""
+    rest, service = rest_client(base_url, api_key), service_client(base_url, api_key)
+    if held_up is not None:
+        service = cast("tinker.ServiceClient", _Telling(service, held_up))
+    return Clients(rest, service)
 
 
 def service_client(base_url: str | None, api_key: str | None) -> tinker.ServiceClient:
@@ -81,6 +89,66 @@ def names_to_sample(capabilities: tinker.types.GetServerCapabilitiesResponse) ->
 def is_older(version: str) -> bool:
     """Whether an SDK is spelled otherwise than our code is."""
     return tuple(int(part) for part in version.split(".")[:2]) < PRESENT_SPELLING
+
+
+# --- what tells of the queue ----------------------------------------------------------------------
+
+_MAKES_CLIENTS = (
+    "create_lora_training_client",
+    "create_training_client_from_state",
+    "create_training_client_from_state_with_optimizer",
+    "create_sampling_client",
+    "save_weights_and_get_sampling_client",
+)
+
+
+class _Telling:
+    """A client whose clients, once they are awaited, tell of queue states."""
+
+    def __init__(self, client: Any, held_up: HoldUps) -> None:
+        self._client, self._held_up = client, held_up
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        attribute = getattr(self._client, name)
+        return self._making(attribute) if name in _MAKES_CLIENTS else attribute
+
+    def _making(self, make: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            return telling(await make(*arguments, **options), self._held_up)
+
+        return call
+
+
+def telling(client: Any, held_up: HoldUps) -> Any:
+    """A training or a sampling client that tells of the states of its requests in the queue.
+
+    It takes the place of what the SDK (0.25 to 0.38) has for it, which logs a pause in training
+    after 15 minutes, and of sampling at once, with whatever the service has said.
+    """
+    observer = _Observer(held_up)
+    inner = client._client if isinstance(client, _Older) else client
+    if isinstance(inner, tinker.SamplingClient):  # which observes its requests itself
+        inner.on_queue_state_change = observer.on_queue_state_change
+        return client
+    assert isinstance(inner._queue_state_logger, QueueStateObserver)
+    inner._queue_state_logger = observer  # pyright: ignore[reportAttributeAccessIssue]
+    return _Telling(client, held_up)
+
+
+class _Observer(QueueStateObserver):
+    def __init__(self, held_up: HoldUps) -> None:
+        self._held_up = held_up
+
+    def on_queue_state_change(
+        self, queue_state: QueueState, queue_state_reason: str | None
+    ) -> None:
+        reason = None if queue_state_reason is None else str(queue_state_reason)
+        self._held_up.queued(queue_state.value, reason)
+
+
+# --- older SDKs -----------------------------------------------------------------------------------
 
 
 class _Older:

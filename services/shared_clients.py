@@ -12,6 +12,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Literal
 
+from services.held_up import HoldUps
 from services.sdk import Clients, open_clients
 from services.waiting import aside
 
@@ -53,15 +54,18 @@ class SharedClients:
     def __init__(self) -> None:
         self._open: list[SharedSession] = []
 
-    async def take(self, base_url: str | None, api_key: str | None) -> SharedSession:
+    async def take(
+        self, base_url: str | None, api_key: str | None, held_up: HoldUps
+    ) -> SharedSession:
         """An open session for one more run, which leaves it at its end; a new one where none takes
-        it, which those that come meanwhile wait for as well.
+        it, which those that come meanwhile wait for as well. `held_up` is of all that are at work
+        on the service.
 
         Raises what the SDK raises about a service that is not there.
         """
         session = next((one for one in self._open if one.takes(base_url, api_key)), None)
         if session is None:
-            opening = aside(lambda: open_clients(base_url, api_key))
+            opening = aside(lambda: open_clients(base_url, api_key, held_up))
             session = SharedSession(base_url, api_key, asyncio.create_task(opening))
             self._open.append(session)
         session.num_runs += 1

@@ -100,6 +100,37 @@ class Delay:
     of_results_s: float = 0.0
 
 
+@dataclass
+class First:
+    """The first `number` requests of a path, after `after` others of it, are not passed on: a
+    service that refuses for a while (`status`), or has a queue, whose state is told with 408."""
+
+    path: bytes
+    number: int
+    status: bytes = b"408 Request Timeout"
+    queue_state: str | None = None
+    reason: str | None = None
+    after: int = 0
+    of_type: bytes | None = None  # what the SDK says that a result is of
+    held_s: float = 0.0  # that the answer takes, as where a result is waited for
+
+    def instead(self, request: Message) -> Message | None:
+        """What the client gets, `held_s` later, instead of the service's answer."""
+        is_of_it = request.start_line.split(b" ")[1] == self.path
+        if not is_of_it or self.of_type not in (None, request.header(b"x-tinker-request-type")):
+            return None
+        if self.after > 0:
+            self.after -= 1
+            return None
+        if self.number == 0:
+            return None
+        self.number -= 1
+        body = {"error": "not now", "type": "try_again", "queue_state": self.queue_state}
+        body["queue_state_reason"] = self.reason
+        kind = (b"content-type", b"application/json")
+        return Message(b"HTTP/1.1 " + self.status, (kind,), json.dumps(body).encode())
+
+
 @dataclass(frozen=True)
 class Message:
     """A request or an answer; the body is without its framing."""
@@ -162,8 +193,11 @@ class FaultProxy:
     samples. `sessions` has the status that each was finished with, None where it was not.
     """
 
-    def __init__(self, upstream: str, plan: FaultPlan | None, delay: Delay) -> None:
+    def __init__(
+        self, upstream: str, plan: FaultPlan | None, delay: Delay, first: Sequence[First]
+    ) -> None:
         self.url = ""
+        self._first = first
         self.num_requests = self.num_steps = self.most_in_flight = 0
         self._delay = delay
         self._in_flight: set[str] = set()
@@ -215,7 +249,7 @@ class FaultProxy:
         request = await read_body(reader, head)
         each_way_s = 0.0 if is_heartbeat else self._delay.each_way_s
         await asyncio.sleep(each_way_s)
-        answer = await self._answer(request, fault)
+        answer = await self._instead(request) or await self._answer(request, fault)
         self._count_sent(request, answer)
         is_of_step = head.header(b"x-tinker-request-type") in OF_STEPS
         await asyncio.sleep(each_way_s + (self._delay.of_results_s if is_of_step else 0.0))
@@ -249,6 +283,13 @@ class FaultProxy:
         if request.start_line.startswith(RESULT) and b" 200 " in answer.start_line:
             self._in_flight.discard(json.loads(request.body)["request_id"])
             self._sampling.discard(json.loads(request.body)["request_id"])
+
+    async def _instead(self, request: Message) -> Message | None:
+        for one in self._first:
+            if (answer := one.instead(request)) is not None:
+                await asyncio.sleep(one.held_s)
+                return answer
+        return None
 
     async def _answer(self, request: Message, fault: Fault | None) -> Message:
         if fault is not None and fault not in (
@@ -321,11 +362,14 @@ class FaultProxy:
 
 @contextmanager
 def fault_proxy(
-    upstream: str, plan: FaultPlan | None = None, delay: Delay | None = None
+    upstream: str,
+    plan: FaultPlan | None = None,
+    delay: Delay | None = None,
+    first: Sequence[First] = (),
 ) -> Iterator[FaultProxy]:
-    """Run a proxy to `upstream` in a thread until the block ends; without a plan nothing fails, and
-    without a delay nothing takes longer."""
-    proxy = FaultProxy(upstream, plan, delay or Delay())
+    """Run a proxy to `upstream` in a thread until the block ends; without a plan nothing fails,
+    without a delay nothing takes longer, and without a `first` all is passed on."""
+    proxy = FaultProxy(upstream, plan, delay or Delay(), first)
     is_ready, loop, is_over = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
 
     def run() -> None:

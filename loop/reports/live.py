@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, NamedTuple, Protocol
 
@@ -25,7 +26,7 @@ from loop.reports.console import (
     shown_python,
     width_of,
 )
-from loop.reports.lines import cut, fitted, seconds_text, time_left, wrapped
+from loop.reports.lines import columns_of, cut, fitted, seconds_text, time_left, wrapped
 
 QUIET_S = 5.0  # after which a live line says how long it has stood there
 FRAMES_PER_S = 5
@@ -37,6 +38,23 @@ class Shown(Protocol):
     """What goes on, in one row."""
 
     def shown(self, now: float, width: int | None = None) -> str: ...
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What goes on, and that the service holds it up, where `held_up` says so."""
+
+    now: Shown
+    held_up: Callable[[], str]
+
+    def shown(self, now: float, width: int | None = None) -> str:
+        said = self.held_up()
+        if not said or width is None:
+            return self.now.shown(now, width) + (f", {said}" if said else "")
+        # What goes on has a third of the row, if it needs so much; the rest is for why it stands.
+        rest = columns_of(said) + len(", ")
+        begun = self.now.shown(now, max(width // 3, width - rest))
+        return cut(f"{begun}, {said}", width)
 
 
 @dataclass

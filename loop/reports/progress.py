@@ -22,7 +22,7 @@ from ledger.records import Batch
 from loop.reports.console import USUAL_WIDTH, can_encode, drop, how_to_continue, tell, width_of
 from loop.reports.events_out import event_stream
 from loop.reports.lines import columns_of, fitted
-from loop.reports.live import Asking, LiveLine, Now, Shown, StepDone, Training, live_line
+from loop.reports.live import Asking, Beside, LiveLine, Now, Shown, StepDone, Training, live_line
 from loop.reports.sparkline import BLOCKS, course_text, ends_text, figure
 from rows.places import place_text
 from scores.decision import Decision, flaw_warning
@@ -55,6 +55,7 @@ class Progress:
         self.is_gone = False
         self.on_gone: Callable[[], None] | None = None
         self.num_spent: Callable[[], int | None] = lambda: None  # tokens of the run so far
+        self.held_up: Callable[[], str] = lambda: ""  # what the service holds up right now
 
     def line(self, text: str) -> None:
         shown = self._redacted(text)
@@ -87,6 +88,10 @@ class Progress:
         else:
             tell(text, file=sys.stderr)
 
+    def told_line(self, number: int, text: str) -> None:
+        """What the service holds up, or held up; `number` tells what others at work say as well."""
+        self.line(text)
+
     def stopping(self, what: str) -> None:
         """What is still done before a run that was asked to stop has stopped."""
         self.line(what)
@@ -107,7 +112,8 @@ class Progress:
 
     def _show(self, now: Shown) -> None:
         if (live := self._live) is not None:
-            self._deliver(lambda: live.show(now))
+            shown = Beside(now, lambda: self.held_up())
+            self._deliver(lambda: live.show(shown))
 
     def counter(self, title: str, total: int) -> Counter:
         """Show how many of `total` answers have come, and about how long the others take."""

@@ -15,6 +15,7 @@ from ledger.rollouts import ROLLOUTS
 from ledger.store import RunStore
 from loop.reports.lines import in_vain_text, money
 from loop.reports.sparkline import ends_text
+from loop.reports.waits import events_text
 from loop.reports.what_next import what_next
 from pages.markdown import at_start, code, inline, row
 from rows.places import DROPPED, SIMILAR, RowPlace, dropped_text, place_text
@@ -368,6 +369,7 @@ def _description(
         f"{usage.sampled_tokens:,} sampled, {usage.minutes:.1f} minutes"
         + ("." if cost_usd is None else f", {money(cost_usd)} by the prices in the settings.")
     )
+    yield from (f"- {inline(said)}" for said in events_text(store.ever("held_up")))
     lost = store.in_vain()
     if lost.tokens:
         priced = "" if cost_usd is None else "; what was used is priced with them"

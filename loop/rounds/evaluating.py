@@ -75,6 +75,7 @@ async def measure_and_record(
             async for new in measure(left, place, journal):
                 latency_ms = run.stopwatch.take_mean_ms()
                 store.record_measured(number, new, step, latency_ms, weights)
+            run.waits.record(number)
         result = eval_result(number, path, store.measured(number), protocol)
         store.record_result(result, step)
         run.sharing.offer(store, result)

@@ -74,6 +74,7 @@ async def ask_sealed_test(run: Run, checkpoint: Checkpoint) -> None:
     weights = await weights_asked(run, path)
     async for new in measure(missing, place, journal):
         store.record_test_measured(round_no, new, checkpoint.step, weights)
+    run.waits.record(round_no)
     journal.discard()
     result = eval_result(round_no, path, store.test_measured(), protocol)
     store.record_test(result, checkpoint.step)

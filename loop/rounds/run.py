@@ -18,6 +18,7 @@ from loop.rounds.deliverer import Deliverer
 from loop.rounds.depth import Depth
 from loop.rounds.sharing import Sharing
 from loop.rounds.signals import Suspicions, Topics, topics_of
+from loop.rounds.waiting import Waits
 from loop.run_page.page import keep_page
 from loop.tracking.following import Following
 from scores.decision import Champion
@@ -64,6 +65,7 @@ class Run:
     clients: Clients
     base_url: str | None
     keys: Keys
+    waits: Waits  # for what the service holds up
     weights_dir: Path | None = None  # the run directory that holds them, where they are files here
     evalops: Deliverer | None = None
     limits: Budget | None = None

@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 import tinker
 
 from config_schema import TrainingConfig
-from errors import ConfigError, Interrupted, OutputGone, ServiceError
+from errors import ConfigError, Interrupted, OutputGone, ServiceError, StorageError
 from ledger.registry_weights import CHECKPOINTS
 from ledger.store import RunStore
 from loop.planning.origin import Start, refuse_other_adapter
@@ -34,12 +34,14 @@ from loop.reports.console import tell
 from loop.reports.progress import Progress
 from loop.rounds.run import Run
 from loop.rounds.sharing import Sharing
+from loop.rounds.waiting import Waits
 from services.faults import SDK_ERRORS, explain, is_gone, said_by
+from services.held_up import watching
 from services.keys import Keys
 from services.listening import refuse_no_service
 from services.place import Place, ServiceChoice
 from services.sdk import names_to_sample, names_to_train, rest_client
-from services.shared_clients import Status
+from services.shared_clients import SharedSession, Status
 from services.waiting import aside, saying
 from services.watched_client import watched
 
@@ -220,15 +222,26 @@ async def connected(
         if teacher is not None and teacher.path is not None and teacher.run_dir is not None:
             place.service.open_folder(Path(teacher.run_dir) / CHECKPOINTS)
     progress.live(f"waiting for the service at {base_url or 'Tinker'}")
-    with explained(base_url):
-        session = await sharing.clients.take(base_url, keys.tinker)
-    run = Run(plan, store, progress, session.clients, base_url, keys, here, sharing=sharing)
-    progress.num_spent = lambda: store.usage().tokens
-    stop_on_signals(run)
+    with watching(base_url) as held_up:
+        waits = Waits(held_up, store, progress, keys)
+        with explained(base_url, waits.before):
+            session = await sharing.clients.take(base_url, keys.tinker, held_up)
+        clients = session.clients
+        run = Run(plan, store, progress, clients, base_url, keys, waits, here, sharing=sharing)
+        progress.num_spent = lambda: store.usage().tokens
+        stop_on_signals(run)
+        async with waits.telling(), _in_session(run, session):
+            yield run
+
+
+@contextlib.asynccontextmanager
+async def _in_session(run: Run, session: SharedSession) -> AsyncIterator[None]:
+    """Leave the run's session whatever happens in the block; the last run finishes it."""
+    progress = run.progress
     status: Status = "errored"
     try:
-        with explained(base_url):
-            yield run
+        with explained(run.base_url, run.waits.before):
+            yield
         status = "success"
     except (Interrupted, asyncio.CancelledError) as error:
         status = "interrupted"
@@ -239,8 +252,11 @@ async def connected(
         raise Interrupted(f"Interrupted {detail}.") from None
     finally:
         run.is_closing = True
-        of_all = sharing.clients.leave(session, status)
+        of_all = run.sharing.clients.leave(session, status)
+        run.waits.tell()
         progress.close()
+        with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong
+            run.waits.record_rest()
         # Where all is done, a stop that was asked for at the last moment has nothing to stop.
         too_late = (asyncio.CancelledError,) if status == "success" else ()
         if of_all is not None:
@@ -267,12 +283,13 @@ def freeze_what_is_loaded() -> None:
 
 
 @contextlib.contextmanager
-def explained(base_url: str | None) -> Iterator[None]:
-    """What the SDK raises about the service becomes a `ServiceError` that says what it means."""
+def explained(base_url: str | None, before: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """What the SDK raises about the service becomes a `ServiceError` that says what it means, and
+    what the service held up `before`."""
     try:
         yield
     except SDK_ERRORS as error:
-        explained = explain(error, base_url)
+        explained = explain(error, base_url, before())
         if explained is None:
             raise
         raise explained from error

@@ -110,6 +110,7 @@ async def train(run: Run, selection: Selection, decision: Decision) -> Checkpoin
         run.progress.steps_line(round_no, list(store.events("step", round_no)))
     checkpoint = store.checkpoint(round_no)
     assert checkpoint is not None, "the last save of a round is its checkpoint"
+    run.waits.record(round_no)
     return checkpoint
 
 

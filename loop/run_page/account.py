@@ -12,6 +12,7 @@ from urllib.parse import quote
 from ledger.records import Usage
 from loop.reports.console import PROGRAM, command_for
 from loop.reports.lines import in_vain_text, money
+from loop.reports.waits import PAST, events_text
 from loop.run_page.viewed import Viewed, is_on_this_machine
 from pages.document import (
     Block,
@@ -79,11 +80,43 @@ def usage_section(view: Viewed) -> Section:
     blocks: list[Block] = [
         Table("Used", columns, rows, is_folded=len(rows) > MOST_OPEN, note=note),
         Paragraph(_cost_sentence(view)),
+        *_held_up(view),
     ]
     lost = store.in_vain()
     if lost.tokens:
         blocks.append(Paragraph(_in_vain_sentence(lost)))
     return Section("Tokens and cost", blocks, anchor="usage")
+
+
+def _held_up(view: Viewed) -> Iterator[Block]:
+    """What the service refused for now or let wait, in all and by round, where it did."""
+    events = list(view.store.ever("held_up"))
+    yield from (Paragraph(said) for said in events_text(events))
+    if not events:
+        return
+    first = 1 if view.store.is_evaluation else 0
+    rows = [
+        [
+            "outside of these" if event["round"] is None else str(event["round"] + first),
+            PAST.get(event["what"], event["what"]),
+            f"{event['num_refused']:,}",
+            f"{event['seconds'] / 60:.2f}",
+            event["reason"],
+        ]
+        for event in events
+    ]
+    columns = [
+        Column("checkpoint" if view.store.is_evaluation else "round"),
+        Column("the service"),
+        Column("requests refused", True),
+        Column("minutes", True),
+        Column("its word"),
+    ]
+    note = (
+        "These minutes are among those above, and may lie in one another. Other runs that asked "
+        "the service from the same process at the same time have them as well."
+    )
+    yield Table("Held up by the service", columns, rows, is_folded=len(rows) > MOST_OPEN, note=note)
 
 
 def _cost_sentence(view: Viewed) -> str:

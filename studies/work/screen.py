@@ -28,7 +28,7 @@ from loop.reports.console import (
     width_of,
 )
 from loop.reports.lines import columns_of, cut, seconds_text, wrapped
-from loop.reports.live import Now, Redrawn, Shown, terminal_console
+from loop.reports.live import Beside, Now, Redrawn, Shown, terminal_console
 from loop.reports.progress import UNREAD, Progress
 from scores.decision import Decision
 from scores.diagnosis import TopicReport
@@ -78,6 +78,7 @@ class Screen:
         self.how_to_continue = how_to_continue
         self._at_work: list[TrialProgress] = []
         self._said: set[str] = set()
+        self._num_told = 0  # of what the service held up
         self._started = time.monotonic()
         self._console: Console | None = None
         self._live: Live | None = None
@@ -130,6 +131,12 @@ class Screen:
             self._said.add(text)
             self.line(f"{run_id}: {text}")
 
+    def told_line(self, number: int, text: str) -> None:
+        """What the service holds up, which all trials at work would say; told once."""
+        if number > self._num_told:
+            self._num_told = number
+            self.line(text)
+
     def _write(self, text: str) -> None:
         if self._console is None:
             tell(text, file=sys.stderr)
@@ -154,6 +161,7 @@ class Screen:
         counts = Counter(row.phase for row in self.rows.values())
         seconds = seconds_text(time.monotonic() - self._started)
         title = f"{counts[ENDED]} of {len(self.rows)} ended, {counts[WORKING]} at work, {seconds}"
+        title += "".join(f"; {one}" for one in self._held_up())
         columns = self._columns()
         room = sum(columns.values()) + 2 * len(columns) - 2
         shown = Table(title=cut(title, room), title_justify="left", box=None, pad_edge=False)
@@ -170,6 +178,11 @@ class Screen:
         if more := [f"{number} {phase}" for phase, number in left_out.items() if number]:
             shown.add_row(*("" for _ in list(columns)[1:]), Text(f"and {', '.join(more)}"))
         return shown
+
+    def _held_up(self) -> list[str]:
+        """What the service holds up of the trials at work, each once."""
+        said = dict.fromkeys(progress.held_up() for progress in self._at_work)
+        return [printable(one) for one in said if one]
 
     def _columns(self) -> dict[str, int]:
         """Columns for ids and scores as they need them; the rest is for what it is, and for now.
@@ -216,6 +229,10 @@ class TrialProgress(Progress):
         elif shown.startswith("warning"):
             self._screen.line_once(self._run_id, shown)
 
+    def told_line(self, number: int, text: str) -> None:
+        append_line(self._log, one_line(self._redacted(text)), is_synced=False)
+        self._screen.told_line(number, text)
+
     def stopping(self, what: str) -> None:
         self._screen.rows[self._run_id].now = Now(what)
         self._screen.line(f"{self._run_id}: {what}")
@@ -250,7 +267,7 @@ class TrialProgress(Progress):
 
     def _show(self, now: Shown) -> None:
         row = self._screen.rows[self._run_id]
-        row.phase, row.now = WORKING, now
+        row.phase, row.now = WORKING, Beside(now, lambda: self.held_up())
 
     def close(self) -> None:
         """The screen stays."""
