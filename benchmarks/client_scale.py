@@ -27,6 +27,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def run(
     environment = {**os.environ, "TINKER_API_KEY": "tml-of-nobody", "TINKER_TELEMETRY": "0"}
     for name in ("NO_PROXY", "no_proxy"):
         environment[name] = "127.0.0.1"
-    began, files, threads, is_stopped = time.monotonic(), 0, 0, False
+    began, seen, is_stopped = time.monotonic(), [(0, 0, 0)], False
     with tempfile.TemporaryFile("w+") as said:
         words = [sys.executable, *profiled(phase, size), str(REPO / command[0]), *command[1:]]
         process = subprocess.Popen(words, stdout=said, stderr=said, env=environment)
@@ -123,8 +124,7 @@ def run(
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid != 0:
                 break
-            seen = look_at(process.pid)
-            files, threads = max(files, seen[0]), max(threads, seen[1])
+            seen.append(look_at(process.pid))
             if not is_stopped and stop_when is not None and stop_when():
                 process.send_signal(signal.SIGINT)
                 is_stopped = True
@@ -134,9 +134,10 @@ def run(
         if not (is_right or "PROFILES" in os.environ):
             said.seek(0)
             raise SystemExit(f"{phase} {size}: {process.returncode}\n{said.read()[-4000:]}")
+    kib, files, threads = (max(one) for one in zip(*seen, strict=True))
     took = Took(
         phase, size, time.monotonic() - began, usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss / 1024, files, threads, *on_disk(run_dir),
+        kib / 1024, files, threads, *on_disk(run_dir),
     )  # fmt: skip
     print(told(took), file=sys.stderr, flush=True)
     return took
@@ -148,12 +149,15 @@ def profiled(phase: str, size: int) -> list[str]:
     return [] if folder is None else ["-m", "cProfile", "-o", f"{folder}/{phase}-{size}.prof"]
 
 
-def look_at(pid: int) -> tuple[int, int]:
-    """Open files and threads of a process; it may have ended."""
+def look_at(pid: int) -> tuple[int, int, int]:
+    """The most KiB of memory that a process has had so far (of its own: what `wait4` tells has what
+    it was forked from in it), its open files and its threads; it may have ended."""
     try:
-        return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
-    except OSError:
-        return 0, 0
+        status = Path(f"/proc/{pid}/status").read_text()
+        (kib,) = re.findall(r"VmHWM:\s+(\d+)", status)
+        return int(kib), len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+    except (OSError, ValueError):
+        return 0, 0, 0
 
 
 def on_disk(run_dir: Path) -> tuple[float, float, float]:
@@ -247,17 +251,22 @@ def measure_samples(kind: str, size: int, folder: Path, url: str) -> list[Took]:
         found = [run(name.format("run to Ctrl-C"), size, begun, run_dir, is_half),
                  run(name.format("gone on"), size, resumed, run_dir)]  # fmt: skip
     side_by_side = [f"{run_dir}@round_00", f"{run_dir}@round_01"]
-    page = ["--out", str(folder / "both" / "report.html")]
-    (folder / "both").mkdir()
+    both = folder / "both"
+    both.mkdir()
+    page = ["--out", str(both / "report.html")]
     found += [
         run(name.format("finished, opened"), size, resumed, run_dir),
         run(name.format("page"), size, ["report.py", str(run_dir)], run_dir),
-        run(name.format("side by side"), size, ["report.py", *side_by_side, *page], folder / "both"),
+        run(
+            name.format("side by side"), size, ["report.py", *side_by_side, *page], folder / "both"
+        ),
     ]
     if size <= MOST_EVALUATED:
         asked = ["trainer_with_eval.py", "--config", str(config), "--evaluate", *side_by_side]
         other = folder / "evaluated"
-        found.append(run(name.format("--evaluate both"), size, [*asked, "--run-dir", str(other)], other))
+        found.append(
+            run(name.format("--evaluate both"), size, [*asked, "--run-dir", str(other)], other)
+        )
     return found
 
 
@@ -301,7 +310,8 @@ def told(took: Took) -> str:
     return (
         f"{took.phase} {took.size:,}: {took.wall_s:.1f} s, {took.cpu_s:.1f} s of processor, "
         f"{took.peak_mib:.0f} MiB, {took.most_files} files, {took.most_threads} threads, "
-        f"run {took.run_mib:.2f} MiB, ledger {took.ledger_kib:.0f} KiB, page {took.page_mib:.2f} MiB"
+        f"run {took.run_mib:.2f} MiB, ledger {took.ledger_kib:.0f} KiB, "
+        f"page {took.page_mib:.2f} MiB"
     )
 
 

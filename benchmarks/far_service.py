@@ -1,10 +1,10 @@
 """A service that is far away and sleeps for as long as a step takes, for the loops of others too.
 
-It computes nothing: every token has the same log-probability, and every sample is one of two tokens,
-by a checksum of its prompt and of the weights that are asked. Steps are worked on one at a
+It computes nothing: every token has the same log-probability, and every sample is one of two
+tokens, by a checksum of its prompt and of the weights that are asked. Steps are worked on one at a
 time, each for as long as it is told. When they begin and end is reckoned and not waited for, so a
-busy machine makes no service idle. It counts who is there: sessions, connections, requests that
-were acknowledged and whose results were not fetched yet.
+busy machine makes no service idle. It counts sessions, connections, and requests that it has
+acknowledged and whose results were not fetched yet.
 
 Behind the door: requests are acknowledged at once, reach what works on them after a delay, and
 results take as long to come back, as behind a queue. On the line: every request and every answer is

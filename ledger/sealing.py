@@ -40,7 +40,9 @@ class SealedEvaluations(SavedWeightsRecords):
         """What a file has of measurements; of one that holds a result what that has, so that its
         samples are read and kept once."""
         is_held = (name, Measured.from_json) in self._held
-        if not is_held and _of_file([*self.events("evaluated"), *self.events("test_evaluated")], name):
+        if not is_held and _of_file(
+            [*self.events("evaluated"), *self.events("test_evaluated")], name
+        ):
             result = self._read(name, EvalResult.from_json)
             return Measured(result.tasks, result.held_out)
         return self._read(name, Measured.from_json)

@@ -74,7 +74,7 @@ NUM_FILES = {
     "promotion": 19,
     "rows": 21,
     "scores": 15,
-    "services": 17,
+    "services": 18,
     "settings": 11,
     "storage": 6,
     "studies.design": 17,

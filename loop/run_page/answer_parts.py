@@ -89,7 +89,7 @@ def encoded(measured: Measured, max_chars: int = PART_CHARS) -> str:
     """The part of a round: whole, or with texts cut, or with samples left out, so that it fits."""
     longest = _longest_text(measured)
     for limit in TEXT_LIMITS:
-        if limit is not None and limit >= longest:  # it cuts nothing, and the part is the one before
+        if limit is not None and limit >= longest:  # it cuts nothing
             continue
         part = _packed(part_json(measured, limit), max_chars)
         if part is not None:
