@@ -353,6 +353,36 @@ def exponents(one: Took, smaller: Sequence[Took]) -> list[float | None]:
     return found
 
 
+def missed(found: list[Took]) -> Iterator[str]:
+    """What grew by more than the size did, or took more memory than it may."""
+    for number, one in enumerate(found):
+        smaller = [other for other in found[:number] if other.phase == one.phase]
+        grew = exponents(one, smaller)[0] if smaller else None
+        if grew is not None and grew > MAX_EXPONENT:
+            yield f"{one.phase} {one.size:,}: time grew with the exponent {grew:.2f}"
+        limit = LIMITS_MIB.get((one.phase.partition(":")[0], one.size))
+        if limit is not None and one.peak_mib > limit:
+            yield f"{one.phase} {one.size:,}: {one.peak_mib:.0f} MiB, more than {limit}"
+
+
+def trials_table(trials: Sequence[OfTrials]) -> list[str]:
+    """The study's process, and who the service saw."""
+    if not trials:
+        return []
+    names = ("trials at once", "wall, s", "processor, s", "of each trial", "peak MiB", "files")
+    names += ("threads", "sessions", "most connections", "most requests in flight", "requests")
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    for took, seen in trials:
+        requests = sum(seen["requests"].values())
+        lines.append(
+            f"| {took.size} | {took.wall_s:.0f} | {took.cpu_s:.1f} | {took.cpu_s / took.size:.2f} "
+            f"| {took.peak_mib:.0f} | {took.most_files} | {took.most_threads} | "
+            f"{seen['sessions']} | {seen['most_connections']} | {seen['most_asked']} | "
+            f"{requests:,} |"
+        )
+    return lines
+
+
 def exponent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -381,10 +411,12 @@ def main() -> int:
     for size in sizes_of(TRIALS) if "trials" in parts else ():
         with tempfile.TemporaryDirectory() as made, far_service(LINE_S) as url:
             trials.append(measure_trials(size, Path(made), url))
-    print("\n".join(table(found + [one.took for one in trials])))
-    for one in trials:
-        print(one.took.size, one.counted)
-    return 0
+    print("\n".join([*(table(found) if found else []), "", *trials_table(trials)]))
+    problems = list(missed(found))
+    print(f"\nTarget (linear, memory within its limits): {'MISSED' if problems else 'reached'}.")
+    for problem in problems:
+        print(f"- {problem}")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
