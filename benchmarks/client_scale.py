@@ -56,6 +56,7 @@ ROWS, SAMPLES, INSPECT, TRIALS = (
     (1_000, 10_000),
     (1, 10, 100),
 )
+RECORD_BYTES = {"qa": 430, "nll": 250, "Inspect": 0}  # about, of a journal
 MOST_EVALUATED = 10_000  # samples that are asked once more by --evaluate
 LIMITS_MIB = {("rows", 1_000_000): 2048, ("qa", 100_000): 1536, ("nll", 100_000): 1536}
 
@@ -120,15 +121,19 @@ def run(
     with tempfile.TemporaryFile("w+") as said:
         words = [sys.executable, *profiled(phase, size), str(REPO / command[0]), *command[1:]]
         process = subprocess.Popen(words, stdout=said, stderr=said, env=environment)
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid != 0:
-                break
-            seen.append(look_at(process.pid))
-            if not is_stopped and stop_when is not None and stop_when():
-                process.send_signal(signal.SIGINT)
-                is_stopped = True
-            time.sleep(LOOK_S)
+        try:
+            while True:
+                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if pid != 0:
+                    break
+                seen.append(look_at(process.pid))
+                if not is_stopped and stop_when is not None and stop_when():
+                    process.send_signal(signal.SIGINT)
+                    is_stopped = True
+                time.sleep(LOOK_S)
+        except BaseException:
+            process.kill()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
         is_right = process.returncode == (130 if stop_when is not None else 0)
         if not (is_right or "PROFILES" in os.environ):
@@ -239,7 +244,7 @@ def measure_samples(kind: str, size: int, folder: Path, url: str) -> list[Took]:
     config, run_dir = write_config(folder, url, **settings), folder / "run"
     begun = ["trainer_with_eval.py", "--config", str(config), "--run-dir", str(run_dir)]
     resumed = ["trainer_with_eval.py", "--resume", str(run_dir)]
-    journal, most = run_dir / "evals" / "round_01.partial.jsonl", size / 2 * 100
+    journal, most = run_dir / "evals" / "round_01.partial.jsonl", size / 2 * RECORD_BYTES[kind]
 
     def is_half() -> bool:
         return journal.is_file() and journal.stat().st_size > most
@@ -394,6 +399,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="leave the largest sizes out")
     parser.add_argument("--sizes", nargs="+", type=int, help="instead of the usual ones")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was begun is ended
     parts, end = args.only or ["rows", "samples", "trials"], -1 if args.quick else None
 
     def sizes_of(usual: tuple[int, ...]) -> Sequence[int]:
