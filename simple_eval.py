@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from rows.rendering import Rendering
 from rows.row_keys import as_question
 from rows.sources import Row, Source, is_text, read_rows, sha256_of
 from scores.results import SampleResult
+from services.at_once import in_order
 from storage.journal import Journal
 from user_code.finding import code_of
 from user_code.own_graders import OwnGrader, Verdict, grader_files, is_own_grader, load_own_graders
@@ -332,7 +334,8 @@ async def ask_questions(
     renderer, settings = sampler.renderer, sampler.settings
     slots = asyncio.Semaphore(settings.concurrency)
 
-    async def ask(question: Question, repeat: int) -> SampleResult:
+    async def ask(asked: tuple[int, Question]) -> SampleResult:
+        repeat, question = asked
         key = f"{task.name}/{question.id} {repeat}"
         if (kept := journal.get(key, SampleResult)) is not None:
             return kept
@@ -361,13 +364,8 @@ async def ask_questions(
         )
         return sample
 
-    samples = await asyncio.gather(
-        *(
-            ask(question, repeat)
-            for repeat in range(1, settings.num_repeats + 1)
-            for question in task.questions
-        )
-    )
+    asked = itertools.product(range(1, settings.num_repeats + 1), task.questions)
+    samples = await in_order(asked, settings.concurrency, ask)
     refuse_failures(task.name, samples)
     return tuple(samples)
 

@@ -1,8 +1,10 @@
 """A service that is far away and sleeps for as long as a step takes, for the loops of others too.
 
-It computes nothing: every token has the same log-probability, and every sample is the same. Steps
-are worked on one at a time, each for as long as it is told. When they begin and end is reckoned and
-not waited for, so a busy machine makes no service idle.
+It computes nothing: every token has the same log-probability, and every sample is one of two
+tokens, by a checksum of its prompt and of the weights that are asked. Steps are worked on one at a
+time, each for as long as it is told. When they begin and end is reckoned and not waited for, so a
+busy machine makes no service idle. It counts sessions, connections, and requests that it has
+acknowledged and whose results were not fetched yet.
 
 Behind the door: requests are acknowledged at once, reach what works on them after a delay, and
 results take as long to come back, as behind a queue. On the line: every request and every answer is
@@ -15,6 +17,8 @@ import asyncio
 import json
 import sys
 import time
+import zlib
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +36,7 @@ from fault_proxy import (  # noqa: E402  # pyright: ignore[reportMissingImports]
 )
 from local_tinker.session_routes import CLIENT_CONFIG  # noqa: E402
 from local_tinker.wire import (  # noqa: E402
+    PromptScores,
     SampledTokens,
     forward_backward_output,
     parse_forward_backward,
@@ -44,6 +49,7 @@ HOLD_S = 20.0  # for a result; the SDK asks again then
 MAX_TOKENS = 100_000  # of a row
 JSON_TYPE, PROTOBUF_TYPE = "application/json", "application/x-protobuf"
 SESSION = "far"
+TOKENS = (26, 78)  # one of which every sample is: of the demo model "3" and "g"
 
 
 class Result(NamedTuple):
@@ -71,12 +77,25 @@ class Far:
         self._results: dict[str, Result] = {}
         self._free_s = 0.0  # when all is done that was sent
         self._steps: list[tuple[float, float]] = []  # when each began and ended
-        self._in_flight: set[str] = set()
+        self._in_flight: set[str] = set()  # steps
         self._most_in_flight = 0
+        self._asked: set[str] = set()  # whatever has a future
+        self._most_asked = 0
+        self._num_sessions = self._num_open = self._most_open = 0
+        self._requests: Counter[str] = Counter()
 
     async def serve_connection(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        self._num_open += 1
+        self._most_open = max(self._most_open, self._num_open)
+        try:
+            await self._serve(reader, writer)
+        finally:
+            self._num_open -= 1
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 request = await read_body(reader, await read_head(reader))
@@ -93,6 +112,7 @@ class Far:
     async def _answer(self, request: Message) -> Answer:
         target = request.start_line.split(b" ")[1].decode().partition("?")[0]
         path = target.removeprefix("/api/v1/")
+        self._requests[path.partition("/")[0]] += 1
         if path == "forward_backward":
             return self._forward_backward(request.body)
         asked = json.loads(request.body or b"{}") if request.body[:1] in (b"{", b"") else {}
@@ -101,17 +121,41 @@ class Far:
         if path == "timeline":
             made = {"steps": self._steps, "most_in_flight": self._most_in_flight}
             return Answer(json.dumps(made).encode())
+        if path == "counted":
+            return _json(self._counted())
         if path == "asample":
-            token = SampledTokens([5], [-1.0], "stop")
-            content = sample_response([token] * asked.get("num_samples", 1), None)
-            made = self._later(Result(time.monotonic(), content, PROTOBUF_TYPE))
-            names = [f"{made}:{index}" for index in range(asked.get("num_samples", 1))]
-            return _json({"request_id": made, "sample_sequence_ids": names})
+            return self._sample(asked)
         result = self._made(path, asked)
         if result is None:
             return _json(self._at_once(path, asked))
         made = Result(self._now_s(), json.dumps(result).encode())
         return _json({"request_id": self._later(made)})
+
+    def _counted(self) -> dict[str, Any]:
+        return {
+            "sessions": self._num_sessions,
+            "most_connections": self._most_open,
+            "most_asked": self._most_asked,
+            "requests": dict(self._requests),
+        }
+
+    def _sample(self, asked: dict[str, Any]) -> Answer:
+        """Samples, ready at once behind the door, with log-probabilities where they are wanted."""
+        number = asked.get("num_samples", 1)
+        read = [token for chunk in asked["prompt"]["chunks"] for token in chunk["tokens"]]
+        told = f"{asked.get('sampling_session_id')} {read}"
+        token = TOKENS[zlib.crc32(told.encode()) % len(TOKENS)]
+        stops = (asked.get("sampling_params") or {}).get("stop") or []
+        tokens = [token, *(stop for stop in stops[:1] if isinstance(stop, int))]
+        scores = None
+        if asked.get("prompt_logprobs"):
+            scores = PromptScores(np.full(len(read), -1.0, np.float32))
+        sample = SampledTokens(tokens, [-1.0] * len(tokens), "stop")
+        content = sample_response([sample] * number, scores)
+        ready_s = time.monotonic() + 2 * self._behind_s
+        made = self._later(Result(ready_s, content, PROTOBUF_TYPE))
+        names = [f"{made}:{index}" for index in range(number)]
+        return _json({"request_id": made, "sample_sequence_ids": names})
 
     def _now_s(self) -> float:
         """When a request that takes no time is done, behind all that was sent before."""
@@ -123,7 +167,8 @@ class Far:
         if path == "optim_step":
             return {"metrics": {}}
         if path in ("create_model", "load_weights"):
-            return {"model_id": f"{SESSION}:train:{asked['model_seq_id']}"}
+            session = asked.get("session_id", SESSION)
+            return {"model_id": f"{session}:train:{asked['model_seq_id']}"}
         kinds = {"save_weights": "weights", "save_weights_for_sampler": "sampler_weights"}
         return {"path": f"tinker://{run}/{kinds[path]}/{asked['path']}"} if path in kinds else None
 
@@ -131,12 +176,14 @@ class Far:
         if path == "client/config":
             return CLIENT_CONFIG
         if path == "create_session":
-            return {"session_id": SESSION}
+            self._num_sessions += 1
+            return {"session_id": f"{SESSION}{self._num_sessions}"}
         if path == "get_info":
             data = {"model_name": self._model, "tokenizer_id": self._model}
             return {"model_id": asked["model_id"], "model_data": data, "is_lora": True}
         if path == "create_sampling_session":
-            return {"sampling_session_id": f"{SESSION}:sample:{asked['sampling_session_seq_id']}"}
+            session = asked.get("session_id", SESSION)
+            return {"sampling_session_id": f"{session}:sample:{asked['sampling_session_seq_id']}"}
         if path.startswith("samplers/"):
             return {"sampler_id": path.removeprefix("samplers/"), "base_model": self._model}
         if path == "weights_info":
@@ -160,6 +207,8 @@ class Far:
     def _later(self, result: Result) -> str:
         name = f"r{len(self._results)}"
         self._results[name] = result
+        self._asked.add(name)
+        self._most_asked = max(self._most_asked, len(self._asked))
         return name
 
     async def _result(self, name: str) -> Answer:
@@ -170,6 +219,7 @@ class Far:
             again = {"type": "try_again", "request_id": name, "queue_state": "active"}
             return Answer(json.dumps(again).encode(), status="408 Request Timeout")
         self._in_flight.discard(name)
+        self._asked.discard(name)
         return Answer(result.content, result.media_type)
 
 

@@ -22,6 +22,7 @@ from rows.examples import Example, ExampleTable
 from rows.rendering import Rendering, tokens_of
 from rows.sources import Source
 from scores.results import HeldOutLoss, HeldOutRow, held_out_loss
+from services.at_once import in_order
 from services.watched_client import NUM_SAMPLED_TO_SCORE
 from simple_eval import Sampler
 from storage.journal import Journal
@@ -117,7 +118,7 @@ async def measure_losses(
             )
         return row
 
-    done = await asyncio.gather(*(score(example) for example in examples))
+    done = await in_order(examples, sampler.settings.concurrency, score)
     rows = [row for row in done if isinstance(row, HeldOutRow)]
     error = next((row for row in done if isinstance(row, EvalError)), None)
     if error is None:

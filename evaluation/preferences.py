@@ -24,6 +24,7 @@ from rows.examples import Example, ExampleTable
 from rows.rendering import RenderedExample, Rendering, tokens_of
 from rows.sources import Source, read_rows
 from scores.results import SampleResult, mean
+from services.at_once import in_order
 from services.watched_client import NUM_SAMPLED_TO_SCORE
 from simple_eval import Sampler
 from storage.journal import Journal
@@ -178,7 +179,7 @@ async def measure_pairs(
         on_done(pair, made)
         return made
 
-    done = await asyncio.gather(*(measured(pair) for pair in pairs))
+    done = await in_order(pairs, sampler.settings.concurrency, measured)
     errors = [one for one in done if isinstance(one, EvalError)]
     if errors:
         first = errors[0]

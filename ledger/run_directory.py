@@ -20,6 +20,7 @@ import uuid
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
@@ -247,12 +248,14 @@ class RunDirectory:
         before, self._worked_until = self._worked_until, time.monotonic()
         return 0.0 if before is None else round(self._worked_until - before, 3)
 
-    def write_json(self, name: str, data: dict[str, Any]) -> None:
-        """Write a JSON file, atomically as `write_text`."""
+    def write_json(self, name: str, data: object) -> None:
+        """Write a JSON file, atomically as `write_text`; dataclasses become objects."""
         self._held = {key: value for key, value in self._held.items() if key[0] != name}
-        self.write_text(
-            name, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        encoder = json.JSONEncoder(
+            indent=1, ensure_ascii=False, allow_nan=False, default=_fields_of
         )
+        # Piece by piece: in one text, a hundred thousand samples would take hundreds of megabytes.
+        self.write_text(name, itertools.chain(encoder.iterencode(data), ["\n"]))
 
     def write_text(self, name: str, text: str | Iterable[str]) -> None:
         """Write a file durably: a reader sees the old one or the new one, never half."""
@@ -388,6 +391,13 @@ class RunDirectory:
                 f"{self.run_dir / name}: cannot be read: {error}. The run cannot be resumed "
                 "without it."
             ) from None
+
+
+def _fields_of(record: Any) -> dict[str, Any]:
+    """A dataclass as an object, made when it is written. Raises `TypeError` for anything else."""
+    if not is_dataclass(record):
+        raise TypeError(f"{type(record).__name__} has no JSON")
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def _refuse_unwritable_name(run_dir: Path) -> None:

@@ -36,6 +36,17 @@ class SealedEvaluations(SavedWeightsRecords):
             _refuse(self.run_dir / name, measured_problem(measured, _of_file(said, name)))
         return value
 
+    def _measured_of(self, name: str) -> Measured:
+        """What a file has of measurements; of one that holds a result what that has, so that its
+        samples are read and kept once."""
+        is_held = (name, Measured.from_json) in self._held
+        if not is_held and _of_file(
+            [*self.events("evaluated"), *self.events("test_evaluated")], name
+        ):
+            result = self._read(name, EvalResult.from_json)
+            return Measured(result.tasks, result.held_out)
+        return self._read(name, Measured.from_json)
+
 
 def _of_file(events: Iterable[Event], name: str) -> list[Event]:
     return [event for event in events if event["file"] == name]

@@ -215,14 +215,14 @@ class RunStore(SealedEvaluations):
         name, is_result = self._eval_file(round_no), self._last("evaluated", round_no) is not None
         result = self._read_json(name) if is_result else {}
         measured = self.measured(round_no) + new
-        self.write_json(name, {**result, **measured.to_json()})
+        self.write_json(name, {**result, **measured._asdict()})
         self._hold(name, Measured.from_json, measured)
         return name
 
     def record_result(self, result: EvalResult, step: int) -> None:
         name = self._eval_file(result.round)
         measured = self.measured(result.round)
-        self.write_json(name, result.to_json())
+        self.write_json(name, result)
         self._hold(name, EvalResult.from_json, result)
         self._hold(name, Measured.from_json, measured)
         self._append_result("evaluated", result, step, name)
@@ -246,12 +246,12 @@ class RunStore(SealedEvaluations):
         self, round_no: int, new: Measured, step: int, weights: dict[str, str] | None = None
     ) -> None:
         """Add to what the sealed test has measured."""
-        self.write_json(TEST_FILE, (self.test_measured() + new).to_json())
+        self.write_json(TEST_FILE, (self.test_measured() + new)._asdict())
         told = {"latency_ms": None, WEIGHTS: weights}
         self._append_measured("test_measured", round_no, step, TEST_FILE, new, told)
 
     def record_test(self, result: EvalResult, step: int) -> None:
-        self.write_json(TEST_FILE, result.to_json())
+        self.write_json(TEST_FILE, result)
         self._append_result("test_evaluated", result, step, TEST_FILE)
 
     def _append_measured(
@@ -364,7 +364,7 @@ class RunStore(SealedEvaluations):
         if not events:
             return Measured()
         names = {name for event in events for name in event["tasks"]}
-        return self._read(events[-1]["file"], Measured.from_json).only(names)
+        return self._measured_of(events[-1]["file"]).only(names)
 
     def mean_latency_ms(self, round_no: int) -> float | None:
         """Mean time of a request of a round's evaluation; None where it was not measured."""

@@ -11,6 +11,7 @@ MAX_TOPICS = 20
 ROWS_PER_TOPIC = 8  # about the square of the number of topics, times this, is the number of rows
 MAX_FITTED = 20_000  # rows that words are weighed and topics are found by
 NAME_WORDS = 3
+MAX_CELLS = 4_000_000  # texts times questions that are compared at once: 32 MB
 MAX_WORDS = 20_000
 TOKEN_PATTERN = r"\w+|[^\w\s]"  # words, and marks: "2 + 3" has neither long words nor any other
 
@@ -22,13 +23,17 @@ def likeness_to(questions: Sequence[str], texts: Sequence[str]) -> list[Likeness
     vectorizer: Any = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, token_pattern=TOKEN_PATTERN
     )
-    of_texts = vectorizer.fit_transform(texts)
-    cosines = (of_texts @ vectorizer.transform(questions).T).toarray()
-    best = cosines.argmax(axis=1).tolist()
-    return [
-        Likeness(float(cosines[row, column]), questions[int(column)])
-        for row, column in enumerate(best)
-    ]
+    of_texts, of_questions = vectorizer.fit_transform(texts), vectorizer.transform(questions).T
+    found: list[Likeness] = []
+    num_rows = max(1, MAX_CELLS // len(questions))
+    for start in range(0, len(texts), num_rows):
+        cosines = (of_texts[start : start + num_rows] @ of_questions).toarray()
+        best = cosines.argmax(axis=1).tolist()
+        found += (
+            Likeness(float(cosines[row, column]), questions[int(column)])
+            for row, column in enumerate(best)
+        )
+    return found
 
 
 class TextTopics:

@@ -56,7 +56,7 @@ def _replacing(target: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             temporary.replace(target)
             sync_folder(target.parent)
-        except OSError:
+        except (OSError, TypeError, ValueError):  # or what is written cannot be made to its end
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from errors import RunStoreError
 from storage.files import append_line, read_lines
@@ -20,6 +20,15 @@ from storage.stored_json import parse_object, record_of
 T = TypeVar("T")
 
 SYNC_EVERY_S = 1.0  # a journal's newest lines may be lost with the power, never with the process
+
+
+class _Kept(NamedTuple):
+    """Where a record stands in the file, in bytes, and the tokens that it took."""
+
+    start: int
+    size: int
+    num_prompt_tokens: int
+    num_sampled_tokens: int
 
 
 class Journal:
@@ -32,39 +41,46 @@ class Journal:
     def __init__(self, path: Path, subject: str) -> None:
         self.path = path
         self._head = json.dumps({"subject": subject})
-        self._records: dict[str, dict[str, Any]] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._size = 0  # of the file, in bytes
         self._synced_at = time.monotonic()
         lines = read_lines(path, repair=True).complete
         self._has_head = bool(lines) and lines[0] == self._head.encode()
         if not self._has_head:
             self.discard()
             return
-        size = len(lines[0]) + 1
+        self._size = len(lines[0]) + 1
         for line in lines[1:]:
             record = _record(line)
             if record is None:  # a hole that a power cut left; what follows cannot be trusted
-                os.truncate(path, size)  # and what is added now must not stand behind it
+                os.truncate(path, self._size)  # and what is added now must not stand behind it
                 break
-            self._records[record["key"]] = record
-            size += len(line) + 1
+            self._keep(record, len(line) + 1)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._kept)
 
     @property
     def num_tokens(self) -> tuple[int, int]:
         """Prompt and sampled tokens that its records took."""
-        return _tokens_of(self._records.values())
+        kept = self._kept.values()
+        return sum(one.num_prompt_tokens for one in kept), sum(
+            one.num_sampled_tokens for one in kept
+        )
 
     def get(self, key: str, kind: type[T]) -> T | None:
         """A finished record. Raises `RunStoreError` for one that is not of this kind."""
-        record = self._records.get(key)
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
         try:
-            return None if record is None else record_of(kind, record["fields"])
-        except ValueError as error:
+            with open(self.path, "rb") as file:
+                file.seek(kept.start)
+                return record_of(kind, parse_object(file.read(kept.size))["fields"])
+        except (OSError, KeyError, ValueError) as error:
             raise self.unreadable(key, error) from None
 
-    def unreadable(self, key: str, error: ValueError) -> RunStoreError:
+    def unreadable(self, key: str, error: Exception) -> RunStoreError:
         """What to say of a record that is not what it should be."""
         return RunStoreError(
             f"{self.path}: what it holds of {key!r} cannot be read: {error}. Remove the file; what "
@@ -88,19 +104,25 @@ class Journal:
         }
         if not self._has_head:
             append_line(self.path, self._head)
-            self._has_head = True
+            self._has_head, self._size = True, len(self._head.encode()) + 1
         now = time.monotonic()
         is_synced = now - self._synced_at >= SYNC_EVERY_S
         line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         append_line(self.path, line, is_synced=is_synced)
         self._synced_at = now if is_synced else self._synced_at
-        self._records[key] = record
+        self._keep(record, len(line.encode()) + 1)
+
+    def _keep(self, record: Mapping[str, Any], size: int) -> None:
+        """Remember where a record stands, and what it took."""
+        tokens = record["num_prompt_tokens"], record["num_sampled_tokens"]
+        self._kept[record["key"]] = _Kept(self._size, size, *tokens)
+        self._size += size
 
     def discard(self) -> None:
         """Remove it, once the result is recorded that holds its records."""
         self.path.unlink(missing_ok=True)
-        self._records.clear()
-        self._has_head = False
+        self._kept.clear()
+        self._has_head, self._size = False, 0
 
 
 def num_waiting_tokens(path: Path, told: Collection[str] = ()) -> tuple[int, int]:

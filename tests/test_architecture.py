@@ -74,7 +74,7 @@ NUM_FILES = {
     "promotion": 19,
     "rows": 21,
     "scores": 15,
-    "services": 22,
+    "services": 23,
     "settings": 11,
     "storage": 7,
     "studies.design": 17,

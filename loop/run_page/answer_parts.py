@@ -87,7 +87,10 @@ def _kept(path: Path, key: str | None) -> str | None:
 
 def encoded(measured: Measured, max_chars: int = PART_CHARS) -> str:
     """The part of a round: whole, or with texts cut, or with samples left out, so that it fits."""
+    longest = _longest_text(measured)
     for limit in TEXT_LIMITS:
+        if limit is not None and limit >= longest:  # it cuts nothing
+            continue
         part = _packed(part_json(measured, limit), max_chars)
         if part is not None:
             return part
@@ -97,6 +100,16 @@ def encoded(measured: Measured, max_chars: int = PART_CHARS) -> str:
         part = _packed(part_json(measured, TEXT_LIMITS[-1], num_samples), max_chars)
         if part is not None or num_samples == 1:
             return part or _packed(part_json(Measured()), max_chars * MOST_GAIN) or ""
+
+
+def _longest_text(measured: Measured) -> int:
+    samples = (sample for task in measured.tasks for sample in task.samples)
+    return max((len(text) for sample in samples for text in _texts_of(sample)), default=0)
+
+
+def _texts_of(sample: SampleResult) -> list[str]:
+    """What of a sample may be cut."""
+    return [sample.question, *sample.expected, sample.answer or "", sample.error or ""]
 
 
 def _lengths(measured: Measured) -> list[int]:
@@ -139,7 +152,6 @@ def _task(task: TaskResult, limit: int | None, num_samples: int | None) -> dict[
 
 def _sample(sample: SampleResult, task_name: str, limit: int | None) -> dict[str, Any]:
     """A sample with what is worth saying of it; `digest` tells whole answers apart, cut or not."""
-    texts = [sample.question, *sample.expected, sample.answer or "", sample.error or ""]
     said: dict[str, Any] = {
         "id": sample.id.removeprefix(f"{task_name}/"),
         "question": sample.question[:limit],
@@ -156,7 +168,7 @@ def _sample(sample: SampleResult, task_name: str, limit: int | None) -> dict[str
         "malformed": sample.malformed,
         "error": None if sample.error is None else sample.error[:limit] or "no reason is recorded",
         "other_scores": sample.other_scores,
-        "cut": limit is not None and any(len(text) > limit for text in texts),
+        "cut": limit is not None and any(len(text) > limit for text in _texts_of(sample)),
     }
     return said | {name: value for name, value in further.items() if value}
 
