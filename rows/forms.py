@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from rows.examples import Message, Record, make_record
 from rows.row_keys import (
-    ANSWER_KEYS,
     CALL_ROLES,
     CONTEXT,
     CONTEXT_KEYS,
@@ -38,6 +37,7 @@ from rows.row_keys import (
     THINKING_PARTS,
     TRAINED_KEYS,
     WEIGHT_KEYS,
+    is_answer_key,
 )
 from rows.sources import is_text
 from rows.tool_calls import (
@@ -95,9 +95,9 @@ def read_form(fields: Mapping[str, Any], *, may_ask: bool = False) -> Reading:
             asked, answered = _asked(given, (alone, None), unused), ()
         messages = (*_history(given.get("history")), *asked, *answered)
     messages = _with_system(given, messages)
-    _refuse_incomplete(messages, may_ask=may_ask)
     if messages[-1].role != "assistant":
         _refuse_answer_elsewhere(given, used)
+    _refuse_incomplete(messages, may_ask=may_ask)
     weight = _weight(given, unused, "")
     record = make_record(
         messages, _topic(given.get("topic")), tools_of(given), 1.0 if weight is None else weight
@@ -204,11 +204,12 @@ def _question_alone(given: Mapping[str, Any]) -> str | None:
 
 def _refuse_answer_elsewhere(given: Mapping[str, Any], used: Collection[str]) -> None:
     """A row is one without an answer where no key of it may hold one."""
-    found = next((key for key in ANSWER_KEYS if key in given and key not in used), None)
+    found = next((key for key in given if key not in used and is_answer_key(key)), None)
     if found is not None:
         raise ValueError(
             f'"{found}" may hold the answer, and is not read as one beside what is asked: call the '
-            'two "instruction" and "output", make it the last message, or take it out'
+            'two "instruction" and "output" (in the file, or by data.columns), make it the last '
+            "message, or take it out"
         )
 
 

@@ -140,13 +140,37 @@ SYNONYMS = {  # what public files call these, the likeliest first
         "assistant",
         "target",
         "solution",
+        "correct_answer",
+        "best_answer",
+        "expected_answer",
+        "expected_output",
+        "gold_answer",
+        "ground_truth",
+        "gold",
         "label",
         "a",
     ),
 }
-ANSWER_KEYS = (*SYNONYMS["output"], "answers", "targets", "reference", "ground_truth", "expected")
+# What public files call an answer, or the right one of several; their spellings differ in case
+# and signs ("answerKey", "answer_key").
+ANSWER_KEYS = (
+    *SYNONYMS["output"], "answers", "outputs", "responses", "completions", "targets", "solutions",
+    "reply", "correct_answer", "correct_answers", "correct", "correct_option", "correct_response",
+    "right_answer", "best_answer", "final_answer", "short_answer", "exact_answer", "answer_key",
+    "answer_idx", "answer_index", "answer_text", "standard_answer", "gold", "golds", "gold_answer",
+    "golden_answer", "golden_answers", "gold_label", "ground_truth", "gt", "gt_answer", "reference",
+    "references", "reference_answer", "reference_solution", "ref_answer", "expected",
+    "expected_answer", "expected_output", "expected_response", "ideal", "canonical_solution",
+    "cop", "reward_model",
+)  # fmt: skip
+_ANSWER_NAMES = frozenset(key.replace("_", "") for key in ANSWER_KEYS)
 TEXT_PARTS = ("text", "input_text", "output_text")
 THINKING_PARTS = ("thinking", "reasoning")
+
+
+def is_answer_key(key: object) -> bool:
+    """Whether a key may hold an answer by its name, in any spelling of it."""
+    return "".join(c for c in str(key).casefold() if c.isalnum()) in _ANSWER_NAMES
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -164,8 +188,8 @@ USED_IN_A_ROW = {
     ),
     _shown(QUESTION_KEYS): (
         "alone, or messages that end with the user's: what is asked, in a row without an answer, "
-        "with method `rl` or `distill`; refused beside a key that may hold the answer ("
-        f"{_shown(ANSWER_KEYS)})"
+        "with method `rl` or `distill`; refused beside a key that may hold the answer, in any "
+        f"spelling of its name ({_shown(ANSWER_KEYS)})"
     ),
     "`input`, `context`": (
         "beside a question and an answer: appended to the question; beside a conversation it has "
