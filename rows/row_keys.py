@@ -78,6 +78,11 @@ CONTEXT = (
     "the answer may rest on it, and the form of the row has no place for it; put it into the "
     'question, or name it in data.columns as "input" beside "instruction" and "output"'
 )
+CHOICE_KEYS = ("choices", "options", "endings")
+CHOICES = (
+    "the answer is one of them, and the row would be asked without; write them into the question, "
+    "or take the key out"
+)
 TO_ANSWER = "to_answer"  # marks what `registry.py feedback` found no right answer for
 _UNANSWERED = (
     "it is a prompt that was answered wrongly, and waits for a right answer; write that beside it "
@@ -194,6 +199,10 @@ USED_IN_A_ROW = {
     "`input`, `context`": (
         "beside a question and an answer: appended to the question; beside a conversation it has "
         "to stand in it already, or the row is refused"
+    ),
+    _shown(CHOICE_KEYS): (
+        "texts to choose from: what is asked has to hold each of them, or the row is refused; "
+        "anything else under these names is not used"
     ),
     "`history`": "earlier turns, as pairs or messages, before a question and its answer",
     _shown(SYSTEM_KEYS): "the system message",
