@@ -135,6 +135,7 @@ def _placed(
         except ValueError as error:
             reason = as_text(str(error))
             problems.add(row.line_no, reason)
+            problems.num_unread += row.fields is None
             problems.num_asking += problems.holds == "answers" and _asks_alone(row, source.columns)
             dropped.append(DroppedRow(source.name, row.line_no, "rejected", reason))
             continue

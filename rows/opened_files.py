@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,7 +149,7 @@ def first_lines(file: IO[bytes]) -> list[str]:
     """The first lines of text as far as they are at hand, without moving on and without the space
     around them."""
     text = _peeked(file).removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
-    return [line.strip(" \r") for line in text.split("\n")]
+    return [line.strip(" ") for line in re.split(r"\r\n|\n|\r", text)]
 
 
 def _peeked(file: IO[bytes]) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 from rows.forms import guess_columns
-from rows.row_keys import PAIR_SHAPES, PROMPT_SHAPES, SHAPES
+from rows.row_keys import PAIR_SHAPES, PROMPT_SHAPES, QUESTION_KEYS, SHAPES, SYNONYMS
 from rows.sources import Source
 
 Holds = Literal["answers", "pairs", "prompts"]  # what rows train on; prompts may be answered
@@ -26,6 +26,7 @@ MAX_REJECTED_SHARE = 0.5  # a file that loses more of its rows to errors is prob
 MAX_GROUPS = 20  # kinds of problems that a message lists,
 MAX_RANGES = 12  # and ranges of lines of each
 FOUND_KEYS = ", found keys: "  # what follows it in the reason of a row of no form are its keys
+UNREADABLE = "not valid UTF-8"
 RATED_KEYS = {"prompt", "response", "score"}
 RATED = (
     "These are rated answers, which no method trains on as they are: some were wrong, and none has "
@@ -39,7 +40,8 @@ class Problems:
 
     def __init__(self, holds: Holds) -> None:
         self.num_rows = 0  # bad or not
-        self.num_asking = 0  # of the bad ones those that only lack an answer
+        self.num_asking = 0  # of the bad ones those that only lack an answer,
+        self.num_unread = 0  # and those that could not be read at all
         self.holds: Holds = holds
         self._lines: dict[str, list[int]] = defaultdict(list)
 
@@ -65,6 +67,8 @@ class Problems:
         expected = f"Expected {EXPECTED[self.holds]}. "
         if number == num_rows and len(groups) == 1 and f"{EXPECTED[self.holds]}, found" in shown:
             expected = ""  # it has just been said
+        if self.num_unread == number:
+            expected = ""  # what they hold is not known
         what = (
             "Correct or remove them; with data.on_bad_row at skip, training rows are left out "
             "and listed."
@@ -80,13 +84,25 @@ class Problems:
         if set(found) >= RATED_KEYS:
             return RATED
         if self.num_asking > MAX_REJECTED_SHARE * self.number:
-            line = _line_for({"output": "ANSWER_COLUMN"})
+            asked = next((key for key in QUESTION_KEYS if key in found), None)
+            line = _line_for({"instruction": str(asked), "output": "ANSWER_COLUMN"})
+            named = f" If a column has the answers, say so in the config, with its name: {line}."
             return (
                 f"{self.num_asking} of them hold what is asked and no answer. Method sft trains on "
                 "answers; rl, where a program judges the model's answers, and distill, where a "
-                "teacher gives them, train on such rows (docs/methods.md). If a column has the "
-                f"answers, say in the config what it is called, with its name: {line}."
+                "teacher gives them, train on such rows (docs/methods.md)."
+            ) + (named if asked is not None else "")
+        if self.num_unread > MAX_REJECTED_SHARE * self.number:
+            if UNREADABLE in self._lines:
+                return "Save the file as UTF-8 (a spreadsheet calls it CSV UTF-8)."
+            return "Correct the file, or what writes it: each row is one object, or one record."
+        if set(found) & {"text"} and not {*QUESTION_KEYS, *SYNONYMS["output"]} & set(found):
+            return (
+                'A row of one "text" does not say what is asked and what is answered, and no '
+                "method trains on it whole: give the two as keys of their own."
             )
+        if not any("found keys" in reason for reason in self._lines):
+            return "Correct or remove these rows."
         are_pairs = self.holds == "pairs"
         guess = {} if are_pairs else guess_columns(found)
         names = guess or {"instruction": "QUESTION_COLUMN", "output": "ANSWER_COLUMN"}

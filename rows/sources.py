@@ -89,8 +89,8 @@ def _refuse_table(source: Source, file: IO[bytes]) -> None:
         numbers = {_num_columns(line, mark) for line in lines}
         if len(numbers) == 1 and numbers.pop() > 1:
             raise DataError(
-                f"{source}: it is no JSON, and looks like a table with {called} between its "
-                "columns. Let its name end with .csv (commas) or .tsv (tabs)."
+                f"{source}: it is no JSON, by its first two lines. If it is a table with {called} "
+                "between its columns, let its name end with .csv (commas) or .tsv (tabs)."
             )
 
 
@@ -194,9 +194,23 @@ class _Json:
         try:
             return self.fields_of(self.decoder.decode(text))
         except json.JSONDecodeError as error:
-            raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+            raise ValueError(
+                f"not valid JSON: {error.msg} at column {error.colno}{_hint(text, error)}"
+            ) from None
         except RecursionError:
             raise ValueError("not usable JSON: it is nested too deeply") from None
+
+
+def _hint(text: str, error: json.JSONDecodeError) -> str:
+    """What is likely meant by a row that is no JSON."""
+    rest = text[error.pos :].strip()
+    if error.msg == "Extra data" and rest == ",":
+        return " (a comma follows the object; the rows of a JSON array need brackets around them)"
+    if error.msg == "Extra data" and rest[:1] == "{":
+        return " (another object follows; each needs a line of its own)"
+    if rest[:1] == "'":
+        return " (JSON has its texts in double quotes; json.dumps writes them)"
+    return ""
 
 
 def _jsonl_rows(file: IO[bytes]) -> Iterator[Row]:
@@ -307,10 +321,10 @@ def _csv_header(source: Source, reader: Any) -> list[str]:
     line_no = max(1, reader.line_num)
     if not is_text("".join(found)):
         raise DataError(f"{source} line {line_no}: not valid UTF-8. Save it as UTF-8.")
-    if any(name.startswith((" ", "\t")) and name.lstrip()[:1] == '"' for name in found):
+    if any(name[:1] in (" ", TAB) for name in found[1:]):
         raise DataError(
-            f"{source} line {line_no}: a space stands before a quoted name, which makes the quotes "
-            "part of the text, here and probably in the rows. Take such spaces out."
+            f"{source} line {line_no}: a space stands before the name of a column, and would be "
+            "part of the rows' texts, as quotes after it would. Take such spaces out."
         )
     header = [name.strip() or f"column {number}" for number, name in enumerate(found, start=1)]
     if len(set(header)) < len(header):
@@ -351,7 +365,10 @@ def _refuse_other_columns(source: Source, file: IO[bytes], delimiter: str) -> No
 
 def _num_columns(line: str, delimiter: str) -> int:
     """How many names a header has, if so divided; none where one of them is no name."""
-    names = next(csv.reader([line], delimiter=delimiter), [])
+    try:
+        names = next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return 0
     return len(names) if all(name.strip() for name in names) or delimiter in ",\t" else 0
 
 
