@@ -133,9 +133,9 @@ def refuse_other_kinds(name: str, file: IO[bytes]) -> None:
             raise DataError(f"{name}: it is {kind.what}. {kind.remedy}.")
     if head[257:262] == b"ustar":
         raise DataError(f"{name}: it is a tar archive. Unpack it.")
-    if b"\0" in head:
+    if b"\0" in head[:4]:  # of UTF-16 without a mark every second byte
         raise DataError(
-            f"{name}: it holds NUL bytes, as text in UTF-16 or a binary file does, and is no "
+            f"{name}: it begins with NUL bytes, as text in UTF-16 or a binary file does, and is no "
             "UTF-8. Save it as UTF-8."
         )
 

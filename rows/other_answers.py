@@ -27,7 +27,11 @@ MAX_LISTED = 10_000  # rows; a file of many answers to each prompt would be list
 SHORT_WORDS = 5  # of two answers that are no longer at most one is right, as a rule
 MAX_SHOWN = 60  # characters of an answer in a line
 
-_SENTENCE_MARKS = re.compile(r"[\s.,:;!?'\"()\u2018\u2019\u201c\u201d\u2026-]+")
+_SENTENCE_MARKS = re.compile(  # those of other scripts too; "#", "+" and the like are signs
+    r"[\s.,:;!?'\"()\u2018\u2019\u201c\u201d\u2026\u2013\u2014\u00a1\u00ab\u00bb\u00bf"
+    r"\u060c\u061b\u061f\u3001\u3002\u3008-\u3011\uff01\uff08\uff09\uff0c\uff0e\uff1a\uff1b\uff1f-]+"
+)
+_LAST_MARKS = ".!\u3002\uff01\uff0e"
 
 
 class OtherAnswers(NamedTuple):
@@ -146,7 +150,7 @@ def said(row: Example) -> str:
 
 def same_answer(text: str) -> str:
     """A text that is equal for answers that say the same."""
-    return " ".join(text.casefold().split()).rstrip(".!")
+    return " ".join(text.casefold().split()).rstrip(_LAST_MARKS)
 
 
 def same_words(text: str) -> str:

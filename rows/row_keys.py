@@ -160,12 +160,12 @@ SYNONYMS = {  # what public files call these, the likeliest first
 # and signs ("answerKey", "answer_key").
 ANSWER_KEYS = (
     *SYNONYMS["output"], "answers", "outputs", "responses", "completions", "targets", "solutions",
-    "reply", "correct_answer", "correct_answers", "correct", "correct_option", "correct_response",
-    "right_answer", "best_answer", "final_answer", "short_answer", "exact_answer", "answer_key",
-    "answer_idx", "answer_index", "answer_text", "standard_answer", "gold", "golds", "gold_answer",
-    "golden_answer", "golden_answers", "gold_label", "ground_truth", "gt", "gt_answer", "reference",
+    "reply", "correct_answers", "correct", "correct_option", "correct_response", "right_answer",
+    "final_answer", "short_answer", "exact_answer", "answer_key",
+    "answer_idx", "answer_index", "answer_text", "standard_answer", "golds",
+    "golden_answer", "golden_answers", "gold_label", "gt", "gt_answer", "reference",
     "references", "reference_answer", "reference_solution", "ref_answer", "expected",
-    "expected_answer", "expected_output", "expected_response", "ideal", "canonical_solution",
+    "expected_response", "ideal", "canonical_solution",
     "cop", "reward_model",
 )  # fmt: skip
 _ANSWER_NAMES = frozenset(key.replace("_", "") for key in ANSWER_KEYS)
@@ -175,7 +175,9 @@ THINKING_PARTS = ("thinking", "reasoning")
 
 def is_answer_key(key: object) -> bool:
     """Whether a key may hold an answer by its name, in any spelling of it."""
-    return "".join(c for c in str(key).casefold() if c.isalnum()) in _ANSWER_NAMES
+    name = "".join(c for c in str(key).casefold() if c.isalnum())
+    # Columns A, B, C and D are what there is to choose from.
+    return (name if len(name) > 1 else key) in _ANSWER_NAMES
 
 
 # --- the table ------------------------------------------------------------------------------------
