@@ -89,7 +89,7 @@ def test_what_there_is_to_choose_from_stands_in_what_is_asked(
 ) -> None:
     fields = {"instruction": "Which?\nred\nDark blue", "output": "red", "options": choices}
     if is_missing:
-        with pytest.raises(ValueError, match="holds .green., and what is asked does not"):
+        with pytest.raises(ValueError, match="holds 'green', and what is asked"):
             read_form(fields)
     else:
         assert read_form(fields).unused == ("options",)
@@ -130,7 +130,7 @@ def test_answered_rows_are_what_they_are_without_the_leave() -> None:
         ({"prompt": "Say 3", "label": 0}, '"label" may hold the answer'),
         (
             {"prompt": "Say 3", "choices": ["3", "4"]},
-            "holds .4., and what is asked does not",
+            "holds '4', and what is asked does not",
         ),
         ({"messages": [{"role": "system", "content": "Be short."}]}, "nothing to train on"),
         ({"output": "3"}, "or what is asked alone"),
