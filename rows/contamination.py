@@ -100,9 +100,9 @@ class EvalTexts:
             reason = "the same conversation stands in a held-out file"
             return Hit("contaminated", reason, cut(messages[-1][1]), cut(messages[-1][1]))
         similar: Hit | None = None
-        for number, (role, content) in enumerate(messages):
-            made = units_of_messages
-            units = units_of(content) if made is None else made[number]
+        if units_of_messages is None:
+            units_of_messages = [units_of(content) for _, content in messages]
+        for (role, content), units in zip(messages, units_of_messages, strict=True):
             if role == "user":
                 found = self._find_in_turn(content, units)
             else:

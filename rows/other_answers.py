@@ -72,11 +72,11 @@ class AskedPrompts:
 
     def add(self, position: int, example: Example, units: Sequence[Words]) -> None:
         """Take a row up; `units` are those of its turns, as `units_of` has them."""
-        answer = example.messages[-1]
+        *before, answer = example.messages
         if answer.role != "assistant" or answer.weight == 0 or example.rejected is not None:
             return  # it answers nothing, or is a pair, which may be one of several of its prompt
-        before = tuple((one.role, said) for one, said in zip(example.messages, units, strict=True))
-        self._hashes.append(hash((example.tools, before[:-1])))
+        roles = [message.role for message in before]  # this is done a million times
+        self._hashes.append(hash((example.tools, *roles, *units[: len(roles)])))
         self._positions.append(position)
 
     def other_answers(
