@@ -12,47 +12,28 @@ that a million of them fit. This file does not see scores and does not choose wh
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 from errors import DataError
 from rows.contamination import EvalTexts
 from rows.examples import DropLog, DroppedRow, Example, ExampleTable, Record
-from rows.forms import Reading, guess_columns, read_form
+from rows.forms import Reading, read_form
+from rows.other_answers import AskedPrompts, OtherAnswers
 from rows.places import dropped_text, first_words
 from rows.preferences import Aside, PairReader, Placed, opposites
 from rows.quality import Filters, near_duplicates
-from rows.row_keys import PAIR_SHAPES, PAIRS, PROMPT_SHAPES, SHAPES
+from rows.refused_rows import FOUND_KEYS, Holds, Problems, columns_line
+from rows.row_keys import PAIRS
 from rows.sources import Row, Source, as_text, read_rows, sha256_of
 from rows.tool_calls import is_blank
+from rows.units import units_of
 from rows.words import Words, cut, normalise, words_of
 
-Holds = Literal["answers", "pairs", "prompts"]  # what rows train on; prompts may be answered
-EXPECTED: dict[Holds, str] = {
-    "answers": SHAPES,
-    "pairs": PAIR_SHAPES,
-    "prompts": PROMPT_SHAPES,
-}
 PAIR_KEYS = ("prompt", "chosen", "rejected")
-PAIR_COLUMNS = {
-    "prompt": "QUESTION_COLUMN",
-    "chosen": "PREFERRED_COLUMN",
-    "rejected": "OTHER_COLUMN",
-}
-MAX_REJECTED_SHARE = 0.5  # a file that loses more of its rows to errors is probably the wrong file
-MAX_REFUSALS = 20  # sources that a message explains,
-MAX_GROUPS = 20  # kinds of problems that a message lists,
-MAX_RANGES = 12  # and ranges of lines of each
-FOUND_KEYS = ", found keys: "  # what follows it in the reason of a row of no form are its keys
-RATED_KEYS = {"prompt", "response", "score"}
-RATED = (
-    "These are rated answers, which no method trains on as they are: some were wrong, and none has "
-    "the log-probabilities of what wrote it, which a policy-gradient loss needs. registry.py "
-    "feedback makes rows with right answers of them, and pairs for method dpo (docs/registry.md)."
-)
+MAX_REFUSALS = 20  # sources that a message explains
 
 
 # --- many rows, on disk ---------------------------------------------------------------------------
@@ -103,7 +84,7 @@ def load_examples(
     examples, dropped, files, refusals = ExampleTable(), DropLog(), [], []
     first_at: dict[bytes, int] = {}
     for source in sources:
-        problems, columns, unused = _Problems(holds), _Columns(source), Counter[str]()
+        problems, columns, unused = Problems(holds), _Columns(source), Counter[str]()
         for (record, not_used), line_no in _placed(source, problems, columns, dropped):
             unused.update(not_used)
             columns.placed(not_used)
@@ -137,7 +118,7 @@ def load_examples(
 
 
 def _placed(
-    source: Source, problems: _Problems, columns: _Columns, dropped: DropLog
+    source: Source, problems: Problems, columns: _Columns, dropped: DropLog
 ) -> Iterator[Placed]:
     """Yield what the rows of a source come to; the others are counted and listed."""
     pairs = PairReader() if problems.holds == "pairs" else None
@@ -154,6 +135,8 @@ def _placed(
         except ValueError as error:
             reason = as_text(str(error))
             problems.add(row.line_no, reason)
+            problems.num_unread += row.fields is None
+            problems.num_asking += problems.holds == "answers" and _asks_alone(row, source.columns)
             dropped.append(DroppedRow(source.name, row.line_no, "rejected", reason))
             continue
         if isinstance(found, Placed):
@@ -163,6 +146,14 @@ def _placed(
     if pairs is not None:
         for one in pairs.left():
             dropped.append(_set_aside(one, source.name))
+
+
+def _asks_alone(row: Row, columns: Mapping[str, str]) -> bool:
+    """Whether a row that is no training row lacks nothing but an answer."""
+    try:
+        return read_row(row, columns, may_ask=True).record.messages[-1].role != "assistant"
+    except ValueError:
+        return False
 
 
 def _read_pair(row: Row, columns: Mapping[str, str], pairs: PairReader) -> Placed | Aside | None:
@@ -248,86 +239,6 @@ def _place(row: Example, seen_from: str) -> str:
     return place if row.source == seen_from else f"{place} of {row.source}"
 
 
-class _Problems:
-    """The bad rows of one source, by what is wrong with them."""
-
-    def __init__(self, holds: Holds) -> None:
-        self.num_rows = 0  # bad or not
-        self.holds: Holds = holds
-        self._lines: dict[str, list[int]] = defaultdict(list)
-
-    def add(self, line_no: int, reason: str) -> None:
-        self._lines[reason].append(line_no)
-
-    @property
-    def number(self) -> int:
-        return sum(map(len, self._lines.values()))
-
-    def refusals(self, source: Source, on_bad_row: str, found: Collection[str]) -> Iterator[str]:
-        """Yield why the source cannot be used as it is; `found` are the keys of its rows."""
-        num_rows = self.num_rows
-        if num_rows == 0:
-            yield f"{source}: the file is empty. Give a file with one example per row."
-        number = self.number
-        if not number or (on_bad_row == "skip" and number <= MAX_REJECTED_SHARE * num_rows):
-            return
-        groups = sorted(self._kinds().items(), key=lambda item: item[1][0])
-        shown = "; ".join(f"{lines_text(lines)}: {reason}" for reason, lines in groups[:MAX_GROUPS])
-        left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
-        more = f"; and {left} more of other kinds" if left else ""
-        are_pairs = self.holds == "pairs"
-        guess = {} if are_pairs else guess_columns(found)
-        names = guess or {"instruction": "QUESTION_COLUMN", "output": "ANSWER_COLUMN"}
-        if are_pairs:
-            names = {key: name for key, name in PAIR_COLUMNS.items() if key not in found}
-            names = names or PAIR_COLUMNS
-        line = f'"data": {{{_columns_line(names)}}}'
-        line = f"here probably {line}" if guess else f"with names of these keys: {line}"
-        expected = f"Expected {EXPECTED[self.holds]}. "
-        if number == num_rows and len(groups) == 1 and f"{EXPECTED[self.holds]}, found" in shown:
-            expected = ""  # it has just been said
-        what = (
-            "Correct or remove them; with data.on_bad_row at skip, training rows are left out "
-            "and listed."
-            if number <= MAX_REJECTED_SHARE * num_rows
-            else RATED
-            if set(found) >= RATED_KEYS
-            else f"If it is the right file, say in the config what it calls its columns, {line}."
-        )
-        yield (
-            f"{source}: {number} of {num_rows} rows cannot be used: {shown}{more}. {expected}{what}"
-        )
-
-    def _kinds(self) -> dict[str, list[int]]:
-        """The lines of each problem; rows of no form are one, whichever of their keys are blank."""
-        by_head: dict[str, list[str]] = defaultdict(list)
-        for reason in self._lines:
-            by_head[reason.partition(FOUND_KEYS)[0]].append(reason)
-        kinds: dict[str, list[int]] = {}
-        for head, reasons in by_head.items():
-            if len(reasons) == 1:
-                kinds[reasons[0]] = self._lines[reasons[0]]
-                continue
-            keys = {key for one in reasons for key in one.partition(FOUND_KEYS)[2].split(", ")}
-            lines = sorted(line for one in reasons for line in self._lines[one])
-            kinds[f"{head}{FOUND_KEYS}{', '.join(sorted(keys))} (not each in every row)"] = lines
-        return kinds
-
-
-def lines_text(lines: Sequence[int]) -> str:
-    """Line numbers, those that follow each other drawn together."""
-    ranges: list[list[int]] = []
-    for line in lines:
-        if ranges and line == ranges[-1][1] + 1:
-            ranges[-1][1] = line
-        else:
-            ranges.append([line, line])
-    shown = [str(a) if a == b else f"{a}-{b}" for a, b in ranges[:MAX_RANGES]]
-    left = sum(b - a + 1 for a, b in ranges[MAX_RANGES:])
-    more = f" and {left} more" if left else ""
-    return f"line{'s' * (len(lines) > 1)} {', '.join(shown)}{more}"
-
-
 def read_row(row: Row, columns: Mapping[str, str], *, may_ask: bool = False) -> Reading:
     """What a row trains on, or with `may_ask` asks alone. Raises `ValueError` with the reason when
     it is not a training row."""
@@ -399,7 +310,7 @@ class _Columns:
                 for key, value in columns.items()
                 if (near := get_close_matches(value, self.found, 1))
             }
-            line = f" Did you mean {_columns_line(fixed)}?" if fixed != columns and fixed else ""
+            line = f" Did you mean {columns_line(fixed)}?" if fixed != columns and fixed else ""
             yield (
                 f"{self._source}: data.columns says that {ours!r} is called {theirs!r}, and no row "
                 f"has that; the rows have {found}.{line}"
@@ -417,10 +328,6 @@ def _others(columns: Mapping[str, str], ours: str) -> str:
     return " and ".join(repr(key) for key in columns if key != ours) or "what it needs"
 
 
-def _columns_line(columns: Mapping[str, str]) -> str:
-    return f'"columns": {json.dumps(dict(columns))}'
-
-
 # --- what may be trained on -----------------------------------------------------------------------
 
 
@@ -430,21 +337,24 @@ class CleanSplit(NamedTuple):
     train: ExampleTable
     pool: ExampleTable
     dropped: DropLog
-    similar: DropLog  # rows that are near an evaluation question, and trained on
+    similar: DropLog  # trained on: near an evaluation question, or answered otherwise elsewhere
+    other_answers: OtherAnswers = OtherAnswers()
 
 
 def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) -> CleanSplit:
     """Drop what is held out from both, and from the pool what `train_file` has already; list what
-    is only similar.
+    is only similar, and what is asked twice and answered differently.
 
     Raises `DataError` when nothing is left to train on.
     """
-    dropped, similar = DropLog(), DropLog()
+    dropped, similar, asked = DropLog(), DropLog(), AskedPrompts()
 
     def keep(examples: ExampleTable, is_pool: bool) -> ExampleTable:
         kept = []
         for position, example in enumerate(examples):
-            hit = eval_texts.find_in(example.id, example.turns)
+            turns = example.turns
+            units = [units_of(text) for _, text in turns]
+            hit = eval_texts.find_in(example.id, turns, units)
             is_known = is_pool and example.id in train
             if hit is not None and not (is_known and hit.kind == "similar"):
                 row = DroppedRow(
@@ -460,8 +370,12 @@ def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) 
                 row = DroppedRow(example.source, example.line_no, "duplicate", reason, words)
                 dropped.append(row)
                 continue
+            asked.add(position + is_pool * len(train), example, units)
             kept.append(position)
         return examples.take(kept)
+
+    def row_at(position: int) -> Example:
+        return train[position] if position < len(train) else pool[position - len(train)]
 
     kept_train, kept_pool = keep(train, is_pool=False), keep(pool, is_pool=True)
     if len(pool) and not len(kept_pool):
@@ -476,7 +390,10 @@ def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) 
             f"train on (the first is {dropped_text(dropped[0])}). Train on other rows than those "
             "that the evaluation asks."
         )
-    return CleanSplit(kept_train, kept_pool, dropped, similar)
+    other_answers, rows = asked.other_answers(row_at)
+    for row in rows:
+        similar.append(row)
+    return CleanSplit(kept_train, kept_pool, dropped, similar, other_answers)
 
 
 def split_validation(examples: ExampleTable, share: float) -> tuple[ExampleTable, ExampleTable]:

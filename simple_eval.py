@@ -15,7 +15,6 @@ import difflib
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +25,9 @@ from errors import SENT_AGAIN, DataError, EvalError, ServiceError
 from grading.graders import GRADERS, grade, problem_with
 from grading.math_process import NotJudged
 from grading.reasoning import LONGEST_MARKER, opens_reasoning, without_reasoning
+from rows.accepted_answers import accepted_answers
 from rows.rendering import Rendering
-from rows.row_keys import as_question
+from rows.row_keys import CHOICE_KEYS, as_question, is_answer_key
 from rows.sources import Row, Source, is_text, read_rows, sha256_of
 from scores.results import SampleResult
 from services.at_once import in_order
@@ -197,14 +197,10 @@ def parse_question(row: Row) -> Question:
         raise ValueError(row.problem)
     fields = as_question(row.fields)
     _refuse_unknown(fields)
-    answer = fields.get("answer")
     turns = _turns(fields)
     if not is_text(json.dumps(fields, ensure_ascii=False)):
         raise ValueError("it holds a lone surrogate, which is not text")
-    given = answer if isinstance(answer, list) else [answer]
-    answers = tuple(text for one in given if (text := _answer_text(one)) is not None)
-    if not answers or len(answers) < len(given):
-        raise ValueError('"answer" is not a non-empty string, a number or a list of them')
+    answers = accepted_answers(fields.get("answer"))
     grader = fields.get("grader", "includes")
     if not isinstance(grader, str) or not (grader in GRADERS or is_own_grader(grader)):
         raise ValueError(
@@ -223,18 +219,18 @@ def parse_question(row: Row) -> Question:
     return Question(question_id, question, turns, row.line_no, answers, topic, grader, cluster)
 
 
-def _answer_text(answer: Any) -> str | None:
-    """An accepted answer as text: a JSON number is as good as its digits."""
-    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
-        return str(answer)
-    return answer if isinstance(answer, str) and answer.strip() else None
-
-
 def _refuse_unknown(fields: Mapping[str, Any]) -> None:
     unknown = sorted(set(fields) - set(QUESTION_KEYS))
+    choices = next((key for key in unknown if key in CHOICE_KEYS), None)
+    if choices is not None:
+        raise ValueError(
+            f"unknown key {choices!r}: what there is to choose from is asked as part of the "
+            'question; write it there, and as "answer" what the model is to say, such as the letter'
+        )
     if unknown:
         near = difflib.get_close_matches(unknown[0], QUESTION_KEYS, n=1, cutoff=0.6)
         meant = OTHER_NAMES.get(unknown[0].lower()) or next(iter(near), None)
+        meant = meant or ("answer" if is_answer_key(unknown[0]) else None)
         hint = f"did you mean {meant}? Known" if meant else "known"
         raise ValueError(f"unknown key {unknown[0]!r}; {hint} are {', '.join(QUESTION_KEYS)}")
 

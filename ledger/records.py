@@ -298,6 +298,7 @@ class Manifest:
     num_dropped: dict[str, Count] = field(default_factory=dict)
     dropped: list[DroppedRow] = field(default_factory=list)  # the first of them
     num_similar: Count = 0  # older runs count them among the dropped
+    num_other_answers: Count = 0  # rows that others of the same prompt answer differently
     code: dict[str, str] = field(default_factory=dict)  # path -> sha256
     grading: Count = 1  # which graders: of versions that did not record it the first
     base_model: ModelFiles | None = None  # None in runs of versions that did not record it

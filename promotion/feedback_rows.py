@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from data_loader import lines_text
 from errors import DataError, one_line
 from rows.examples import Message, make_record
 from rows.forms import read_form
+from rows.refused_rows import lines_text
 from rows.row_keys import CONTEXT_KEYS, REFUSED, SYSTEM_KEYS, TO_ANSWER
 from rows.sources import Source, as_text, read_rows
 from rows.tool_calls import TOOL_KEYS, decoded, is_blank, number_of, text_of

@@ -88,15 +88,21 @@ class EvalTexts:
         self._starts = self._runs.starts | frozenset(self._held_lengths)
         self._near = NearQuestions(compared)
 
-    def find_in(self, example_id: str, messages: Sequence[tuple[str, str]]) -> Hit | None:
+    def find_in(
+        self,
+        example_id: str,
+        messages: Sequence[tuple[str, str]],
+        units_of_messages: Sequence[Words] | None = None,
+    ) -> Hit | None:
         """What is wrong with a conversation of (role, content), or else the question that it is
-        similar to, or None."""
+        similar to, or None. The units of its messages are made here where they are not at hand."""
         if example_id in self._ids:
             reason = "the same conversation stands in a held-out file"
             return Hit("contaminated", reason, cut(messages[-1][1]), cut(messages[-1][1]))
         similar: Hit | None = None
-        for role, content in messages:
-            units = units_of(content)
+        if units_of_messages is None:
+            units_of_messages = [units_of(content) for _, content in messages]
+        for (role, content), units in zip(messages, units_of_messages, strict=True):
             if role == "user":
                 found = self._find_in_turn(content, units)
             else:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from rows.examples import Message, Record, make_record
 from rows.row_keys import (
-    ANSWER_KEYS,
     CALL_ROLES,
+    CHOICE_KEYS,
+    CHOICES,
     CONTEXT,
     CONTEXT_KEYS,
     DISLIKED,
@@ -38,6 +39,7 @@ from rows.row_keys import (
     THINKING_PARTS,
     TRAINED_KEYS,
     WEIGHT_KEYS,
+    is_answer_key,
 )
 from rows.sources import is_text
 from rows.tool_calls import (
@@ -77,7 +79,7 @@ def read_form(fields: Mapping[str, Any], *, may_ask: bool = False) -> Reading:
     if not REFUSED.keys().isdisjoint(given):
         key = _first(REFUSED, given)
         raise ValueError(f'"{key}": {REFUSED[key]}')
-    used = {"topic", *SYSTEM_KEYS, *TOOL_KEYS, *WEIGHT_KEYS, *TRAINED_KEYS, *_likings(given)}
+    used = {"topic", *SYSTEM_KEYS, *TOOL_KEYS, *WEIGHT_KEYS, *TRAINED_KEYS}
     unused: set[str] = set()
     key = next((one for one in ("messages", "conversations") if one in given), None)
     if key is not None:
@@ -95,9 +97,12 @@ def read_form(fields: Mapping[str, Any], *, may_ask: bool = False) -> Reading:
             asked, answered = _asked(given, (alone, None), unused), ()
         messages = (*_history(given.get("history")), *asked, *answered)
     messages = _with_system(given, messages)
-    _refuse_incomplete(messages, may_ask=may_ask)
-    if messages[-1].role != "assistant":
+    if messages[-1].role == "assistant":
+        used.update(_likings(given))
+    else:
         _refuse_answer_elsewhere(given, used)
+    _refuse_incomplete(messages, may_ask=may_ask)
+    _refuse_choices_elsewhere(given, messages)
     weight = _weight(given, unused, "")
     record = make_record(
         messages, _topic(given.get("topic")), tools_of(given), 1.0 if weight is None else weight
@@ -195,6 +200,29 @@ def _refuse_context_elsewhere(given: Mapping[str, Any], messages: Sequence[Messa
             raise ValueError(f'"{key}" stands beside the messages and not in them: {CONTEXT}')
 
 
+def _refuse_choices_elsewhere(given: Mapping[str, Any], messages: Sequence[Message]) -> None:
+    """What there is to choose from must be in what is asked, where the answer is one of it."""
+    for key in CHOICE_KEYS:
+        asked = _flat(" ".join(one.content for one in messages if one.role != "assistant"))
+        missing = next((one for one in _choices(given.get(key)) if _flat(one) not in asked), None)
+        if missing is not None:
+            raise ValueError(f'"{key}" holds {missing!r}, and what is asked does not: {CHOICES}')
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _choices(value: Any) -> list[str]:
+    """The answers to choose from: a list of texts, in an object by letters, or as its "text"."""
+    value = decoded(value) if isinstance(value, str) else value
+    if isinstance(value, dict):
+        by_letter = all(isinstance(key, str) and len(key) == 1 for key in value)
+        value = list(value.values()) if by_letter else value.get("text")
+    is_list = isinstance(value, list) and len(value) > 1
+    return value if is_list and all(isinstance(one, str) for one in value) else []
+
+
 def _question_alone(given: Mapping[str, Any]) -> str | None:
     """The key of what is asked, in a row that has no answer to it; None where it has one."""
     if any(asked in given and answered in given for asked, answered in PAIRS):
@@ -204,11 +232,12 @@ def _question_alone(given: Mapping[str, Any]) -> str | None:
 
 def _refuse_answer_elsewhere(given: Mapping[str, Any], used: Collection[str]) -> None:
     """A row is one without an answer where no key of it may hold one."""
-    found = next((key for key in ANSWER_KEYS if key in given and key not in used), None)
+    found = next((key for key in given if key not in used and is_answer_key(key)), None)
     if found is not None:
         raise ValueError(
             f'"{found}" may hold the answer, and is not read as one beside what is asked: call the '
-            'two "instruction" and "output", make it the last message, or take it out'
+            'two "instruction" and "output" (in the file, or by data.columns), make it the last '
+            "message, or take it out"
         )
 
 

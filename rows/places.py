@@ -10,7 +10,7 @@ from errors import one_line
 from rows.examples import DroppedRow, Example, Message
 
 DROPPED = "data_dropped.jsonl"  # the lists of rows that are not trained on,
-SIMILAR = "data_similar.jsonl"  # and of those that are near an evaluation question, and are
+SIMILAR = "data_similar.jsonl"  # and of those that are, and worth a look
 MAX_FIRST_WORDS = 80  # characters of what is asked first
 
 

@@ -78,6 +78,11 @@ CONTEXT = (
     "the answer may rest on it, and the form of the row has no place for it; put it into the "
     'question, or name it in data.columns as "input" beside "instruction" and "output"'
 )
+CHOICE_KEYS = ("choices", "options", "endings")
+CHOICES = (
+    "the answer is one of them, and the row would be asked without; write them into the question, "
+    "or take the key out"
+)
 TO_ANSWER = "to_answer"  # marks what `registry.py feedback` found no right answer for
 _UNANSWERED = (
     "it is a prompt that was answered wrongly, and waits for a right answer; write that beside it "
@@ -140,13 +145,39 @@ SYNONYMS = {  # what public files call these, the likeliest first
         "assistant",
         "target",
         "solution",
+        "correct_answer",
+        "best_answer",
+        "expected_answer",
+        "expected_output",
+        "gold_answer",
+        "ground_truth",
+        "gold",
         "label",
         "a",
     ),
 }
-ANSWER_KEYS = (*SYNONYMS["output"], "answers", "targets", "reference", "ground_truth", "expected")
+# What public files call an answer, or the right one of several; their spellings differ in case
+# and signs ("answerKey", "answer_key").
+ANSWER_KEYS = (
+    *SYNONYMS["output"], "answers", "outputs", "responses", "completions", "targets", "solutions",
+    "reply", "correct_answers", "correct", "correct_option", "correct_response", "right_answer",
+    "final_answer", "short_answer", "exact_answer", "answer_key",
+    "answer_idx", "answer_index", "answer_text", "standard_answer", "golds",
+    "golden_answer", "golden_answers", "gold_label", "gt", "gt_answer", "reference",
+    "references", "reference_answer", "reference_solution", "ref_answer", "expected",
+    "expected_response", "ideal", "canonical_solution",
+    "cop", "reward_model",
+)  # fmt: skip
+_ANSWER_NAMES = frozenset(key.replace("_", "") for key in ANSWER_KEYS)
 TEXT_PARTS = ("text", "input_text", "output_text")
 THINKING_PARTS = ("thinking", "reasoning")
+
+
+def is_answer_key(key: object) -> bool:
+    """Whether a key may hold an answer by its name, in any spelling of it."""
+    name = "".join(c for c in str(key).casefold() if c.isalnum())
+    # Columns A, B, C and D are what there is to choose from.
+    return (name if len(name) > 1 else key) in _ANSWER_NAMES
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -164,12 +195,16 @@ USED_IN_A_ROW = {
     ),
     _shown(QUESTION_KEYS): (
         "alone, or messages that end with the user's: what is asked, in a row without an answer, "
-        "with method `rl` or `distill`; refused beside a key that may hold the answer ("
-        f"{_shown(ANSWER_KEYS)})"
+        "with method `rl` or `distill`; refused beside a key that may hold the answer, in any "
+        f"spelling of its name ({_shown(ANSWER_KEYS)})"
     ),
     "`input`, `context`": (
         "beside a question and an answer: appended to the question; beside a conversation it has "
         "to stand in it already, or the row is refused"
+    ),
+    _shown(CHOICE_KEYS): (
+        "texts to choose from: what is asked has to hold each of them, or the row is refused; "
+        "anything else under these names is not used"
     ),
     "`history`": "earlier turns, as pairs or messages, before a question and its answer",
     _shown(SYSTEM_KEYS): "the system message",

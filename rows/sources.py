@@ -9,27 +9,26 @@ knows what a row means.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import functools
-import gzip
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from errors import ConfigError, DataError
+from rows.opened_files import first_byte, first_lines, opened, readable, refuse_other_kinds
 from storage.stored_json import RepeatedKeyError, unique_keys
 
 HUB_PREFIX = "hf:"
 MAX_ROW_BYTES = 16 * 2**20  # a longer row is a mistake, or no text that a model could be trained on
 COMPRESSIONS = (".gz", ".zst")
-CHUNK_BYTES = 2**16
+TAB = "\t"
+COLUMN_MARKS = {",": "commas", TAB: "tabs", ";": "semicolons", "|": "bars"}
 
 
 class Row(NamedTuple):
@@ -69,25 +68,41 @@ def read_rows(source: Source) -> Iterator[Row]:
     if kind == "parquet":
         yield from _parquet_rows(source)
         return
-    with _readable(source), _opened(source.path) as file:
-        _refuse_utf16(source, file)
+    with readable(str(source)), opened(source.path) as file:
+        refuse_other_kinds(str(source), file)
         if kind in ("csv", "tsv"):
-            yield from _csv_rows(source, file, "," if kind == "csv" else "\t")
-        elif _is_one_array(source, kind, _first_byte(file)):
+            yield from _csv_rows(source, file, "," if kind == "csv" else TAB)
+        elif _is_one_array(source, kind, first_byte(file)):
             yield from _array_rows(source, file)
         else:
+            _refuse_table(source, file)
             yield from _jsonl_rows(file)
 
 
-def _is_one_array(source: Source, kind: str, first_byte: bytes) -> bool:
+def _refuse_table(source: Source, file: IO[bytes]) -> None:
+    """Raise `DataError` for a table under the name of JSON: two lines that no JSON is, and that
+    have the same columns."""
+    lines = [line for line in first_lines(file) if line][:2]
+    if len(lines) < 2 or any(line[0] in '{["' for line in lines):
+        return
+    for mark, called in COLUMN_MARKS.items():
+        numbers = {_num_columns(line, mark) for line in lines}
+        if len(numbers) == 1 and numbers.pop() > 1:
+            raise DataError(
+                f"{source}: it is no JSON, by its first two lines. If it is a table with {called} "
+                "between its columns, let its name end with .csv (commas) or .tsv (tabs)."
+            )
+
+
+def _is_one_array(source: Source, kind: str, first: bytes) -> bool:
     """Whether a file of JSON is one array of rows, whatever its name says.
 
     Raises `DataError` where it is one object over several lines, which is no row.
     """
-    if first_byte not in (b"[", b"{"):
+    if first not in (b"[", b"{"):
         return False
     assert source.path is not None, "a file has a path"
-    with _opened(source.path) as file:
+    with opened(source.path) as file:
         line = file.readline(MAX_ROW_BYTES).decode("utf-8-sig", "replace").strip()
         while not line:
             line = file.readline(MAX_ROW_BYTES).decode("utf-8", "replace").strip()
@@ -96,7 +111,7 @@ def _is_one_array(source: Source, kind: str, first_byte: bytes) -> bool:
             is_whole = True
         except (ValueError, RecursionError):
             is_whole = False
-        if first_byte == b"[":
+        if first == b"[":
             return kind == "json" or not is_whole or not file.read().strip()
         if not is_whole and line == "{":
             _refuse_one_object(source, line + file.read().decode("utf-8", "replace"))
@@ -123,7 +138,7 @@ def sha256_of(source: Source) -> str:
     """
     if source.path is None:
         return hashlib.sha256(_load_hub(source)._fingerprint.encode()).hexdigest()
-    with _readable(source):
+    with readable(str(source)):
         if not source.path.is_dir():
             with open(source.path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -145,81 +160,6 @@ def format_of(path: Path) -> str:
 def is_saved_dataset(path: Path) -> bool:
     """Whether a directory holds what `Dataset.save_to_disk` writes."""
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-
-
-# --- opening --------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _readable(source: Source) -> Iterator[None]:
-    """Name the source in whatever the operating system or a decompressor says."""
-    import zstandard
-
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(
-            f"{source}: cannot be read: {reason}. Check that the file is whole, and of the kind "
-            "that its name says."
-        ) from None
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    suffix = path.suffix.lower()
-    with open(path, "rb") as raw:
-        if suffix == ".gz":
-            with gzip.GzipFile(fileobj=raw) as file:
-                yield file  # pyright: ignore[reportReturnType] (it has what is read here)
-        elif suffix == ".zst":
-            with io.BufferedReader(_ZstdFile(raw)) as file:
-                yield file
-        else:
-            yield raw
-
-
-class _ZstdFile(io.RawIOBase):
-    """What is inside a .zst file of one or several frames; one that is cut off is an `EOFError`."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        import zstandard
-
-        self._raw, self._decompressor = raw, zstandard.ZstdDecompressor()
-        self._frame: Any = None  # the one that is being read
-        self._read, self._made = b"", b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._made:
-            self._read = self._read or self._raw.read(CHUNK_BYTES)
-            if not self._read:
-                if self._frame is not None:
-                    raise EOFError("Compressed file ended before the end of its last frame")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            self._made, self._read = self._frame.decompress(self._read), b""
-            if self._frame.eof:
-                self._read, self._frame = self._frame.unused_data, None
-        number = min(len(buffer), len(self._made))
-        buffer[:number], self._made = self._made[:number], self._made[number:]
-        return number
-
-
-def _refuse_utf16(source: Source, file: IO[bytes]) -> None:
-    """Raise `DataError` for what a spreadsheet saves as "Unicode text", of which every row would
-    be refused with a reason of its own."""
-    assert isinstance(file, io.BufferedReader | gzip.GzipFile)
-    if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise DataError(f"{source}: not UTF-8 but UTF-16. Save it as UTF-8.")
-
-
-def _first_byte(file: IO[bytes]) -> bytes:
-    """The first byte of text, without moving on."""
-    assert isinstance(file, io.BufferedReader | gzip.GzipFile)
-    return file.peek(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -254,9 +194,23 @@ class _Json:
         try:
             return self.fields_of(self.decoder.decode(text))
         except json.JSONDecodeError as error:
-            raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+            raise ValueError(
+                f"not valid JSON: {error.msg} at column {error.colno}{_hint(text, error)}"
+            ) from None
         except RecursionError:
             raise ValueError("not usable JSON: it is nested too deeply") from None
+
+
+def _hint(text: str, error: json.JSONDecodeError) -> str:
+    """What is likely meant by a row that is no JSON."""
+    rest = text[error.pos :].strip()
+    if error.msg == "Extra data" and rest == ",":
+        return " (a comma follows the object; the rows of a JSON array need brackets around them)"
+    if error.msg == "Extra data" and rest[:1] == "{":
+        return " (another object follows; each needs a line of its own)"
+    if rest[:1] == "'":
+        return " (JSON has its texts in double quotes; json.dumps writes them)"
+    return ""
 
 
 def _jsonl_rows(file: IO[bytes]) -> Iterator[Row]:
@@ -326,6 +280,7 @@ def _skip_space(text: str, position: int) -> int:
 
 def _csv_rows(source: Source, file: IO[bytes], delimiter: str) -> Iterator[Row]:
     """Rows under a header; every value is text, and an empty one counts as absent."""
+    _refuse_other_columns(source, file, delimiter)
     # What is no UTF-8 becomes surrogates, so that it costs its own row and no other.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
@@ -345,8 +300,8 @@ def _csv_rows(source: Source, file: IO[bytes], delimiter: str) -> Iterator[Row]:
                     ) from None
                 yield Row(line_no, None, f"not valid CSV: {error}")
                 continue
-            if not values:
-                continue
+            if not any(values):
+                continue  # a blank line, or the empty cells below a sheet
             if len(values) != len(header):
                 problem = f"it has {len(values)} fields, the header has {len(header)}"
                 yield Row(line_no, None, problem)
@@ -358,14 +313,63 @@ def _csv_rows(source: Source, file: IO[bytes], delimiter: str) -> Iterator[Row]:
 
 
 def _csv_header(source: Source, reader: Any) -> list[str]:
+    """The names of the columns; one without a name is called by its number."""
     try:
-        header = next(reader, [])
+        found = next((row for row in reader if any(row)), [])
     except csv.Error as error:
         raise DataError(f"{source} line 1: not a CSV header: {error}.") from None
+    line_no = max(1, reader.line_num)
+    if not is_text("".join(found)):
+        raise DataError(f"{source} line {line_no}: not valid UTF-8. Save it as UTF-8.")
+    if any(name[:1] in (" ", TAB) for name in found[1:]):
+        raise DataError(
+            f"{source} line {line_no}: a space stands before the name of a column, and would be "
+            "part of the rows' texts, as quotes after it would. Take such spaces out."
+        )
+    header = [name.strip() or f"column {number}" for number, name in enumerate(found, start=1)]
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
-        raise DataError(f"{source} line 1: two columns are called {_shown(twice)}. Rename one.")
+        raise DataError(
+            f"{source} line {line_no}: two columns are called {_shown(twice)}. Rename one."
+        )
     return header
+
+
+def _refuse_other_columns(source: Source, file: IO[bytes], delimiter: str) -> None:
+    """Raise `DataError` where the first line shows that the columns are divided otherwise."""
+    line = next((one for one in first_lines(file) if one), "")
+    own = COLUMN_MARKS[delimiter]
+    divided = f"A {'.csv' if delimiter == ',' else '.tsv'} file has {own} between its columns"
+    if line.casefold().startswith("sep="):
+        raise DataError(
+            f"{source}: its first line {_shown(line)} is a note for Excel and no header. {divided} "
+            "here: take the line out, and save the file so."
+        )
+    if line[:1] in ("{", "["):
+        name = ".jsonl" if line[:1] == "{" else ".json"
+        raise DataError(f"{source}: it begins like JSON, not CSV. Let its name end with {name}.")
+    if _num_columns(line, delimiter) > 1:
+        return
+    for other, called in COLUMN_MARKS.items():
+        if _num_columns(line, other) > 1:
+            remedy = f"Save it with {own}"
+            if {delimiter, other} == {",", TAB}:
+                remedy = f"Let its name end with {'.tsv' if other == TAB else '.csv'}"
+            elif other == ";":
+                remedy += " (a spreadsheet's list separator is a setting of its system or export)"
+            raise DataError(
+                f"{source}: its first line {_shown(line)} has {called} between its columns. "
+                f"{divided} here. {remedy}."
+            )
+
+
+def _num_columns(line: str, delimiter: str) -> int:
+    """How many names a header has, if so divided; none where one of them is no name."""
+    try:
+        names = next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return 0
+    return len(names) if all(name.strip() for name in names) or delimiter in ",\t" else 0
 
 
 @contextlib.contextmanager

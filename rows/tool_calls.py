@@ -158,7 +158,9 @@ def text_of(value: Any, what: str) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     if not isinstance(value, str):
-        raise ValueError(f"{what} is not a string")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        hint = f" but the number {value}; write it in quotes" if is_number else ""
+        raise ValueError(f"{what} is not a string{hint}")
     if not value.strip():
         raise ValueError(f"{what} is empty")
     if not is_text(value):

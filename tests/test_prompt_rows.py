@@ -56,6 +56,45 @@ def test_the_forms_of_a_prompt(fields: dict[str, Any]) -> None:
         read_form(fields)  # of sft
 
 
+@pytest.mark.parametrize("may_ask", [False, True])
+def test_keys_of_an_answer_beside_one_that_is_read_are_named(may_ask: bool) -> None:
+    keys = {"gold": "4", "answerKey": "C", "correct_answer": "x", "reward_model": {"a": 1}}
+    for answered in ({"instruction": "Say 3", "output": "3"},
+                     {"messages": [ASKED, {"role": "assistant", "content": "3"}]}):  # fmt: skip
+        reading = read_form({**answered, **keys}, may_ask=may_ask)
+        assert reading.unused == tuple(sorted(keys))
+    fields = {"prompt": "Say 3", "gold": "", "A": "x", "B": "y", "metadata": {"answer": 1}}
+    assert read_form(fields, may_ask=True).unused == ("A", "B", "metadata")
+
+
+def test_a_mark_beside_a_prompt_alone_marks_nothing() -> None:
+    assert read_form({"prompt": "Say 3", "kto_tag": True}, may_ask=True).unused == ("kto_tag",)
+
+
+@pytest.mark.parametrize(
+    ("choices", "is_missing"),
+    [
+        (["Red", "dark  blue"], False),
+        (["red", "green"], True),
+        ({"A": "red", "B": "green"}, True),
+        ({"text": ["red", "green"], "label": ["A", "B"]}, True),
+        ('["red", "green"]', True),
+        ({"temperature": 0.5}, False),
+        ("red or green", False),
+        ([1, 2], False),
+    ],
+)
+def test_what_there_is_to_choose_from_stands_in_what_is_asked(
+    choices: Any, is_missing: bool
+) -> None:
+    fields = {"instruction": "Which?\nred\nDark blue", "output": "red", "options": choices}
+    if is_missing:
+        with pytest.raises(ValueError, match="holds 'green', and what is asked"):
+            read_form(fields)
+    else:
+        assert read_form(fields).unused == ("options",)
+
+
 def test_what_stands_around_a_prompt_is_used() -> None:
     before = [["Say 1", "1"], ["Say 2", "2"]]
     fields = {"instruction": "Say", "input": "3", "history": before, "system": "Be short.",
@@ -83,6 +122,16 @@ def test_answered_rows_are_what_they_are_without_the_leave() -> None:
         ({"question": "Say 3", "answer": "3"}, '"answer" may hold the answer'),
         ({"prompt": "Say 3", "output": "3"}, '"output" may hold the answer'),
         ({"messages": [ASKED], "ground_truth": "3"}, '"ground_truth" may hold the answer'),
+        ({"question": "Say 3", "answerKey": "C"}, '"answerKey" may hold the answer'),
+        ({"prompt": "Say 3", "Correct Answer": "3"}, '"Correct Answer" may hold the answer'),
+        ({"input": "Say 3", "ideal": ["3"]}, '"ideal" may hold the answer'),
+        ({"prompt": [ASKED], "reward_model": {"ground_truth": "3"}}, '"reward_model" may hold'),
+        ({"prompt": "Say 3", "label": True}, '"label" may hold the answer'),
+        ({"prompt": "Say 3", "label": 0}, '"label" may hold the answer'),
+        (
+            {"prompt": "Say 3", "choices": ["3", "4"]},
+            "holds '4', and what is asked does not",
+        ),
         ({"messages": [{"role": "system", "content": "Be short."}]}, "nothing to train on"),
         ({"output": "3"}, "or what is asked alone"),
         ({"prompt": ""}, "or what is asked alone"),
@@ -158,6 +207,8 @@ def test_a_teacher_answers_prompts(asking: Workspace, way: str) -> None:
         ({"rl": {**RL["rl"], "reward": "includes"}}, "train.jsonl line 1: rl.reward is includes"),
         ({"data": {"val_share": 0.3}}, "it has no answer, and data.val_share"),
         ({"method": "sft", "rl": None}, "train.jsonl: 12 of 13 rows cannot be used"),
+        ({"method": "sft", "rl": None}, "12 of them hold what is asked and no answer"),
+        ({"method": "sft", "rl": None}, "rl, where a program judges"),
     ],
 )
 def test_where_an_answer_is_needed_the_row_is_named(

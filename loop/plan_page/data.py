@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loop.plan_page.view import Part, Planned
 from loop.planning.inputs import num_dropped
-from loop.planning.left_out import describe_large_losses
+from loop.planning.left_out import describe_large_losses, other_answers_facts
 from loop.planning.page import describe_data, describe_rendered
 
 
@@ -29,7 +29,8 @@ def data_part(view: Planned) -> Part:
             for key, data in inputs.files.items()
         },
         "num_dropped": dict(num_dropped(logs)),
-        "num_similar": len(inputs.split.similar),
+        "num_similar": inputs.split.similar.counts["similar"],
+        "other_answers": other_answers_facts(inputs),
         "num_truncated": None
         if plan is None
         else sum(table.num_truncated for table in (plan.train, plan.pool)),

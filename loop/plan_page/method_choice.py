@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from config_schema import LoadedConfig, TrainingConfig
-from data_loader import RATED_KEYS, read_row
+from data_loader import read_row
 from errors import ConfigError, DataError
 from loop.plan_page.view import Part, Planned, RowsForm
 from loop.planning.row_files import sources_of
 from pages.document import Column, Table
 from rows.forms import given_of, guess_columns, marks_of
+from rows.refused_rows import RATED_KEYS
 from rows.row_keys import OTHER_PREFERENCE_KEYS, SYNONYMS
 from rows.sources import Row, read_rows
 from rows.tool_calls import decoded, is_blank

@@ -107,6 +107,14 @@ def _of_training(view: Planned, passes: Sequence[Passes]) -> Iterator[Risk]:
             "most_rows_dropped",
             f"{num_gone:,} of the {num_rows:,} rows are left out; the lists below say why",
         )
+    short = inputs.split.other_answers.num_short
+    if short and config.method != "distill":
+        yield Risk(
+            "contradicting_rows",
+            f"{counted(short, 'row')} with a short answer {'has' if short == 1 else 'have'} "
+            "another one in other rows of the same prompt, so that some are probably wrong; the "
+            "lists below say where",
+        )
     for one in passes:
         # More of them are a warning of the schedule's own.
         is_few = one.num_rows < FEW_ROWS and FEW_PASSES < one.number <= MANY_PASSES

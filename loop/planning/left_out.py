@@ -10,10 +10,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from loop.planning.inputs import Inputs, num_dropped
+from loop.planning.inputs import Inputs, counted, num_dropped
 from rows.contamination import NEAR_RULES
 from rows.examples import DropLog, DroppedRow
+from rows.other_answers import SHORT_WORDS
 from rows.places import DROPPED, SIMILAR, dropped_text, row_lines
 from storage.files import write_whole
 
@@ -21,6 +23,7 @@ LARGE_SHARE = 0.1  # of a file: when more of it goes, this is said before anythi
 NUM_REASONS = 3
 NUMBERS = "\0"  # stands for any number in reasons that are alike; the first one is shown whole
 NUM_SHOWN = 3
+LEAST_SHARE = 0.01  # smaller ones are said to be smaller
 MANY_NEAR = 5  # different rows that one question drops: it may be a template, and they no copies
 # What is wrong with rows, after a number of them: one or many.
 REASONS = {
@@ -71,18 +74,61 @@ def describe_large_losses(inputs: Inputs) -> Iterator[str]:
 
 def describe_left_out(inputs: Inputs) -> Iterator[str]:
     """Yield the lines about dropped and similar rows, the first of them with their places."""
-    dropped, similar = num_dropped(inputs.drop_logs), inputs.split.similar
+    dropped, listed = num_dropped(inputs.drop_logs), inputs.split.similar
     if dropped:
         counts = ", ".join(f"{number} {kind}" for kind, number in sorted(dropped.items()))
         yield f"dropped rows: {counts} ({DROPPED} has each, with file, line and reason)"
         yield from _first(inputs.drop_logs)
     yield from _many_near(inputs.split.dropped)
-    if len(similar):
+    if number := listed.counts["similar"]:
         yield (
-            f"similar rows: {len(similar)}, trained on: they are only similar to what an "
-            f"evaluation asks ({SIMILAR} has each)"
+            f"similar rows: {number}, trained on: they are only similar to what an evaluation asks "
+            f"({SIMILAR} has each)"
         )
-        yield from _first([similar])
+        yield from _first([listed[: min(number, NUM_SHOWN)]])  # they stand before the others
+    yield from _describe_other_answers(inputs)
+
+
+def worst_other_answers(inputs: Inputs) -> list[DroppedRow]:
+    """The first of the rows whose prompt has another answer, the worst before the others."""
+    listed = inputs.split.similar
+    begin = listed.counts["similar"]
+    return list(listed[begin : begin + NUM_SHOWN])
+
+
+def _share_text(number: int, total: int) -> str:
+    share = number / total
+    return f"{share:.0%}" if share >= LEAST_SHARE else f"less than {LEAST_SHARE:.0%}"
+
+
+def _describe_other_answers(inputs: Inputs) -> Iterator[str]:
+    """Yield the lines about rows that answer one prompt differently, where answers are learnt."""
+    found = inputs.split.other_answers
+    if not found.num_rows or inputs.config.method == "distill":
+        return
+    total = len(inputs.split.train) + len(inputs.split.pool)
+    short = f"; {found.num_short} of them in {SHORT_WORDS} words or less" if found.num_short else ""
+    yield (
+        f"other answers: {found.num_rows} rows ({_share_text(found.num_rows, total)}) ask "
+        f"{counted(found.num_prompts, 'prompt')} that other rows answer differently{short}. All "
+        "are trained on: keep them where several answers are right, and correct or take out those "
+        f"that are wrong ({SIMILAR} has their places, the worst first)"
+    )
+    yield from _first([worst_other_answers(inputs)])
+
+
+def other_answers_facts(inputs: Inputs) -> dict[str, Any]:
+    """The same as named values."""
+    found = inputs.split.other_answers
+    total = len(inputs.split.train) + len(inputs.split.pool)
+    return {
+        **found._asdict(),
+        "share": found.num_rows / total if total else None,
+        "worst": [
+            {"file": row.file, "line_no": row.line_no, "text": row.text, "reason": row.reason}
+            for row in worst_other_answers(inputs)
+        ],
+    }
 
 
 def write_lists(folder: Path, dropped: Sequence[DropLog], similar: DropLog) -> list[Path]:
@@ -93,7 +139,7 @@ def write_lists(folder: Path, dropped: Sequence[DropLog], similar: DropLog) -> l
     return [folder / name for name in lists]
 
 
-def _first(logs: Sequence[DropLog]) -> Iterator[str]:
+def _first(logs: Sequence[Sequence[DroppedRow]]) -> Iterator[str]:
     rows = itertools.chain.from_iterable(logs)
     return (f"  {dropped_text(row)}" for row in itertools.islice(rows, NUM_SHOWN))
 

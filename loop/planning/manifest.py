@@ -167,7 +167,8 @@ def data_manifest(plan: Plan) -> dict[str, Any]:
         | relative_code(plan.inputs.rewarding_code, folder),
         "grading": GRADING,
         "num_dropped": dict(num_dropped(_drop_logs(plan))),
-        "num_similar": len(plan.inputs.split.similar),
+        "num_similar": plan.inputs.split.similar.counts["similar"],
+        "num_other_answers": plan.inputs.split.other_answers.num_rows,
         "dropped": [asdict(row) for row in itertools.islice(dropped_rows(plan), NUM_LISTED)],
     }
 

@@ -17,6 +17,7 @@ from loop.planning.methods import describe_method, train_on_text, words_for
 from loop.planning.models import lora_param_count, model_config
 from loop.planning.origin import describe_origin
 from loop.planning.plan import Plan, gate_of
+from loop.planning.question_notes import describe_questions
 from loop.planning.row_notes import describe_rendering, describe_unused
 from loop.planning.steps import describe_steps, passes_of
 from loop.planning.teacher import describe_teacher
@@ -65,6 +66,7 @@ def describe_evaluation(inputs: Inputs) -> Iterator[str]:
             )
         yield f"sealed test: {_describe_task(task, repeats)}{when}"
     yield from _describe_varying((*inputs.tasks, *inputs.test_tasks))
+    yield from describe_questions(inputs.tasks, inputs.test_tasks)
     yield from describe_gate(gate_of(config), inputs.scored_sizes)
 
 
@@ -96,6 +98,7 @@ def describe_tasks(inputs: Inputs) -> Iterator[str]:
     yield from _describe_prompt(inputs)
     yield from (f"evaluation: {_describe_task(task, repeats)}" for task in inputs.tasks)
     yield from _describe_varying(inputs.tasks)
+    yield from describe_questions(inputs.tasks)
 
 
 def _describe_varying(tasks: Sequence[EvalTask]) -> Iterator[str]:

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Collection
 
 from config_schema import LoadedConfig
-from data_loader import Holds, LoadedData, load_examples
+from data_loader import LoadedData, load_examples
 from errors import ConfigError
 from rows.examples import ExampleTable
 from rows.quality import Filters
+from rows.refused_rows import Holds
 from rows.sources import HUB_PREFIX, Source, as_text, hub_name, is_saved_dataset
 from settings.groups import Sources
 from settings.method_groups import MethodName

@@ -359,6 +359,8 @@ def _description(
     counts = ", ".join(f"{number} {inline(kind)}" for kind, number in dropped.items())
     yield f"- Dropped rows: {counts or 'none'} (`{DROPPED}`)."
     yield f"- Similar rows, trained on: {num_similar or 'none'} (`{SIMILAR}`)."
+    if number := data.get("num_other_answers"):
+        yield f"- Rows whose prompt other rows answer differently: {number} (`{SIMILAR}`)."
     yield (
         f"- {store.num_steps_in(checkpoint)} steps up to the recommended checkpoint, of "
         f"{config['batch_size']} {method.unit}; learning rate "

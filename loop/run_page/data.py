@@ -10,6 +10,7 @@ from loop.run_page.viewed import Viewed
 from loop.run_page.wording import cut
 from pages.document import Block, Column, Paragraph, Section, Table
 from rows.examples import DroppedRow
+from rows.other_answers import KIND as OTHER_ANSWER
 from rows.places import DROPPED, SIMILAR
 from scores.measures import method_words
 
@@ -43,6 +44,7 @@ def _blocks(view: Viewed) -> Iterator[Block]:
         yield _files_table(manifest, "of their own answers" if own else "with loss")
         yield from _dropped(view, manifest)
         yield from _similar(view, manifest)
+        yield from _other_answers(view, manifest)
     when = "of each checkpoint" if view.store.is_evaluation else "in rounds"
     yield _questions_table(manifest, view.config["evaluation"]["test_tasks"], when)
     yield Paragraph("Whole digests, and those of code and model files: data_manifest.json.")
@@ -108,6 +110,18 @@ def _similar(view: Viewed, manifest: Manifest) -> Iterator[Block]:
     )
     found = first_rows(view.store.run_dir / file, ["similar"], NUM_FIRST)["similar"]
     yield _rows_table("Similar rows", found, number, file, view)
+
+
+def _other_answers(view: Viewed, manifest: Manifest) -> Iterator[Block]:
+    number = manifest.num_other_answers
+    if not number:
+        return  # or a run of a version that did not look
+    yield Paragraph(
+        f"{number:,} rows ask what other rows answer differently. All are trained on; where not "
+        "every answer is right, correct or take out the wrong ones."
+    )
+    found = first_rows(view.store.run_dir / SIMILAR, [OTHER_ANSWER], NUM_FIRST)[OTHER_ANSWER]
+    yield _rows_table("Rows with other answers, the worst first", found, number, SIMILAR, view)
 
 
 def _rows_table(

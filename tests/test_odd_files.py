@@ -1,0 +1,130 @@
+"""Files as spreadsheets, browsers and other programs leave them: read right, or refused by name."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from data_loader import load_examples
+from errors import DataError
+from rows.sources import Source
+from simple_eval import load_questions
+
+ROW = b'{"instruction": "Say", "output": "1"}'
+
+
+def archive(kind: str) -> bytes:
+    made = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(made, "w") as file:
+            file.writestr("xl/workbook.xml", "<workbook/>")
+    else:
+        with tarfile.open(fileobj=made, mode="w") as file:
+            info = tarfile.TarInfo("rows.jsonl")
+            info.size = len(ROW)
+            file.addfile(info, io.BytesIO(ROW))
+    return made.getvalue()
+
+
+REFUSED = [
+    ("a.csv", b"instruction;output\nSay;1\n", "has semicolons between its columns"),
+    ("a.csv", b'"instruction";"output"\n"Say";"1"\n', "has semicolons between its columns"),
+    ("a.csv", b"\xef\xbb\xbfinstruction;output\r\nSay;1\r\n", "has semicolons"),
+    ("a.csv", b"instruction\toutput\nSay\t1\n", "Let its name end with .tsv"),
+    ("a.csv", b"instruction\toutput\rSay\t1\r", "Let its name end with .tsv"),
+    ("a.tsv", b"instruction,output\nSay,1\n", "Let its name end with .csv"),
+    ("a.csv", b"instruction|output\nSay|1\n", "has bars between its columns"),
+    ("a.csv", b"sep=;\ninstruction;output\nSay;1\n", "a note for Excel and no header"),
+    ("a.csv", b"SEP=,\ninstruction,output\nSay,1\n", "a note for Excel and no header"),
+    ("a.csv", b'instruction, "output"\nSay, "1"\n', "a space stands before the name of a column"),
+    ("a.csv", "instruction,r\u00e9ponse\nSay,1\n".encode("latin-1"), "line 1: not valid UTF-8"),
+    ("a.csv", "instruction,output\nS\u00e4g,1\n".encode("latin-1"), "calls it CSV UTF-8"),
+    ("a.csv", "instruction,output\nSay,1\n".encode("utf-16"), "not UTF-8 but UTF-16"),
+    ("a.csv", "instruction,output\nSay,1\n".encode("utf-16-le"), "begins with NUL bytes"),
+    ("a.jsonl", ROW.decode().encode("utf-16-be"), "begins with NUL bytes"),
+    ("a.csv", ROW + b"\n", "Let its name end with .jsonl"),
+    ("a.csv", b"[" + ROW + b"]", "Let its name end with .json"),
+    ("a.txt", b"instruction,output\nSay,1\n", "If it is a table with commas"),
+    ("a.jsonl", b"instruction;output\nSay;1\n", "If it is a table with semicolons"),
+    ("a.csv", archive("zip"), "a ZIP archive, as Excel's .xlsx"),
+    ("a.xlsx", archive("zip"), "a ZIP archive, as Excel's .xlsx"),
+    ("a.jsonl", archive("tar"), "it is a tar archive"),
+    ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document"),
+    ("a.jsonl", gzip.compress(ROW), "Let its name end with .gz"),
+    ("a.jsonl.gz", gzip.compress(gzip.compress(ROW)), "Let its name end with .gz"),
+    ("a.jsonl", b"PAR1\x15\x04", "Let its name end with .parquet"),
+    ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+    ("a.jsonl", b"\n<!DOCTYPE html>\n<html></html>", "Download the file itself"),
+    ("a.jsonl", ROW + ROW, "another object follows"),
+    ("a.jsonl", ROW + b",\n" + ROW + b",\n", "a comma follows the object"),
+    ("a.jsonl", b"{'instruction': 'Say', 'output': '1'}\n", "texts in double quotes"),
+    ("a.jsonl", b'{"instruction": "Say", "output": 4}\n', "the number 4; write it in quotes"),
+    ("a.jsonl", b'{"text": "### Human: a ### Assistant: b"}\n', 'A row of one "text"'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "said"), REFUSED)
+def test_what_a_file_is_and_what_to_do(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        load_examples([Source(name, path)])
+    told = str(refused.value)
+    assert said in told and str(path) in told
+    assert "data.columns" not in told and "QUESTION_COLUMN" not in told  # names would not help
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"\xef\xbb\xbfinstruction,output\nSay,1\n", ["Say", "1"]),
+        (b'instruction,output\r\n"Say\r\n""1""",1\r\n', ['Say\r\n"1"', "1"]),
+        (b"instruction,output\nSay,1\n,\n,,\n\n", ["Say", "1"]),  # cells below the sheet
+        (b"instruction,output,,\nSay,1,,\n", ["Say", "1"]),
+        (b"\n\ninstruction,output\nSay,1\n", ["Say", "1"]),
+        (b"instruction,output\rSay,1\r", ["Say", "1"]),
+        (b",instruction,output\n0,Say,1\n", ["Say", "1"]),  # an index
+    ],
+)
+def test_a_csv_with_something_around_its_rows(
+    tmp_path: Path, content: bytes, found: list[str]
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    data = load_examples([Source("a.csv", path)])
+    assert [one.content for row in data.examples for one in row.messages] == found
+    assert not data.dropped and dict(data.files[0].unused) in ({}, {"column 1": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("q.csv", b"question;answer\nSay;1\n", "has semicolons between its columns"),
+        ("q.jsonl", b'{"question": "q", "gold": "4"}\n', "did you mean answer?"),
+        ("q.jsonl", b'{"question": "q", "choices": ["a", "b"], "answer": 1}\n', "write it there"),
+    ],
+)
+def test_question_files(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        load_questions(f"qa:{name}", path)
+    assert said in str(refused.value)
+
+
+def test_questions_of_an_array_and_between_blank_lines(tmp_path: Path) -> None:
+    one, other = b'{"question": "a", "answer": 4}', b'{"question": "b", "answer": ["4", 5]}'
+    for name, content in (
+        ("q.json", b"[" + one + b",\n" + other + b"]"),
+        ("q.jsonl", b"\n" + one + b"\n\n" + other + b"\n\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        read = load_questions(f"qa:{name}", tmp_path / name).questions
+        assert [question.answers for question in read] == [("4",), ("4", "5")]
