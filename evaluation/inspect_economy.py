@@ -241,6 +241,16 @@ def _only_where_heard(start: Callable[[], None]) -> Callable[[], None]:
     return start_if_heard
 
 
+def _never_drawn(live: type[Any]) -> type[Any]:
+    """A table of the tasks that is not laid out, for a display that is off."""
+
+    class NeverDrawn(live):
+        def refresh(self) -> None:
+            pass
+
+    return NeverDrawn
+
+
 @functools.cache
 def _distributions_of() -> Mapping[str, list[str]]:
     from importlib.metadata import packages_distributions
@@ -257,6 +267,7 @@ REPLACEMENTS = (
     # Looked for among all that is installed, for each task of each evaluation, 0.3 s each time.
     Replacement("inspect_ai._util.package", "packages_distributions", lambda _: _distributions_of),
     Replacement("shortuuid.main", "_uu", _ids_in_stock),
+    Replacement("inspect_ai._display.rich.display", "Live", _never_drawn),
     Replacement("inspect_ai._eval.task.run", "deepcopy", _states_by_parts),
     Replacement("inspect_ai.log._util", "textwrap", _texts_that_fit),
 )

@@ -126,19 +126,18 @@ def standalone(
     folder: Path,
     *options: str,
     prelude: str | None = None,
-    preexec: Any = None,
     is_forked: bool = True,
 ) -> Iterator[tuple[forked.Process | subprocess.Popen[str], str, Path]]:
     """`python -m local_tinker` with a key of our own: the process, its address and its log.
 
-    Not forked, or with `preexec`, which is called in it first, it is a new interpreter.
+    Not forked, it is a new interpreter.
     """
     log = folder.with_suffix(".log")
     command = standalone_program(models, folder, *options, prelude=prelude)
     environment = {**os.environ, "PYTHONPATH": str(REPO), "TINKER_API_KEY": KEY}
     read_end, write_end = os.pipe()
     with log.open("w") as log_file, os.fdopen(write_end, "w") as output:
-        if is_forked and preexec is None:
+        if is_forked:
             process = forked.Process(*command, stdout=output, stderr=log_file, env=environment)
         else:
             process = subprocess.Popen(
@@ -147,7 +146,6 @@ def standalone(
                 stderr=log_file,
                 text=True,
                 env=environment,
-                preexec_fn=preexec,
             )
     with os.fdopen(read_end) as told:
         try:

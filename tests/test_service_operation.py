@@ -7,7 +7,6 @@ import contextlib
 import inspect
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -522,17 +521,19 @@ def test_an_embedded_service_whose_close_is_interrupted_closes_at_the_end(
 # --- the disk ----------------------------------------------------------------------------------
 
 
+SMALL_FILES = """
+import resource, signal
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+"""
+
+
 def test_a_full_disk_is_explained_and_loses_nothing(
     llama_dir: Path, tmp_path: Path, new_client: NewClient
 ) -> None:
     """A limit on the size of files makes the second, larger save fail half way through."""
     folder = tmp_path / "c"
-
-    def limit_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    with standalone([llama_dir], folder, preexec=limit_files) as (_, address, log):
+    with standalone([llama_dir], folder, prelude=SMALL_FILES) as (_, address, log):
 
         async def body() -> tuple[str, str]:
             client = new_client(address, KEY)

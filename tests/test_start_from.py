@@ -76,12 +76,23 @@ def test_there_must_be_a_test_to_open(
 # --- weights of another run -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def parent(workspace: Workspace) -> Workspace:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, llama_dir: Path) -> Workspace:
     """A run of two rounds in runs/p of the workspace's folder, and rows and questions of others."""
+    workspace = Workspace(tmp_path_factory.mktemp("parent"), llama_dir)
     workspace.settings["mining"] = {"strategy": "topics"}
-    assert workspace.run("runs/p", steps_per_round=2) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace.folder)  # as messages name it by its way from here
+        assert workspace.run("runs/p", steps_per_round=2) == 0
     workspace.write_rows("more.jsonl", [row(i) for i in range(200, 208)])
+    return workspace
+
+
+@pytest.fixture
+def parent(trained: Workspace, workspace: Workspace) -> Workspace:
+    """The same in the folder of the test, which may change it."""
+    shutil.copytree(trained.folder, workspace.folder, dirs_exist_ok=True)
+    workspace.settings["mining"] = trained.settings["mining"]
     return workspace
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import runpy
 import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+import forked
 import study
 from config_schema import load_and_validate_config
 from conftest import REPO
@@ -268,18 +268,15 @@ def test_a_person_may_say_no(folder: Path) -> None:
     for answer, code in ((b"n\n", 2), (b"\n", 2), (b"y\n", 0)):
         own, other = os.openpty()
         os.write(own, answer)
-        asked = subprocess.run(
-            [sys.executable, str(REPO / "study.py"), "generate", str(folder)],
-            stdin=other,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        program = (REPO / "study.py", "generate", folder)
+        with (
+            os.fdopen(other, "rb", buffering=0) as terminal,
+            forked.Process(*program, stdin=terminal, stderr=subprocess.PIPE) as process,
+        ):
+            _, said = process.communicate(120)
         os.close(own)
-        os.close(other)
-        assert asked.returncode == code, asked
-        assert "100 trials would be generated" in asked.stderr
+        assert process.returncode == code, said
+        assert "100 trials would be generated" in said
         assert (folder / "configs").exists() == (code == 0)
 
 

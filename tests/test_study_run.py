@@ -144,6 +144,14 @@ def folder(tmp_path: Path, llama_dir: Path) -> StudyFolder:
     return StudyFolder(tmp_path / "study", llama_dir)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, llama_dir: Path) -> StudyFolder:
+    """The same study, done; to be read only."""
+    folder = StudyFolder(tmp_path_factory.mktemp("whole") / "study", llama_dir)
+    assert folder.run() == 0
+    return folder
+
+
 def measured(store: RunStore, round_no: int) -> Iterator[dict[str, Any]]:
     return store.events("measured", round_no)
 
@@ -286,9 +294,10 @@ def test_another_study_takes_what_this_one_measured(
     assert "neither a study" in capsys.readouterr().err
 
 
-def test_a_study_killed_twice_gives_the_same_table(tmp_path: Path, llama_dir: Path) -> None:
-    whole, killed = (StudyFolder(tmp_path / n / "study", llama_dir) for n in ("whole", "killed"))
-    assert whole.run() == 0
+def test_a_study_killed_twice_gives_the_same_table(
+    whole: StudyFolder, tmp_path: Path, llama_dir: Path
+) -> None:
+    killed = StudyFolder(tmp_path / "killed" / "study", llama_dir)
     for run_id, wanted in (("run_000", '"type": "step"'), ("run_001", '"type": "checkpoint"')):
         with killed.program() as process:
             ledger = killed.folder / "results" / run_id / "ledger.jsonl"
@@ -335,19 +344,18 @@ def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(folder: StudyFolder) -> No
 
 def test_trials_side_by_side_on_a_remote_service(
     folder: StudyFolder,
+    whole: StudyFolder,
     tmp_path: Path,
     llama_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    in_turn = StudyFolder(tmp_path / "other" / "study", llama_dir)
-    assert in_turn.run() == 0
     with local_tinker.start([(str(llama_dir), str(llama_dir))]) as service:
         monkeypatch.setenv("TINKER_API_KEY", service.open_folder(tmp_path / "kept", KEY))
         folder.write(controls={"base_url": service.base_url})
         capsys.readouterr()
         assert folder.run("--parallel", "3") == 0, capsys.readouterr().err
-        assert folder.answers() == in_turn.answers()
+        assert folder.answers() == whole.answers()  # in turn
         paths = [folder.result(run_id, 1).checkpoint or "" for run_id in folder.answers()]
         runs = {path.removeprefix("tinker://").split("/")[0] for path in paths}
         assert len(runs) == 3  # of one session, which all of them share

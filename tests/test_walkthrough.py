@@ -6,8 +6,6 @@ import io
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 import export
+import forked
 import registry
 import report
 import trainer_with_eval
@@ -51,7 +50,7 @@ def blocks() -> Iterator[Block]:
 
 def run_line(line: str) -> str:
     """Run a command line; what it prints. The project's commands run in this process, the page's
-    own scripts as a user starts them."""
+    own scripts in processes of their own."""
     python, script, *arguments = shlex.split(line)
     assert python == ".venv/bin/python"
     if script in COMMANDS:
@@ -60,8 +59,7 @@ def run_line(line: str) -> str:
             assert COMMANDS[script](arguments) == 0, screen.getvalue()
         return screen.getvalue()
     path = REPO / script if script.startswith("examples/") else Path(script)
-    command = [sys.executable, str(path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    done = forked.run(path, *arguments, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
