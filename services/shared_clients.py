@@ -9,6 +9,7 @@ Nothing here closes one: whoever leaves last is told to close the session, and a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,11 +71,10 @@ class SharedClients:
             self._open.append(session)
         session.num_runs += 1
         session.num_at_work += 1
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.leave, session, "errored")
             await asyncio.shield(session.opening)  # one that is stopped stops no other
-        except BaseException:
-            self.leave(session, "errored")
-            raise
+            undo.pop_all()
         return session
 
     def leave(self, session: SharedSession, status: Status) -> Status | None:

@@ -65,7 +65,7 @@ NUM_FILES = {
     "ledger": 19,
     "loop.methods": 14,
     "loop.plan_page": 17,
-    "loop.planning": 28,
+    "loop.planning": 27,
     "loop.reports": 13,
     "loop.rounds": 20,
     "loop.run_page": 26,
