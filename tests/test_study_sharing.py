@@ -16,13 +16,15 @@ import tinker
 import local_tinker
 from commands.boundary import in_loop
 from config_schema import validate
+from conftest import thorough_only
 from fault_proxy import Delay, FaultProxy, fault_proxy
 from loop.rounds.depth import FEWEST, Depth, share_of
 from loop.rounds.sharing import Sharing
 from sdk_client import PROMPT
+from services.held_up import HoldUps
 from services.keys import taken
 from services.sdk import is_older, service_client
-from services.shared_clients import MAX_RUNS, SharedClients, Status
+from services.shared_clients import MAX_RUNS, SharedClients, SharedSession, Status
 from services.watched_client import Stopwatch, watched
 from studies.design.generating import bring_up_to_date, generation_of
 from studies.work.in_flight import MOST_ANSWERS, files_needed, in_flight_of, sharing_of
@@ -41,26 +43,50 @@ from test_study_run import StudyFolder, wait_for
 def test_runs_share_a_session_until_one_has_left_it(
     service: local_tinker.Service, tmp_path: Path
 ) -> None:
-    pool, url = SharedClients(), service.base_url
+    url = service.base_url
     mine, others = (service.open_folder(tmp_path / name) for name in ("mine", "others"))
-    one, beside = pool.take(url, mine), pool.take(url, mine)
-    assert one is beside
-    assert pool.take(url, others) is not one  # as on the embedded service, by run directory
-    assert pool.leave(one, "success") is None
-    later = pool.take(url, mine)  # what the first has left there goes with the last one
-    assert later is not one
-    assert pool.leave(one, "success") == "success"
-    assert pool.leave(later, "errored") == "errored"
-    assert pool.take(url, mine) not in (one, later)
-    assert mine not in repr(one)
+
+    async def come_and_go() -> None:
+        pool, held_up = SharedClients(), HoldUps(url)
+        one, beside = await asyncio.gather(*(pool.take(url, mine, held_up) for _ in range(2)))
+        assert one is beside
+        # Another key, as each run directory has on the embedded service.
+        assert await pool.take(url, others, held_up) is not one
+        assert pool.leave(one, "success") is None
+        # What the first has left there goes with the last one.
+        later = await pool.take(url, mine, held_up)
+        assert later is not one
+        assert pool.leave(one, "success") == "success"
+        assert pool.leave(later, "errored") == "errored"
+        assert await pool.take(url, mine, held_up) not in (one, later)
+        assert mine not in repr(one)
+
+    asyncio.run(come_and_go())
+
+
+def test_a_session_that_cannot_be_opened_is_left_by_all_who_came(
+    service: local_tinker.Service,
+) -> None:
+    async def come() -> None:
+        pool, url = SharedClients(), service.base_url
+        came = (pool.take(url, "tml-of-nobody", HoldUps(url)) for _ in range(2))
+        failed = await asyncio.gather(*came, return_exceptions=True)
+        assert [type(one) for one in failed] == [tinker.AuthenticationError] * 2
+        with pytest.raises(tinker.AuthenticationError):  # asked anew
+            await pool.take(url, "tml-of-nobody", HoldUps(url))
+
+    asyncio.run(come())
 
 
 def test_a_session_takes_so_many_runs_and_ends_as_the_worst_of_them(
     service: local_tinker.Service, tmp_path: Path
 ) -> None:
-    pool, key = SharedClients(), service.open_folder(tmp_path)
-    taken = [pool.take(service.base_url, key) for _ in range(2 * MAX_RUNS + 1)]
-    sessions = {id(one): one for one in taken}
+    pool, key, url = SharedClients(), service.open_folder(tmp_path), service.base_url
+
+    async def come() -> list[SharedSession]:
+        return [await pool.take(url, key, HoldUps(url)) for _ in range(2 * MAX_RUNS + 1)]
+
+    sessions = {id(one): one for one in asyncio.run(come())}
     assert [one.num_runs for one in sessions.values()] == [MAX_RUNS, MAX_RUNS, 1]
     first, second, _ = sessions.values()
     statuses: list[Status] = ["success", "interrupted", "errored", "interrupted"]
@@ -87,7 +113,7 @@ async def _ask_by_turns(proxy: FaultProxy, key: str) -> None:
     client = service_client(proxy.url, key)
     turns, watches = asyncio.Semaphore(4), [Stopwatch(), Stopwatch()]
     samplers = [
-        watched(await client.create_sampling_client(base_model="llama"), one.add, str, turns)
+        watched(await client.create_sampling_client(base_model="llama"), one.add, str, turns=turns)
         for one in watches
     ]
     prompt = tinker.ModelInput.from_ints(PROMPT)
@@ -240,6 +266,7 @@ def test_two_trials_share_the_steps_in_flight(folder: StudyFolder, proxy: FaultP
     assert proxy.most_in_flight <= 12 + FEWEST
 
 
+@thorough_only  # what is its own is that they leave one session; test_study_run.py has the rest
 def test_ctrl_c_saves_all_trials_of_a_session(folder: StudyFolder, proxy: FaultProxy) -> None:
     folder.write(controls={"steps_per_round": 400})
     runs = [f"run_{number:03d}" for number in range(3)]
