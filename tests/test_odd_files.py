@@ -68,7 +68,10 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "content", "said"), REFUSED)
+# Archives hold the time at which they were made, which is no name of a test.
+@pytest.mark.parametrize(
+    ("name", "content", "said"), REFUSED, ids=[f"{name}: {said}" for name, _, said in REFUSED]
+)
 def test_what_a_file_is_and_what_to_do(
     tmp_path: Path, name: str, content: bytes, said: str
 ) -> None:
