@@ -81,6 +81,7 @@ class Took(NamedTuple):
 
 def serve(each_way_s: float, address: Connection) -> None:
     """Serve in this process until it is ended; the address goes to the one that asked."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     async def main() -> None:
         far = Far(str(MODEL_DIR), 0.001, each_way_s, ON_LINE)

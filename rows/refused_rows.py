@@ -60,6 +60,9 @@ class Problems:
         number = self.number
         if not number or (on_bad_row == "skip" and number <= MAX_REJECTED_SHARE * num_rows):
             return
+        if number > MAX_REJECTED_SHARE * num_rows and set(found) >= RATED_KEYS:
+            yield f"{source}: {number} of {num_rows} rows cannot be used. {RATED}"
+            return
         groups = sorted(self._kinds().items(), key=lambda item: item[1][0])
         shown = "; ".join(f"{lines_text(lines)}: {reason}" for reason, lines in groups[:MAX_GROUPS])
         left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
@@ -81,8 +84,6 @@ class Problems:
 
     def _remedy(self, found: Collection[str]) -> str:
         """What to do about a file that loses most of its rows."""
-        if set(found) >= RATED_KEYS:
-            return RATED
         if self.num_asking > MAX_REJECTED_SHARE * self.number:
             asked = next((key for key in QUESTION_KEYS if key in found), None)
             line = _line_for({"instruction": str(asked), "output": "ANSWER_COLUMN"})
