@@ -109,7 +109,7 @@ class HoldUps:
     """What is known of one service. Told by the SDK's threads, asked by those that show it."""
 
     def __init__(self, base_url: str | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.base_url = None if base_url is None else base_url.rstrip("/")
+        self.base_url = None if base_url is None else _as_logged(base_url)
         self._clock = clock
         self._lock = threading.Lock()
         self._holds: dict[What, _Hold] = {}
@@ -214,6 +214,14 @@ class HoldUps:
             for what, hold in self._holds.items():
                 found[what] = _with(found.get(what, Total()), hold, now)
         return found
+
+
+def _as_logged(base_url: str) -> str:
+    """An address as httpx spells it in its log: without a port that is its scheme's own, and its
+    host in lower case."""
+    import httpx
+
+    return str(httpx.URL(base_url)).rstrip("/")
 
 
 def _with(total: Total, hold: _Hold, now: float) -> Total:

@@ -147,6 +147,9 @@ def test_the_queue_moves_where_a_result_comes_though_nobody_says_so(clock: Clock
             True,
         ),
         (None, STEP, 429, False),
+        # As httpx spells what a person wrote otherwise.
+        ("HTTPS://Engine.Example:443/v", "https://engine.example/v/api/v1/asample", 429, True),
+        ("http://LOCALHOST:80", "http://localhost/api/v1/asample", 429, True),
     ],
 )
 def test_only_what_is_asked_of_the_service_and_awaited_is_seen(
