@@ -23,6 +23,7 @@ import local_tinker
 import study
 from conftest import REPO
 from errors import RunStoreError
+from ledger.sent import SENT
 from ledger.store import RunStore
 from scores.results import EvalResult
 from sdk_client import KEY
@@ -292,6 +293,11 @@ def test_another_study_takes_what_this_one_measured(
     capsys.readouterr()
     assert far.run("--reuse", str(tmp_path)) == 2
     assert "neither a study" in capsys.readouterr().err
+    # What a trial has cost is known, or its study does not go on.
+    (one.folder / "results" / "run_000" / SENT).write_text("")
+    assert one.run() == 2
+    assert f"run_000/{SENT}: cannot be read" in capsys.readouterr().err
+    assert other.run() == 0
 
 
 def test_a_study_killed_twice_gives_the_same_table(
