@@ -328,9 +328,12 @@ def wait_for(process: forked.Process, file: Path, wanted: str) -> None:
         time.sleep(0.02)
 
 
-def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(folder: StudyFolder) -> None:
+@pytest.mark.parametrize("num_parallel", [1, 3])  # of three, two wait for their turn
+def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(
+    folder: StudyFolder, num_parallel: int
+) -> None:
     folder.write(controls={"steps_per_round": 200})
-    with folder.program() as process:
+    with folder.program("--parallel", str(num_parallel)) as process:
         wait_for(process, folder.folder / "results/run_000/ledger.jsonl", '"type": "step"')
         assert study.main(["status", str(folder.folder)]) == 0
         assert folder.run() == 2  # another process is at work on it
