@@ -301,7 +301,7 @@ class RunDirectory:
         """Note what is about to be sent to the service, so that it is known whatever comes of it.
         Raises `StorageError`."""
         assert self.is_held, "what writes in a run directory keeps all others off it"
-        self._sent.note(tokens, self._meter.total)
+        self._sent.note(tokens, self._meter.total, self.usage)
 
     def in_vain(self) -> Usage:
         """What was sent at the most that is not in `usage`: paid for in vain, where nothing is on

@@ -11,6 +11,7 @@ taken again is sent again, so nothing is counted twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from errors import RunStoreError
@@ -28,15 +29,18 @@ class Sent:
         self._path = run_dir / SENT
         self._totals: Totals | None = None
 
-    def note(self, tokens: Tokens, recorded: Usage) -> None:
-        """Add what is about to be sent. `recorded` is what all events tell of by now, which a run
-        of a version that noted nothing has sent, and of which a power cut may have taken the note.
+    def note(self, tokens: Tokens, recorded: Usage, used: Callable[[], Usage]) -> None:
+        """Add what is about to be sent. `recorded` is what all events tell of by now, of which a
+        power cut may have taken the note; `used` has the answers too that are kept for their event,
+        and is where a run goes on from that a version began which noted nothing.
 
         Raises `StorageError`, and `RunStoreError` where the file holds something else.
         """
         if self._totals is None:
+            # An answer may be kept and in an event already, so a run that has notes goes by these.
+            begins = used() if self._now() is None else recorded
             try:
-                self._totals = Totals(self._path, _tokens_of(recorded)._asdict())
+                self._totals = Totals(self._path, _tokens_of(begins)._asdict())
             except ValueError as error:
                 raise self._unreadable(error) from None
         self._totals.add(tokens._asdict())

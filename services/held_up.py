@@ -109,7 +109,7 @@ class HoldUps:
     """What is known of one service. Told by the SDK's threads, asked by those that show it."""
 
     def __init__(self, base_url: str | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.base_url = None if base_url is None else base_url.rstrip("/")
+        self.base_url = None if base_url is None else _spelled(base_url).rstrip("/")
         self._clock = clock
         self._lock = threading.Lock()
         self._holds: dict[What, _Hold] = {}
@@ -145,7 +145,7 @@ class HoldUps:
     def _is_ours(self, url: str) -> bool:
         if self.base_url is None:
             return (urlsplit(url).hostname or "").endswith(VENDORS_HOST)
-        return url.startswith(f"{self.base_url}/")
+        return _spelled(url).startswith(f"{self.base_url}/")
 
     def _held_up(self, what: What, waiting: str, reason: str | None) -> None:
         """`reason` is None for a refused request."""
@@ -214,6 +214,14 @@ class HoldUps:
             for what, hold in self._holds.items():
                 found[what] = _with(found.get(what, Total()), hold, now)
         return found
+
+
+def _spelled(url: str) -> str:
+    """An address in one spelling: without a port that is its scheme's own, and its host in lower
+    case."""
+    import httpx
+
+    return str(httpx.URL(str(httpx.URL(url))))  # once more: of HTTPS it leaves the port at first
 
 
 def _with(total: Total, hold: _Hold, now: float) -> Total:

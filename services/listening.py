@@ -143,7 +143,7 @@ def _asked(url: str, answer_s: float) -> _Answer:
 
 def _refusal(base_url: str, answer: _Answer) -> LoopError | None:
     """Why what answers there will never be a Tinker service as it was given; None where it may."""
-    if base_url.startswith("https:"):
+    if urlsplit(base_url).scheme == "https":
         if answer.failure is not None and "SSL" in str(answer.failure):
             return _refused_tls(base_url, answer)
     elif (answer.failure is not None or answer.status == 400) and _speaks_tls(base_url):

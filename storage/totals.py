@@ -19,6 +19,7 @@ from storage.files import storage_error, write_whole
 from storage.stored_json import parse_object
 
 NUM_DIGITS = 18  # of each total, so that the line keeps its size
+MOST = 10 ** (NUM_DIGITS - 1)  # that is taken up: nothing that is added fills the last digit
 LOOKS = 100  # how often a line that another process is writing is read
 
 
@@ -32,9 +33,11 @@ class Totals:
         known = read_totals(path, names)
         self._path, self._lock = path, threading.Lock()
         self._now = {name: max(at_least[name], (known or at_least)[name]) for name in names}
-        if known is None:
-            write_whole(path, [_line(self._now)])
+        line = _line(self._now)
         try:
+            # What a person has written may be longer: its end would stay behind the line.
+            if known is None or path.stat().st_size != len(line):
+                write_whole(path, [line])
             self._descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
         except OSError as error:
             raise storage_error(path, error) from error
@@ -69,8 +72,11 @@ def read_totals(path: Path, names: Sequence[str]) -> dict[str, int] | None:
                 break
         found = parse_object(line)
         numbers = {name: found.get(name) for name in names}
-        if any(type(one) is not int or one < 0 for one in numbers.values()):
-            raise ValueError(f"it has to have a whole number for each of {', '.join(names)}")
+        if any(type(one) is not int or not 0 <= one < MOST for one in numbers.values()):
+            raise ValueError(
+                f"it has to have a whole number, of at most {NUM_DIGITS - 1} digits, for each of "
+                f"{', '.join(names)}"
+            )
         return {name: int(number or 0) for name, number in numbers.items()}
     return None
 

@@ -16,14 +16,16 @@ from tinker.lib.api_future_impl import QueueState
 
 import local_tinker
 from fault_proxy import First, fault_proxy
+from ledger.store import RunStore
 from loop.reports.live import Beside, Now
+from loop.reports.progress import Progress
 from loop.reports.waits import before_text, now_text, told_text
 from loop.rounds import waiting
 from sdk_client import new_run
 from services import held_up as held_up_module
 from services.faults import explain
 from services.held_up import CALM_S, GIVEN_UP_S, LASTING_S, SELDOM_S, HoldUps, Total, watching
-from services.keys import UNHEARD
+from services.keys import UNHEARD, Keys
 from services.sdk import open_clients
 from studies.work.screen import Screen
 from test_loop import Workspace
@@ -120,6 +122,27 @@ def test_what_the_sdk_has_given_up_is_over(clock: Clock) -> None:
     assert held.totals()["rate_limit"] == Total(2, 0, 1, 30.0, "")
 
 
+def test_time_that_was_recorded_and_turns_out_shorter_is_in_no_later_event(
+    clock: Clock, tmp_path: Path
+) -> None:
+    held, store = HoldUps(ADDRESS, clock), RunStore.create(tmp_path / "run", {})
+    waits = waiting.Waits(held, store, Progress(verbose=False), Keys())
+    for moment in (0, 29, 60, 200):  # the SDK asks no more after the second one, nor the last
+        clock.now = 1000.0 + moment
+        if moment != 60:
+            answered(held, STEP, 500)
+        waits.record(0)
+    for seconds in (20, 40):
+        clock.now += seconds
+        answered(held, STEP, 500)
+        waits.record(0)
+    store.close()
+    events = list(RunStore.open(tmp_path / "run").events("held_up"))
+    assert [one["num_refused"] for one in events] == [1, 1, 0, 1, 1, 1]
+    assert [one["seconds"] for one in events] == [0.0, 29.0, 31.0, 0.0, 0.0, 29.0]
+    assert sum(one["seconds"] for one in events) == held.totals()["failing"].seconds == 89.0
+
+
 def test_the_queue_moves_where_a_result_comes_though_nobody_says_so(clock: Clock) -> None:
     held = HoldUps(ADDRESS, clock)
     held.queued("paused_rate_limit", None)
@@ -147,6 +170,9 @@ def test_the_queue_moves_where_a_result_comes_though_nobody_says_so(clock: Clock
             True,
         ),
         (None, STEP, 429, False),
+        # As httpx spells what a person wrote otherwise.
+        ("HTTPS://Engine.Example:443/v", "https://engine.example/v/api/v1/asample", 429, True),
+        ("http://LOCALHOST:80", "http://localhost/api/v1/asample", 429, True),
     ],
 )
 def test_only_what_is_asked_of_the_service_and_awaited_is_seen(

@@ -67,13 +67,28 @@ def test_totals_are_there_for_another_reader_at_each_moment(tmp_path: Path) -> N
     assert Totals(path, {"a": 5_000, "b": 0}).now == {"a": 5_000, "b": 4_000 * 10**6}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"train_tokens": -1}', '{"train_tokens": "1"}'])
+def test_a_line_that_a_person_wrote_is_written_over_whole(tmp_path: Path) -> None:
+    path, number = tmp_path / "totals.json", {"a": 7, "b": 10**17 - 1}
+    for text in (json.dumps(number), json.dumps({**number, "why": "w" * 200}, indent=40)):
+        path.write_text(text)
+        totals = Totals(path, {"a": 0, "b": 0})
+        totals.add({"a": 1, "b": 1})
+        totals.add({"b": -1})
+        assert read_totals(path, ("a", "b")) == {"a": 8, "b": 10**17 - 1}
+
+
+TOO_LONG = json.dumps(dict.fromkeys(NAMES, 10**17))  # which no more could be added to for long
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"train_tokens": -1}', '{"train_tokens": "1"}', TOO_LONG]
+)
 def test_a_file_that_holds_something_else_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / SENT).write_text(text)
     nothing = Usage(0, 0, 0, 0.0)
     for act in (
         lambda: Sent(tmp_path).in_vain(nothing),
-        lambda: Sent(tmp_path).note(Tokens(1), nothing),
+        lambda: Sent(tmp_path).note(Tokens(1), nothing, lambda: nothing),
     ):
         with pytest.raises(RunStoreError, match=r"sent\.json: cannot be read.* or remove it"):
             act()
@@ -83,12 +98,22 @@ def test_what_is_sent_and_not_recorded_is_paid_for_in_vain(tmp_path: Path) -> No
     used = Usage(100, 20, 7, 1.5)
     sent = Sent(tmp_path)
     assert sent.in_vain(used).tokens == 0  # of a run of a version that noted nothing
-    sent.note(Tokens(train_tokens=40), used)
-    sent.note(Tokens(prompt_tokens=5, sampled_tokens=64), used)
+    sent.note(Tokens(train_tokens=40), used, lambda: used)
+    sent.note(Tokens(prompt_tokens=5, sampled_tokens=64), used, lambda: used)
     assert sent.in_vain(used) == Sent(tmp_path).in_vain(used) == Usage(40, 5, 64, 0.0)
-    sent.note(Tokens(sampled_tokens=-60), used)  # the answer has come
+    sent.note(Tokens(sampled_tokens=-60), used, lambda: used)  # the answer has come
     assert Sent(tmp_path).in_vain(used) == Usage(40, 5, 4, 0.0)
     assert Sent(tmp_path).in_vain(Usage(140, 25, 11, 2.0)) == Usage(0, 0, 0, 0.0)
+
+
+def test_a_run_of_a_version_that_noted_nothing_goes_on_from_all_that_it_used(
+    tmp_path: Path,
+) -> None:
+    store = RunStore.create(tmp_path / "run", {})
+    store.eval_journal(0, None).add("one", {}, num_prompt_tokens=50, num_sampled_tokens=9)
+    store.note_sent(Tokens(prompt_tokens=8, sampled_tokens=6))
+    assert store.in_vain() == Usage(0, 8, 6, 0.0)  # the answer that was kept is none of them
+    store.close()
 
 
 # --- a kill ---------------------------------------------------------------------------------------
@@ -265,7 +290,7 @@ def test_a_budget_counts_what_was_paid_for_in_vain(
     (run_dir / SENT).unlink()  # as of a version that noted nothing
     used = workspace.store("run").usage()
     assert workspace.store("run").spent() == used
-    Sent(run_dir).note(Tokens(train_tokens=900_000), used)  # a kill left them
+    Sent(run_dir).note(Tokens(train_tokens=900_000), used, lambda: used)  # a kill left them
     assert workspace.store("run").spent() == used.plus(Usage(900_000, 0, 0, 0.0))
     budget = f"budget.tokens={900_000 + used.tokens}"
     capsys.readouterr()

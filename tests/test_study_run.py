@@ -23,6 +23,7 @@ import local_tinker
 import study
 from conftest import REPO
 from errors import RunStoreError
+from ledger.sent import SENT
 from ledger.store import RunStore
 from scores.results import EvalResult
 from sdk_client import KEY
@@ -292,6 +293,11 @@ def test_another_study_takes_what_this_one_measured(
     capsys.readouterr()
     assert far.run("--reuse", str(tmp_path)) == 2
     assert "neither a study" in capsys.readouterr().err
+    # What a trial has cost is known, or its study does not go on.
+    (one.folder / "results" / "run_000" / SENT).write_text("")
+    assert one.run() == 2
+    assert f"run_000/{SENT}: cannot be read" in capsys.readouterr().err
+    assert other.run() == 0
 
 
 def test_a_study_killed_twice_gives_the_same_table(
@@ -322,9 +328,12 @@ def wait_for(process: forked.Process, file: Path, wanted: str) -> None:
         time.sleep(0.02)
 
 
-def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(folder: StudyFolder) -> None:
+@pytest.mark.parametrize("num_parallel", [1, 3])  # of three, two wait for their turn
+def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(
+    folder: StudyFolder, num_parallel: int
+) -> None:
     folder.write(controls={"steps_per_round": 200})
-    with folder.program() as process:
+    with folder.program("--parallel", str(num_parallel)) as process:
         wait_for(process, folder.folder / "results/run_000/ledger.jsonl", '"type": "step"')
         assert study.main(["status", str(folder.folder)]) == 0
         assert folder.run() == 2  # another process is at work on it

@@ -231,6 +231,8 @@ async def connected(
         progress.num_spent = lambda: store.usage().tokens
         stop_on_signals(run)
         async with waits.telling(), _in_session(run, session):
+            if run.sharing.is_stopping:  # while it waited and could not hear it
+                raise Interrupted("before it began")
             yield run
 
 

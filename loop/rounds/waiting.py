@@ -44,11 +44,13 @@ class Waits:
 
     def record(self, round_no: int | None) -> None:
         """Record what was held up since the last time, where requests were refused or it lasted."""
-        totals, before = self._held_up.totals(), self._recorded
-        self._recorded = totals
-        for what, total in totals.items():
-            was = before.get(what, Total())
-            num_refused, seconds = total.num_refused - was.num_refused, total.seconds - was.seconds
+        for what, total in self._held_up.totals().items():
+            was = self._recorded.get(what, Total())
+            num_refused = total.num_refused - was.num_refused
+            # What was given up has ended when it was last asked, so that less may be known to have
+            # been held up than was recorded; as much of what comes is recorded already.
+            seconds = max(0.0, total.seconds - was.seconds)
+            self._recorded[what] = total._replace(seconds=was.seconds + seconds)
             if total != was and (num_refused or seconds >= LASTING_S):
                 was_said = total.num_queued > was.num_queued
                 self._store.append(

@@ -138,19 +138,22 @@ def _note_opened(work: Work) -> None:
 
 
 def _offer_known(work: Work, known: Iterable[Path]) -> None:
-    """Let trials take what run directories have measured. One that is damaged is no source."""
+    """Let trials take what run directories have measured. One that is damaged is no source.
+
+    Raises `RunStoreError` where what a trial of its own has cost cannot be read.
+    """
     own = {place.run_dir: place for place in _own_places(work.generation)}
     for run_dir in known:
         if not (run_dir / CONFIG).is_file():
             continue
+        if run_dir in own and (store := RunStore.open(run_dir)).has_started:
+            _note_usage(work, own[run_dir], store)
         with contextlib.suppress(LoopError, KeyError, TypeError):
             store = RunStore.open(run_dir)
             if not store.has_started:
                 continue
             for result in store.results():
                 work.floor.sharing.offer(store, result)
-            if run_dir in own:
-                _note_usage(work, own[run_dir], store)
 
 
 async def _each(work: Work, things: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:

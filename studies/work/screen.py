@@ -78,7 +78,7 @@ class Screen:
         self.how_to_continue = how_to_continue
         self._at_work: list[TrialProgress] = []
         self._said: set[str] = set()
-        self._num_told = 0  # of what the service held up
+        self._told: set[int] = set()  # numbers of what a service held up
         self._started = time.monotonic()
         self._console: Console | None = None
         self._live: Live | None = None
@@ -133,8 +133,8 @@ class Screen:
 
     def told_line(self, number: int, text: str) -> None:
         """What the service holds up, which all trials at work would say; told once."""
-        if number > self._num_told:
-            self._num_told = number
+        if number not in self._told:  # of two services, one's may come after the other's next one
+            self._told.add(number)
             self.line(text)
 
     def _write(self, text: str) -> None:

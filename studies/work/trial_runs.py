@@ -69,11 +69,12 @@ class Floor:
         self, choice: ServiceChoice, plan: Plan, progress: TrialProgress
     ) -> AsyncIterator[Service | None]:
         """The service of a trial; the embedded one takes trials in turn, since they would share one
-        processor."""
+        processor. Raises `Interrupted` where somebody asked to stop while it was waited for."""
         if choice.kind != "embedded":
             if (address := choice.base_url) is not None:
                 tell = functools.partial(self.screen.line_once, "note")
                 await aside(lambda: refuse_no_service(address, tell))
+                self.refuse_stopped()
             with log_levels_kept():
                 yield None
             return
@@ -84,6 +85,7 @@ class Floor:
         if self.embedded_turn.locked():
             progress.live("waiting for the embedded service, which takes trials in turn")
         async with self.embedded_turn:
+            self.refuse_stopped()
             if self._service is None:
                 self._service = self._opened.enter_context(hosting(choice, progress))
             assert self._service is not None, "it was started just now"
