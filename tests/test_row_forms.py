@@ -15,6 +15,7 @@ from errors import DataError
 from forked import run
 from rows.examples import Example
 from rows.forms import read_form
+from rows.row_keys import guess_columns
 from rows.sources import Source
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -260,6 +261,22 @@ def test_without_columns_the_line_to_write_is_shown(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         load(tmp_path / "g.jsonl", [{"foo": "q", "bar": "a"}])
     assert '"data": {"columns": {"instruction": "QUESTION_COLUMN", ' in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "guess"),
+    [
+        (("Ticket ID", "Customer question", "Agent answer"), ("Customer question", "Agent answer")),
+        (("Question ID", "question_text", "Reply"), ("question_text", "Reply")),
+        (("First question", "Second question", "Agent answer"), None),  # which one is not told
+        (("User ID", "Text body", "Answer date"), None),
+    ],
+)
+def test_headings_of_several_words_are_guessed_by_the_one_that_fits(
+    keys: tuple[str, ...], guess: tuple[str, str] | None
+) -> None:
+    found = dict(zip(("instruction", "output"), guess, strict=True)) if guess else {}
+    assert guess_columns(keys) == found
 
 
 def test_rows_of_no_form_are_one_kind_whichever_of_their_cells_are_blank(tmp_path: Path) -> None:
