@@ -72,7 +72,7 @@ class Problems:
         left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
         more = f"; and {left} more of other kinds" if left else ""
         expected = f"Expected {EXPECTED[self.holds]}. "
-        if number == num_rows and len(groups) == 1 and f"{EXPECTED[self.holds]}, found" in shown:
+        if number == num_rows and f"{EXPECTED[self.holds]}, found" in shown:
             expected = ""  # it has just been said
         if self.num_unread == number:
             expected = ""  # what they hold is not known
