@@ -26,7 +26,7 @@ from rows.places import dropped_text, first_words
 from rows.preferences import Aside, PairReader, Placed, opposites
 from rows.quality import Filters, near_duplicates
 from rows.refused_rows import FOUND_KEYS, Holds, Problems, columns_line
-from rows.row_keys import PAIRS
+from rows.row_keys import PAIRS, QUESTION_KEYS
 from rows.sources import Row, Source, as_text, read_rows, sha256_of
 from rows.tool_calls import is_blank
 from rows.units import units_of
@@ -250,12 +250,21 @@ def read_row(row: Row, columns: Mapping[str, str], *, may_ask: bool = False) -> 
     try:
         record, unused = read_form(fields, may_ask=may_ask)
     except ValueError as error:
-        blank = [theirs for theirs in columns.values() if is_blank(row.fields.get(theirs))]
+        blank = [f'"{name}"' for name in _needed(columns) if is_blank(row.fields.get(name))]
         is_of_it = FOUND_KEYS in str(error) or str(error).endswith('" is empty')
-        if is_of_it and len(blank) == 1:
-            raise ValueError(f'"{blank[0]}" is missing or empty') from None
+        if is_of_it and blank:
+            are = "is" if len(blank) == 1 else "are"
+            raise ValueError(f"{' and '.join(blank)} {are} missing or empty") from None
         raise
     return Reading(record, tuple(sorted({*unused, *left_out})))
+
+
+def _needed(columns: Mapping[str, str]) -> list[str]:
+    """Of the columns that are named, those without which a row is none: no topic, no context."""
+    needed = {"messages", "conversations", *QUESTION_KEYS, *(key for pair in PAIRS for key in pair)}
+    if "instruction" in columns or "prompt" in columns:
+        needed.discard("input")  # which stands beside the question
+    return [theirs for ours, theirs in columns.items() if ours in needed]
 
 
 def _renamed(

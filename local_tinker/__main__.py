@@ -183,6 +183,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, key: str | None, stop: StopSignals) -> int:
     """Load the models and serve them until `stop`; return the exit code."""
+    models = [name_and_path(model) for model in args.base_model]
+    names = ", ".join(name for name, _ in models)
+    # Libraries and weights take seconds to minutes, which without a word look like a hang.
+    print(f"loading {names}; address and key follow", file=sys.stderr, flush=True)
     from local_tinker.service import Service
     from local_tinker.wire import UserError
 
@@ -198,7 +202,6 @@ def run(args: argparse.Namespace, key: str | None, stop: StopSignals) -> int:
             f"cannot listen on {args.host} port {args.port}: {error}. Choose another --port."
         )
     try:
-        models = [name_and_path(model) for model in args.base_model]
         for name, path in models:
             service.serve_model(name, path)
         made = service.open_folder(args.checkpoint_dir.resolve(), key)
@@ -209,7 +212,6 @@ def run(args: argparse.Namespace, key: str | None, stop: StopSignals) -> int:
     # A search of all that is loaded for cycles stops every thread for a tenth of a second or more.
     gc.freeze()
     service.serve()
-    names = ", ".join(name for name, _ in models)
     print(
         f"serving {names} on {service.base_url}, checkpoints in {args.checkpoint_dir}; "
         "Ctrl-C stops",

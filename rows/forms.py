@@ -32,7 +32,6 @@ from rows.row_keys import (
     REFUSED_IN_MESSAGE,
     ROLES,
     SHAPES,
-    SYNONYMS,
     SYSTEM_KEYS,
     TEXT_KEYS,
     TEXT_PARTS,
@@ -145,22 +144,6 @@ def given_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first(table: Iterable[str], given: Mapping[str, Any]) -> str:
     return next(key for key in table if key in given)
-
-
-def guess_columns(found: Collection[str]) -> dict[str, str]:
-    """`data.columns` for rows with these keys; empty where they have a form, or nothing like it."""
-    if not {"messages", "conversations"}.isdisjoint(found) or any(
-        set(p) <= set(found) for p in PAIRS
-    ):
-        return {}
-    named = {str(key).casefold(): str(key) for key in found}
-    guess = {
-        ours: next((named[one] for one in theirs if one in named), None)
-        for ours, theirs in SYNONYMS.items()
-    }
-    if guess["instruction"] is None or guess["output"] is None:
-        return {}
-    return {ours: theirs for ours, theirs in guess.items() if theirs is not None}
 
 
 def _likings(given: Mapping[str, Any]) -> list[str]:

@@ -7,8 +7,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
-from rows.forms import guess_columns
-from rows.row_keys import PAIR_SHAPES, PROMPT_SHAPES, QUESTION_KEYS, SHAPES, SYNONYMS
+from rows.row_keys import (
+    PAIR_SHAPES,
+    PROMPT_SHAPES,
+    QUESTION_KEYS,
+    SHAPES,
+    SYNONYMS,
+    guess_columns,
+)
 from rows.sources import Source
 
 Holds = Literal["answers", "pairs", "prompts"]  # what rows train on; prompts may be answered
@@ -27,6 +33,7 @@ MAX_GROUPS = 20  # kinds of problems that a message lists,
 MAX_RANGES = 12  # and ranges of lines of each
 FOUND_KEYS = ", found keys: "  # what follows it in the reason of a row of no form are its keys
 UNREADABLE = "not valid UTF-8"
+SAVE_AS_UTF8 = "Save the file as UTF-8 (a spreadsheet calls it CSV UTF-8)."
 RATED_KEYS = {"prompt", "response", "score"}
 RATED = (
     "These are rated answers, which no method trains on as they are: some were wrong, and none has "
@@ -68,7 +75,7 @@ class Problems:
         left = sum(len(lines) for _, lines in groups[MAX_GROUPS:])
         more = f"; and {left} more of other kinds" if left else ""
         expected = f"Expected {EXPECTED[self.holds]}. "
-        if number == num_rows and len(groups) == 1 and f"{EXPECTED[self.holds]}, found" in shown:
+        if number == num_rows and f"{EXPECTED[self.holds]}, found" in shown:
             expected = ""  # it has just been said
         if self.num_unread == number:
             expected = ""  # what they hold is not known
@@ -95,7 +102,7 @@ class Problems:
             ) + (named if asked is not None else "")
         if self.num_unread > MAX_REJECTED_SHARE * self.number:
             if UNREADABLE in self._lines:
-                return "Save the file as UTF-8 (a spreadsheet calls it CSV UTF-8)."
+                return SAVE_AS_UTF8
             return "Correct the file, or what writes it: each row is one object, or one record."
         if set(found) & {"text"} and not {*QUESTION_KEYS, *SYNONYMS["output"]} & set(found):
             return (
@@ -112,7 +119,8 @@ class Problems:
             names = names or PAIR_COLUMNS
         line = _line_for(names)
         line = f"here probably {line}" if guess else f"with names of these keys: {line}"
-        return f"If it is the right file, say in the config what it calls its columns, {line}."
+        remedy = f"If it is the right file, say in the config what it calls its columns, {line}."
+        return f"{remedy} {SAVE_AS_UTF8}" if UNREADABLE in self._lines else remedy
 
     def _kinds(self) -> dict[str, list[int]]:
         """The lines of each problem; rows of no form are one, whichever of their keys are blank."""

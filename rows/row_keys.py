@@ -5,7 +5,7 @@ A key that stands nowhere here is not used, and is named once before the first s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -156,6 +156,11 @@ SYNONYMS = {  # what public files call these, the likeliest first
         "a",
     ),
 }
+HEADING_WORDS = {  # what a spreadsheet's headings have among other words
+    "instruction": ("question", "query", "prompt", "instruction", "problem"),
+    "output": ("answer", "response", "reply", "solution"),
+}
+NUMBERING_WORDS = {"id", "no", "nr", "number", "date", "time"}
 # What public files call an answer, or the right one of several; their spellings differ in case
 # and signs ("answerKey", "answer_key").
 ANSWER_KEYS = (
@@ -178,6 +183,33 @@ def is_answer_key(key: object) -> bool:
     name = "".join(c for c in str(key).casefold() if c.isalnum())
     # Columns A, B, C and D are what there is to choose from.
     return (name if len(name) > 1 else key) in _ANSWER_NAMES
+
+
+def guess_columns(found: Collection[str]) -> dict[str, str]:
+    """`data.columns` for rows with these keys; empty where they have a form, or nothing like it.
+
+    A heading of several words, as "Customer question", counts by a word of it, where it alone does.
+    """
+    if not {"messages", "conversations"}.isdisjoint(found) or any(
+        set(p) <= set(found) for p in PAIRS
+    ):
+        return {}
+    named = {str(key).casefold(): str(key) for key in found}
+    guess = {
+        ours: next((named[one] for one in theirs if one in named), None)
+        or _heading_with(HEADING_WORDS.get(ours, ()), named)
+        for ours, theirs in SYNONYMS.items()
+    }
+    if guess["instruction"] is None or guess["output"] is None:
+        return {}
+    return {ours: theirs for ours, theirs in guess.items() if theirs is not None}
+
+
+def _heading_with(words: Collection[str], named: Mapping[str, str]) -> str | None:
+    """The one heading that has one of `words` and numbers nothing; None where more or none do."""
+    parts = {name: set(key.replace("_", " ").split()) for key, name in named.items()}
+    held = [name for name, of in parts.items() if of & set(words) and not of & NUMBERING_WORDS]
+    return held[0] if len(held) == 1 else None
 
 
 # --- the table ------------------------------------------------------------------------------------

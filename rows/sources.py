@@ -356,7 +356,10 @@ def _refuse_other_columns(source: Source, file: IO[bytes], delimiter: str) -> No
             if {delimiter, other} == {",", TAB}:
                 remedy = f"Let its name end with {'.tsv' if other == TAB else '.csv'}"
             elif other == ";":
-                remedy += " (a spreadsheet's list separator is a setting of its system or export)"
+                remedy += (
+                    " (a spreadsheet's list separator is a setting of its system or export; "
+                    "docs/data.md has a command that does it)"
+                )
             raise DataError(
                 f"{source}: its first line {_shown(line)} has {called} between its columns. "
                 f"{divided} here. {remedy}."

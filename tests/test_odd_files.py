@@ -84,6 +84,16 @@ def test_what_a_file_is_and_what_to_do(
     assert "data.columns" not in told and "QUESTION_COLUMN" not in told  # names would not help
 
 
+def test_an_export_of_another_encoding_is_told_of_both_its_columns_and_that(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("Ask,Agent answer\nS\u00e4g,1\nSay,1\n".encode("cp1252"))
+    with pytest.raises(DataError) as refused:
+        load_examples([Source("a.csv", path)])
+    told = str(refused.value)
+    assert "QUESTION_COLUMN" in told and told.endswith("(a spreadsheet calls it CSV UTF-8).")
+    assert told.casefold().count("expected ") == 1
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [

@@ -15,6 +15,7 @@ from errors import DataError
 from forked import run
 from rows.examples import Example
 from rows.forms import read_form
+from rows.row_keys import guess_columns
 from rows.sources import Source
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -262,6 +263,22 @@ def test_without_columns_the_line_to_write_is_shown(tmp_path: Path) -> None:
     assert '"data": {"columns": {"instruction": "QUESTION_COLUMN", ' in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("keys", "guess"),
+    [
+        (("Ticket ID", "Customer question", "Agent answer"), ("Customer question", "Agent answer")),
+        (("Question ID", "question_text", "Reply"), ("question_text", "Reply")),
+        (("First question", "Second question", "Agent answer"), None),  # which one is not told
+        (("User ID", "Text body", "Answer date"), None),
+    ],
+)
+def test_headings_of_several_words_are_guessed_by_the_one_that_fits(
+    keys: tuple[str, ...], guess: tuple[str, str] | None
+) -> None:
+    found = dict(zip(("instruction", "output"), guess, strict=True)) if guess else {}
+    assert guess_columns(keys) == found
+
+
 def test_rows_of_no_form_are_one_kind_whichever_of_their_cells_are_blank(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("Ask,Say,notes\nq1,a1,\nq2,a2,n\nq3,,n\nq4,a4,\n")
@@ -274,10 +291,15 @@ def test_rows_of_no_form_are_one_kind_whichever_of_their_cells_are_blank(tmp_pat
 
 def test_an_empty_cell_of_a_named_column_is_called_by_the_files_own_name(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
-    file.write_text("Ask,Say,notes\nq1,a1,\nq2,,n\n  ,a3,n\nq4,a4,\n")
-    source = Source("rows.csv", file, columns={"instruction": "Ask", "output": "Say"})
-    reasons = [one.reason for one in load_examples([source]).dropped]
-    assert reasons == ['"Say" is missing or empty', '"Ask" is missing or empty']
+    file.write_text("Ask,Say,On\nq1,a1,\nq2,,n\n  ,a3,n\nq4,a4,\nq5,,\n,,n\nq6,a6,n\nq7,a7,n\n")
+    columns = {"instruction": "Ask", "output": "Say", "topic": "On"}
+    loaded = load_examples([Source("rows.csv", file, columns=columns)])
+    assert [(one.line_no, one.reason) for one in loaded.dropped] == [
+        (3, '"Say" is missing or empty'),
+        (4, '"Ask" is missing or empty'),
+        (6, '"Say" is missing or empty'),  # the topic may be
+        (7, '"Ask" and "Say" are missing or empty'),
+    ]
 
 
 @pytest.mark.parametrize("indent", [None, 1])

@@ -18,9 +18,9 @@ from errors import ConfigError, DataError
 from loop.plan_page.view import Part, Planned, RowsForm
 from loop.planning.row_files import sources_of
 from pages.document import Column, Table
-from rows.forms import given_of, guess_columns, marks_of
+from rows.forms import given_of, marks_of
 from rows.refused_rows import RATED_KEYS
-from rows.row_keys import OTHER_PREFERENCE_KEYS, SYNONYMS
+from rows.row_keys import OTHER_PREFERENCE_KEYS, SYNONYMS, guess_columns
 from rows.sources import Row, read_rows
 from rows.tool_calls import decoded, is_blank
 from settings.method_groups import MethodName
