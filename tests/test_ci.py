@@ -182,7 +182,8 @@ def result_of(scores: list[float], number: int = 0, **texts: Any) -> EvalResult:
 
 def summary_with(lines: list[Line], sentences: list[str], run_dir: Path) -> Summary:
     judged = [line for line in lines if line.passed is not None]
-    return Summary("t: e", False, sentences, lines, judged, judged, Usage(1, 2, 3, 0.5), run_dir)
+    used, lost = Usage(1, 2, 3, 0.5), Usage(40, 5, 64, 0.0)
+    return Summary("t: e", False, sentences, lines, judged, judged, used, lost, run_dir)
 
 
 def test_what_turned_is_counted_by_question() -> None:

@@ -44,12 +44,17 @@ class Waits:
 
     def record(self, round_no: int | None) -> None:
         """Record what was held up since the last time, where requests were refused or it lasted."""
-        totals, before = self._held_up.totals(), self._recorded
-        self._recorded = totals
-        for what, total in totals.items():
-            was = before.get(what, Total())
-            num_refused, seconds = total.num_refused - was.num_refused, total.seconds - was.seconds
-            if total != was and (num_refused or seconds >= LASTING_S):
+        going_on = {held.what for held in self._held_up.now()}
+        for what, total in self._held_up.totals().items():
+            was = self._recorded.get(what, Total())
+            num_refused = total.num_refused - was.num_refused
+            # What was waited for counts up to now, and where it is given up only up to its last
+            # word: no seconds are recorded twice for that, and none taken back.
+            seconds = max(0.0, total.seconds - was.seconds)
+            is_worth_it = total != was and (num_refused > 0 or seconds >= LASTING_S)
+            if is_worth_it or what not in going_on:  # else it may come to more in the next round
+                self._recorded[what] = total._replace(seconds=was.seconds + seconds)
+            if is_worth_it:
                 was_said = total.num_queued > was.num_queued
                 self._store.append(
                     "held_up",
