@@ -216,6 +216,7 @@ def test_nothing_in_a_text_acts_and_a_comment_stays_short(tmp_path: Path) -> Non
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {5, 7}  # cells are whole
     assert "400 questions newly wrong or worse, 0 newly right" in text
     assert "more are in the report" in text
+    assert "paid for in vain: at most 40 trained, 5 prompt and 64 sampled tokens" in text
     suite = ElementTree.fromstring(junit_of(summary))
     assert suite.get("failures") == str(len(lines))
 
