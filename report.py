@@ -228,6 +228,7 @@ def compare(args: argparse.Namespace) -> None:
                 "round": one.round,
                 "score": None if one.round is None else one.store.scores()[one.round],
                 "tokens": one.store.usage().tokens,
+                "tokens_in_vain": one.store.in_vain().tokens,
             }
             for one in shown.named
         ]

@@ -405,15 +405,18 @@ def _state_words(trial: TrialOutcome) -> str:
 def _tell_totals(outcome: StudyOutcome) -> None:
     """Print how many trials stand how, what they used, and what was chosen by them."""
     from scores.wording import score_and_n
+    from studies.reports.report_words import costs_words
 
     trials = [one for arm in outcome.arms for one in arm.trials]
     counts = Counter(map(_state_words, trials))
     total = sum(one.usage.tokens for one in trials)
     minutes = sum(one.usage.minutes for one in trials)
     states = ", ".join(f"{number} {state}" for state, number in counts.items())
-    costs = [one.cost_usd for one in trials if one.cost_usd is not None]
-    cost = f", {sum(costs):.2f} US dollars" if costs else ""
+    cost = costs_words([one.cost_usd for one in trials if one.usage.tokens])
     tell(f"{len(trials)} trials: {states}; {total:,} tokens, {minutes:.1f} min of work{cost}")
+    in_vain = sum(one.in_vain.tokens for one in trials)
+    if in_vain:
+        tell(f"{in_vain:,} of these tokens, at the most, were sent and are recorded nowhere")
     if outcome.budget_sentence is not None:
         tell(outcome.budget_sentence)
     tell(outcome.winner_sentence)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
 from errors import ConfigError, one_line
+from loop.reports.lines import in_vain_text
 from pages.document import Block, Bullets, Column, Document, Paragraph, Section, Table
 from pages.markdown import markdown
 from scores.results import LEVEL, Moved, moved_questions, score_difference
@@ -60,6 +61,7 @@ class Summary(NamedTuple):
     turned: Sequence[Line]
     judged: Sequence[Line]
     usage: Usage
+    in_vain: Usage
     run_dir: Path
 
 
@@ -81,8 +83,8 @@ def summary_of_run(store: RunStore, decision: Decision, gate: Gate, name: str) -
         sentences.append(f"{len(results) - len(lines)} rounds before the last are not shown.")
     passed = decision.action == "stop_passed" and is_within
     # Rounds before the best are no failures: they are how it was reached.
-    title, usage = f"{name}: run", store.usage()
-    return Summary(title, passed, sentences, lines, best, [], usage, store.run_dir)
+    title, used = f"{name}: run", (store.usage(), store.in_vain())
+    return Summary(title, passed, sentences, lines, best, [], *used, store.run_dir)
 
 
 def lines_of_run(results: Sequence[EvalResult], best_round: int, gate: Gate) -> list[Line]:
@@ -114,8 +116,9 @@ def summary_of_evaluation(store: RunStore, comparisons: Sequence[Comparison], na
     if len(lines) > 1:
         sentences.insert(0, f"{num_passed} of {len(judged)} checkpoints beside the reference pass.")
     turned = [line for line in judged if line.before is not None]
-    title, passed, usage = f"{name}: evaluation", num_passed == len(judged), store.usage()
-    return Summary(title, passed, sentences, lines, turned, judged, usage, store.run_dir)
+    title, passed = f"{name}: evaluation", num_passed == len(judged)
+    used = store.usage(), store.in_vain()
+    return Summary(title, passed, sentences, lines, turned, judged, *used, store.run_dir)
 
 
 def worse_and_better(before: EvalResult, after: EvalResult) -> tuple[list[Moved], int]:
@@ -148,15 +151,14 @@ def document_of(summary: Summary) -> Document:
         blocks += _turned(line)
     there = [name for name in FILES if (summary.run_dir / name).exists()]
     used = summary.usage
-    blocks.append(
-        Bullets(
-            [
-                f"Tokens: {used.train_tokens:,} trained, {used.prompt_tokens:,} of prompts, "
-                f"{used.sampled_tokens:,} sampled; {used.minutes:.1f} minutes.",
-                f"Run directory: {summary.run_dir}, with {', '.join([*there, 'evals'])}.",
-            ]
-        )
-    )
+    ends = [
+        f"Tokens: {used.train_tokens:,} trained, {used.prompt_tokens:,} of prompts, "
+        f"{used.sampled_tokens:,} sampled; {used.minutes:.1f} minutes."
+    ]
+    if summary.in_vain.tokens:
+        ends.append(f"Beside them, {in_vain_text(*summary.in_vain[:3])}.")
+    ends.append(f"Run directory: {summary.run_dir}, with {', '.join([*there, 'evals'])}.")
+    blocks.append(Bullets(ends))
     return Document(one_line(summary.title), blocks)
 
 

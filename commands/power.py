@@ -21,6 +21,7 @@ from scores.power import (
     questions_needed_paired,
     questions_needed_unpaired,
 )
+from scores.wording import share_text
 
 if TYPE_CHECKING:
     from scores.decision import Gate
@@ -247,19 +248,21 @@ def describe_own(own: Own, table: Sequence[Needed], low: float, high: float) -> 
     fits = f"enough, at all looks, for: {'; '.join(enough)}" if enough else "too few for all of it"
     yield f"{own.name}: {asked}; {fits}."
     rule = f"gate.rule {gate.rule} at eval_threshold {gate.threshold:g}"
-    first, second = (pass_chance(gate, own.sizes, truth) for truth in (high, low))
+    chances = (pass_chance(gate, own.sizes, truth) for truth in (high, low))
+    first, second = (share_text(chance, digits=1) for chance in chances)
     reached = "reaches the threshold" if gate.rule == "paired" else "passes"
     yield (
-        f"{rule}: a round of a model that is really at {high:g} {reached} in {first:.1%} of tries, "
-        f"one at {low:g} in {second:.1%}."
+        f"{rule}: a round of a model that is really at {high:g} {reached} in {first} of tries, "
+        f"one at {low:g} in {second}."
     )
     if gate.rule == "paired":
         possible = possible_changes(low, high)
         shares = possible.independent, possible.least
-        rare, often = (gain_chance(gate, own.sizes, low, high, share) for share in shares)
+        chances = (gain_chance(gate, own.sizes, low, high, share) for share in shares)
+        rare, often = (share_text(chance, digits=1) for chance in chances)
         yield (
-            f"Its other half, a gain above margin {gate.margin:g}, shows in {rare:.1%} to "
-            f"{often:.1%} of rounds really at {high:g} after a baseline at {low:g}: the fewer "
+            f"Its other half, a gain above margin {gate.margin:g}, shows in {rare} to "
+            f"{often} of rounds really at {high:g} after a baseline at {low:g}: the fewer "
             "answers change, the more often. Both together pass at most as often as the rarer one."
         )
     if (why := out_of_reach(gate, own.sizes)) is not None:

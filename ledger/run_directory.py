@@ -320,9 +320,14 @@ class RunDirectory:
         return self._meter.total.less(kept.total)
 
     def _waiting_tokens(self) -> tuple[int, int]:
-        told: dict[str, set[str]] = defaultdict(set)  # tasks of an evaluation that still goes on
-        for event in (*self.events("measured"), *self.events("test_measured")):
-            told[event["file"].removesuffix(".json")].update(event["tasks"])
+        # Tasks of an evaluation that still goes on, also where a resumption went back behind it:
+        # what its events used has been counted, and its journal lies there until others are asked.
+        told: dict[str, set[str]] = defaultdict(set)
+        for event in self.ever("measured", "test_measured", "checkpoint"):
+            if event["type"] == "checkpoint":
+                told.pop(f"evals/round_{event['round']:02d}", None)  # it has a journal of its own
+            else:
+                told[event["file"].removesuffix(".json")].update(event["tasks"])
         waiting = []
         for path in self.run_dir.glob(f"*/*{PARTIAL}"):
             file = path.relative_to(self.run_dir).as_posix().removesuffix(PARTIAL)

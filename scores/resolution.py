@@ -10,6 +10,7 @@ from typing import NamedTuple
 from scores.decision import Gate
 from scores.intervals import combine, gate_interval
 from scores.power import false_stop_risk, false_stop_risk_normal, smallest_difference
+from scores.wording import share_text
 
 FALSE_STOP_GAP = 0.05  # how far below the threshold a model is in the example of a false stop
 
@@ -65,8 +66,11 @@ def _false_stops(gate: Gate, sizes: Sequence[TaskSize]) -> str:
     is_clustered = any(size.num_clusters < size.n for size in sizes)
     most = "at most " if gate.rule == "paired" or is_clustered else ""
     about = "about " if len(sizes) > 1 else ""
+    told = share_text(risk, digits=1)
+    if told.startswith("less"):  # which is a bound of its own
+        most = about = ""
     return (
-        f"; a model that is really {truth:.2f} would stop falsely in {most}{about}{risk:.1%} of "
+        f"; a model that is really {truth:.2f} would stop falsely in {most}{about}{told} of "
         f"runs of {looks} round{'s' * (looks != 1)} (gate.rule {gate.rule})"
     )
 

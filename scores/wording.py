@@ -28,6 +28,17 @@ def signed_text(value: float, digits: int = 4) -> str:
     return f"{value:+.1g}" if value and float(shown) == 0 else shown
 
 
+def share_text(part: float, whole: float = 1.0, *, digits: int = 0) -> str:
+    """A share in percent. What is not nothing is not said to be 0 %, and what is not all not
+    100 %: 1 of 10,000 is "less than 0.1%" with one digit, 9,999 of them "more than 99.9%"."""
+    share, least = part / whole, 10.0 ** -(digits + 2)
+    if 0 < share < least:
+        return f"less than {least:.{digits}%}"
+    if 1 - least < share < 1:
+        return f"more than {1 - least:.{digits}%}"
+    return f"{share:.{digits}%}"
+
+
 def scores_apart(score: float, other: float) -> tuple[str, str]:
     """Two scores with four decimals, or as many as show that they are not the same."""
     if abs(score - other) <= SAME_SCORE:

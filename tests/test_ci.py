@@ -182,7 +182,8 @@ def result_of(scores: list[float], number: int = 0, **texts: Any) -> EvalResult:
 
 def summary_with(lines: list[Line], sentences: list[str], run_dir: Path) -> Summary:
     judged = [line for line in lines if line.passed is not None]
-    return Summary("t: e", False, sentences, lines, judged, judged, Usage(1, 2, 3, 0.5), run_dir)
+    used, lost = Usage(1, 2, 3, 0.5), Usage(40, 5, 64, 0.0)
+    return Summary("t: e", False, sentences, lines, judged, judged, used, lost, run_dir)
 
 
 def test_what_turned_is_counted_by_question() -> None:
@@ -215,6 +216,7 @@ def test_nothing_in_a_text_acts_and_a_comment_stays_short(tmp_path: Path) -> Non
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {5, 7}  # cells are whole
     assert "400 questions newly wrong or worse, 0 newly right" in text
     assert "more are in the report" in text
+    assert "paid for in vain: at most 40 trained, 5 prompt and 64 sampled tokens" in text
     suite = ElementTree.fromstring(junit_of(summary))
     assert suite.get("failures") == str(len(lines))
 

@@ -21,6 +21,8 @@ from loop.reports.live import Beside, Now
 from loop.reports.progress import Progress
 from loop.reports.waits import before_text, now_text, told_text
 from loop.rounds import waiting
+from loop.rounds.waiting import Waits
+from run_records import begun
 from sdk_client import new_run
 from services import held_up as held_up_module
 from services.faults import explain
@@ -141,6 +143,34 @@ def test_time_that_was_recorded_and_turns_out_shorter_is_in_no_later_event(
     assert [one["num_refused"] for one in events] == [1, 1, 0, 1, 1, 1]
     assert [one["seconds"] for one in events] == [0.0, 29.0, 31.0, 0.0, 0.0, 29.0]
     assert sum(one["seconds"] for one in events) == held.totals()["failing"].seconds == 89.0
+
+
+def test_what_is_recorded_of_a_hold_up_is_never_taken_back_nor_lost_between_rounds(
+    clock: Clock, tmp_path: Path
+) -> None:
+    held, store = HoldUps(ADDRESS, clock), begun(tmp_path / "run")
+    waits = Waits(held, store, Progress(verbose=False), Keys())
+
+    def recorded() -> list[tuple[int, float]]:
+        return [(one["num_refused"], one["seconds"]) for one in store.ever("held_up")]
+
+    answered(held, STEP, 429)
+    clock.now += GIVEN_UP_S - 10
+    waits.record(1)  # another run's request, which has not been given up yet
+    clock.now += 20
+    assert held.totals()["rate_limit"].seconds == 0
+    answered(held, STEP, 429)
+    clock.now += 3
+    waits.record(2)
+    assert recorded() == [(1, GIVEN_UP_S - 10), (1, 0.0)]
+    # One that lasts, of which each round has too little to tell.
+    held.queued("paused_capacity", "full")
+    for number in range(3, 6):
+        clock.now += LASTING_S / 2 + 1
+        waits.record(number)
+    (event,) = (one for one in store.ever("held_up") if one["what"] == "capacity")
+    assert event["seconds"] == 2 * (LASTING_S / 2 + 1) and event["reason"] == "full"
+    store.close()
 
 
 def test_the_queue_moves_where_a_result_comes_though_nobody_says_so(clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -497,6 +498,29 @@ def test_what_a_study_costs_is_told_by_its_prices(
     for one in told["trials"]:
         num_tokens = sum(one["tokens"][k] for k in one["tokens"] if k.endswith("tokens"))
         assert one["cost_usd"] == pytest.approx(num_tokens / 1000)
+    # What a kill left counts in whatever is told of the trial, as it does in the study's budget.
+    sent = folder.folder / "results" / "run_001" / SENT
+    totals = json.loads(sent.read_text())
+    sent.write_text(json.dumps({**totals, "train_tokens": totals["train_tokens"] + 70_000}))
+    assert study.main(["status", str(folder.folder), "--json"]) == 0
+    after = json.loads(capsys.readouterr().out)["trials"]
+    assert [one["tokens"] for one in after] == [one["tokens"] for one in told["trials"]]
+    assert [one["tokens_in_vain"]["train_tokens"] for one in after] == [0, 70_000]
+    costs = [one["cost_usd"] for one in told["trials"]]
+    assert [one["cost_usd"] for one in after] == pytest.approx([costs[0], costs[1] + 70])
+    assert study.main(["status", str(folder.folder)]) == 0
+    said = capsys.readouterr().out
+    assert f", ${sum(costs) + 70:,.2f}" in said and "70,000 of these tokens" in said
+    assert study.main(["report", str(folder.folder)]) == 0
+    report = (folder.folder / "report.md").read_text()
+    assert f"In all it cost ${sum(costs) + 70:,.2f} by" in report
+    assert "in vain: at most 70,000 trained, 0 prompt and 0 sampled tokens" in report
+    rows = csv.DictReader((folder.folder / "results.csv").read_text().splitlines())
+    shown = {row["run_id"]: row for row in rows if row["task"] == "(all)"}
+    used = [one["tokens"]["train_tokens"] for one in told["trials"]]
+    by_trial = [shown[name] for name in ("run_000", "run_001")]
+    assert [int(row["train_tokens"]) for row in by_trial] == [used[0], used[1] + 70_000]
+    assert [float(row["cost_usd"]) for row in by_trial] == pytest.approx([costs[0], costs[1] + 70])
 
 
 def test_a_damaged_record_is_refused_by_line(folder: StudyFolder) -> None:

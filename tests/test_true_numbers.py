@@ -12,10 +12,11 @@ import pytest
 
 import run_records as records
 from ledger.glance import LedgerWatch, measured_of
+from ledger.records import Batch, Usage
 from ledger.store import RunStore
 from loop.plan_page.earlier import newest_alike
 from loop.reports.lines import money
-from loop.reports.progress import steps_text
+from loop.reports.progress import Progress, steps_text
 from loop.reports.rounds_table import rounds_of
 from loop.reports.run_report import stayed_sealed, write_report
 from loop.run_page.page import page_of
@@ -33,7 +34,7 @@ from scores.results import (
     task_result,
     topic_scores,
 )
-from scores.wording import beside, p_digits
+from scores.wording import beside, p_digits, share_text
 
 
 def asked(
@@ -97,6 +98,56 @@ def test_a_round_that_passes_by_a_hair_is_seen_to_reach_its_threshold(tmp_path: 
 def test_a_p_just_below_the_bound_is_not_written_as_the_bound() -> None:
     shown = [p_digits(p) for p in (0.0499, 0.04999, 0.05, 0.0501, 0.031, 1.0, 0.0)]
     assert shown == ["0.0499", "0.04999", "0.05", "0.05", "0.031", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "digits", "shown"),
+    [
+        (0, 10, 0, "0%"),
+        (10, 10, 0, "100%"),
+        (1, 10_000, 1, "less than 0.1%"),
+        (1, 10_000, 0, "less than 1%"),
+        (9_999, 10_000, 1, "more than 99.9%"),
+        (996, 1_000, 0, "more than 99%"),
+        (99, 100, 0, "99%"),
+        (1, 3, 1, "33.3%"),
+    ],
+)
+def test_a_little_is_no_nothing_and_nearly_all_not_all(
+    part: int, whole: int, digits: int, shown: str
+) -> None:
+    assert share_text(part, whole, digits=digits) == shown
+
+
+def test_the_live_row_counts_what_a_step_has_read_and_sampled() -> None:
+    progress = Progress(verbose=False)
+    progress.num_spent = lambda: 100
+    steps = progress.steps(1, 0, 4)
+    step = Batch(1, (), 10, 5, 0.1, num_prompt_tokens=30, num_sampled_tokens=7)
+    steps.done(step, 1.0)
+    assert steps._now.num_spent == 147
+    steps.done(replace(step, counted_before=True), 1.0)  # its answers were kept from before
+    assert steps._now.num_spent == 157
+
+
+def test_answers_that_a_resumption_went_back_behind_are_counted_once(tmp_path: Path) -> None:
+    store = records.begun(tmp_path / "run")
+    records.trained(store, 1, Shape())
+    (saved,) = store.events("checkpoint")
+    before = store.usage()
+    journal = store.eval_journal(1, saved["sampler_path"])
+    journal.add("t/1", {"score": 1.0}, num_prompt_tokens=20, num_sampled_tokens=6)
+    with_these = before.plus(Usage(0, 20, 6, 0.0))[:3]
+    assert store.usage()[:3] == with_these
+    told = {"tasks": ["t"], "file": "evals/round_01.json"}
+    tokens = {"num_prompt_tokens": 20, "num_sampled_tokens": 6}
+    store.append("measured", round=1, step=3, **told, **tokens)
+    assert store.usage()[:3] == with_these
+    store.append("resumed", durable_seq=0)
+    store.close()
+    store = RunStore.open(store.run_dir)
+    assert not list(store.events("measured"))
+    assert store.usage()[:3] == with_these
 
 
 def test_little_money_is_not_shown_as_none() -> None:

@@ -18,6 +18,7 @@ from pages.charts import LineChart, Point, Series
 from pages.document import Column, Figure, Table
 from pages.ticks import Axis
 from scores.measures import SFT
+from scores.wording import share_text
 
 NUM_SHOWN = 10  # rounds in the terminal; the page has all
 MOST_POINTS = 200
@@ -73,8 +74,8 @@ def constancy(steps: RunSteps, schedule: Schedule) -> str:
         why.append(f"it rises for {counted(schedule.warmup_steps, 'step')}")
     if end < FLAT:
         why.append(
-            f"its cosine over max_steps {schedule.max_steps} falls to {end:.0%} by the last step "
-            "(a larger max_steps keeps it up)"
+            f"its cosine over max_steps {schedule.max_steps} falls to {share_text(end)} by the "
+            "last step (a larger max_steps keeps it up)"
         )
     if schedule.lr_decay < 1 and steps.max_rounds > 1:
         why.append(

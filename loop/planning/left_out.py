@@ -17,13 +17,13 @@ from rows.contamination import NEAR_RULES
 from rows.examples import DropLog, DroppedRow
 from rows.other_answers import SHORT_WORDS
 from rows.places import DROPPED, SIMILAR, dropped_text, row_lines
+from scores.wording import share_text
 from storage.files import write_whole
 
 LARGE_SHARE = 0.1  # of a file: when more of it goes, this is said before anything else
 NUM_REASONS = 3
 NUMBERS = "\0"  # stands for any number in reasons that are alike; the first one is shown whole
 NUM_SHOWN = 3
-LEAST_SHARE = 0.01  # smaller ones are said to be smaller
 MANY_NEAR = 5  # different rows that one question drops: it may be a template, and they no copies
 # What is wrong with rows, after a number of them: one or many.
 REASONS = {
@@ -68,7 +68,7 @@ def describe_large_losses(inputs: Inputs) -> Iterator[str]:
             more = f"; and {others} for other reasons" if others else ""
             yield (
                 f"warning: {num_gone} of the {number} rows of {name} are left out "
-                f"({num_gone / number:.0%}): {shown}{more}"
+                f"({share_text(num_gone, number)}): {shown}{more}"
             )
 
 
@@ -96,11 +96,6 @@ def worst_other_answers(inputs: Inputs) -> list[DroppedRow]:
     return list(listed[begin : begin + NUM_SHOWN])
 
 
-def _share_text(number: int, total: int) -> str:
-    share = number / total
-    return f"{share:.0%}" if share >= LEAST_SHARE else f"less than {LEAST_SHARE:.0%}"
-
-
 def _describe_other_answers(inputs: Inputs) -> Iterator[str]:
     """Yield the lines about rows that answer one prompt differently, where answers are learnt."""
     found = inputs.split.other_answers
@@ -109,7 +104,7 @@ def _describe_other_answers(inputs: Inputs) -> Iterator[str]:
     total = len(inputs.split.train) + len(inputs.split.pool)
     short = f"; {found.num_short} of them in {SHORT_WORDS} words or less" if found.num_short else ""
     yield (
-        f"other answers: {found.num_rows} rows ({_share_text(found.num_rows, total)}) ask "
+        f"other answers: {found.num_rows} rows ({share_text(found.num_rows, total)}) ask "
         f"{counted(found.num_prompts, 'prompt')} that other rows answer differently{short}. All "
         "are trained on: keep them where several answers are right, and correct or take out those "
         f"that are wrong ({SIMILAR} has their places, the worst first)"

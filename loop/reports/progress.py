@@ -281,6 +281,7 @@ class Steps:
         if self._sent:
             self._sent.popleft()
         before, spent = self._now, self._now.num_spent
+        read = 0 if batch.counted_before else batch.num_prompt_tokens + batch.num_sampled_tokens
         self._progress.step_line(before.round_no, batch, nll)
         self._set(
             replace(
@@ -290,7 +291,7 @@ class Steps:
                 last=_newest(batch, nll),
                 num_tokens=before.num_tokens + batch.num_tokens,
                 oldest=self._sent[0] if self._sent else None,
-                num_spent=None if spent is None else spent + batch.num_tokens,
+                num_spent=None if spent is None else spent + batch.num_tokens + read,
             )
         )
 

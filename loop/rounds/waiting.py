@@ -44,14 +44,17 @@ class Waits:
 
     def record(self, round_no: int | None) -> None:
         """Record what was held up since the last time, where requests were refused or it lasted."""
+        going_on = {held.what for held in self._held_up.now()}
         for what, total in self._held_up.totals().items():
             was = self._recorded.get(what, Total())
             num_refused = total.num_refused - was.num_refused
-            # What was given up has ended when it was last asked, so that less may be known to have
-            # been held up than was recorded; as much of what comes is recorded already.
+            # What was waited for counts up to now, and where it is given up only up to its last
+            # word: no seconds are recorded twice for that, and none taken back.
             seconds = max(0.0, total.seconds - was.seconds)
-            self._recorded[what] = total._replace(seconds=was.seconds + seconds)
-            if total != was and (num_refused or seconds >= LASTING_S):
+            is_worth_it = total != was and (num_refused > 0 or seconds >= LASTING_S)
+            if is_worth_it or what not in going_on:  # else it may come to more in the next round
+                self._recorded[what] = total._replace(seconds=was.seconds + seconds)
+            if is_worth_it:
                 was_said = total.num_queued > was.num_queued
                 self._store.append(
                     "held_up",

@@ -13,6 +13,7 @@ from rows.examples import DroppedRow
 from rows.other_answers import KIND as OTHER_ANSWER
 from rows.places import DROPPED, SIMILAR
 from scores.measures import method_words
+from scores.wording import share_text
 
 NUM_FIRST = 5  # rows of each kind
 SHA_CHARS = 16
@@ -87,7 +88,12 @@ def _dropped(view: Viewed, manifest: Manifest) -> Iterator[Block]:
         return
     total = sum(counts.values())
     rows = [
-        [kind, KINDS.get(kind, ""), f"{number:,}", f"{number / num_rows:.1%}" if num_rows else ""]
+        [
+            kind,
+            KINDS.get(kind, ""),
+            f"{number:,}",
+            share_text(number, num_rows, digits=1) if num_rows else "",
+        ]
         for kind, number in counts.items()
     ]
     columns = [Column("kind"), Column("what it is"), Column("rows", True), Column("share", True)]

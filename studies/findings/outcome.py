@@ -47,6 +47,8 @@ class TrialOutcome:
     num_lora_params: int | None = None
     usage: Usage = Usage(0, 0, 0, 0.0)  # noqa: RUF009 (it is immutable)
     cost_usd: float | None = None
+    # Of `usage`, what was sent and is recorded nowhere, at the most: it was paid for all the same.
+    in_vain: Usage = Usage(0, 0, 0, 0.0)  # noqa: RUF009
     # Of these, what is not of its arm: the evaluation of what all trials begin with, which whoever
     # comes first pays for, and the sealed test, which the winner alone is asked.
     common_usage: Usage = Usage(0, 0, 0, 0.0)  # noqa: RUF009

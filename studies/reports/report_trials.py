@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ledger.records import Usage
+from loop.reports.lines import in_vain_text
 from pages.document import Block, Bullets, Code, Column, Paragraph, Section, Table
 from scores.wording import score_and_n
 from studies.findings.findings import Findings
@@ -163,14 +164,16 @@ def cost_section(outcome: StudyOutcome) -> Section:
     num_trained = sum(arm.is_trained for arm, _ in _trials(outcome))
     beside = len(trials) - num_trained
     others = f" and {counted(beside, 'arm')} without training" if beside else ""
-    total = Usage(0, 0, 0, 0.0)
+    total = in_vain = Usage(0, 0, 0, 0.0)
     for trial in trials:
-        total = total.plus(trial.usage)
+        total, in_vain = total.plus(trial.usage), in_vain.plus(trial.in_vain)
     said = (
         f"{counted(num_trained, 'trial')}{others} used {total.train_tokens:,} tokens trained, "
         f"{total.prompt_tokens:,} read and {total.sampled_tokens:,} sampled, "
         f"{total.tokens:,} in all, in {total.minutes:.1f} minutes. {_cost_sentence(trials)}"
     )
+    if in_vain.tokens:
+        said += f" Among them, {in_vain_text(*in_vain[:3])}; they are those of their trial and arm."
     common = sum(trial.common_usage.tokens for trial in trials)
     apart = (
         "In the table of arms, tokens are those trained on, read and sampled for all seeds of an "

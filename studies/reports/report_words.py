@@ -52,6 +52,15 @@ def usd_words(usd: float | None) -> str:
     return f"${usd:,.2f}" if usd == 0 or usd >= 0.01 else f"${usd:.2g}"
 
 
+def costs_words(costs: Sequence[float | None]) -> str:
+    """What several cost together, behind other figures; those whose cost is unknown are told of."""
+    known = [one for one in costs if one is not None]
+    if not known:
+        return ""
+    of_some = "" if len(known) == len(costs) else f" for {len(known)} of {len(costs)} that cost any"
+    return f", {usd_words(sum(known))}{of_some}"
+
+
 def counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 

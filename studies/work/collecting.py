@@ -202,7 +202,7 @@ def _trial_outcome(
         is_best = study.experiment.evaluation.checkpoint == "best"
         round_no = decision.best_round if is_best else decision.round
     checkpoint = None if round_no is None else store.checkpoint(round_no)
-    usage, common = store.usage(), _common_usage(store)
+    used, common = _used(store), _common_usage(store)
     return TrialOutcome(
         run_id=files.trial.run_id,
         seed=config.seed if seed is None else seed,
@@ -215,8 +215,9 @@ def _trial_outcome(
         learning_rate=settled["learning_rate"],
         num_steps=None if checkpoint is None else checkpoint.step,
         num_lora_params=settled.get("num_lora_params"),
-        usage=usage,
-        cost_usd=study_cost_usd(study, config, usage),
+        usage=used.usage,
+        cost_usd=study_cost_usd(study, config, used.usage),
+        in_vain=used.in_vain,
         common_usage=common,
         common_cost_usd=study_cost_usd(study, config, common),
         checkpoint=None if checkpoint is None else checkpoint.sampler_path,
@@ -252,6 +253,19 @@ def _other_models(generation: Generation, used: Mapping[str, RunStore]) -> list[
         for name, (first, *others) in ((name, tuple(of.values())) for name, of in seen.items())
         if others
     ]
+
+
+class _Used(NamedTuple):
+    """All that a trial has used, with what of it is in vain."""
+
+    usage: Usage
+    in_vain: Usage
+
+
+def _used(store: RunStore) -> _Used:
+    """As the study's budget and the trial's own report count it."""
+    in_vain = store.in_vain()
+    return _Used(store.usage().plus(in_vain), in_vain)
 
 
 def _common_usage(store: RunStore) -> Usage:
@@ -300,15 +314,16 @@ def _arm_outcome(study: Study, arm: ArmFiles) -> ArmOutcome:
         return ArmOutcome(arm.name, params, False, [trial])
     store = RunStore.open(arm.run_dir)
     results = store.comparable_results()
-    usage = store.usage()
+    used = _used(store)
     trial = TrialOutcome(
         run_id=arm.run_id,
         seed=None,
         status="done" if results else "begun",
         why="",
         result=results[0] if results else None,
-        usage=usage,
-        cost_usd=study_cost_usd(study, arm.config, usage),
+        usage=used.usage,
+        cost_usd=study_cost_usd(study, arm.config, used.usage),
+        in_vain=used.in_vain,
         checkpoint=results[0].checkpoint if results else None,
     )
     return ArmOutcome(arm.name, params, False, [trial])
@@ -364,7 +379,8 @@ def as_json(outcome: StudyOutcome, *, is_at_work: bool) -> str:
             "score": None if one.result is None else one.result.score,
             "interval": None if one.result is None else one.result.interval,
             "n": None if one.result is None else one.result.n,
-            "tokens": one.usage._asdict(),
+            "tokens": one.usage.less(one.in_vain)._asdict(),
+            "tokens_in_vain": one.in_vain._asdict(),
             "cost_usd": one.cost_usd,
             "checkpoint": one.checkpoint,
         }
