@@ -228,7 +228,7 @@ def _jsonl_rows(file: IO[bytes]) -> Iterator[Row]:
             while not line.endswith(b"\n") and (line := file.readline(MAX_ROW_BYTES)):
                 pass
             continue
-        if not line.removeprefix(BOM if line_no == 1 else b"").strip():
+        if not line.strip() or (line_no == 1 and not line.removeprefix(BOM).strip()):
             continue
         try:
             text = line.decode("utf-8-sig" if line_no == 1 else "utf-8")
