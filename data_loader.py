@@ -356,7 +356,7 @@ def clean_split(train: ExampleTable, pool: ExampleTable, eval_texts: EvalTexts) 
 
     Raises `DataError` when nothing is left to train on.
     """
-    dropped, similar, asked = DropLog(), DropLog(), AskedPrompts()
+    dropped, similar, asked = DropLog(), DropLog(), AskedPrompts(len(train) + len(pool))
 
     def keep(examples: ExampleTable, is_pool: bool) -> ExampleTable:
         kept = []

@@ -100,7 +100,9 @@ def one_line(text: str, limit: int | None = None) -> str:
 
     With a `limit` the line is cut to so many characters.
     """
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = " ".join(text.split())
+    if not line.isprintable():
+        line = " ".join("".join(c if c.isprintable() else " " for c in line).split())
     return line if limit is None or len(line) <= limit else line[: limit - 3] + "..."
 
 

@@ -27,8 +27,9 @@ from grading.math_process import NotJudged
 from grading.reasoning import LONGEST_MARKER, opens_reasoning, without_reasoning
 from rows.accepted_answers import accepted_answers
 from rows.rendering import Rendering
-from rows.row_keys import CHOICE_KEYS, as_question, is_answer_key
+from rows.row_keys import CHOICE_KEYS, CONTEXT_KEYS, as_question, is_answer_key
 from rows.sources import Row, Source, is_text, read_rows, sha256_of
+from rows.tool_calls import decoded, is_blank
 from scores.results import SampleResult
 from services.at_once import in_order
 from storage.journal import Journal
@@ -195,7 +196,9 @@ def parse_question(row: Row) -> Question:
     """Read one row. Raises `ValueError` with the reason."""
     if row.fields is None:
         raise ValueError(row.problem)
-    fields = as_question(row.fields)
+    given = as_question(row.fields)  # Parquet gives each row the keys of all, most of them blank
+    unknown = {key for key in given if key not in QUESTION_KEYS and is_blank(given[key])}
+    fields = {k: v for k, v in given.items() if v is not None and k not in unknown}
     _refuse_unknown(fields)
     turns = _turns(fields)
     if not is_text(json.dumps(fields, ensure_ascii=False)):
@@ -227,6 +230,10 @@ def _refuse_unknown(fields: Mapping[str, Any]) -> None:
             f"unknown key {choices!r}: what there is to choose from is asked as part of the "
             'question; write it there, and as "answer" what the model is to say, such as the letter'
         )
+    context = next((key for key in unknown if key in CONTEXT_KEYS), None)
+    if context is not None and "question" in fields:
+        raise ValueError(f"unknown key {context!r}: if the answer rests on it, write it into the "
+                         "question; if not, take it out")  # fmt: skip
     if unknown:
         near = difflib.get_close_matches(unknown[0], QUESTION_KEYS, n=1, cutoff=0.6)
         meant = OTHER_NAMES.get(unknown[0].lower()) or next(iter(near), None)
@@ -257,6 +264,7 @@ def _turns(fields: Mapping[str, Any]) -> tuple[Turn, ...]:
 
 
 def _checked_messages(messages: Any) -> list[Turn]:
+    messages = decoded(messages)  # CSV has them as JSON text
     if not isinstance(messages, list) or not messages:
         raise ValueError('"messages" is not a list with at least one message')
     turns = []

@@ -40,6 +40,7 @@ _AROUND = re.compile(
     r"|<\|(?:START|END)_RESPONSE\|>|<\|(?:return|end)\|>\s*\Z",
     re.IGNORECASE,
 )
+_BEGINNINGS = ("<", "[", "◁")  # of every marker
 LONGEST_MARKER = 64  # characters; the end of a prompt that is looked at
 
 
@@ -49,6 +50,8 @@ def without_reasoning(text: str, is_open: bool = False) -> str | None:
 
     `is_open` says that the prompt opened one already, so that the text begins inside it.
     """
+    if not any(one in text for one in _BEGINNINGS):
+        return None if is_open else text
     answer, is_closed = text, not is_open
     for match in _CLOSE.finditer(text):
         answer, is_closed = text[match.end() :], True

@@ -142,7 +142,7 @@ class DropLog(_Lazy[DroppedRow]):
         return len(self._spool)
 
     def _at(self, position: int) -> DroppedRow:
-        return DroppedRow(**json.loads(self._spool[position]))
+        return DroppedRow(**json.loads(self._spool[position].decode()))
 
 
 class ExampleTable(_Lazy[Example]):
@@ -175,7 +175,7 @@ class ExampleTable(_Lazy[Example]):
         return len(self._rows)
 
     def _at(self, position: int) -> Example:
-        kept = json.loads(self._spool[self._rows[position]])
+        kept = json.loads(self._spool[self._rows[position]].decode())  # guesses no encoding
         row = kept if isinstance(kept, dict) else {"messages": kept}
         return Example(
             id=self.id_of(position),

@@ -186,6 +186,8 @@ def _refuse_context_elsewhere(given: Mapping[str, Any], messages: Sequence[Messa
 def _refuse_choices_elsewhere(given: Mapping[str, Any], messages: Sequence[Message]) -> None:
     """What there is to choose from must be in what is asked, where the answer is one of it."""
     for key in CHOICE_KEYS:
+        if key not in given:
+            continue
         asked = _flat(" ".join(one.content for one in messages if one.role != "assistant"))
         missing = next((one for one in _choices(given.get(key)) if _flat(one) not in asked), None)
         if missing is not None:

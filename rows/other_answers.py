@@ -4,12 +4,13 @@ They may be meant (several good answers to one prompt) or be wrong labels, which
 knows. Two prompts are the same where all of their turns, system message and tools included, have
 the same words and signs; case, spaces and the marks of a sentence aside. Two answers are the same
 where they differ in case, spaces, a last full stop or their reasoning alone. Eight bytes a row wait
-in memory; what shares them is read again and compared in full.
+in memory; what shares them is read again and compared in full, and nothing else is.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ KIND = "other_answer"  # of a row in the list of those that are trained on all t
 MAX_LISTED = 10_000  # rows; a file of many answers to each prompt would be listed whole
 SHORT_WORDS = 5  # of two answers that are no longer at most one is right, as a rule
 MAX_SHOWN = 60  # characters of an answer in a line
+CHUNK_ROWS = 2**16  # whose numbers are looked up at once
 
 _SENTENCE_MARKS = re.compile(  # those of other scripts too; "#", "+" and the like are signs
     r"[\s.,:;!?'\"()\u2018\u2019\u201c\u201d\u2026\u2013\u2014\u00a1\u00ab\u00bb\u00bf"
@@ -55,29 +57,29 @@ class _Answers:
 
     def __init__(self) -> None:
         self.num_rows = 0
-        self.most_words = 0
+        self.are_short = True
         self.first: dict[int, int] = {}
 
     def add(self, position: int, answer: str) -> None:
         self.num_rows += 1
-        self.most_words = max(self.most_words, len(answer.split()))
+        self.are_short = self.are_short and len(answer.split(None, SHORT_WORDS)) <= SHORT_WORDS
         self.first.setdefault(hash(answer), position)
 
 
 class AskedPrompts:
-    """What the rows of a table ask, as one number each, in the order of `add`."""
+    """What each of so many rows asks, as one number; zero for those that are not compared."""
 
-    def __init__(self) -> None:
-        self._hashes, self._positions = array("q"), array("q")
+    def __init__(self, num_rows: int) -> None:
+        self._numbers = array("q", bytes(8 * num_rows))
 
     def add(self, position: int, example: Example, units: Sequence[Words]) -> None:
         """Take a row up; `units` are those of its turns, as `units_of` has them."""
-        *before, answer = example.messages
+        messages = example.messages
+        answer = messages[-1]
         if answer.role != "assistant" or answer.weight == 0 or example.rejected is not None:
             return  # it answers nothing, or is a pair, which may be one of several of its prompt
-        roles = [message.role for message in before]  # this is done a million times
-        self._hashes.append(hash((example.tools, *roles, *units[: len(roles)])))
-        self._positions.append(position)
+        asked = (example.tools, *[one.role for one in messages], *units[: len(messages) - 1])
+        self._numbers[position] = hash(asked) or 1
 
     def other_answers(
         self, row_at: Callable[[int], Example]
@@ -85,40 +87,61 @@ class AskedPrompts:
         """Count the rows whose prompt has another answer too, and yield them, the worst first."""
         found, prompts = OtherAnswers(), []
         for positions in self._alike():
-            asked: dict[int, _Answers] = {}
-            for position in positions:
-                row = row_at(position)
-                asked.setdefault(hash(_prompt(row)), _Answers()).add(position, said(row))
-            for one in asked.values():
-                if len(one.first) > 1:
-                    is_short = one.most_words <= SHORT_WORDS
-                    found = OtherAnswers(
-                        found.num_prompts + 1,
-                        found.num_rows + one.num_rows,
-                        found.num_short + is_short * one.num_rows,
-                    )
-                    firsts = tuple(one.first.values())[: MAX_LISTED + 1]
-                    prompts.append(_Prompt(not is_short, -len(firsts), firsts))
+            for one in _answered_otherwise(positions, row_at):
+                found = OtherAnswers(
+                    found.num_prompts + 1,
+                    found.num_rows + one.num_rows,
+                    found.num_short + one.are_short * one.num_rows,
+                )
+                firsts = tuple(one.first.values())[: MAX_LISTED + 1]
+                prompts.append(_Prompt(not one.are_short, -len(firsts), firsts))
+            if len(prompts) > 2 * MAX_LISTED:  # of those that will not be listed none is kept
+                prompts = heapq.nsmallest(MAX_LISTED, prompts)
         return found, _listed(heapq.nsmallest(MAX_LISTED, prompts), row_at)
 
     def _alike(self) -> Iterator[list[int]]:
-        """Yield the positions of rows that share a number."""
+        """Yield the positions of rows that share a number; nine bytes a row for a moment."""
         import numpy as np
 
-        if not self._hashes:
+        numbers = np.frombuffer(self._numbers, dtype=np.int64)
+        in_order = np.sort(numbers)
+        shared = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
+        del in_order
+        if not len(shared := shared[shared != 0]):
             return
-        hashes, positions = np.array(self._hashes), np.array(self._positions)
-        order = np.argsort(hashes, kind="stable")
-        starts = np.flatnonzero(np.r_[True, np.diff(hashes[order]) != 0])
-        lengths = np.diff(np.r_[starts, len(order)])
-        for start, length in zip(starts[lengths > 1], lengths[lengths > 1], strict=True):
-            yield positions[order[start : start + length]].tolist()
+        positions = np.concatenate(
+            [
+                start + np.flatnonzero(np.isin(numbers[start : start + CHUNK_ROWS], shared))
+                for start in range(0, len(numbers), CHUNK_ROWS)
+            ]
+        )
+        of_shared = numbers[positions]
+        order = np.argsort(of_shared, kind="stable")
+        starts = np.flatnonzero(np.diff(of_shared[order])) + 1
+        for start, end in itertools.pairwise([0, *starts.tolist(), len(order)]):
+            yield positions[order[start:end]].tolist()
+
+
+def _answered_otherwise(
+    positions: Sequence[int], row_at: Callable[[int], Example]
+) -> Iterator[_Answers]:
+    """Yield the answers of each prompt of these rows that has more than one."""
+    asked: dict[int, _Answers] = {}
+    same: dict[tuple[object, ...], _Answers] = {}  # by the very texts, which are most often equal
+    for position in positions:
+        row = row_at(position)
+        before = (row.tools, *[(one.role, one.text) for one in row.messages[:-1]])
+        if before not in same:
+            same[before] = asked.setdefault(hash(_prompt(row)), _Answers())
+        same[before].add(position, said(row))
+    return (one for one in asked.values() if len(one.first) > 1)
 
 
 def _listed(prompts: Sequence[_Prompt], row_at: Callable[[int], Example]) -> Iterator[DroppedRow]:
     number = 0
     for prompt in prompts:
         first = row_at(prompt.positions[0])
+        shown_first = _shown(first)
         for position in prompt.positions[1:]:
             if number == MAX_LISTED:
                 return
@@ -126,9 +149,9 @@ def _listed(prompts: Sequence[_Prompt], row_at: Callable[[int], Example]) -> Ite
             row = row_at(position)
             place = f"line {first.line_no}"
             place = place if row.source == first.source else f"{place} of {first.source}"
-            reason = f"answers {_shown(row)}, and {place} answers {_shown(first)}"
+            reason = f"answers {_shown(row)}, and {place} answers {shown_first}"
             text = first_words(row.messages)
-            yield DroppedRow(row.source, row.line_no, KIND, reason, text, _shown(first))
+            yield DroppedRow(row.source, row.line_no, KIND, reason, text, shown_first)
 
 
 def _shown(row: Example) -> str:

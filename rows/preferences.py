@@ -25,7 +25,7 @@ from rows.row_keys import (
     REASONING_KEYS,
     ROLES,
 )
-from rows.tool_calls import decoded, is_blank
+from rows.tool_calls import TOOL_KEYS, decoded, is_blank
 
 ANSWERS = ("chosen", "rejected")
 PROMPTS = ("prompt", "instruction", "messages", "conversations")  # the likeliest first
@@ -175,6 +175,7 @@ class _Sides(NamedTuple):
 
 def _sides(given: Mapping[str, Any]) -> _Sides:
     """A row with both answers as two rows with one each."""
+    given = _lifted(given)
     missing = next((key for key in ANSWERS if key not in given), None)
     if missing is not None:
         raise ValueError(f'"{missing}" is missing or empty, and a pair has both answers')
@@ -200,6 +201,21 @@ def _sides(given: Mapping[str, Any]) -> _Sides:
     left_out = [key for key in given if key in _NOT_BESIDE and key not in used]
     chosen, rejected = map(read_form, forms)
     return _Sides(chosen._replace(unused=(*chosen.unused, *left_out)), rejected)
+
+
+def _lifted(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row whose prompt is an object with the messages, and perhaps tools, as OpenAI has it, with
+    these beside the answers; what else is in it is called by both names."""
+    prompt = decoded(given.get("prompt"))
+    if not isinstance(prompt, dict) or "messages" not in prompt:
+        return given
+    of_row = {key: one for key, one in given.items() if key != "prompt"}
+    inside = {key: one for key, one in prompt.items() if key != "messages" and not is_blank(one)}
+    lifted = {key if key in TOOL_KEYS else f"prompt.{key}": one for key, one in inside.items()}
+    twice = next((key for key in lifted if key in of_row), None)
+    if twice is not None:
+        raise ValueError(f'"{twice}" stands in "prompt" and beside it; keep one')
+    return {**of_row, **lifted, "prompt": prompt["messages"]}
 
 
 def _answer(value: Any, key: str) -> Any:

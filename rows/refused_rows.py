@@ -13,6 +13,7 @@ from rows.row_keys import (
     QUESTION_KEYS,
     SHAPES,
     SYNONYMS,
+    asked_column,
     guess_columns,
 )
 from rows.sources import Source
@@ -104,7 +105,8 @@ class Problems:
             if UNREADABLE in self._lines:
                 return SAVE_AS_UTF8
             return "Correct the file, or what writes it: each row is one object, or one record."
-        if set(found) & {"text"} and not {*QUESTION_KEYS, *SYNONYMS["output"]} & set(found):
+        is_text = self.holds != "prompts" and "text" in found
+        if is_text and not {*QUESTION_KEYS, *SYNONYMS["output"]} & set(found):
             return (
                 'A row of one "text" does not say what is asked and what is answered, and no '
                 "method trains on it whole: give the two as keys of their own."
@@ -113,6 +115,12 @@ class Problems:
             return "Correct or remove these rows."
         are_pairs = self.holds == "pairs"
         guess = {} if are_pairs else guess_columns(found)
+        if self.holds == "prompts" and not guess:
+            asked = asked_column(found)
+            guess = {} if asked is None or asked in QUESTION_KEYS else {"prompt": asked}
+            line = _line_for(guess or {"prompt": "QUESTION_COLUMN"})
+            line = f"here probably {line}" if guess else f"with its name: {line}"
+            return f"If it is the right file, say in the config what it calls its column, {line}."
         names = guess or {"instruction": "QUESTION_COLUMN", "output": "ANSWER_COLUMN"}
         if are_pairs:
             names = {key: name for key, name in PAIR_COLUMNS.items() if key not in found}

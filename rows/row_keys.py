@@ -194,15 +194,21 @@ def guess_columns(found: Collection[str]) -> dict[str, str]:
         set(p) <= set(found) for p in PAIRS
     ):
         return {}
-    named = {str(key).casefold(): str(key) for key in found}
-    guess = {
-        ours: next((named[one] for one in theirs if one in named), None)
-        or _heading_with(HEADING_WORDS.get(ours, ()), named)
-        for ours, theirs in SYNONYMS.items()
-    }
+    guess = {ours: _column_of(ours, found) for ours in SYNONYMS}
     if guess["instruction"] is None or guess["output"] is None:
         return {}
     return {ours: theirs for ours, theirs in guess.items() if theirs is not None}
+
+
+def asked_column(found: Collection[str]) -> str | None:
+    """The key of what is asked, by its name; None where nothing is called so."""
+    return _column_of("instruction", found)
+
+
+def _column_of(ours: str, found: Collection[str]) -> str | None:
+    named = {str(key).casefold(): str(key) for key in found}
+    exact = next((named[one] for one in SYNONYMS[ours] if one in named), None)
+    return exact or _heading_with(HEADING_WORDS.get(ours, ()), named)
 
 
 def _heading_with(words: Collection[str], named: Mapping[str, str]) -> str | None:

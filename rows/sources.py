@@ -27,7 +27,7 @@ from storage.stored_json import RepeatedKeyError, unique_keys
 HUB_PREFIX = "hf:"
 MAX_ROW_BYTES = 16 * 2**20  # a longer row is a mistake, or no text that a model could be trained on
 COMPRESSIONS = (".gz", ".zst")
-TAB = "\t"
+TAB, BOM = "\t", b"\xef\xbb\xbf"
 COLUMN_MARKS = {",": "commas", TAB: "tabs", ";": "semicolons", "|": "bars"}
 
 
@@ -192,13 +192,19 @@ class _Json:
         """Decode one object. Raises `ValueError` with the reason."""
         self._repeated = []
         try:
-            return self.fields_of(self.decoder.decode(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"not valid JSON: {error.msg} at column {error.colno}{_hint(text, error)}"
-            ) from None
-        except RecursionError:
-            raise ValueError("not usable JSON: it is nested too deeply") from None
+            value = self.decoder.decode(text)
+        except (ValueError, RecursionError) as error:
+            is_no_json = isinstance(error, json.JSONDecodeError)
+            where = f" at column {error.colno}{_hint(text, error)}" if is_no_json else ""
+            raise ValueError(f"not {_wrong(error)}{where}") from None
+        return self.fields_of(value)
+
+
+def _wrong(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"valid JSON: {error.msg}"
+    is_deep = isinstance(error, RecursionError)  # else Python takes it for an attack
+    return f"usable JSON: {'it is nested too deeply' if is_deep else 'a number is too long'}"
 
 
 def _hint(text: str, error: json.JSONDecodeError) -> str:
@@ -222,7 +228,7 @@ def _jsonl_rows(file: IO[bytes]) -> Iterator[Row]:
             while not line.endswith(b"\n") and (line := file.readline(MAX_ROW_BYTES)):
                 pass
             continue
-        if not line.strip():
+        if not line.strip() or (line_no == 1 and not line.removeprefix(BOM).strip()):
             continue
         try:
             text = line.decode("utf-8-sig" if line_no == 1 else "utf-8")
@@ -250,13 +256,13 @@ def _array_rows(source: Source, file: IO[bytes]) -> Iterator[Row]:
         counted = position
         try:
             value, position = reader.decoder.raw_decode(text, position)
-            yield Row(line_no, reader.fields_of(value), None)
-        except (json.JSONDecodeError, RecursionError) as error:
-            found = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{source} line {line_no}: not valid JSON: {found}. What follows in the array "
+                f"{source} line {line_no}: not {_wrong(error)}. What follows in the array "
                 "cannot be read; correct the file, or save it as JSONL, one row per line."
             ) from None
+        try:
+            yield Row(line_no, reader.fields_of(value), None)
         except ValueError as error:
             yield Row(line_no, None, str(error))
         position = _skip_space(text, position)

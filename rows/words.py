@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection
 
 MAX_SHOWN = 400  # characters of a text in a finding
 
@@ -12,7 +13,11 @@ Words = tuple[str, ...]
 
 
 class _Characters(dict[int, str]):
-    """What becomes of each character: letters, digits, their marks and operators stay."""
+    """What becomes of each character: letters, digits, their marks and `others` stay."""
+
+    def __init__(self, others: Collection[str]) -> None:
+        super().__init__()
+        self._others = others
 
     def __missing__(self, code: int) -> str:
         character = "-" if code == 0x2212 else chr(code)  # the minus sign
@@ -20,14 +25,13 @@ class _Characters(dict[int, str]):
             self[code] = ""
             return ""
         is_word = character.isalnum() or unicodedata.category(character).startswith("M")
-        kept = is_word or character in OPERATORS or character in ".,:"
+        kept = is_word or character in self._others
         self[code] = character if kept else " "
         return self[code]
 
 
-_CHARACTERS = _Characters()
-
 _MARKS = OPERATORS | frozenset(".,:")
+_CHARACTERS, _NO_MARKS = _Characters(_MARKS), _Characters(())
 
 
 def normalise(text: str) -> str:
@@ -39,7 +43,11 @@ def normalise(text: str) -> str:
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    words = text.casefold().translate(_CHARACTERS).split()
+    text = text.casefold()
+    letters = text.translate(_NO_MARKS).split()
+    if "".join(letters).isalpha():  # where no digit is no mark stays: the quick way for most texts
+        return " ".join(letters)
+    words = text.translate(_CHARACTERS).split()
     kept: list[str] = []
     for position, word in enumerate(words):
         if word.isalnum():

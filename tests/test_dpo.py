@@ -167,6 +167,26 @@ def test_keys_that_nothing_uses_are_named() -> None:
     assert placed.reading.unused == ("messages", "score_chosen")
 
 
+def test_openais_pairs_are_read_by_the_columns_that_the_refusal_names(tmp_path: Path) -> None:
+    """Their prompt is an object that holds messages and tools."""
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "q"}]}
+    asked |= {"tools": [{"name": "f"}], "parallel_tool_calls": True}
+    sides = {
+        key: [{"role": "assistant", "content": said}]
+        for key, said in (("preferred_output", "a"), ("non_preferred_output", "b"))
+    }
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"input": asked, **sides}) + "\n")
+    with pytest.raises(DataError, match=r"say in data\.columns what"):
+        load_examples([Source("rows.jsonl", file)], holds="pairs")
+    columns = {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}
+    data = load_examples([Source("rows.jsonl", file, columns=columns)], holds="pairs")
+    (pair,) = data.examples
+    assert [one.content for one in pair.messages] == ["q", "a"]
+    assert pair.tools == '[{"name": "f"}]'
+    assert dict(data.files[0].unused) == {"prompt.parallel_tool_calls": 1}
+
+
 def test_an_id_covers_both_answers_and_those_of_other_rows_are_as_ever(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     rows = [pair(1), pair(1, "yes", "never"), pair(1), pair(2, "x", "x"), pair(3, weight=2)]

@@ -132,6 +132,56 @@ def test_question_files(tmp_path: Path, name: str, content: bytes, said: str) ->
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "num_rows"),
+    [(b"\xef\xbb\xbf\n\n" + ROW + b"\n", 1), (b"\xef\xbb\xbf \r\n" + ROW, 1)],
+)
+def test_a_mark_of_utf8_on_a_line_of_its_own_is_no_row(
+    tmp_path: Path, content: bytes, num_rows: int
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    data = load_examples([Source("a.jsonl", tmp_path / "a.jsonl")])
+    assert (data.num_rows, len(data.dropped)) == (num_rows, 0)
+
+
+def test_a_number_that_is_too_long_is_said_in_our_words(tmp_path: Path) -> None:
+    """Python's own error names a setting of the interpreter, and in an array ended nothing."""
+    long = ROW[:-1] + b', "id": ' + b"9" * 5000 + b"}"
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([ROW, long, ROW.replace(b"1", b"2")]))
+    data = load_examples([Source("a.jsonl", tmp_path / "a.jsonl")])
+    assert len(data.examples) == 2
+    assert [one.reason for one in data.dropped] == ["not usable JSON: a number is too long"]
+    (tmp_path / "a.json").write_bytes(b"[" + ROW + b",\n" + long + b"]")
+    with pytest.raises(DataError, match="line 2: not usable JSON: a number is too long"):
+        load_examples([Source("a.json", tmp_path / "a.json")])
+
+
+def test_blank_keys_of_a_question_say_nothing(tmp_path: Path) -> None:
+    """Parquet gives each row the keys of all, and Alpaca's rows have an empty input."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    rows = [
+        {"question": "a", "answer": "4", "grader": "numeric", "topic": "t", "note": None},
+        {"question": "b", "answer": "5", "grader": None, "topic": None, "note": None},
+    ]
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "q.parquet")
+    read = load_questions("qa:q.parquet", tmp_path / "q.parquet").questions
+    assert [one.grader for one in read] == ["numeric", "includes"]
+    alpaca = tmp_path / "q.jsonl"
+    alpaca.write_text('{"instruction": "a", "input": "", "output": "4"}\n')
+    assert load_questions("qa:q.jsonl", alpaca).questions[0].answers == ("4",)
+    alpaca.write_text('{"instruction": "a", "input": "of b", "output": "4"}\n')
+    with pytest.raises(DataError, match="'input': if the answer rests on it, write it into the q"):
+        load_questions("qa:q.jsonl", alpaca)
+
+
+def test_conversations_of_questions_in_csv(tmp_path: Path) -> None:
+    turns = '[{""role"": ""user"", ""content"": ""a""}]'
+    (tmp_path / "q.csv").write_text(f'messages,answer\n"{turns}",4\n')
+    assert load_questions("qa:q.csv", tmp_path / "q.csv").questions[0].question == "a"
+
+
 def test_questions_of_an_array_and_between_blank_lines(tmp_path: Path) -> None:
     one, other = b'{"question": "a", "answer": 4}', b'{"question": "b", "answer": ["4", 5]}'
     for name, content in (

@@ -154,6 +154,19 @@ def test_a_csv_of_one_column_and_its_name(tmp_path: Path) -> None:
         load_examples([source])
 
 
+@pytest.mark.parametrize("name", ["problem", "text", "QUERY"])
+def test_a_column_of_prompts_is_named_and_the_line_helps(tmp_path: Path, name: str) -> None:
+    """Also a text alone, which is no training row and may well be a prompt."""
+    file = tmp_path / "rows.csv"
+    file.write_text(f"{name},level\nSay 3,1\n")
+    with pytest.raises(DataError) as refused:
+        load_examples([Source("rows.csv", file)], holds="prompts")
+    line = f'here probably "data": {{"columns": {{"prompt": "{name}"}}}}.'
+    assert str(refused.value).endswith(line)
+    data = load_examples([Source("rows.csv", file, columns={"prompt": name})], holds="prompts")
+    assert data.examples[0].messages[0].content == "Say 3"
+
+
 @pytest.fixture
 def asking(workspace: Workspace) -> Workspace:
     """Rows without answers and one with, and one that an evaluation asks."""

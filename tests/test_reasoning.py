@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from grading.reasoning import opens_reasoning, without_reasoning
+from grading.reasoning import _BEGINNINGS, opens_reasoning, without_reasoning
 
 # As public models write them: opened, closed.
 MARKERS = [
@@ -52,6 +52,11 @@ def test_the_prompt_may_have_opened_the_trace(opening: str, closing: str) -> Non
     assert not opens_reasoning(f"assistant\n{opening}\n\n{closing}\n\n")
     assert without_reasoning("maybe 4", is_open=True) is None
     assert without_reasoning(f"maybe 4{closing}9", is_open=True) == "9"
+
+
+@pytest.mark.parametrize(("opening", "closing"), MARKERS)
+def test_the_quick_way_knows_how_markers_begin(opening: str, closing: str) -> None:
+    assert opening.startswith(_BEGINNINGS) and closing.startswith(_BEGINNINGS)
 
 
 def test_what_a_model_writes_around_its_answer_goes_too() -> None:

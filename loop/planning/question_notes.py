@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from errors import one_line
 from evaluation.tasks import EvalTask
+from grading.graders import GRADERS
+from grading.math_process import NotJudged
 from loop.planning.inputs import counted
 from rows.other_answers import same_answer, same_question
 from rows.tool_calls import number_of
@@ -78,9 +80,24 @@ def _excluding(alike: Sequence[_Place]) -> tuple[_Place, _Place] | None:
     """The first two of the same questions that no one answer satisfies."""
     for number, place in enumerate(alike):
         for other in alike[:number]:
-            if _accepted(place.question).isdisjoint(_accepted(other.question)):
+            if _exclude_each_other(place.question, other.question):
                 return other, place
     return None
+
+
+def _exclude_each_other(one: Question, other: Question) -> bool:
+    """Whether no accepted answer of the one is right for the other, by their own grader where it is
+    built in: it may take "1,000" for "1000", or find a short answer in a long one."""
+    if not _accepted(one).isdisjoint(_accepted(other)):
+        return False
+    is_right = GRADERS.get(one.grader)
+    if is_right is None:
+        return True
+    sides = ((one.answers, other.answers), (other.answers, one.answers))
+    try:
+        return not any(is_right(answer, right) for answers, right in sides for answer in answers)
+    except NotJudged:
+        return False  # it is not known, and only what is known is told
 
 
 def _accepted(question: Question) -> set[object]:
