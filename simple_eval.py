@@ -26,9 +26,10 @@ from grading.graders import GRADERS, grade, problem_with
 from grading.math_process import NotJudged
 from grading.reasoning import LONGEST_MARKER, opens_reasoning, without_reasoning
 from rows.accepted_answers import accepted_answers
+from rows.opened_files import is_text
 from rows.rendering import Rendering
 from rows.row_keys import CHOICE_KEYS, CONTEXT_KEYS, as_question, is_answer_key
-from rows.sources import Row, Source, is_text, read_rows, sha256_of
+from rows.sources import Row, Source, read_rows, sha256_of
 from rows.tool_calls import decoded, is_blank
 from scores.results import SampleResult
 from services.at_once import in_order

@@ -21,7 +21,8 @@ from ledger.finding import config_file_of
 from ledger.store import RunStore
 from loop.planning.row_files import load_rows
 from rows.examples import Example
-from rows.sources import Source, is_text, read_rows
+from rows.opened_files import is_text
+from rows.sources import Source, read_rows
 from scores.results import SampleResult
 from settings.task_names import is_inspect_task
 from simple_eval import (

@@ -155,3 +155,13 @@ def first_lines(file: IO[bytes]) -> list[str]:
 def _peeked(file: IO[bytes]) -> bytes:
     assert isinstance(file, io.BufferedReader | gzip.GzipFile)
     return file.peek(PEEKED_BYTES)
+
+
+def is_text(value: str) -> bool:
+    """Whether there is no lone surrogate in it: JSON may hold them, and bytes that are no UTF-8
+    become some."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from errors import ConfigError, DataError
-from rows.opened_files import first_byte, first_lines, opened, readable, refuse_other_kinds
+from rows.opened_files import first_byte, first_lines, is_text, opened, readable, refuse_other_kinds
 from storage.stored_json import RepeatedKeyError, unique_keys
 
 HUB_PREFIX = "hf:"
@@ -476,16 +476,6 @@ def _explained(source: Source) -> Iterator[None]:
 def as_text(text: str) -> str:
     """A text that can be written down, whatever bytes or surrogates a file or its name has."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def is_text(value: str) -> bool:
-    """Whether there is no lone surrogate in it: JSON may hold them, and bytes that are no UTF-8
-    become some."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shown(text: str) -> str:
