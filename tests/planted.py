@@ -188,6 +188,24 @@ def _per_token(summed: Any, inputs: dict[str, Any]) -> Any:
     return summed(inputs) / (inputs["weights"] != 0).sum().clamp(min=1)
 
 
+def _rows(loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], mean: bool) -> Plant:
+    """`loss_of` gets a row's sum of weighted losses and its weights; rows are added, or their mean
+    is taken, as engines do that were made for plain rows."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        def loss_sum(loss_fn: str, config: Any, logprobs: Any, inputs: Any, lengths: Any) -> Any:
+            weights = inputs["weights"]
+            losses_R = [
+                loss_of(-(row * own).sum(), own)
+                for row, own in zip(logprobs.split(lengths), weights.split(lengths), strict=True)
+            ]
+            return torch.stack(losses_R).sum() / (len(losses_R) if mean else 1)
+
+        patch.setattr(losses, "loss_sum", loss_sum)
+
+    return plant
+
+
 def _per_weight(summed: Any, inputs: dict[str, Any]) -> Any:
     return summed(inputs) / inputs["weights"].sum()
 
@@ -196,6 +214,17 @@ def _unweighted(summed: Any, inputs: dict[str, Any]) -> Any:
     return summed({**inputs, "weights": torch.ones_like(inputs["weights"])})
 
 
+# How engines are known to divide a row's loss, or could. The first is that of SkyRL's JAX backend.
+DIVIDED: dict[str, Plant] = {
+    "rows by their weights or a floor": _rows(
+        lambda loss, weights: loss / weights.sum().clamp(min=1e-9), mean=True
+    ),
+    "rows by their weights": _rows(lambda loss, weights: loss / weights.sum(), mean=True),
+    "rows by their weights' sizes": _rows(
+        lambda loss, weights: loss / weights.abs().sum().clamp(min=1e-9), mean=False
+    ),
+    "rows by their tokens": _rows(lambda loss, weights: loss / len(weights), mean=False),
+}
 # What is planted, and the one line that says so.
 PLANTED: dict[str, tuple[Plant, str]] = {
     "mean loss": (_loss(_per_token), "loss is a plain sum"),
@@ -227,4 +256,5 @@ NEIGHBOURS: dict[str, tuple[Plant, str]] = {
     "twice the rate": (twice_the_rate, "weight decay"),
     "no stop token": (no_stop_token, "answers end as asked"),
     "one token more": (one_token_more, "answers end as asked"),
+    **{name: (plant, "loss is a plain sum") for name, plant in DIVIDED.items()},
 }
