@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -262,6 +263,18 @@ class Bench:
                 return
             await asyncio.sleep(wait_s)
         await self.rest.delete_checkpoint_from_tinker_path(path)
+
+
+@contextlib.contextmanager
+def quiet_sdk() -> Iterator[None]:
+    """The SDK logs what is deprecated or refused as an error; here it is what is tried."""
+    logger = logging.getLogger("tinker")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 async def within(work: Coroutine[Any, Any, T], limit_s: int = LIMIT_S) -> T | Refused:

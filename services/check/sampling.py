@@ -9,7 +9,7 @@ from typing import NamedTuple
 import tinker
 
 from errors import ServiceError
-from services.check.bench import Bench, Refused, Row, Spent, within
+from services.check.bench import Bench, Refused, Row, Spent, quiet_sdk, within
 from services.check.training import MANY_NOISES
 from services.check.verdicts import Found, Line, Verdict
 from services.watched_client import for_each_token
@@ -75,7 +75,8 @@ async def scored(
     start = NUM_PROMPT_TOKENS
     tokens = (*bench.row.tokens[:start], *answer.tokens)
     whole = await bench.logprobs(trainer, Row(tokens))
-    response = await within(_prompted(bench, sampler, tokens, TOPK))
+    with quiet_sdk():
+        response = await within(_prompted(bench, sampler, tokens, TOPK))
     refused = response if isinstance(response, Refused) else None
     if isinstance(response, Refused):  # an engine may know all but the likeliest tokens
         response = await _prompted(bench, sampler, tokens, 0)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import httpx
 import tinker
 
-from services.check.bench import Bench, Measured, Refused, within
+from services.check.bench import Bench, Measured, Refused, quiet_sdk, within
 from services.check.courses import GRADIENTS, Push, Way, predicted_move, push_of
 from services.check.training import MANY_NOISES, Results, Told, moves, noise_of
 from services.check.verdicts import Found, Line, nearest, worst
@@ -89,23 +87,9 @@ async def _loss(bench: Bench, client: tinker.TrainingClient) -> float:
 
 async def _load_amid(client: tinker.TrainingClient, path: str) -> None:
     """Ask an adapter that has been trained to load a state."""
-    with warnings.catch_warnings(), _quiet_sdk():
+    with warnings.catch_warnings(), quiet_sdk():
         warnings.simplefilter("ignore", FutureWarning)
         await client.load_state(path)
-
-
-@contextlib.contextmanager
-def _quiet_sdk() -> Iterator[None]:
-    """The SDK logs what is deprecated as an error; here it is what is tried."""
-    import logging
-
-    logger = logging.getLogger("tinker")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 async def _list_and_delete(
