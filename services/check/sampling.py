@@ -167,7 +167,7 @@ async def probe_sampling(bench: Bench, trainer: tinker.TrainingClient) -> Sampli
     plain = await within(scores(1.0, 5))
     tempered = await within(scores(TEMPERATURE, 6))
     flat: Flat | Refused | None = None
-    if not isinstance(tempered, Refused) and not isinstance(tempered.likeliest, tuple):
+    if not isinstance(tempered, Refused) and _without_likeliest(tempered):
         flat = await within(flat_tokens(bench, trainer, client))
     return Sampling(
         greedy if isinstance(greedy, Refused) else (greedy[0], greedy[1]),
@@ -177,6 +177,10 @@ async def probe_sampling(bench: Bench, trainer: tinker.TrainingClient) -> Sampli
         tempered,
         flat,
     )
+
+
+def _without_likeliest(found: Scored) -> bool:
+    return found.likeliest is None or isinstance(found.likeliest, Refused)
 
 
 def planned_sampling() -> Spent:
@@ -298,7 +302,7 @@ def temperature_line(found: Scored | Refused, flat: Flat | Refused | None, noise
     from_untempered = _mean_apart(said, untempered)
     if from_untempered is None:
         return Line(name, "cannot tell", _too_few(found.answer), affects)
-    if not isinstance(found.likeliest, tuple):
+    if found.likeliest is None or isinstance(found.likeliest, Refused):
         if isinstance(flat, Refused):
             return Line(name, "cannot tell", flat.said, affects)
         assert flat is not None, "it is tried where these are not there"
