@@ -77,6 +77,12 @@ def is_gone(error: Exception) -> bool:
     return _fault(error) in ("user_error", "session_lost", "future_lost")
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether a service says that a request is wrong, so that it has done nothing for it. A
+    conflict may be with the same request, sent twice."""
+    return _fault(error) == "user_error" and not isinstance(error, tinker.ConflictError)
+
+
 def is_unknown_request(error: Exception) -> bool:
     """Whether a service says that it has no such request at all, for whatever it is asked."""
     return isinstance(error, tinker.APIStatusError) and error.status_code in NO_SUCH_REQUEST

@@ -29,6 +29,10 @@ MOST_SAID = 200  # characters of what a service says
 PRESENT_SPELLING = (0, 38)
 
 
+class NotInThisSdk(tinker.TinkerError):
+    """What is asked for came with a later SDK: nothing was sent."""
+
+
 class Clients(NamedTuple):
     """What a run speaks to its service through. `rest` has no session of its own."""
 
@@ -173,7 +177,7 @@ def _unknown(name: str) -> Callable[..., Any]:
     """A method that came with a later SDK: as little to be had as what a service refuses."""
 
     def call(*arguments: Any, **options: Any) -> Any:
-        raise tinker.TinkerError(f"tinker {tinker.__version__} has no {name}")
+        raise NotInThisSdk(f"tinker {tinker.__version__} has no {name}")
 
     return call
 
@@ -266,17 +270,18 @@ class ModelsServed(NamedTuple):
 
 
 class _OlderRest(_Older):
-    """Knows what the service can do as well, which was asked of the other client."""
+    """Asks by the twin of each method that is there to be awaited: the method itself warns of a
+    loop that it is called in. Knows what the service can do as well, which was asked of the other
+    client."""
 
     def __init__(self, client: Any, service: Any) -> None:
         super().__init__(client)
         self._service = service
 
-    async def set_checkpoint_ttl_from_tinker_path(self, path: str, ttl_seconds: int | None) -> None:
-        await self._client.set_checkpoint_ttl_from_tinker_path_async(path, ttl_seconds)
-
-    async def delete_checkpoint_from_tinker_path(self, path: str) -> None:
-        await self._client.delete_checkpoint_from_tinker_path_async(path)
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._client, f"{name}_async", None) or super().__getattr__(name)
 
     async def get_server_capabilities(self) -> ModelsServed:
         found = await self._service.get_server_capabilities_async()

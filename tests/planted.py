@@ -15,11 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-from local_tinker import lora, losses, sampling, state, training, training_routes
+from local_tinker import (
+    lora,
+    losses,
+    sampling,
+    sampling_routes,
+    state,
+    training,
+    training_routes,
+    worker,
+)
 from local_tinker.choosing import Choice
 from local_tinker.engine import Engine
 from local_tinker.lora import LoraShape
 from local_tinker.sample_rows import Row
+from local_tinker.wire import UserError
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -150,6 +160,36 @@ def truncated(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(training, "forward_backward", forward_backward)
 
 
+def low_ranks(patch: pytest.MonkeyPatch) -> None:
+    """Ranks above 32 are refused, as SkyRL does."""
+
+    def refusing(shape: LoraShape, seed: int | None) -> tuple[LoraShape, int | None]:
+        if shape.rank > 32:
+            raise UserError(f"LoRA rank {shape.rank} must be between 1 and 32")
+        return shape, seed
+
+    _created(refusing)(patch)
+
+
+def plain_prompts(patch: pytest.MonkeyPatch) -> None:
+    """Of a prompt the likeliest tokens are refused, and the first token's place is left out, as
+    SkyRL's JAX backend does."""
+    check, respond = sampling_routes.check_request, worker.sample_response
+
+    def checking(engine: Engine, request: Any, weights: Any) -> Any:
+        if request.topk_prompt_logprobs:
+            raise UserError("topk_prompt_logprobs is not supported")
+        return check(engine, request, weights)
+
+    def responding(sequences: Any, scores: Any) -> Any:
+        if scores is not None and scores.logprobs_T is not None:
+            scores = scores._replace(logprobs_T=scores.logprobs_T[1:])
+        return respond(sequences, scores)
+
+    patch.setattr(sampling_routes, "check_request", checking)
+    patch.setattr(worker, "sample_response", responding)
+
+
 def twice_the_rate(patch: pytest.MonkeyPatch) -> None:
     step = training.optim_step
     patch.setattr(
@@ -188,6 +228,24 @@ def _per_token(summed: Any, inputs: dict[str, Any]) -> Any:
     return summed(inputs) / (inputs["weights"] != 0).sum().clamp(min=1)
 
 
+def _rows(loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], mean: bool) -> Plant:
+    """`loss_of` gets a row's sum of weighted losses and its weights; rows are added, or their mean
+    is taken, as engines do that were made for plain rows."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        def loss_sum(loss_fn: str, config: Any, logprobs: Any, inputs: Any, lengths: Any) -> Any:
+            weights = inputs["weights"]
+            losses_R = [
+                loss_of(-(row * own).sum(), own)
+                for row, own in zip(logprobs.split(lengths), weights.split(lengths), strict=True)
+            ]
+            return torch.stack(losses_R).sum() / (len(losses_R) if mean else 1)
+
+        patch.setattr(losses, "loss_sum", loss_sum)
+
+    return plant
+
+
 def _per_weight(summed: Any, inputs: dict[str, Any]) -> Any:
     return summed(inputs) / inputs["weights"].sum()
 
@@ -196,6 +254,19 @@ def _unweighted(summed: Any, inputs: dict[str, Any]) -> Any:
     return summed({**inputs, "weights": torch.ones_like(inputs["weights"])})
 
 
+# How engines are known to divide a row's loss, or could. The first is that of SkyRL's JAX backend.
+DIVIDED: dict[str, Plant] = {
+    "rows by their weights or a floor": _rows(
+        lambda loss, weights: loss / weights.sum().clamp(min=1e-9), mean=True
+    ),
+    "rows by their weights": _rows(lambda loss, weights: loss / weights.sum(), mean=True),
+    "rows by their weights' sizes": _rows(
+        lambda loss, weights: loss / weights.abs().sum().clamp(min=1e-9), mean=False
+    ),
+    "rows by their tokens": _rows(
+        lambda loss, weights: loss / (weights != 0).sum().clamp(min=1), mean=False
+    ),
+}
 # What is planted, and the one line that says so.
 PLANTED: dict[str, tuple[Plant, str]] = {
     "mean loss": (_loss(_per_token), "loss is a plain sum"),
@@ -227,4 +298,5 @@ NEIGHBOURS: dict[str, tuple[Plant, str]] = {
     "twice the rate": (twice_the_rate, "weight decay"),
     "no stop token": (no_stop_token, "answers end as asked"),
     "one token more": (one_token_more, "answers end as asked"),
+    **{name: (plant, "loss is a plain sum") for name, plant in DIVIDED.items()},
 }

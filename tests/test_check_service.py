@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,17 @@ from half_services import mute_service
 from local_tinker import sampling, sampling_routes, training
 from local_tinker.engine import Engine
 from loop.planning.service_checks import FILE_SUFFIX, NOT_CHECKED, check_record, checked
-from planted import NEIGHBOURS, PLANTED
+from planted import DIVIDED, NEIGHBOURS, PLANTED, low_ranks, plain_prompts
 from services import listening
 from services.check import checking
 from services.check.bench import Bench, Measured, Refused, Said
-from services.check.courses import Course, Flags, courses, predicted_move
+from services.check.courses import Course, Flags, courses, optimizer_courses, predicted_move
 from services.check.sampling import Answer, Scored, ends_line, tempered_bounds, trainer_line
 from services.check.training import said_loss, seed_line, token_noise_of
 from services.check.verdicts import Found, Line, nearest, worst
 from services.listening import Patience
 from services.place import ServiceChoice
+from services.sdk import NotInThisSdk
 from trainer_with_eval import main
 
 Check = Callable[..., dict[str, Any]]
@@ -103,6 +105,10 @@ TOGETHER = (
     ),
     ("alpha 2r", "dropped clipping", "ignored seed", "unrestored optimizer", WRONG_MODEL),
 )
+# What rests on how a loss is divided, with each way of dividing it.
+BESIDE = ("dropped betas", "other beta2", "unrestored optimizer", "dropped clipping")
+# There a row's weights have no way to be less, and a weight of 0 is 0/0.
+WITHOUT_A_WAY = ("rows by their weights", "dropped clipping")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +129,13 @@ def misnamed(
     "names",
     [
         *TOGETHER,
+        ("rows by their weights or a floor", "dropped clipping", "dropped betas"),
         *(pytest.param((name,), marks=thorough_only) for name in (*ALL, *NEIGHBOURS)),
+        *(
+            pytest.param((divided, other), marks=thorough_only)
+            for divided in DIVIDED
+            for other in BESIDE
+        ),
     ],
     ids=" and ".join,
 )
@@ -140,7 +152,87 @@ def test_planted_differences_are_called_by_their_names_and_nothing_else_is(
         answer = check(exit_code=0 if expected <= {*HARMLESS} else 1, service=service)
     others = [one for one in answer["lines"] if one["verdict"] != "works"]
     assert set(differing(answer)) == expected, others
+    untold = [one["name"] for one in others if one["verdict"] == "cannot tell"]
+    assert untold == (["betas", "optimizer comes back"] if names == WITHOUT_A_WAY else [])
     assert set(answer["changes_scores"]) == expected - {*HARMLESS}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("rows by their weights or a floor", "not the negative of rows of positive weights"),
+        pytest.param(
+            "rows by their weights", "as if their weights were positive", marks=thorough_only
+        ),
+    ],
+)
+def test_what_is_done_with_a_rows_weights_is_said(
+    name: str, reason: str, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no other number is named for it, as betas and a saved optimizer once were."""
+    DIVIDED[name](monkeypatch)
+    lines = {line["name"]: line for line in check(exit_code=1)["lines"]}
+    said = lines["loss is a plain sum"]["found"]
+    assert reason in said
+    assert "a row's loss is divided by its weights" in said
+    assert "neither" not in said
+    assert "told by clipping" in lines["betas"]["found"]
+
+
+def test_what_is_refused_is_asked_for_otherwise(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SkyRL does, ranks above 32 and the likeliest tokens of a prompt are refused."""
+    low_ranks(monkeypatch)
+    plain_prompts(monkeypatch)
+    answer = check(exit_code=0)
+    lines = {line["name"]: line for line in answer["lines"]}
+    assert {name for name, line in lines.items() if line["verdict"] != "works"} == {
+        "prompt log-probabilities"
+    }
+    prompts = lines["prompt log-probabilities"]
+    assert prompts["verdict"] == "differs"
+    assert "the likeliest tokens: refused" in prompts["found"]
+    assert "without the first token's place" in prompts["found"]
+    assert "tokens behind one prompt" in lines["tempered log-probabilities"]["found"]
+    alpha = lines["alpha is 32 at any rank"]["found"]
+    assert "a step at rank 4 beside rank 16" in alpha
+    assert "rank 64: refused" in alpha
+
+
+@thorough_only
+def test_untempered_log_probabilities_are_told_without_the_likeliest_tokens(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_prompts(monkeypatch)
+    PLANTED["untempered log-probabilities"][0](monkeypatch)
+    assert differing(check(exit_code=1)) == [
+        "tempered log-probabilities",
+        "prompt log-probabilities",
+    ]
+
+
+def test_a_save_that_was_never_sent_is_not_kept_in_mind() -> None:
+    """An SDK that has no word for it sends nothing, and a service that refuses it has made none."""
+    import httpx
+    import tinker
+
+    address = httpx.Request("POST", "http://127.0.0.1/api/v1/save")
+
+    def refusal(status: int) -> tinker.APIStatusError:
+        response = httpx.Response(status, request=address)
+        return tinker.APIStatusError("said", response=response, body=None)
+
+    def left(error: Exception) -> list[str]:
+        bench = Bench(*[None] * 4, "check")  # pyright: ignore[reportArgumentType]
+        training = SimpleNamespace(model_id="m")
+        with pytest.raises(type(error)), bench._kept_in_mind(training, "weights", "state"):  # pyright: ignore[reportArgumentType, reportPrivateUsage]
+            raise error
+        return list(bench.saved.values())
+
+    assert left(NotInThisSdk("tinker 0.25.0 has no save_weights_external")) == []
+    assert left(refusal(400)) == []
+    assert left(refusal(500)) == ["doubtful"]
 
 
 @thorough_only
@@ -372,12 +464,19 @@ def test_the_predicted_move_is_that_of_torch(
     assert predicted_move(gradients, betas) == pytest.approx(-weight.item(), rel=1e-9)
 
 
+def test_a_check_fits_into_what_an_engine_has_for_adapters_by_default() -> None:
+    """SkyRL has 32, of which one is the base model's."""
+    made = [*courses(16, Flags()), *optimizer_courses(16, Flags(), "weights of 0"), "nothing"]
+    others = ["named", "made up", "falling", "saved", "with optimizer", "without", "lower rank"]
+    assert len(made) + len(others) + checking.NUM_PILOTS <= 31
+
+
 def fresh(*logprobs: tuple[float, ...], moved: float = 0.1, **said: Any) -> dict[str, Measured]:
     """Courses that begin with these log-probabilities of the same weights."""
-    names = ("plain", "same seed", "other seed", "negative")
+    names = ("plain", "same seed", "other seed", "not decayed")
     found = {}
     for name, before in zip(names, logprobs, strict=True):
-        move = -moved if name == "negative" else moved
+        move = 2 * moved if name == "not decayed" else moved
         found[name] = Measured(before, tuple(one + move for one in before), **said)
     return found
 

@@ -6,9 +6,12 @@ asks for.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
+from concurrent.futures import Future
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from loop.rounds.training import sampler_path_in_full
 from rows.chat_formats import load_renderer
 from rows.rendering import Rendering
 from rows.sources import Source
-from services.sdk import PRESENT_SPELLING, is_older
+from services.sdk import PRESENT_SPELLING, NotInThisSdk, _OlderRest, is_older
 from services.watched_client import for_each_token
 from simple_eval import build_prompt, load_questions
 
@@ -79,6 +82,33 @@ def test_the_sdk_is_one_of_the_two_sets() -> None:
     assert not is_older(present[1])
     assert not is_older("1.0.0")
     assert PRESENT_SPELLING == (0, 38)
+
+
+def test_an_older_rest_client_is_asked_by_what_can_be_awaited() -> None:
+    """The SDK warns, with a stack, of each method that is called in a loop and waits."""
+
+    class Rest:
+        def list_checkpoints(self, run_id: str) -> None:
+            raise AssertionError("a loop would wait for it")
+
+        async def list_checkpoints_async(self, run_id: str) -> str:
+            return run_id
+
+        def get_weights_info_by_tinker_path(self, path: str) -> Future[str]:
+            found: Future[str] = Future()
+            found.set_result(path)
+            return found
+
+    async def ask() -> list[str]:
+        rest: Any = _OlderRest(Rest(), None)
+        with pytest.raises(NotInThisSdk, match="has no get_external_weights_urls"):
+            await rest.get_external_weights_urls("path")
+        return [
+            await rest.list_checkpoints("run"),
+            await rest.get_weights_info_by_tinker_path("path"),
+        ]
+
+    assert asyncio.run(ask()) == ["run", "path"]
 
 
 def test_a_prompts_logprobs_are_one_for_each_token_or_refused() -> None:

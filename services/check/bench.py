@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ import tinker
 
 from services.check.courses import TINY, Course, Flags, Push, decayed_share
 from services.check.verdicts import Verdict
-from services.faults import SDK_ERRORS, explain, said_by
+from services.faults import SDK_ERRORS, explain, is_refusal, said_by
+from services.sdk import NotInThisSdk
 
 TTL_S = 3600  # of what is saved
 MAX_AT_ONCE = 6  # adapters at work; a course waits for its own requests alone
@@ -213,14 +215,18 @@ class Bench:
 
     @contextlib.contextmanager
     def _kept_in_mind(self, client: tinker.TrainingClient, kind: str, what: str) -> Iterator[str]:
-        """Note the path before anything is sent: a save that is broken off is deleted as well."""
+        """Note the path before anything is sent: a save that is broken off is deleted as well, and
+        one that was not sent, or refused as a wrong request, is forgotten."""
         name = f"{self.name}-{what}"
         path = f"tinker://{client.model_id}/{kind}/{name}"
         self.saved[path] = "sent"
         try:
             yield name
-        except SDK_ERRORS:
-            self.saved[path] = "doubtful"
+        except SDK_ERRORS as error:
+            if isinstance(error, NotInThisSdk) or is_refusal(error):
+                del self.saved[path]
+            else:
+                self.saved[path] = "doubtful"
             raise
         self.saved[path] = "made"
 
@@ -257,6 +263,18 @@ class Bench:
                 return
             await asyncio.sleep(wait_s)
         await self.rest.delete_checkpoint_from_tinker_path(path)
+
+
+@contextlib.contextmanager
+def quiet_sdk() -> Iterator[None]:
+    """The SDK logs what is deprecated or refused as an error; here it is what is tried."""
+    logger = logging.getLogger("tinker")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 async def within(work: Coroutine[Any, Any, T], limit_s: int = LIMIT_S) -> T | Refused:

@@ -12,17 +12,25 @@ from typing import NamedTuple
 import tinker
 
 from errors import ServiceError
-from services.check.bench import ANSWER_S, LOSS, Bench, Refused, Row, Spent, within
-from services.check.courses import Course, Flags, Push, courses, decayed_share, other_rank
-from services.check.model import name_line, probe_names, weights_line
-from services.check.sampling import (
-    NUM_PROMPT_TOKENS,
-    NUM_TOKENS,
-    probe_sampling,
-    sampling_lines,
+from services.check.bench import ANSWER_S, LOSS, Bench, Measured, Refused, Row, Spent, within
+from services.check.courses import (
+    GRADIENTS,
+    Course,
+    Flags,
+    Push,
+    at_rank,
+    courses,
+    decayed_share,
+    nothing_course,
+    optimizer_courses,
+    other_ranks,
 )
+from services.check.model import name_line, probe_names, weights_line
+from services.check.sampling import planned_sampling, probe_sampling, sampling_lines
 from services.check.saving import probe_saving, saving_lines
 from services.check.training import (
+    Ranks,
+    Told,
     alpha_line,
     flags_line,
     long_row_line,
@@ -30,6 +38,7 @@ from services.check.training import (
     optimizer_lines,
     seed_line,
     token_noise_of,
+    told_by,
     training_line,
 )
 from services.check.verdicts import Line
@@ -67,18 +76,23 @@ class Report(NamedTuple):
 def planned(row: Row, subject: Subject) -> Spent:
     """The tokens that a check sends at most."""
     num_targets = row.num_targets
-    made = courses(subject.rank, subject.flags).values()
-    asked = NUM_PROMPT_TOKENS + NUM_TOKENS
+    adapter = (subject.rank, subject.flags)
+    betas = max(
+        (optimizer_courses(*adapter, way) for way in GRADIENTS),
+        key=lambda made: sum(one.num_trained_rows for one in made.values()),
+    )
+    made = [*courses(*adapter).values(), *betas.values(), nothing_course(*adapter)]
+    made += [at_rank(one, subject.flags) for one in other_ranks(subject.rank)[1:]]
     num_forward = 2 * (len(made) + NUM_PILOTS) + 6
+    sampling = planned_sampling()
     return Spent(
-        train_tokens=num_targets * (sum(one.num_trained_rows for one in made) + NUM_PILOTS + 8)
+        train_tokens=num_targets * (sum(one.num_trained_rows for one in made) + NUM_PILOTS + 3)
         + NUM_FALLS * (num_targets + subject.second_row.num_targets),
         prompt_tokens=num_targets * num_forward
         + subject.second_row.num_targets
         + subject.long_row.num_targets
-        + 8 * NUM_PROMPT_TOKENS
-        + 4 * asked,
-        sampled_tokens=8 * NUM_TOKENS + 2,
+        + sampling.prompt_tokens,
+        sampled_tokens=sampling.sampled_tokens,
     )
 
 
@@ -92,8 +106,9 @@ async def check(bench: Bench, subject: Subject, live: Callable[[str], None]) -> 
     made = courses(subject.rank, subject.flags)
     lr = await _find_lr(bench, made["plain"])
     live("how it trains")
-    measured = await asyncio.gather(*(bench.run(one, lr) for one in made.values()))
-    results = dict(zip(made, measured, strict=True))
+    results = await _run(bench, made, lr)
+    told = await _told(bench, subject, results, lr)
+    ranks = await _tried_ranks(bench, subject, results, lr)
     plain = results["plain"]
     base = plain if isinstance(plain, Refused) else plain.before
     lines.append(weights_line(base, subject.known, subject.vocab_size))
@@ -105,15 +120,15 @@ async def check(bench: Bench, subject: Subject, live: Callable[[str], None]) -> 
     if isinstance(trainer, Refused):
         saved = sampling = long_row = trainer
     else:
-        saved = await within(probe_saving(bench, trainer, subject.rank, lr))
+        saved = await within(probe_saving(bench, trainer, subject.rank, told.way, lr))
         sampling = await probe_sampling(bench, trainer)
         long_row = await within(bench.forward(trainer, subject.long_row))
     alpha = saved.said if isinstance(saved, Refused) else saved.stored_alpha
-    lines.append(alpha_line(results, (subject.rank, other_rank(subject.rank)), alpha))
-    lines += optimizer_lines(results, decayed_share(lr))
+    lines.append(alpha_line(results, ranks, alpha))
+    lines += optimizer_lines(results, decayed_share(lr), told)
     lines += [flags_line(results), seed_line(results)]
     lines.append(long_row_line(long_row, subject.long_row.num_targets))
-    lines += saving_lines(saved, results)
+    lines += saving_lines(saved, results, told)
     lines += sampling_lines(sampling, token_noise_of(results))
     live("how far away it is")
     step_s = None if isinstance(fall, Refused) else fall.step_s
@@ -130,6 +145,38 @@ def _go_on_after(found: object) -> None:
             "much other work, or fails each time that the SDK asks again. Check it again when it "
             "answers."
         )
+
+
+async def _run(bench: Bench, made: dict[str, Course], lr: float) -> dict[str, Measured | Refused]:
+    measured = await asyncio.gather(*(bench.run(one, lr) for one in made.values()))
+    return dict(zip(made, measured, strict=True))
+
+
+async def _told(
+    bench: Bench, subject: Subject, results: dict[str, Measured | Refused], lr: float
+) -> Told:
+    """Find the way to tell the betas, and add the courses that do to the results."""
+    told = told_by(results)
+    if told.way is None and not isinstance(results["plain"], Refused):
+        nothing = {"nothing": nothing_course(subject.rank, subject.flags)}
+        results |= await _run(bench, nothing, lr)
+        told = told_by(results)
+    if told.way is not None:
+        results |= await _run(bench, optimizer_courses(subject.rank, subject.flags, told.way), lr)
+    return told
+
+
+async def _tried_ranks(
+    bench: Bench, subject: Subject, results: dict[str, Measured | Refused], lr: float
+) -> Ranks:
+    """The ranks that alpha is told by: where one is refused, another is tried for it."""
+    first, *others = other_ranks(subject.rank)
+    found = results["other rank"]
+    if not isinstance(found, Refused) or found.is_late or not others:
+        return Ranks(subject.rank, first)
+    refused = f"rank {first}: {found.said}"
+    results["other rank"] = await bench.run(at_rank(others[0], subject.flags), lr)
+    return Ranks(subject.rank, others[0], refused)
 
 
 async def _find_lr(bench: Bench, plain: Course) -> float:

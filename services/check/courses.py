@@ -7,14 +7,17 @@ then moves each weight by the same multiple of its learning rate, which `predict
 and for a small step the loss falls by that multiple of what one plain step makes it fall. So betas,
 clipping, sums and saved moments are all seen in one ratio, whatever the model is, and no two
 courses need the same initial weights.
+
+What the optimizer remembers shows only where gradients differ, and engines differ in what makes
+them differ: there are three ways, and `courses` has what tells which of them a service knows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 BETAS = (0.9, 0.95)
 NO_MOMENTUM = (0.0, 0.95)
@@ -29,6 +32,9 @@ MAX_WEIGHT_DECAY = 1e4  # that is sent
 
 # Which targets of the row carry loss: all, the first, or the first and all others a little.
 Shape = Literal["whole", "first", "first and tiny"]
+# What makes a gradient another one: the weights of the loss in sign and size, the clipping of its
+# norm to next to nothing, or weights of 0 alone.
+Way = Literal["weights", "clipping", "weights of 0"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ def predicted_move(
         m = beta1 * m + (1 - beta1) * gradient
         v = beta2 * v + (1 - beta2) * gradient**2
     m_hat, v_hat = m / (1 - beta1 ** len(gradients)), v / (1 - beta2 ** len(gradients))
+    if m_hat == 0:
+        return 0.0  # AdamW's eps, whatever it is, keeps 0/0 away
     return m_hat / (math.sqrt(v_hat) + eps)
 
 
@@ -98,47 +106,107 @@ def decayed_share(lr: float) -> float:
     return min(DECAYED_SHARE, MAX_WEIGHT_DECAY * lr)
 
 
-def other_rank(rank: int) -> int:
-    """The second rank: a smaller one where the first is large already."""
-    return rank * RANK_FACTOR if rank <= MAX_LOW_RANK else rank // RANK_FACTOR
+def decayed_move(share: float) -> float:
+    """How far a second step moves the loss that decays A and B by a share first, in those of a
+    second step that does not: A is less by the share, and B of two steps is."""
+    return (1 - share) * (2 - share) / 2
+
+
+def other_ranks(rank: int) -> tuple[int, ...]:
+    """The ranks that tell what alpha does, the one to try first in front: a smaller one where the
+    rank is large already. An engine may refuse either."""
+    larger, smaller = rank * RANK_FACTOR, rank // RANK_FACTOR
+    if rank > MAX_LOW_RANK:
+        return smaller, larger
+    return (larger, smaller) if smaller else (larger,)
 
 
 def courses(rank: int, flags: Flags) -> dict[str, Course]:
-    """All courses of a check, by what they are for. `rank` and `flags` are the settings' own."""
+    """What every check begins with, by what it is for; no course rests on more than it is to tell.
+    `rank` and `flags` are the settings' own."""
 
     def course(*pushes: Push, is_on_first: bool = False) -> Course:
         return Course(pushes, rank, flags, is_on_first=is_on_first)
 
     still = Push(moves=False)  # fills the moments with the row's gradient
+    clipped = Push(moves=False, grad_clip_norm=TINY)
     plain = course(Push())
     return {
         "plain": plain,
         "same seed": plain,
         "other seed": Course(plain.pushes, rank, flags, seed=2),
-        "other rank": Course(plain.pushes, other_rank(rank), flags),
+        "other rank": at_rank(other_ranks(rank)[0], flags),
         "all layers": Course(plain.pushes, rank, Flags()),
         "mlp": Course(plain.pushes, rank, Flags(True, False, False)),
         "attention": Course(plain.pushes, rank, Flags(False, True, False)),
         "unembedding": Course(plain.pushes, rank, Flags(False, False, True)),
         # --- the optimizer
-        "momentum": course(still, Push(factor=-1.0)),
-        "no momentum": course(still, Push(factor=-1.0, betas=NO_MOMENTUM)),
-        "long memory": course(still, Push(factor=0.1, betas=NO_MOMENTUM)),
-        "short memory": course(
-            Push(moves=False, betas=SHORT_MEMORY), Push(factor=0.1, betas=SHORT_MEMORY)
-        ),
         "huge eps": course(Push(eps=HUGE_EPS)),
-        "clipped": course(Push(moves=False, grad_clip_norm=TINY), Push(factor=-1.0)),
-        "not decayed": course(Push(), Push(factor=TINY, betas=NO_MOMENTUM)),
-        "decayed": course(Push(), Push(factor=TINY, betas=NO_MOMENTUM, decays=True)),
+        "clipped": course(clipped, clipped, Push()),
+        "not decayed": course(Push(), Push()),
+        "decayed": course(Push(), Push(decays=True)),
         # --- the loss
-        "negative": course(Push(factor=-1.0)),
-        "heavy row": course(Push(factor=-HEAVY, moves=False), Push()),
-        "many rows": course(Push(factor=-1.0, num_rows=HEAVY, moves=False), Push()),
+        "opposed": course(Push(factor=-1.0, moves=False), Push()),
+        "heavy row": course(Push(factor=HEAVY, moves=False), still, Push()),
+        "many rows": course(Push(num_rows=HEAVY, moves=False), still, Push()),
         "first": course(Push(shape="first"), is_on_first=True),
         "first and tiny": course(
-            Push(factor=-1.0, shape="first", moves=False),
+            Push(shape="first", moves=False),
+            Push(shape="first and tiny", moves=False),
             Push(shape="first and tiny"),
             is_on_first=True,
         ),
+    }
+
+
+def at_rank(rank: int, flags: Flags) -> Course:
+    """A plain step at another rank."""
+    return Course((Push(),), rank, flags)
+
+
+def nothing_course(rank: int, flags: Flags) -> Course:
+    """What tells whether weights of 0 give a gradient of 0."""
+    return Course((Push(factor=0.0),), rank, flags)
+
+
+# --- the ways ------------------------------------------------------------------------------------
+
+
+class Gradients(NamedTuple):
+    """Those of two steps, as multiples of the row's, that tell the first beta, and the second."""
+
+    beta1: tuple[float, float]
+    beta2: tuple[float, float]
+
+
+GRADIENTS: dict[Way, Gradients] = {
+    "weights": Gradients((1.0, -1.0), (1.0, 0.1)),
+    "clipping": Gradients((1.0, TINY), (TINY, 1.0)),
+    "weights of 0": Gradients((1.0, 0.0), (0.0, 1.0)),
+}
+
+
+def push_of(way: Way, gradient: float) -> Push:
+    """A push whose gradient is one of a way's."""
+    if way == "clipping":
+        return Push(grad_clip_norm=TINY) if gradient == TINY else Push()
+    return Push(factor=gradient)
+
+
+def optimizer_courses(rank: int, flags: Flags, way: Way) -> dict[str, Course]:
+    """What tells the betas, in one of the ways."""
+
+    def course(gradients: tuple[float, float], *betas: tuple[float, float]) -> Course:
+        first, last = (
+            replace(push_of(way, one), betas=sent)
+            for one, sent in zip(gradients, betas, strict=True)
+        )
+        return Course((replace(first, moves=False), last), rank, flags)
+
+    beta1, beta2 = GRADIENTS[way]
+    return {
+        "momentum": course(beta1, BETAS, BETAS),
+        "no momentum": course(beta1, BETAS, NO_MOMENTUM),
+        "long memory": course(beta2, BETAS, NO_MOMENTUM),
+        "short memory": course(beta2, SHORT_MEMORY, SHORT_MEMORY),
     }

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import tinker
 
-from services.check.bench import Bench, Refused, Row, within
+from errors import ServiceError
+from services.check.bench import Bench, Refused, Row, Spent, quiet_sdk, within
 from services.check.training import MANY_NOISES
-from services.check.verdicts import Line, Verdict
+from services.check.verdicts import Found, Line, Verdict
+from services.watched_client import for_each_token
 
 NUM_TOKENS = 24  # of an answer
 NUM_PROMPT_TOKENS = 8
@@ -19,6 +21,8 @@ TOPK = 20  # as many as Tinker gives
 CLOSE_NATS = 0.05  # mean distance of two computations of the same log-probabilities, in bfloat16
 APART_NATS = 0.15  # what two hypotheses must be apart to be told from each other
 MIN_TOKENS = 4
+FLAT_TEMPERATURE = 2.0  # at which several answers begin with several tokens
+NUM_FLAT = 8
 
 
 class Answer(NamedTuple):
@@ -31,12 +35,12 @@ class Answer(NamedTuple):
 
 class Scored(NamedTuple):
     """An answer whose tokens the trainer and the sampler have scored, untempered, in nats; and of
-    each place the likeliest tokens' (None: not given)."""
+    each place the likeliest tokens' (None: not given; what was said where they were refused)."""
 
     answer: Answer
     by_trainer: tuple[float, ...]
     by_sampler: tuple[float | None, ...]  # of the prompt and the answer
-    likeliest: tuple[tuple[float, ...], ...] | None
+    likeliest: tuple[tuple[float, ...], ...] | Refused | None
     whole_by_trainer: tuple[float, ...]  # of all but the first token
 
 
@@ -71,21 +75,60 @@ async def scored(
     start = NUM_PROMPT_TOKENS
     tokens = (*bench.row.tokens[:start], *answer.tokens)
     whole = await bench.logprobs(trainer, Row(tokens))
+    with quiet_sdk():
+        response = await within(_prompted(bench, sampler, tokens, TOPK))
+    refused = response if isinstance(response, Refused) else None
+    if isinstance(response, Refused):  # an engine may know all but the likeliest tokens
+        response = await _prompted(bench, sampler, tokens, 0)
+    rows = response.topk_prompt_logprobs
+    likeliest: tuple[tuple[float, ...], ...] | Refused | None = refused
+    if refused is None and rows is not None and len(rows) == len(tokens):
+        likeliest = tuple(tuple(lp for _, lp in row or ()) for row in rows[start:])
+    given = response.prompt_logprobs or []
+    return Scored(answer, whole[start - 1 :], tuple(given), likeliest, whole)
+
+
+async def _prompted(
+    bench: Bench, sampler: tinker.SamplingClient, tokens: Sequence[int], topk: int
+) -> tinker.SampleResponse:
+    """Ask for the log-probabilities of a prompt, and those of the likeliest tokens."""
     bench.spent.prompt_tokens += len(tokens)
     response = await sampler.sample(
         tinker.ModelInput.from_ints(list(tokens)),
         1,
         tinker.SamplingParams(max_tokens=1, temperature=0.0),
         include_prompt_logprobs=True,
-        topk_prompt_logprobs=TOPK,
+        topk_prompt_logprobs=topk,
     )
     bench.spent.sampled_tokens += 1
-    rows = response.topk_prompt_logprobs
-    likeliest = None
-    if rows is not None and len(rows) == len(tokens):
-        likeliest = tuple(tuple(lp for _, lp in row or ()) for row in rows[start:])
-    given = response.prompt_logprobs or []
-    return Scored(answer, whole[start - 1 :], tuple(given), likeliest, whole)
+    return response
+
+
+class Flat(NamedTuple):
+    """First tokens of answers, sampled at `FLAT_TEMPERATURE`: what was said of each, and what the
+    trainer says, untempered, in nats. All follow the same prompt."""
+
+    said: tuple[float, ...]
+    by_trainer: tuple[float, ...]
+
+
+async def flat_tokens(
+    bench: Bench, trainer: tinker.TrainingClient, sampler: tinker.SamplingClient
+) -> Flat:
+    """Sample some different tokens behind the prompt, and score them by the trainer."""
+    prompt = bench.row.tokens[:NUM_PROMPT_TOKENS]
+    bench.spent.prompt_tokens += len(prompt)
+    response = await sampler.sample(
+        tinker.ModelInput.from_ints(list(prompt)),
+        NUM_FLAT,
+        tinker.SamplingParams(max_tokens=1, seed=7, temperature=FLAT_TEMPERATURE),
+    )
+    bench.spent.sampled_tokens += sum(len(one.tokens) for one in response.sequences)
+    said = {
+        one.tokens[0]: one.logprobs[0] for one in response.sequences if one.tokens and one.logprobs
+    }
+    by_trainer = [(await bench.logprobs(trainer, Row((*prompt, token))))[-1] for token in said]
+    return Flat(tuple(said.values()), tuple(by_trainer))
 
 
 class Sampling(NamedTuple):
@@ -97,6 +140,7 @@ class Sampling(NamedTuple):
     seeded: tuple[Answer, Answer, Answer] | Refused
     plain: Scored | Refused
     tempered: Scored | Refused
+    flat: Flat | Refused | None  # where the likeliest tokens are not to be had
 
 
 async def probe_sampling(bench: Bench, trainer: tinker.TrainingClient) -> Sampling | Refused:
@@ -120,12 +164,32 @@ async def probe_sampling(bench: Bench, trainer: tinker.TrainingClient) -> Sampli
     if not isinstance(greedy, Refused) and greedy[0].tokens:
         stopped = await within(sampled(bench, client, 0.0, 1, (_stop_of(greedy[0]),)))
     seeded = await within(answers((1.0, 3), (1.0, 3), (1.0, 4)))
+    plain = await within(scores(1.0, 5))
+    tempered = await within(scores(TEMPERATURE, 6))
+    flat: Flat | Refused | None = None
+    if not isinstance(tempered, Refused) and _without_likeliest(tempered):
+        flat = await within(flat_tokens(bench, trainer, client))
     return Sampling(
         greedy if isinstance(greedy, Refused) else (greedy[0], greedy[1]),
         stopped,
         seeded if isinstance(seeded, Refused) else (seeded[0], seeded[1], seeded[2]),
-        await within(scores(1.0, 5)),
-        await within(scores(TEMPERATURE, 6)),
+        plain,
+        tempered,
+        flat,
+    )
+
+
+def _without_likeliest(found: Scored) -> bool:
+    return found.likeliest is None or isinstance(found.likeliest, Refused)
+
+
+def planned_sampling() -> Spent:
+    """The tokens that `probe_sampling` sends at most."""
+    asked = NUM_PROMPT_TOKENS + NUM_TOKENS
+    return Spent(
+        # Eight answers, two of which both score, the sampler again where it is refused something.
+        prompt_tokens=(9 + NUM_FLAT) * NUM_PROMPT_TOKENS + 6 * asked,
+        sampled_tokens=8 * NUM_TOKENS + 4 + NUM_FLAT,
     )
 
 
@@ -146,13 +210,13 @@ def sampling_lines(found: Sampling | Refused, noise: float) -> list[Line]:
     """The lines on sampling; `noise` is how far apart the trainer's log-probabilities by the same
     weights are, in nats."""
     if isinstance(found, Refused):
-        found = Sampling(found, found, found, found, found)
+        found = Sampling(found, found, found, found, found, None)
     return [
         greedy_line(found.greedy),
         ends_line(found.greedy, found.stopped),
         seeded_line(found.seeded),
         trainer_line(found.plain, noise),
-        temperature_line(found.tempered, noise),
+        temperature_line(found.tempered, found.flat, noise),
         prompt_line(found.plain, noise),
     ]
 
@@ -228,8 +292,9 @@ def trainer_line(found: Scored | Refused, noise: float) -> Line:
     return Line(name, _is_close(apart, noise), shown, affects)
 
 
-def temperature_line(found: Scored | Refused, noise: float) -> Line:
-    """Whether sampled tokens carry the log-probabilities of the distribution they came from."""
+def temperature_line(found: Scored | Refused, flat: Flat | Refused | None, noise: float) -> Line:
+    """Whether sampled tokens carry the log-probabilities of the distribution they came from. Where
+    there are no likeliest tokens, `flat` tells."""
     name, affects = "tempered log-probabilities", "`rl` and `distill` at a temperature other than 1"
     if isinstance(found, Refused):
         return Line(name, "cannot tell", found.said, affects)
@@ -237,10 +302,12 @@ def temperature_line(found: Scored | Refused, noise: float) -> Line:
     from_untempered = _mean_apart(said, untempered)
     if from_untempered is None:
         return Line(name, "cannot tell", _too_few(found.answer), affects)
-    if found.likeliest is None:
-        verdict = "differs" if from_untempered <= CLOSE_NATS else "cannot tell"
-        why = f"{from_untempered:.3f} nats from the untempered, and no likeliest tokens are given"
-        return Line(name, verdict, why, affects)
+    if found.likeliest is None or isinstance(found.likeliest, Refused):
+        if isinstance(flat, Refused):
+            return Line(name, "cannot tell", flat.said, affects)
+        assert flat is not None, "it is tried where these are not there"
+        judged = flat_tempered(flat, noise)
+        return Line(name, judged.verdict, judged.why, affects)
     bounds = [
         tempered_bounds(lp, top, TEMPERATURE)
         for lp, top in zip(untempered, found.likeliest, strict=True)
@@ -262,6 +329,32 @@ def temperature_line(found: Scored | Refused, noise: float) -> Line:
         return Line(name, verdict, shown, affects)
     how = "they are untempered: " if from_untempered <= CLOSE_NATS else ""
     return Line(name, "differs", how + shown, affects)
+
+
+def flat_tempered(flat: Flat, noise: float) -> Found:
+    """Judge tokens behind one prompt: how far their log-probabilities are from their mean is the
+    untempered ones' distance, divided by the temperature."""
+    if len(flat.said) < MIN_TOKENS:
+        return Found("cannot tell", f"{len(flat.said)} different tokens came behind one prompt")
+    said, untempered = _centred(flat.said), _centred(flat.by_trainer)
+    tempered = [one / FLAT_TEMPERATURE for one in untempered]
+    apart = [_mean_apart(said, one) for one in (tempered, untempered)]
+    off, from_untempered = (0.0 if one is None else one for one in apart)
+    shown = (
+        f"temperature {FLAT_TEMPERATURE:g}, {len(said)} tokens behind one prompt: {off:.3f} nats "
+        f"from the tempered, {from_untempered:.3f} from the untempered"
+    )
+    if (_mean_apart(tempered, untempered) or 0.0) < APART_NATS:
+        return Found("cannot tell", f"this model's are too alike; {shown}")
+    if (verdict := _is_close(off, noise)) != "differs":
+        return Found(verdict, shown)
+    how = "they are untempered: " if from_untempered <= CLOSE_NATS else ""
+    return Found("differs", how + shown)
+
+
+def _centred(logprobs: Sequence[float]) -> list[float]:
+    mean = math.fsum(logprobs) / len(logprobs)
+    return [one - mean for one in logprobs]
 
 
 def tempered_bounds(
@@ -289,17 +382,26 @@ def prompt_line(found: Scored | Refused, noise: float) -> Line:
     name, affects = "prompt log-probabilities", "`nll:` tasks, teachers of `distill`"
     if isinstance(found, Refused):
         return Line(name, "cannot tell", found.said, affects)
-    given = found.by_sampler
-    if len(given) != len(found.whole_by_trainer) + 1 or None in given[1:]:
+    num_tokens = len(found.whole_by_trainer) + 1
+    try:
+        given = for_each_token(found.by_sampler, num_tokens)
+    except ServiceError as error:
+        return Line(name, "differs", str(error), affects, False)
+    if None in given[1:]:
         num = sum(one is not None for one in given)
-        why = f"{num} for a prompt of {len(found.whole_by_trainer) + 1} tokens"
+        why = f"{num} for a prompt of {num_tokens} tokens"
         return Line(name, "differs", why, affects, False)
     apart = _mean_apart([one for one in given[1:] if one is not None], found.whole_by_trainer)
     assert apart is not None, "one each"
     shown = f"{apart:.4f} nats a token from the trainer's"
+    if len(found.by_sampler) < num_tokens:
+        shown += ", without the first token's place, as the loop reads them too"
     if (verdict := _is_close(apart, noise)) != "works":
         return Line(name, verdict, shown, affects)
     top = found.likeliest
+    if isinstance(top, Refused):
+        why = f"{shown}; the likeliest tokens: {top.said}"
+        return Line(name, top.verdict, why, "`distill.targets` soft, and nothing else", False)
     if top is None:
         return Line(name, "works", f"{shown}; the likeliest tokens are not given", affects)
     own = given[NUM_PROMPT_TOKENS:]

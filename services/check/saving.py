@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import httpx
 import tinker
 
-from services.check.bench import Bench, Measured, Refused, within
-from services.check.courses import Push, predicted_move
-from services.check.training import (
-    MANY_NOISES,
-    WITHOUT_WEIGHTS,
-    Results,
-    moves,
-    noise_of,
-    weights_count,
-)
+from services.check.bench import Bench, Measured, Refused, quiet_sdk, within
+from services.check.courses import GRADIENTS, Push, Way, predicted_move, push_of
+from services.check.training import MANY_NOISES, Results, Told, moves, noise_of
 from services.check.verdicts import Found, Line, nearest, worst
 
 DOWNLOAD_TIMEOUT_S = 20
@@ -30,7 +21,7 @@ CONFIG = "adapter_config.json"
 
 class Twin(NamedTuple):
     """An adapter that was made from a state, with its losses, in nats a target, before and after
-    one step against the one before the save."""
+    one step of another gradient than that before the save."""
 
     client: tinker.TrainingClient
     before: float
@@ -52,11 +43,13 @@ class Saved(NamedTuple):
 
 
 async def probe_saving(
-    bench: Bench, trainer: tinker.TrainingClient, rank: int, lr: float
+    bench: Bench, trainer: tinker.TrainingClient, rank: int, way: Way | None, lr: float
 ) -> Saved | Refused:
-    """Save a trained adapter's state, and make others from it."""
+    """Save the state of an adapter that has taken a plain step, and make others from it, which take
+    one of another gradient in a way (None: there is none)."""
+    push = Push() if way is None else push_of(way, GRADIENTS[way].beta1[1])
     loss, path = await _loss(bench, trainer), await bench.save_state(trainer, "state")
-    restored = await within(_twin(bench, path, lr, True))
+    restored = await within(_twin(bench, path, True, push, lr))
     loading: Refused | None = Refused("it could not be tried")
     if not isinstance(restored, Refused):
         answer = await within(_load_amid(restored.client, path))
@@ -66,15 +59,15 @@ async def probe_saving(
     return Saved(
         loss,
         restored,
-        await within(_twin(bench, path, lr, False)),
+        await within(_twin(bench, path, False, push, lr)),
         loading,
         await within(_list_and_delete(bench, trainer, path, rank)),
         await stored_alpha(bench, trainer),
     )
 
 
-async def _twin(bench: Bench, path: str, lr: float, with_optimizer: bool) -> Twin:
-    """An adapter made from a state, and a step against the one before it."""
+async def _twin(bench: Bench, path: str, with_optimizer: bool, push: Push, lr: float) -> Twin:
+    """An adapter made from a state, and a step of it."""
     service = bench.service
     make = (
         service.create_training_client_from_state_with_optimizer
@@ -83,7 +76,7 @@ async def _twin(bench: Bench, path: str, lr: float, with_optimizer: bool) -> Twi
     )
     client = await make(path)
     before = await _loss(bench, client)
-    await bench.push(client, Push(factor=-1.0), lr)
+    await bench.push(client, push, lr)
     return Twin(client, before, await _loss(bench, client))
 
 
@@ -94,23 +87,9 @@ async def _loss(bench: Bench, client: tinker.TrainingClient) -> float:
 
 async def _load_amid(client: tinker.TrainingClient, path: str) -> None:
     """Ask an adapter that has been trained to load a state."""
-    with warnings.catch_warnings(), _quiet_sdk():
+    with warnings.catch_warnings(), quiet_sdk():
         warnings.simplefilter("ignore", FutureWarning)
         await client.load_state(path)
-
-
-@contextlib.contextmanager
-def _quiet_sdk() -> Iterator[None]:
-    """The SDK logs what is deprecated as an error; here it is what is tried."""
-    import logging
-
-    logger = logging.getLogger("tinker")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 async def _list_and_delete(
@@ -158,13 +137,13 @@ async def _given_out(bench: Bench, trainer: tinker.TrainingClient) -> dict[str, 
 # --- what is made of it ---------------------------------------------------------------------------
 
 
-def saving_lines(found: Saved | Refused, results: Results) -> list[Line]:
+def saving_lines(found: Saved | Refused, results: Results, told: Told) -> list[Line]:
     """The lines on saved weights."""
     if isinstance(found, Refused):
         found = Saved(math.nan, found, found, found, found, found.said)
     return [
         _restored_line(found, results),
-        _optimizer_line(found, results),
+        _optimizer_line(found, results, told),
         _loading_line(found),
         _listing_line(found.listed),
     ]
@@ -193,15 +172,16 @@ def _restored_line(found: Saved, results: Results) -> Line:
     return Line(name, "differs", shown, affects)
 
 
-def _optimizer_line(found: Saved, results: Results) -> Line:
-    """Whether AdamW's moments come back: a step against the one before tells."""
+def _optimizer_line(found: Saved, results: Results, told: Told) -> Line:
+    """Whether AdamW's moments come back: a step of another gradient than the one before tells."""
     name, affects = "optimizer comes back", "`--resume` and rollback go on as if never stopped"
-    plain = moves(results, "negative")
-    if not isinstance(plain, str) and not weights_count(results):
-        plain = WITHOUT_WEIGHTS
-    kept, fresh = predicted_move([1.0, -1.0]), -1.0
-    if isinstance(plain, str):
-        return Line(name, "cannot tell", plain, affects)
+    plain = moves(results)
+    if isinstance(plain, str) or told.way is None:
+        return Line(
+            name, "cannot tell", plain if isinstance(plain, str) else told.why_none, affects
+        )
+    gradients = GRADIENTS[told.way].beta1
+    kept, fresh = predicted_move(gradients), predicted_move(gradients[1:])
     unit = results["plain"]
     assert isinstance(unit, Measured), "it has moves"
 

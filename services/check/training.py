@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from services.check.bench import Measured, Refused
 from services.check.courses import (
     BETAS,
+    GRADIENTS,
     HEAVY,
     HUGE_EPS,
     NO_MOMENTUM,
     SHORT_MEMORY,
     TINY,
+    Way,
+    decayed_move,
     predicted_move,
 )
 from services.check.verdicts import Found, Line, Verdict, nearest, worst
@@ -25,9 +29,8 @@ LOSS_FRAC = 0.01  # how far a loss that is said may be from what the log-probabi
 LOSS_NATS = 1e-5  # and one that is nearly 0
 MANY_NOISES = 3  # how far apart the same weights put two numbers now and then
 
-# Courses whose steps differ in the weights of their loss.
-WEIGHTED = ("momentum", "no momentum", "long memory", "short memory", "clipped")
-WITHOUT_WEIGHTS = "the weights of a loss do not count here, and the steps differ in them"
+# What the sum of a row's weights is not let fall below, in an engine that divides by it.
+FLOOR = 1e-9
 
 Results = Mapping[str, Measured | Refused]
 
@@ -49,17 +52,14 @@ def moves(results: Results, *names: str) -> dict[str, float] | str:
             f"moves it by {plain:.4f}"
         )
     if (curved := _curvature(results, plain)) > MAX_CURVATURE:
-        return f"a step up and a step down move the loss by lengths that differ by {curved:.0%}"
+        return f"a second step moves the loss by {curved:.0%} more or less than the first"
     return {name: move / plain for name, move in found.items()}
 
 
 def _curvature(results: Results, plain: float) -> float:
-    """How far a step against the gradient is from being a plain step's opposite; 0 where the
-    service does not take weights, which says nothing of the loss."""
-    negative = results["negative"]
-    if isinstance(negative, Refused) or not negative.move < 0:
-        return 0.0
-    return abs(negative.move / plain + 1)
+    """How far two steps are from moving the loss twice as far as one; 0 where they were refused."""
+    two = results["not decayed"]
+    return 0.0 if isinstance(two, Refused) else abs(two.move / plain - 2)
 
 
 def noise_of(results: Results) -> float:
@@ -84,12 +84,6 @@ def mean_apart(ones: Sequence[float], others: Sequence[float]) -> float:
     return math.fsum(abs(a - b) for a, b in zip(ones, others, strict=True)) / len(ones)
 
 
-def weights_count(results: Results) -> bool:
-    """Whether a loss of weight -1 is made larger by a step."""
-    negative = results["negative"]
-    return isinstance(negative, Measured) and negative.move < 0
-
-
 def judged(
     results: Results,
     course: str,
@@ -97,11 +91,8 @@ def judged(
     broken: Mapping[str, float],
     unit: str = "plain",
 ) -> Found:
-    """Judge the move of one course, in those of another. Where a service does not take the weights
-    of a loss for what they are, the courses that rest on them tell nothing else."""
+    """Judge the move of one course, in those of another."""
     found = moves(results, course, unit)
-    if not isinstance(found, str) and course in WEIGHTED and not weights_count(results):
-        found = WITHOUT_WEIGHTS
     if isinstance(found, str):
         return Found("cannot tell", found)
     if not found[unit] > 0:
@@ -126,20 +117,16 @@ def training_line(losses: Sequence[float] | Refused) -> Line:
 
 def loss_line(results: Results) -> Line:
     """Whether the gradient is that of the plain sum of weight times loss over all tokens."""
-    summed, even = predicted_move([-HEAVY, 1.0]), predicted_move([-1.0, 1.0])
+    summed, even = predicted_move([HEAVY, 1.0, 1.0]), predicted_move([1.0, 1.0, 1.0])
     found = {
-        "weights": judged(results, "negative", -1.0, {"weights do not count": 1.0}),
-        "heavier rows": judged(
-            results, "heavy row", summed, {"a row's loss is divided by its weights": even}
-        ),
+        "negative rows": opposed_rows(results),
+        "heavier rows": heavier_rows(results),
         "more rows": judged(
             results, "many rows", summed, {"the loss is a mean over rows or tokens": even}
         ),
         "more tokens": _of_more_tokens(results),
         "loss that is said": said_loss(results),
     }
-    if found["more tokens"].verdict == "differs" and found["weights"].verdict == "differs":
-        del found["more tokens"]  # without weights it has no meaning
     verdict = worst(found)
     why = verdict.why
     if verdict.verdict == "works":
@@ -148,16 +135,38 @@ def loss_line(results: Results) -> Line:
     return Line("loss is a plain sum", verdict.verdict, why, affects)
 
 
+def opposed_rows(results: Results) -> Found:
+    """Whether a row of negative weights is the opposite of one of positive ones, in sign and
+    size."""
+    broken = {
+        "they are trained on as if their weights were positive": predicted_move([1.0, 1.0]),
+        # Divided by the floor where a plain row is divided by its weights, which are more than 1.
+        "they are not the negative of rows of positive weights, but far more, as where a row is "
+        f"divided by its weights or by {FLOOR:g}": predicted_move([-1 / FLOOR, 1.0]),
+    }
+    return judged(results, "opposed", predicted_move([-1.0, 1.0]), broken)
+
+
+def heavier_rows(results: Results) -> Found:
+    """Whether a row counts as much as its weights say."""
+    even = {"a row's loss is divided by its weights": predicted_move([1.0, 1.0, 1.0])}
+    return judged(results, "heavy row", predicted_move([HEAVY, 1.0, 1.0]), even)
+
+
 def _of_more_tokens(results: Results) -> Found:
     first = results["first"]
     if isinstance(first, Refused):
         return Found("cannot tell", first.said)
-    as_mean = predicted_move([-1.0, 1.0 / len(first.before)])
+    share = 1.0 / len(first.before)
     return judged(
         results,
         "first and tiny",
-        predicted_move([-1.0, 1.0]),
-        {"a row's loss is divided by the number of its tokens": as_mean},
+        predicted_move([1.0, 1.0, 1.0]),
+        {
+            "a row's loss is divided by the number of its tokens": predicted_move(
+                [1.0, share, share]
+            )
+        },
         unit="first",
     )
 
@@ -183,18 +192,29 @@ def said_loss(results: Results) -> Found:
     return Found("differs", f"is not the sum of the log-probabilities ({shown})")
 
 
-def alpha_line(results: Results, ranks: tuple[int, int], stored_alpha: float | str) -> Line:
+class Ranks(NamedTuple):
+    """The rank of the settings, the one that was tried beside it, and what was said to the one that
+    was to be, where it was refused."""
+
+    own: int
+    other: int
+    refused: str = ""
+
+
+def alpha_line(results: Results, ranks: Ranks, stored_alpha: float | str) -> Line:
     """What alpha does at two ranks, and what the adapter's own configuration says it is, or why
     that is not known."""
-    factor = ranks[1] / ranks[0]
+    factor = ranks.other / ranks.own
     broken = {
         "alpha grows with the rank": factor,
         "the update is scaled by 1/sqrt(rank), as in rsLoRA": math.sqrt(factor),
         "alpha falls with the rank": 1 / factor,
     }
     found = judged(results, "other rank", 1.0, broken)
-    why = f"a step at rank {ranks[1]} beside rank {ranks[0]}: {found.why}"
+    why = f"a step at rank {ranks.other} beside rank {ranks.own}: {found.why}"
     verdict = found.verdict
+    if ranks.refused:
+        why += f"; {ranks.refused}"
     if isinstance(stored_alpha, str):
         why += f"; its size is not known: {stored_alpha}"
     else:
@@ -204,32 +224,55 @@ def alpha_line(results: Results, ranks: tuple[int, int], stored_alpha: float | s
     return Line("alpha is 32 at any rank", verdict, why, "learning rates at every rank")
 
 
-def optimizer_lines(results: Results, decayed_share: float) -> list[Line]:
-    """Betas, eps, clipping and weight decay, each by two steps that differ in it alone."""
-    opposed = [1.0, -1.0]
-    long, short = [predicted_move([1.0, 0.1], one) for one in (NO_MOMENTUM, SHORT_MEMORY)]
-    kept = predicted_move(opposed)
-    betas = worst(
-        {
-            "beta1 0.9": judged(results, "momentum", kept, {"beta1 is another": -1.0}),
-            "beta1 0": judged(results, "no momentum", -1.0, {"beta1 is not what was sent": kept}),
-            "beta2 0.95": judged(results, "long memory", long, {"beta2 is another": short}),
-            "beta2 0.01": judged(
-                results, "short memory", short, {"beta2 is not what was sent": long}
-            ),
-        }
-    )
+class Told(NamedTuple):
+    """In which way gradients are made to differ on a service, or why in none."""
+
+    way: Way | None
+    why_none: str = ""
+
+
+def told_by(results: Results) -> Told:
+    """The way to tell what an optimizer remembers: by weights only where these count in sign and
+    size, else by what was shown to leave next to nothing of a gradient. `results` need "nothing"
+    where the others are no way."""
+    failed = {"weights": worst({"sign": opposed_rows(results), "size": heavier_rows(results)})}
+    if failed["weights"].verdict == "works":
+        return Told("weights")
+    failed["clipping"] = clipped(results)
+    if failed["clipping"].verdict == "works":
+        return Told("clipping")
+    if "nothing" in results:
+        failed["weights of 0"] = judged(results, "nothing", 0.0, {"they train as any": 1.0})
+        if failed["weights of 0"].verdict == "works":
+            return Told("weights of 0")
+    if len({one.why for one in failed.values()}) == 1:
+        return Told(None, failed["weights"].why)
+    shown = "; ".join(f"{name}: {one.why}" for name, one in failed.items())
+    return Told(None, f"no gradient is another by a factor that is known here: {shown}")
+
+
+def clipped(results: Results) -> Found:
+    """Whether gradients are clipped, by two that are and a plain one."""
+    broken = {"gradients are not clipped": predicted_move([1.0, 1.0, 1.0])}
+    return judged(results, "clipped", predicted_move([TINY, TINY, 1.0]), broken)
+
+
+def optimizer_lines(results: Results, decayed_share: float, told: Told) -> list[Line]:
+    """Betas, eps, clipping and weight decay, each by steps that differ in it alone."""
+    betas = Found("cannot tell", told.why_none)
+    if told.way is not None:
+        betas = _betas(results, told.way)
     eps = judged(results, "huge eps", 0.0, {"eps is not what was sent": 1.0})
-    clipped = predicted_move([TINY, -1.0])
-    clipping = judged(results, "clipped", clipped, {"gradients are not clipped": kept})
+    clipping = clipped(results)
     decay = Found("cannot tell", "its learning rate is too small for a decay that any engine takes")
     if decayed_share > MAX_NOISE_FRAC:
-        broken = {"weights do not decay": 1.0}
-        if betas.verdict == "works":  # the step beside it moves nothing else, and less can be told
-            twice = "the learning rate or the decay is twice what was sent"
-            broken[twice] = (1 - 2 * decayed_share) ** 2
-        # A and B are both less by that share.
-        promised = (1 - decayed_share) ** 2
+        broken = {
+            "weights do not decay": 1.0,
+            "the learning rate or the decay is twice what was sent": decayed_move(
+                2 * decayed_share
+            ),
+        }
+        promised = decayed_move(decayed_share)
         decay = judged(results, "decayed", promised, broken, "not decayed")
     all_of_it = f"the Adam that the loop asks for: betas {BETAS[0]}/{BETAS[1]}"
     return [
@@ -244,6 +287,26 @@ def optimizer_lines(results: Results, decayed_share: float) -> list[Line]:
         ),
         Line("weight decay", decay.verdict, decay.why, "`weight_decay`"),
     ]
+
+
+def _betas(results: Results, way: Way) -> Found:
+    """Whether the betas are what was sent, by two gradients that differ in a way."""
+    of_first, of_second = GRADIENTS[way]
+    kept, dropped = predicted_move(of_first), predicted_move(of_first, NO_MOMENTUM)
+    long, short = (predicted_move(of_second, one) for one in (NO_MOMENTUM, SHORT_MEMORY))
+    found = worst(
+        {
+            "beta1 0.9": judged(results, "momentum", kept, {"beta1 is another": dropped}),
+            "beta1 0": judged(
+                results, "no momentum", dropped, {"beta1 is not what was sent": kept}
+            ),
+            "beta2 0.95": judged(results, "long memory", long, {"beta2 is another": short}),
+            "beta2 0.01": judged(
+                results, "short memory", short, {"beta2 is not what was sent": long}
+            ),
+        }
+    )
+    return found if way == "weights" else found._replace(why=f"{found.why} (told by {way})")
 
 
 def flags_line(results: Results) -> Line:
