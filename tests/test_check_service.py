@@ -224,7 +224,8 @@ def test_a_save_that_was_never_sent_is_not_kept_in_mind() -> None:
         return tinker.APIStatusError("said", response=response, body=None)
 
     def left(error: Exception) -> list[str]:
-        bench = Bench(*[None] * 4, "check")  # pyright: ignore[reportArgumentType]
+        nothing: Any = None
+        bench = Bench(nothing, nothing, nothing, nothing, "check")
         training = SimpleNamespace(model_id="m")
         with pytest.raises(type(error)), bench._kept_in_mind(training, "weights", "state"):  # pyright: ignore[reportArgumentType, reportPrivateUsage]
             raise error
