@@ -259,7 +259,7 @@ def ends_line(greedy: tuple[Answer, Answer] | Refused, stopped: Answer | Refused
 def greedy_line(found: tuple[Answer, Answer] | Refused) -> Line:
     name, affects = "greedy answers repeat", "scores: `evaluation.temperature` is 0 by default"
     if isinstance(found, Refused):
-        return Line(name, "differs", found.said, "all evaluation")
+        return Line(name, found.verdict, found.said, "all evaluation")
     one, two = found
     num_same = _num_alike(one.tokens, two.tokens)
     shown = f"{num_same} of {len(one.tokens)} tokens alike, asked twice"
