@@ -13,6 +13,7 @@ from rows.row_keys import (
     QUESTION_KEYS,
     SHAPES,
     SYNONYMS,
+    TO_ANSWER,
     asked_column,
     guess_columns,
 )
@@ -68,7 +69,8 @@ class Problems:
         number = self.number
         if not number or (on_bad_row == "skip" and number <= MAX_REJECTED_SHARE * num_rows):
             return
-        if number > MAX_REJECTED_SHARE * num_rows and set(found) >= RATED_KEYS:
+        is_rated = set(found) >= RATED_KEYS and not any(TO_ANSWER in one for one in self._lines)
+        if is_rated and number > MAX_REJECTED_SHARE * num_rows:
             yield f"{source}: {number} of {num_rows} rows cannot be used. {RATED}"
             return
         groups = sorted(self._kinds().items(), key=lambda item: item[1][0])

@@ -241,6 +241,7 @@ def test_clients_are_made_in_one_place() -> None:
         "commands.offered_models",
         "exports.gathering",
         "promotion.keeping",
+        "services.check.bench",
         "services.shared_clients",
     }
 
