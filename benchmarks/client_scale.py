@@ -22,10 +22,8 @@ exponent above 1.15, or memory goes over its limit.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import math
-import multiprocessing
 import os
 import re
 import signal
@@ -35,20 +33,20 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks"), str(REPO / "tests")]
 
-from far_service import ON_LINE, Far, address_of, listening  # noqa: E402
+from far_service import ON_LINE, running  # noqa: E402
 
 MODEL_DIR = REPO / "demo_model"
 MIB = 2**20
 LOOK_S = 0.2
 LINE_S = 0.125  # each way, for trials
+STEP_S = 0.001  # of the service
 MAX_EXPONENT = 1.15
 ROWS, SAMPLES, INSPECT, TRIALS = (
     (10_000, 100_000, 1_000_000),
@@ -79,30 +77,8 @@ class Took(NamedTuple):
 # --- a service and a process ----------------------------------------------------------------------
 
 
-def serve(each_way_s: float, address: Connection) -> None:
-    """Serve in this process until it is ended; the address goes to the one that asked."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    async def main() -> None:
-        far = Far(str(MODEL_DIR), 0.001, each_way_s, ON_LINE)
-        server = await listening(far)
-        address.send(address_of(server))
-        await server.serve_forever()
-
-    asyncio.run(main())
-
-
-@contextmanager
-def far_service(each_way_s: float = 0.0) -> Iterator[str]:
-    context = multiprocessing.get_context("fork")  # of a process that has no threads yet
-    here, there = context.Pipe()
-    process = context.Process(target=serve, args=(each_way_s, there), daemon=True)
-    process.start()
-    try:
-        yield here.recv()
-    finally:
-        process.terminate()
-        process.join()
+def far_away(each_way_s: float = 0.0) -> AbstractContextManager[str]:
+    return running(str(MODEL_DIR), STEP_S, each_way_s, ON_LINE)
 
 
 def counted(url: str) -> dict[str, Any]:
@@ -408,15 +384,15 @@ def main() -> int:
 
     found: list[Took] = []
     for size in sizes_of(ROWS) if "rows" in parts else ():
-        with tempfile.TemporaryDirectory() as made, far_service() as url:
+        with tempfile.TemporaryDirectory() as made, far_away() as url:
             found += measure_rows(size, Path(made), url)
     for kind in args.kinds if "samples" in parts else ():
         for size in sizes_of(INSPECT if kind == "Inspect" else SAMPLES):
-            with tempfile.TemporaryDirectory() as made, far_service() as url:
+            with tempfile.TemporaryDirectory() as made, far_away() as url:
                 found += measure_samples(kind, size, Path(made), url)
     trials: list[OfTrials] = []
     for size in sizes_of(TRIALS) if "trials" in parts else ():
-        with tempfile.TemporaryDirectory() as made, far_service(LINE_S) as url:
+        with tempfile.TemporaryDirectory() as made, far_away(LINE_S) as url:
             trials.append(measure_trials(size, Path(made), url))
     print("\n".join([*(table(found) if found else []), "", *trials_table(trials)]))
     problems = list(missed(found))

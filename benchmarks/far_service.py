@@ -14,12 +14,17 @@ delayed, acknowledgements too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import multiprocessing
+import signal
 import sys
 import time
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,3 +240,31 @@ async def listening(far: Far) -> asyncio.Server:
 
 def address_of(server: asyncio.Server) -> str:
     return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def running(model: str, step_s: float, delay_s: float, where: str) -> Iterator[str]:
+    """A service in a process of its own, as long as the block lasts; yields its address. To be
+    called where there are no threads yet, for the process is forked."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    made = (model, step_s, delay_s, where, there)
+    process = context.Process(target=_serve, args=made, daemon=True)
+    process.start()
+    try:
+        yield here.recv()
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _serve(model: str, step_s: float, delay_s: float, where: str, address: Connection) -> None:
+    """Serve in this process until it is ended; the address goes to the one that asked."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not what the one that asked does then
+
+    async def main() -> None:
+        server = await listening(Far(model, step_s, delay_s, where))
+        address.send(address_of(server))
+        await server.serve_forever()
+
+    asyncio.run(main())

@@ -15,23 +15,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import multiprocessing
 import os
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks"), str(REPO / "tests")]
 
-from far_service import BEHIND, ON_LINE, Far, address_of, listening  # noqa: E402
+from far_service import BEHIND, ON_LINE, running  # noqa: E402
 
 MODEL_DIR = REPO / "demo_model"
 STEP_S = 0.05
@@ -187,31 +184,6 @@ def train_awaited(url: str, num_steps: int) -> None:
 # --- trials ---------------------------------------------------------------------------------------
 
 
-def serve_one(trial: Trial, address: Connection) -> None:
-    """Serve in this process until it is ended; the address goes to the one that asked."""
-
-    async def main() -> None:
-        far = Far(str(MODEL_DIR), trial.step_s, trial.delay_s, trial.where)
-        server = await listening(far)
-        address.send(address_of(server))
-        await server.serve_forever()
-
-    asyncio.run(main())
-
-
-@contextlib.contextmanager
-def far_service(trial: Trial) -> Iterator[str]:
-    """Start a service of its own for a trial; yields its address."""
-    context = multiprocessing.get_context("fork")  # of a process that has no threads yet
-    here, there = context.Pipe()
-    process = context.Process(target=serve_one, args=(trial, there), daemon=True)
-    process.start()
-    try:
-        yield here.recv()
-    finally:
-        process.terminate()
-
-
 def train(loop: str, url: str, num_steps: int) -> None:
     """Train in this process."""
     from throughput_client import prepare_environment
@@ -230,7 +202,10 @@ def train(loop: str, url: str, num_steps: int) -> None:
 def run(trial: Trial) -> Outcome:
     """Train against a service, in a process for this trial alone, and ask the service when it was
     at work. What the loop says goes to standard error where it fails."""
-    with tempfile.TemporaryFile("w+") as said, far_service(trial) as url:
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        running(str(MODEL_DIR), trial.step_s, trial.delay_s, trial.where) as url,
+    ):
         streams = [os.dup(number) for number in (1, 2)]
         for number in (1, 2):
             os.dup2(said.fileno(), number)
