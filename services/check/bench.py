@@ -22,9 +22,6 @@ from services.faults import SDK_ERRORS, explain, is_refusal, said_by
 from services.sdk import NotInThisSdk
 
 TTL_S = 3600  # of what is saved
-# Adapters at work. On SkyRL 0.4.0 (JAX) six that train at once were seen to change each other's
-# steps: a second step moved the loss 124 % more or less than the first, and alone as far.
-MAX_AT_ONCE = 1
 LIMIT_S = 120  # for the answers to a probe
 ANSWER_S = 30  # for an answer that needs no work
 DELETE_S = 10  # for the deletion of one save
@@ -127,7 +124,6 @@ class Bench:
     # tinker:// paths: a save that is under way is sent; one that failed, or is being deleted, may
     # not be there
     saved: dict[str, Literal["sent", "made", "doubtful"]] = field(default_factory=dict)
-    _room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_AT_ONCE))
 
     async def adapter(
         self, rank: int, flags: Flags, seed: int = 1, base_model: str | None = None
@@ -191,8 +187,7 @@ class Bench:
 
     async def run(self, course: Course, lr: float) -> Measured | Refused:
         """Make a fresh adapter, and train it by a course."""
-        async with self._room:
-            return await within(self._course(course, lr))
+        return await within(self._course(course, lr))
 
     async def _course(self, course: Course, lr: float) -> Measured | Refused:
         client = await self.adapter(course.rank, course.flags, course.seed)
