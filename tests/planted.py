@@ -7,6 +7,7 @@ The protocol, the queues and all else stay what they are.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -74,6 +75,12 @@ def _created(change: Callable[[LoraShape, int | None], tuple[LoraShape, int | No
         patch.setattr(Engine, "create_run", create_run)
 
     return plant
+
+
+def ignored_seed(patch: pytest.MonkeyPatch) -> None:
+    """Each adapter has a seed of its own, the same ones in every run of a test."""
+    numbers = itertools.count(1)
+    _created(lambda shape, seed: (shape, next(numbers)))(patch)
 
 
 def _scaled(set_scale: Callable[[Any], None], scale_of: Callable[[int], float]) -> Plant:
@@ -277,7 +284,7 @@ PLANTED: dict[str, tuple[Plant, str]] = {
         _created(lambda shape, seed: (LoraShape(shape.rank, True, True, True), seed)),
         "train flags",
     ),
-    "ignored seed": (_created(lambda shape, seed: (shape, None)), "seed"),
+    "ignored seed": (ignored_seed, "seed"),
     "untempered log-probabilities": (untempered, "tempered log-probabilities"),
     "unrestored optimizer": (unrestored_optimizer, "optimizer comes back"),
     "load_weights at any time": (load_at_any_time, "load_weights first or never"),
